@@ -1,0 +1,53 @@
+"""REVERSE: a vision-language model takes back what it should not have said.
+
+    import reverse
+    model, processor = reverse.load("tiny-llava")
+    result = reverse.generate(model, processor, images="kitchen.png", prompt="Describe this image.")
+    print(result.text, result.phrases, result.resolved)
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from reverse.decoding.config import ResamplingConfig
+    from reverse.decoding.generate import Retrospective, generate, retrospective
+    from reverse.decoding.trace import Phrase, Result, TraceEntry, Usage
+    from reverse.models.loading import load
+    from reverse.tokens import add_tokens
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Phrase",
+    "ResamplingConfig",
+    "Result",
+    "Retrospective",
+    "TraceEntry",
+    "Usage",
+    "add_tokens",
+    "generate",
+    "load",
+    "retrospective",
+]
+
+_WHERE = {
+    "Phrase": "decoding.trace",
+    "ResamplingConfig": "decoding.config",
+    "Result": "decoding.trace",
+    "Retrospective": "decoding.generate",
+    "TraceEntry": "decoding.trace",
+    "Usage": "decoding.trace",
+    "add_tokens": "tokens",
+    "generate": "decoding.generate",
+    "load": "models.loading",
+    "retrospective": "decoding.generate",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: `import reverse` and the scenes need neither torch nor transformers."""
+    if name in _WHERE:
+        from importlib import import_module
+
+        return getattr(import_module(f"reverse.{_WHERE[name]}"), name)
+    raise AttributeError(f"module 'reverse' has no attribute {name!r}")
