@@ -1,0 +1,76 @@
+"""Where sentences end, found in the text and told as token positions.
+
+The policy knows only ids, so the layer around it reads the text: `.` `!` `?` `。` and newlines end a
+sentence; "3.5", "e.g." and anything inside a phrase do not. One token of look-ahead is needed.
+
+    sentence_ends(["A", " cup", ".", " It", " costs", " 3", ".", "5"])   # (3,)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+from reverse.tokens.spans import CN, SPAN, UN
+
+__all__ = ["sentence_ends", "token_pieces"]
+
+_ABBREVIATION = re.compile(
+    r"(?:^|[\s(\"'])(?:(?:[A-Za-z]\.){2,}|(?:mr|mrs|ms|dr|st|vs|etc|approx|fig|no|prof|inc|ca|cf)\.)$", re.I
+)
+_END = re.compile(r"(?:[.!?]+[\"'”’)\]]*|。[”’」』）]*)$")
+_CHUNK = 32  # ids decoded together; pieces come from growing prefixes, which costs the square of this
+_ANCHOR = 8  # ids decoded before a chunk, so that joints between words come out right
+
+
+def sentence_ends(pieces: Sequence[str], before: str = "") -> tuple[int, ...]:
+    """Numbers of pieces after which a sentence ends, ascending; the last piece only serves to look ahead.
+
+    Args: `pieces` the text of each token, tags as they are written; `before` the text that came earlier.
+    """
+    ends: list[int] = []
+    text, inside = before, False
+    for i, piece in enumerate(pieces[:-1]):
+        tag = piece.strip()
+        if tag in (SPAN, CN, UN):
+            inside = tag == SPAN
+            continue
+        text = text[-32:] + piece
+        if not inside and piece.strip(" \t") and _ends_sentence(text, pieces[i + 1]):
+            ends.append(i + 1)
+    return tuple(ends)
+
+
+def _ends_sentence(text: str, following: str) -> bool:
+    if text.rstrip(" \t").endswith("\n"):
+        return bool(text.strip())
+    shown = text.rstrip()
+    match = _END.search(shown)
+    if match is None:
+        return False
+    if match.group().startswith("。"):
+        return True
+    spaced = len(shown) < len(text) or following[:1].isspace() or following.strip() in (SPAN, CN, UN)
+    return spaced and not _ABBREVIATION.search(shown)
+
+
+def token_pieces(decode: Callable[[list[int]], str], ids: Sequence[int], context: Sequence[int] = ()) -> list[str]:
+    """The text each id adds, so that the pieces joined are the text of `ids` after `context`.
+
+    A character that spreads over several ids is told with the last of them.
+    """
+    pieces: list[str] = []
+    known = list(context[-_ANCHOR:])
+    for start in range(0, len(ids), _CHUNK):
+        window = list(known)
+        shown = decode(window) if window else ""
+        for token in ids[start : start + _CHUNK]:
+            window.append(int(token))
+            text = decode(window)
+            if text.endswith("\ufffd"):  # half a character: wait for the rest
+                pieces.append("")
+                continue
+            pieces.append(text[len(shown) :])
+            shown = text
+        known = window[-_ANCHOR:]
+    return pieces

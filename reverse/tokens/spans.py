@@ -1,0 +1,183 @@
+"""The three tokens, and tagged text as phrases: text in, text out, no tensors.
+
+A model that was taught to mark its phrases writes `<SPAN>two cups</CN>` for a phrase it stands by and
+`<SPAN>two cups</UN>` for one it does not. This module reads and writes that notation:
+
+    >>> from reverse.tokens.spans import parse
+    >>> parse("I see <SPAN>two cups</UN>.").phrases
+    (Phrase(text='two cups', start=6, end=14, confident=False),)
+
+The notation: REVERSE, https://arxiv.org/abs/2504.13169, section 3.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+SPAN = "<SPAN>"  # opens a phrase
+CN = "</CN>"  # closes a phrase the model is confident of
+UN = "</UN>"  # closes a phrase the model is not confident of
+TAGS = (SPAN, CN, UN)
+
+_UP_TO_BRACKET = re.compile(r"[^>]*>|[^>]+")  # every tag ends at a bracket
+
+
+@dataclass(frozen=True, slots=True)
+class TokenIds:
+    """The ids of the three tokens in one tokenizer."""
+
+    span: int
+    cn: int
+    un: int
+
+    @property
+    def closing(self) -> tuple[int, int]:
+        """The two ids that end a phrase: `</CN>`, `</UN>`."""
+        return (self.cn, self.un)
+
+    def __iter__(self):
+        return iter((self.span, self.cn, self.un))
+
+
+@dataclass(frozen=True, slots=True)
+class Phrase:
+    """One marked phrase; `text == parsed.text[start:end]`, offsets in characters of the clean text."""
+
+    text: str
+    start: int
+    end: int
+    confident: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """Tagged text taken apart: the text without tags, and its phrases in order."""
+
+    text: str
+    phrases: tuple[Phrase, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One place where tags are not well-formed; `offset` counts characters of the tagged text.
+
+    `kind` is one of "nested_open", "close_without_open", "never_closed", "empty_phrase".
+    """
+
+    kind: str
+    offset: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Tag:
+    tag: str
+    offset: int  # where it begins in the tagged text
+    place: int  # where it stood in the clean text
+
+
+def strip(text: str) -> str:
+    """`text` without tags; no other character changes, spaces included.
+
+    Equal to deleting the tags until none is left: `<SP</CN>AN>` holds two, one inside the other, so
+    the result never contains a tag.
+    """
+    return _scan(text)[0]
+
+
+def parse(tagged: str) -> Parsed:
+    """Take tagged text apart. Never raises: what is malformed is left out of `phrases` (see `problems`).
+
+    A second `<SPAN>` before a closing tag replaces the first; a closing tag without `<SPAN>`, and a
+    `<SPAN>` that is never closed, mark nothing.
+    """
+    text, tags = _scan(tagged)
+    phrases = []
+    start = None
+    for tag in tags:
+        if tag.tag == SPAN:
+            start = tag.place
+        elif start is not None:
+            phrases.append(Phrase(text[start : tag.place], start, tag.place, tag.tag == CN))
+            start = None
+    return Parsed(text, tuple(phrases))
+
+
+def render(text: str, phrases: Iterable[Phrase]) -> str:
+    """Tagged text from clean text and its phrases: the inverse of `parse`.
+
+    Raises:
+        ValueError: `text` contains a tag, or the phrases overlap, are out of order, or do not say what
+            stands in `text` at their offsets.
+    """
+    if strip(text) != text:
+        raise ValueError(f"text to be tagged already contains a tag, got {text!r}: parse it first")
+    parts = []
+    at = 0
+    for phrase in phrases:
+        if not at <= phrase.start <= phrase.end <= len(text):
+            raise ValueError(
+                f"phrase {phrase.text!r} covers characters {phrase.start} to {phrase.end} of a text of "
+                f"{len(text)}, and the phrase before it ends at {at}: phrases stand in order, do not "
+                "overlap and lie inside the text"
+            )
+        if text[phrase.start : phrase.end] != phrase.text:
+            raise ValueError(
+                f"phrase {phrase.text!r} is said to stand at {phrase.start}, where the text reads "
+                f"{text[phrase.start : phrase.end]!r}: offsets count characters of the clean text"
+            )
+        parts += [text[at : phrase.start], SPAN, phrase.text, CN if phrase.confident else UN]
+        at = phrase.end
+    return "".join([*parts, text[at:]])
+
+
+def problems(tagged: str) -> list[Problem]:
+    """Where the tags of `tagged` are malformed; an empty list when they are well-formed."""
+    _, tags = _scan(tagged)
+    found = []
+    opened = None
+    for tag in tags:
+        if tag.tag == SPAN:
+            if opened is not None:
+                found.append(
+                    Problem(
+                        "nested_open",
+                        tag.offset,
+                        f"{SPAN} at {tag.offset} opens inside the phrase opened at {opened.offset}",
+                    )
+                )
+            opened = tag
+        elif opened is None:
+            found.append(
+                Problem("close_without_open", tag.offset, f"{tag.tag} at {tag.offset} closes nothing")
+            )
+        else:
+            if opened.place == tag.place:
+                found.append(
+                    Problem("empty_phrase", opened.offset, f"the phrase at {opened.offset} is empty")
+                )
+            opened = None
+    if opened is not None:
+        found.append(Problem("never_closed", opened.offset, f"{SPAN} at {opened.offset} is never closed"))
+    return found
+
+
+def _scan(tagged: str) -> tuple[str, list[_Tag]]:
+    """The clean text, and every tag with its two places.
+
+    A tag is taken out as soon as the text collected so far ends in one, so a tag that comes into being
+    when another is taken out of its middle goes too. No tag overlaps another, so the order in which they
+    are taken out does not matter.
+    """
+    clean = ""
+    tags: list[_Tag] = []
+    for match in _UP_TO_BRACKET.finditer(tagged):
+        clean += match.group()
+        tag = next((t for t in TAGS if clean.endswith(t)), None)
+        if tag is None:
+            continue
+        clean = clean[: -len(tag)]
+        # a tag wrapped around others: those now stand where it stood
+        tags = [t if t.place <= len(clean) else _Tag(t.tag, t.offset, len(clean)) for t in tags]
+        tags.append(_Tag(tag, match.end() - len(tag), len(clean)))
+    return clean, tags
