@@ -1,0 +1,49 @@
+"""The three tokens: in text (`spans`, no torch) and in a checkpoint's vocabulary (`vocabulary`)."""
+
+from typing import TYPE_CHECKING, Any
+
+from reverse.tokens.spans import (
+    CN,
+    SPAN,
+    TAGS,
+    UN,
+    Parsed,
+    Phrase,
+    Problem,
+    TokenIds,
+    parse,
+    problems,
+    render,
+    strip,
+)
+
+if TYPE_CHECKING:
+    from reverse.tokens.vocabulary import add_tokens, add_tokens_to_checkpoint, ensure_ordinary, token_ids
+
+__all__ = [
+    "CN",
+    "SPAN",
+    "TAGS",
+    "UN",
+    "Parsed",
+    "Phrase",
+    "Problem",
+    "TokenIds",
+    "add_tokens",
+    "add_tokens_to_checkpoint",
+    "ensure_ordinary",
+    "parse",
+    "problems",
+    "render",
+    "strip",
+    "token_ids",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `vocabulary`, which needs torch and transformers, only when one of its names is asked for."""
+    if name in ("add_tokens", "add_tokens_to_checkpoint", "ensure_ordinary", "token_ids"):
+        from reverse.tokens import vocabulary
+
+        return getattr(vocabulary, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

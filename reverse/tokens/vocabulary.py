@@ -1,0 +1,255 @@
+"""The three tokens in a checkpoint: put them in, find them, keep them ordinary.
+
+`<SPAN>`, `</CN>` and `</UN>` are *ordinary* added tokens: decoding with `skip_special_tokens=True` keeps
+them, so nothing drops them behind the decoder's back. Their rows start at the mean of the rows in use,
+plus a little seeded noise: a row of plain noise has logits unlike any trained token's, and LoRA recipes
+that freeze the embeddings would leave it so for ever.
+
+    reverse tokens add llava-hf/llava-1.5-7b-hf llava-with-tokens
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AddedToken, AutoConfig, AutoTokenizer
+
+from reverse.tokens.spans import CN, SPAN, TAGS, UN, TokenIds
+
+NOISE = 0.02  # of the standard deviation of the rows in use: enough to tell the three rows apart
+
+
+def token_ids(tokenizer: Any) -> TokenIds:
+    """The ids of the three tokens.
+
+    Args:
+        tokenizer: a tokenizer, or a processor that holds one.
+
+    Raises:
+        ValueError: a token is not in the vocabulary.
+    """
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    vocabulary = tokenizer.get_vocab()
+    missing = [tag for tag in TAGS if tag not in vocabulary]
+    if missing:
+        raise ValueError(
+            f"the tokenizer of {tokenizer.name_or_path or 'this model'!r} does not know "
+            f"{', '.join(missing)}: add the tokens with `reverse tokens add BASE OUT` and train the result"
+        )
+    return TokenIds(span=vocabulary[SPAN], cn=vocabulary[CN], un=vocabulary[UN])
+
+
+def ensure_ordinary(tokenizer: Any) -> None:
+    """Make the three tokens ordinary, in place, where a checkpoint was saved with them as special.
+
+    A special token vanishes under `skip_special_tokens=True`, and with it every phrase. Ids stay.
+    """
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    present = [tag for tag in TAGS if tag in tokenizer.get_vocab()]
+    if all(_is_ordinary(tokenizer, tag) for tag in present):
+        return
+    tokenizer.add_tokens([_ordinary(tag) for tag in present])  # if they were entries of the vocabulary proper
+    # Adding a token again does not take its special flag away; writing the state of the backend anew does.
+    backend = tokenizer.backend_tokenizer
+    state = json.loads(backend.to_str())
+    for token in state["added_tokens"]:
+        if token["content"] in TAGS:
+            token.update(special=False, normalized=False)
+    backend.__setstate__(json.dumps(state).encode())
+    if set(TAGS) & set(tokenizer.extra_special_tokens):
+        others = [token for token in tokenizer.extra_special_tokens if token not in TAGS]
+        tokenizer.extra_special_tokens = others
+        tokenizer.init_kwargs.pop("extra_special_tokens", None)
+
+
+def add_tokens(
+    model: Any,
+    tokenizer: Any,
+    *,
+    init: str | Mapping[str, str] = "mean",
+    seed: int = 0,
+) -> TokenIds:
+    """Put the three tokens into a tokenizer and give them rows in the model, both in place.
+
+    Spare embedding rows are used where the model has any (Qwen2.5-VL: 151,936 rows for about 151,700 ids;
+    llava-1.5-hf: 32,064 for 32,002); otherwise input and output embeddings grow by what is missing. They
+    never shrink, and tied embeddings stay tied. Tokens that are there already keep their rows, so a second
+    call changes nothing.
+
+    Args:
+        model: a transformers model with embeddings of shape (rows, hidden).
+        tokenizer: its tokenizer, or a processor that holds one.
+        init: where a new row starts: "mean" of the rows in use, or a phrase, the mean of whose tokens'
+            rows is taken ("a correct phrase ends"); or a mapping from a tag to either.
+        seed: of the noise added to each row (0.02 of the standard deviation of the rows in use).
+
+    Raises:
+        ValueError: `init` names something that is no tag, or a phrase without tokens; or the tokenizer
+            does not keep the text around tags as it was.
+    """
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    starts = _starts(init)
+    before = tokenizer.get_vocab()
+    tokenizer.add_tokens([_ordinary(tag) for tag in TAGS if tag not in before])
+    ensure_ordinary(tokenizer)
+    new_tags = [tag for tag in TAGS if tag not in before]
+    if new_tags:
+        _keep_spaces(tokenizer)
+    ids = token_ids(tokenizer)
+
+    rows = model.get_input_embeddings().weight.shape[0]
+    needed = max(tokenizer.get_vocab().values()) + 1
+    to_fill = {tokenizer.convert_tokens_to_ids(tag): starts[tag] for tag in new_tags}
+    to_fill |= {row: "mean" for row in range(rows, needed) if row not in to_fill}
+    to_fill |= {i: starts[tag] for tag, i in zip(TAGS, ids, strict=True) if i >= rows}
+    used = sorted(i for tag, i in before.items() if i < rows and i not in to_fill)
+    if needed > rows:
+        with torch.random.fork_rng(devices=[]):  # the rows drawn here are overwritten below
+            model.resize_token_embeddings(needed, mean_resizing=False)
+    _fill_rows(model, tokenizer, to_fill, used, seed)
+    return ids
+
+
+def add_tokens_to_checkpoint(
+    base: str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    init: str | Mapping[str, str] = "mean",
+    seed: int = 0,
+) -> TokenIds:
+    """Write a copy of checkpoint `base` that has the three tokens to the folder `out`.
+
+    Written into a temporary folder beside `out` and renamed when it is whole, so `out` is complete or not
+    there; a run that is killed leaves `.out.*` behind, which may be deleted.
+    Weights keep their dtype and are read and written as safetensors only. Small files that do not change
+    (image processor, chat template, licence) are copied.
+
+    Raises:
+        FileExistsError: `out` exists and is not an empty folder.
+        ValueError: as `add_tokens`.
+        OSError: `base` cannot be read, or holds no safetensors.
+    """
+    import transformers
+
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{str(out)!r} is not empty: name a folder that does not exist yet")
+    config = AutoConfig.from_pretrained(base)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    if not config.architectures:
+        raise ValueError(
+            f"config.json of {str(base)!r} lists no architectures: save the base with save_pretrained"
+        )
+    model_class = getattr(transformers, config.architectures[0])
+    model = model_class.from_pretrained(base, dtype="auto", use_safetensors=True)
+    ids = add_tokens(model, tokenizer, init=init, seed=seed)
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    whole = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        _copy_small_files(base, whole)
+        model.save_pretrained(whole)
+        tokenizer.save_pretrained(whole)
+        whole.chmod(0o755)
+        whole.replace(out)
+    except BaseException:
+        shutil.rmtree(whole, ignore_errors=True)
+        raise
+    return ids
+
+
+def _ordinary(tag: str) -> AddedToken:
+    return AddedToken(tag, special=False, normalized=False)
+
+
+def _is_ordinary(tokenizer: Any, tag: str) -> bool:
+    token = tokenizer.added_tokens_decoder.get(tokenizer.convert_tokens_to_ids(tag))
+    return (
+        token is not None
+        and not token.special
+        and not token.normalized
+        and tag not in tokenizer.all_special_tokens
+    )
+
+
+def _starts(init: str | Mapping[str, str]) -> dict[str, str]:
+    if isinstance(init, str):
+        return dict.fromkeys(TAGS, init)
+    unknown = set(init) - set(TAGS)
+    if unknown:
+        raise ValueError(f"init names {', '.join(sorted(unknown))}: the tokens are {', '.join(TAGS)}")
+    return dict.fromkeys(TAGS, "mean") | dict(init)
+
+
+def _keep_spaces(tokenizer: Any) -> None:
+    """See to it that text around a tag decodes to what was encoded.
+
+    SentencePiece tokenizers of the Llama-2 family, read in the "legacy" way, put a space before the first
+    piece after every added token: `<SPAN>dog` comes back as `<SPAN> dog`
+    (https://github.com/huggingface/transformers/pull/24565). Only the start of the text takes one then.
+    """
+    probe = f"I see {SPAN}two cups{CN}, {SPAN}a dog{UN}."
+    if _decoded(tokenizer, probe) == probe:
+        return
+    pre_tokenizer = tokenizer.backend_tokenizer.pre_tokenizer
+    if getattr(pre_tokenizer, "prepend_scheme", None) == "always":
+        pre_tokenizer.prepend_scheme = "first"
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizer
+        tokenizer.legacy = False
+        tokenizer.init_kwargs["legacy"] = False
+    if _decoded(tokenizer, probe) != probe:
+        raise ValueError(
+            f"the tokenizer turns {probe!r} into {_decoded(tokenizer, probe)!r}: load it with legacy=False "
+            "and without clean_up_tokenization_spaces, so that text around the tags stays as it is"
+        )
+
+
+def _decoded(tokenizer: Any, text: str) -> str:
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+
+
+@torch.no_grad()
+def _fill_rows(model: Any, tokenizer: Any, to_fill: dict[int, str], used: list[int], seed: int) -> None:
+    """Write rows `to_fill` (id: start) of the input and output embeddings, each (rows, hidden)."""
+    if not to_fill:
+        return
+    phrases = {}
+    for start in set(to_fill.values()) - {"mean"}:
+        phrases[start] = tokenizer.encode(start, add_special_tokens=False)
+        if not phrases[start]:
+            raise ValueError(f"init={start!r} has no tokens: give a phrase, or 'mean'")
+    weights = [model.get_input_embeddings().weight]
+    output = model.get_output_embeddings()
+    if output is not None and output.weight.data_ptr() != weights[0].data_ptr():
+        weights.append(output.weight)
+    for which, weight in enumerate(weights):
+        rows = weight.float()  # (rows, hidden)
+        spread = rows[used].std(dim=0)  # (hidden,)
+        mean = rows[used].mean(dim=0)
+        for row, start in sorted(to_fill.items()):
+            centre = mean if start == "mean" else rows[phrases[start]].mean(dim=0)
+            generator = torch.Generator().manual_seed((seed * 2 + which) * 1_000_003 + row)
+            noise = torch.randn(centre.shape, generator=generator).to(centre.device)
+            weight[row] = (centre + NOISE * spread * noise).to(weight.dtype)
+
+
+def _copy_small_files(base: str | os.PathLike, out: Path) -> None:
+    """Copy what a checkpoint holds beside weights, configuration and token lists."""
+    folder = Path(base)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(
+            snapshot_download(str(base), allow_patterns=["*.json", "*.jinja", "*.txt", "*.md", "LICENSE*"])
+        )
+    rewritten = {"config.json", "generation_config.json", "added_tokens.json", "special_tokens_map.json"}
+    for path in folder.iterdir():
+        keep = path.suffix in (".json", ".jinja", ".txt", ".md") or path.name.startswith("LICENSE")
+        if keep and path.is_file() and path.name not in rewritten and not path.name.endswith(".index.json"):
+            shutil.copyfile(path, out / path.name)

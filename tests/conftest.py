@@ -1,0 +1,78 @@
+"""Fixtures shared by all tests: tiny models of both families, with the three tokens, random weights."""
+
+import torchvision_cpu_shim  # noqa: F401, I001  lets a CUDA-linked torchvision import beside a CPU-only torch
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # unit tests need no network
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from reverse.models.tiny import build_tiny_llava, build_tiny_qwen
+from reverse.tokens import add_tokens
+
+BUILDERS = {"llava": build_tiny_llava, "qwen": build_tiny_qwen}
+
+
+def make_tiny(name, *, dtype=torch.float32, seed=0, init_std=0.2, **sizes):
+    """A tiny model of a family ("llava", "qwen") with the three tokens, and its processor.
+
+    `init_std` above the usual 0.02 makes logits that differ from token to token, so that greedy decoding
+    depends on what was said before.
+    """
+    text = {"initializer_range": init_std, **sizes.pop("text", {})}
+    model, processor = BUILDERS[name](seed=seed, text=text, **sizes)
+    add_tokens(model, processor, seed=seed)
+    return model.to(dtype), processor
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The factory `make_tiny(name, dtype=, seed=, init_std=, **sizes)`: a fresh model at each call."""
+    return make_tiny
+
+
+@pytest.fixture(scope="session")
+def tiny_llava():
+    """(model, processor) in float32; shared by the session, so not to be changed."""
+    return make_tiny("llava")
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen():
+    """(model, processor) in float32; shared by the session, so not to be changed."""
+    return make_tiny("qwen")
+
+
+@pytest.fixture(scope="session")
+def tiny_llava64():
+    """As `tiny_llava`, in float64 (use it with sdpa: eager gives NaN under left padding)."""
+    return make_tiny("llava", dtype=torch.float64)
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen64():
+    """As `tiny_qwen`, in float64 (use it with sdpa: eager gives NaN under left padding)."""
+    return make_tiny("qwen", dtype=torch.float64)
+
+
+@pytest.fixture(params=["llava", "qwen"])
+def tiny_any(request):
+    """(model, processor) in float32, once for each family; shared by the session."""
+    return request.getfixturevalue(f"tiny_{request.param}")
+
+
+@pytest.fixture(scope="session")
+def picture():
+    """The factory `picture(seed=0, size=(112, 112))`: an RGB picture of coloured noise."""
+
+    def make(seed=0, size=(112, 112)):
+        width, height = size
+        pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        return Image.fromarray(pixels)
+
+    return make
