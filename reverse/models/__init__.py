@@ -1,0 +1,32 @@
+"""Models: the two families, loading, inputs, and tiny ones for tests and for the embedded world."""
+
+from typing import TYPE_CHECKING, Any
+
+from reverse.models.families import FAMILIES, Family, default_threshold, family_of, set_default_threshold
+
+if TYPE_CHECKING:
+    from reverse.models.inputs import prepare_inputs
+    from reverse.models.loading import load
+
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "default_threshold",
+    "family_of",
+    "load",
+    "prepare_inputs",
+    "set_default_threshold",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch and transformers only when it is asked for."""
+    if name == "load":
+        from reverse.models.loading import load
+
+        return load
+    if name == "prepare_inputs":
+        from reverse.models.inputs import prepare_inputs
+
+        return prepare_inputs
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

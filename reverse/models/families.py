@@ -1,0 +1,165 @@
+"""What differs between LLaVA and Qwen2.5-VL: one frozen record per family, and nothing elsewhere.
+
+    >>> from reverse.models import family_of
+    >>> family_of(model).threshold
+    0.003
+
+A family is found by the `model_type` of the configuration, never by the name of a folder. A further family
+is a further record in `FAMILIES`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+from reverse.models.templates import LLAVA_CHAT, QWEN2_5_VL_CHAT
+
+
+@dataclass(frozen=True)
+class Family:
+    """All that decoding, loading and training must know about one kind of model."""
+
+    name: str  # as users see it
+    model_types: tuple[str, ...]  # `config.model_type`
+    model_class: str  # of transformers, with a language-model head
+    processor_class: str  # of transformers
+    threshold: float  # probability of </UN> above which a phrase is suspect (paper, section 4)
+    image_token: str  # stands for a picture in the prompt
+    image_token_field: str  # of the configuration: the id of `image_token`
+    placeholders_per_image: int  # image tokens the prompt carries for a picture before they are expanded
+    position_rows: int  # rows of rotary positions: 1, or 3 (time, height, width)
+    token_type_ids: bool  # forward needs mm_token_type_ids, without which positions degrade silently
+    tower: str  # path of the module that encodes pictures
+    projector: str  # path of the module that turns picture features into embeddings
+    language_model: str  # path of the decoder below the head
+    video: bool  # the processor of transformers also wants a video processor (and so torchvision)
+    chat_template: str  # for checkpoints built here; published ones bring their own
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """The names under which checkpoints list the model class."""
+        return (self.model_class,)
+
+    def vision_tower(self, model: Any) -> Any:
+        """The module that encodes pictures; one call of it is one encoding (count with a forward hook)."""
+        return self._module(model, self.tower)
+
+    def image_projector(self, model: Any) -> Any:
+        """The module between tower and decoder, which the published recipes train in full."""
+        return self._module(model, self.projector)
+
+    def decoder(self, model: Any) -> Any:
+        """The language model below the head."""
+        return self._module(model, self.language_model)
+
+    def image_token_id(self, config: Any) -> int:
+        """The id that stands for a picture's features in `input_ids`."""
+        return getattr(config, self.image_token_field)
+
+    def context_length(self, config: Any) -> int:
+        """How many tokens fit, pictures included."""
+        return config.get_text_config().max_position_embeddings
+
+    def messages(self, prompt: str, images: Sequence[Any], system: str | None = None) -> list[dict]:
+        """One user turn as a chat message list: the pictures, then the prompt."""
+        content = [{"type": "image", "image": image} for image in images]
+        turns = [{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}]
+        if system is not None:
+            turns.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
+        return turns
+
+    def _module(self, model: Any, path: str) -> Any:
+        """Follow `path`, below whatever adapters wrap the model (peft's `get_base_model`)."""
+        if hasattr(model, "get_base_model"):
+            model = model.get_base_model()
+        return reduce(getattr, path.split("."), model)
+
+
+LLAVA = Family(
+    name="LLaVA",
+    model_types=("llava",),
+    model_class="LlavaForConditionalGeneration",
+    processor_class="LlavaProcessor",
+    threshold=0.003,
+    image_token="<image>",
+    image_token_field="image_token_index",
+    placeholders_per_image=1,
+    position_rows=1,
+    token_type_ids=False,
+    tower="model.vision_tower",
+    projector="model.multi_modal_projector",
+    language_model="model.language_model",
+    video=False,
+    chat_template=LLAVA_CHAT,
+)
+
+QWEN2_5_VL = Family(
+    name="Qwen2.5-VL",
+    model_types=("qwen2_5_vl",),
+    model_class="Qwen2_5_VLForConditionalGeneration",
+    processor_class="Qwen2_5_VLProcessor",
+    threshold=0.01,
+    image_token="<|image_pad|>",
+    image_token_field="image_token_id",
+    placeholders_per_image=1,
+    position_rows=3,
+    token_type_ids=True,
+    tower="model.visual",
+    projector="model.visual.merger",
+    language_model="model.language_model",
+    video=True,
+    chat_template=QWEN2_5_VL_CHAT,
+)
+
+FAMILIES = (LLAVA, QWEN2_5_VL)
+
+
+def family_of(model_or_config: Any) -> Family:
+    """The family of a model, of its configuration, or of either wrapped by peft.
+
+    Raises:
+        ValueError: the architecture is not one of the known ones.
+    """
+    config = getattr(model_or_config, "config", model_or_config)
+    model_type = getattr(config, "model_type", None)
+    for family in FAMILIES:
+        if model_type in family.model_types:
+            return family
+    known = ", ".join(f"{family.name} ({', '.join(family.model_types)})" for family in FAMILIES)
+    raise ValueError(
+        f"unknown architecture {model_type!r} ({type(model_or_config).__name__}): known are {known}; "
+        "an original LLaVA checkpoint (model_type 'llava_llama') becomes a known one by `reverse convert`"
+    )
+
+
+def default_threshold(model_or_config: Any) -> float:
+    """The threshold a checkpoint was calibrated to (`"reverse": {"threshold": …}` in its config.json), else
+    the family's (0.003 LLaVA, 0.01 Qwen2.5-VL).
+
+    Raises:
+        ValueError: unknown architecture, or a stored threshold outside (0, 1].
+    """
+    config = getattr(model_or_config, "config", model_or_config)
+    stored = (getattr(config, "reverse", None) or {}).get("threshold")
+    if stored is None:
+        return family_of(config).threshold
+    if not 0 < stored <= 1:
+        raise ValueError(
+            f"config.json gives the threshold {stored!r}, which must lie in (0, 1]: it is a probability of "
+            "</UN>, the family's is used when it is left out"
+        )
+    return float(stored)
+
+
+def set_default_threshold(model: Any, threshold: float) -> None:
+    """Make `threshold` the model's own default; `save_pretrained` keeps it in config.json.
+
+    Raises:
+        ValueError: `threshold` lies outside (0, 1].
+    """
+    if not 0 < threshold <= 1:
+        raise ValueError(
+            f"threshold must lie in (0, 1], got {threshold}: it is a probability of </UN>, try 0.003"
+        )
+    model.config.reverse = {**(getattr(model.config, "reverse", None) or {}), "threshold": float(threshold)}

@@ -1,0 +1,243 @@
+"""From pictures and prompts to what a model's forward takes, left-padded, for both families.
+
+>>> inputs = prepare_inputs(processor, ["kitchen.png"], ["Describe this image."], family_of(model))
+>>> inputs["input_ids"].shape
+torch.Size([1, 606])
+"""
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import BatchFeature
+
+from reverse.models.families import Family
+
+_SIZE_KEYS = ("min_pixels", "max_pixels", "resized_height", "resized_width")  # of qwen-vl-utils' messages
+
+
+def prepare_inputs(
+    processor: Any,
+    images: Any,
+    prompts: str | Sequence[str] | Sequence[Mapping] | Sequence[Sequence[Mapping]],
+    family: Family,
+    *,
+    system: str | None = None,
+    context_length: int | None = None,
+) -> BatchFeature:
+    """Tensors for a batch of prompts, each with its pictures.
+
+    Args:
+        processor: of `family`, as `load` returns it.
+        images: one entry per prompt: a picture (path, PIL image or bytes), a list of them, or None. One
+            picture or None may stand for a batch of one. None where the chats name their pictures themselves.
+        prompts: plain prompts, which become the user's turn of the chat template; or chats, lists of messages
+            `{"role": …, "content": …}` whose content may hold `{"type": "image", "image": path | PIL image |
+            "file://…" | "data:image/…;base64,…"}` (qwen-vl-utils' sizes, `max_pixels` and so on, are followed
+            for Qwen2.5-VL). Plain prompts and chats may not be mixed.
+        family: of the model.
+        system: text of a system turn put before plain prompts.
+        context_length: the model's, in tokens (`family.context_length(model.config)`); longer prompts are
+            refused. None: not checked.
+
+    Returns:
+        `input_ids` and `attention_mask`, int64 of shape (batch, length); `pixel_values`, float32; for
+        Qwen2.5-VL also `image_grid_thw` of shape (pictures, 3) and `mm_token_type_ids` of shape (batch,
+        length).
+
+    Raises:
+        ValueError: no prompts, an empty one, or a chat that does not end with the user's turn; not one entry
+            of `images` per prompt; more or fewer placeholders than pictures; a prompt longer than
+            `context_length`.
+    """
+    chats, per_chat = _as_chats(images, prompts, family, system)
+    pictures, texts = [], []
+    for row, (chat, given) in enumerate(zip(chats, per_chat, strict=True)):
+        chat, found = _collect_pictures(chat, given, processor)
+        text = processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        _check_placeholders(row, text, len(found), family)
+        pictures.append(found)
+        texts.append(text)
+
+    tokenizer = processor.tokenizer
+    starts_itself = bool(tokenizer.bos_token) and texts[0].startswith(tokenizer.bos_token)
+    inputs = processor(
+        images=pictures if any(pictures) else None,
+        text=texts,
+        padding=True,
+        padding_side="left",
+        add_special_tokens=not starts_itself,  # a template that writes <s> itself gets no second one
+        return_tensors="pt",
+    )
+    _check_lengths(inputs, context_length)
+    return inputs
+
+
+def _as_chats(
+    images: Any, prompts: Any, family: Family, system: str | None
+) -> tuple[list[list[dict]], list[list[Any]]]:
+    """Every prompt as a chat, with the pictures that were given for it."""
+    if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Mapping)):
+        prompts = [prompts]
+        if isinstance(images, (list, tuple)) and len(images) != 1:
+            images = [list(images)]  # several pictures of one prompt
+    if len(prompts) == 0:
+        raise ValueError("prompts is empty: give at least one prompt")
+    per_chat = _per_prompt(images, len(prompts))
+    chats = []
+    for row, (prompt, given) in enumerate(zip(prompts, per_chat, strict=True)):
+        if isinstance(prompt, str):
+            if not prompt.strip():
+                raise ValueError(
+                    f"prompt {row} is empty, got {prompt!r}: ask something, 'Describe this image.'"
+                )
+            chats.append(family.messages(prompt, given, system))
+            per_chat[row] = []  # they stand in the messages now
+        else:
+            chats.append(_check_chat(row, prompt))
+    return chats, per_chat
+
+
+def _per_prompt(images: Any, n: int) -> list[list[Any]]:
+    """`images` as one list of pictures per prompt."""
+    if images is None:
+        return [[] for _ in range(n)]
+    if not isinstance(images, (list, tuple)):
+        images = [images]
+    if len(images) != n:
+        raise ValueError(
+            f"got {len(images)} entries of images for {n} prompts: give one entry per prompt "
+            "(a picture, a list of pictures, or None)"
+        )
+    return [
+        [] if entry is None else list(entry) if isinstance(entry, (list, tuple)) else [entry]
+        for entry in images
+    ]
+
+
+def _check_chat(row: int, chat: Any) -> list[dict]:
+    messages = [dict(message) for message in chat]
+    for message in messages:
+        if "role" not in message or "content" not in message:
+            raise ValueError(
+                f"chat {row} has the message {message!r}: every message needs 'role' and 'content'"
+            )
+    if not messages or messages[-1]["role"] != "user":
+        last = messages[-1]["role"] if messages else "no message"
+        raise ValueError(
+            f"chat {row} ends with {last!r}: the last turn must be the user's, the answer follows it"
+        )
+    if not _has_text_or_image(messages[-1]["content"]):
+        raise ValueError(
+            f"the last turn of chat {row} is empty, got {messages[-1]['content']!r}: ask something"
+        )
+    return messages
+
+
+def _has_text_or_image(content: Any) -> bool:
+    if isinstance(content, str):
+        return bool(content.strip())
+    return any(part.get("type") == "image" or part.get("text", "").strip() for part in content)
+
+
+def _collect_pictures(chat: list[dict], given: list[Any], processor: Any) -> tuple[list[dict], list[Any]]:
+    """The chat in plain content parts, and its pictures in order, opened.
+
+    `{"type": "image"}` without a picture takes the next of `given`.
+    """
+    remaining = list(given)
+    plain, pictures = [], []
+    for message in chat:
+        content = message["content"]
+        if isinstance(content, str):
+            content = [{"type": "text", "text": content}]
+        parts = []
+        for part in content:
+            kind = part.get("type")
+            if kind not in ("text", "image", "image_url"):
+                raise ValueError(f"content of type {kind!r} is not understood: give 'text' or 'image'")
+            if kind == "text":
+                parts.append({"type": "text", "text": part["text"]})
+                continue
+            source = part.get("image", part.get("image_url"))
+            if isinstance(source, Mapping):
+                source = source["url"]  # {"image_url": {"url": …}}
+            if source is None and remaining:
+                source = remaining.pop(0)
+            if source is not None:
+                pictures.append(_resize(_open(source), part, processor))
+            parts.append({"type": "image"})
+        plain.append({"role": message["role"], "content": parts})
+    return plain, pictures + [_open(source) for source in remaining]
+
+
+def _open(source: Any) -> Any:
+    """A picture from a path, PIL image, bytes, `file://` address or base64 data URI."""
+    from reverse.data.images import open_image
+
+    if isinstance(source, str) and source.startswith("data:"):
+        head, _, body = source.partition(",")
+        if not head.endswith(";base64"):
+            raise ValueError(
+                f"data URI starts with {head[:40]!r}: only 'data:image/…;base64,…' is understood"
+            )
+        try:
+            return open_image(base64.b64decode(body, validate=True))
+        except binascii.Error as error:
+            raise ValueError(
+                f"the base64 of a data URI cannot be read ({error}): encode the picture again"
+            ) from error
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        raise ValueError(
+            f"picture {source!r} is on the network: nothing is fetched from there, download it first"
+        )
+    if isinstance(source, str) and source.startswith("file://"):
+        source = source.removeprefix("file://")
+    return open_image(source)
+
+
+def _resize(picture: Any, part: Mapping, processor: Any) -> Any:
+    """The size that a message asks for a picture, as qwen-vl-utils understands it (`max_pixels`, …)."""
+    asked = {key: part[key] for key in _SIZE_KEYS if key in part}
+    if not asked:
+        return picture
+    patch_size = getattr(processor.image_processor, "patch_size", None)
+    if patch_size is None:
+        raise ValueError(
+            f"a message sets {', '.join(asked)}, but this model sees every picture at one size: leave it out"
+        )
+    try:
+        from qwen_vl_utils import fetch_image  # imports torchvision
+    except ImportError as error:
+        raise ValueError(
+            f"a message sets {', '.join(asked)}, which needs qwen-vl-utils ({error}): `pip install "
+            "qwen-vl-utils torchvision`, or leave it out and set the size in the processor"
+        ) from error
+    return fetch_image({"image": picture, **asked}, image_patch_size=patch_size)
+
+
+def _check_placeholders(row: int, text: str, n_pictures: int, family: Family) -> None:
+    found = text.count(family.image_token)
+    wanted = n_pictures * family.placeholders_per_image
+    if found == wanted:
+        return
+    mend = (
+        f"give a picture for each, or take {family.image_token!r} out of the prompt: pictures are put in "
+        "by themselves"
+        if found > wanted
+        else "give fewer pictures, or a {'type': 'image'} part for each in the chat"
+    )
+    raise ValueError(f"prompt {row} has {found} image placeholders for {n_pictures} pictures: {mend}")
+
+
+def _check_lengths(inputs: BatchFeature, context_length: int | None) -> None:
+    if context_length is None:
+        return
+    lengths = inputs["attention_mask"].sum(dim=1).tolist()  # (batch,)
+    for row, length in enumerate(lengths):
+        if length >= context_length:
+            raise ValueError(
+                f"prompt {row} takes {length} tokens with its pictures, and the model's context is "
+                f"{context_length}: shorten the prompt, or give fewer or smaller pictures"
+            )

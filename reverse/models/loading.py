@@ -1,0 +1,174 @@
+"""Load a checkpoint of either family, with the three tokens, from a folder or a hub.
+
+    >>> import reverse
+    >>> model, processor = reverse.load("llava-with-tokens", device="cuda", dtype="bfloat16")
+
+What is refused, and why: pickled weights and code beside the weights run whatever they were written to run;
+a vocabulary without the three tokens cannot say which phrase is suspect.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers.utils import cached_file
+
+from reverse.models.families import FAMILIES, Family
+from reverse.models.processors import load_processor
+from reverse.tokens.vocabulary import ensure_ordinary, token_ids
+
+BUNDLED = ("tiny-llava", "tiny-qwen")
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+
+_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+def load(
+    path_or_id: str | os.PathLike,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    attn_implementation: str = "sdpa",
+    require_tokens: bool = True,
+    image_backend: str = "pil",
+    **kwargs: Any,
+) -> tuple[Any, Any]:
+    """Load a model in eval mode, and its processor, padding on the left.
+
+    Args:
+        path_or_id: a folder, a hub id, or "tiny-llava" / "tiny-qwen", the models that come with the package.
+        dtype: of the weights; by default as they were saved.
+        device: where the model goes; by default the CPU, unless `device_map` is among `kwargs`.
+        attn_implementation: "sdpa", "eager" or "flash_attention_2" (needs flash-attn).
+        require_tokens: refuse a vocabulary without `<SPAN>`, `</CN>`, `</UN>`. Tags that were saved as
+            special tokens become ordinary either way.
+        image_backend: "pil" or "torchvision"; their pixels differ slightly.
+        kwargs: for `from_pretrained` of the model; `revision`, `cache_dir`, `token`, `local_files_only` and
+            `force_download` go to the processor too.
+
+    Returns:
+        The model, `LlavaForConditionalGeneration` or `Qwen2_5_VLForConditionalGeneration`, and its processor.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or it holds no config.json or no weights.
+        ValueError: unknown architecture; code beside the weights; pickled weights; no tokens.
+        TypeError: `trust_remote_code` is given.
+    """
+    if "trust_remote_code" in kwargs:
+        raise TypeError(
+            "trust_remote_code is not accepted: checkpoints are loaded without running their code"
+        )
+    path = _resolve(path_or_id)
+    hub = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
+    config = _read_config(path, hub)
+    family = _check_config(path, config)
+    _check_weights(path)
+
+    processor = load_processor(path, family, backend=image_backend, **hub)
+    processor.tokenizer.padding_side = "left"
+    ensure_ordinary(processor)
+    if require_tokens:
+        token_ids(processor)
+
+    model_class = getattr(transformers, family.model_class)
+    model = model_class.from_pretrained(
+        path,
+        dtype=dtype if dtype is not None else "auto",
+        attn_implementation=attn_implementation,
+        use_safetensors=True,
+        **kwargs,
+    )
+    _check_rows(path, model, processor)
+    if device is not None:
+        model = model.to(device)
+    return model.eval(), processor
+
+
+def _resolve(path_or_id: str | os.PathLike) -> str:
+    """A folder as it is, a bundled name as its folder, and what can only be a hub id as it is."""
+    name = os.fspath(path_or_id)
+    if Path(name).is_dir():
+        return name
+    if name in BUNDLED:
+        if not (ASSETS / name).is_dir():
+            raise FileNotFoundError(
+                f"this installation has no bundled {name!r} (looked in {str(ASSETS / name)!r}): install a "
+                "released wheel, or name a checkpoint folder"
+            )
+        return str(ASSETS / name)
+    if Path(name).is_file():
+        raise FileNotFoundError(f"{name!r} is a file: name the folder that holds config.json")
+    looks_like_hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~"))
+    if not looks_like_hub_id:
+        raise FileNotFoundError(
+            f"there is no folder {name!r}: name a checkpoint folder, a hub id (owner/name) or one of "
+            f"{', '.join(BUNDLED)}"
+        )
+    return name
+
+
+def _read_config(path: str, hub: dict[str, Any]) -> dict[str, Any]:
+    """config.json as it is written; AutoConfig would offer to run the code it names."""
+    reason = ""
+    try:
+        file = cached_file(path, "config.json", **hub)
+    except OSError as error:
+        file, reason = None, f" ({error})"
+    if file is None:
+        raise FileNotFoundError(
+            f"{path!r} has no config.json that can be read{reason}: name a folder that `save_pretrained` "
+            "wrote, or check the hub id and the connection"
+        )
+    return json.loads(Path(file).read_text(encoding="utf-8"))
+
+
+def _check_config(path: str, config: dict[str, Any]) -> Family:
+    """The family that `config` names; refuses code and architectures that are not known."""
+    model_type = config.get("model_type")
+    for family in FAMILIES:
+        if model_type in family.model_types:
+            if "auto_map" in config:
+                raise ValueError(
+                    f"{path!r} wants to run its own code (auto_map in config.json: {config['auto_map']}): no "
+                    f"code is run from a checkpoint, and {family.name} needs none; take auto_map out if you "
+                    "trust the rest"
+                )
+            return family
+    known = ", ".join(f"{family.name} ({', '.join(family.model_types)})" for family in FAMILIES)
+    raise ValueError(
+        f"{path!r} has the unknown architecture {model_type!r} ({config.get('architectures')}): known are "
+        f"{known}; an original LLaVA checkpoint becomes a known one by `reverse convert`, a LoRA adapter by "
+        "`reverse merge`"
+    )
+
+
+def _check_weights(path: str) -> None:
+    """Refuse a folder whose weights are pickled or missing (on a hub, `use_safetensors` refuses them)."""
+    folder = Path(path)
+    if not folder.is_dir() or any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
+    if pickles:
+        raise ValueError(
+            f"{path!r} holds pickled weights only ({', '.join(pickles[:3])}), which can run code when read: "
+            "load them where you trust them and save them with save_pretrained, which writes safetensors"
+        )
+    raise FileNotFoundError(
+        f"{path!r} has no *.safetensors: the checkpoint is not complete, fetch or save it again"
+    )
+
+
+def _check_rows(path: str, model: Any, processor: Any) -> None:
+    rows = model.get_input_embeddings().weight.shape[0]
+    ids = processor.tokenizer.get_vocab()
+    highest = max(ids, key=ids.__getitem__)
+    if ids[highest] >= rows:
+        raise ValueError(
+            f"{path!r}: the tokenizer gives {highest!r} the id {ids[highest]}, but the model has {rows} "
+            "embedding rows: tokenizer and weights are not of one checkpoint; run "
+            "`reverse tokens add BASE OUT` on the base"
+        )
