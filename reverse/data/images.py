@@ -1,0 +1,104 @@
+"""Open a picture safely: from a path under a root, from bytes, or from a PIL image.
+
+    >>> open_image("kitchen.png").mode
+    'RGB'
+
+A file's size is read from its header and checked before any pixel is decoded, so that a hostile or broken
+file costs nothing and says what is wrong with it.
+"""
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+MIN_SIDE = 8  # pixels: below it there is nothing to see, and image processors fail on it
+MAX_PIXELS = 50_000_000  # a 50-megapixel photograph; decoded it takes 150 MB
+
+
+def resolve_image(root: str | Path, relative: str | Path) -> Path:
+    """The path of `relative` under `root`, symbolic links followed; the file itself need not exist.
+
+    Raises ValueError for an absolute path, or one that leaves `root` by ".." or by a link.
+    """
+    root = Path(root).resolve()
+    if not str(relative) or "\0" in str(relative):
+        raise ValueError(
+            f"image path must name a file, got {str(relative)!r}: give a path relative to {root}"
+        )
+    if Path(relative).is_absolute():
+        raise ValueError(f"image path must be relative, got {str(relative)!r}: give it relative to {root}")
+    path = (root / relative).resolve()
+    if not path.is_relative_to(root):
+        raise ValueError(
+            f"image path {str(relative)!r} leaves {root}: pictures must lie under that directory"
+        )
+    return path
+
+
+def open_image(source: str | Path | bytes | Image.Image) -> Image.Image:
+    """The picture as a decoded PIL image in RGB: upright (EXIF), first frame, transparency on white.
+
+    Raises FileNotFoundError for a missing file; ValueError when the picture is smaller than 8 pixels a side,
+    larger than 50 megapixels, cut off or no picture at all; TypeError for any other kind of source.
+    """
+    if isinstance(source, Image.Image):
+        return _decode(source, "image")
+    if isinstance(source, (bytes, bytearray)):
+        return _open(io.BytesIO(source), f"image of {len(source)} bytes")
+    if not isinstance(source, (str, Path)):
+        raise TypeError(
+            f"image must be a path, bytes or a PIL image, got {type(source).__name__}: open it first"
+        )
+    path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(f"no such image: {path}: check the path and the image root")
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file: give the path of one picture")
+    with path.open("rb") as stream:
+        return _open(stream, str(path))
+
+
+def _open(stream, name: str) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            # Ours is the limit that speaks: PIL's own warns from 89 megapixels on and raises at 179.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(stream)
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"{name} is larger than {MAX_PIXELS} pixels ({error}): scale it down first"
+        ) from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(
+            f"{name} is not a picture that can be read ({error}): save it again as PNG or JPEG"
+        ) from error
+    return _decode(image, name)
+
+
+def _decode(image: Image.Image, name: str) -> Image.Image:
+    width, height = image.size
+    if min(width, height) < MIN_SIDE:
+        raise ValueError(
+            f"{name} is {width}x{height} pixels, too small to see anything: give at least {MIN_SIDE} a side"
+        )
+    if width * height > MAX_PIXELS:
+        raise ValueError(
+            f"{name} is {width}x{height} pixels, {width * height} of at most {MAX_PIXELS}: scale it down"
+        )
+    try:
+        if image.tell():
+            image.seek(0)
+        image.load()
+        image = ImageOps.exif_transpose(image)
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+        elif image.mode.startswith("I"):  # 16-bit grey: PIL would clip it to white
+            image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+        return image.convert("RGB")
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise nearly anything on damaged bytes
+        raise ValueError(f"{name} is damaged or cut off ({error}): copy or download it again") from error

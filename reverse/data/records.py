@@ -1,0 +1,131 @@
+"""The published instruct record: build it, check it, read files of it.
+
+One record is `{"id", "image", "conversations": [{"from", "value", "A_type", "hint"}]}`; `A_type` and `hint`
+stand on the answers ("gpt") only, and a record about no picture has no "image".
+
+    >>> record = make_record("1", "images/1.png", "Describe this image.", "<SPAN>A dog</CN>.")
+    >>> validate(record)
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+ANSWER_TYPE = "general_answer"
+IMAGE_TOKEN = "<image>"
+CHUNK = 1 << 20  # characters
+
+
+def make_record(
+    name: str,
+    image: str | None,
+    question: str,
+    answer: str,
+    answer_type: str = ANSWER_TYPE,
+    hint: str | None = None,
+) -> dict[str, Any]:
+    """A record of one question and one answer; a question about a picture gets `<image>` before it."""
+    asked = f"{IMAGE_TOKEN}\n{question}" if image is not None else question
+    record: dict[str, Any] = {"id": name}
+    if image is not None:
+        record["image"] = image
+    record["conversations"] = [
+        {"from": "human", "value": asked},
+        {"from": "gpt", "value": answer, "A_type": answer_type, "hint": hint},
+    ]
+    return record
+
+
+def validate(record: Any, where: str = "record") -> None:
+    """Raise ValueError, saying where and what to mend, unless `record` has the published shape.
+
+    LLaVA's own records lack `id`, `A_type` and `hint`; they pass, and so do further keys.
+    """
+    if not isinstance(record, dict):
+        raise ValueError(f"{where} must be an object, got {type(record).__name__}: see reverse.data.records")
+    image = record.get("image")
+    if image is not None and not (isinstance(image, str) and image):
+        raise ValueError(
+            f'{where}: "image" must be a relative path, got {image!r}: leave it out for a text record'
+        )
+    turns = record.get("conversations")
+    if not isinstance(turns, list) or len(turns) < 2:
+        raise ValueError(f'{where}: "conversations" must list a question and an answer, got {_short(turns)}')
+    for i, turn in enumerate(turns):
+        _validate_turn(turn, "human" if i % 2 == 0 else "gpt", f"{where}, turn {i}")
+
+
+def _validate_turn(turn: Any, speaker: str, where: str) -> None:
+    if not isinstance(turn, dict) or turn.get("from") != speaker:
+        raise ValueError(
+            f'{where} must be {{"from": "{speaker}", "value": …}}, got {_short(turn)}: turns alternate'
+        )
+    if not isinstance(turn.get("value"), str):
+        raise ValueError(f'{where}: "value" must be a text, got {_short(turn.get("value"))}')
+    for key in ("A_type", "hint"):
+        if not isinstance(turn.get(key), (str, type(None))):
+            raise ValueError(f'{where}: "{key}" must be a text or null, got {_short(turn[key])}')
+
+
+def read_records(path: str | Path) -> Iterator[dict[str, Any]]:
+    """The records of a JSON list or of JSONL, each checked, in the order of the file.
+
+    The two are told apart by the first character, not by the name, and both are read piece by piece: a file
+    of 2 GB never stands in memory. Raises FileNotFoundError, or ValueError saying which line or item.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}: give a JSON list or JSONL of instruct records")
+    with path.open(encoding="utf-8-sig") as stream:
+        first = stream.read(1)
+        while first and first.isspace():
+            first = stream.read(1)
+        if first == "[":
+            yield from _read_list(path, stream)
+        else:
+            stream.seek(0)
+            yield from _read_lines(path, stream)
+
+
+def _read_list(path: Path, stream: TextIO) -> Iterator[dict[str, Any]]:
+    """The items of a JSON list whose "[" has been read."""
+    decode = json.JSONDecoder().raw_decode
+    buffer, at, number, chunk = "", 0, 0, CHUNK
+    while True:
+        while at < len(buffer) and (buffer[at].isspace() or buffer[at] == ","):
+            at += 1
+        if buffer[at : at + 1] == "]":
+            return
+        try:
+            record, at = decode(buffer, at)
+        except json.JSONDecodeError as error:
+            more = stream.read(chunk)
+            if not more:
+                raise ValueError(
+                    f"{path}, item {number} is not valid JSON ({error}): was the file cut off?"
+                ) from error
+            buffer, at, chunk = buffer[at:] + more, 0, 2 * chunk
+            continue
+        validate(record, f"{path}, item {number}")
+        yield record
+        number, chunk = number + 1, CHUNK
+
+
+def _read_lines(path: Path, stream: TextIO) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(stream, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{path}, line {number} is not valid JSON ({error}): one record a line"
+            ) from error
+        validate(record, f"{path}, line {number}")
+        yield record
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

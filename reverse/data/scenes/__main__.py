@@ -1,0 +1,41 @@
+"""How many scenes a second one core makes, as one JSON line: `python -m reverse.data.scenes`."""
+
+import json
+import os
+import platform
+from time import perf_counter
+
+from reverse.data.scenes import make_scene, render, scene_records
+
+
+def throughput(seconds: float = 3.0) -> dict[str, float | int | str]:
+    """Scenes, pictures and records a second on one core (no PNG), after the sprites are cached."""
+    spent = {"make_scene": 0.0, "render": 0.0, "scene_records": 0.0}
+    for index in range(1500):
+        render(make_scene("train", index))
+    done, end = 0, perf_counter() + seconds
+    while perf_counter() < end:
+        start = perf_counter()
+        scene = make_scene("train", 1500 + done)
+        made = perf_counter()
+        render(scene)
+        drawn = perf_counter()
+        scene_records(scene)
+        spent["make_scene"] += made - start
+        spent["render"] += drawn - made
+        spent["scene_records"] += perf_counter() - drawn
+        done += 1
+    total = sum(spent.values())
+    return {
+        "scenes_per_second": round(done / total),
+        **{f"{step}_us": round(1e6 * time / done) for step, time in spent.items()},
+        "side": 112,
+        "cores_used": 1,
+        "cores": os.cpu_count() or 0,
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(throughput()))

@@ -1,0 +1,163 @@
+"""The 80 COCO names as words: their phrases, their plurals, their groups, and finding them in a text.
+
+A caption of this world says "two wine glasses" or "a pair of skis"; scoring it (CHAIR) means reading such
+phrases back. Both directions stand here, so that they cannot drift apart.
+
+    >>> noun_phrase("wine glass", 2)
+    'two wine glasses'
+    >>> [(m.name, m.count) for m in find_objects("A hot dog and two teddy bears are here.")]
+    [('hot dog', 1), ('teddy bear', 2)]
+"""
+
+import re
+from dataclasses import dataclass
+
+COCO_IDS = {
+    "person": 1, "bicycle": 2, "car": 3, "motorcycle": 4, "airplane": 5, "bus": 6, "train": 7, "truck": 8,
+    "boat": 9, "traffic light": 10, "fire hydrant": 11, "stop sign": 13, "parking meter": 14, "bench": 15,
+    "bird": 16, "cat": 17, "dog": 18, "horse": 19, "sheep": 20, "cow": 21, "elephant": 22, "bear": 23,
+    "zebra": 24, "giraffe": 25, "backpack": 27, "umbrella": 28, "handbag": 31, "tie": 32, "suitcase": 33,
+    "frisbee": 34, "skis": 35, "snowboard": 36, "sports ball": 37, "kite": 38, "baseball bat": 39,
+    "baseball glove": 40, "skateboard": 41, "surfboard": 42, "tennis racket": 43, "bottle": 44,
+    "wine glass": 46, "cup": 47, "fork": 48, "knife": 49, "spoon": 50, "bowl": 51, "banana": 52,
+    "apple": 53, "sandwich": 54, "orange": 55, "broccoli": 56, "carrot": 57, "hot dog": 58, "pizza": 59,
+    "donut": 60, "cake": 61, "chair": 62, "couch": 63, "potted plant": 64, "bed": 65, "dining table": 67,
+    "toilet": 70, "tv": 72, "laptop": 73, "mouse": 74, "remote": 75, "keyboard": 76, "cell phone": 77,
+    "microwave": 78, "oven": 79, "toaster": 80, "sink": 81, "refrigerator": 82, "book": 84, "clock": 85,
+    "vase": 86, "scissors": 87, "teddy bear": 88, "hair drier": 89, "toothbrush": 90,
+}  # fmt: skip
+
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+PAIRS = ("skis", "scissors")  # said as "a pair of skis", "two pairs of skis"
+UNCOUNTED = ("broccoli",)  # said as "some broccoli"; a scene holds at most one
+PLURALS = {
+    "person": "people", "bus": "buses", "sheep": "sheep", "stop sign": "stop signs", "skis": "skis",
+    "bench": "benches", "wine glass": "wine glasses", "knife": "knives", "sandwich": "sandwiches",
+    "broccoli": "broccoli", "couch": "couches", "mouse": "mice", "scissors": "scissors",
+    "toothbrush": "toothbrushes",
+}  # fmt: skip
+
+# Which objects are taken for one another: the errors that a model's eye makes.
+LOOKALIKES = (
+    ("dog", "cat", "sheep", "cow", "horse", "bear", "teddy bear"),
+    ("horse", "cow", "zebra", "giraffe", "elephant"),
+    ("cup", "bowl", "wine glass", "bottle", "vase", "potted plant"),
+    ("fork", "knife", "spoon", "toothbrush", "scissors"),
+    ("car", "bus", "truck", "train"),
+    ("bicycle", "motorcycle"),
+    ("airplane", "boat", "bird", "kite"),
+    ("apple", "orange", "donut", "sports ball", "clock", "stop sign"),
+    ("banana", "carrot", "hot dog"),
+    ("pizza", "sandwich", "cake", "hot dog"),
+    ("broccoli", "potted plant"),
+    ("tv", "laptop", "keyboard", "book", "cell phone"),
+    ("mouse", "cell phone", "keyboard"),
+    ("backpack", "handbag", "suitcase"),
+    ("skateboard", "skis", "snowboard", "surfboard"),
+    ("frisbee", "sports ball", "tennis racket"),
+    ("chair", "couch", "bed", "toilet"),
+    ("umbrella", "kite", "tie"),
+    ("traffic light", "stop sign", "cell phone"),
+    ("person", "snowboard", "surfboard", "tie"),
+)
+
+GROUPS = {
+    "animals": ("bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe"),
+    "vehicles": ("bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat"),
+    "food": (
+        "banana",
+        "apple",
+        "sandwich",
+        "orange",
+        "broccoli",
+        "carrot",
+        "hot dog",
+        "pizza",
+        "donut",
+        "cake",
+    ),
+    "furniture": ("chair", "couch", "bed", "toilet"),
+}
+
+
+@dataclass(frozen=True)
+class Mention:
+    """An object named in a text: COCO `name`, how many, and `text[start:end]`, determiner included."""
+
+    name: str
+    count: int
+    start: int
+    end: int
+
+
+def plural(name: str) -> str:
+    return PLURALS.get(name, name + "s")
+
+
+def article(noun: str) -> str:
+    return "an" if noun[0] in "aeiou" else "a"
+
+
+def noun_phrase(name: str, count: int = 1) -> str:
+    """`count` of `name` in words, lower case: "a dog", "two dogs", "a pair of skis", "some broccoli".
+
+    Raises ValueError for a count below 1 or above 9.
+    """
+    if not 1 <= count < len(NUMBERS):
+        raise ValueError(f"count must lie in 1..{len(NUMBERS) - 1}, got {count}: say how many there are")
+    if name in UNCOUNTED:
+        return f"some {name}"
+    if name in PAIRS:
+        return f"a pair of {name}" if count == 1 else f"{NUMBERS[count]} pairs of {name}"
+    return f"{article(name)} {name}" if count == 1 else f"{NUMBERS[count]} {plural(name)}"
+
+
+def lookalikes(name: str) -> tuple[str, ...]:
+    """The names that share a look with `name`, in a fixed order, without `name` itself."""
+    return _LOOKALIKES.get(name, ())
+
+
+def find_objects(text: str) -> list[Mention]:
+    """Every object that a plain text (no tags) names, left to right, the longest name first.
+
+    "hot dog" is no dog and "teddy bear" no bear; "no dog" names nothing; a bare plural counts as two.
+    """
+    mentions = []
+    for match in _MENTION.finditer(text):
+        determiner, pairs, form = ((part or "").lower() for part in match.groups())
+        if determiner == "no":
+            continue
+        name, many = _FORMS[" ".join(form.split())]
+        if determiner in _COUNTS:
+            count = _COUNTS[determiner]
+        else:
+            count = 2 if (pairs == "pairs" or (many and not pairs and name not in PAIRS)) else 1
+        mentions.append(Mention(name, count, match.start(), match.end()))
+    return mentions
+
+
+def _lookalike_table() -> dict[str, tuple[str, ...]]:
+    table: dict[str, dict[str, None]] = {}
+    for family in LOOKALIKES:
+        for name in family:
+            table.setdefault(name, {}).update(dict.fromkeys(other for other in family if other != name))
+    return {name: tuple(others) for name, others in table.items()}
+
+
+def _forms() -> dict[str, tuple[str, bool]]:
+    forms = {plural(name): (name, plural(name) != name) for name in COCO_IDS}
+    forms.update({name: (name, False) for name in COCO_IDS})
+    forms["persons"] = ("person", True)
+    return forms
+
+
+_LOOKALIKES = _lookalike_table()
+_FORMS = _forms()
+_COUNTS = {"a": 1, "an": 1, "some": 1} | {word: i for i, word in enumerate(NUMBERS) if i}
+_MENTION = re.compile(
+    r"\b(?:(no|the|" + "|".join(_COUNTS) + r")\s+)?(?:(pairs?)\s+of\s+)?\b("
+    + "|".join(re.escape(form).replace(r"\ ", r"\s+") for form in sorted(_FORMS, key=len, reverse=True))
+    + r")\b",
+    re.IGNORECASE,
+)  # fmt: skip

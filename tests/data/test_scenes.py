@@ -1,0 +1,290 @@
+"""The scenes world tells the truth: about its pictures, its captions and what it calls false."""
+
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from reverse.data.records import validate
+from reverse.data.scenes import (
+    SPLITS,
+    caption,
+    find_objects,
+    make_scene,
+    negative,
+    questions,
+    render,
+    scene_records,
+)
+from reverse.data.scenes.captions import PLACES, place_of, unique_object
+from reverse.data.scenes.names import COCO_IDS, NUMBERS, noun_phrase
+from reverse.data.scenes.sprites import atlas
+from reverse.data.scenes.themes import DRAWN, THEMES
+from reverse.data.scenes.world import MIN_VISIBLE, owner_map, placed_sprite
+
+scenes = st.builds(make_scene, st.sampled_from(SPLITS), st.integers(0, 50_000), st.integers(0, 3))
+seeds = st.integers(0, 2**32)
+few = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def strip(text):
+    return re.sub(r"</?(?:SPAN|CN|UN)>", "", text)
+
+
+def phrases(text):
+    return re.findall(r"<SPAN>(.*?)</(CN|UN)>", text)
+
+
+def holds(scene, phrase):
+    """Whether a phrase is true of a scene, worked out apart from the code that made it."""
+    if phrase.kind == "theme":
+        return phrase.name == scene.theme
+    if phrase.kind == "place":
+        thing = unique_object(scene, phrase.of)
+        return thing is not None and place_of(scene, thing) == phrase.name
+    return scene.truth.get(phrase.name, 0) == phrase.count
+
+
+def test_atlas_draws_every_object_of_the_world():
+    """Without it: a theme names an object that cannot be drawn, and some scene in a thousand fails."""
+    assert set(DRAWN) == set(atlas()) and len(atlas()) == 67
+    assert set(DRAWN) <= set(COCO_IDS) and len(COCO_IDS) == 80
+
+
+@few
+@given(scenes)
+def test_objects_lie_inside_and_can_be_seen(scene):
+    """Without it: the truth names objects that are covered, and a right answer is scored wrong."""
+    owner = owner_map(scene)
+    assert scene.objects
+    for i, thing in enumerate(scene.objects):
+        sprite, left, top = placed_sprite(thing)
+        height, width = sprite.mask.shape
+        assert left >= 0 and top >= 0 and left + width <= scene.side and top + height <= scene.side
+        assert (owner == i).sum() >= MIN_VISIBLE * sprite.area
+
+
+@few
+@given(scenes)
+def test_scene_and_picture_are_pure_functions(scene):
+    """Without it: a killed export goes on with other scenes than it began with."""
+    again = make_scene(scene.split, scene.index, scene.seed)
+    assert again == scene and caption(again) == caption(scene)
+    picture = render(scene)
+    assert picture.shape == (112, 112, 3) and picture.dtype == np.uint8
+    assert (render(again) == picture).all()
+
+
+def test_other_process_makes_the_same_scene():
+    """Without it: a hash seed or an order of sets makes the data of two workers differ."""
+    code = (
+        "import hashlib, json; from reverse.data.scenes import *; "
+        "scenes = [make_scene(s, i) for s in SPLITS for i in range(5)]; "
+        "parts = [render(s).tobytes() + json.dumps(scene_records(s)).encode() for s in scenes]; "
+        "print(hashlib.sha256(b''.join(parts)).hexdigest())"
+    )
+    runs = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            check=True,
+            capture_output=True,
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)},
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(runs) == 1
+
+
+def test_scenes_differ_between_splits_and_indices():
+    """Without it: the test split repeats training pictures."""
+    drawn = {render(make_scene(split, index)).tobytes() for split in SPLITS for index in range(50)}
+    assert len(drawn) == 50 * len(SPLITS)
+
+
+def test_other_sizes_of_picture_draw():
+    """Without it: a model with a larger input cannot be trained on scenes."""
+    for side in (64, 336, 600):
+        scene = make_scene("train", 1, side=side)
+        assert render(scene).shape == (side, side, 3) and (owner_map(scene) >= 0).any()
+
+
+@pytest.mark.parametrize("arguments", [("training", 0), ("test", -1), ("test", 0, -1), ("test", 0, 0, 8)])
+def test_bad_arguments_are_named(arguments):
+    """Without it: a misspelt split is silently another split."""
+    with pytest.raises(ValueError, match="got"):
+        make_scene(*arguments)
+
+
+@few
+@given(scenes, seeds)
+def test_clean_caption_is_true_and_prejudiced_one_errs_once(scene, seed):
+    """Without it: the truth that answers are scored against holds the annotator's prejudice."""
+    clean = caption(scene, np.random.default_rng(seed), prejudice=0)
+    assert all(phrase.true and holds(scene, phrase) for phrase in clean.phrases)
+    prejudiced = caption(scene, np.random.default_rng(seed), prejudice=1)
+    wrong = [phrase for phrase in prejudiced.phrases if not holds(scene, phrase)]
+    assert len(wrong) == 1 and not wrong[0].true and wrong[0].name not in scene.truth
+
+
+@few
+@given(scenes, seeds)
+def test_caption_names_what_it_says_it_names(scene, seed):
+    """Without it: CHAIR misreads captions, and every figure built on it is wrong."""
+    told = caption(scene, np.random.default_rng(seed))
+    read = [(mention.name, mention.count) for mention in find_objects(strip(told.text))]
+    assert read == [(p.name, p.count) for p in told.phrases if p.kind == "object"]
+    assert [text.lower() for text, _ in phrases(told.text)] == [p.text for p in told.phrases]
+    assert 1 <= len(told.sentences) <= 4 and told.text.endswith(".")
+    assert len({p.name for p in told.phrases}) == len(told.phrases) or any(
+        p.kind == "place" for p in told.phrases
+    )
+
+
+@few
+@given(scenes, seeds)
+def test_tags_are_well_formed(scene, seed):
+    """Without it: the model is taught malformed tags, which decoding masks out."""
+    for record in scene_records(scene, np.random.default_rng(seed)):
+        text = record["conversations"][1]["value"]
+        tags = re.findall(r"</?(?:SPAN|CN|UN)>", text)
+        false = record["id"].endswith("-neg")
+        assert tags[::2] == ["<SPAN>"] * (len(tags) // 2) and len(tags) % 2 == 0 and tags
+        assert tags[1::2] == ["</CN>"] * (len(tags) // 2 - false) + ["</UN>"] * false
+        assert not re.search(r"<SPAN>\s|\s</", text)
+        assert text.endswith("</UN>") == false
+
+
+@few
+@given(scenes, seeds)
+def test_negative_is_false_and_keeps_what_stands_before(scene, seed):
+    """Without it: the detector learns that true phrases are false."""
+    rng = np.random.default_rng(seed)
+    told = caption(scene, rng)
+    for _ in range(5):
+        wrong = negative(scene, told, rng)
+        assert not wrong.phrase.true and not holds(scene, wrong.phrase)
+        assert phrases(wrong.text)[-1] == (phrases(wrong.text)[-1][0], "UN")
+        assert wrong.hint == phrases(wrong.text)[-1][0].lower() == wrong.phrase.text
+        before = [text.lower() for text, _ in phrases(wrong.text)[:-1]]
+        assert before == [text.lower() for text, _ in phrases(told.text)][: len(before)]
+
+
+def test_negatives_are_mostly_what_the_theme_expects():
+    """Without it: negatives are easy to tell by being out of place, and the detector learns only that."""
+    expected = late = 0
+    for index in range(400):
+        scene = make_scene("train", index)
+        told = caption(scene)
+        wrong = negative(scene, told)
+        expected += wrong.phrase.name in THEMES[scene.theme].objects
+        late += len(phrases(wrong.text)) > len(told.phrases) / 2
+    assert 0.5 < expected / 400 < 0.9 and late > 200
+
+
+def test_prejudice_keeps_its_promised_rate():
+    """Without it: the world gets easier or harder unnoticed."""
+    wrong = sum(any(not p.true for p in caption(make_scene("train", index)).phrases) for index in range(1000))
+    assert 300 < wrong < 400
+
+
+@few
+@given(scenes, seeds)
+def test_questions_are_answered_truly_and_falsely(scene, seed):
+    """Without it: yes/no, number and open answers teach errors."""
+    asked = questions(scene, np.random.default_rng(seed))
+    assert {q.kind for q in asked} >= {"yes_no", "count", "ground", "open"}
+    for q in asked:
+        assert strip(q.answer) != strip(q.negative)
+        assert q.hint == phrases(q.negative)[-1][0].lower() and phrases(q.negative)[-1][1] == "UN"
+        named = find_objects(q.question)
+        if q.kind == "yes_no":
+            assert strip(q.answer) == ("Yes" if named[0].name in scene.truth else "No")
+        elif q.kind == "count":
+            true = scene.truth.get(named[0].name, 0)
+            assert strip(q.answer) == ("None" if true == 0 else NUMBERS[true].capitalize())
+        elif q.kind == "place" and named[0].name in scene.truth:
+            assert PLACES[place_of(scene, unique_object(scene, named[0].name))] in q.answer
+        elif q.kind == "open":
+            for mention in find_objects(strip(q.answer)):
+                assert 1 <= mention.count <= scene.truth[mention.name]
+            if "on the" not in q.question and "at the" not in q.question:
+                assert find_objects(q.hint)[0].name not in scene.truth
+
+
+def test_yes_and_no_are_balanced():
+    """Without it: always saying yes scores above one half."""
+    answers = [
+        strip(q.answer) for i in range(50) for q in questions(make_scene("val", i)) if q.kind == "yes_no"
+    ]
+    assert answers.count("Yes") == answers.count("No") == 50
+
+
+@few
+@given(scenes, seeds)
+def test_records_are_published_records_and_twins_agree(scene, seed):
+    """Without it: the plain twin is trained on other answers than the tagged model."""
+    tagged = scene_records(scene, np.random.default_rng(seed))
+    plain = scene_records(scene, np.random.default_rng(seed), tagged=False)
+    positive = scene_records(scene, np.random.default_rng(seed), negatives=False)
+    for record in (*tagged, *plain):
+        validate(record)
+    assert [r["id"] for r in tagged[::2]] == [r["id"] for r in plain] == [r["id"] for r in positive]
+    assert [r["id"] + "-neg" for r in tagged[::2]] == [r["id"] for r in tagged[1::2]]
+    for ours, twin in zip(positive, plain, strict=True):
+        assert ours["conversations"][0] == twin["conversations"][0]
+        assert strip(ours["conversations"][1]["value"]) == twin["conversations"][1]["value"]
+        assert twin["conversations"][1]["hint"] is None and ours["conversations"][1]["hint"]
+
+
+@given(st.sampled_from(DRAWN), st.integers(1, 9))
+def test_phrases_are_read_back(name, count):
+    """Without it: an irregular plural is never counted."""
+    if name == "broccoli":
+        count = 1
+    phrase = noun_phrase(name, count)
+    text = f"There is {phrase}."
+    (mention,) = find_objects(text)
+    assert (mention.name, mention.count, text[mention.start : mention.end]) == (name, count, phrase)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("A hot dog and two teddy bears.", [("hot dog", 1), ("teddy bear", 2)]),
+        ("The dogs chase the cat.", [("dog", 2), ("cat", 1)]),
+        ("There is no dog here, only three pairs of skis.", [("skis", 3)]),
+        ("A wine  glass, a glass, a carpet and a scarf.", [("wine glass", 1)]),
+        ("Skis and scissors; people and mice.", [("skis", 1), ("scissors", 1), ("person", 2), ("mouse", 2)]),
+        ("", []),
+    ],
+)
+def test_find_objects_on_awkward_texts(text, expected):
+    """Without it: "hot dog" is a dog, "carpet" a car, and "no dog" a hallucination."""
+    assert [(m.name, m.count) for m in find_objects(text)] == expected
+
+
+def test_shift_sets_objects_on_a_foreign_ground():
+    """Without it: the shifted split measures nothing new."""
+
+    def share(split):
+        pairs = [
+            thing.name in THEMES[scene.theme].objects
+            for scene in (make_scene(split, i) for i in range(200))
+            for thing in scene.objects
+        ]
+        return sum(pairs) / len(pairs)
+
+    assert share("test") > 0.75 and share("shift") < 0.4
+
+
+def test_speed_floor():
+    """Without it: making pictures falls behind training unnoticed (the floor is far below the 1,000 a second
+    that one quiet core makes)."""
+    from reverse.data.scenes.__main__ import throughput
+
+    assert throughput(0.5)["scenes_per_second"] > 100
