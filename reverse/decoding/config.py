@@ -1,8 +1,8 @@
 """The settings of retrospective resampling: one flat dataclass, one main dial.
 
-    ResamplingConfig(threshold=0.003)         # p(</UN>) above this sends the decoder back
-    ResamplingConfig.paper()                  # the algorithm as published (arXiv 2504.13169, §3.3, Alg. 1)
-    ResamplingConfig.released()               # what the published code does
+ResamplingConfig(threshold=0.003)         # p(</UN>) above this sends the decoder back
+ResamplingConfig.paper()                  # the algorithm as published (arXiv 2504.13169, §3.3, Alg. 1)
+ResamplingConfig.released()               # what the published code does
 """
 
 from __future__ import annotations
@@ -23,22 +23,26 @@ FALSE_PREMISE = (
 class ResamplingConfig:
     """How suspicious to be, how often to try again, and what to do when nothing helps."""
 
-    threshold: float | None = None  # p(</UN>) above which a phrase is rejected, in (0, 1]; None: the checkpoint's own
+    threshold: float | None = (
+        None  # p(</UN>) above which a phrase is rejected, in (0, 1]; None: the checkpoint's own
+    )
     local_attempts: int = 10  # K: failures at one place before going back further (paper §4)
     max_attempts: int = 50  # N: rejections in one answer; 0 checks and never corrects (paper §4)
     temperature_step: float = 0.1  # ΔT added after each rejection (§4; Algorithm 1 says 0.05)
     temperature_rise: float = 0.5  # the most that rejections may add to the caller's temperature T0
     hints: int = 5  # how many rejected phrases the prompt names; 0 turns query rewriting off
     candidates: int = 1  # continuations sampled side by side after a rejection; only 1 in this version
-    check: Literal["closing", "every_token"] = "closing"  # where p is read: at the closing tag, or the phrase's highest
+    check: Literal["closing", "every_token"] = "closing"  # p at the closing tag, or the phrase's highest
     score: Literal["softmax", "pair"] = "softmax"  # p(</UN>), or p(</UN>) / (p(</UN>) + p(</CN>))
     commit: Literal["phrase", "sentence", "answer"] = "sentence"  # how far back a rewind may ever go
-    on_exhausted: Literal["best", "drop", "verified_prefix"] = "best"  # what becomes of a phrase that stays suspect
+    on_exhausted: Literal["best", "drop", "verified_prefix"] = "best"  # what a suspect phrase becomes
     sentence_checkpoints: bool = True  # a rewind may stop at a sentence end; False: only after </CN>
     escalation_resets: bool = True  # T ← T0 + ΔT after going back a sentence; False: T stays where it was
     top_k: int = 0  # keep the k most probable tokens when sampling; 0: all
     top_p: float = 1.0  # keep the smallest set of tokens with this probability when sampling
-    open_ended: bool = False  # ask once more, with `false_premise`, when the answer comes out blank (paper §4)
+    open_ended: bool = (
+        False  # ask once more, with `false_premise`, when the answer comes out blank (paper §4)
+    )
     false_premise: str = FALSE_PREMISE  # the instruction of that second question
     seed: int = 0  # of the noise, keyed by (seed, position, attempt)
 

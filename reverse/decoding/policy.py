@@ -157,7 +157,7 @@ class Policy:
         p = segment.p
         if p is not None and not 0.0 <= p <= 1.0:
             raise ValueError(
-                f"p(</UN>) is {p} at position {len(self.ids) + len(segment.ids) - 1} of the answer: the model's "
+                f"p(</UN>) is {p} at answer position {len(self.ids) + len(segment.ids) - 1}: the model's "
                 "logits are not finite; check the weights and try dtype=float32"
             )
         if not segment.ids or len(segment.ids) > self.room:

@@ -54,7 +54,9 @@ def _ends_sentence(text: str, following: str) -> bool:
     return spaced and not _ABBREVIATION.search(shown)
 
 
-def token_pieces(decode: Callable[[list[int]], str], ids: Sequence[int], context: Sequence[int] = ()) -> list[str]:
+def token_pieces(
+    decode: Callable[[list[int]], str], ids: Sequence[int], context: Sequence[int] = ()
+) -> list[str]:
     """The text each id adds, so that the pieces joined are the text of `ids` after `context`.
 
     A character that spreads over several ids is told with the last of them.

@@ -1,0 +1,1 @@
+"""Decoding that takes back what the model is not sure of: policy, verifier, rewriting, engines."""

@@ -1,0 +1,197 @@
+"""Everything of transformers that is private or tied to a version, in one place.
+
+Checked on transformers 5.19 and 5.23. What is used:
+`GenerationMixin._prefill` (encoded images go in here and nowhere else), `generation_config._eos_token_tensor`
+and `._pad_token_tensor`, `DynamicLayer.keys` / `.values` (slots are picked by index for compaction), and
+`position_ids` of shape (4, rows, length) for models with multimodal rotary positions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import DynamicCache, GenerationConfig
+from transformers.cache_utils import DynamicLayer
+from transformers.generation.configuration_utils import GenerationMode
+from transformers.generation.logits_process import (
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+from transformers.generation.stopping_criteria import (
+    EosTokenCriteria,
+    MaxLengthCriteria,
+    StoppingCriteriaList,
+)
+
+__all__ = [
+    "caller_processors",
+    "check_request",
+    "eos_ids",
+    "forward",
+    "pad_id",
+    "prefill",
+    "select_slots",
+]
+
+_OTHER_MODES = (
+    "prompt_lookup_num_tokens", "penalty_alpha", "dola_layers", "force_words_ids", "constraints",
+    "assistant_early_exit", "use_mtp",
+)  # fmt: skip
+_OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+_OURS = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper)
+# Processors that carry a state from step to step: after a rewind it would belong to text that is gone.
+_STATEFUL = (
+    "UnbatchedClassifierFreeGuidanceLogitsProcessor",
+    "WatermarkLogitsProcessor",
+    "SynthIDTextWatermarkLogitsProcessor",
+    "PrefixConstrainedLogitsProcessor",
+)
+
+
+def check_request(config: GenerationConfig, criteria: StoppingCriteriaList, kwargs: dict[str, Any]) -> None:
+    """Refuse what a decoder that goes back cannot honour, naming the option. Raises ValueError."""
+    if (config.num_beams or 1) > 1:
+        raise ValueError(
+            f"num_beams={config.num_beams} cannot be rolled back row by row: use num_beams=1 "
+            "(do_sample=True with num_return_sequences gives several answers)"
+        )
+    mode = config.get_generation_mode()
+    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+        raise ValueError(
+            f"{mode.value} is another way of decoding than resampling: leave out the option that asks for it "
+            f"({', '.join(_set_of(config, _OTHER_MODES))})"
+        )
+    unseen = _set_of(config, _OUTPUTS)
+    if unseen:
+        raise ValueError(
+            f"{', '.join(unseen)} cannot be returned for text that was taken back: leave it out; p of each "
+            "phrase is in `results` of the decoder"
+        )
+    for criterion in criteria:
+        if not isinstance(criterion, (MaxLengthCriteria, EosTokenCriteria)):
+            raise ValueError(
+                f"stopping criterion {type(criterion).__name__} is not supported while text can be taken "
+                "back: use max_new_tokens and eos_token_id"
+            )
+    if kwargs.get("inputs_embeds") is not None:
+        raise ValueError("inputs_embeds cannot be rewound to token ids: pass input_ids")
+    cache = kwargs.get("past_key_values")
+    if cache is not None:
+        if any(type(layer) is not DynamicLayer for layer in getattr(cache, "layers", [])):
+            kinds = sorted({type(layer).__name__ for layer in cache.layers})
+            raise ValueError(
+                f"a cache of {', '.join(kinds)} cannot be rewound: leave cache_implementation at its default"
+            )
+        if cache.get_seq_length() > 0:
+            raise ValueError(
+                f"past_key_values already holds {cache.get_seq_length()} tokens: pass an empty cache or none"
+            )
+    mask = kwargs.get("attention_mask")
+    if mask is not None:
+        if mask.dim() != 2:
+            raise ValueError(f"attention_mask must have shape (rows, length), got {tuple(mask.shape)}")
+        if bool((mask[:, -1] == 0).any()) or bool((mask.diff(dim=1) < 0).any()):
+            raise ValueError(
+                "attention_mask has padding on the right or in the middle: set "
+                "tokenizer.padding_side = 'left'"
+            )
+
+
+def _set_of(config: GenerationConfig, names: tuple[str, ...]) -> list[str]:
+    return [f"{name}={getattr(config, name)}" for name in names if getattr(config, name, None)]
+
+
+def caller_processors(processors: LogitsProcessorList) -> LogitsProcessorList:
+    """The caller's processors without temperature, top-k and top-p, which our loop owns.
+
+    They will be shown one row at a time without padding, so what they know of padding is taken out.
+    Raises ValueError for a processor whose state cannot be rewound.
+    """
+    kept = [p for p in processors if not isinstance(p, _OURS)]
+    for processor in kept:
+        if type(processor).__name__ in _STATEFUL:
+            raise ValueError(
+                f"{type(processor).__name__} keeps a state that cannot be rewound: remove the option that "
+                "adds it"
+            )
+        if isinstance(processor, RepetitionPenaltyLogitsProcessor):
+            kept[kept.index(processor)] = RepetitionPenaltyLogitsProcessor(processor.penalty)
+    return LogitsProcessorList(kept)
+
+
+def eos_ids(config: GenerationConfig) -> frozenset[int]:
+    tensor = getattr(config, "_eos_token_tensor", None)
+    return frozenset() if tensor is None else frozenset(int(i) for i in tensor.reshape(-1))
+
+
+def pad_id(config: GenerationConfig) -> int:
+    tensor = getattr(config, "_pad_token_tensor", None)
+    if tensor is not None:
+        return int(tensor)
+    return min(eos_ids(config), default=0)
+
+
+def prefill(
+    model: Any, input_ids: torch.Tensor, config: GenerationConfig, kwargs: dict[str, Any]
+) -> tuple[torch.Tensor, DynamicCache, torch.Tensor]:
+    """Run the prompts, images included, once.
+
+    Returns logits of the last position, shape (rows, vocabulary); the cache; and per row the distance of
+    rotary positions from text positions after the images, shape (rows,) int64 (0 for one-dimensional ones).
+    """
+    if kwargs.get("past_key_values") is None:
+        kwargs["past_key_values"] = DynamicCache(config=model.config.get_text_config())
+    kwargs["logits_to_keep"] = 1
+    kwargs["use_cache"] = True
+    positions = kwargs.get("position_ids")
+    rows = input_ids.shape[0]
+    if positions is not None and positions.dim() == 3:
+        distance = (positions[1, :, -1] - positions[0, :, -1]).cpu()
+    else:
+        distance = torch.zeros(rows, dtype=torch.int64)
+    outputs = model._prefill(input_ids, config, kwargs)
+    return outputs.logits[:, -1], kwargs["past_key_values"], distance
+
+
+def forward(
+    model: Any,
+    cache: DynamicCache,
+    ids: torch.Tensor,
+    mask: torch.Tensor | None,
+    positions: torch.Tensor,
+    distance: torch.Tensor | None,
+) -> torch.Tensor:
+    """Feed `ids` of shape (rows, n); returns logits of the last of them, shape (rows, vocabulary).
+
+    `mask` (rows, cached + n) has 0 for slots that are padding or were taken back; None: all count.
+    `positions` (rows, n) are text positions; with `distance` (rows, 1) rotary positions are told apart.
+    """
+    if distance is not None:
+        rotary = positions + distance
+        positions = torch.stack((positions, rotary, rotary, rotary))
+    outputs = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+        return_dict=True,
+    )
+    return outputs.logits[:, -1]
+
+
+def select_slots(cache: DynamicCache, rows: torch.Tensor, slots: torch.Tensor) -> None:
+    """Keep of the cache the `rows` (r,) and of each its `slots` (r, n), in place.
+
+    Keys are stored already rotated, so moving them changes nothing but their place.
+    """
+    for layer in cache.layers:
+        heads, width = layer.keys.shape[1], layer.keys.shape[3]
+        index = slots[:, None, :, None].expand(-1, heads, -1, width)
+        layer.keys = layer.keys[rows].gather(2, index)
+        layer.values = layer.values[rows].gather(2, index)

@@ -1,0 +1,97 @@
+"""Hints: rejected phrases named at the end of the user's turn, inserted as ids.
+
+The form `(Hint: potential incorrect phrases -> a, b)` is what published checkpoints were trained on
+(arXiv 2504.13169 §3.3). Training and decoding both insert it through this class, so the ids are the same.
+
+    writer = HintWriter(processor)
+    at = writer.insert_at(prompt_ids)
+    prompt_ids[:at] + writer.ids(["two cups"]) + prompt_ids[at:]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = ["HintWriter"]
+
+_PROBES = ("qx a", "qx 7", "qx well?", "qx so.", "qx it)")  # texts whose ends tokenise differently
+
+
+class HintWriter:
+    """Writes hints for a processor (or tokenizer) with a chat template: the last `limit` phrases."""
+
+    def __init__(self, processor: Any, limit: int = 5):
+        self.tokenizer = getattr(processor, "tokenizer", processor)
+        self.limit = limit
+        self.suffix_ids: tuple[int, ...] = _after_user_text(processor, self.tokenizer)
+
+    def text(self, phrases: Sequence[str]) -> str:
+        """The hint, or "" without phrases: lower-cased, no repeats, the last `limit` of them."""
+        distinct = list(dict.fromkeys(p.strip().lower() for p in phrases if p.strip()))
+        kept = distinct[-self.limit :] if self.limit else []
+        return f" (Hint: potential incorrect phrases -> {', '.join(kept)})" if kept else ""
+
+    def ids(self, phrases: Sequence[str]) -> list[int]:
+        """The hint's ids as they come after a word of the question; [] without phrases."""
+        hint = self.text(phrases)
+        if not hint:
+            return []
+        # What a hint looks like after a word, in every tokenizer: SentencePiece marks the start of a text.
+        alone = self.tokenizer.encode("a", add_special_tokens=False)
+        joined = self.tokenizer.encode("a" + hint, add_special_tokens=False)
+        if joined[: len(alone)] != alone:
+            raise ValueError(f"cannot tokenise the hint {hint!r} apart from the word before it")
+        return list(joined[len(alone) :])
+
+    def insert_at(self, prompt_ids: Sequence[int]) -> int:
+        """Index in `prompt_ids` where the user's text ends and hints go.
+
+        Raises ValueError where the prompt was not made with the processor's chat template.
+        """
+        at = len(prompt_ids) - len(self.suffix_ids)
+        if at < 0 or tuple(prompt_ids[at:]) != self.suffix_ids:
+            raise ValueError(
+                f"the prompt ends with ids {list(prompt_ids[-len(self.suffix_ids) :])}, the chat template "
+                f"with {list(self.suffix_ids)}: build it with apply_chat_template(..., "
+                "add_generation_prompt=True), or turn hints off with hints=0"
+            )
+        return at
+
+
+def _after_user_text(processor: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Ids that the chat template writes after the user's text, whatever that text is."""
+    if not (getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)):
+        raise ValueError(
+            f"{type(processor).__name__} has no chat template, so the end of the user's turn cannot be "
+            "found: give it one, or turn hints off with hints=0"
+        )
+    suffix: list[int] | None = None
+    for probe in _PROBES:
+        ids = _render(processor, tokenizer, probe)
+        if suffix is None:
+            suffix = ids
+        else:
+            shared = 0
+            while shared < min(len(suffix), len(ids)) and suffix[-1 - shared] == ids[-1 - shared]:
+                shared += 1
+            suffix = suffix[len(suffix) - shared :]
+    if not suffix:
+        raise ValueError("the chat template ends with the user's text: hints need a turn header, or hints=0")
+    return tuple(suffix)
+
+
+def _render(processor: Any, tokenizer: Any, text: str) -> list[int]:
+    errors = []
+    # Templates differ in whether a turn's content is a list of parts or a string.
+    for content in ([{"type": "text", "text": text}], text):
+        try:
+            shown = processor.apply_chat_template(
+                [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+            )
+        except Exception as error:
+            errors.append(error)
+            continue
+        if text in shown:
+            return list(tokenizer.encode(shown, add_special_tokens=False))
+    raise ValueError(f"the chat template does not show the user's text: {errors or 'it was left out'}")

@@ -1,0 +1,67 @@
+"""A mock language model whose logits are a known function of the ids before, and a decoder for its ids.
+
+Vocabulary: 0 "<s>", 1 "<SPAN>", 2 "</CN>", 3 "</UN>", 4 "</s>", 5 ".", 6 and up words " a", " b", …
+"""
+
+import hashlib
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from reverse.decoding.config import ResamplingConfig
+from reverse.decoding.loop import Request, resample
+from reverse.decoding.policy import Policy
+from reverse.decoding.verifier import Verifier
+from reverse.tokens.spans import TokenIds
+from tests.decoding.oracle import NaiveBackend
+
+BOS, SPAN, CN, UN, EOS, DOT = range(6)
+TAGS = TokenIds(SPAN, CN, UN)
+SIZE = 16
+TEXTS = ["<s>", "<SPAN>", "</CN>", "</UN>", "</s>", "."] + [f" {chr(97 + i)}" for i in range(SIZE - 6)]
+
+
+def decode(ids):
+    return "".join(TEXTS[i] for i in ids if i not in (BOS, EOS))
+
+
+class MockModel:
+    """`logits(prefix) -> list of SIZE numbers`, called with all ids of the row."""
+
+    def __init__(self, logits):
+        self.logits = logits
+
+    def __call__(self, input_ids, **_):
+        row = torch.tensor(self.logits(input_ids[0].tolist()), dtype=torch.float32)
+        return SimpleNamespace(logits=row[None, None])
+
+
+def hashed(salt, scale=3.0):
+    """Logits that look random and depend on every id before."""
+
+    def logits(prefix):
+        digest = hashlib.blake2b(bytes(prefix) + salt.to_bytes(8, "little"), digest_size=8).digest()
+        return np.random.default_rng(int.from_bytes(digest, "little")).normal(0, scale, SIZE)
+
+    return MockModel(logits)
+
+
+def always(*cycle):
+    """Says `cycle` over and over, whatever happens."""
+
+    def logits(prefix):
+        row = [-20.0] * SIZE
+        row[cycle[(len(prefix) - 1) % len(cycle)]] = 20.0
+        return row
+
+    return MockModel(logits)
+
+
+def run(model, config: ResamplingConfig, max_new_tokens=40, temperature=0.0, seed=0, checking=True):
+    """Decode one answer to the end; returns (Result, Policy)."""
+    backend = NaiveBackend(model, {"input_ids": torch.tensor([[BOS]])}, TAGS, frozenset({EOS}))
+    policy = Policy(config, TAGS, max_new_tokens, temperature, checking)
+    verifier = Verifier(TAGS, config.score, config.check)
+    result = resample(backend, [Request([BOS], policy, seed)], decode, verifier, frozenset({EOS}))
+    return result[0], policy
