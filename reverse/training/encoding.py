@@ -1,0 +1,249 @@
+"""A conversation to ids and labels, through the model's own chat template.
+
+    encoder = Encoder(processor)
+    row = encoder.row([Turn("Describe this image.", "I see <SPAN>two cups</CN>.")], image_tokens=196)
+    row.ids, row.labels        # (length,) each, int64
+
+The prompt's ids are those that decoding prefills: template and question are tokenised together, up to the
+place where the assistant begins. The answer is tokenised after the template's last words and joined to
+them, and its end of turn (`</s>`, `<|im_end|>`) is a target. So the place of every answer is known from how
+the sample was put together. Where a tokenizer or a template does not allow this, an error says so: no sample
+is dropped (LLaVA's "tokenization mismatch (ignored)", haotian-liu/LLaVA#779).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from reverse.tokens import TokenIds, token_ids
+from reverse.training.labels import Segment, join
+
+__all__ = ["Encoder", "Item", "Row", "Turn", "turns_of"]
+
+Ids = npt.NDArray[np.int64]
+IMAGE = "<image>"  # stands for the picture in records, whatever the model writes for it
+_MARK = "\u2983{}\u2984"  # stands for an answer while a template is taken apart
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A question, its answer, and the phrases named as wrong after the question."""
+
+    question: str
+    answer: str
+    hints: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a batch: `ids` and `labels` of shape (length,), int64; the picture's ids are written out."""
+
+    ids: Ids
+    labels: Ids
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """What a dataset gives: rows about one picture, and its tensors (None where there is no picture)."""
+
+    rows: tuple[Row, ...]
+    picture: Mapping[str, Tensor] | None
+
+
+class Encoder:
+    """Turns to a `Row`, for one processor; caches what the template makes of questions.
+
+    Args:
+        processor: with a chat template; the three tokens are optional (without them nothing is masked).
+        max_length: rows longer than this lose turns from the end; a first turn that is too long is an error.
+        cache: how many lists of questions are remembered.
+    """
+
+    def __init__(self, processor: Any, *, max_length: int | None = None, cache: int = 8192):
+        from reverse.decoding.rewriting import HintWriter
+
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        self.max_length = max_length
+        self.hints = HintWriter(processor)
+        self.image_id = int(processor.image_token_id)
+        if self.tokenizer.eos_token_id is None:
+            raise ValueError("the tokenizer has no eos_token: name the token that ends the assistant's turn")
+        self.end = np.array([self.tokenizer.eos_token_id], dtype=np.int64)
+        self._tags = _tags(self.tokenizer)
+        self._cache_size = cache
+        self._pieces: dict[tuple[tuple[str, ...], bool], list[Ids]] = {}  # what stands before each answer
+        self._lead, self._anchor = self._answer_start()
+        self._anchor_ids = self._tokenise(self._anchor)
+
+    def row(self, turns: Sequence[Turn], image_tokens: int | None) -> Row:
+        """One conversation as ids and labels.
+
+        Args:
+            turns: at least one; the picture stands in the first.
+            image_tokens: ids that stand for the picture, None where there is none.
+
+        Raises:
+            ValueError: no turns, a first turn longer than `max_length`, or text that cannot be taken apart.
+        """
+        if not turns:
+            raise ValueError("a conversation needs at least one question and answer, got none")
+        prompts = self._prompts(tuple(turn.question for turn in turns), image_tokens is not None)
+        answers = self._answers([turn.answer for turn in turns])
+        segments: list[Segment] = []
+        length = 0
+        for turn, before, answer in zip(turns, prompts, answers, strict=True):
+            prompt = self._with_hints(before, turn.hints)
+            if not segments and image_tokens is not None:
+                prompt = self._write_out(prompt, image_tokens)
+            length += len(prompt) + len(answer) + 1
+            if self.max_length is not None and length > self.max_length:
+                if not segments:
+                    raise ValueError(
+                        f"the first turn takes {length} ids and max_length is {self.max_length}: raise it, "
+                        f"or leave the sample out; it asks {turn.question[:80]!r}"
+                    )
+                break
+            segments += [Segment(prompt, False), Segment(np.concatenate([answer, self.end]), True)]
+        ids, labels = join(segments, span_id=self._tags.span, cn_id=self._tags.cn, un_id=self._tags.un)
+        return Row(ids, labels)
+
+    def _with_hints(self, prompt: Ids, phrases: Sequence[str]) -> Ids:
+        """Where and how decoding writes them: ids of `HintWriter` at the place that it names."""
+        if not phrases:
+            return prompt
+        return np.insert(prompt, self.hints.insert_at(prompt.tolist()), self.hints.ids(phrases))
+
+    def _write_out(self, prompt: Ids, image_tokens: int) -> Ids:
+        """The picture's one id, `image_tokens` times."""
+        return np.repeat(prompt, np.where(prompt == self.image_id, image_tokens, 1))
+
+    def _answers(self, answers: Sequence[str]) -> list[Ids]:
+        """Each answer's ids as they come after the template's last words."""
+        texts = [self._anchor + self._lead + answer for answer in answers]
+        encoded = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        cut = len(self._anchor_ids)
+        head = self._anchor_ids.tolist()
+        for ids, text in zip(encoded, texts, strict=True):
+            if ids[:cut] != head or len(ids) == cut:
+                raise ValueError(
+                    f"the answer in {text!r} cannot be tokenised apart from the prompt: it is blank, or the "
+                    "tokenizer merges its first characters with the template's last ones"
+                )
+        return [np.array(ids[cut:], dtype=np.int64) for ids in encoded]
+
+    def _prompts(self, questions: tuple[str, ...], picture: bool) -> list[Ids]:
+        key = (questions, picture)
+        pieces = self._pieces.get(key)
+        if pieces is None:
+            pieces = self._take_apart(questions, picture)
+            if len(self._pieces) < self._cache_size:
+                self._pieces[key] = pieces
+        return pieces
+
+    def _take_apart(self, questions: tuple[str, ...], picture: bool) -> list[Ids]:
+        """Ids before each answer: the conversation is rendered with marks for answers and cut at them."""
+        marks = [_MARK.format(k) for k in range(len(questions))]
+        messages = _messages(questions, marks, picture)
+        prompt = self._render(messages[:1], add_generation_prompt=True)
+        parts = []
+        rest = self._render(messages, add_generation_prompt=False)
+        for mark in marks:
+            part, found, rest = rest.partition(mark)
+            if not found:
+                raise ValueError("the chat template does not show the assistant's answers as they are")
+            parts.append(part)
+        if parts[0] != prompt + self._lead:
+            raise ValueError(
+                f"the chat template writes {parts[0]!r} before an answer and {prompt!r} before generating "
+                "one: a model trained so would not know its own prompt"
+            )
+        before = [self._prompt_ids(prompt)]
+        for part in parts[1:]:
+            if not part.endswith(self._lead):
+                raise ValueError(f"the chat template opens a later answer differently: {part!r}")
+            part = part[: len(part) - len(self._lead)]
+            end = self.tokenizer.eos_token
+            # Templates that write no end of turn (llava-1.5-hf) get the one the model was trained with.
+            before.append(self._tokenise(part.removeprefix(end) if part.startswith(end) else part.lstrip()))
+        found_images = sum(int((piece == self.image_id).sum()) for piece in before)
+        if found_images != int(picture):
+            raise ValueError(
+                f"a prompt with {int(picture)} picture carries {found_images} image tokens: {prompt!r}"
+            )
+        return before
+
+    def _answer_start(self) -> tuple[str, str]:
+        """(what the template writes between generation prompt and answer, its last words before that)."""
+        mark = _MARK.format(0)
+        messages = _messages(["question"], [mark], False)
+        prompt = self._render(messages[:1], add_generation_prompt=True)
+        whole = self._render(messages, add_generation_prompt=False)
+        before = whole.partition(mark)[0]
+        if not before.startswith(prompt) or before[len(prompt) :].strip():
+            raise ValueError(
+                f"the chat template writes {before!r} before an answer and {prompt!r} before generating one"
+            )
+        return before[len(prompt) :], prompt[prompt.rindex("question") + len("question") :]
+
+    def _prompt_ids(self, prompt: str) -> Ids:
+        """As the processor does it: special tokens are added, but no second beginning-of-text."""
+        bos = self.tokenizer.bos_token
+        return self._tokenise(prompt, add_special_tokens=not (bos and prompt.startswith(bos)))
+
+    def _tokenise(self, text: str, add_special_tokens: bool = False) -> Ids:
+        return np.array(self.tokenizer.encode(text, add_special_tokens=add_special_tokens), dtype=np.int64)
+
+    def _render(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
+        return self.processor.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+
+
+def turns_of(record: Mapping[str, Any]) -> list[Turn]:
+    """The turns of a published record, without hints; `<image>` is taken out of the text.
+
+    Raises:
+        ValueError: questions and answers do not alternate, or `<image>` stands elsewhere than in the first.
+    """
+    said = record["conversations"]
+    roles = [turn["from"] for turn in said]
+    if not said or roles != ["human", "gpt"] * (len(said) // 2):
+        raise ValueError(f"record {record.get('id')!r}: human and gpt must alternate, got {roles}")
+    turns = []
+    for k, (human, gpt) in enumerate(zip(said[::2], said[1::2], strict=True)):
+        question = human["value"]
+        if question.count(IMAGE) > (1 if k == 0 and record.get("image") else 0):
+            raise ValueError(
+                f"record {record.get('id')!r}: one {IMAGE} may stand in the first question of a record "
+                f"with an image, got turn {k}: {question[:80]!r}"
+            )
+        turns.append(Turn(question.replace(IMAGE, "").strip(), gpt["value"]))
+    return turns
+
+
+def _messages(questions: Sequence[str], answers: Sequence[str], picture: bool) -> list[dict[str, Any]]:
+    messages: list[dict[str, Any]] = []
+    for k, (question, answer) in enumerate(zip(questions, answers, strict=True)):
+        content = [{"type": "text", "text": question}]
+        if picture and k == 0:
+            content.insert(0, {"type": "image"})
+        messages += [
+            {"role": "user", "content": content},
+            {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+        ]
+    return messages
+
+
+def _tags(tokenizer: Any) -> TokenIds:
+    """The three ids, or ids that never occur: a base or a twin is trained without the tokens."""
+    try:
+        return token_ids(tokenizer)
+    except ValueError:
+        return TokenIds(span=-1, cn=-2, un=-3)

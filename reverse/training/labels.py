@@ -1,0 +1,80 @@
+"""Which ids are trained: the answers, and nothing inside a phrase that closes with `</UN>`.
+
+A negative answer ends in a wrong phrase, `There are <SPAN>two cups</UN>`. The model is to learn that such a
+phrase closes with `</UN>`, never to say it: the ids strictly between the tags are inputs and no targets
+(indicator 0 in Eq. 1 of https://arxiv.org/abs/2504.13169). `<SPAN>`, `</UN>` and the end of the text stay
+targets. Known difference from the released code: there a `</UN>` without an open `<SPAN>` masks every
+label before it; here it masks nothing.
+
+    >>> span_mask([7, 1, 8, 9, 3, 2], span_id=1, cn_id=4, un_id=3)   # 1 opens, 3 is </UN>
+    array([ True,  True, False, False,  True,  True])
+
+Where the answers stand is known from how a sample is put together (`join`), never guessed from its ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["IGNORE", "Segment", "join", "span_mask"]
+
+IGNORE = -100  # no target, as torch's cross entropy and transformers have it
+
+Ids = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Ids of one piece of a sample; `target`: an assistant wrote it (its end of turn included)."""
+
+    ids: Sequence[int] | Ids
+    target: bool
+
+
+def span_mask(ids: Sequence[int] | Ids, *, span_id: int, cn_id: int, un_id: int) -> Mask:
+    """True where an id of an answer is a target, of the shape of `ids` ((length,) or (..., length)).
+
+    False exactly strictly between a `<SPAN>` and the `</UN>` that closes it. A `<SPAN>` inside an open phrase
+    replaces the one before it, as `reverse.tokens.parse` reads it.
+    """
+    ids = np.asarray(ids, dtype=np.int64)
+    if ids.size == 0:
+        return np.ones(ids.shape, dtype=bool)
+    length = ids.shape[-1]
+    places = np.arange(length)
+    tag = (ids == span_id) | (ids == cn_id) | (ids == un_id)
+    before = np.maximum.accumulate(np.where(tag, places, -1), axis=-1)  # the last tag at or before each place
+    after = np.where(tag, places, length)
+    after = np.minimum.accumulate(after[..., ::-1], axis=-1)[..., ::-1]  # the next tag at or after it
+    opened = np.take_along_axis(ids, np.maximum(before, 0), axis=-1) == span_id
+    closed = np.take_along_axis(ids, np.minimum(after, length - 1), axis=-1) == un_id
+    # Without a tag on one side `before` or `after` is clipped to an end of the row, which is no tag then.
+    return tag | ~(opened & closed)
+
+
+def join(segments: Sequence[Segment], *, span_id: int, cn_id: int, un_id: int) -> tuple[Ids, Ids]:
+    """Put the pieces of one sample together: (ids, labels), both int64 of shape (length,).
+
+    Labels are ids where a target is, `IGNORE` elsewhere. A phrase never reaches over the end of its segment.
+
+    Raises:
+        ValueError: no id is a target, so that the sample would teach nothing.
+    """
+    ids = [np.asarray(segment.ids, dtype=np.int64) for segment in segments]
+    labels = [
+        np.where(span_mask(piece, span_id=span_id, cn_id=cn_id, un_id=un_id), piece, IGNORE)
+        if segment.target
+        else np.full_like(piece, IGNORE)
+        for segment, piece in zip(segments, ids, strict=True)
+    ]
+    joined = np.concatenate(labels) if labels else np.empty(0, dtype=np.int64)
+    if not (joined != IGNORE).any():
+        raise ValueError(
+            f"none of the sample's {joined.size} ids is a target: a sample needs an answer from the assistant"
+        )
+    return np.concatenate(ids), joined

@@ -1,0 +1,107 @@
+"""A learning rate that follows steps, or the clock: a run of 150 seconds ends at zero on any machine.
+
+    schedule = Schedule(steps=5000, seconds=150.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+
+Whichever is further along, steps or seconds, says how far the run is. The seconds spent are part of the
+scheduler's state (`LambdaLR` keeps the attributes of a callable object), so a resumed run goes on
+where it was.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+from transformers import TrainerCallback
+
+__all__ = ["Clock", "Progress", "Schedule"]
+
+
+class Schedule:
+    """Factor of the learning rate after some steps: a linear rise over `warmup`, then half a cosine.
+
+    Args:
+        steps: of the whole run.
+        seconds: that the run may take, None for as long as the steps need.
+        warmup: share of the run, in [0, 1).
+    """
+
+    def __init__(self, steps: int, seconds: float | None = None, warmup: float = 0.03):
+        if steps < 1 or not 0 <= warmup < 1 or (seconds is not None and seconds <= 0):
+            raise ValueError(
+                f"steps must be at least 1, seconds positive and warmup in [0, 1), got {steps}, {seconds} "
+                f"and {warmup}"
+            )
+        self.steps = steps
+        self.seconds = seconds
+        self.warmup = warmup
+        self.spent = 0.0  # seconds, written by Clock
+
+    def done(self, step: int) -> float:
+        """How much of the run is behind, in [0, 1]."""
+        by_time = self.spent / self.seconds if self.seconds is not None else 0.0
+        return min(1.0, max(step / self.steps, by_time))
+
+    def __call__(self, step: int) -> float:
+        done = self.done(step)
+        if done < self.warmup:
+            # Never quite zero: the first step would be lost.
+            return min(1.0, max(done, 1 / self.steps) / self.warmup)
+        return 0.5 * (1 + math.cos(math.pi * (done - self.warmup) / (1 - self.warmup)))
+
+
+class Clock(TrainerCallback):
+    """Tells a `Schedule` the seconds spent and stops the run when they are up.
+
+    It starts at the first step: what workers take to start is not counted. Wall-clock time, read without
+    waiting for the device.
+    """
+
+    def __init__(self, schedule: Schedule):
+        self.schedule = schedule
+        self.began: float | None = None
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.began is None:
+            self.began = time.monotonic() - self.schedule.spent
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Before the scheduler's step, so that it sees the time."""
+        if self.began is not None:
+            self.schedule.spent = time.monotonic() - self.began
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.schedule.seconds is not None and self.schedule.spent >= self.schedule.seconds:
+            control.should_training_stop = True
+
+
+class Progress(TrainerCallback):
+    """One line for each log: how far, how fast, the loss. Keeps them in `lines` for the manifest."""
+
+    def __init__(self, schedule: Schedule, rows_per_step: int, name: str = "train", quiet: bool = False):
+        self.schedule = schedule
+        self.rows_per_step = rows_per_step
+        self.name = name
+        self.quiet = quiet
+        self.lines: list[dict[str, float]] = []
+        self._last = (0, 0.0)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if not logs or "loss" not in logs:
+            return
+        step, spent = state.global_step, self.schedule.spent
+        steps, seconds = step - self._last[0], spent - self._last[1]
+        rate = steps / seconds if seconds > 0 else float("nan")
+        self._last = (step, spent)
+        line = {"step": step, "seconds": round(spent, 2), "loss": float(logs["loss"])}
+        line |= {"lr": float(logs.get("learning_rate", 0.0)), "grad_norm": float(logs.get("grad_norm", 0.0))}
+        self.lines.append(line)
+        if not self.quiet:
+            print(
+                f"{self.name}: {self.schedule.done(step):4.0%}  step {step}  {spent:6.1f} s  "
+                f"loss {line['loss']:.4f}  lr {line['lr']:.2e}  |g| {line['grad_norm']:.2f}  "
+                f"{rate:.1f} steps/s  {rate * self.rows_per_step:.0f} rows/s",
+                flush=True,
+            )

@@ -1,0 +1,165 @@
+"""Data sets: determined by index and seed; twin and tagged agree; hints are false and unsaid."""
+
+import json
+import pickle
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from reverse.data.scenes import make_scene
+from reverse.tokens import parse, strip
+from reverse.training.datasets import RecordDataset, SceneDataset
+from reverse.training.encoding import Encoder
+from reverse.training.hints import choose_hints, said
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_llava):
+    return Encoder(tiny_llava[1])
+
+
+def turns(dataset, index):
+    return dataset.turns(make_scene("train", index, dataset.seed))
+
+
+def test_an_item_depends_on_its_index_alone(encoder):
+    """Workers would give other data than one process, and a resumed run other data than an unbroken one."""
+    one, other = SceneDataset(encoder, seed=3), SceneDataset(encoder, seed=3)
+    [one[i] for i in range(5)]
+    a, b = one[7], pickle.loads(pickle.dumps(other))[7]
+    assert torch.equal(a.picture["pixel_values"], b.picture["pixel_values"])
+    assert all(np.array_equal(x.ids, y.ids) for x, y in zip(a.rows, b.rows, strict=True))
+    another = SceneDataset(encoder, seed=4)[7]
+    assert not torch.equal(a.picture["pixel_values"], another.picture["pixel_values"])
+    assert SceneDataset(encoder, seed=3, start=7)[0].rows[0].ids.tolist() == a.rows[0].ids.tolist()
+
+
+@pytest.mark.parametrize("answers", [1, 3])
+def test_the_twin_sees_the_same_positive_answers(encoder, answers):
+    """The comparison with the plain twin would not be fair."""
+    tagged = SceneDataset(encoder, answers=answers)
+    twin = SceneDataset(encoder, answers=answers, tagged=False, negatives=False)
+    for index in range(60):
+        positives = turns(tagged, index)[::2]
+        plain = turns(twin, index)
+        assert [strip(turn.answer) for turn in positives] == [turn.answer for turn in plain]
+        assert [turn.question for turn in positives] == [turn.question for turn in plain]
+        assert not any(turn.hints for turn in plain)
+
+
+def test_every_positive_has_its_negative(encoder):
+    """A share of negatives other than half shifts every p(</UN>)."""
+    dataset = SceneDataset(encoder, answers=2)
+    for index in range(40):
+        made = turns(dataset, index)
+        assert len(made) == 4
+        for positive, negative in zip(made[::2], made[1::2], strict=True):
+            assert "</UN>" not in positive.answer
+            assert negative.answer.endswith("</UN>") and negative.answer.count("</UN>") == 1
+            assert positive.question == negative.question
+
+
+def test_hints_are_false_and_the_answer_avoids_them(encoder):
+    """A hinted answer that says the hint would teach to ignore hints."""
+    dataset = SceneDataset(encoder, hint_share=1.0, prejudice=1.0, caption_share=1.0)
+    counts = set()
+    for index in range(80):
+        positive, negative = turns(dataset, index)
+        assert 1 <= len(positive.hints) <= 5
+        counts.add(len(positive.hints))
+        text = strip(positive.answer).lower()
+        for hint in positive.hints:
+            assert hint == hint.lower()
+            assert not said(hint, positive.answer) and f" {hint} " not in f" {text} "
+        # the annotator is not prejudiced here: every object phrase is true
+        assert all(phrase.confident for phrase in parse(positive.answer).phrases)
+        assert set(negative.hints) <= set(positive.hints)
+    assert counts == {1, 2, 3, 4, 5}
+
+
+def test_hinted_negatives_say_hinted_and_other_phrases(encoder):
+    """With hints before good answers only, a hint would say that nothing after it is wrong."""
+    dataset = SceneDataset(encoder, hint_share=1.0, caption_share=1.0)
+    pairs = [turns(dataset, index) for index in range(80)]
+    named = [
+        answer.answer.lower().endswith(tuple(f">{hint}</un>" for hint in answer.hints)) for _, answer in pairs
+    ]
+    assert 0.2 < sum(named) / len(named) < 0.8
+
+
+def test_share_of_hints(encoder):
+    """The published share is a fifth."""
+    dataset = SceneDataset(encoder, caption_share=1.0)
+    share = sum(bool(turns(dataset, index)[0].hints) for index in range(400)) / 400
+    assert 0.13 < share < 0.27
+
+
+def test_said_ignores_what_is_closed_by_un():
+    """The phrase of a negative would count as said, and never be hinted."""
+    assert said("Two  cups", "There are <SPAN>two cups</CN>.")
+    assert said("a dog", "I see <SPAN>a dog</CN> and <SPAN>a cat</UN>")
+    assert not said("a cat", "I see <SPAN>a dog</CN> and <SPAN>a cat</UN>")
+    assert not said("a do", "I see <SPAN>a dog</CN>")
+
+
+def test_own_hint_comes_first():
+    """The one phrase that the record knows to be tempting would be left to chance."""
+    rng = random.Random(0)
+    for _ in range(50):
+        pool = ["a cup", "a dog", "a cat", "a bus", "a car", "a bed"]
+        chosen = choose_hints(rng, "A dog.", own=["A Fork"], pool=pool)
+        assert "a fork" in chosen and "a dog" not in chosen and 1 <= len(chosen) <= 5
+        assert len(set(chosen)) == len(chosen)
+    assert choose_hints(rng, "A dog.", own=["a dog"]) == ()
+
+
+def record(i, **changes):
+    said = {"from": "gpt", "value": "I see <SPAN>a café</CN>.", "A_type": "general_answer", "hint": "A Fork"}
+    turns = [{"from": "human", "value": "<image>\nWhat is it? ✓"}, said | changes]
+    return {"id": str(i), "image": "a.png", "conversations": turns}
+
+
+@pytest.mark.parametrize("form", ["list", "indented", "jsonl", "ascii"])
+def test_records_are_found_in_every_form(encoder, tmp_path, picture, form):
+    """Offsets counted in characters would cut records after the first letter that is not ASCII."""
+    records = [record(i) for i in range(5)]
+    text = {
+        "list": json.dumps(records, ensure_ascii=False),
+        "indented": "\n " + json.dumps(records, ensure_ascii=False, indent=2) + "\n",
+        "jsonl": "\n".join(json.dumps(r, ensure_ascii=False) for r in records) + "\n\n",
+        "ascii": json.dumps(records),
+    }[form]
+    (tmp_path / "data.json").write_text(text, encoding="utf-8")
+    picture(size=(60, 40)).save(tmp_path / "a.png")
+    dataset = RecordDataset(tmp_path / "data.json", tmp_path, encoder, hint_share=1.0)
+    dataset = pickle.loads(pickle.dumps(dataset))
+    assert [dataset.record(i) for i in range(len(dataset))] == records
+    item = dataset[3]
+    shown = encoder.tokenizer.decode([i for i in item.rows[0].ids if i != encoder.image_id])
+    assert "(Hint: potential incorrect phrases -> a fork)" in shown
+    assert item.picture["pixel_values"].shape == (1, 3, 112, 112)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"A_type": "yes_no"}, {"hint": None}, {"value": "I see <SPAN>a cat</UN>"}, {"value": "A fork."}],
+)
+def test_which_records_get_no_hint(encoder, tmp_path, picture, changes):
+    """Hints belong to positive general answers that do not say them."""
+    (tmp_path / "data.json").write_text(json.dumps([record(0, **changes)]), encoding="utf-8")
+    picture().save(tmp_path / "a.png")
+    item = RecordDataset(tmp_path / "data.json", tmp_path, encoder, hint_share=1.0)[0]
+    assert "Hint" not in encoder.tokenizer.decode(item.rows[0].ids)
+
+
+def test_broken_files_are_refused(encoder, tmp_path):
+    """A file that was cut off would train on half of the data in silence."""
+    (tmp_path / "cut.json").write_text(json.dumps([record(0), record(1)])[:-30], encoding="utf-8")
+    (tmp_path / "empty.json").write_text("[]", encoding="utf-8")
+    for name in ("cut.json", "empty.json"):
+        with pytest.raises(ValueError, match=name):
+            RecordDataset(tmp_path / name, tmp_path, encoder)
+    with pytest.raises(FileNotFoundError):
+        RecordDataset(tmp_path / "none.json", tmp_path, encoder)

@@ -1,0 +1,150 @@
+"""Training runs: schedule, budget, seeds, resuming, what is written."""
+
+import json
+import time
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from reverse.models import load
+from reverse.models.tiny import build_tiny_llava
+from reverse.tokens import add_tokens
+from reverse.training.datasets import SceneDataset
+from reverse.training.encoding import Encoder
+from reverse.training.schedule import Schedule
+from reverse.training.sft import SFTConfig, train
+
+
+def tiny():
+    model, processor = build_tiny_llava(seed=0)
+    add_tokens(model, processor)
+    return model, processor
+
+
+def run(output, resume=True, callbacks=(), **settings):
+    model, processor = tiny()
+    settings = {"steps": 6, "batch": 2, "log_steps": 1, "quiet": True, "weight_decay": 0.1} | settings
+    dataset = SceneDataset(Encoder(processor), pictures=100)
+    config = SFTConfig(str(output), **settings)
+    manifest = train(model, processor, dataset, config, resume=resume, callbacks=callbacks)
+    return model, manifest
+
+
+def weights(model):
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+class Slow(TrainerCallback):
+    def __init__(self):
+        self.rates = []
+
+    def on_step_end(self, args, state, control, lr_scheduler=None, **kwargs):
+        time.sleep(0.05)
+        self.rates.append(lr_scheduler.get_last_lr()[0])
+
+
+def test_schedule_follows_whichever_is_further():
+    """A run on a slow machine would be cut off at a high learning rate."""
+    schedule = Schedule(steps=1000, seconds=100, warmup=0.1)
+    assert schedule(0) > 0
+    assert schedule(100) == pytest.approx(1)
+    schedule.spent = 55
+    assert schedule(100) == pytest.approx(0.5)
+    assert schedule(900) == pytest.approx(Schedule(1000, warmup=0.1)(900))
+    schedule.spent = 101
+    assert schedule(3) == pytest.approx(0)
+    assert all(0 <= Schedule(steps)(step) <= 1 for steps in (1, 2, 50) for step in range(steps + 1))
+    for bad in ({"steps": 0}, {"steps": 1, "seconds": 0.0}, {"steps": 1, "warmup": 1.0}):
+        with pytest.raises(ValueError, match="steps"):
+            Schedule(**bad)
+
+
+def test_a_budget_of_seconds_ends_the_run_near_zero(tmp_path):
+    """A run with a budget would go on to its last step, or end in the middle of its schedule."""
+    slow = Slow()
+    _, manifest = run(tmp_path / "out", steps=1000, seconds=1.0, callbacks=[slow])
+    assert manifest["steps"] < 1000 and 0.9 < manifest["seconds"] < 3
+    assert slow.rates[-1] < 0.05 * max(slow.rates)
+
+
+def test_loss_falls_and_seeds_decide(tmp_path):
+    """Nothing would be learnt, or the same seed would give two models."""
+    first, manifest = run(tmp_path / "a", steps=12, lr=3e-3)
+    losses = [loss for _, loss in manifest["losses"]]
+    assert losses[-1] < losses[0] - 0.3
+    second, _ = run(tmp_path / "b", steps=12, lr=3e-3)
+    assert torch.equal(weights(first), weights(second))
+
+
+def test_resumed_equals_unbroken(tmp_path):
+    """A run that was stopped would repeat data, forget its optimizer, or start its schedule over."""
+    unbroken, _ = run(tmp_path / "unbroken", save_steps=2)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "broken", save_steps=2, callbacks=[StopAt(3)])
+    assert not (tmp_path / "broken").exists()
+    resumed, manifest = run(tmp_path / "broken", save_steps=2)
+    assert torch.equal(weights(unbroken), weights(resumed))
+    assert manifest["steps"] == 6 and (tmp_path / "broken" / "model.safetensors").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "unbroken"]
+
+
+def test_checkpoints_of_another_run_are_not_continued(tmp_path):
+    """A changed learning rate would be mixed with the old one in silence."""
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "out", save_steps=1, callbacks=[StopAt(2)])
+    with pytest.raises(ValueError, match="lr"):
+        run(tmp_path / "out", save_steps=1, lr=1e-4)
+    _, manifest = run(tmp_path / "out", save_steps=1, lr=1e-4, resume=False)
+    assert manifest["steps"] == 6
+
+
+def test_time_spent_is_resumed(tmp_path):
+    """A run of 180 seconds that was stopped would take its whole time again."""
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "out", steps=1000, seconds=2.0, save_steps=1, callbacks=[Slow(), StopAt(12)])
+    began = time.monotonic()
+    _, manifest = run(tmp_path / "out", steps=1000, seconds=2.0, save_steps=500, callbacks=[Slow()])
+    assert manifest["steps"] > 12 and 2.0 <= manifest["seconds"] < 4
+    assert manifest["seconds"] > time.monotonic() - began - manifest["startup_seconds"] - 0.5
+
+
+def test_what_is_written(tmp_path):
+    """A model that cannot be loaded, in the wrong dtype, or with its cache off for ever."""
+    model, manifest = run(tmp_path / "out", steps=2, save_dtype="bfloat16")
+    assert model.dtype == torch.float32  # the one trained stays as it is
+    loaded, processor = load(tmp_path / "out")
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
+    assert torch.equal(weights(model).bfloat16(), weights(loaded))
+    assert loaded.config.get_text_config().use_cache
+    written = json.loads((tmp_path / "out" / "training.json").read_text())
+    assert written == json.loads(json.dumps(manifest))
+    assert written["config"]["seed"] == 0 and written["rows"] == 2 * 2 * 2 and written["seconds"] > 0
+    assert processor.tokenizer.decode(processor.tokenizer("<SPAN>")["input_ids"]).endswith("<SPAN>")
+
+
+def test_workers_give_the_same_model(tmp_path):
+    """Data prepared in worker processes would differ, or not arrive."""
+    alone, _ = run(tmp_path / "a", steps=3)
+    shared, _ = run(tmp_path / "b", steps=3, workers=2)
+    assert torch.equal(weights(alone), weights(shared))
+
+
+def test_nothing_to_train_is_an_error(tmp_path):
+    """A frozen model would be saved as trained."""
+    model, processor = tiny()
+    model.requires_grad_(False)
+    dataset = SceneDataset(Encoder(processor), pictures=2)
+    with pytest.raises(ValueError, match="gradient"):
+        train(model, processor, dataset, SFTConfig(str(tmp_path / "out"), steps=1, batch=1))
+    with pytest.raises(ValueError, match="batch"):
+        train(model, processor, dataset, SFTConfig(str(tmp_path / "out")))
