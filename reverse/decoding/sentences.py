@@ -19,7 +19,8 @@ _ABBREVIATION = re.compile(
     r"(?:^|[\s(\"'])(?:(?:[A-Za-z]\.){2,}|(?:mr|mrs|ms|dr|st|vs|etc|approx|fig|no|prof|inc|ca|cf)\.)$", re.I
 )
 _END = re.compile(r"(?:[.!?]+[\"'”’)\]]*|。[”’」』）]*)$")
-_CHUNK = 32  # ids decoded together; pieces come from growing prefixes, which costs the square of this
+_WINDOW = 40  # ids decoded together; pieces come from growing prefixes, which costs the square of this
+_UTF8 = 4  # bytes a character has at most
 _ANCHOR = 8  # ids decoded before a chunk, so that joints between words come out right
 
 
@@ -62,17 +63,32 @@ def token_pieces(
     A character that spreads over several ids is told with the last of them.
     """
     pieces: list[str] = []
-    known = list(context[-_ANCHOR:])
-    for start in range(0, len(ids), _CHUNK):
-        window = list(known)
-        shown = decode(window) if window else ""
-        for token in ids[start : start + _CHUNK]:
-            window.append(int(token))
-            text = decode(window)
-            if text.endswith("\ufffd"):  # half a character: wait for the rest
-                pieces.append("")
-                continue
-            pieces.append(text[len(shown) :])
-            shown = text
-        known = window[-_ANCHOR:]
+    window, shown = _anchor(decode, list(context))
+    for token in ids:
+        window.append(int(token))
+        text = decode(window)
+        if text.endswith("\ufffd"):  # half a character: wait for the rest
+            pieces.append("")
+            continue
+        pieces.append(text[len(shown) :])
+        shown = text
+        if len(window) > _WINDOW:
+            window, shown = _anchor(decode, window)
     return pieces
+
+
+def _anchor(decode: Callable[[list[int]], str], ids: list[int]) -> tuple[list[int], str]:
+    """The end of `ids` from where a character begins, and its text without half a character at its end.
+
+    Half a character spoils the whole run of byte tokens it stands in (SentencePiece), so it is cut off first.
+    """
+    tail = ids[-_WINDOW:]
+    whole = len(tail)
+    while whole and len(tail) - whole < _UTF8 and decode(tail[:whole]).endswith("\ufffd"):
+        whole -= 1
+    for size in (_ANCHOR, 2 * _ANCHOR, 4 * _ANCHOR):
+        start = max(0, whole - size)
+        text = decode(tail[start:whole])
+        if "\ufffd" not in text:
+            return tail[start:], text
+    return tail, decode(tail[:whole])
