@@ -105,10 +105,12 @@ def _set_of(config: GenerationConfig, names: tuple[str, ...]) -> list[str]:
     return [f"{name}={getattr(config, name)}" for name in names if getattr(config, name, None)]
 
 
-def caller_processors(processors: LogitsProcessorList) -> LogitsProcessorList:
-    """The caller's processors without temperature, top-k and top-p, which our loop owns.
+def caller_processors(
+    processors: LogitsProcessorList, mask: torch.Tensor | None, rows: int
+) -> list[LogitsProcessorList]:
+    """Per row the caller's processors without temperature, top-k and top-p, which our loop owns.
 
-    They will be shown one row at a time without padding, so what they know of padding is taken out.
+    Each will be shown its row alone, padding included, as lengths were counted with it.
     Raises ValueError for a processor whose state cannot be rewound.
     """
     kept = [p for p in processors if not isinstance(p, _OURS)]
@@ -118,9 +120,14 @@ def caller_processors(processors: LogitsProcessorList) -> LogitsProcessorList:
                 f"{type(processor).__name__} keeps a state that cannot be rewound: remove the option that "
                 "adds it"
             )
-        if isinstance(processor, RepetitionPenaltyLogitsProcessor):
-            kept[kept.index(processor)] = RepetitionPenaltyLogitsProcessor(processor.penalty)
-    return LogitsProcessorList(kept)
+    padding = [0] * rows if mask is None else (mask == 0).sum(dim=1).tolist()
+    return [LogitsProcessorList([_for_row(p, skip) for p in kept]) for skip in padding]
+
+
+def _for_row(processor: Any, padding: int) -> Any:
+    if isinstance(processor, RepetitionPenaltyLogitsProcessor):  # it knows the padding of the whole batch
+        return RepetitionPenaltyLogitsProcessor(processor.penalty, prompt_ignore_length=padding)
+    return processor
 
 
 def eos_ids(config: GenerationConfig) -> frozenset[int]:

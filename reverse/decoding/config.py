@@ -40,6 +40,7 @@ class ResamplingConfig:
     escalation_resets: bool = True  # T ← T0 + ΔT after going back a sentence; False: T stays where it was
     top_k: int = 0  # keep the k most probable tokens when sampling; 0: all
     top_p: float = 1.0  # keep the smallest set of tokens with this probability when sampling
+    yes_no: bool = False  # the question wants yes or no: the default threshold is 0.5 (paper §5)
     open_ended: bool = (
         False  # ask once more, with `false_premise`, when the answer comes out blank (paper §4)
     )
@@ -48,7 +49,7 @@ class ResamplingConfig:
 
     def __post_init__(self) -> None:
         t = self.threshold
-        if t is not None and not (isinstance(t, (int, float)) and 0 < t <= 1):
+        if t is not None and not (isinstance(t, (int, float)) and not isinstance(t, bool) and 0 < t <= 1):
             raise ValueError(
                 f"threshold must lie in (0, 1], got {t}: it is a probability of </UN>, try 0.003"
             )

@@ -30,6 +30,7 @@ from reverse.tokens.spans import TokenIds
 __all__ = ["Retrospective", "generate", "retrospective"]
 
 MODES = ("resample", "plain")
+_YES_NO = 0.5  # threshold for yes/no questions, in all the paper's discriminative benchmarks (§5)
 # Of `generation`: those that would be overruled without a word.
 _OWN_OPTIONS = frozenset(
     {
@@ -83,10 +84,10 @@ class Retrospective:
         _hf.check_request(generation_config, stopping_criteria, model_kwargs)
         config = self.config
         if config.threshold is None:
-            config = replace(config, threshold=default_threshold(model))
+            config = replace(config, threshold=_YES_NO if config.yes_no else default_threshold(model))
         verifier = Verifier(self.tags, config.score, config.check)
         length = input_ids.shape[1]
-        limit = _room(model, length, generation_config.max_length - length)
+        context = family_of(model).context_length(model.config)
         warm = generation_config.do_sample
         temperature = 1.0 if generation_config.temperature is None else generation_config.temperature
         mask = model_kwargs.get("attention_mask")
@@ -97,8 +98,9 @@ class Retrospective:
             prompt = ids if mask is None else ids[int((mask[row] == 0).sum()) :]
             if self.hints is not None:
                 self.hints.insert_at(prompt)  # an unusual prompt is refused before any work is done
-            policy = Policy(config, self.tags, limit, temperature if warm else 0.0, self.checking)
-            requests.append(Request(prompt, policy, seed, self.hints))
+            room = _room(len(prompt), context, generation_config.max_length - length)
+            policy = Policy(config, self.tags, room, temperature if warm else 0.0, self.checking)
+            requests.append(Request(prompt, policy, seed, self.hints, context))
         backend = TransformersBackend(
             model,
             input_ids,
@@ -106,7 +108,7 @@ class Retrospective:
             model_kwargs,
             tags=self.tags,
             verifier=verifier,
-            processors=_hf.caller_processors(logits_processor),
+            processors=_hf.caller_processors(logits_processor, mask, len(input_ids)),
             top_k=config.top_k,
             top_p=config.top_p,
             well_formed=self.checking,
@@ -167,7 +169,7 @@ def generate(
     max_new_tokens: int = 256,
     do_sample: bool = False,
     temperature: float = 1.0,
-    seed: int | Sequence[int] = 0,
+    seed: int | Sequence[int] | None = None,
     batch_size: int = 8,
     system: str | None = None,
     generation: dict[str, Any] | None = None,
@@ -183,7 +185,8 @@ def generate(
             it of each.
         mode: "resample" checks and corrects; "plain" decodes as `model.generate()` would and only reads p.
         max_new_tokens: the most tokens of an answer, tags included.
-        seed: of all requests, or one a request; the same request and seed give the same answer in any batch.
+        seed: of all requests (by default the config's), or one a request; the same request and seed give
+            the same answer in any batch.
         batch_size: requests decoded side by side.
         generation: further arguments for `model.generate()`, such as `repetition_penalty`.
         progress: called with the number of requests that each batch finished.
@@ -206,7 +209,7 @@ def generate(
         )
     settled = (config or ResamplingConfig()).with_changes(settings)
     pictures, prompts, single = _requests(images, prompt)
-    seeds = _one_a_request(seed, len(prompts))
+    seeds = _one_a_request(settled.seed if seed is None else seed, len(prompts))
     if len(seeds) != len(prompts):
         raise ValueError(
             f"got {len(seeds)} seeds for {len(prompts)} requests: give one a request, or a number"
@@ -292,9 +295,8 @@ def _batches(rows: range, size: int) -> Iterable[list[int]]:
         yield list(rows[start : start + size])
 
 
-def _room(model: Any, prompt: int, asked: int) -> int:
+def _room(prompt: int, context: int, asked: int) -> int:
     """The most ids an answer may hold: what was asked for, as far as the context reaches."""
-    context = family_of(model).context_length(model.config)
     if prompt >= context:
         raise ValueError(
             f"the prompt has {prompt} tokens, images included, and the context is {context}: shorten the "

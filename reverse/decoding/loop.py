@@ -29,6 +29,7 @@ class Request:
     policy: Policy
     seed: int = 0
     hints: HintWriter | None = None  # None: the prompt is never rewritten
+    context: int | None = None  # ids that the model can take; the oldest hints give way to it
     _seconds: list[float] = field(default_factory=list)
     _since: float = 0.0
     _began: float = 0.0
@@ -39,8 +40,14 @@ class Request:
         """The whole row: prompt, with hints where there are rejected phrases, and answer."""
         prompt = list(self.prompt)
         if self.hints is not None and self.policy.rejected:
+            phrases = [decode(list(ids)) for ids in self.policy.rejected]
+            hint = self.hints.ids(phrases)
+            room = None if self.context is None else self.context - len(prompt) - self.policy.max_new_tokens
+            while room is not None and hint and len(hint) > room:
+                phrases = phrases[-self.hints.limit :][1:]
+                hint = self.hints.ids(phrases)
             at = self.hints.insert_at(prompt)
-            prompt[at:at] = self.hints.ids([decode(list(ids)) for ids in self.policy.rejected])
+            prompt[at:at] = hint
         return prompt + self.policy.ids
 
     def draw(self) -> Draw:

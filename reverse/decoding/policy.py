@@ -78,8 +78,8 @@ class Attempt:
     at: int  # position in the answer where the segment began
     to: int  # position that was gone back to
     temperature: float  # at which the segment was decoded
-    level: int  # sentences gone back so far
-    discarded: int  # tokens thrown away
+    level: int  # sentences gone back at this place before this attempt
+    discarded: int  # tokens lost; negative where a longer text was restored than had been decoded
 
 
 @dataclass(slots=True)
@@ -263,7 +263,7 @@ class Policy:
     def _fail(
         self, segment: Segment, kind: Literal["rejected", "unclosed", "malformed"]
     ) -> Continue | Rewind | Finish:
-        at, temperature = len(self.ids), self.temperature
+        at, temperature, level = len(self.ids), self.temperature, self.level
         opened = segment.ids.count(self.tags.span)
         phrase: Ids = segment.ids[segment.ids.index(self.tags.span) + 1 : -1] if opened == 1 else ()
         rest = self._advance(segment)
@@ -276,8 +276,8 @@ class Policy:
         self.temperature = self._raised(self.temperature)
         action = self._after_failure()
         to = len(self.ids) if isinstance(action, Rewind) else min(at, len(self.ids))
-        discarded = at + len(segment.ids) - to
-        self.attempts.append(Attempt(kind, phrase, segment.p, at, to, temperature, self.level, discarded))
+        discarded = at + len(segment.ids) - len(self.ids)
+        self.attempts.append(Attempt(kind, phrase, segment.p, at, to, temperature, level, discarded))
         return action
 
     def _after_failure(self) -> Continue | Rewind | Finish:

@@ -37,8 +37,8 @@ class TraceEntry:
     at: int  # token position in the answer where the segment began
     rewound_to: int  # token position that was gone back to
     temperature: float  # of the rejected segment
-    level: int  # sentences gone back at this place
-    tokens: int  # thrown away
+    level: int  # sentences gone back at this place before
+    tokens: int  # lost; they add up to usage.discarded
     seconds: float
 
 

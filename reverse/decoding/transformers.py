@@ -60,7 +60,7 @@ class TransformersBackend:
         *,
         tags: TokenIds,
         verifier: Verifier,
-        processors: LogitsProcessorList | None = None,
+        processors: Sequence[LogitsProcessorList] | None = None,
         top_k: int = 0,
         top_p: float = 1.0,
         well_formed: bool = True,
@@ -75,7 +75,8 @@ class TransformersBackend:
         logits, self.cache, distance = _hf.prefill(model, input_ids, config, kwargs)
         self.distance = distance.to(self.device).unsqueeze(1) if multimodal else None
         self.length = input_ids.shape[1]
-        self.rows = []
+        self.prompts = input_ids.tolist()  # with padding and without hints: what processors are shown
+        self.rows: list[_Row] = []
         for lane, (ids, alive) in enumerate(zip(input_ids.tolist(), live.tolist(), strict=True)):
             first = alive.index(1)
             self.rows.append(_Row(ids[first:], list(range(first, self.length)), lane))
@@ -153,14 +154,23 @@ class TransformersBackend:
         scores = logits[[lane for lane, _ in active]].float()
         if self.well_formed:
             scores = mask_tags(scores, [s.inside for s in states], self.tags)
-        if self.processors:  # rows have different lengths, so each is shown its own ids
-            texts = [torch.tensor([s.ids + s.pending], device=self.device) for s in states]
-            scores = torch.cat([self.processors(t, scores[j : j + 1]) for j, t in enumerate(texts)])
+        if self.processors and self.processors[0]:  # rows have different lengths, so each is shown alone
+            scores = torch.cat(
+                [self.processors[i](self._history(i), scores[j : j + 1]) for j, (_, i) in enumerate(active)]
+            )
         noise = [
             uniform(d.seed, d.position + len(s.run), d.attempt) if d.temperature > 0 else 0.0
             for s, d in zip(states, draws, strict=True)
         ]
         return choose(scores, [d.temperature for d in draws], noise, self.top_k, self.top_p).tolist()
+
+    def _history(self, row: int) -> torch.Tensor:
+        """The row as `generate()` would show it to a processor: its padded prompt and the answer so far."""
+        state = self.rows[row]
+        assert state.draw is not None
+        said = state.draw.position + len(state.run)
+        answer = (state.ids + state.pending)[-said:] if said else []
+        return torch.tensor([self.prompts[row] + answer], device=self.device)
 
     def _take_logits(self) -> torch.Tensor:
         """Logits after every lane's text, shape (lanes, vocabulary); feeds what is pending."""

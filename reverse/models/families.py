@@ -129,7 +129,7 @@ def family_of(model_or_config: Any) -> Family:
     known = ", ".join(f"{family.name} ({', '.join(family.model_types)})" for family in FAMILIES)
     raise ValueError(
         f"unknown architecture {model_type!r} ({type(model_or_config).__name__}): known are {known}; "
-        "an original LLaVA checkpoint (model_type 'llava_llama') becomes a known one by `reverse convert`"
+        "an original LLaVA checkpoint (model_type 'llava_llama') must first be converted to LLaVA's own class"
     )
 
 

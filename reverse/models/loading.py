@@ -20,7 +20,7 @@ from reverse.models.families import FAMILIES, Family
 from reverse.models.processors import load_processor
 from reverse.tokens.vocabulary import ensure_ordinary, token_ids
 
-BUNDLED = ("tiny-llava", "tiny-qwen")
+BUNDLED = ("tiny-llava",)
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
@@ -40,7 +40,7 @@ def load(
     """Load a model in eval mode, and its processor, padding on the left.
 
     Args:
-        path_or_id: a folder, a hub id, or "tiny-llava" / "tiny-qwen", the models that come with the package.
+        path_or_id: a folder, a hub id, or "tiny-llava", the model that comes with the package.
         dtype: of the weights; by default as they were saved.
         device: where the model goes; by default the CPU, unless `device_map` is among `kwargs`.
         attn_implementation: "sdpa", "eager" or "flash_attention_2" (needs flash-attn).
@@ -141,8 +141,8 @@ def _check_config(path: str, config: dict[str, Any]) -> Family:
     known = ", ".join(f"{family.name} ({', '.join(family.model_types)})" for family in FAMILIES)
     raise ValueError(
         f"{path!r} has the unknown architecture {model_type!r} ({config.get('architectures')}): known are "
-        f"{known}; an original LLaVA checkpoint becomes a known one by `reverse convert`, a LoRA adapter by "
-        "`reverse merge`"
+        f"{known}; an original LLaVA checkpoint must first be converted to the class of transformers, and a "
+        "LoRA adapter merged into its base (peft's merge_and_unload)"
     )
 
 

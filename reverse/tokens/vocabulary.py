@@ -132,6 +132,7 @@ def add_tokens_to_checkpoint(
     Raises:
         FileExistsError: `out` exists and is not an empty folder.
         ValueError: as `add_tokens`.
+        FileNotFoundError: there is no folder `base`.
         OSError: `base` cannot be read, or holds no safetensors.
     """
     import transformers
@@ -139,6 +140,8 @@ def add_tokens_to_checkpoint(
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{str(out)!r} is not empty: name a folder that does not exist yet")
+    if not Path(base).is_dir() and (str(base).startswith((".", "/", "~")) or str(base).count("/") != 1):
+        raise FileNotFoundError(f"no such folder: {str(base)!r}: give a checkpoint's folder or a hub id")
     config = AutoConfig.from_pretrained(base)
     tokenizer = AutoTokenizer.from_pretrained(base)
     if not config.architectures:

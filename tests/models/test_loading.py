@@ -162,7 +162,7 @@ def test_bundled_names_lead_to_the_assets(monkeypatch, tmp_path, tiny):
 def test_unknown_architectures_are_refused(untagged):
     """An original LLaVA checkpoint would load as the base model without its projector."""
     edit_config(untagged, model_type="llava_llama", architectures=["LlavaLlamaForCausalLM"])
-    with pytest.raises(ValueError, match=r"'llava_llama'.*known are.*reverse convert"):
+    with pytest.raises(ValueError, match=r"'llava_llama'.*known are.*converted"):
         load(untagged)
 
 
