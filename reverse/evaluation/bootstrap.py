@@ -47,7 +47,8 @@ def difference(
     point = _ratio(p1.sum(), w1.sum()) - _ratio(p2.sum(), w2.sum())
     spread = _ratio(draws @ p1, draws @ w1) - _ratio(draws @ p2, draws @ w2)
     if relative:
-        point, spread = point / _ratio(p2.sum(), w2.sum()), spread / _ratio(draws @ p2, draws @ w2)
+        point = _ratio(point, _ratio(p2.sum(), w2.sum()))
+        spread = _ratio(spread, _ratio(draws @ p2, draws @ w2))
     return _summary(point, spread, level)
 
 

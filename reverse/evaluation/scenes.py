@@ -16,7 +16,7 @@ import os
 import platform
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -117,12 +117,16 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Answers of one contender about `count` scenes, in `out/<name>.jsonl`; finished lines are not repeated.
 
-    Each batch is appended and synced before the next begins; a torn last line is decoded again.
+    Each batch is appended and synced before the next begins; a torn one is decoded again.
     """
     model, processor = loaded
     path = out / f"{contender.name}.jsonl"
-    rows = _read_whole_lines(path)
     out.mkdir(parents=True, exist_ok=True)
+    _same_settings(
+        path.with_suffix(".settings.json"),
+        asdict(contender) | {"split": split, "seed": seed, "max_new_tokens": max_new_tokens},
+    )
+    rows = _read_whole_batches(path, batch_size)
     with path.open("a", encoding="utf-8") as file:
         while len(rows) < count:
             scenes = [
@@ -158,16 +162,28 @@ def _picture(scene: Scene) -> Any:
     return Image.fromarray(render(scene))
 
 
-def _read_whole_lines(path: Path) -> list[dict[str, Any]]:
-    """What was finished; a last line without its end is cut off the file."""
+def _same_settings(path: Path, settings: dict[str, Any]) -> None:
+    """Write down what a file of answers was made with, or refuse to go on with another file's."""
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if before != settings:
+            changed = ", ".join(f"{k}={before.get(k)!r}" for k in settings if before.get(k) != settings[k])
+            raise ValueError(
+                f"{path.parent} holds answers made with {changed}: give another folder with --out"
+            )
+    else:
+        path.write_text(json.dumps(settings), encoding="utf-8")
+
+
+def _read_whole_batches(path: Path, batch_size: int) -> list[dict[str, Any]]:
+    """What was finished. A torn batch is cut off the file, so that the rest falls into the same batches."""
     if not path.exists():
         return []
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
-    return [json.loads(line) for line in whole.splitlines()]
+    lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    whole = lines[: len(lines) // batch_size * batch_size]
+    with path.open("r+b") as file:
+        file.truncate(sum(map(len, whole)))
+    return [json.loads(line) for line in whole]
 
 
 def compare(
@@ -268,14 +284,26 @@ def environment(device: str) -> dict[str, str]:
     import torch
     import transformers
 
+    from reverse import __version__
+
     name = torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or "CPU"
     return {
         "device": name,
+        "reverse": __version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
     }
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for NaN, which JSON does not have."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -296,28 +324,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default=None, help="cuda where there is one, else cpu")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
+    import torch
+
+    device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
     report = compare(
         given.tagged,
         given.twin,
         given.out,
         given.thresholds,
         threshold=given.threshold,
-        device=given.device,
+        device=device,
         split=given.split,
         count=given.count,
         batch_size=given.batch_size,
         seed=given.seed,
     )
-    import torch
-
-    device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
     command = f"scripts/eval/scenes.sh {given.tagged} {given.twin}"
     report |= environment(device) | {"command": command, "claims": claims(report)}
     temporary = given.out / "report.json.tmp"
-    temporary.write_text(json.dumps(report, indent=1), encoding="utf-8")
+    temporary.write_text(json.dumps(_finite(report), indent=1) + "\n", encoding="utf-8")
     temporary.replace(given.out / "report.json")
     Console(width=150).print(table(report))
-    print(json.dumps(report["claims"]))
+    print(json.dumps(_finite(report["claims"])))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# How much the tagged model makes up about 500 test scenes, with checking off and on, against its plain twin.
+#   bash scripts/eval/scenes.sh [TAGGED] [TWIN] [OUT] [further options of python -m reverse.evaluation.scenes]
+# The threshold is the checkpoint's own; 0.01 and 0.3 stand beside it. A stopped run goes on where it was.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+tagged="${1:-tiny-llava}"
+twin="${2:-out/scenes/twin}"
+out="${3:-out/eval}"
+shift "$(( $# < 3 ? $# : 3 ))"
+exec "${PYTHON:-python}" -m reverse.evaluation.scenes --tagged "$tagged" --twin "$twin" --out "$out" \
+  --count 500 --thresholds 0.01 0.3 "$@"

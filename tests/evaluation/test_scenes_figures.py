@@ -1,0 +1,103 @@
+"""The figures of the scenes measurement, against counting by hand and independent formulas."""
+
+import json
+
+import numpy as np
+import pytest
+
+from reverse.data.scenes import make_scene
+from reverse.decoding.trace import Phrase, Result, Usage
+from reverse.evaluation import scenes
+from reverse.evaluation.bootstrap import difference, interval
+
+
+def result(text, phrases=(), resolved=True):
+    marked = tuple(Phrase(t, text.index(t), text.index(t) + len(t), p, "accepted") for t, p in phrases)
+    return Result(text, text, marked, resolved, "eos", (), Usage(20, 10, 30, 0.1), ())
+
+
+def test_score_counts_wrong_mentions_and_named_objects():
+    """CHAIR would count right objects as wrong, or coverage would count repeats."""
+    scene = make_scene("test", 0)
+    true = sorted(scene.truth)
+    absent = next(name for name in ("dog", "pizza", "train", "bed") if name not in scene.truth)
+    row = scenes.score(scene, result(f"A {true[0]}, a {true[0]} and a {absent}.", [(f"a {absent}", 0.7)]))
+    assert (row["mentions"], row["wrong"], row["named"]) == (3, 1, 1)
+    assert row["objects"] == len(true) and row["empty"] == 0
+    assert row["phrases"] == [[f"a {absent}", 0.7, 1]]
+    assert (row["kept"], row["generated"]) == (20, 30)
+
+
+def test_ratio_is_of_sums_and_the_interval_covers_it():
+    """A mean of ratios would weigh short captions like long ones."""
+    wrong, mentioned = [1, 0, 2, 0], [2, 5, 4, 1]
+    point, low, high = interval(wrong, mentioned, seed=3)
+    assert point == pytest.approx(3 / 12) and low <= point <= high
+    assert interval(wrong, mentioned, seed=3) == interval(wrong, mentioned, seed=3)
+
+
+def test_interval_agrees_with_scipy():
+    """The bootstrap would have the wrong width."""
+    from scipy.stats import bootstrap
+
+    rng = np.random.default_rng(0)
+    wrong, mentioned = rng.binomial(1, 0.3, 300), rng.integers(1, 6, 300)
+    _, low, high = interval(wrong, mentioned, replicates=4000)
+    theirs = bootstrap(
+        (wrong, mentioned),
+        lambda a, b, axis: a.sum(axis=axis) / b.sum(axis=axis),
+        paired=True, vectorized=True, method="percentile", n_resamples=4000, rng=1,
+    ).confidence_interval  # fmt: skip
+    assert (low, high) == pytest.approx((theirs.low, theirs.high), abs=0.004)
+
+
+def test_paired_difference_of_equal_systems_is_zero():
+    """Comparing a system with itself would show a difference."""
+    pair = ([1, 0, 2], [3, 3, 3])
+    assert difference(pair, pair) == (0.0, 0.0, 0.0)
+    halved = difference(([1, 0, 2], [6, 6, 6]), pair, relative=True)
+    assert halved[0] == pytest.approx(-0.5)
+    with pytest.raises(ValueError, match="same items, got 3 and 2"):
+        difference(pair, ([1, 2], [3, 3]))
+
+
+def test_auroc_counts_pairs():
+    """Detector quality would be off where p ties."""
+    rows = [{"phrases": [["a", 0.9, 1], ["b", 0.2, 0]]}, {"phrases": [["c", 0.2, 1], ["d", 0.1, 0]]}]
+    pairs = [(w, r) for w in (0.9, 0.2) for r in (0.2, 0.1)]
+    expected = sum((w > r) + 0.5 * (w == r) for w, r in pairs) / len(pairs)
+    assert scenes.auroc(rows) == pytest.approx(expected)
+    assert scenes.auroc([{"phrases": [["a", 0.9, 1]]}]) is None
+
+
+def test_measuring_again_goes_on_where_it_was(tmp_path, bundled):
+    """A stopped measurement would start over, repeat scenes or trip over a torn line."""
+    contender = scenes.Contender("on", "tiny-llava", threshold=0.1)
+    settings = {"count": 5, "batch_size": 2, "quiet": True}
+    whole = scenes.measure(contender, bundled, tmp_path / "whole", **settings)
+    lines = (tmp_path / "whole" / "on.jsonl").read_bytes()
+    torn = tmp_path / "torn"
+    torn.mkdir()
+    (torn / "on.jsonl").write_bytes(lines[: len(lines) * 2 // 3])
+    assert scenes.measure(contender, bundled, torn, **settings) == whole
+    assert (torn / "on.jsonl").read_bytes() == lines
+    assert [json.loads(line)["id"] for line in lines.splitlines()] == [f"test-{i:06d}" for i in range(5)]
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    import reverse
+
+    return reverse.load("tiny-llava")
+
+
+def test_bundled_model_makes_up_less_with_checking_on(tmp_path, bundled):
+    """The shipped checkpoint would not do what it is shipped for."""
+    rows = {}
+    for name, mode in (("off", "plain"), ("on", "resample")):
+        contender = scenes.Contender(name, "tiny-llava", mode)
+        rows[name] = scenes.measure(contender, bundled, tmp_path, count=48, batch_size=16, quiet=True)
+    off, on = scenes.summarise(rows["off"]), scenes.summarise(rows["on"])
+    assert on["chair_i"][0] < off["chair_i"][0] * 2 / 3
+    assert on["coverage"][0] > off["coverage"][0] - 0.02
+    assert off["auroc"] > 0.9
