@@ -3,8 +3,8 @@
 Both give an `Item`: one picture and the rows about it, determined by the index and the seed alone, whatever
 worker asks. `collator.Collator` makes a batch of items.
 
-    RecordDataset("reverse_ft.json", "playground/data", encoder, pictures, seed=0)
-    SceneDataset(encoder, pictures, pictures_count=500_000, tagged=True)
+    RecordDataset("reverse_ft.json", "playground/data", encoder, seed=0)
+    SceneDataset(encoder, pictures=500_000, tagged=True)
 """
 
 from __future__ import annotations

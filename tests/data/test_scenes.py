@@ -21,7 +21,7 @@ from reverse.data.scenes import (
     render,
     scene_records,
 )
-from reverse.data.scenes.captions import PLACES, place_of, unique_object
+from reverse.data.scenes.captions import PLACES, PREJUDICE, place_of, unique_object
 from reverse.data.scenes.names import COCO_IDS, NUMBERS, noun_phrase
 from reverse.data.scenes.sprites import atlas
 from reverse.data.scenes.themes import DRAWN, THEMES
@@ -189,7 +189,7 @@ def test_negatives_are_mostly_what_the_theme_expects():
 def test_prejudice_keeps_its_promised_rate():
     """Without it: the world gets easier or harder unnoticed."""
     wrong = sum(any(not p.true for p in caption(make_scene("train", index)).phrases) for index in range(1000))
-    assert 300 < wrong < 400
+    assert abs(wrong - 1000 * PREJUDICE) < 50
 
 
 @few

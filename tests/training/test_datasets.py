@@ -86,7 +86,7 @@ def test_hinted_negatives_say_hinted_and_other_phrases(encoder):
     named = [
         answer.answer.lower().endswith(tuple(f">{hint}</un>" for hint in answer.hints)) for _, answer in pairs
     ]
-    assert 0.2 < sum(named) / len(named) < 0.8
+    assert 0.05 < sum(named) / len(named) < 0.4
 
 
 def test_share_of_hints(encoder):

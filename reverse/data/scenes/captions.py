@@ -1,6 +1,6 @@
 """Captions of a scene by a prejudiced annotator, and their negatives.
 
-The annotator names what is there and, in about a third of the captions, one object that only the theme
+The annotator names what is there and, in more than half of the captions, one object that only the theme
 expects: so a model learns to hallucinate as it does from machine-written captions. A negative is the same
 caption with one phrase made false, ending at `</UN>`.
 
