@@ -1,9 +1,9 @@
 """REVERSE: a vision-language model takes back what it should not have said.
 
-    import reverse
-    model, processor = reverse.load("tiny-llava")
-    result = reverse.generate(model, processor, images="kitchen.png", prompt="Describe this image.")
-    print(result.text, result.phrases, result.resolved)
+>>> import reverse
+>>> model, processor = reverse.load("tiny-llava")
+>>> result = reverse.generate(model, processor, images="kitchen.png", prompt="Describe this image.")
+>>> print(result.text, result.phrases, result.resolved)
 """
 
 from typing import TYPE_CHECKING, Any

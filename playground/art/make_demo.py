@@ -42,6 +42,9 @@ def rank(scene: Scene, plain: Result, checked: Result) -> tuple | None:
     """A sort key, best first, or None where the pair shows nothing."""
     if not demo.wrong_mentions(plain.text, scene.truth) or exaggerates(checked, scene):
         return None
+    said = [mention.name for mention in find_objects(checked.text)]
+    if len(said) != len(set(said)):  # true, but no pleasure to read
+        return None
     if not checked.resolved or not 1 <= len(checked.trace) <= MOST_ATTEMPTS:
         return None
     if {plain.finish_reason, checked.finish_reason} != {"eos"}:
@@ -55,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", default="tiny-llava")
     parser.add_argument("--threshold", type=float, help="else the checkpoint's own")
-    parser.add_argument("--count", type=int, default=100, help="test scenes to search (default: %(default)s)")
+    parser.add_argument("--count", type=int, default=300, help="test scenes to search (default: %(default)s)")
     parser.add_argument("--keep", type=int, default=3)
     parser.add_argument("--out", type=Path, default=demo.FOLDER)
     given = parser.parse_args()

@@ -1,0 +1,211 @@
+"""The commands: each turns its options into one call of the library, and what comes back into lines.
+
+    reverse demo
+    reverse generate tiny-llava --image kitchen.png --prompt "Describe this image."
+
+Heavy imports stand inside the commands, so that `reverse --help` is there at once. What the library refuses
+(ValueError, TypeError, OSError) is one line on stderr and exit code 2; `reverse --debug …` or
+REVERSE_DEBUG=1 shows the traceback instead.
+"""
+
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+from typer.core import TyperGroup
+
+from reverse import __version__
+
+REFUSALS = (ValueError, TypeError, OSError)
+
+
+class _Commands(TyperGroup):
+    """All commands; an error that the library explains becomes one line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except REFUSALS as error:
+            if isinstance(error, BrokenPipeError) or ctx.params.get("debug"):
+                raise
+            line = Text(f"error: {' '.join(str(error).split())}", style="red")
+            Console(stderr=True).print(line, soft_wrap=True)
+            raise typer.Exit(2) from error
+
+
+app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+tokens = typer.Typer(no_args_is_help=True, help="The three tokens of a checkpoint.")
+data = typer.Typer(no_args_is_help=True, help="Make and prepare data.")
+app.add_typer(tokens, name="tokens")
+app.add_typer(data, name="data")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"reverse {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _everything(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version and leave.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option(envvar="REVERSE_DEBUG", help="Show the traceback of an error.")
+    ] = False,
+) -> None:
+    """A vision-language model that takes back what it should not have said."""
+
+
+@app.command()
+def demo(
+    model: Annotated[str, typer.Option(help="Checkpoint folder, hub id or bundled name.")] = "tiny-llava",
+    threshold: Annotated[
+        float | None, typer.Option(help="p(</UN>) above which a phrase is rejected; else the checkpoint's.")
+    ] = None,
+) -> None:
+    """Three pictures the model has never seen: what it says, what it takes back, and why."""
+    _hush()
+    from reverse.demo import show
+
+    show(Console(), model, threshold)
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(help="Checkpoint folder, hub id or bundled name.")],
+    image: Annotated[
+        list[Path] | None, typer.Option(help="A picture; repeat it to ask about several at once.")
+    ] = None,
+    prompt: Annotated[str, typer.Option(help="The question.")] = "Describe this image.",
+    as_json: Annotated[bool, typer.Option("--json", help="Phrases, attempts and costs as JSON.")] = False,
+    threshold: Annotated[
+        float | None, typer.Option(help="p(</UN>) above which a phrase is rejected; else the checkpoint's.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="The most tokens of the answer, tags included.")] = 256,
+    hints: Annotated[int, typer.Option(help="Rejected phrases that the prompt names; 0: none.")] = 5,
+    on_exhausted: Annotated[
+        str, typer.Option(help="For a phrase that stays suspect: best, drop or verified_prefix.")
+    ] = "best",
+    mode: Annotated[str, typer.Option(help="resample checks and corrects; plain does not.")] = "resample",
+    do_sample: Annotated[bool, typer.Option("--do-sample", help="Sample from the start.")] = False,
+    temperature: Annotated[float, typer.Option(help="Of --do-sample.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cuda where there is one, else cpu.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; else as saved.")] = None,
+) -> None:
+    """Answer one prompt about one or several pictures."""
+    _hush()
+    from reverse import generate as answer
+    from reverse import load
+
+    where, kind = _placement(device, dtype)
+    network, processor = load(model, device=where, dtype=kind)
+    result = answer(
+        network,
+        processor,
+        images=[list(image or [])],
+        prompt=[prompt],
+        mode=mode,
+        threshold=threshold,
+        max_new_tokens=max_new_tokens,
+        hints=hints,
+        on_exhausted=on_exhausted,
+        do_sample=do_sample,
+        temperature=temperature,
+        seed=seed,
+    )[0]
+    if as_json:
+        typer.echo(json.dumps(result.to_dict(), indent=2, ensure_ascii=False))
+        return
+    shown = Text(result.text)
+    for phrase in result.phrases:
+        if phrase.status == "unresolved":
+            shown.stylize("yellow underline", phrase.start, phrase.end)
+    Console().print(shown, soft_wrap=True)
+    if result.resolved is False:
+        Console(stderr=True).print(Text("a phrase stayed suspect (resolved: no)", style="yellow"))
+
+
+@tokens.command("add")
+def tokens_add(
+    base: Annotated[str, typer.Argument(help="Checkpoint folder or hub id.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write; it must not exist or be empty.")],
+    init: Annotated[
+        str, typer.Option(help="What a new row starts from: mean, or the mean of a phrase of yours.")
+    ] = "mean",
+    seed: Annotated[int, typer.Option(help="Of the noise on the new rows.")] = 0,
+) -> None:
+    """Write a copy of BASE that knows <SPAN>, </CN> and </UN>."""
+    _hush()
+    from reverse.tokens import add_tokens_to_checkpoint
+
+    ids = add_tokens_to_checkpoint(base, out, init=init, seed=seed)
+    typer.echo(f"{out}: <SPAN> {ids.span}, </CN> {ids.cn}, </UN> {ids.un}")
+
+
+@data.command("scenes")
+def data_scenes(
+    out: Annotated[Path, typer.Argument(help="Folder to write; a stopped run goes on where it was.")],
+    split: Annotated[str, typer.Option(help="train, val, test or shift.")] = "train",
+    count: Annotated[int, typer.Option(help="How many scenes.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the world.")] = 0,
+    workers: Annotated[int, typer.Option(help="Processes.")] = 1,
+) -> None:
+    """Write scenes with their truth in the published formats."""
+    from reverse.data.scenes import write_scenes
+
+    columns = (TextColumn("scenes"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("scenes", total=count, visible=False)  # shown once there is something to show
+
+        def progress(done: int, total: int) -> None:
+            bar.update(task, completed=done, visible=True)
+
+        manifest = write_scenes(out, split, count, seed, workers, progress)
+    typer.echo(f"{out}: {manifest['count']} scenes of {manifest['split']}")
+
+
+def _hush() -> None:
+    """No bars and warnings of other libraries between our lines; before they are imported."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def _placement(device: str | None, dtype: str | None) -> tuple[Any, Any]:
+    """Device and dtype as torch knows them. Raises ValueError for a name that it does not know."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    device = device or ("cuda" if cuda else "cpu")
+    if device.split(":")[0] not in ("cpu", "cuda") or (device != "cpu" and not cuda):
+        raise ValueError(f"device {device!r} is not on this machine: try {'cuda or cpu' if cuda else 'cpu'}")
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype is not None and dtype not in known:
+        raise ValueError(f"dtype must be one of {', '.join(known)}, got {dtype!r}")
+    return device, known.get(dtype or "")
+
+
+def main() -> None:
+    """Entry point of `reverse` and of `python -m reverse`."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,461 @@
+"""What generate() and the drop-in take, and how they refuse what they cannot take: the value and the mend."""
+
+import functools
+import json
+import math
+import struct
+import zlib
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+import reverse
+from reverse.decoding import generate as engine
+from reverse.models import family_of, prepare_inputs
+from reverse.models.tiny import build_tiny_llava
+from reverse.tokens import TAGS
+from tests.decoding.worlds import talkative
+
+QUESTION = "Describe this image."
+_talkative = functools.cache(talkative)
+
+
+@pytest.fixture
+def ask(tiny_llava, picture):
+    """`ask(**changes)`: generate() with a picture and a question that are good, and `changes`."""
+    model, processor = tiny_llava
+
+    def call(**changes):
+        settings = {"images": picture(), "prompt": QUESTION, "max_new_tokens": 6, "threshold": 0.5}
+        return reverse.generate(model, processor, **settings | changes)
+
+    return call
+
+
+@pytest.fixture
+def drop_in(tiny_any, picture):
+    """`drop_in(**options)`: the drop-in on good inputs, `options` for model.generate()."""
+    model, processor = tiny_any
+
+    def call(prompts=(QUESTION,), settings=None, **options):
+        inputs = prepare_inputs(processor, [picture()] * len(prompts), list(prompts), family_of(model))
+        decoder = reverse.retrospective(processor, **{"threshold": 0.5} | (settings or {}))
+        return model.generate(**inputs, custom_generate=decoder, **{"max_new_tokens": 6} | options)
+
+    return call
+
+
+@pytest.fixture
+def chatty():
+    """`chatty(**settings)`: generate() with a model in float64 that opens and closes many phrases."""
+    model, processor = _talkative("llava", torch.float64)
+
+    def call(**settings):
+        defaults = {"prompt": QUESTION, "threshold": 0.3, "max_new_tokens": 40, "max_attempts": 8}
+        return reverse.generate(model, processor, **defaults | settings)
+
+    return call
+
+
+def huge_png(path, side=10_000):
+    """A PNG of a few kilobytes that claims `side` x `side` pixels."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    return path
+
+
+# ------------------------------------------------------------------ pictures
+def test_missing_picture(ask, tmp_path):
+    """A wrong path would end in an error from deep inside PIL or a network lookup."""
+    with pytest.raises(FileNotFoundError, match=r"no such image: .*nothing\.png: check the path"):
+        ask(images=str(tmp_path / "nothing.png"))
+
+
+def test_truncated_picture(ask, picture, tmp_path):
+    """Half a picture would be described as if the grey rest were in it."""
+    path = tmp_path / "half.png"
+    picture().save(path)
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(ValueError, match=r"half\.png is damaged or cut off .*download it again"):
+        ask(images=str(path))
+
+
+def test_what_is_no_picture(ask, tmp_path):
+    """A text file would end in PIL's `UnidentifiedImageError`, which says no mend."""
+    path = tmp_path / "notes.png"
+    path.write_text("a dog")
+    with pytest.raises(ValueError, match=r"notes\.png is not a picture .*save it again as PNG or JPEG"):
+        ask(images=str(path))
+
+
+def test_one_pixel(ask):
+    """A picture of one pixel would crash in the image processor, or be hallucinated about."""
+    with pytest.raises(ValueError, match=r"1x1 pixels, too small .*at least 8 a side"):
+        ask(images=Image.new("RGB", (1, 1)))
+
+
+def test_a_hundred_megapixels(ask, tmp_path):
+    """A file of a few bytes would take 300 MB of memory before anything is checked."""
+    with pytest.raises(ValueError, match=r"10000x10000 pixels, 100000000 of at most 50000000: scale it down"):
+        ask(images=str(huge_png(tmp_path / "huge.png")))
+
+
+def test_a_picture_of_the_wrong_kind(ask):
+    """An array would be taken for a list of pictures, or fail without saying what is expected."""
+    with pytest.raises(TypeError, match=r"must be a path, bytes or a PIL image, got int: open it first"):
+        ask(images=7)
+
+
+# ------------------------------------------------------------------ prompts
+def test_more_placeholders_than_pictures(ask):
+    """A placeholder typed into the prompt would crash in the processor, or shift the pictures."""
+    with pytest.raises(ValueError, match=r"3 image placeholders for 1 pictures: .*take '<image>' out"):
+        ask(prompt="<image> What is the same as in <image>?")
+
+
+def test_fewer_placeholders_than_pictures(ask, picture):
+    """The second picture would be dropped without a word."""
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
+    with pytest.raises(ValueError, match=r"1 image placeholders for 2 pictures: give fewer pictures, or"):
+        ask(images=[[picture(0), picture(1)]], prompt=[chat])
+
+
+@pytest.mark.parametrize("empty", ["", "  \n"])
+def test_empty_prompt(ask, empty):
+    """An empty question would be answered, and a batch of lines from a file often holds one."""
+    with pytest.raises(ValueError, match=r"prompt 0 is empty, got '.*': ask something"):
+        ask(prompt=empty)
+
+
+@pytest.mark.parametrize("prompt", [None, 5])
+def test_prompt_that_is_no_text(ask, prompt):
+    """The error would be `object of type 'int' has no len()`, from a helper."""
+    with pytest.raises(TypeError, match=rf"prompt must be a text.* got {type(prompt).__name__}: try"):
+        ask(prompt=prompt)
+
+
+def test_prompt_longer_than_the_context(ask):
+    """Positions past the last one the model knows give noise, or an index error on a GPU."""
+    with pytest.raises(
+        ValueError, match=r"takes \d{4} tokens with its pictures.* is 1024: shorten the prompt"
+    ):
+        ask(prompt="dog " * 3000)
+
+
+def test_prompt_longer_than_the_context_in_the_drop_in(drop_in):
+    """The same, where transformers only warns."""
+    with pytest.raises(ValueError, match=r"the prompt has \d{4} tokens.* is 1024: shorten the prompt"):
+        drop_in(["dog " * 3000])
+
+
+def test_prompt_without_the_chat_template(tiny_any):
+    """A hint would be put into the middle of the question, or into the answer."""
+    model, processor = tiny_any
+    inputs = processor(text=["Describe nothing at all"], return_tensors="pt")
+    with pytest.raises(ValueError, match=r"the prompt ends with ids .*apply_chat_template.*hints=0"):
+        model.generate(
+            **inputs, custom_generate=reverse.retrospective(processor, threshold=0.5), max_new_tokens=4
+        )
+    decoder = reverse.retrospective(processor, threshold=0.5, hints=0)
+    ids = model.generate(**inputs, custom_generate=decoder, max_new_tokens=4)  # the mend works
+    assert ids.shape[1] > inputs["input_ids"].shape[1]
+
+
+def test_right_padding(tiny_any):
+    """The shorter rows would be continued after their padding: plausible text about nothing."""
+    model, processor = tiny_any
+    texts = [
+        processor.apply_chat_template(
+            [{"role": "user", "content": [{"type": "text", "text": text}]}],
+            add_generation_prompt=True,
+            tokenize=False,
+        )
+        for text in ("Hello", "What is to the left of the second dog?")
+    ]
+    inputs = processor(text=texts, return_tensors="pt", padding=True, padding_side="right")
+    with pytest.raises(ValueError, match=r"padding on the right.*padding_side = 'left'"):
+        model.generate(
+            **inputs, custom_generate=reverse.retrospective(processor, threshold=0.5), max_new_tokens=4
+        )
+
+
+# ------------------------------------------------------------------ settings
+@pytest.mark.parametrize("threshold", [0, 3.0, math.nan, -0.1])
+def test_threshold_out_of_range(ask, threshold):
+    """0 would reject everything, 3 and NaN nothing, and `resolved` would be True all the same."""
+    with pytest.raises(ValueError, match=rf"threshold must lie in \(0, 1\], got {threshold}: .*try 0\.003"):
+        ask(threshold=threshold)
+
+
+def test_unknown_mode(ask):
+    """A misspelt mode would quietly decode in the default one."""
+    with pytest.raises(ValueError, match="mode must be one of resample, plain, got 'resampel'"):
+        ask(mode="resampel")
+
+
+def test_unknown_setting(ask, tiny_llava):
+    """A misspelt threshold would be ignored, and the default one used."""
+    with pytest.raises(TypeError, match="unknown setting tresholds: ResamplingConfig has threshold"):
+        ask(tresholds=0.5)
+    with pytest.raises(TypeError, match="unknown setting tresholds"):
+        reverse.retrospective(tiny_llava[1], tresholds=0.5)
+
+
+def test_unknown_choice(ask):
+    """A misspelt `on_exhausted` would fall through to the last branch of the policy."""
+    with pytest.raises(
+        ValueError, match="on_exhausted must be one of best, drop, verified_prefix, got 'bets'"
+    ):
+        ask(on_exhausted="bets")
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5])
+def test_no_room_for_an_answer(ask, value):
+    """An answer of no tokens would be an empty text with `resolved=True`."""
+    with pytest.raises(ValueError, match=f"max_new_tokens must be a whole number of at least 1, got {value}"):
+        ask(max_new_tokens=value)
+
+
+def test_no_room_for_an_answer_in_the_drop_in(drop_in):
+    """The same through model.generate()."""
+    with pytest.raises(ValueError, match=r"max_new_tokens.* must be greater than 0, but is 0"):
+        drop_in(max_new_tokens=0)
+
+
+@pytest.mark.parametrize("value", [0, "8"])
+def test_batch_size(ask, value):
+    """A batch size of 0 would return no answers and no error."""
+    with pytest.raises(ValueError, match=f"batch_size must be a whole number of at least 1, got {value!r}"):
+        ask(batch_size=value)
+
+
+@pytest.mark.parametrize("seed", [1.5, "a"])
+def test_seed_of_the_wrong_kind(ask, seed):
+    """A text would be read digit by digit as one seed a request."""
+    with pytest.raises(TypeError, match=r"seed must be a whole number, or a list.*got .*: try 0"):
+        ask(seed=seed)
+
+
+def test_wrong_number_of_seeds(ask, drop_in):
+    """Requests would share seeds, or the last of them get none."""
+    with pytest.raises(ValueError, match="got 2 seeds for 1 requests: give one a request, or a number"):
+        ask(seed=[1, 2])
+    with pytest.raises(ValueError, match="got 3 seeds for 1 requests: give one a request"):
+        drop_in(settings={"seeds": [1, 2, 3]})
+
+
+def test_images_and_prompts_of_different_numbers(ask, picture):
+    """Pictures would be paired with the wrong questions."""
+    with pytest.raises(ValueError, match="got 1 images for 2 prompts: give one entry a prompt"):
+        ask(images=[picture()], prompt=["Is there a dog?", "Is there a cat?"])
+
+
+@pytest.mark.parametrize("option", ["max_new_tokens", "top_k", "custom_generate", "num_return_sequences"])
+def test_options_that_would_be_overruled(ask, option):
+    """`generation={"top_k": 50}` would be taken out without a word."""
+    with pytest.raises(ValueError, match=rf"generation holds {option}, .*use the arguments max_new_tokens"):
+        ask(generation={option: 2})
+
+
+# ------------------------------------------------------------------ models and ways of decoding
+def test_model_without_the_tokens(ask, picture):
+    """Nothing would ever be rejected: the answer would pass as checked."""
+    model, processor = build_tiny_llava(seed=0)
+    with pytest.raises(
+        ValueError, match=r"does not know <SPAN>, </CN>, </UN>: .*reverse tokens add BASE OUT"
+    ):
+        reverse.generate(model, processor, images=picture(), prompt=QUESTION, threshold=0.5)
+    with pytest.raises(ValueError, match="does not know <SPAN>"):
+        reverse.retrospective(processor)
+    plain = reverse.generate(model, processor, images=picture(), mode="plain", max_new_tokens=4)
+    assert plain.resolved is None and plain.usage.kept == 4
+
+
+def test_beams(drop_in):
+    """Beams would arrive as more rows, each rolled back alone: four answers instead of one."""
+    with pytest.raises(ValueError, match="num_beams=4 cannot be rolled back row by row: use num_beams=1"):
+        drop_in(num_beams=4)
+
+
+def test_static_cache(drop_in):
+    """A static cache has one length for all rows: what is taken back would stay in it."""
+    with pytest.raises(
+        ValueError, match="cache of StaticLayer cannot be rewound: leave cache_implementation"
+    ):
+        drop_in(cache_implementation="static")
+
+
+def test_custom_stopping_criterion(drop_in):
+    """It would never be asked, and the caller believe that it holds."""
+
+    class Never(StoppingCriteria):
+        def __call__(self, input_ids, scores, **kwargs):
+            return torch.zeros(len(input_ids), dtype=torch.bool)
+
+    with pytest.raises(ValueError, match=r"criterion Never is not supported .*use max_new_tokens"):
+        drop_in(stopping_criteria=StoppingCriteriaList([Never()]))
+    with pytest.raises(ValueError, match="MaxTimeCriteria is not supported"):
+        drop_in(max_time=1.0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"prompt_lookup_num_tokens": 3}, {"dola_layers": "low"}, {"penalty_alpha": 0.6, "top_k": 4}],
+    ids=["lookup", "dola", "contrastive"],
+)
+def test_other_ways_of_decoding(drop_in, options):
+    """Contrastive, assisted and DoLa decoding would be asked for and silently not done."""
+    name, value = next(iter(options.items()))
+    with pytest.raises(ValueError, match=rf"another way of decoding.*leave out.*{name}={value}"):
+        drop_in(**options)
+
+
+@pytest.mark.parametrize("option", ["output_scores", "output_hidden_states"])
+def test_outputs_of_every_step(drop_in, option):
+    """The field would come back as None, and the caller's next line fail."""
+    with pytest.raises(ValueError, match=f"{option}=True cannot be returned .*leave it out"):
+        drop_in(return_dict_in_generate=True, **{option: True})
+
+
+# ------------------------------------------------------------------ what is taken
+def test_one_and_many(chatty, picture):
+    """One question would come back as a list, or a list of one as a bare Result."""
+    one = chatty(images=picture())
+    assert isinstance(one, reverse.Result)
+    assert [r.ids for r in chatty(images=[picture()])] == [one.ids]
+    assert [r.ids for r in chatty(images=picture(), prompt=[QUESTION])] == [one.ids]
+    assert chatty(images=[], prompt=[]) == []
+
+
+def test_one_prompt_of_many_pictures(chatty, picture):
+    """One prompt with a list of pictures asks it of each: not one question about all of them."""
+    pictures = [picture(seed) for seed in range(3)]
+    together = chatty(images=pictures)
+    assert [r.ids for r in together] == [chatty(images=p).ids for p in pictures]
+    assert len({r.ids for r in together}) > 1
+
+
+def test_several_pictures_of_one_request(ask, tiny_llava, picture):
+    """A list inside the list is one request with several pictures."""
+    results = ask(images=[[picture(0), picture(1)]], prompt=["What differs?"])
+    assert len(results) == 1 and results[0].usage.kept > 0
+
+
+def test_kinds_of_pictures(ask, picture, tmp_path):
+    """Path, bytes and PIL image of one picture would be seen differently."""
+    path = tmp_path / "a.png"
+    picture().save(path)
+    answers = {ask(images=kind).ids for kind in (picture(), str(path), path, path.read_bytes())}
+    assert len(answers) == 1
+
+
+def test_a_chat_is_one_request(ask, picture):
+    """A chat, itself a list, would be taken for a list of prompts."""
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
+    assert ask(prompt=chat).ids == ask().ids
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_batches_change_nothing(chatty, picture, batch_size):
+    """A row's answer would depend on what stood beside it."""
+    pictures = [picture(seed) for seed in range(5)]
+    prompts = [f"Is there a {name} here?" for name in ("dog", "cat", "bus", "wine glass", "bird")]
+    seeds = [3, 1, 4, 1, 5]
+    finished = []
+    whole = chatty(images=pictures, prompt=prompts, seed=seeds, batch_size=5)
+    split = chatty(
+        images=pictures, prompt=prompts, seed=seeds, batch_size=batch_size, progress=finished.append
+    )
+    assert [r.ids for r in split] == [r.ids for r in whole]
+    assert [len(r.trace) for r in split] == [len(r.trace) for r in whole]
+    assert any(r.trace for r in whole) and sum(finished) == 5 and max(finished) == batch_size
+
+
+def test_seeds_decide(chatty, picture):
+    """The same seed would give another answer, or two seeds the same one."""
+
+    def sampled(seed):
+        return chatty(images=picture(), do_sample=True, temperature=1.0, seed=seed).ids
+
+    assert sampled(1) == sampled(1) and len({sampled(seed) for seed in range(4)}) > 1
+
+
+def test_plain_is_unchecked(chatty, picture):
+    """An answer nobody checked would be called resolved."""
+    result = chatty(images=picture(), mode="plain")
+    assert result.resolved is None and result.trace == () and result.usage.discarded == 0
+
+
+def test_results_are_json(chatty, picture):
+    """A tensor or numpy number in a result would only fail when it is written to a log."""
+    result = chatty(images=picture())
+    assert result.trace
+    again = json.loads(json.dumps(result.to_dict()))
+    assert again["text"] == result.text and len(again["trace"]) == len(result.trace)
+    assert list(again["ids"]) == list(result.ids)
+
+
+@pytest.mark.parametrize("mode", ["resample", "plain"])
+def test_text_has_no_tags(chatty, picture, mode):
+    """Tags would be read to users, and phrases point beside their words."""
+    results = chatty(images=[picture(seed) for seed in range(6)], mode=mode)
+    assert any(r.phrases for r in results) and any(tag in r.tagged for r in results for tag in TAGS)
+    for result in results:
+        assert not any(tag in result.text for tag in TAGS)
+        assert all(result.text[p.start : p.end] == p.text for p in result.phrases)
+
+
+def blank_first(monkeypatch, blank_rows):
+    """Let the first call of the loop answer blank in `blank_rows`; returns the questions of every call."""
+    asked = []
+    resample, prepare = engine.resample, engine.prepare_inputs
+
+    def fake_resample(*args):
+        results = resample(*args)
+        if len(asked) > 1:
+            return results
+        return [replace(r, text=" ") if row in blank_rows else r for row, r in enumerate(results)]
+
+    def fake_prepare(processor, images, prompts, *args, **kwargs):
+        asked.append(prompts)
+        return prepare(processor, images, prompts, *args, **kwargs)
+
+    monkeypatch.setattr(engine, "resample", fake_resample)
+    monkeypatch.setattr(engine, "prepare_inputs", fake_prepare)
+    return asked
+
+
+def test_blank_answers_are_asked_again(ask, picture, monkeypatch):
+    """An open-ended question would be left without an answer (paper §4), or all of the batch asked twice."""
+    asked = blank_first(monkeypatch, {1})
+    results = ask(
+        images=[picture(0), picture(1)],
+        prompt=["Why is it red?", "Why is it blue?"],
+        open_ended=True,
+        false_premise="Say so if it is not.",
+    )
+    assert asked == [["Why is it red?", "Why is it blue?"], ["Why is it blue? Say so if it is not."]]
+    assert all(r.text.strip() for r in results)
+
+
+def test_a_blank_answer_to_a_chat_is_asked_again(ask, monkeypatch):
+    """The instruction would go into the wrong turn, or the caller's chat be changed."""
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
+    asked = blank_first(monkeypatch, {0})
+    ask(prompt=chat, open_ended=True, false_premise="Look again.")
+    assert asked[0] == [chat] and len(chat[0]["content"]) == 2
+    assert asked[1][0][0]["content"][-1] == {"type": "text", "text": " Look again."}
+
+
+def test_blank_answers_stay_unless_open_ended(ask, monkeypatch):
+    """A closed question would be asked twice, with an instruction nobody gave."""
+    asked = blank_first(monkeypatch, {0})
+    assert ask().text == " " and len(asked) == 1
