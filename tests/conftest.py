@@ -12,6 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
+import reverse
+from reverse.models import family_of, prepare_inputs
 from reverse.models.tiny import build_tiny_llava, build_tiny_qwen
 from reverse.tokens import add_tokens
 
@@ -76,3 +78,33 @@ def picture():
         return Image.fromarray(pixels)
 
     return make
+
+
+@pytest.fixture
+def ask(tiny_llava, picture):
+    """`ask(**changes)`: generate() with a picture and a question that are good, and `changes`."""
+    model, processor = tiny_llava
+
+    def call(**changes):
+        settings = {
+            "images": picture(),
+            "prompt": "Describe this image.",
+            "max_new_tokens": 6,
+            "threshold": 0.5,
+        }
+        return reverse.generate(model, processor, **settings | changes)
+
+    return call
+
+
+@pytest.fixture
+def drop_in(tiny_any, picture):
+    """`drop_in(**options)`: the drop-in on good inputs, `options` for model.generate()."""
+    model, processor = tiny_any
+
+    def call(prompts=("Describe this image.",), settings=None, **options):
+        inputs = prepare_inputs(processor, [picture()] * len(prompts), list(prompts), family_of(model))
+        decoder = reverse.retrospective(processor, **{"threshold": 0.5} | (settings or {}))
+        return model.generate(**inputs, custom_generate=decoder, **{"max_new_tokens": 6} | options)
+
+    return call

@@ -1,11 +1,8 @@
 """What generate() and the drop-in take, and how they refuse what they cannot take: the value and the mend."""
 
-import functools
-import json
 import math
 import struct
 import zlib
-from dataclasses import replace
 
 import pytest
 import torch
@@ -13,51 +10,9 @@ from PIL import Image
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 import reverse
-from reverse.decoding import generate as engine
-from reverse.models import family_of, prepare_inputs
 from reverse.models.tiny import build_tiny_llava
-from reverse.tokens import TAGS
-from tests.decoding.worlds import talkative
 
 QUESTION = "Describe this image."
-_talkative = functools.cache(talkative)
-
-
-@pytest.fixture
-def ask(tiny_llava, picture):
-    """`ask(**changes)`: generate() with a picture and a question that are good, and `changes`."""
-    model, processor = tiny_llava
-
-    def call(**changes):
-        settings = {"images": picture(), "prompt": QUESTION, "max_new_tokens": 6, "threshold": 0.5}
-        return reverse.generate(model, processor, **settings | changes)
-
-    return call
-
-
-@pytest.fixture
-def drop_in(tiny_any, picture):
-    """`drop_in(**options)`: the drop-in on good inputs, `options` for model.generate()."""
-    model, processor = tiny_any
-
-    def call(prompts=(QUESTION,), settings=None, **options):
-        inputs = prepare_inputs(processor, [picture()] * len(prompts), list(prompts), family_of(model))
-        decoder = reverse.retrospective(processor, **{"threshold": 0.5} | (settings or {}))
-        return model.generate(**inputs, custom_generate=decoder, **{"max_new_tokens": 6} | options)
-
-    return call
-
-
-@pytest.fixture
-def chatty():
-    """`chatty(**settings)`: generate() with a model in float64 that opens and closes many phrases."""
-    model, processor = _talkative("llava", torch.float64)
-
-    def call(**settings):
-        defaults = {"prompt": QUESTION, "threshold": 0.3, "max_new_tokens": 40, "max_attempts": 8}
-        return reverse.generate(model, processor, **defaults | settings)
-
-    return call
 
 
 def huge_png(path, side=10_000):
@@ -323,139 +278,3 @@ def test_outputs_of_every_step(drop_in, option):
     """The field would come back as None, and the caller's next line fail."""
     with pytest.raises(ValueError, match=f"{option}=True cannot be returned .*leave it out"):
         drop_in(return_dict_in_generate=True, **{option: True})
-
-
-# ------------------------------------------------------------------ what is taken
-def test_one_and_many(chatty, picture):
-    """One question would come back as a list, or a list of one as a bare Result."""
-    one = chatty(images=picture())
-    assert isinstance(one, reverse.Result)
-    assert [r.ids for r in chatty(images=[picture()])] == [one.ids]
-    assert [r.ids for r in chatty(images=picture(), prompt=[QUESTION])] == [one.ids]
-    assert chatty(images=[], prompt=[]) == []
-
-
-def test_one_prompt_of_many_pictures(chatty, picture):
-    """One prompt with a list of pictures asks it of each: not one question about all of them."""
-    pictures = [picture(seed) for seed in range(3)]
-    together = chatty(images=pictures)
-    assert [r.ids for r in together] == [chatty(images=p).ids for p in pictures]
-    assert len({r.ids for r in together}) > 1
-
-
-def test_several_pictures_of_one_request(ask, tiny_llava, picture):
-    """A list inside the list is one request with several pictures."""
-    results = ask(images=[[picture(0), picture(1)]], prompt=["What differs?"])
-    assert len(results) == 1 and results[0].usage.kept > 0
-
-
-def test_kinds_of_pictures(ask, picture, tmp_path):
-    """Path, bytes and PIL image of one picture would be seen differently."""
-    path = tmp_path / "a.png"
-    picture().save(path)
-    answers = {ask(images=kind).ids for kind in (picture(), str(path), path, path.read_bytes())}
-    assert len(answers) == 1
-
-
-def test_a_chat_is_one_request(ask, picture):
-    """A chat, itself a list, would be taken for a list of prompts."""
-    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
-    assert ask(prompt=chat).ids == ask().ids
-
-
-@pytest.mark.parametrize("batch_size", [1, 2, 3])
-def test_batches_change_nothing(chatty, picture, batch_size):
-    """A row's answer would depend on what stood beside it."""
-    pictures = [picture(seed) for seed in range(5)]
-    prompts = [f"Is there a {name} here?" for name in ("dog", "cat", "bus", "wine glass", "bird")]
-    seeds = [3, 1, 4, 1, 5]
-    finished = []
-    whole = chatty(images=pictures, prompt=prompts, seed=seeds, batch_size=5)
-    split = chatty(
-        images=pictures, prompt=prompts, seed=seeds, batch_size=batch_size, progress=finished.append
-    )
-    assert [r.ids for r in split] == [r.ids for r in whole]
-    assert [len(r.trace) for r in split] == [len(r.trace) for r in whole]
-    assert any(r.trace for r in whole) and sum(finished) == 5 and max(finished) == batch_size
-
-
-def test_seeds_decide(chatty, picture):
-    """The same seed would give another answer, or two seeds the same one."""
-
-    def sampled(seed):
-        return chatty(images=picture(), do_sample=True, temperature=1.0, seed=seed).ids
-
-    assert sampled(1) == sampled(1) and len({sampled(seed) for seed in range(4)}) > 1
-
-
-def test_plain_is_unchecked(chatty, picture):
-    """An answer nobody checked would be called resolved."""
-    result = chatty(images=picture(), mode="plain")
-    assert result.resolved is None and result.trace == () and result.usage.discarded == 0
-
-
-def test_results_are_json(chatty, picture):
-    """A tensor or numpy number in a result would only fail when it is written to a log."""
-    result = chatty(images=picture())
-    assert result.trace
-    again = json.loads(json.dumps(result.to_dict()))
-    assert again["text"] == result.text and len(again["trace"]) == len(result.trace)
-    assert list(again["ids"]) == list(result.ids)
-
-
-@pytest.mark.parametrize("mode", ["resample", "plain"])
-def test_text_has_no_tags(chatty, picture, mode):
-    """Tags would be read to users, and phrases point beside their words."""
-    results = chatty(images=[picture(seed) for seed in range(6)], mode=mode)
-    assert any(r.phrases for r in results) and any(tag in r.tagged for r in results for tag in TAGS)
-    for result in results:
-        assert not any(tag in result.text for tag in TAGS)
-        assert all(result.text[p.start : p.end] == p.text for p in result.phrases)
-
-
-def blank_first(monkeypatch, blank_rows):
-    """Let the first call of the loop answer blank in `blank_rows`; returns the questions of every call."""
-    asked = []
-    resample, prepare = engine.resample, engine.prepare_inputs
-
-    def fake_resample(*args):
-        results = resample(*args)
-        if len(asked) > 1:
-            return results
-        return [replace(r, text=" ") if row in blank_rows else r for row, r in enumerate(results)]
-
-    def fake_prepare(processor, images, prompts, *args, **kwargs):
-        asked.append(prompts)
-        return prepare(processor, images, prompts, *args, **kwargs)
-
-    monkeypatch.setattr(engine, "resample", fake_resample)
-    monkeypatch.setattr(engine, "prepare_inputs", fake_prepare)
-    return asked
-
-
-def test_blank_answers_are_asked_again(ask, picture, monkeypatch):
-    """An open-ended question would be left without an answer (paper §4), or all of the batch asked twice."""
-    asked = blank_first(monkeypatch, {1})
-    results = ask(
-        images=[picture(0), picture(1)],
-        prompt=["Why is it red?", "Why is it blue?"],
-        open_ended=True,
-        false_premise="Say so if it is not.",
-    )
-    assert asked == [["Why is it red?", "Why is it blue?"], ["Why is it blue? Say so if it is not."]]
-    assert all(r.text.strip() for r in results)
-
-
-def test_a_blank_answer_to_a_chat_is_asked_again(ask, monkeypatch):
-    """The instruction would go into the wrong turn, or the caller's chat be changed."""
-    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
-    asked = blank_first(monkeypatch, {0})
-    ask(prompt=chat, open_ended=True, false_premise="Look again.")
-    assert asked[0] == [chat] and len(chat[0]["content"]) == 2
-    assert asked[1][0][0]["content"][-1] == {"type": "text", "text": " Look again."}
-
-
-def test_blank_answers_stay_unless_open_ended(ask, monkeypatch):
-    """A closed question would be asked twice, with an instruction nobody gave."""
-    asked = blank_first(monkeypatch, {0})
-    assert ask().text == " " and len(asked) == 1

@@ -14,6 +14,8 @@ import argparse
 import json
 import os
 import platform
+import shlex
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -286,7 +288,7 @@ def environment(device: str) -> dict[str, str]:
 
     from reverse import __version__
 
-    name = torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or "CPU"
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else _processor()
     return {
         "device": name,
         "reverse": __version__,
@@ -295,6 +297,15 @@ def environment(device: str) -> dict[str, str]:
         "python": platform.python_version(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
     }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores"
 
 
 def _finite(value: Any) -> Any:
@@ -339,7 +350,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         batch_size=given.batch_size,
         seed=given.seed,
     )
-    command = f"scripts/eval/scenes.sh {given.tagged} {given.twin}"
+    line = sys.argv[1:] if arguments is None else arguments
+    command = shlex.join(["python", "-m", "reverse.evaluation.scenes", *map(str, line)])
     report |= environment(device) | {"command": command, "claims": claims(report)}
     temporary = given.out / "report.json.tmp"
     temporary.write_text(json.dumps(_finite(report), indent=1) + "\n", encoding="utf-8")

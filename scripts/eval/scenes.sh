@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # How much the tagged model makes up about 500 test scenes, with checking off and on, against its plain twin.
 #   bash scripts/eval/scenes.sh [TAGGED] [TWIN] [OUT] [further options of python -m reverse.evaluation.scenes]
-# The threshold is the checkpoint's own; 0.01 and 0.3 stand beside it. A stopped run goes on where it was.
+# The threshold is the checkpoint's own; 0.05 and 0.1 stand beside it. A stopped run goes on where it was.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 tagged="${1:-tiny-llava}"
@@ -9,4 +9,4 @@ twin="${2:-out/scenes/twin}"
 out="${3:-out/eval}"
 shift "$(( $# < 3 ? $# : 3 ))"
 exec "${PYTHON:-python}" -m reverse.evaluation.scenes --tagged "$tagged" --twin "$twin" --out "$out" \
-  --count 500 --thresholds 0.01 0.3 "$@"
+  --count 500 --thresholds 0.05 0.1 "$@"

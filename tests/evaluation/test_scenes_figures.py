@@ -84,6 +84,15 @@ def test_measuring_again_goes_on_where_it_was(tmp_path, bundled):
     assert [json.loads(line)["id"] for line in lines.splitlines()] == [f"test-{i:06d}" for i in range(5)]
 
 
+def test_answers_of_other_settings_are_not_taken(tmp_path, bundled):
+    """A table would mix answers of two thresholds, or of two models, without a word."""
+    settings = {"count": 1, "batch_size": 1, "quiet": True}
+    scenes.measure(scenes.Contender("on", "tiny-llava", threshold=0.1), bundled, tmp_path, **settings)
+    other = scenes.Contender("on", "tiny-llava", threshold=0.2)
+    with pytest.raises(ValueError, match=r"threshold=0\.1.*--out"):
+        scenes.measure(other, bundled, tmp_path, **settings)
+
+
 @pytest.fixture(scope="module")
 def bundled():
     import reverse
