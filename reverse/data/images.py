@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 
 MIN_SIDE = 8  # pixels: below it there is nothing to see, and image processors fail on it
 MAX_PIXELS = 50_000_000  # a 50-megapixel photograph; decoded it takes 150 MB
+MAX_RATIO = 100  # of the sides: a processor that scales the shorter one up makes the longer one explode
 
 
 def resolve_image(root: str | Path, relative: str | Path) -> Path:
@@ -42,7 +43,8 @@ def open_image(source: str | Path | bytes | Image.Image) -> Image.Image:
     """The picture as a decoded PIL image in RGB: upright (EXIF), first frame, transparency on white.
 
     Raises FileNotFoundError for a missing file; ValueError when the picture is smaller than 8 pixels a side,
-    larger than 50 megapixels, cut off or no picture at all; TypeError for any other kind of source.
+    larger than 50 megapixels, over 100 times as long as wide, cut off or no picture at all; TypeError for any
+    other kind of source.
     """
     if isinstance(source, Image.Image):
         return _decode(source, "image")
@@ -87,6 +89,10 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
     if width * height > MAX_PIXELS:
         raise ValueError(
             f"{name} is {width}x{height} pixels, {width * height} of at most {MAX_PIXELS}: scale it down"
+        )
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise ValueError(
+            f"{name} is {width}x{height} pixels, a side over {MAX_RATIO} times the other: crop it"
         )
     try:
         if image.tell():

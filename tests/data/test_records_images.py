@@ -51,6 +51,16 @@ def test_too_large_is_refused_before_decoding(size):
             open_image(png(*size))
 
 
+@pytest.mark.parametrize("size", [(8, 1_000_000), (1_000_000, 8), (801, 8)])
+def test_too_long_is_refused_before_decoding(size, tmp_path):
+    """Without it: a thin strip is scaled to a million times the memory, or Qwen's own error names no file."""
+    path = tmp_path / "strip.png"
+    path.write_bytes(png(*size))
+    with pytest.raises(ValueError, match=rf"strip\.png is {size[0]}x{size[1]} pixels.*100 times.*crop it"):
+        open_image(path)
+    assert open_image(Image.new("RGB", (800, 8))).size == (800, 8)
+
+
 def test_missing_directory_and_no_picture(tmp_path):
     """Without it: the error does not say which file is meant."""
     with pytest.raises(FileNotFoundError, match=r"nowhere\.png"):

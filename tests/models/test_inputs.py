@@ -176,6 +176,13 @@ def test_mistakes_are_named(prepare, images, prompts, message):
         prepare(images, prompts)
 
 
+def test_the_longest_picture_that_is_taken_is_seen(prepare, picture):
+    """A strip that passes the check would still fail in the image processor, without a file's name."""
+    with pytest.raises(ValueError, match=r"8x808 pixels.*crop it"):
+        prepare(picture(0, (8, 808)), PROMPT)
+    assert image_tokens(prepare, prepare(picture(0, (8, 800)), PROMPT))[0] > 0
+
+
 def test_a_placeholder_in_the_prompt_is_one_too_many(prepare, picture):
     """Prompts of the original LLaVA carry `<image>` themselves."""
     with pytest.raises(ValueError, match="2 image placeholders for 1 pictures: give a picture for each"):
