@@ -222,6 +222,37 @@ def test_hints_give_way_to_the_context():
     assert text(len(prompt) + 20) == prompt + policy.ids
 
 
+def test_a_generous_length_leaves_room_for_hints(chatty, picture, monkeypatch):
+    """Where max_new_tokens takes in all of the context, hints would vanish without a word."""
+    _, processor = _talkative("llava", torch.float64)
+    open_hint = HintWriter(processor).ids(["a"])[:4]
+    shown, rewind = [], engine.TransformersBackend.rewind
+
+    def watched(self, row, ids):
+        shown.append(any(list(ids[i : i + 4]) == open_hint for i in range(len(ids))))
+        rewind(self, row, ids)
+
+    monkeypatch.setattr(engine.TransformersBackend, "rewind", watched)
+    result = chatty(images=picture(), threshold=0.05, max_new_tokens=2000)
+    assert any(entry.kind == "rejected" for entry in result.trace) and any(shown)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "asked", "hints", "room"),
+    [
+        (100, 50, True, 50),
+        (100, 2000, True, 1024 - 100 - 128),
+        (100, 2000, False, 1024 - 100),
+        (768, 2000, True, 128),
+        (769, 2000, True, 255),  # hints would take more than half of what is left
+        (1000, 2000, True, 24),
+    ],
+)
+def test_the_room_of_an_answer(prompt, asked, hints, room):
+    """An answer would overrun the context, or near its end give way to hints altogether."""
+    assert engine._room(prompt, 1024, asked, hints) == room
+
+
 @pytest.mark.parametrize("family", ["llava", "qwen"])
 def test_the_trace_adds_up(family, picture):
     """What correcting cost would be under- or over-stated."""

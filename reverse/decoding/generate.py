@@ -31,6 +31,7 @@ __all__ = ["Retrospective", "generate", "retrospective"]
 
 MODES = ("resample", "plain")
 _YES_NO = 0.5  # threshold for yes/no questions, in all the paper's discriminative benchmarks (§5)
+_HINT_ROOM = 128  # ids of the context that a generous max_new_tokens leaves to the hints
 # Of `generation`: those that would be overruled without a word.
 _OWN_OPTIONS = frozenset(
     {
@@ -98,7 +99,7 @@ class Retrospective:
             prompt = ids if mask is None else ids[int((mask[row] == 0).sum()) :]
             if self.hints is not None:
                 self.hints.insert_at(prompt)  # an unusual prompt is refused before any work is done
-            room = _room(len(prompt), context, generation_config.max_length - length)
+            room = _room(len(prompt), context, generation_config.max_length - length, self.hints is not None)
             policy = Policy(config, self.tags, room, temperature if warm else 0.0, self.checking)
             requests.append(Request(prompt, policy, seed, self.hints, context))
         backend = TransformersBackend(
@@ -295,14 +296,16 @@ def _batches(rows: range, size: int) -> Iterable[list[int]]:
         yield list(rows[start : start + size])
 
 
-def _room(prompt: int, context: int, asked: int) -> int:
-    """The most ids an answer may hold: what was asked for, as far as the context reaches."""
+def _room(prompt: int, context: int, asked: int, hints: bool) -> int:
+    """The most ids an answer may hold: what was asked for, as far as the context and its hints allow."""
     if prompt >= context:
         raise ValueError(
             f"the prompt has {prompt} tokens, images included, and the context is {context}: shorten the "
             "prompt or use smaller images"
         )
-    return min(asked, context - prompt)
+    left = context - prompt
+    reserved = _HINT_ROOM if hints and left - _HINT_ROOM >= left / 2 else 0
+    return min(asked, left - reserved)
 
 
 def _pad(prompts: torch.Tensor, answers: Sequence[Sequence[int]], pad: int) -> torch.Tensor:
