@@ -36,9 +36,10 @@ class Verifier:
         logits = logits.float()
         if self.tags == NO_TAGS:  # there is nothing to read but whether the logits are sound
             return torch.logsumexp(logits, dim=-1) * 0.0
-        if self.score == "pair":
-            return torch.sigmoid(logits[:, self.tags.un] - logits[:, self.tags.cn])
-        return torch.exp(logits[:, self.tags.un] - torch.logsumexp(logits, dim=-1))
+        total = torch.logsumexp(logits, dim=-1)
+        if self.score == "pair":  # two logits say p, and all of them whether they are sound
+            return torch.sigmoid(logits[:, self.tags.un] - logits[:, self.tags.cn]) + 0.0 * total
+        return torch.exp(logits[:, self.tags.un] - total)
 
     def of_phrase(self, ids: Sequence[int], ps: Sequence[float]) -> float:
         """The p of a segment that ends with a phrase: at its closing step, or the highest inside the phrase.

@@ -236,11 +236,16 @@ def test_repetition_penalty_of_the_caller_is_honoured():
     assert alone[0].ids == penalised[1].ids
 
 
-def test_nan_logits_say_so():
+@pytest.mark.parametrize("score", ["softmax", "pair"])
+@pytest.mark.parametrize("where", ["everywhere", "beside the tags"])
+def test_nan_logits_say_so(score, where):
     """A broken checkpoint would answer with garbage instead of an error."""
     model, processor = talkative("llava")
+    tags = token_ids(processor.tokenizer)
+    weight = model.get_output_embeddings().weight
     with torch.no_grad():
-        model.get_output_embeddings().weight.fill_(float("nan"))
-    inputs = inputs_for("llava", [0])
+        rows = [i for i in range(len(weight)) if where == "everywhere" or i not in tags]
+        weight[rows] = float("nan")
+    decoder = Retrospective(processor, config(score=score))
     with pytest.raises(ValueError, match=r"not finite.*float32"):
-        model.generate(**inputs, custom_generate=Retrospective(processor, config()), max_new_tokens=8)
+        model.generate(**inputs_for("llava", [0]), custom_generate=decoder, max_new_tokens=8)
