@@ -42,6 +42,7 @@ _OTHER_MODES = (
     "assistant_early_exit", "use_mtp",
 )  # fmt: skip
 _OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+_OTHER_SAMPLING = {"min_p": 0.0, "top_h": None, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
 _OURS = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper)
 # Processors that carry a state from step to step: after a rewind it would belong to text that is gone.
 _STATEFUL = (
@@ -65,6 +66,8 @@ def check_request(config: GenerationConfig, criteria: StoppingCriteriaList, kwar
             f"{mode.value} is another way of decoding than resampling: leave out the option that asks for it "
             f"({', '.join(_set_of(config, _OTHER_MODES))})"
         )
+    if config.do_sample:
+        _check_sampling(config)
     unseen = _set_of(config, _OUTPUTS)
     if unseen:
         raise ValueError(
@@ -99,6 +102,23 @@ def check_request(config: GenerationConfig, criteria: StoppingCriteriaList, kwar
                 "attention_mask has padding on the right or in the middle: set "
                 "tokenizer.padding_side = 'left'"
             )
+
+
+def _check_sampling(config: GenerationConfig) -> None:
+    """Sampling options stand in `ResamplingConfig`; 50 and 1.0 are what transformers fills in unasked."""
+    if config.top_k not in (None, 0, 50) or config.top_p not in (None, 1.0):
+        raise ValueError(
+            f"model.generate() was given top_k={config.top_k}, top_p={config.top_p} (or the checkpoint's "
+            "generation_config.json sets them), which are settings of the decoder here: use "
+            "retrospective(..., top_k=..., top_p=...), and top_k=0, top_p=1.0 in model.generate()"
+        )
+    active = [name for name, off in _OTHER_SAMPLING.items() if getattr(config, name, None) not in (None, off)]
+    if active:
+        raise ValueError(
+            f"{', '.join(_set_of(config, tuple(active)))} is not supported while text can be taken back: "
+            "leave it out (where a checkpoint brings it, set it to None on model.generation_config), and use "
+            "the settings top_k, top_p"
+        )
 
 
 def _set_of(config: GenerationConfig, names: tuple[str, ...]) -> list[str]:
