@@ -4,12 +4,14 @@ import math
 import struct
 import zlib
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 import reverse
+from reverse.models import family_of, prepare_inputs
 from reverse.models.tiny import build_tiny_llava
 
 QUESTION = "Describe this image."
@@ -150,6 +152,69 @@ def test_threshold_out_of_range(ask, threshold):
         ask(threshold=threshold)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("threshold", "0.1", r"got '0\.1' \(str\)"),
+        ("threshold", True, r"got True \(bool\)"),
+        ("top_p", "a", r"got 'a' \(str\)"),
+        ("top_p", 0, "got 0: 1.0 keeps"),
+        ("temperature_step", "a", r"got 'a' \(str\)"),
+        ("temperature_rise", math.inf, "got inf"),
+        ("hints", True, "got True"),
+        ("local_attempts", 0, "got 0"),
+        ("max_new_tokens", True, "got True"),
+        ("batch_size", True, "got True"),
+    ],
+)
+def test_settings_of_the_wrong_kind(ask, name, value, words):
+    """The error would come from a comparison deep inside, or True count as one."""
+    with pytest.raises(ValueError, match=rf"{name} must .*{words}"):
+        ask(**{name: value})
+
+
+def test_numbers_of_numpy_are_numbers(ask):
+    """A threshold computed with numpy would be refused, or round every p to its own precision."""
+    config = reverse.ResamplingConfig(threshold=np.float32(0.5), hints=np.int64(3), seed=np.int64(7))
+    assert config == reverse.ResamplingConfig(threshold=0.5, hints=3, seed=7)
+    assert {type(config.threshold), type(config.hints), type(config.seed)} == {float, int}
+    assert ask(threshold=np.float32(0.5), max_new_tokens=np.int64(6)).ids == ask().ids
+
+
+@pytest.mark.parametrize("call", [reverse.ResamplingConfig.paper, reverse.ResamplingConfig.released])
+def test_unknown_changes_of_a_published_variant(call):
+    """The error would name neither the class nor what it knows."""
+    with pytest.raises(TypeError, match="unknown setting foo: ResamplingConfig has threshold"):
+        call(foo=1)
+    assert call(threshold=0.25).threshold == 0.25
+
+
+def test_config_of_the_wrong_kind(ask, tiny_llava):
+    """A dictionary would end in an AttributeError, and an empty one be taken for the defaults."""
+    for config in ({}, {"threshold": 0.5}):
+        with pytest.raises(TypeError, match=r"config must be a ResamplingConfig, got dict: give its fields"):
+            ask(config=config)
+        with pytest.raises(TypeError, match="config must be a ResamplingConfig, got dict"):
+            reverse.retrospective(tiny_llava[1], config)
+
+
+@pytest.mark.parametrize("seed", [2**63, -(2**63) - 1, 10**20])
+def test_seeds_beyond_64_bits(ask, drop_in, seed):
+    """The error would be struct's, in the middle of an answer."""
+    for call in (
+        lambda: ask(seed=seed),
+        lambda: ask(images=[None], seed=[seed]),
+        lambda: reverse.ResamplingConfig(seed=seed),
+        lambda: drop_in(settings={"seeds": [seed]}),
+        lambda: drop_in(settings={"seed": 2**63 - 1}, num_return_sequences=2, do_sample=True),
+    ):
+        with pytest.raises(
+            ValueError, match=r"seed must lie between -2\*\*63 and 2\*\*63 - 1, got -?\d+: try 0"
+        ):
+            call()
+    ask(seed=2**63 - 1, do_sample=True)
+
+
 def test_unknown_mode(ask):
     """A misspelt mode would quietly decode in the default one."""
     with pytest.raises(ValueError, match="mode must be one of resample, plain, got 'resampel'"):
@@ -271,6 +336,47 @@ def test_other_ways_of_decoding(drop_in, options):
     name, value = next(iter(options.items()))
     with pytest.raises(ValueError, match=rf"another way of decoding.*leave out.*{name}={value}"):
         drop_in(**options)
+
+
+@pytest.mark.parametrize("option", [{"top_k": 5}, {"top_p": 0.9}])
+def test_sampling_options_of_the_drop_in(drop_in, option):
+    """They would be taken out without a word, and the caller believe that the tail is cut."""
+    name, value = next(iter(option.items()))
+    with pytest.raises(ValueError, match=rf"{name}={value}.*retrospective\(\.\.\., top_k"):
+        drop_in(do_sample=True, **option)
+    drop_in(do_sample=True, settings=option)  # the mend works
+    drop_in(do_sample=True, top_k=0, top_p=1.0, settings=option)
+
+
+@pytest.mark.parametrize("option", [{"min_p": 0.1}, {"typical_p": 0.5}, {"eta_cutoff": 0.001}])
+def test_other_ways_to_cut_the_distribution(ask, drop_in, option):
+    """They would be applied before the temperature, which is no way of sampling that anyone asked for."""
+    name, value = next(iter(option.items()))
+    with pytest.raises(ValueError, match=rf"{name}={value} is not supported.*use the settings top_k"):
+        drop_in(do_sample=True, **option)
+    with pytest.raises(ValueError, match=rf"{name}={value} is not supported"):
+        ask(do_sample=True, generation=option)
+
+
+def test_a_checkpoint_that_samples_by_default(tiny, picture):
+    """Published Qwen2.5-VL brings do_sample, top_k=1, a temperature near 0: refused, or obeyed."""
+    model, processor = tiny("qwen")
+    settings = {"images": picture(), "prompt": QUESTION, "threshold": 0.5, "max_new_tokens": 12}
+    expected = [
+        reverse.generate(model, processor, **settings, do_sample=warm, seed=seed).ids
+        for warm, seed in ((False, 0), (True, 0), (True, 1))
+    ]
+    model.generation_config.update(do_sample=True, top_k=1, top_p=0.001, temperature=0.000001)
+    again = [
+        reverse.generate(model, processor, **settings, do_sample=warm, seed=seed).ids
+        for warm, seed in ((False, 0), (True, 0), (True, 1))
+    ]
+    assert again == expected and len(set(expected)) == 3
+    inputs = prepare_inputs(processor, [picture()], [QUESTION], family_of(model))
+    decoder = reverse.retrospective(processor, threshold=0.5)
+    with pytest.raises(ValueError, match=r"top_k=1, top_p=0\.001 \(or the checkpoint's"):
+        model.generate(**inputs, custom_generate=decoder, max_new_tokens=4)
+    model.generate(**inputs, custom_generate=decoder, max_new_tokens=4, top_k=0, top_p=1.0)
 
 
 @pytest.mark.parametrize("option", ["output_scores", "output_hidden_states"])

@@ -8,10 +8,13 @@ ResamplingConfig.released()               # what the published code does
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
+from operator import index
 from typing import Any, Literal
 
-__all__ = ["FALSE_PREMISE", "ResamplingConfig"]
+__all__ = ["FALSE_PREMISE", "ResamplingConfig", "check_seed", "check_whole"]
 
 FALSE_PREMISE = (
     "If the question assumes something that the picture does not show, say what is missing "
@@ -48,28 +51,34 @@ class ResamplingConfig:
     seed: int = 0  # of the noise, keyed by (seed, position, attempt)
 
     def __post_init__(self) -> None:
-        t = self.threshold
-        if t is not None and not (isinstance(t, (int, float)) and not isinstance(t, bool) and 0 < t <= 1):
-            raise ValueError(
-                f"threshold must lie in (0, 1], got {t}: it is a probability of </UN>, try 0.003"
+        if self.threshold is not None:
+            self._number(
+                "threshold",
+                "lie in (0, 1]",
+                lambda t: 0 < t <= 1,
+                ": it is a probability of </UN>, try 0.003",
             )
+        for name in ("temperature_step", "temperature_rise"):
+            self._number(name, "be a finite number of at least 0", lambda t: math.isfinite(t) and t >= 0)
+        self._number("top_p", "lie in (0, 1]", lambda p: 0 < p <= 1, ": 1.0 keeps every token")
         for name, low in (("local_attempts", 1), ("max_attempts", 0), ("hints", 0), ("top_k", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < low:
-                raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}")
+            object.__setattr__(self, name, check_whole(name, getattr(self, name), low))
         if self.candidates != 1:
             raise ValueError(f"candidates must be 1 in this version, got {self.candidates!r}")
-        for name in ("temperature_step", "temperature_rise"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p!r}: 1.0 keeps every token")
+        object.__setattr__(self, "seed", check_seed(self.seed))
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         if self.score == "pair" and self.check != "closing":
             raise ValueError("score='pair' compares the two closing tags, so it needs check='closing'")
+
+    def _number(self, name: str, must: str, good: Callable[[float], bool], mend: str = "") -> None:
+        value = getattr(self, name)
+        if not isinstance(value, Real) or isinstance(value, bool):
+            raise ValueError(f"{name} must {must}, got {value!r} ({type(value).__name__}){mend}")
+        if not good(float(value)):
+            raise ValueError(f"{name} must {must}, got {value}{mend}")
+        object.__setattr__(self, name, float(value))  # numpy's float32 would round what it is compared with
 
     @classmethod
     def paper(cls, **changes: Any) -> ResamplingConfig:
@@ -82,7 +91,7 @@ class ResamplingConfig:
         base = cls(
             check="every_token", commit="answer", sentence_checkpoints=False, hints=50, on_exhausted="best"
         )
-        return replace(base, **changes)
+        return base.with_changes(changes)
 
     @classmethod
     def released(cls, **changes: Any) -> ResamplingConfig:
@@ -103,7 +112,7 @@ class ResamplingConfig:
             escalation_resets=False,
             on_exhausted="verified_prefix",
         )
-        return replace(base, **changes)
+        return base.with_changes(changes)
 
     def with_changes(self, changes: dict[str, Any]) -> ResamplingConfig:
         """A copy with `changes`; unknown names raise TypeError with the list of known ones."""
@@ -112,6 +121,24 @@ class ResamplingConfig:
         if unknown:
             raise TypeError(f"unknown setting {', '.join(unknown)}: ResamplingConfig has {', '.join(known)}")
         return replace(self, **changes)
+
+
+def check_whole(name: str, value: Any, low: int) -> int:
+    """`value` as an int. Raises ValueError where it is none (True is none either), or below `low`."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < low:
+        raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}")
+    return int(value)
+
+
+def check_seed(seed: Any) -> int:
+    """`seed` as an int. Raises TypeError where it is none, ValueError where it needs more than 64 bits."""
+    try:
+        seed = index(seed)
+    except TypeError:
+        raise TypeError(f"seed must be a whole number, got {seed!r}: try 0") from None
+    if not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed must lie between -2**63 and 2**63 - 1, got {seed}: try 0")
+    return seed
 
 
 _CHOICES = {

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from operator import index
 from typing import Any, Literal, overload
 
 import torch
@@ -16,7 +15,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from reverse.decoding import _hf
-from reverse.decoding.config import ResamplingConfig
+from reverse.decoding.config import ResamplingConfig, check_seed, check_whole
 from reverse.decoding.loop import Request, resample
 from reverse.decoding.policy import Policy
 from reverse.decoding.rewriting import HintWriter
@@ -126,7 +125,7 @@ class Retrospective:
         seeds = list(self.seeds) if self.seeds is not None else [self.config.seed] * (rows // copies)
         if len(seeds) * copies != rows:
             raise ValueError(f"got {len(seeds)} seeds for {rows // copies} requests: give one a request")
-        return [seed + i for seed in seeds for i in range(copies)]
+        return [check_seed(seed + i) for seed in seeds for i in range(copies)]
 
 
 def _tags_if_any(tokenizer: Any) -> TokenIds:
@@ -150,7 +149,16 @@ def retrospective(
     `model.generate()`; top-k and top-p are settings here, since the library's silent top_k=50 is taken out.
     Raises ValueError where the tokenizer has no confidence tokens or a setting is out of range.
     """
-    return Retrospective(processor, (config or ResamplingConfig()).with_changes(settings), seeds)
+    return Retrospective(processor, _settled(config, settings), seeds)
+
+
+def _settled(config: ResamplingConfig | None, settings: dict[str, Any]) -> ResamplingConfig:
+    if config is not None and not isinstance(config, ResamplingConfig):
+        raise TypeError(
+            f"config must be a ResamplingConfig, got {type(config).__name__}: give its fields by name, "
+            "threshold=0.003, or make one, ResamplingConfig(threshold=0.003)"
+        )
+    return (config or ResamplingConfig()).with_changes(settings)
 
 
 @overload
@@ -198,17 +206,15 @@ def generate(
     """
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
-    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be a whole number of at least 1, got {max_new_tokens!r}")
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
+    max_new_tokens = check_whole("max_new_tokens", max_new_tokens, 1)
+    batch_size = check_whole("batch_size", batch_size, 1)
     ours = sorted(set(generation or {}) & _OWN_OPTIONS)
     if ours:
         raise ValueError(
             f"generation holds {', '.join(ours)}, which is not for model.generate() to decide here: use the "
             "arguments max_new_tokens, do_sample, temperature and the settings top_k, top_p"
         )
-    settled = (config or ResamplingConfig()).with_changes(settings)
+    settled = _settled(config, settings)
     pictures, prompts, single = _requests(images, prompt)
     seeds = _one_a_request(settled.seed if seed is None else seed, len(prompts))
     if len(seeds) != len(prompts):
@@ -218,8 +224,8 @@ def generate(
 
     options = dict(generation or {})
     options.update(max_new_tokens=max_new_tokens, do_sample=do_sample, num_return_sequences=1)
-    if do_sample:
-        options["temperature"] = temperature
+    if do_sample:  # ours stand in `settled`; a checkpoint's own would arrive as if they were asked for
+        options.update(temperature=temperature, top_k=0, top_p=1.0)
 
     def ask(rows: Sequence[int], questions: Sequence[Any]) -> list[Result]:
         inputs = prepare_inputs(
@@ -271,7 +277,9 @@ def _requests(images: Any, prompt: Any) -> tuple[list[Any], list[Any], bool]:
 
 def _one_a_request(seed: Any, requests: int) -> list[int]:
     try:
-        return [index(seed)] * requests if not isinstance(seed, (list, tuple)) else [index(s) for s in seed]
+        if isinstance(seed, (list, tuple)):
+            return [check_seed(s) for s in seed]
+        return [check_seed(seed)] * requests
     except TypeError:
         raise TypeError(
             f"seed must be a whole number, or a list of them with one a request, got {seed!r}: try 0"

@@ -237,7 +237,7 @@ def _fill_rows(model: Any, tokenizer: Any, to_fill: dict[int, str], used: list[i
         mean = rows[used].mean(dim=0)
         for row, start in sorted(to_fill.items()):
             centre = mean if start == "mean" else rows[phrases[start]].mean(dim=0)
-            generator = torch.Generator().manual_seed((seed * 2 + which) * 1_000_003 + row)
+            generator = torch.Generator().manual_seed(((seed * 2 + which) * 1_000_003 + row) % 2**64)
             noise = torch.randn(centre.shape, generator=generator).to(centre.device)
             weight[row] = (centre + NOISE * spread * noise).to(weight.dtype)
 
