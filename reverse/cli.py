@@ -146,7 +146,7 @@ def tokens_add(
 ) -> None:
     """Write a copy of BASE that knows <SPAN>, </CN> and </UN>."""
     _hush()
-    from reverse.tokens import add_tokens_to_checkpoint
+    from reverse.models import add_tokens_to_checkpoint
 
     ids = add_tokens_to_checkpoint(base, out, init=init, seed=seed)
     typer.echo(f"{out}: <SPAN> {ids.span}, </CN> {ids.cn}, </UN> {ids.un}")

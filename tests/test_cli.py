@@ -1,6 +1,7 @@
 """The commands: what they print, and that a refusal is one line and exit code 2."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -161,6 +162,14 @@ def test_tokens_add(tmp_path):
     _, processor = load(tmp_path / "out")
     assert str(token_ids(processor.tokenizer).un) in result.stdout
     refused(run("tokens", "add", tmp_path / "base", tmp_path / "out"), "is not empty", "does not exist yet")
+
+
+def test_a_damaged_checkpoint_is_one_line(checkpoint, kitchen, tmp_path):
+    """An interrupted download would end in a traceback of safetensors."""
+    folder = shutil.copytree(checkpoint, tmp_path / "cut")
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-5000])
+    refused(generated(str(folder), kitchen), "damaged or cut off", "fetch them again")
+    refused(run("tokens", "add", folder, tmp_path / "out"), "damaged or cut off")
 
 
 def test_data_scenes(tmp_path):

@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING, Any
 from reverse.models.families import FAMILIES, Family, default_threshold, family_of, set_default_threshold
 
 if TYPE_CHECKING:
+    from reverse.models.adding import add_tokens_to_checkpoint
     from reverse.models.inputs import prepare_inputs
     from reverse.models.loading import load
 
 __all__ = [
     "FAMILIES",
     "Family",
+    "add_tokens_to_checkpoint",
     "default_threshold",
     "family_of",
     "load",
@@ -21,6 +23,10 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import what needs torch and transformers only when it is asked for."""
+    if name == "add_tokens_to_checkpoint":
+        from reverse.models.adding import add_tokens_to_checkpoint
+
+        return add_tokens_to_checkpoint
     if name == "load":
         from reverse.models.loading import load
 

@@ -8,9 +8,10 @@ A family is found by the `model_type` of the configuration, never by the name of
 is a further record in `FAMILIES`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from numbers import Real
 from typing import Any
 
 from reverse.models.templates import LLAVA_CHAT, QWEN2_5_VL_CHAT
@@ -28,18 +29,11 @@ class Family:
     image_token: str  # stands for a picture in the prompt
     image_token_field: str  # of the configuration: the id of `image_token`
     placeholders_per_image: int  # image tokens the prompt carries for a picture before they are expanded
-    position_rows: int  # rows of rotary positions: 1, or 3 (time, height, width)
-    token_type_ids: bool  # forward needs mm_token_type_ids, without which positions degrade silently
     tower: str  # path of the module that encodes pictures
     projector: str  # path of the module that turns picture features into embeddings
     language_model: str  # path of the decoder below the head
     video: bool  # the processor of transformers also wants a video processor (and so torchvision)
     chat_template: str  # for checkpoints built here; published ones bring their own
-
-    @property
-    def architectures(self) -> tuple[str, ...]:
-        """The names under which checkpoints list the model class."""
-        return (self.model_class,)
 
     def vision_tower(self, model: Any) -> Any:
         """The module that encodes pictures; one call of it is one encoding (count with a forward hook)."""
@@ -85,8 +79,6 @@ LLAVA = Family(
     image_token="<image>",
     image_token_field="image_token_index",
     placeholders_per_image=1,
-    position_rows=1,
-    token_type_ids=False,
     tower="model.vision_tower",
     projector="model.multi_modal_projector",
     language_model="model.language_model",
@@ -103,8 +95,6 @@ QWEN2_5_VL = Family(
     image_token="<|image_pad|>",
     image_token_field="image_token_id",
     placeholders_per_image=1,
-    position_rows=3,
-    token_type_ids=True,
     tower="model.visual",
     projector="model.visual.merger",
     language_model="model.language_model",
@@ -122,14 +112,23 @@ def family_of(model_or_config: Any) -> Family:
         ValueError: the architecture is not one of the known ones.
     """
     config = getattr(model_or_config, "config", model_or_config)
-    model_type = getattr(config, "model_type", None)
+    return family_named(getattr(config, "model_type", None), type(model_or_config).__name__)
+
+
+def family_named(model_type: Any, owner: str) -> Family:
+    """The family of a `model_type`; `owner` is whose it is, for the error.
+
+    Raises:
+        ValueError: the architecture is not one of the known ones.
+    """
     for family in FAMILIES:
         if model_type in family.model_types:
             return family
     known = ", ".join(f"{family.name} ({', '.join(family.model_types)})" for family in FAMILIES)
     raise ValueError(
-        f"unknown architecture {model_type!r} ({type(model_or_config).__name__}): known are {known}; "
-        "an original LLaVA checkpoint (model_type 'llava_llama') must first be converted to LLaVA's own class"
+        f"{owner} has the unknown architecture {model_type!r}: known are {known}; an original LLaVA "
+        "checkpoint (model_type 'llava_llama') must first be converted to the class of transformers, and a "
+        "LoRA adapter merged into its base (peft's merge_and_unload)"
     )
 
 
@@ -141,15 +140,34 @@ def default_threshold(model_or_config: Any) -> float:
         ValueError: unknown architecture, or a stored threshold outside (0, 1].
     """
     config = getattr(model_or_config, "config", model_or_config)
-    stored = (getattr(config, "reverse", None) or {}).get("threshold")
-    if stored is None:
-        return family_of(config).threshold
-    if not 0 < stored <= 1:
+    stored = stored_threshold(getattr(config, "reverse", None))
+    return family_of(config).threshold if stored is None else stored
+
+
+def stored_threshold(section: Any) -> float | None:
+    """The threshold in config.json's section "reverse", or None where there is none.
+
+    Raises:
+        ValueError: it is no number in (0, 1], or the section is no mapping.
+    """
+    if section is None:
+        return None
+    if not isinstance(section, Mapping):
         raise ValueError(
-            f"config.json gives the threshold {stored!r}, which must lie in (0, 1]: it is a probability of "
-            "</UN>, the family's is used when it is left out"
+            f'config.json has "reverse": {section!r}, which must be an object, {{"threshold": 0.003}}, or '
+            "left out"
         )
-    return float(stored)
+    stored = section.get("threshold")
+    if stored is not None and not _is_probability(stored):
+        raise ValueError(
+            f"config.json gives the threshold {stored!r}, which must be a number in (0, 1]: it is a "
+            "probability of </UN>, the family's is used when it is left out"
+        )
+    return None if stored is None else float(stored)
+
+
+def _is_probability(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) <= 1
 
 
 def set_default_threshold(model: Any, threshold: float) -> None:
@@ -158,8 +176,9 @@ def set_default_threshold(model: Any, threshold: float) -> None:
     Raises:
         ValueError: `threshold` lies outside (0, 1].
     """
-    if not 0 < threshold <= 1:
+    if not _is_probability(threshold):
         raise ValueError(
-            f"threshold must lie in (0, 1], got {threshold}: it is a probability of </UN>, try 0.003"
+            f"threshold must be a number in (0, 1], got {threshold!r}: it is a probability of </UN>, try "
+            "0.003"
         )
     model.config.reverse = {**(getattr(model.config, "reverse", None) or {}), "threshold": float(threshold)}

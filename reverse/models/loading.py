@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers.utils import cached_file
 
-from reverse.models.families import FAMILIES, Family
+from reverse.models.families import Family, family_named, stored_threshold
 from reverse.models.processors import load_processor
 from reverse.tokens.vocabulary import ensure_ordinary, token_ids
 
@@ -24,6 +25,8 @@ BUNDLED = ("tiny-llava",)
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_PICTURE_SETTINGS = ("processor_config.json", "preprocessor_config.json")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -54,43 +57,79 @@ def load(
         The model, `LlavaForConditionalGeneration` or `Qwen2_5_VLForConditionalGeneration`, and its processor.
 
     Raises:
-        FileNotFoundError: there is no such folder, or it holds no config.json or no weights.
-        ValueError: unknown architecture; code beside the weights; pickled weights; no tokens.
+        FileNotFoundError: there is no such folder, or it lacks config.json, weights, tokenizer or the image
+            processor's settings.
+        ValueError: unknown architecture; code beside the weights; pickled weights; damaged files; no tokens;
+            a device or an image backend that is not there.
         TypeError: `trust_remote_code` is given.
     """
     if "trust_remote_code" in kwargs:
         raise TypeError(
             "trust_remote_code is not accepted: checkpoints are loaded without running their code"
         )
-    path = _resolve(path_or_id)
+    _check_device(device)
     hub = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
-    config = _read_config(path, hub)
-    family = _check_config(path, config)
-    _check_weights(path)
+    path, family = find_checkpoint(path_or_id, **hub)
+    _check_files(path, _PICTURE_SETTINGS, "image processor")
 
-    processor = load_processor(path, family, backend=image_backend, **hub)
+    try:
+        processor = load_processor(path, family, backend=image_backend, **hub)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"tokenizer or processor settings of {path!r} are damaged ({error}): fetch them again"
+        ) from error
     processor.tokenizer.padding_side = "left"
     ensure_ordinary(processor)
     if require_tokens:
         token_ids(processor)
 
-    model_class = getattr(transformers, family.model_class)
-    model = model_class.from_pretrained(
-        path,
-        dtype=dtype if dtype is not None else "auto",
-        attn_implementation=attn_implementation,
-        use_safetensors=True,
-        **kwargs,
-    )
+    model = load_weights(path, family, dtype=dtype, attn_implementation=attn_implementation, **kwargs)
     _check_rows(path, model, processor)
     if device is not None:
         model = model.to(device)
     return model.eval(), processor
 
 
+def find_checkpoint(path_or_id: str | os.PathLike, **hub: Any) -> tuple[str, Family]:
+    """Where a checkpoint is, and its family. Refuses what `load` refuses, before anything heavy is read.
+
+    `hub` are options of the hub, such as `revision`. Raises as `load`.
+    """
+    path = _resolve(path_or_id)
+    config = _read_config(path, hub)
+    family = _check_config(path, config)
+    _check_weights(path)
+    _check_files(path, _TOKENIZERS, "tokenizer")
+    return path, family
+
+
+def load_weights(path: str, family: Family, *, dtype: torch.dtype | str | None = None, **kwargs: Any) -> Any:
+    """The model of a checkpoint that `find_checkpoint` let pass, from safetensors.
+
+    Raises ValueError where the file is cut off or otherwise damaged.
+    """
+    try:
+        return getattr(transformers, family.model_class).from_pretrained(
+            path,
+            dtype=dtype if dtype is not None else "auto",
+            use_safetensors=True,
+            trust_remote_code=False,
+            **kwargs,
+        )
+    except SafetensorError as error:
+        raise ValueError(
+            f"the weights of {path!r} are damaged or cut off ({error}): fetch them again"
+        ) from error
+
+
 def _resolve(path_or_id: str | os.PathLike) -> str:
     """A folder as it is, a bundled name as its folder, and what can only be a hub id as it is."""
     name = os.fspath(path_or_id)
+    if not name.strip():
+        raise ValueError(
+            f"the checkpoint's name is empty, got {name!r}: name a folder, a hub id (owner/name) or one of "
+            f"{', '.join(BUNDLED)}"
+        )
     if Path(name).is_dir():
         return name
     if name in BUNDLED:
@@ -123,27 +162,52 @@ def _read_config(path: str, hub: dict[str, Any]) -> dict[str, Any]:
             f"{path!r} has no config.json that can be read{reason}: name a folder that `save_pretrained` "
             "wrote, or check the hub id and the connection"
         )
-    return json.loads(Path(file).read_text(encoding="utf-8"))
+    try:
+        config = json.loads(Path(file).read_text(encoding="utf-8"))
+    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
+        raise ValueError(f"{file} is damaged ({error}): fetch or save the checkpoint again") from error
+    if not isinstance(config, dict):
+        raise ValueError(
+            f"{file} holds no JSON object but {config!r:.40}: fetch or save the checkpoint again"
+        )
+    return config
 
 
 def _check_config(path: str, config: dict[str, Any]) -> Family:
     """The family that `config` names; refuses code and architectures that are not known."""
-    model_type = config.get("model_type")
-    for family in FAMILIES:
-        if model_type in family.model_types:
-            if "auto_map" in config:
-                raise ValueError(
-                    f"{path!r} wants to run its own code (auto_map in config.json: {config['auto_map']}): no "
-                    f"code is run from a checkpoint, and {family.name} needs none; take auto_map out if you "
-                    "trust the rest"
-                )
-            return family
-    known = ", ".join(f"{family.name} ({', '.join(family.model_types)})" for family in FAMILIES)
-    raise ValueError(
-        f"{path!r} has the unknown architecture {model_type!r} ({config.get('architectures')}): known are "
-        f"{known}; an original LLaVA checkpoint must first be converted to the class of transformers, and a "
-        "LoRA adapter merged into its base (peft's merge_and_unload)"
-    )
+    family = family_named(config.get("model_type"), f"{path!r} ({config.get('architectures')})")
+    if "auto_map" in config:
+        raise ValueError(
+            f"{path!r} wants to run its own code (auto_map in config.json: {config['auto_map']}): no code "
+            f"is run from a checkpoint, and {family.name} needs none; take auto_map out if you trust the rest"
+        )
+    stored_threshold(config.get("reverse"))
+    return family
+
+
+def _check_device(device: torch.device | str | None) -> None:
+    """Refuse a device before weights are read for it. Raises ValueError."""
+    if device is None:
+        return
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device {device!r} is not known here: try 'cpu' or 'cuda'") from error
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device {device!r} is not on this machine, which has {torch.cuda.device_count()} CUDA devices: "
+            "try 'cpu'"
+        )
+
+
+def _check_files(path: str, names: tuple[str, ...], what: str) -> None:
+    """Refuse a folder that holds none of the files that `what` may be saved in."""
+    folder = Path(path)
+    if folder.is_dir() and not any((folder / name).is_file() for name in names):
+        raise FileNotFoundError(
+            f"{path!r} has no {what} ({' or '.join(names)}): the checkpoint is not complete, fetch or save "
+            "it again with its processor"
+        )
 
 
 def _check_weights(path: str) -> None:

@@ -86,7 +86,13 @@ def load_processor(path: str, family: Family, *, backend: str = "pil", **kwargs:
         backend: "pil" (pictures only, the same pixels on every machine) or "torchvision" (videos too, where
             the family knows them).
         kwargs: for `from_pretrained` (`revision`, `cache_dir`, `token`, …).
+
+    Raises:
+        ValueError: `backend` is neither of the two.
     """
+    if backend not in ("pil", "torchvision"):
+        raise ValueError(f"image_backend must be 'pil' or 'torchvision', got {backend!r}")
+    kwargs["trust_remote_code"] = False
     processor_class = getattr(transformers, family.processor_class)
     if not family.video:
         return processor_class.from_pretrained(path, backend=backend, **kwargs)

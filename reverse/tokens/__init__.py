@@ -18,7 +18,7 @@ from reverse.tokens.spans import (
 )
 
 if TYPE_CHECKING:
-    from reverse.tokens.vocabulary import add_tokens, add_tokens_to_checkpoint, ensure_ordinary, token_ids
+    from reverse.tokens.vocabulary import add_tokens, ensure_ordinary, token_ids
 
 __all__ = [
     "CN",
@@ -30,7 +30,6 @@ __all__ = [
     "Problem",
     "TokenIds",
     "add_tokens",
-    "add_tokens_to_checkpoint",
     "ensure_ordinary",
     "parse",
     "problems",
@@ -42,7 +41,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import `vocabulary`, which needs torch and transformers, only when one of its names is asked for."""
-    if name in ("add_tokens", "add_tokens_to_checkpoint", "ensure_ordinary", "token_ids"):
+    if name in ("add_tokens", "ensure_ordinary", "token_ids"):
         from reverse.tokens import vocabulary
 
         return getattr(vocabulary, name)

@@ -5,19 +5,15 @@ them, so nothing drops them behind the decoder's back. Their rows start at the m
 plus a little seeded noise: a row of plain noise has logits unlike any trained token's, and LoRA recipes
 that freeze the embeddings would leave it so for ever.
 
-    reverse tokens add llava-hf/llava-1.5-7b-hf llava-with-tokens
+    add_tokens(model, processor)          # a checkpoint on disk: `reverse tokens add BASE OUT`
 """
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AddedToken, AutoConfig, AutoTokenizer
+from transformers import AddedToken
 
 from reverse.tokens.spans import CN, SPAN, TAGS, UN, TokenIds
 
@@ -115,57 +111,6 @@ def add_tokens(
     return ids
 
 
-def add_tokens_to_checkpoint(
-    base: str | os.PathLike,
-    out: str | os.PathLike,
-    *,
-    init: str | Mapping[str, str] = "mean",
-    seed: int = 0,
-) -> TokenIds:
-    """Write a copy of checkpoint `base` that has the three tokens to the folder `out`.
-
-    Written into a temporary folder beside `out` and renamed when it is whole, so `out` is complete or not
-    there; a run that is killed leaves `.out.*` behind, which may be deleted.
-    Weights keep their dtype and are read and written as safetensors only. Small files that do not change
-    (image processor, chat template, licence) are copied.
-
-    Raises:
-        FileExistsError: `out` exists and is not an empty folder.
-        ValueError: as `add_tokens`.
-        FileNotFoundError: there is no folder `base`.
-        OSError: `base` cannot be read, or holds no safetensors.
-    """
-    import transformers
-
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{str(out)!r} is not empty: name a folder that does not exist yet")
-    if not Path(base).is_dir() and (str(base).startswith((".", "/", "~")) or str(base).count("/") != 1):
-        raise FileNotFoundError(f"no such folder: {str(base)!r}: give a checkpoint's folder or a hub id")
-    config = AutoConfig.from_pretrained(base)
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    if not config.architectures:
-        raise ValueError(
-            f"config.json of {str(base)!r} lists no architectures: save the base with save_pretrained"
-        )
-    model_class = getattr(transformers, config.architectures[0])
-    model = model_class.from_pretrained(base, dtype="auto", use_safetensors=True)
-    ids = add_tokens(model, tokenizer, init=init, seed=seed)
-
-    out.parent.mkdir(parents=True, exist_ok=True)
-    whole = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        _copy_small_files(base, whole)
-        model.save_pretrained(whole)
-        tokenizer.save_pretrained(whole)
-        whole.chmod(0o755)
-        whole.replace(out)
-    except BaseException:
-        shutil.rmtree(whole, ignore_errors=True)
-        raise
-    return ids
-
-
 def _ordinary(tag: str) -> AddedToken:
     return AddedToken(tag, special=False, normalized=False)
 
@@ -240,19 +185,3 @@ def _fill_rows(model: Any, tokenizer: Any, to_fill: dict[int, str], used: list[i
             generator = torch.Generator().manual_seed(((seed * 2 + which) * 1_000_003 + row) % 2**64)
             noise = torch.randn(centre.shape, generator=generator).to(centre.device)
             weight[row] = (centre + NOISE * spread * noise).to(weight.dtype)
-
-
-def _copy_small_files(base: str | os.PathLike, out: Path) -> None:
-    """Copy what a checkpoint holds beside weights, configuration and token lists."""
-    folder = Path(base)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        folder = Path(
-            snapshot_download(str(base), allow_patterns=["*.json", "*.jinja", "*.txt", "*.md", "LICENSE*"])
-        )
-    rewritten = {"config.json", "generation_config.json", "added_tokens.json", "special_tokens_map.json"}
-    for path in folder.iterdir():
-        keep = path.suffix in (".json", ".jinja", ".txt", ".md") or path.name.startswith("LICENSE")
-        if keep and path.is_file() and path.name not in rewritten and not path.name.endswith(".index.json"):
-            shutil.copyfile(path, out / path.name)

@@ -1,6 +1,7 @@
 """Without these, a wrong, incomplete or dangerous checkpoint would load, or a good one would not."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -188,6 +189,57 @@ def test_missing_weights_are_named(untagged):
     (untagged / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"no \*.safetensors"):
         load(untagged, require_tokens=False)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "\xff"])
+def test_a_broken_config_names_its_file(untagged, text):
+    """The error would be a character number, of one of six files."""
+    (untagged / "config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"config\.json .*fetch or save the checkpoint again"):
+        load(untagged)
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "processor_config.json"])
+def test_missing_and_broken_settings_are_named(saved, file, tmp_path):
+    """transformers would ask for sentencepiece, or for the hub."""
+    folder = shutil.copytree(saved[0], tmp_path / "copy")
+    (folder / file).write_text("{")
+    with pytest.raises((ValueError, OSError), match=r"copy.* (are damaged|is not a valid JSON file)"):
+        load(folder)
+    (folder / file).unlink()
+    with pytest.raises(FileNotFoundError, match=rf"copy.* has no .*{file}"):
+        load(folder)
+
+
+@pytest.mark.parametrize("section", [{"threshold": "0.1"}, {"threshold": True}, {"threshold": 3}, "0.1"])
+def test_a_stored_threshold_is_checked_first(untagged, section):
+    """A text would fail in a comparison, at the first answer."""
+    edit_config(untagged, reverse=section)
+    with pytest.raises(ValueError, match=r"config\.json (gives|has)"):
+        load(untagged)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"image_backend": "foo"}, "image_backend must be 'pil' or 'torchvision', got 'foo'"),
+        ({"device": "foo"}, "device 'foo' is not known here: try 'cpu'"),
+        ({"device": "cuda:99"}, "device 'cuda:99' is not on this machine"),
+    ],
+)
+def test_wrong_options_are_refused_before_the_weights_are_read(saved, monkeypatch, options, words):
+    """A backend that is not there would be PIL without a word; a device would fail after minutes."""
+    monkeypatch.setattr(loading, "load_weights", None)
+    with pytest.raises(ValueError, match=words):
+        load(saved[0], **options)
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_no_folder(name, saved, monkeypatch):
+    """A variable that is not set would load whatever lies in the current folder."""
+    monkeypatch.chdir(saved[0])
+    with pytest.raises(ValueError, match=r"name is empty, got .*: name a folder"):
+        load(name)
 
 
 WITHOUT_TORCHVISION = """

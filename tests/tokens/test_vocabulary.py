@@ -16,7 +16,6 @@ from reverse.tokens import (
     TAGS,
     UN,
     add_tokens,
-    add_tokens_to_checkpoint,
     ensure_ordinary,
     strip,
     token_ids,
@@ -234,40 +233,3 @@ def test_legacy_sentencepiece_is_put_right(tmp_path):
     legacy.save_pretrained(tmp_path / "again")
     again = AutoTokenizer.from_pretrained(tmp_path / "again")
     assert again.encode(text) == legacy.encode(text)
-
-
-@pytest.mark.parametrize("build", BUILDERS)
-def test_a_checkpoint_on_disk_gets_the_tokens(build, tmp_path):
-    """`reverse tokens add` would write something that does not load, or lose the image processor."""
-    model, processor = build()
-    model = model.to(torch.bfloat16)
-    base, out = tmp_path / "base", tmp_path / "deep" / "out"
-    model.save_pretrained(base)
-    processor.save_pretrained(base)
-    (base / "LICENSE").write_text("free")
-    ids = add_tokens_to_checkpoint(base, out)
-    tokenizer = AutoTokenizer.from_pretrained(out)
-    assert token_ids(tokenizer) == ids
-    again = type(model).from_pretrained(out, dtype="auto")
-    assert again.dtype == torch.bfloat16
-    assert again.get_input_embeddings().weight.shape[0] == max(ids) + 1
-    names = {file.name for file in out.iterdir()}
-    assert {"LICENSE", "processor_config.json", "chat_template.jinja"} <= names
-    assert not list(out.parent.glob(".out.*"))
-    with pytest.raises(FileExistsError, match="not empty"):
-        add_tokens_to_checkpoint(base, out)
-
-
-def test_a_failed_copy_leaves_nothing_behind(tmp_path, monkeypatch):
-    """Half a checkpoint would look like a whole one."""
-    model, processor = build_tiny_llava()
-    model.save_pretrained(tmp_path / "base")
-    processor.save_pretrained(tmp_path / "base")
-
-    def fail(*args, **kwargs):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(type(processor.tokenizer), "save_pretrained", fail)
-    with pytest.raises(OSError, match="disk full"):
-        add_tokens_to_checkpoint(tmp_path / "base", tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["base"]
