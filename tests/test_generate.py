@@ -13,7 +13,10 @@ from reverse.decoding import generate as engine
 from reverse.decoding.loop import Request
 from reverse.decoding.rewriting import HintWriter
 from reverse.tokens import TAGS
+from tests.decoding.mock import DOT, SPAN, always, run
 from tests.decoding.worlds import talkative
+
+WORD = 6
 
 QUESTION = "Describe this image."
 _talkative = functools.cache(talkative)
@@ -253,6 +256,13 @@ def test_the_room_of_an_answer(prompt, asked, hints, room):
     assert engine._room(prompt, 1024, asked, hints) == room
 
 
+def test_what_the_length_limit_cuts_is_discarded_beside_the_trace():
+    """The trace would be said to add up, and the cost of a phrase cut by the limit be in no account."""
+    result, _ = run(always(DOT, SPAN, WORD, WORD), reverse.ResamplingConfig(threshold=0.5), 3)
+    assert result.finish_reason == "length" and result.trace == ()
+    assert (result.usage.kept, result.usage.discarded) == (1, 2)
+
+
 @pytest.mark.parametrize("family", ["llava", "qwen"])
 def test_the_trace_adds_up(family, picture):
     """What correcting cost would be under- or over-stated."""
@@ -263,6 +273,9 @@ def test_the_trace_adds_up(family, picture):
     )
     assert sum(len(r.trace) for r in results) > 1
     for result in results:
-        assert sum(entry.tokens for entry in result.trace) == result.usage.discarded
+        lost = sum(entry.tokens for entry in result.trace)
+        assert lost == result.usage.discarded or (
+            result.finish_reason == "length" and lost < result.usage.discarded
+        )
         assert all(entry.rewound_to <= entry.at for entry in result.trace)
         assert result.usage.kept == len(result.ids)

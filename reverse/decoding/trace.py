@@ -38,7 +38,7 @@ class TraceEntry:
     rewound_to: int  # token position that was gone back to
     temperature: float  # of the rejected segment
     level: int  # sentences gone back at this place before
-    tokens: int  # lost; they add up to usage.discarded
+    tokens: int  # lost; usage.discarded also counts what the end of the answer cut off
     seconds: float
 
 
