@@ -83,7 +83,7 @@ def demo(
 def generate(
     model: Annotated[str, typer.Argument(help="Checkpoint folder, hub id or bundled name.")],
     image: Annotated[
-        list[Path] | None, typer.Option(help="A picture; repeat it to ask about several at once.")
+        list[str] | None, typer.Option(help="A picture; repeat it to ask about several at once.")
     ] = None,
     prompt: Annotated[str, typer.Option(help="The question.")] = "Describe this image.",
     as_json: Annotated[bool, typer.Option("--json", help="Phrases, attempts and costs as JSON.")] = False,

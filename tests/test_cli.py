@@ -121,6 +121,8 @@ def test_several_pictures_are_one_request(checkpoint, kitchen):
     [
         (("--threshold", "3"), ("got 3.0", "try 0.003")),
         (("--image", "nothing.png"), ("no such image", "nothing.png")),
+        (("--image", "https://example.org/a.png"), ("on the network", "https://example.org/a.png")),
+        (("--image", ""), ("image path is empty",)),
         (("--prompt", ""), ("prompt 0 is empty", "ask something")),
         (("--mode", "resampel"), ("mode must be one of", "'resampel'")),
         (("--on-exhausted", "bets"), ("on_exhausted must be one of", "'bets'")),
@@ -133,6 +135,12 @@ def test_several_pictures_are_one_request(checkpoint, kitchen):
 def test_refusals_are_one_line(checkpoint, kitchen, options, words):
     """A wrong option would end in forty lines of traceback."""
     refused(generated(checkpoint, kitchen, *options), *words)
+
+
+def test_an_address_of_a_file(checkpoint, kitchen):
+    """What is dragged into a terminal may be a file:// address."""
+    result = run("generate", checkpoint, "--image", f"file://{kitchen}", "--max-new-tokens", 3)
+    assert result.exit_code == 0, result.output
 
 
 def test_a_model_that_is_not_there():

@@ -54,6 +54,8 @@ def open_image(source: str | Path | bytes | Image.Image) -> Image.Image:
         raise TypeError(
             f"image must be a path, bytes or a PIL image, got {type(source).__name__}: open it first"
         )
+    if not str(source).strip():
+        raise ValueError(f"image path is empty, got {source!r}: give the path of a picture, or None for none")
     path = Path(source)
     if not path.exists():
         raise FileNotFoundError(f"no such image: {path}: check the path and the image root")

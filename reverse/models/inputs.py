@@ -8,12 +8,17 @@ torch.Size([1, 606])
 import base64
 import binascii
 from collections.abc import Mapping, Sequence
+from numbers import Integral
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from transformers import BatchFeature
 
+from reverse.data.images import MAX_PIXELS, open_image
 from reverse.models.families import Family
 
+_PARTS = ("text", "image", "image_url")  # of a message's content
 _SIZE_KEYS = ("min_pixels", "max_pixels", "resized_height", "resized_width")  # of qwen-vl-utils' messages
 
 
@@ -35,7 +40,7 @@ def prepare_inputs(
         prompts: plain prompts, which become the user's turn of the chat template; or chats, lists of messages
             `{"role": …, "content": …}` whose content may hold `{"type": "image", "image": path | PIL image |
             "file://…" | "data:image/…;base64,…"}` (qwen-vl-utils' sizes, `max_pixels` and so on, are followed
-            for Qwen2.5-VL). Plain prompts and chats may not be mixed.
+            for Qwen2.5-VL). Plain prompts and chats may stand in one batch.
         family: of the model.
         system: text of a system turn put before plain prompts.
         context_length: the model's, in tokens (`family.context_length(model.config)`); longer prompts are
@@ -47,9 +52,10 @@ def prepare_inputs(
         length).
 
     Raises:
-        ValueError: no prompts, an empty one, or a chat that does not end with the user's turn; not one entry
-            of `images` per prompt; more or fewer placeholders than pictures; a prompt longer than
-            `context_length`.
+        ValueError: no prompts, an empty one, or a chat that does not end with the user's turn; a video; a
+            malformed part of a chat; not one entry of `images` per prompt; more or fewer placeholders than
+            pictures; a prompt longer than `context_length`.
+        TypeError: a prompt, a message, its content or a picture is of the wrong kind.
     """
     chats, per_chat = _as_chats(images, prompts, family, system)
     pictures, texts = [], []
@@ -78,12 +84,19 @@ def _as_chats(
     images: Any, prompts: Any, family: Family, system: str | None
 ) -> tuple[list[list[dict]], list[list[Any]]]:
     """Every prompt as a chat, with the pictures that were given for it."""
+    if not isinstance(prompts, (str, list, tuple)):
+        raise TypeError(
+            f"prompts must be a text, a chat (a list of messages) or a list of either, got "
+            f"{type(prompts).__name__}: try ['Describe this image.']"
+        )
     if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Mapping)):
         prompts = [prompts]
         if isinstance(images, (list, tuple)) and len(images) != 1:
             images = [list(images)]  # several pictures of one prompt
     if len(prompts) == 0:
         raise ValueError("prompts is empty: give at least one prompt")
+    for row, prompt in enumerate(prompts):
+        _refuse_videos(row, prompt)
     per_chat = _per_prompt(images, len(prompts))
     chats = []
     for row, (prompt, given) in enumerate(zip(prompts, per_chat, strict=True)):
@@ -116,13 +129,38 @@ def _per_prompt(images: Any, n: int) -> list[list[Any]]:
     ]
 
 
-def _check_chat(row: int, chat: Any) -> list[dict]:
-    messages = [dict(message) for message in chat]
+def _refuse_videos(row: int, chat: Any) -> None:
+    """Before any other check, since no mend of another mistake would help."""
+    messages = chat if isinstance(chat, (list, tuple)) else []
     for message in messages:
+        content = message.get("content") if isinstance(message, Mapping) else None
+        for part in content if isinstance(content, (list, tuple)) else []:
+            if isinstance(part, Mapping) and part.get("type") in ("video", "video_url"):
+                raise ValueError(
+                    f"chat {row} holds content of type {part['type']!r}: videos are not supported yet, give "
+                    "pictures of its frames (Qwen2.5-VL's own video processor, outside of this library's "
+                    "generate(), needs `pip install torchvision` and load(..., image_backend='torchvision'))"
+                )
+
+
+def _check_chat(row: int, chat: Any) -> list[dict]:
+    if not isinstance(chat, (list, tuple)):
+        raise TypeError(
+            f"prompt {row} must be a text or a chat (a list of messages), got {chat!r:.80}: try 'Describe "
+            "this image.'"
+        )
+    for message in chat:
+        if not isinstance(message, Mapping):
+            raise TypeError(
+                f"chat {row} holds {message!r:.80}, which is no message: give {{'role': 'user', "
+                "'content': …}"
+            )
         if "role" not in message or "content" not in message:
             raise ValueError(
                 f"chat {row} has the message {message!r}: every message needs 'role' and 'content'"
             )
+        _check_content(row, message["content"])
+    messages = [dict(message) for message in chat]
     if not messages or messages[-1]["role"] != "user":
         last = messages[-1]["role"] if messages else "no message"
         raise ValueError(
@@ -135,10 +173,35 @@ def _check_chat(row: int, chat: Any) -> list[dict]:
     return messages
 
 
+def _check_content(row: int, content: Any) -> None:
+    if isinstance(content, str):
+        return
+    if not isinstance(content, (list, tuple)):
+        raise TypeError(
+            f"the content of a message of chat {row} must be a text or a list of parts, got {content!r:.80}"
+        )
+    for part in content:
+        if not isinstance(part, Mapping):
+            raise TypeError(
+                f"a message of chat {row} holds the part {part!r:.80}: give {{'type': 'text', 'text': …}} or "
+                "{'type': 'image', 'image': …}"
+            )
+        kind = part.get("type")
+        if kind not in _PARTS:
+            raise ValueError(
+                f"content of type {kind!r} in chat {row} is not understood: give 'text' or 'image'"
+            )
+        if kind == "text" and not isinstance(part.get("text"), str):
+            raise ValueError(
+                f"a text part of chat {row} has the text {part.get('text')!r:.80}: give {{'type': 'text', "
+                "'text': 'Describe this image.'}"
+            )
+
+
 def _has_text_or_image(content: Any) -> bool:
     if isinstance(content, str):
         return bool(content.strip())
-    return any(part.get("type") == "image" or part.get("text", "").strip() for part in content)
+    return any(part["type"] != "text" or part["text"].strip() for part in content)
 
 
 def _collect_pictures(chat: list[dict], given: list[Any], processor: Any) -> tuple[list[dict], list[Any]]:
@@ -154,15 +217,17 @@ def _collect_pictures(chat: list[dict], given: list[Any], processor: Any) -> tup
             content = [{"type": "text", "text": content}]
         parts = []
         for part in content:
-            kind = part.get("type")
-            if kind not in ("text", "image", "image_url"):
-                raise ValueError(f"content of type {kind!r} is not understood: give 'text' or 'image'")
-            if kind == "text":
+            if part["type"] == "text":
                 parts.append({"type": "text", "text": part["text"]})
                 continue
             source = part.get("image", part.get("image_url"))
-            if isinstance(source, Mapping):
-                source = source["url"]  # {"image_url": {"url": …}}
+            if isinstance(source, Mapping):  # {"image_url": {"url": …}}
+                if "url" not in source:
+                    raise ValueError(
+                        f"a picture is given as {source!r:.80}: give a path, PIL image or bytes, or "
+                        "{'url': …}"
+                    )
+                source = source["url"]
             if source is None and remaining:
                 source = remaining.pop(0)
             if source is not None:
@@ -174,9 +239,8 @@ def _collect_pictures(chat: list[dict], given: list[Any], processor: Any) -> tup
 
 def _open(source: Any) -> Any:
     """A picture from a path, PIL image, bytes, `file://` address or base64 data URI."""
-    from reverse.data.images import open_image
-
-    if isinstance(source, str) and source.startswith("data:"):
+    scheme = source[:8].lower() if isinstance(source, str) else ""
+    if scheme.startswith("data:"):
         head, _, body = source.partition(",")
         if not head.endswith(";base64"):
             raise ValueError(
@@ -188,12 +252,14 @@ def _open(source: Any) -> Any:
             raise ValueError(
                 f"the base64 of a data URI cannot be read ({error}): encode the picture again"
             ) from error
-    if isinstance(source, str) and source.startswith(("http://", "https://")):
+    if scheme.startswith(("http://", "https://")):
         raise ValueError(
             f"picture {source!r} is on the network: nothing is fetched from there, download it first"
         )
-    if isinstance(source, str) and source.startswith("file://"):
-        source = source.removeprefix("file://")
+    if scheme.startswith("file://"):
+        source = source[len("file://") :]
+        if not Path(source).exists():  # written as addresses are: file:///my%20pictures/dog.png
+            source = unquote(source)
     return open_image(source)
 
 
@@ -207,6 +273,12 @@ def _resize(picture: Any, part: Mapping, processor: Any) -> Any:
         raise ValueError(
             f"a message sets {', '.join(asked)}, but this model sees every picture at one size: leave it out"
         )
+    for key, value in asked.items():
+        asked[key] = _check_size(key, value)
+    if ("resized_height" in asked) != ("resized_width" in asked):
+        raise ValueError(f"a message sets {asked}: resized_height and resized_width go together")
+    if asked.get("min_pixels", 0) > asked.get("max_pixels", MAX_PIXELS):
+        raise ValueError(f"a message sets {asked}: min_pixels may not be above max_pixels")
     try:
         from qwen_vl_utils import fetch_image  # imports torchvision
     except ImportError as error:
@@ -214,7 +286,22 @@ def _resize(picture: Any, part: Mapping, processor: Any) -> Any:
             f"a message sets {', '.join(asked)}, which needs qwen-vl-utils ({error}): `pip install "
             "qwen-vl-utils torchvision`, or leave it out and set the size in the processor"
         ) from error
-    return fetch_image({"image": picture, **asked}, image_patch_size=patch_size)
+    try:
+        return fetch_image({"image": picture, **asked}, image_patch_size=patch_size)
+    except (AssertionError, ValueError) as error:
+        raise ValueError(
+            f"a message sets {asked} for a picture of {picture.width}x{picture.height} pixels, which cannot "
+            f"be met ({error}): set max_pixels=1003520, or leave it out"
+        ) from error
+
+
+def _check_size(key: str, value: Any) -> int:
+    if not isinstance(value, Integral) or isinstance(value, bool) or not 1 <= int(value) <= MAX_PIXELS:
+        raise ValueError(
+            f"a message sets {key}={value!r:.40}, which must be a whole number of pixels from 1 to "
+            f"{MAX_PIXELS}"
+        )
+    return int(value)
 
 
 def _check_placeholders(row: int, text: str, n_pictures: int, family: Family) -> None:

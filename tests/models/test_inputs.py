@@ -165,7 +165,22 @@ def test_the_system_turn(prepare, picture):
             [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "a"}]}],
             "prompt 0 has 1 image placeholders for 0 pictures",
         ),
+        (
+            None,
+            [{"role": "user", "content": [{"type": "audio"}]}],
+            "type 'audio' in chat 0 is not understood",
+        ),
+        (None, [{"role": "user", "content": [{"type": "text"}]}], "text part of chat 0 has the text None"),
+        (None, [{"role": "user", "content": [{"type": "text", "text": None}]}], "has the text None: give"),
+        (
+            None,
+            [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}],
+            r"given as \{\}: give",
+        ),
+        ({"a": "b.png"}, "a dog", r"given as \{'a': 'b.png'\}: give a path"),
+        ("", "a dog", "image path is empty, got ''"),
         (["https://example.org/a.png"], ["a dog"], "download it first"),
+        (["HTTPS://example.org/a.png"], ["a dog"], "download it first"),
         (["data:image/png,abc"], ["a dog"], "data URI starts with"),
         (["data:image/png;base64,@@"], ["a dog"], "base64 of a data URI"),
     ],
@@ -181,6 +196,85 @@ def test_the_longest_picture_that_is_taken_is_seen(prepare, picture):
     with pytest.raises(ValueError, match=r"8x808 pixels.*crop it"):
         prepare(picture(0, (8, 808)), PROMPT)
     assert image_tokens(prepare, prepare(picture(0, (8, 800)), PROMPT))[0] > 0
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        (None, "prompts must be a text.*got NoneType"),
+        ({"role": "user", "content": "a"}, "prompts must be a text.*got dict"),
+        ([None], "prompt 0 must be a text or a chat .*got None: try"),
+        (["a dog", 5], "prompt 1 must be a text or a chat .*got 5"),
+        ([["a"]], "chat 0 holds 'a', which is no message: give"),
+        ([{"role": "user", "content": None}], "content of a message of chat 0 must be .*got None"),
+        ([{"role": "user", "content": ["hello"]}], "chat 0 holds the part 'hello': give"),
+    ],
+)
+def test_wrong_kinds_are_named(prepare, prompts, message):
+    """The error would be Python's own, `'NoneType' object is not iterable`, from a helper."""
+    with pytest.raises(TypeError, match=message):
+        prepare(None, prompts)
+
+
+@pytest.mark.parametrize("kind", ["video", "video_url"])
+def test_videos_are_refused_before_anything_else(prepare, kind):
+    """The first error would be about an empty turn or a missing picture, and the second about the video."""
+    part = {"type": kind, kind: "a.mp4"}
+    for prompts in (
+        [{"role": "user", "content": [part]}],
+        [[{"role": "assistant", "content": [part]}]],
+        ["", [{"role": "user", "content": [part, 5]}]],
+    ):
+        with pytest.raises(ValueError, match=rf"type '{kind}': videos are not supported yet, give pictures"):
+            prepare(["a.png", "b.png", "c.png"], prompts)
+
+
+def test_plain_prompts_and_chats_stand_in_one_batch(prepare, picture):
+    """Requests of a server come in both forms, and would have to be sorted."""
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}]
+    mixed = prepare([picture(0), picture(1)], [PROMPT, chat])
+    assert same(mixed, prepare([picture(0), picture(1)], [PROMPT, PROMPT]))
+
+
+def test_addresses_with_escapes(prepare, picture, tmp_path):
+    """`file:///a%20b.png`, as browsers and file managers write it, would not be found."""
+    for name in ("a b.png", "a%20c.png"):
+        picture().save(tmp_path / name)
+    expected = prepare(picture(), PROMPT)
+    for name in ("a%20b.png", "a b.png", "a%20c.png"):
+        assert same(prepare([f"file://{tmp_path / name}"], [PROMPT]), expected)
+
+
+def test_a_turn_of_a_picture_alone(prepare, picture, tmp_path):
+    """A picture given as `image_url` would count as nothing, and the turn as empty."""
+    picture().save(tmp_path / "a.png")
+    for part in (
+        {"type": "image", "image": picture()},
+        {"type": "image_url", "image_url": {"url": str(tmp_path / "a.png")}},
+    ):
+        inputs = prepare(None, [{"role": "user", "content": [part]}])
+        assert image_tokens(prepare, inputs)[0] > 0
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"resized_height": 0, "resized_width": 56}, "resized_height=0, which must be a whole number"),
+        ({"resized_height": 56}, "resized_height and resized_width go together"),
+        ({"min_pixels": 9000, "max_pixels": 5000}, "min_pixels may not be above max_pixels"),
+        ({"max_pixels": "x"}, "max_pixels='x', which must be a whole number"),
+        ({"max_pixels": True}, "max_pixels=True, which must be"),
+        ({"min_pixels": 10**12}, "min_pixels=1000000000000, which must be .* to 50000000"),
+        ({"max_pixels": 10}, r"which cannot be met .*leave it out"),
+    ],
+)
+def test_sizes_that_cannot_be_met(tiny_qwen, picture, sizes, message):
+    """The error would be an assertion or a division by zero of another library."""
+    pytest.importorskip("qwen_vl_utils")
+    model, processor = tiny_qwen
+    content = [{"type": "image", "image": picture(), **sizes}, {"type": "text", "text": PROMPT}]
+    with pytest.raises(ValueError, match=message):
+        prepare_inputs(processor, None, [{"role": "user", "content": content}], family_of(model))
 
 
 def test_a_placeholder_in_the_prompt_is_one_too_many(prepare, picture):
