@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 
 import pytest
 from typer.testing import CliRunner
@@ -63,16 +62,15 @@ def test_help_lists_the_commands():
     assert "add" in run("tokens", "--help").stdout and "scenes" in run("data", "--help").stdout
 
 
-def test_help_is_fast_and_needs_no_torch():
+def test_help_needs_no_torch():
     """A heavy import at the top would make every `reverse --help` take seconds."""
     code = (
         "import sys, reverse.cli\n"
         "assert not {'torch', 'transformers', 'numpy', 'PIL'} & set(sys.modules), 'heavy import'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-    begun = time.perf_counter()
     said = subprocess.run([sys.executable, "-m", "reverse", "--version"], capture_output=True, text=True)
-    assert said.stdout == f"reverse {__version__}\n" and time.perf_counter() - begun < 5  # 0.4 s when idle
+    assert said.stdout == f"reverse {__version__}\n"
 
 
 def test_generate_says_the_text(checkpoint, kitchen):

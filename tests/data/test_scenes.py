@@ -280,11 +280,3 @@ def test_shift_sets_objects_on_a_foreign_ground():
         return sum(pairs) / len(pairs)
 
     assert share("test") > 0.75 and share("shift") < 0.4
-
-
-def test_speed_floor():
-    """Without it: making pictures falls behind training unnoticed (the floor is far below the 1,000 a second
-    that one quiet core makes)."""
-    from reverse.data.scenes.__main__ import throughput
-
-    assert throughput(0.5)["scenes_per_second"] > 100

@@ -4,6 +4,7 @@ import functools
 
 import pytest
 import torch
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from reverse.decoding.config import ResamplingConfig
 from reverse.decoding.generate import Retrospective
@@ -130,6 +131,39 @@ def test_threshold_one_equals_generate(family):
             assert list(result.ids[:good]) == text[:good]
             compared += text[:good].count(tags.cn)
     assert compared >= 5
+
+
+class _WellFormed(LogitsProcessor):
+    """Tags where they belong, no `</UN>`, no end inside a phrase: what the promise of equality is about."""
+
+    def __init__(self, tags, eos):
+        self.tags, self.eos = tags, eos
+
+    def __call__(self, input_ids, scores):
+        scores = scores.clone()
+        for ids, row in zip(input_ids.tolist(), scores, strict=True):
+            inside = [i for i in ids if i in self.tags][-1:] == [self.tags.span]
+            row[[self.tags.span, self.eos] if inside else [self.tags.cn]] = -torch.inf
+            row[self.tags.un] = -torch.inf
+        return scores
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_threshold_one_samples_as_plain_decoding_does(family):
+    """A check that never objects would bend the probabilities of a sampled answer, or shift its noise."""
+    model, processor = world(family, calm=True)
+    tags = token_ids(processor.tokenizer)
+    options = {
+        "temperature": 1.0, "calm": True,
+        "logits_processor": LogitsProcessorList([_WellFormed(tags, _eos(model))]),
+    }  # fmt: skip
+    checked, _ = decode(family, range(8), config(threshold=1.0), **options)
+    plain, _ = decode(family, range(8), config(threshold=1.0), checking=False, **options)
+    for one, other in zip(checked, plain, strict=True):
+        whole = other.ids.count(tags.cn) == other.ids.count(tags.span)
+        assert one.ids == (other.ids if whole else other.ids[: len(one.ids)])
+        assert one.ids.count(tags.cn) == other.ids.count(tags.cn) and one.trace == ()
+    assert sum(r.ids.count(tags.cn) for r in checked) >= 5 and len({r.ids for r in checked}) == 8
 
 
 def _eos(model):
