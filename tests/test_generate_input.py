@@ -278,11 +278,35 @@ def test_images_and_prompts_of_different_numbers(ask, picture):
         ask(images=[picture()], prompt=["Is there a dog?", "Is there a cat?"])
 
 
-@pytest.mark.parametrize("option", ["max_new_tokens", "top_k", "custom_generate", "num_return_sequences"])
+OVERRULED = ["max_new_tokens", "max_length", "top_k", "custom_generate", "num_return_sequences", "input_ids"]
+
+
+@pytest.mark.parametrize("option", OVERRULED)
 def test_options_that_would_be_overruled(ask, option):
     """`generation={"top_k": 50}` would be taken out without a word."""
     with pytest.raises(ValueError, match=rf"generation holds {option}, .*use the arguments max_new_tokens"):
         ask(generation={option: 2})
+
+
+@pytest.mark.parametrize("processor", ["tiny-llava", None])
+def test_a_name_is_no_processor(processor):
+    """The error would be that a text has no vocabulary."""
+    with pytest.raises(
+        TypeError, match=r"must be a processor or a tokenizer, got .*reverse\.load\('tiny-llava'\)"
+    ):
+        reverse.retrospective(processor)
+
+
+def test_results_of_a_refused_call(tiny_llava, picture):
+    """After a call that failed, the results of the one before would pass for its own."""
+    model, processor = tiny_llava
+    inputs = prepare_inputs(processor, [picture()], [QUESTION], family_of(model))
+    decoder = reverse.retrospective(processor, threshold=0.5)
+    model.generate(**inputs, custom_generate=decoder, max_new_tokens=4)
+    assert len(decoder.results) == 1
+    with pytest.raises(ValueError, match="num_beams"):
+        model.generate(**inputs, custom_generate=decoder, max_new_tokens=4, num_beams=2)
+    assert decoder.results == []
 
 
 # ------------------------------------------------------------------ models and ways of decoding

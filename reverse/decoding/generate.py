@@ -34,10 +34,17 @@ _HINT_ROOM = 128  # ids of the context that a generous max_new_tokens leaves to 
 # Of `generation`: those that would be overruled without a word.
 _OWN_OPTIONS = frozenset(
     {
+        "attention_mask",
         "custom_generate",
         "do_sample",
+        "generation_config",
+        "input_ids",
+        "inputs",
+        "inputs_embeds",
+        "max_length",
         "max_new_tokens",
         "num_return_sequences",
+        "pixel_values",
         "temperature",
         "top_k",
         "top_p",
@@ -61,6 +68,11 @@ class Retrospective:
     ):
         self.processor, self.config, self.seeds, self.checking = processor, config, seeds, checking
         self.tokenizer = getattr(processor, "tokenizer", processor)
+        if not hasattr(self.tokenizer, "get_vocab"):
+            raise TypeError(
+                f"processor must be a processor or a tokenizer, got {processor!r:.80}: load one, "
+                "model, processor = reverse.load('tiny-llava')"
+            )
         self.tags = token_ids(self.tokenizer) if checking else _tags_if_any(self.tokenizer)
         hinting = checking and config.hints > 0 and config.max_attempts > 0
         self.hints = HintWriter(processor, config.hints) if hinting else None
@@ -81,6 +93,7 @@ class Retrospective:
         **model_kwargs: Any,
     ) -> torch.Tensor | GenerateDecoderOnlyOutput:
         """What `model.generate()` calls; returns its usual type, ids with tags, right-padded."""
+        self.results = []
         _hf.check_request(generation_config, stopping_criteria, model_kwargs)
         config = self.config
         if config.threshold is None:
@@ -212,7 +225,7 @@ def generate(
     if ours:
         raise ValueError(
             f"generation holds {', '.join(ours)}, which is not for model.generate() to decide here: use the "
-            "arguments max_new_tokens, do_sample, temperature and the settings top_k, top_p"
+            "arguments max_new_tokens, do_sample, temperature, images, prompt and the settings top_k, top_p"
         )
     settled = _settled(config, settings)
     pictures, prompts, single = _requests(images, prompt)
