@@ -7,6 +7,10 @@ cd "$(dirname "$0")/../.."
 tagged="${1:-tiny-llava}"
 twin="${2:-out/scenes/twin}"
 out="${3:-out/eval}"
+if [ ! -d "$twin" ]; then
+  echo "no plain twin in $twin: train one with bash scripts/train/scenes_llava.sh, or name its folder" >&2
+  exit 2
+fi
 shift "$(( $# < 3 ? $# : 3 ))"
 exec "${PYTHON:-python}" -m reverse.evaluation.scenes --tagged "$tagged" --twin "$twin" --out "$out" \
   --count 500 --thresholds 0.05 0.1 "$@"

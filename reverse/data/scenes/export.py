@@ -54,8 +54,8 @@ def write_scenes(
     """Write scenes 0 … count-1 of a split under `out`; returns the manifest.
 
     `progress(done, total)` is called after every block. Killed at any moment and called again with the same
-    arguments, it goes on where it was. Raises ValueError for a bad argument, and when `out` holds scenes
-    that were made with other arguments.
+    arguments, it goes on where it was. Raises ValueError for a bad argument, when `out` holds scenes that
+    were made with other arguments or anything else, and when it is a file.
     """
     if count < 1 or workers < 1:
         raise ValueError(f"count and workers must be at least 1, got count={count}, workers={workers}")
@@ -126,10 +126,20 @@ def _check_plan(out: Path, plan: dict[str, Any]) -> dict[str, Any] | None:
             shutil.rmtree(out / "parts", ignore_errors=True)  # killed between the manifest and the tidying
             return written
         return None
+    _refuse_others(out)
     (out / "images").mkdir(parents=True, exist_ok=True)
     (out / "parts").mkdir(exist_ok=True)
     _write(out / "parts" / "plan.json", _json(plan))
     return None
+
+
+def _refuse_others(out: Path) -> None:
+    """Scenes are not put among what others wrote; what a run killed at its start left does not count."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file: name a folder to write, which need not exist")
+    for path in out.rglob("*"):
+        if path.name != "plan.json.tmp" and (path.is_symlink() or not path.is_dir()):
+            raise ValueError(f"{out} holds {path.relative_to(out)}, which is no scene: name an empty folder")
 
 
 def _part(out: Path, start: int) -> Path:
