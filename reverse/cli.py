@@ -97,7 +97,7 @@ def generate(
     ] = "best",
     mode: Annotated[str, typer.Option(help="resample checks and corrects; plain does not.")] = "resample",
     do_sample: Annotated[bool, typer.Option("--do-sample", help="Sample from the start.")] = False,
-    temperature: Annotated[float, typer.Option(help="Of --do-sample.")] = 1.0,
+    temperature: Annotated[float | None, typer.Option(help="Of --do-sample; else 1.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     device: Annotated[str | None, typer.Option(help="cuda where there is one, else cpu.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; else as saved.")] = None,
@@ -107,6 +107,10 @@ def generate(
     from reverse import generate as answer
     from reverse import load
 
+    if temperature is not None and not do_sample:
+        raise ValueError(
+            f"--temperature {temperature:g} is that of sampling: add --do-sample, or leave it out"
+        )
     where, kind = _placement(device, dtype)
     network, processor = load(model, device=where, dtype=kind)
     result = answer(
@@ -120,7 +124,7 @@ def generate(
         hints=hints,
         on_exhausted=on_exhausted,
         do_sample=do_sample,
-        temperature=temperature,
+        temperature=1.0 if temperature is None else temperature,
         seed=seed,
     )[0]
     if as_json:

@@ -10,7 +10,7 @@ does not hold its object. Everything is greedy or seeded: two runs on a machine 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,9 @@ def show(console: Console, name: str = "tiny-llava", threshold: float | None = N
 
     model, processor = load(name)
     limit = default_threshold(model) if threshold is None else threshold
-    console.print(f"{name}: a phrase is taken back when p(</UN>) > {limit:g}", highlight=False)
+    console.print(
+        f"{name}: a phrase is taken back when p(</UN>) > {limit:g}", highlight=False, soft_wrap=True
+    )
     before = after = 0
     for example in bundled:
         plain, checked = answers(model, processor, str(example.picture), limit)
@@ -94,36 +96,42 @@ def show(console: Console, name: str = "tiny-llava", threshold: float | None = N
     console.print(
         f"\n[bold]Objects named that are not there: {before} with checking off, {after} with checking on.[/]",
         highlight=False,
+        soft_wrap=not console.is_terminal,
     )
 
 
 def _print(console: Console, example: Example, plain: Result, checked: Result) -> None:
     there = ", ".join(noun_phrase(name, count) for name, count in example.truth.items())
     console.print()
-    console.rule(style="dim")
+    if console.is_terminal:
+        console.rule(style="dim")
     console.print(str(example.picture), style="bold", highlight=False, soft_wrap=True)
     for label, words in (
         ("shows", Text(there, style="dim")),
         ("plain", _marked(plain, example.truth)),
         ("checked", _marked(checked, example.truth)),
     ):
-        console.print(_labelled(label, words))
+        _say(console, label, words)
         if label == "shows":
             continue
         result = plain if label == "plain" else checked
         wrong = [result.text[m.start : m.end] for m in wrong_mentions(result.text, example.truth)]
         note = f"not there: {', '.join(wrong)}" if wrong else "every object named is there"
-        console.print(_labelled("", Text(note, style="red" if wrong else "green")))
+        _say(console, "", Text(note, style="red" if wrong else "green"))
     if checked.trace:
-        console.print(_attempts(checked))
+        _attempts(console, checked)
 
 
-def _labelled(label: str, words: Text) -> Table:
+def _say(console: Console, label: str, words: Text) -> None:
+    """A labelled text: folded to the terminal, or one line where the output goes to a file or a pipe."""
+    if not console.is_terminal:
+        console.print(Text(f"{label:<7}  ").append_text(words), soft_wrap=True)
+        return
     grid = Table.grid(padding=(0, 2))
     grid.add_column(width=7, style="bold")
     grid.add_column(overflow="fold")
     grid.add_row(label, words)
-    return grid
+    console.print(grid)
 
 
 def _marked(result: Result, truth: Collection[str]) -> Text:
@@ -137,17 +145,30 @@ def _marked(result: Result, truth: Collection[str]) -> Text:
     return words
 
 
-def _attempts(result: Result) -> Table:
+def _attempts(console: Console, result: Result) -> None:
     """What was taken back, in order. The position is the token of the answer that decoding went back to."""
+    header = ("phrase", "p(</UN>)", "temperature", "rewound to")
+    rows = [
+        (
+            entry.phrase or f"({entry.kind})",
+            "" if entry.p_un is None else f"{entry.p_un:.3f}",
+            f"{entry.temperature:.1f}",
+            f"token {entry.rewound_to}",
+        )
+        for entry in result.trace
+    ]
+    if not console.is_terminal:
+        first = max(len(row[0]) for row in [header, *rows])
+        console.print("taken back")
+        for phrase, *numbers in [header, *rows]:
+            line = "  ".join(
+                [phrase.ljust(first), *(n.rjust(len(h)) for n, h in zip(numbers, header[1:], strict=True))]
+            )
+            console.print(Text(line), soft_wrap=True)
+        return
     table = Table(title="taken back", title_justify="left", title_style="bold")
-    columns: tuple[tuple[str, Callable[[Any], str], Any], ...] = (
-        ("phrase", lambda entry: entry.phrase or f"({entry.kind})", "left"),
-        ("p(</UN>)", lambda entry: "" if entry.p_un is None else f"{entry.p_un:.3f}", "right"),
-        ("temperature", lambda entry: f"{entry.temperature:.1f}", "right"),
-        ("rewound to", lambda entry: f"token {entry.rewound_to}", "right"),
-    )
-    for header, _, side in columns:
-        table.add_column(header, justify=side)
-    for entry in result.trace:
-        table.add_row(*(cell(entry) for _, cell, _ in columns))
-    return table
+    for name in header:
+        table.add_column(name, justify="left" if name == "phrase" else "right")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -126,6 +127,7 @@ def test_several_pictures_are_one_request(checkpoint, kitchen):
         (("--on-exhausted", "bets"), ("on_exhausted must be one of", "'bets'")),
         (("--max-new-tokens", "0"), ("max_new_tokens", "got 0")),
         (("--seed", "99999999999999999999"), ("seed must lie between", "got 99999999999999999999")),
+        (("--temperature", "0.5"), ("--temperature 0.5", "add --do-sample")),
         (("--dtype", "float8"), ("dtype must be one of", "'float8'")),
         (("--device", "tpu"), ("device 'tpu'", "cpu")),
     ],
@@ -190,6 +192,28 @@ def test_data_scenes(tmp_path):
     refused(run("data", "scenes", tmp_path / "t", "--split", "tset"), "'tset'", "train")
 
 
+def test_data_scenes_keeps_out_of_other_folders(tmp_path):
+    """Scenes would be mixed with someone's pictures, or the error be a traceback of mkdir."""
+    (tmp_path / "notes.txt").write_text("mine")
+    refused(
+        run("data", "scenes", tmp_path / "notes.txt", "--count", 1), "notes.txt is a file", "name a folder"
+    )
+    refused(run("data", "scenes", tmp_path, "--count", 1), "holds notes.txt", "name an empty folder")
+    (tmp_path / "photos" / "images").mkdir(parents=True)
+    (tmp_path / "photos" / "images" / "dog.png").write_bytes(b"")
+    refused(run("data", "scenes", tmp_path / "photos", "--count", 1), "dog.png", "name an empty folder")
+    assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", "photos"}
+
+
+def test_the_evaluation_script_says_what_is_missing(tmp_path):
+    """Without a twin the script would fail in Python, after the tagged model was measured."""
+    script = Path(__file__).parent.parent / "scripts" / "eval" / "scenes.sh"
+    command = ["bash", str(script), "tiny-llava", str(tmp_path / "twin"), str(tmp_path / "out")]
+    said = subprocess.run(command, capture_output=True, text=True)
+    assert said.returncode == 2 and "scripts/train/scenes_llava.sh" in said.stderr
+    assert len(said.stderr.splitlines()) == 1 and not (tmp_path / "out").exists()
+
+
 def test_demo_errs_and_mends():
     """What a newcomer sees first would not run, or show nothing: no error, nothing taken back."""
     result = run("demo")
@@ -202,6 +226,32 @@ def test_demo_errs_and_mends():
     assert result.stdout.count("taken back") >= 3 and "p(</UN>)" in shown and "not there:" in shown
     before, after = shown.rsplit("Objects named that are not there: ", 1)[1].split(" with checking off, ")
     assert int(before) >= 3 and int(after.split()[0]) < int(before)
+
+
+def test_a_piped_demo_is_plain_lines():
+    """A file or a pager would get boxes, and sentences cut at the 80th column."""
+    said = subprocess.run([sys.executable, "-m", "reverse", "demo"], capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    assert not set("─━│┃╭┏└\x1b") & set(said.stdout)
+    lines = said.stdout.splitlines()
+    answers = [line for line in lines if line.startswith(("plain ", "checked "))]
+    assert len(answers) == 6 and all(line.endswith(".") for line in answers)
+    assert max(map(len, lines)) > 80
+
+
+def test_demo_on_a_terminal_keeps_to_its_width():
+    """Tables and answers would run over the edge of a narrow window."""
+    import io
+
+    from rich.console import Console
+
+    from reverse.demo import show
+
+    screen = io.StringIO()
+    show(Console(file=screen, force_terminal=True, width=70, color_system=None))
+    lines = screen.getvalue().splitlines()
+    assert any("┃" in line for line in lines)
+    assert all(len(line) <= 70 for line in lines if ".png" not in line)
 
 
 def test_demo_pictures_are_what_the_world_makes():
