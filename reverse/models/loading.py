@@ -70,7 +70,6 @@ def load(
     _check_device(device)
     hub = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
     path, family = find_checkpoint(path_or_id, **hub)
-    _check_files(path, _PICTURE_SETTINGS, "image processor")
 
     try:
         processor = load_processor(path, family, backend=image_backend, **hub)
@@ -100,6 +99,7 @@ def find_checkpoint(path_or_id: str | os.PathLike, **hub: Any) -> tuple[str, Fam
     family = _check_config(path, config)
     _check_weights(path)
     _check_files(path, _TOKENIZERS, "tokenizer")
+    _check_files(path, _PICTURE_SETTINGS, "image processor")
     return path, family
 
 

@@ -83,6 +83,11 @@ REFUSED = {
         "wants to run its own code",
     ),
     "no checkpoint": (lambda base: (base / "config.json").unlink(), FileNotFoundError, "no config.json"),
+    "no image processor": (
+        lambda base: (base / "processor_config.json").unlink(),
+        FileNotFoundError,
+        "no image processor ",
+    ),
     "no tokenizer": (lambda base: (base / "tokenizer.json").unlink(), FileNotFoundError, "no tokenizer "),
 }
 
