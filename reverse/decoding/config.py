@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
 from typing import Any, Literal
 
 __all__ = ["FALSE_PREMISE", "ResamplingConfig"]
@@ -28,10 +29,12 @@ class ResamplingConfig:
     )
     local_attempts: int = 10  # K: failures at one place before going back further (paper §4)
     max_attempts: int = 50  # N: rejections in one answer; 0 checks and never corrects (paper §4)
+    max_seconds: float | None = None  # an answer may take before it is no longer corrected; None: no limit
+    max_extra_tokens: int | None = None  # an answer may take back before it is no longer corrected
     temperature_step: float = 0.1  # ΔT added after each rejection (§4; Algorithm 1 says 0.05)
     temperature_rise: float = 0.5  # the most that rejections may add to the caller's temperature T0
     hints: int = 5  # how many rejected phrases the prompt names; 0 turns query rewriting off
-    candidates: int = 1  # continuations sampled side by side after a rejection; only 1 in this version
+    candidates: int = 1  # continuations sampled side by side after a rejection
     check: Literal["closing", "every_token"] = "closing"  # p at the closing tag, or the phrase's highest
     score: Literal["softmax", "pair"] = "softmax"  # p(</UN>), or p(</UN>) / (p(</UN>) + p(</CN>))
     commit: Literal["phrase", "sentence", "answer"] = "sentence"  # how far back a rewind may ever go
@@ -49,25 +52,33 @@ class ResamplingConfig:
 
     def __post_init__(self) -> None:
         t = self.threshold
-        if t is not None and not (isinstance(t, (int, float)) and not isinstance(t, bool) and 0 < t <= 1):
+        if t is not None and not (_number(t) and 0 < t <= 1):
             raise ValueError(
                 f"threshold must lie in (0, 1], got {t}: it is a probability of </UN>, try 0.003"
             )
-        for name, low in (("local_attempts", 1), ("max_attempts", 0), ("hints", 0), ("top_k", 0)):
+        for name, low in _LEAST.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or value < low:
-                raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}")
-        if self.candidates != 1:
-            raise ValueError(f"candidates must be 1 in this version, got {self.candidates!r}")
-        for name in ("temperature_step", "temperature_rise"):
+            if name in _NONE_IS_NO_LIMIT and value is None:
+                continue
+            if not _whole(value) or (low is not None and value < low):
+                least = "" if low is None else f" of at least {low}"
+                raise ValueError(f"{name} must be a whole number{least}, got {value!r}{_MENDS.get(name, '')}")
+        for name in ("temperature_step", "temperature_rise", "max_seconds"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
-        if not 0 < self.top_p <= 1:
+            if name in _NONE_IS_NO_LIMIT and value is None:
+                continue
+            if not (_number(value) and math.isfinite(value) and value >= 0):
+                raise ValueError(
+                    f"{name} must be a finite number of at least 0, got {value!r}{_MENDS.get(name, '')}"
+                )
+        if not (_number(self.top_p) and 0 < self.top_p <= 1):
             raise ValueError(f"top_p must lie in (0, 1], got {self.top_p!r}: 1.0 keeps every token")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        for name in ("sentence_checkpoints", "escalation_resets", "yes_no", "open_ended"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
         if self.score == "pair" and self.check != "closing":
             raise ValueError("score='pair' compares the two closing tags, so it needs check='closing'")
 
@@ -114,6 +125,32 @@ class ResamplingConfig:
         return replace(self, **changes)
 
 
+def _whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+_LEAST: dict[str, int | None] = {
+    "local_attempts": 1,
+    "max_attempts": 0,
+    "max_extra_tokens": 0,
+    "hints": 0,
+    "candidates": 1,
+    "top_k": 0,
+    "seed": None,
+}
+_NONE_IS_NO_LIMIT = ("max_seconds", "max_extra_tokens")
+_MENDS = {
+    "max_attempts": ": 0 checks and never corrects, 50 is the paper's",
+    "max_seconds": ": leave it out for no limit",
+    "max_extra_tokens": ": leave it out for no limit",
+    "candidates": ": 1 tries one continuation after the other",
+    "hints": ": 0 turns query rewriting off",
+    "top_k": ": 0 keeps every token",
+}
 _CHOICES = {
     "check": ("closing", "every_token"),
     "score": ("softmax", "pair"),

@@ -251,6 +251,7 @@ configs = st.builds(
     check=st.sampled_from(["closing", "every_token"]),
     sentence_checkpoints=st.booleans(),
     escalation_resets=st.booleans(),
+    max_extra_tokens=st.sampled_from([None, None, 0, 3, 12]),
 )
 
 
@@ -273,6 +274,11 @@ def test_invariants(salt, config, temperature, room):
     assert not opened
     assert result.usage.kept == len(result.ids) and result.usage.discarded >= 0
     assert len(result.trace) == one.total
+    assert one.discarded == sum(entry.tokens for entry in result.trace)
+    if config.max_extra_tokens is not None:  # one segment may begin within the budget and end outside it
+        assert one.discarded <= max(config.max_extra_tokens - 1 + room, 0)
+        if config.max_extra_tokens == 0:
+            assert one.discarded == 0
 
 
 @settings(max_examples=100, deadline=None)
@@ -303,12 +309,13 @@ def test_threshold_one_is_greedy_decoding(salt):
     """Checking that never objects would still change what the model says."""
     plain, _ = run(hashed(salt), ResamplingConfig(threshold=1.0), checking=False)
     checked, _ = run(hashed(salt), ResamplingConfig(threshold=1.0))
-    opened = 0
-    for i, token in enumerate(plain.ids):
-        wrong = token == UN or ((token == SPAN) == bool(opened) and token in (SPAN, CN))
-        if wrong or (token == EOS and opened) or (opened and i == len(plain.ids) - 1 and token != CN):
+    opened = False
+    for token in plain.ids:
+        if token == UN or (token in (SPAN, CN) and (token == SPAN) == opened) or (token == EOS and opened):
             return  # the equality is promised for well-formed text without `</UN>`
         opened = token == SPAN or (opened and token != CN)
+    if opened:
+        return
     assert checked.ids == plain.ids
 
 
