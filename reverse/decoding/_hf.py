@@ -8,6 +8,8 @@ and `._pad_token_tensor`, `DynamicLayer.keys` / `.values` (slots are picked by i
 
 from __future__ import annotations
 
+from copy import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +17,8 @@ from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.logits_process import (
+    EncoderNoRepeatNGramLogitsProcessor,
+    EncoderRepetitionPenaltyLogitsProcessor,
     LogitsProcessorList,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
@@ -22,13 +26,18 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 from transformers.generation.stopping_criteria import (
+    ConfidenceCriteria,
     EosTokenCriteria,
     MaxLengthCriteria,
+    MaxTimeCriteria,
     StoppingCriteriaList,
+    StopStringCriteria,
 )
 
 __all__ = [
+    "CallerStops",
     "caller_processors",
+    "caller_stops",
     "check_request",
     "eos_ids",
     "forward",
@@ -46,10 +55,25 @@ _OURS = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper)
 # Processors that carry a state from step to step: after a rewind it would belong to text that is gone.
 _STATEFUL = (
     "UnbatchedClassifierFreeGuidanceLogitsProcessor",
+    "ClassifierFreeGuidanceLogitsProcessor",
     "WatermarkLogitsProcessor",
     "SynthIDTextWatermarkLogitsProcessor",
     "PrefixConstrainedLogitsProcessor",
+    "WhisperTimeStampLogitsProcessor",
+    "BarkEosPrioritizerLogitsProcessor",
+    "AlternatingCodebooksLogitsProcessor",
+    "DiaClassifierFreeGuidanceLogitsProcessor",
+    "DiaEOSChannelFilterLogitsProcessor",
+    "DiaEOSDelayPatternLogitsProcessor",
 )
+# Those that narrow the distribution after temperature, which rises and falls here.
+_WARPERS = {
+    "MinPLogitsWarper": "min_p",
+    "TypicalLogitsWarper": "typical_p",
+    "EpsilonLogitsWarper": "epsilon_cutoff",
+    "EtaLogitsWarper": "eta_cutoff",
+    "TopHLogitsWarper": "top_h",
+}
 
 
 def check_request(config: GenerationConfig, criteria: StoppingCriteriaList, kwargs: dict[str, Any]) -> None:
@@ -72,10 +96,10 @@ def check_request(config: GenerationConfig, criteria: StoppingCriteriaList, kwar
             "phrase is in `results` of the decoder"
         )
     for criterion in criteria:
-        if not isinstance(criterion, (MaxLengthCriteria, EosTokenCriteria)):
+        if isinstance(criterion, ConfidenceCriteria):
             raise ValueError(
-                f"stopping criterion {type(criterion).__name__} is not supported while text can be taken "
-                "back: use max_new_tokens and eos_token_id"
+                "stopping criterion ConfidenceCriteria reads the scores of a draft model: leave out the "
+                "option that asks for it (assistant_confidence_threshold)"
             )
     if kwargs.get("inputs_embeds") is not None:
         raise ValueError("inputs_embeds cannot be rewound to token ids: pass input_ids")
@@ -105,28 +129,92 @@ def _set_of(config: GenerationConfig, names: tuple[str, ...]) -> list[str]:
     return [f"{name}={getattr(config, name)}" for name in names if getattr(config, name, None)]
 
 
+@dataclass(frozen=True, slots=True)
+class CallerStops:
+    """What ends an answer by the wish of the caller of `model.generate()`."""
+
+    max_length: int  # ids of a row, prompt and padding included
+    deadline: float | None  # in the terms of `time.time()`
+    strings: tuple[str, ...]
+    criteria: tuple[Any, ...]  # functions of a row's ids
+
+
+def caller_stops(config: GenerationConfig, criteria: StoppingCriteriaList) -> CallerStops:
+    """The stopping criteria that `model.generate()` hands over, its own and the caller's, told apart."""
+    length, ends, strings, others = config.max_length, [], (), []
+    for criterion in criteria:
+        if isinstance(criterion, MaxLengthCriteria):
+            length = min(length, criterion.max_length)
+        elif isinstance(criterion, MaxTimeCriteria):
+            ends.append(criterion.initial_timestamp + criterion.max_time)
+        elif isinstance(criterion, StopStringCriteria):
+            strings += tuple(criterion.stop_strings)
+        elif not (isinstance(criterion, EosTokenCriteria) and _is_ours(criterion, config)):
+            others.append(criterion)
+    return CallerStops(length, min(ends, default=None), strings, tuple(others))
+
+
+def _is_ours(criterion: EosTokenCriteria, config: GenerationConfig) -> bool:
+    return {int(i) for i in criterion.eos_token_id.reshape(-1)} <= eos_ids(config)
+
+
 def caller_processors(
     processors: LogitsProcessorList, mask: torch.Tensor | None, rows: int
 ) -> list[LogitsProcessorList]:
     """Per row the caller's processors without temperature, top-k and top-p, which our loop owns.
 
-    Each will be shown its row alone, padding included, as lengths were counted with it.
-    Raises ValueError for a processor whose state cannot be rewound.
+    Each will be shown its row alone, padding included, as lengths were counted with it. Raises ValueError for
+    a processor whose state cannot be rewound, and for one that needs the temperature.
     """
     kept = [p for p in processors if not isinstance(p, _OURS)]
     for processor in kept:
-        if type(processor).__name__ in _STATEFUL:
+        name = type(processor).__name__
+        if name in _STATEFUL:
             raise ValueError(
-                f"{type(processor).__name__} keeps a state that cannot be rewound: remove the option that "
-                "adds it"
+                f"{name} keeps a state that cannot be rewound, or acts on more than one row: remove the "
+                "option that adds it"
+            )
+        if name in _WARPERS:
+            raise ValueError(
+                f"{_WARPERS[name]} ({name}) narrows the choice after temperature, which rises and falls with "
+                "the attempts: use the settings top_k and top_p"
             )
     padding = [0] * rows if mask is None else (mask == 0).sum(dim=1).tolist()
-    return [LogitsProcessorList([_for_row(p, skip) for p in kept]) for skip in padding]
+    return [_RowProcessors([_for_row(p, row, rows, padding[row]) for p in kept]) for row in range(rows)]
 
 
-def _for_row(processor: Any, padding: int) -> Any:
-    if isinstance(processor, RepetitionPenaltyLogitsProcessor):  # it knows the padding of the whole batch
-        return RepetitionPenaltyLogitsProcessor(processor.penalty, prompt_ignore_length=padding)
+class _RowProcessors(LogitsProcessorList):
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        scores = super().__call__(input_ids, scores, **kwargs)
+        if bool(torch.isneginf(scores).all()):
+            names = ", ".join(type(p).__name__ for p in self)
+            raise ValueError(
+                f"{names} and the mask that keeps tags well-formed leave no token to choose after "
+                f"{input_ids.shape[1]} tokens: ban fewer of them"
+            )
+        return scores
+
+
+def _for_row(processor: Any, row: int, rows: int, padding: int) -> Any:
+    """The processor as it would be, had the row been asked about alone: some know the whole batch."""
+    if isinstance(processor, RepetitionPenaltyLogitsProcessor):
+        skip = processor.prompt_ignore_length
+        if isinstance(skip, torch.Tensor):  # generate() has it skip the padding
+            skip = int(skip[row * len(skip) // rows])
+        skip = max(skip or 0, padding)
+        return RepetitionPenaltyLogitsProcessor(processor.penalty, prompt_ignore_length=skip)
+    if isinstance(processor, EncoderRepetitionPenaltyLogitsProcessor):
+        prompts = processor.encoder_input_ids
+        alone = EncoderRepetitionPenaltyLogitsProcessor(
+            1.0, prompts[row * len(prompts) // rows, None, padding:]
+        )
+        alone.penalty = processor.penalty
+        return alone
+    if isinstance(processor, EncoderNoRepeatNGramLogitsProcessor):
+        ngrams = processor.generated_ngrams
+        alone = copy(processor)
+        alone.batch_size, alone.generated_ngrams = 1, [ngrams[row * len(ngrams) // rows]]
+        return alone
     return processor
 
 
