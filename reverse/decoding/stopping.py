@@ -4,8 +4,7 @@ A stop inside a phrase waits until the phrase is accepted: text that is taken ba
 time and a reader who left wait for nothing. As in transformers, the stop stays in the answer.
 
     stops = Stops(prompt, decode, tags, strings=("\\n\\n",))
-    stops.within(answer)(run)         # for Draw.stops: does the answer end with this id?
-    stops.fell(answer, run)           # did a stop fall inside the phrase that closes `run`?
+    stops(answer)                     # does the answer end with its last id?
 """
 
 from __future__ import annotations
@@ -69,43 +68,43 @@ class Stops:
     def __bool__(self) -> bool:
         return bool(self.strings or self.criteria or self.deadline is not None or self.left is not None)
 
-    def within(self, answer: Sequence[int]) -> Callable[[Sequence[int]], bool]:
-        """What a run after `answer` is asked with each of its ids."""
-        said = list(answer)
+    def __call__(self, answer: Sequence[int]) -> bool:
+        """Whether the answer, its ids so far, ends here.
 
-        def stops(run: Sequence[int]) -> bool:
-            if self.left is not None and self.left():
-                return True
-            if self.deadline is not None and time.time() > self.deadline:
-                return True
-            if self.checking and self.tags.span in run:
-                return False
-            return self._here(said, run)
-
-        return stops
-
-    def fell(self, answer: Sequence[int], run: Sequence[int]) -> bool:
-        """Whether an id of the phrase that closes `run` stops the answer, the closing tag included."""
+        Inside a phrase nothing stops it; a stop that fell there is told at the closing tag.
+        """
+        if self.left is not None and self.left():
+            return True
+        if self.deadline is not None and time.time() > self.deadline:
+            return True
         if not (self.strings or self.criteria):
             return False
-        said, run = list(answer), list(run)
-        first = run.index(self.tags.span) if self.checking and self.tags.span in run else len(run) - 1
-        return any(self._here(said, run[: i + 1]) for i in range(first, len(run)))
+        answer = list(answer)
+        first = len(answer) - 1
+        if self.checking and answer[-1] in self.tags.closing:
+            while first > 0 and answer[first] != self.tags.span:
+                first -= 1
+        elif self.checking and self._inside(answer):
+            return False
+        return any(
+            self._text_stops(answer[: i + 1]) or self._criterion_stops(answer[: i + 1])
+            for i in range(first, len(answer))
+        )
 
-    def _here(self, answer: list[int], run: Sequence[int]) -> bool:
-        return self._text_stops(answer, run) or self._criterion_stops(answer, run)
+    def _inside(self, answer: list[int]) -> bool:
+        last = next((token for token in reversed(answer) if token in self.tags), None)
+        return last == self.tags.span
 
-    def _text_stops(self, answer: list[int], run: Sequence[int]) -> bool:
+    def _text_stops(self, answer: list[int]) -> bool:
         """Whether a stop string ends with the last id, in the text without tags."""
-        if not self.strings or run[-1] in self.tags:
+        if not self.strings or answer[-1] in self.tags:
             return False
         ids: list[int] = []
-        for part in (run, answer):
-            for token in reversed(part):
-                if len(ids) >= self._reach:
-                    break
-                if token not in self.tags:
-                    ids.append(token)
+        for token in reversed(answer):
+            if len(ids) >= self._reach:
+                break
+            if token not in self.tags:
+                ids.append(token)
         ids.reverse()
         for start in range(min(_UTF8, len(ids))):  # should it begin inside a character
             text = self.decode(ids[start:])
@@ -114,10 +113,10 @@ class Stops:
         before = self.decode(ids[start:-1]).rstrip(_HALF)
         return any(text.find(s, max(0, len(before) - len(s) + 1)) >= 0 for s in self.strings)
 
-    def _criterion_stops(self, answer: list[int], run: Sequence[int]) -> bool:
+    def _criterion_stops(self, answer: list[int]) -> bool:
         if not self.criteria:
             return False
-        said = torch.tensor([*answer, *run], dtype=self.prompt.dtype, device=self.prompt.device)
+        said = torch.tensor(answer, dtype=self.prompt.dtype, device=self.prompt.device)
         ids = torch.cat((self.prompt, said)).unsqueeze(0)
         for criterion in self.criteria:
             try:
