@@ -1,5 +1,10 @@
 """Streams and events: nothing that was shown is taken back, and what was shown is the answer."""
 
+import gc
+import threading
+import time
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +16,7 @@ from reverse.decoding.policy import Attempt, Policy, Segment
 from reverse.decoding.policy import Finish as PolicyFinish
 from reverse.decoding.sampling import choose, uniform
 from reverse.decoding.shown import ShownText, half_character
+from reverse.decoding.stream import stream
 from reverse.decoding.trace import build_result
 from reverse.models.tiny import SENTENCES, train_tokenizer
 from reverse.tokens import TAGS
@@ -264,3 +270,97 @@ def test_what_is_no_stream_is_refused():
     """A file, say, would fail in the middle of the answer."""
     with pytest.raises(TypeError, match=r"stream must be a reverse.TextStream .*got list: try"):
         sink_of([])
+
+
+# ---------------------------------------------------------------------- reading in another thread
+@pytest.fixture
+def decoding(monkeypatch):
+    """`decoding(pieces)`: lets generate() say these; returns what became of it."""
+
+    def install(*pieces, error=None):
+        happened = SimpleNamespace(said=0, ended=threading.Event(), threads=[])
+
+        def fake(model, processor, images, prompt, *, stream=None, events=None, **settings):
+            happened.threads.append(threading.current_thread())
+            try:
+                for piece in pieces:
+                    if stream is not None:
+                        if stream.closed:
+                            return None
+                        stream.final([1], piece)
+                    else:
+                        events(piece)
+                    happened.said += 1
+                    time.sleep(settings.get("pause", 0))
+                if error is not None:
+                    raise error
+                return "the result"
+            finally:
+                happened.ended.set()
+
+        monkeypatch.setattr("reverse.decoding.stream.generate", fake)
+        return happened
+
+    return install
+
+
+def test_stream_is_read_to_its_end(decoding):
+    """Pieces would be lost, or the result not be there after the last of them."""
+    happened = decoding("A dog", " and", " a cup.")
+    reader = stream(None, None)
+    assert not happened.threads  # nothing is decoded before it is asked for
+    with pytest.raises(RuntimeError, match="no result yet: iterate it to its end"):
+        reader.result  # noqa: B018
+    assert "".join(reader) == "A dog and a cup." and reader.result == "the result"
+    assert list(reader) == [] and not happened.threads[0].is_alive()
+
+
+@pytest.mark.parametrize("kind", ["text", "events"])
+@pytest.mark.parametrize("leave", ["close", "with", "break", "forget"])
+def test_leaving_a_stream_ends_decoding(decoding, leave, kind):
+    """The model would go on talking, and hold memory and lock, for a reader who has gone."""
+    happened = decoding(*["x"] * 10_000)
+    reader = stream(None, None, events=kind == "events", pause=0.001)
+    if leave == "close":
+        next(reader)
+        reader.close()
+        assert happened.ended.is_set() and not happened.threads[0].is_alive() and list(reader) == []
+    elif leave == "with":
+        with reader:
+            next(reader)
+        assert happened.ended.is_set()
+    elif leave == "break":
+        for _ in reader:
+            break
+        del reader
+    else:
+        next(reader)
+        del reader
+    gc.collect()
+    assert happened.ended.wait(5) and happened.said < 5_000
+
+
+def test_errors_of_decoding_reach_the_reader(decoding):
+    """The reader would wait for ever, or take half an answer for a whole one."""
+    decoding("A dog", error=ValueError("logits are not finite"))
+    reader = stream(None, None)
+    assert next(reader) == "A dog"
+    with pytest.raises(ValueError, match="not finite"):
+        next(reader)
+    assert list(reader) == []
+    with pytest.raises(RuntimeError, match="no result"):
+        reader.result  # noqa: B018
+
+
+def test_events_are_iterated(decoding):
+    """The iterator form would yield text instead, or end without its result."""
+    decoding("one", "two")
+    reader = stream(None, None, events=True)
+    assert list(reader) == ["one", "two"] and reader.result == "the result"
+
+
+def test_a_stream_never_read_costs_nothing(decoding):
+    """A stream made and forgotten would decode."""
+    happened = decoding("A")
+    stream(None, None).close()
+    assert not happened.threads
