@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from reverse.decoding.config import ResamplingConfig
-    from reverse.decoding.generate import Retrospective, generate, retrospective
+    from reverse.decoding.generate import generate, generate_many
+    from reverse.decoding.retrospective import Interrupted, Retrospective, retrospective
     from reverse.decoding.trace import Phrase, Result, TraceEntry, Usage
     from reverse.models.loading import load
     from reverse.tokens import add_tokens
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Interrupted",
     "Phrase",
     "ResamplingConfig",
     "Result",
@@ -26,21 +28,24 @@ __all__ = [
     "Usage",
     "add_tokens",
     "generate",
+    "generate_many",
     "load",
     "retrospective",
 ]
 
 _WHERE = {
+    "Interrupted": "decoding.retrospective",
     "Phrase": "decoding.trace",
     "ResamplingConfig": "decoding.config",
     "Result": "decoding.trace",
-    "Retrospective": "decoding.generate",
+    "Retrospective": "decoding.retrospective",
     "TraceEntry": "decoding.trace",
     "Usage": "decoding.trace",
     "add_tokens": "tokens",
     "generate": "decoding.generate",
+    "generate_many": "decoding.generate",
     "load": "models.loading",
-    "retrospective": "decoding.generate",
+    "retrospective": "decoding.retrospective",
 }
 
 

@@ -8,6 +8,8 @@ and `._pad_token_tensor`, `DynamicLayer.keys` / `.values` (slots are picked by i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +36,8 @@ from transformers.generation.stopping_criteria import (
     StopStringCriteria,
 )
 
+from reverse.decoding.backend import OutOfMemory, Prefill
+
 __all__ = [
     "CallerStops",
     "caller_processors",
@@ -41,9 +45,11 @@ __all__ = [
     "check_request",
     "eos_ids",
     "forward",
+    "gather_slots",
+    "memory_errors",
     "pad_id",
     "prefill",
-    "select_slots",
+    "rows_of",
 ]
 
 _OTHER_MODES = (
@@ -230,26 +236,57 @@ def pad_id(config: GenerationConfig) -> int:
     return min(eos_ids(config), default=0)
 
 
-def prefill(
-    model: Any, input_ids: torch.Tensor, config: GenerationConfig, kwargs: dict[str, Any]
-) -> tuple[torch.Tensor, DynamicCache, torch.Tensor]:
-    """Run the prompts, images included, once.
+def prefill(model: Any, batch: Prefill) -> tuple[torch.Tensor, DynamicCache, torch.Tensor | None]:
+    """Run the prompts, images included, once; `batch` stays as it is.
 
-    Returns logits of the last position, shape (rows, vocabulary); the cache; and per row the distance of
-    rotary positions from text positions after the images, shape (rows,) int64 (0 for one-dimensional ones).
+    Returns logits of the last position, shape (rows, vocabulary); a new cache; and for models with multimodal
+    rotary positions their distance from text positions after the images, shape (rows,) int64 on the CPU.
     """
-    if kwargs.get("past_key_values") is None:
-        kwargs["past_key_values"] = DynamicCache(config=model.config.get_text_config())
-    kwargs["logits_to_keep"] = 1
-    kwargs["use_cache"] = True
+    cache = DynamicCache(config=model.config.get_text_config())
+    kwargs = {**batch.kwargs, "past_key_values": cache, "logits_to_keep": 1, "use_cache": True}
     positions = kwargs.get("position_ids")
-    rows = input_ids.shape[0]
+    distance = None
     if positions is not None and positions.dim() == 3:
         distance = (positions[1, :, -1] - positions[0, :, -1]).cpu()
-    else:
-        distance = torch.zeros(rows, dtype=torch.int64)
-    outputs = model._prefill(input_ids, config, kwargs)
-    return outputs.logits[:, -1], kwargs["past_key_values"], distance
+    outputs = model._prefill(batch.input_ids, batch.config, kwargs)
+    return outputs.logits[:, -1], cache, distance
+
+
+def rows_of(batch: Prefill, rows: list[int], image_token: int | None) -> Prefill:
+    """Some rows of a Prefill, padding kept, with the features of their own pictures."""
+    kwargs = {}
+    for name, value in batch.kwargs.items():
+        if name == "mm_encoder_outputs":
+            value = {k: _pictures_of(v, k, batch.input_ids, rows, image_token) for k, v in value.items()}
+            value = {k: v for k, v in value.items() if v is not None}
+        elif name == "position_ids" and value is not None and value.dim() == 3:
+            value = value[:, rows]
+        elif isinstance(value, torch.Tensor) and value.dim() and value.shape[0] == len(batch.input_ids):
+            value = value[rows]
+        kwargs[name] = value
+    processors = [batch.processors[row] for row in rows] if batch.processors else ()
+    return Prefill(batch.input_ids[rows], batch.config, kwargs, processors, batch.eos, batch.pad)
+
+
+def _pictures_of(
+    encoded: Any, kind: str, input_ids: torch.Tensor, rows: list[int], image_token: int | None
+) -> Any:
+    """Of encoded pictures, in the order of their placeholders, those of `rows`; None where they have none."""
+    if encoded is None:
+        return None
+    if kind != "image" or image_token is None:
+        raise OutOfMemory(f"rows with {kind} inputs cannot be told apart: pass fewer rows at once")
+    features = list(encoded.pooler_output)  # one tensor (tokens, width) a picture
+    of_row: list[list[Any]] = []
+    taken = 0
+    for placeholders in (input_ids == image_token).sum(dim=1).tolist():
+        first = taken
+        while placeholders > 0:
+            placeholders -= features[taken].shape[0]
+            taken += 1
+        of_row.append(features[first:taken])
+    chosen = [feature for row in rows for feature in of_row[row]]
+    return type(encoded)(pooler_output=chosen) if chosen else None
 
 
 def forward(
@@ -280,13 +317,32 @@ def forward(
     return outputs.logits[:, -1]
 
 
-def select_slots(cache: DynamicCache, rows: torch.Tensor, slots: torch.Tensor) -> None:
-    """Keep of the cache the `rows` (r,) and of each its `slots` (r, n), in place.
+def gather_slots(sources: list[tuple[DynamicCache, torch.Tensor, torch.Tensor]]) -> DynamicCache:
+    """One cache of rows and slots picked from several: per source its `rows` (r,) and their `slots` (r, n).
 
-    Keys are stored already rotated, so moving them changes nothing but their place.
+    Keys are stored already rotated, so moving them changes nothing but their place. The first source becomes
+    the result; all of them are emptied layer by layer, so that no more than one layer stands twice.
     """
-    for layer in cache.layers:
-        heads, width = layer.keys.shape[1], layer.keys.shape[3]
-        index = slots[:, None, :, None].expand(-1, heads, -1, width)
-        layer.keys = layer.keys[rows].gather(2, index)
-        layer.values = layer.values[rows].gather(2, index)
+    first = sources[0][0]
+    for i, layer in enumerate(first.layers):
+        keys, values = [], []
+        for cache, rows, slots in sources:
+            other = cache.layers[i]
+            heads, width = other.keys.shape[1], other.keys.shape[3]
+            index = slots[:, None, :, None].expand(-1, heads, -1, width)
+            keys.append(other.keys[rows].gather(2, index))
+            values.append(other.values[rows].gather(2, index))
+        for cache, _, _ in sources[1:]:
+            cache.layers[i].keys = cache.layers[i].values = None
+        layer.keys = keys[0] if len(keys) == 1 else torch.cat(keys)
+        layer.values = values[0] if len(values) == 1 else torch.cat(values)
+    return first
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turn torch's error into the one that the loop knows how to mend."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(str(error)) from error

@@ -288,9 +288,9 @@ def test_floor_is_never_undercut(salt, config, temperature):
     floors = []
 
     class Watched(Policy):
-        def next(self, segment):
+        def next(self, segment, spent=0.0):
             head = self.ids[: self.floor]
-            action = super().next(segment)
+            action = super().next(segment, spent)
             assert self.ids[: len(head)] == head
             floors.append(self.floor)
             return action

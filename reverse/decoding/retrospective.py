@@ -1,0 +1,221 @@
+"""The drop-in for `model.generate()`, and what turns its arguments into requests for the loop.
+
+ids = model.generate(**inputs, custom_generate=reverse.retrospective(processor, threshold=0.003))
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+from reverse.decoding import _hf
+from reverse.decoding.backend import OutOfMemory, Prefill
+from reverse.decoding.config import ResamplingConfig
+from reverse.decoding.loop import Loop, Request, Source
+from reverse.decoding.policy import Policy
+from reverse.decoding.rewriting import HintWriter
+from reverse.decoding.sources import Batch
+from reverse.decoding.trace import Result
+from reverse.decoding.transformers import TransformersBackend
+from reverse.decoding.verifier import NO_TAGS, Verifier
+from reverse.models import default_threshold, family_of
+from reverse.tokens import token_ids
+from reverse.tokens.spans import TokenIds
+
+__all__ = ["Interrupted", "Retrospective", "retrospective"]
+
+_YES_NO = 0.5  # threshold for yes/no questions, in all the paper's discriminative benchmarks (§5)
+_locks: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+_locks_lock = threading.Lock()
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C while answers were made. `results` maps the index of a request to its Result, for those that
+    were finished (and, in `generate_many()`, not handed out yet)."""
+
+    def __init__(self, results: dict[int, Result]):
+        super().__init__(f"interrupted with {len(results)} answers finished: they are in .results")
+        self.results = results
+
+
+def _lock_of(model: Any) -> Any:
+    """One lock a model: threads take turns, a step at a time."""
+    with _locks_lock:
+        return _locks.setdefault(model, threading.RLock())
+
+
+class Retrospective:
+    """A decoding loop for `model.generate(custom_generate=...)`; `results` holds what the last call found.
+
+    Args: `processor` (or a tokenizer) with a chat template; `config`; `seeds`, one a request, else
+    `config.seed` for every request; `checking=False` decodes plainly and only reads p.
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        config: ResamplingConfig,
+        seeds: Sequence[int] | None = None,
+        checking: bool = True,
+    ):
+        self.processor, self.config, self.seeds, self.checking = processor, config, seeds, checking
+        self.tokenizer = getattr(processor, "tokenizer", processor)
+        self.tags = token_ids(self.tokenizer) if checking else _tags_if_any(self.tokenizer)
+        hinting = checking and config.hints > 0 and config.max_attempts > 0
+        self.hints = HintWriter(processor, config.hints) if hinting else None
+        self.results: list[Result] = []
+
+    def decode(self, ids: list[int]) -> str:
+        """Ids as text: tags shown, special tokens not, no clean-up of spaces."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **model_kwargs: Any,
+    ) -> torch.Tensor | GenerateDecoderOnlyOutput:
+        """What `model.generate()` calls; returns its usual type, ids with tags, right-padded."""
+        requests, prefill = self.prepare(
+            model, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs
+        )
+        source = Batch(requests, prefill, family_of(model).image_token_id(model.config))
+        loop = self.loop(model, source, len(requests))
+        found: dict[int, Result] = {}
+        try:
+            while not loop.done:
+                found.update((request.name, result) for request, result in loop.step())
+        except OutOfMemory as error:
+            raise torch.OutOfMemoryError(str(error)) from None
+        except KeyboardInterrupt:
+            found.update((request.name, result) for request, result in loop.finished)
+            raise Interrupted(found) from None
+        finally:
+            loop.close()
+        self.results = [found[i] for i in range(len(requests))]
+        sequences = _pad(input_ids, [r.ids for r in self.results], prefill.pad)
+        if generation_config.return_dict_in_generate:
+            return GenerateDecoderOnlyOutput(sequences=sequences)
+        return sequences
+
+    def prepare(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        model_kwargs: dict[str, Any],
+        seeds: Sequence[int] | None = None,
+    ) -> tuple[list[Request], Prefill]:
+        """What `generate()` hands over as requests and their Prefill.
+
+        Raises ValueError for options that a decoder which goes back cannot honour.
+        """
+        _hf.check_request(generation_config, stopping_criteria, model_kwargs)
+        config = self.config
+        if config.threshold is None:
+            config = replace(config, threshold=_YES_NO if config.yes_no else default_threshold(model))
+        length = input_ids.shape[1]
+        context = family_of(model).context_length(model.config)
+        warm = generation_config.do_sample
+        temperature = 1.0 if generation_config.temperature is None else generation_config.temperature
+        mask = model_kwargs.get("attention_mask")
+        requests = []
+        for row, (ids, seed) in enumerate(
+            zip(input_ids.tolist(), self._seeds(len(input_ids), generation_config, seeds), strict=True)
+        ):
+            prompt = ids if mask is None else ids[int((mask[row] == 0).sum()) :]
+            if self.hints is not None:
+                self.hints.insert_at(prompt)  # an unusual prompt is refused before any work is done
+            room = _room(len(prompt), context, generation_config.max_length - length)
+            policy = Policy(config, self.tags, room, temperature if warm else 0.0, self.checking)
+            requests.append(Request(prompt, policy, seed, self.hints, context))
+        prefill = Prefill(
+            input_ids,
+            generation_config,
+            model_kwargs,
+            _hf.caller_processors(logits_processor, mask, len(input_ids)),
+            _hf.eos_ids(generation_config),
+            _hf.pad_id(generation_config),
+        )
+        return requests, prefill
+
+    def loop(self, model: Any, source: Source, slots: int) -> Loop:
+        """A loop over `source` on a backend of its own."""
+        config = self.config
+        verifier = Verifier(self.tags, config.score, config.check)
+        backend = TransformersBackend(
+            model,
+            slots=slots,
+            tags=self.tags,
+            verifier=verifier,
+            top_k=config.top_k,
+            top_p=config.top_p,
+            well_formed=self.checking,
+        )
+        return Loop(backend, source, self.decode, verifier, _lock_of(model))
+
+    def _seeds(
+        self, rows: int, generation_config: GenerationConfig, given: Sequence[int] | None
+    ) -> list[int]:
+        """One seed a row; the answers asked for one request (`num_return_sequences`) get consecutive ones."""
+        copies = generation_config.num_return_sequences or 1
+        given = self.seeds if given is None else given
+        seeds = list(given) if given is not None else [self.config.seed] * (rows // copies)
+        if len(seeds) * copies != rows:
+            raise ValueError(f"got {len(seeds)} seeds for {rows // copies} requests: give one a request")
+        return [seed + i for seed in seeds for i in range(copies)]
+
+
+def _tags_if_any(tokenizer: Any) -> TokenIds:
+    """Plain decoding works for models without the tokens too, such as a plain twin."""
+    try:
+        return token_ids(tokenizer)
+    except ValueError:
+        return NO_TAGS
+
+
+def retrospective(
+    processor: Any,
+    config: ResamplingConfig | None = None,
+    *,
+    seeds: Sequence[int] | None = None,
+    **settings: Any,
+) -> Retrospective:
+    """The drop-in: `model.generate(**inputs, custom_generate=retrospective(processor, threshold=0.003))`.
+
+    `settings` are fields of `ResamplingConfig`. Temperature and max_new_tokens stay arguments of
+    `model.generate()`; top-k and top-p are settings here, since the library's silent top_k=50 is taken out.
+    Raises ValueError where the tokenizer has no confidence tokens or a setting is out of range.
+    """
+    return Retrospective(processor, (config or ResamplingConfig()).with_changes(settings), seeds)
+
+
+def _room(prompt: int, context: int, asked: int) -> int:
+    """The most ids an answer may hold: what was asked for, as far as the context reaches."""
+    if prompt >= context:
+        raise ValueError(
+            f"the prompt has {prompt} tokens, images included, and the context is {context}: shorten the "
+            "prompt or use smaller images"
+        )
+    return min(asked, context - prompt)
+
+
+def _pad(prompts: torch.Tensor, answers: Sequence[Sequence[int]], pad: int) -> torch.Tensor:
+    width = max(len(a) for a in answers)
+    tail = torch.full((len(answers), width), pad, dtype=prompts.dtype, device=prompts.device)
+    for row, answer in enumerate(answers):
+        tail[row, : len(answer)] = torch.tensor(answer, dtype=prompts.dtype)
+    return torch.cat((prompts, tail), dim=1)
