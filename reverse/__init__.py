@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from reverse.decoding.config import ResamplingConfig
     from reverse.decoding.generate import generate, generate_many
     from reverse.decoding.retrospective import Interrupted, Retrospective, retrospective
+    from reverse.decoding.stream import TextStream, stream
     from reverse.decoding.trace import Phrase, Result, TraceEntry, Usage
     from reverse.models.loading import load
     from reverse.tokens import add_tokens
@@ -24,6 +25,7 @@ __all__ = [
     "ResamplingConfig",
     "Result",
     "Retrospective",
+    "TextStream",
     "TraceEntry",
     "Usage",
     "add_tokens",
@@ -31,6 +33,7 @@ __all__ = [
     "generate_many",
     "load",
     "retrospective",
+    "stream",
 ]
 
 _WHERE = {
@@ -39,6 +42,7 @@ _WHERE = {
     "ResamplingConfig": "decoding.config",
     "Result": "decoding.trace",
     "Retrospective": "decoding.retrospective",
+    "TextStream": "decoding.stream",
     "TraceEntry": "decoding.trace",
     "Usage": "decoding.trace",
     "add_tokens": "tokens",
@@ -46,6 +50,7 @@ _WHERE = {
     "generate_many": "decoding.generate",
     "load": "models.loading",
     "retrospective": "decoding.retrospective",
+    "stream": "decoding.stream",
 }
 
 

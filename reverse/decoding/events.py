@@ -12,7 +12,8 @@ first is shown as it grows; another that is adopted comes at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -23,7 +24,7 @@ from reverse.decoding.shown import ShownText
 from reverse.decoding.trace import Result
 from reverse.tokens.spans import TokenIds
 
-__all__ = ["Append", "Commit", "Event", "Finish", "Retract", "Sink", "Watch", "sink_of"]
+__all__ = ["Append", "Commit", "Event", "Finish", "Retract", "Sink", "Watch", "sinks_of", "telling"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +95,10 @@ class _Streamer:
 
     def __init__(self, streamer: Any):
         self.streamer = streamer
+        self._begun = False
 
     def begin(self, prompt: Sequence[int]) -> None:
+        self._begun = True
         self.streamer.put(torch.tensor(prompt))  # as `model.generate()` does: `skip_prompt` counts on it
 
     def final(self, ids: Sequence[int], text: str) -> None:
@@ -103,14 +106,34 @@ class _Streamer:
             self.streamer.put(torch.tensor(ids))
 
     def done(self, result: Result) -> None:
+        self._begun = False  # a streamer may be used again
         self.streamer.end()
 
     def fail(self, error: BaseException) -> None:
-        self.streamer.end()
+        if self._begun:
+            self._begun = False
+            self.streamer.end()
 
 
-def sink_of(stream: Any) -> Sink:
-    """The sink behind `stream=`. Raises TypeError for what is neither a TextStream nor a streamer."""
+def sinks_of(stream: Any) -> list[Sink]:
+    """The sinks behind `stream=`: None, one, or a list of them. Raises TypeError for what is no stream."""
+    if stream is None:
+        return []
+    return [_sink_of(one) for one in (stream if isinstance(stream, (list, tuple)) else [stream])]
+
+
+@contextmanager
+def telling(sinks: Sequence[Sink]) -> Iterator[None]:
+    """Let those who wait for the end of a stream know of an error."""
+    try:
+        yield
+    except BaseException as error:
+        for sink in sinks:
+            sink.fail(error)
+        raise
+
+
+def _sink_of(stream: Any) -> Sink:
     channel = getattr(stream, "channel", stream)
     if all(hasattr(channel, name) for name in ("begin", "final", "done", "fail", "closed")):
         return channel
@@ -125,8 +148,8 @@ def sink_of(stream: Any) -> Sink:
 class Watch:
     """Follows one row and tells its story; `token` and `action` are the hooks of a `Request`.
 
-    Args: `decode` and `half` as for `ShownText`; `eos` the ids that end a text; `keep_open` leaves the sink
-    open when the answer comes out blank, because the question will be asked again.
+    Args: `decode` and `half` as for `ShownText`; `eos` the ids that end a text; `prompt` what the sink is
+    told first; `keep_open` leaves it open when the answer is blank, because the question is asked again.
     """
 
     def __init__(
@@ -140,10 +163,11 @@ class Watch:
         eos: frozenset[int] = frozenset(),
         events: Callable[[Event], None] | None = None,
         sink: Sink | None = None,
+        prompt: Sequence[int] = (),
         keep_open: bool = False,
     ):
         self.row, self.policy, self.decode, self.tags = row, policy, decode, tags
-        self.events, self.sink, self.keep_open = events, sink, keep_open
+        self.events, self.sink, self.prompt, self.keep_open = events, sink, prompt, keep_open
         self.ids: list[int] = []  # told by events
         self.committed = 0  # of them are final
         self._text = ShownText(decode, half, eos)
@@ -151,6 +175,7 @@ class Watch:
         self._held_ids: list[int] = []  # final, not yet told to the sink
         self._held_text = ""
         self._attempts = 0
+        self._begun = False
 
     def token(self, candidate: int, token: int, p: float) -> None:
         """An id was chosen."""
@@ -224,5 +249,9 @@ class Watch:
         ids, text = self._held_ids, self._held_text + text
         self._held_ids, self._held_text = [], ""
         self.keep_open = self.keep_open and not text.strip()
-        if self.sink is not None:
-            self.sink.final(ids, text)
+        if self.sink is None:
+            return
+        if not self._begun:
+            self._begun = True
+            self.sink.begin(self.prompt)
+        self.sink.final(ids, text)

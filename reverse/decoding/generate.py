@@ -17,6 +17,7 @@ import torch
 from reverse.decoding import _hf
 from reverse.decoding.backend import OutOfMemory, Prefill
 from reverse.decoding.config import ResamplingConfig
+from reverse.decoding.events import Event, telling
 from reverse.decoding.loop import Request
 from reverse.decoding.retrospective import Interrupted, Retrospective, retrospective
 from reverse.decoding.sources import Job, Stream
@@ -35,6 +36,7 @@ _OWN_OPTIONS = frozenset(
         "do_sample",
         "max_new_tokens",
         "num_return_sequences",
+        "stop_strings",
         "temperature",
         "top_k",
         "top_p",
@@ -64,6 +66,9 @@ def generate(
     system: str | None = None,
     generation: dict[str, Any] | None = None,
     progress: Callable[[int], None] | None = None,
+    stream: Any = None,
+    events: Callable[[Event], None] | None = None,
+    stop_strings: str | Sequence[str] | None = None,
     **settings: Any,
 ) -> Result | list[Result]:
     """Answer `prompt` about `images`, taking back what the model is not sure of.
@@ -80,6 +85,10 @@ def generate(
         batch_size: requests decoded side by side; one that ends makes room for the next.
         generation: further arguments for `model.generate()`, such as `repetition_penalty`.
         progress: called with the number of requests that finished, 1 each time.
+        stream: gets text that is never taken back: a `reverse.TextStream`, or an object with `put(ids)` and
+            `end()` as transformers' streamers; one a request. `reverse.stream()` iterates it.
+        events: called with every append and retraction, see `reverse.decoding.events`.
+        stop_strings: a text or several that end the answer, found in the text without tags.
         settings: fields of `ResamplingConfig`, such as `threshold`, `hints`, `on_exhausted`.
 
     Returns one Result, or a list of them where `images` or `prompt` was a list.
@@ -89,7 +98,19 @@ def generate(
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
     asking = _Asking(
-        model, processor, mode, config, max_new_tokens, do_sample, temperature, system, generation, settings
+        model,
+        processor,
+        mode,
+        config,
+        max_new_tokens,
+        do_sample,
+        temperature,
+        system,
+        generation,
+        settings,
+        stream,
+        events,
+        stop_strings,
     )
     pictures, prompts, single = _requests(images, prompt)
     seeds = _one_a_request(asking.config.seed if seed is None else seed, len(prompts))
@@ -97,13 +118,17 @@ def generate(
         raise ValueError(
             f"got {len(seeds)} seeds for {len(prompts)} requests: give one a request, or a number"
         )
+    sinks = asking.decoder.sinks
+    if sinks and len(sinks) != len(prompts):
+        raise ValueError(f"got {len(sinks)} streams for {len(prompts)} requests: give one a request")
     jobs = map(Job, range(len(prompts)), pictures, prompts, seeds)
     found: dict[int, Result] = {}
     try:
-        for i, result in asking.run(jobs, min(batch_size, len(prompts))):
-            found[i] = result
-            if progress is not None:
-                progress(1)
+        with telling(sinks):
+            for i, result in asking.run(jobs, min(batch_size, len(prompts))):
+                found[i] = result
+                if progress is not None:
+                    progress(1)
     except Interrupted as stopped:
         raise Interrupted(found | stopped.results) from None
     results = [found[i] for i in range(len(prompts))]
@@ -125,6 +150,8 @@ def generate_many(
     seed: int | None = None,
     system: str | None = None,
     generation: dict[str, Any] | None = None,
+    events: Callable[[Event], None] | None = None,
+    stop_strings: str | Sequence[str] | None = None,
     **settings: Any,
 ) -> Iterator[Any]:
     """Answer requests without end through `slots` rows, reading them only as rows become free.
@@ -140,7 +167,18 @@ def generate_many(
     if not isinstance(slots, int) or slots < 1:
         raise ValueError(f"slots must be a whole number of at least 1, got {slots!r}")
     asking = _Asking(
-        model, processor, mode, config, max_new_tokens, do_sample, temperature, system, generation, settings
+        model,
+        processor,
+        mode,
+        config,
+        max_new_tokens,
+        do_sample,
+        temperature,
+        system,
+        generation,
+        settings,
+        events=events,
+        stop_strings=stop_strings,
     )
     (first_seed,) = _one_a_request(asking.config.seed if seed is None else seed, 1)
     jobs = (_job(i, request, first_seed) for i, request in enumerate(requests))
@@ -177,6 +215,9 @@ class _Asking:
         system: str | None,
         generation: dict[str, Any] | None,
         settings: dict[str, Any],
+        stream: Any = None,
+        events: Callable[[Event], None] | None = None,
+        stop_strings: str | Sequence[str] | None = None,
     ):
         if mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
@@ -186,7 +227,8 @@ class _Asking:
         if ours:
             raise ValueError(
                 f"generation holds {', '.join(ours)}, which is not for model.generate() to decide here: use "
-                "the arguments max_new_tokens, do_sample, temperature and the settings top_k, top_p"
+                "the arguments max_new_tokens, do_sample, temperature, stop_strings and the settings top_k, "
+                "top_p"
             )
         self.model, self.processor, self.system = model, processor, system
         self.config = (config or ResamplingConfig()).with_changes(settings)
@@ -194,7 +236,14 @@ class _Asking:
         self.options.update(max_new_tokens=max_new_tokens, do_sample=do_sample, num_return_sequences=1)
         if do_sample:
             self.options["temperature"] = temperature
-        self.decoder = Retrospective(processor, self.config, checking=mode == "resample")
+        self.decoder = Retrospective(
+            processor,
+            self.config,
+            checking=mode == "resample",
+            stream=stream,
+            events=events,
+            stop_strings=stop_strings,
+        )
 
     def run(self, jobs: Iterator[Job], slots: int, window: int | None = None) -> Iterator[tuple[int, Result]]:
         """Answer jobs as they come; yields (index, Result) as they finish."""
@@ -207,7 +256,7 @@ class _Asking:
                 while ready:
                     request, result = ready.pop(0)
                     job = request.name
-                    if self.config.open_ended and not job.second and not result.text.strip():
+                    if self._asks_again(job) and not result.text.strip():
                         # the paper's second round for open-ended questions (§4)
                         prompt = _with_instruction(job.prompt, self.config.false_premise)
                         source.ask_again(replace(job, prompt=prompt, second=True))
@@ -221,6 +270,10 @@ class _Asking:
             raise torch.OutOfMemoryError(str(error)) from None
         finally:
             loop.close()
+
+    def _asks_again(self, job: Job) -> bool:
+        """Whether a blank answer is not the last word."""
+        return self.config.open_ended and not job.second
 
     def prepare(self, jobs: list[Job]) -> tuple[list[Request], Prefill]:
         """Open pictures, write prompts, and let `model.generate()` do all that it does before decoding."""
@@ -253,6 +306,8 @@ class _Asking:
                     generation_config,
                     model_kwargs,
                     seeds,
+                    [job.index for job in jobs],
+                    [self._asks_again(job) for job in jobs],
                 )
             )
             return input_ids

@@ -6,7 +6,7 @@ ids = model.generate(**inputs, custom_generate=reverse.retrospective(processor, 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -18,10 +18,13 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from reverse.decoding import _hf
 from reverse.decoding.backend import OutOfMemory, Prefill
 from reverse.decoding.config import ResamplingConfig
+from reverse.decoding.events import Event, Watch, sinks_of, telling
 from reverse.decoding.loop import Loop, Request, Source
 from reverse.decoding.policy import Policy
 from reverse.decoding.rewriting import HintWriter
+from reverse.decoding.shown import half_character
 from reverse.decoding.sources import Batch
+from reverse.decoding.stopping import Stops, stop_texts
 from reverse.decoding.trace import Result
 from reverse.decoding.transformers import TransformersBackend
 from reverse.decoding.verifier import NO_TAGS, Verifier
@@ -55,7 +58,8 @@ class Retrospective:
     """A decoding loop for `model.generate(custom_generate=...)`; `results` holds what the last call found.
 
     Args: `processor` (or a tokenizer) with a chat template; `config`; `seeds`, one a request, else
-    `config.seed` for every request; `checking=False` decodes plainly and only reads p.
+    `config.seed` for every request; `checking=False` decodes plainly and only reads p; `stream`, `events` and
+    `stop_strings` as for `retrospective()`.
     """
 
     def __init__(
@@ -64,12 +68,16 @@ class Retrospective:
         config: ResamplingConfig,
         seeds: Sequence[int] | None = None,
         checking: bool = True,
+        stream: Any = None,
+        events: Callable[[Event], None] | None = None,
+        stop_strings: str | Sequence[str] | None = None,
     ):
         self.processor, self.config, self.seeds, self.checking = processor, config, seeds, checking
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.tags = token_ids(self.tokenizer) if checking else _tags_if_any(self.tokenizer)
         hinting = checking and config.hints > 0 and config.max_attempts > 0
         self.hints = HintWriter(processor, config.hints) if hinting else None
+        self.sinks, self.events, self.stop_strings = sinks_of(stream), events, stop_texts(stop_strings)
         self.results: list[Result] = []
 
     def decode(self, ids: list[int]) -> str:
@@ -87,9 +95,18 @@ class Retrospective:
         **model_kwargs: Any,
     ) -> torch.Tensor | GenerateDecoderOnlyOutput:
         """What `model.generate()` calls; returns its usual type, ids with tags, right-padded."""
-        requests, prefill = self.prepare(
-            model, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs
-        )
+        with telling(self.sinks):
+            requests, prefill = self.prepare(
+                model, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs
+            )
+            found = self._run(model, requests, prefill)
+        self.results = [found[i] for i in range(len(requests))]
+        sequences = _pad(input_ids, [r.ids for r in self.results], prefill.pad)
+        if generation_config.return_dict_in_generate:
+            return GenerateDecoderOnlyOutput(sequences=sequences)
+        return sequences
+
+    def _run(self, model: Any, requests: list[Request], prefill: Prefill) -> dict[int, Result]:
         source = Batch(requests, prefill, family_of(model).image_token_id(model.config))
         loop = self.loop(model, source, len(requests))
         found: dict[int, Result] = {}
@@ -103,11 +120,7 @@ class Retrospective:
             raise Interrupted(found) from None
         finally:
             loop.close()
-        self.results = [found[i] for i in range(len(requests))]
-        sequences = _pad(input_ids, [r.ids for r in self.results], prefill.pad)
-        if generation_config.return_dict_in_generate:
-            return GenerateDecoderOnlyOutput(sequences=sequences)
-        return sequences
+        return found
 
     def prepare(
         self,
@@ -118,15 +131,25 @@ class Retrospective:
         generation_config: GenerationConfig,
         model_kwargs: dict[str, Any],
         seeds: Sequence[int] | None = None,
+        names: Sequence[int] | None = None,
+        keep_open: Sequence[bool] | None = None,
     ) -> tuple[list[Request], Prefill]:
         """What `generate()` hands over as requests and their Prefill.
 
+        `names` are the numbers of the rows in events and among the streams; `keep_open` see `Watch`.
         Raises ValueError for options that a decoder which goes back cannot honour.
         """
         _hf.check_request(generation_config, stopping_criteria, model_kwargs)
         config = self.config
         if config.threshold is None:
             config = replace(config, threshold=_YES_NO if config.yes_no else default_threshold(model))
+        if names is None:
+            names = range(len(input_ids))
+            if self.sinks and len(self.sinks) != len(input_ids):
+                raise ValueError(
+                    f"got {len(self.sinks)} streams for {len(input_ids)} rows: give a list with one a row"
+                )
+        caller = _hf.caller_stops(generation_config, stopping_criteria)
         length = input_ids.shape[1]
         context = family_of(model).context_length(model.config)
         warm = generation_config.do_sample
@@ -139,9 +162,12 @@ class Retrospective:
             prompt = ids if mask is None else ids[int((mask[row] == 0).sum()) :]
             if self.hints is not None:
                 self.hints.insert_at(prompt)  # an unusual prompt is refused before any work is done
-            room = _room(len(prompt), context, generation_config.max_length - length)
+            room = _room(len(prompt), context, caller.max_length - length)
             policy = Policy(config, self.tags, room, temperature if warm else 0.0, self.checking)
-            requests.append(Request(prompt, policy, seed, self.hints, context))
+            request = Request(prompt, policy, seed, self.hints, context)
+            blank = keep_open is not None and keep_open[row]
+            self._listen(request, names[row], input_ids[row], caller, _hf.eos_ids(generation_config), blank)
+            requests.append(request)
         prefill = Prefill(
             input_ids,
             generation_config,
@@ -151,6 +177,45 @@ class Retrospective:
             _hf.pad_id(generation_config),
         )
         return requests, prefill
+
+    def _listen(
+        self,
+        request: Request,
+        name: int,
+        padded: torch.Tensor,
+        caller: _hf.CallerStops,
+        eos: frozenset[int],
+        keep_open: bool,
+    ) -> None:
+        """Attach to a request what ends it and those who want to hear of it."""
+        sink = self.sinks[name] if self.sinks else None
+        stops = Stops(
+            padded,
+            self.decode,
+            self.tags,
+            strings=(*self.stop_strings, *caller.strings),
+            criteria=caller.criteria,
+            deadline=caller.deadline,
+            left=None if sink is None else lambda: sink.closed,
+            checking=self.checking,
+        )
+        if stops:
+            request.stops = stops
+        if sink is not None or self.events is not None:
+            watch = Watch(
+                name,
+                request.policy,
+                self.decode,
+                self.tags,
+                half=half_character(self.tokenizer),
+                eos=eos,
+                events=self.events,
+                sink=sink,
+                prompt=request.prompt,
+                keep_open=keep_open,
+            )
+            request.on_token, request.on_action = watch.token, watch.action
+            request.on_finish = watch.finish
 
     def loop(self, model: Any, source: Source, slots: int) -> Loop:
         """A loop over `source` on a backend of its own."""
@@ -192,15 +257,22 @@ def retrospective(
     config: ResamplingConfig | None = None,
     *,
     seeds: Sequence[int] | None = None,
+    stream: Any = None,
+    events: Callable[[Event], None] | None = None,
+    stop_strings: str | Sequence[str] | None = None,
     **settings: Any,
 ) -> Retrospective:
     """The drop-in: `model.generate(**inputs, custom_generate=retrospective(processor, threshold=0.003))`.
 
     `settings` are fields of `ResamplingConfig`. Temperature and max_new_tokens stay arguments of
     `model.generate()`; top-k and top-p are settings here, since the library's silent top_k=50 is taken out.
+    `stream`, a `reverse.TextStream` or an object with `put(ids)` and `end()`, or a list with one a row, gets
+    text that is never taken back; `events` is called with every append and retraction; `stop_strings` end an
+    answer (`model.generate()` cannot hand these three to a decoding loop).
     Raises ValueError where the tokenizer has no confidence tokens or a setting is out of range.
     """
-    return Retrospective(processor, (config or ResamplingConfig()).with_changes(settings), seeds)
+    settled = (config or ResamplingConfig()).with_changes(settings)
+    return Retrospective(processor, settled, seeds, stream=stream, events=events, stop_strings=stop_strings)
 
 
 def _room(prompt: int, context: int, asked: int) -> int:

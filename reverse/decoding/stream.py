@@ -39,9 +39,11 @@ class Channel:
     def __init__(self) -> None:
         self.items: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.closed = False
+        self._ended = False
 
     def begin(self, prompt: Sequence[int]) -> None:
-        pass
+        if self._ended:
+            raise ValueError("this TextStream has told an answer already: make a new one for each")
 
     def final(self, ids: Sequence[int], text: str) -> None:
         if text:
@@ -53,9 +55,11 @@ class Channel:
         self.items.put(event)
 
     def done(self, result: Any) -> None:
+        self._ended = True
         self.items.put(_End(result))
 
     def fail(self, error: BaseException) -> None:
+        self._ended = True
         self.items.put(_End(None, error))
 
     def close(self) -> None:

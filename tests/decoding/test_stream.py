@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reverse.decoding.config import ResamplingConfig
-from reverse.decoding.events import Append, Commit, Finish, Retract, Watch, sink_of
+from reverse.decoding.events import Append, Commit, Finish, Retract, Watch, sinks_of
 from reverse.decoding.policy import Attempt, Policy, Segment
 from reverse.decoding.policy import Finish as PolicyFinish
 from reverse.decoding.sampling import choose, uniform
@@ -268,8 +268,8 @@ def test_only_the_adopted_candidate_is_appended():
 
 def test_what_is_no_stream_is_refused():
     """A file, say, would fail in the middle of the answer."""
-    with pytest.raises(TypeError, match=r"stream must be a reverse.TextStream .*got list: try"):
-        sink_of([])
+    with pytest.raises(TypeError, match=r"stream must be a reverse.TextStream .*got int: try"):
+        sinks_of(3)
 
 
 # ---------------------------------------------------------------------- reading in another thread
