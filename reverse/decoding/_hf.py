@@ -22,11 +22,13 @@ from transformers.generation.logits_process import (
     EncoderNoRepeatNGramLogitsProcessor,
     EncoderRepetitionPenaltyLogitsProcessor,
     LogitsProcessorList,
+    MinLengthLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+from transformers.generation.logits_process import MinNewTokensLengthLogitsProcessor as _MinNewTokens
 from transformers.generation.stopping_criteria import (
     ConfidenceCriteria,
     EosTokenCriteria,
@@ -185,6 +187,9 @@ def caller_processors(
                 f"{_WARPERS[name]} ({name}) narrows the choice after temperature, which rises and falls with "
                 "the attempts: use the settings top_k and top_p"
             )
+    # generate() makes a least length of `min_new_tokens` as well, in which the padding is counted already
+    least = {p.prompt_length_to_skip + p.min_new_tokens for p in kept if isinstance(p, _MinNewTokens)}
+    kept = [p for p in kept if not (isinstance(p, MinLengthLogitsProcessor) and p.min_length in least)]
     padding = [0] * rows if mask is None else (mask == 0).sum(dim=1).tolist()
     return [_RowProcessors([_for_row(p, row, rows, padding[row]) for p in kept]) for row in range(rows)]
 
@@ -209,6 +214,8 @@ def _for_row(processor: Any, row: int, rows: int, padding: int) -> Any:
             skip = int(skip[row * len(skip) // rows])
         skip = max(skip or 0, padding)
         return RepetitionPenaltyLogitsProcessor(processor.penalty, prompt_ignore_length=skip)
+    if isinstance(processor, MinLengthLogitsProcessor):
+        return MinLengthLogitsProcessor(processor.min_length + padding, processor.eos_token_id)
     if isinstance(processor, EncoderRepetitionPenaltyLogitsProcessor):
         prompts = processor.encoder_input_ids
         alone = EncoderRepetitionPenaltyLogitsProcessor(

@@ -208,8 +208,10 @@ class Watch:
         if self.keep_open and not result.text.strip():
             self._tell(Retract(self.row, 0, 0, "cut", "", None, None))
             return
-        self._release(result.text[self._final.length :])
-        self._tell(Commit(self.row, len(result.ids), len(result.text)))
+        left = result.text[self._final.length :]
+        self._release(left)
+        if left or not self.committed:
+            self._tell(Commit(self.row, len(result.ids), len(result.text)))
         self._tell(Finish(self.row, result))
         if self.sink is not None:
             self.sink.done(result)

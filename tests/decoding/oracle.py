@@ -18,6 +18,8 @@ from reverse.tokens import token_ids
 
 
 class NaiveBackend:
+    process = None  # a caller's logits processors
+
     def __init__(self, model, inputs, tags, eos, slots=1):
         self.model, self.tags, self.eos, self.slots = model, tags, eos, slots
         self.extra = {k: v for k, v in inputs.items() if k not in ("input_ids", "attention_mask")}
@@ -72,6 +74,8 @@ class NaiveBackend:
             for token in self.tags:
                 if (token == self.tags.span) == inside:
                     logits[token] = -torch.inf
+            if self.process is not None:
+                logits = self.process(text + run, logits)
             if draw.temperature == 0:
                 token = int(logits.argmax())
             else:
@@ -113,14 +117,20 @@ def resample(backend, requests, decode, verifier, eos=frozenset()):
 
 
 def naive_generate(
-    model, processor, inputs, config: ResamplingConfig, max_new_tokens, temperature=0.0, seed=0
+    model, processor, inputs, config: ResamplingConfig, max_new_tokens, temperature=0.0, seed=0, process=None
 ):
-    """One row through the naive backend; `inputs` a batch of one without padding."""
+    """One row through the naive backend; `inputs` a batch of one without padding.
+
+    `process` maps (ids of the answer, masked logits) to logits; it needs a config without hints.
+    """
     tokenizer = processor.tokenizer
     tags = token_ids(tokenizer)
     eos = model.generation_config.eos_token_id
     eos = frozenset(eos if isinstance(eos, list) else [eos])
     backend = NaiveBackend(model, inputs, tags, eos)
+    if process is not None:
+        length = inputs["input_ids"].shape[1]
+        backend.process = lambda ids, logits: process(ids[length:], logits)
     hints = HintWriter(processor, config.hints) if config.hints else None
     policy = Policy(config, tags, max_new_tokens, temperature)
     request = Request(inputs["input_ids"][0].tolist(), policy, seed, hints)
