@@ -2,8 +2,9 @@
 
 Checked on transformers 5.19 and 5.23. What is used:
 `GenerationMixin._prefill` (encoded images go in here and nowhere else), `generation_config._eos_token_tensor`
-and `._pad_token_tensor`, `DynamicLayer.keys` / `.values` (slots are picked by index for compaction), and
-`position_ids` of shape (4, rows, length) for models with multimodal rotary positions.
+and `._pad_token_tensor`, `DynamicLayer.keys` / `.values` (slots are picked by index for compaction),
+`position_ids` of shape (4, rows, length) for models with multimodal rotary positions, and
+`mm_encoder_outputs["image"].pooler_output`, a list with one tensor (tokens, width) a picture.
 """
 
 from __future__ import annotations
@@ -324,21 +325,24 @@ def forward(
     return outputs.logits[:, -1]
 
 
-def gather_slots(sources: list[tuple[DynamicCache, torch.Tensor, torch.Tensor]]) -> DynamicCache:
-    """One cache of rows and slots picked from several: per source its `rows` (r,) and their `slots` (r, n).
+def gather_slots(sources: list[tuple[DynamicCache, list[int], torch.Tensor]]) -> DynamicCache:
+    """One cache of rows and slots picked from several: per source its `rows` and their `slots` (r, n).
 
     Keys are stored already rotated, so moving them changes nothing but their place. The first source becomes
     the result; all of them are emptied layer by layer, so that no more than one layer stands twice.
     """
     first = sources[0][0]
     for i, layer in enumerate(first.layers):
-        keys, values = [], []
+        keys: list[torch.Tensor] = []
+        values: list[torch.Tensor] = []
         for cache, rows, slots in sources:
             other = cache.layers[i]
             heads, width = other.keys.shape[1], other.keys.shape[3]
             index = slots[:, None, :, None].expand(-1, heads, -1, width)
-            keys.append(other.keys[rows].gather(2, index))
-            values.append(other.values[rows].gather(2, index))
+            for picked, tensor in ((keys, other.keys), (values, other.values)):
+                if rows != list(range(tensor.shape[0])):  # a copy of its own
+                    tensor = tensor[rows]
+                picked.append(tensor.gather(2, index))
         for cache, _, _ in sources[1:]:
             cache.layers[i].keys = cache.layers[i].values = None
         layer.keys = keys[0] if len(keys) == 1 else torch.cat(keys)

@@ -35,7 +35,7 @@ from reverse.tokens.spans import TokenIds
 __all__ = ["Interrupted", "Retrospective", "retrospective"]
 
 _YES_NO = 0.5  # threshold for yes/no questions, in all the paper's discriminative benchmarks (§5)
-_locks: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+_locks: WeakKeyDictionary[Any, _Turns] = WeakKeyDictionary()
 _locks_lock = threading.Lock()
 
 
@@ -48,10 +48,40 @@ class Interrupted(KeyboardInterrupt):
         self.results = results
 
 
-def _lock_of(model: Any) -> Any:
-    """One lock a model: threads take turns, a step at a time."""
+class _Turns:
+    """A lock for threads that use one model, a step at a time.
+
+    Who waits comes before who had it last, and the thread that holds it may take it again (a reader of events
+    that asks something else).
+    """
+
+    def __init__(self) -> None:
+        self._door, self._lock = threading.Lock(), threading.RLock()
+        self._owner: int | None = None
+        self._depth = 0
+
+    def __enter__(self) -> None:
+        me = threading.get_ident()
+        if self._owner == me:
+            self._lock.acquire()
+        else:
+            with self._door:  # held by the one who waits, so that the last owner cannot overtake it
+                self._lock.acquire()
+        self._owner, self._depth = me, self._depth + 1
+
+    def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            self._owner = None
+        self._lock.release()
+
+
+def _lock_of(model: Any) -> _Turns:
+    """The lock of a model, the same for whatever adapters wrap it."""
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()
     with _locks_lock:
-        return _locks.setdefault(model, threading.RLock())
+        return _locks.setdefault(model, _Turns())
 
 
 class Retrospective:

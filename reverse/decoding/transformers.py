@@ -287,8 +287,7 @@ class TransformersBackend:
             slots = torch.zeros((len(lanes), longest), dtype=torch.int64)
             for i, lane in enumerate(lanes):
                 slots[i, longest - len(lane.slots) :] = torch.tensor(lane.slots, dtype=torch.int64)
-            rows = torch.tensor([lane.at for lane in lanes])
-            sources.append((lanes[0].cache, rows.to(self.device), slots.to(self.device)))
+            sources.append((lanes[0].cache, [lane.at for lane in lanes], slots.to(self.device)))
         for i, lane in enumerate(ordered):
             n = len(lane.slots)
             mask[i, longest - n :] = 1

@@ -317,6 +317,34 @@ def test_out_of_memory_with_one_row_names_the_mend(monkeypatch):
         list(many("llava", mixed("llava"), slots=4))
 
 
+def test_out_of_memory_lets_go_of_what_it_held(monkeypatch):
+    """The error's own traceback would keep the tensors alive that the next attempt needs the room of."""
+    held, forward = [], _hf.forward
+
+    def full(model, cache, *args):
+        if not held:
+            held.extend(weakref.ref(tensor) for tensor in (cache.layers[0].keys, cache.layers[1].values))
+            raise memory()
+        return forward(model, cache, *args)
+
+    step = Loop.step
+
+    def stepping(self):
+        before = len(held)
+        found = step(self)
+        if len(held) > before:
+            assert [ref() for ref in held] == [None, None]
+        return found
+
+    monkeypatch.setattr(_hf, "forward", full)
+    monkeypatch.setattr(Loop, "step", stepping)
+    gc.disable()
+    try:
+        assert len(list(many("qwen", mixed("qwen"), slots=4))) == 7 and held
+    finally:
+        gc.enable()
+
+
 # ------------------------------------------------------------------ threads
 @pytest.mark.parametrize("family", FAMILIES)
 def test_two_threads_on_one_model(family):
@@ -337,6 +365,42 @@ def test_two_threads_on_one_model(family):
         thread.join(120)
     for name in orders:
         assert [found[name][i] for i in range(7)] == expected
+
+
+def test_threads_take_turns():
+    """One long list would keep all other threads waiting until it is done."""
+    model, processor = _talkative("llava", torch.float64)
+    steps, started = [], threading.Event()
+
+    def endless():
+        for result in many("llava", itertools.cycle(mixed("llava")), slots=2, ordered=False):
+            steps.append(result)
+            started.set()
+            if len(steps) >= 400:
+                return
+
+    long = threading.Thread(target=endless)
+    long.start()
+    started.wait(30)
+    reverse.generate(model, processor, prompt="Is there a cat?", **SETTINGS | {"max_new_tokens": 4})
+    assert len(steps) < 400
+    steps.extend([None] * 400)
+    long.join(30)
+
+
+def test_a_reader_of_events_may_ask_something_else():
+    """A question asked from inside a callback would wait for itself for ever."""
+    model, processor = _talkative("llava", torch.float64)
+    asked = []
+
+    def ask(event):
+        if not asked:
+            asked.append(event)
+            asked.append(reverse.generate(model, processor, prompt="Is there a cat?", **SETTINGS))
+
+    outer = reverse.generate(model, processor, prompt="Where is the bus?", events=ask, **SETTINGS)
+    assert outer.ids == reverse.generate(model, processor, prompt="Where is the bus?", **SETTINGS).ids
+    assert asked[1].ids == reverse.generate(model, processor, prompt="Is there a cat?", **SETTINGS).ids
 
 
 # ------------------------------------------------------------------ what it is given
