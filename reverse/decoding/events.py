@@ -176,10 +176,13 @@ class Watch:
         self._held_text = ""
         self._attempts = 0
         self._begun = False
+        self._again = 0
 
     def token(self, candidate: int, token: int, p: float) -> None:
-        """An id was chosen."""
-        if candidate == 0:
+        """An id was chosen, with p(`</UN>`) at that step."""
+        if self._again:  # decoded once more after memory ran out: unchecked text is final when it is told
+            self._again -= 1
+        elif candidate == 0:
             self._append((token,), p)
             if not self.policy.checking:
                 self._commit(len(self.ids))
@@ -191,6 +194,9 @@ class Watch:
             if ours != theirs:
                 break
             same += 1
+        if not policy.checking and not finished:
+            self._again = len(self.ids) - same
+            return
         attempts, self._attempts = policy.attempts[self._attempts :], len(policy.attempts)
         if attempts or same < len(self.ids):
             self._retract(same, attempts[-1] if attempts else None)

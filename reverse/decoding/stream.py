@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import traceback
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -142,7 +143,10 @@ def stream(
     def work() -> None:
         try:
             result: Result | list[Result] = generate(model, processor, images, prompt, **where, **kwargs)
+        except _Closed:
+            pass
         except BaseException as error:
+            traceback.clear_frames(error.__traceback__)  # they hold the cache, and the reader keeps the error
             channel.fail(error)
         else:
             channel.done(result)
