@@ -19,7 +19,7 @@ from reverse.decoding.backend import OutOfMemory, Prefill
 from reverse.decoding.config import ResamplingConfig
 from reverse.decoding.events import Event, telling
 from reverse.decoding.loop import Request
-from reverse.decoding.retrospective import Interrupted, Retrospective, retrospective
+from reverse.decoding.retrospective import Interrupted, Retrospective, lock_of, retrospective
 from reverse.decoding.sources import Job, Stream
 from reverse.decoding.trace import Result
 from reverse.models import family_of, prepare_inputs
@@ -236,14 +236,15 @@ class _Asking:
         self.options.update(max_new_tokens=max_new_tokens, do_sample=do_sample, num_return_sequences=1)
         if do_sample:
             self.options["temperature"] = temperature
-        self.decoder = Retrospective(
-            processor,
-            self.config,
-            checking=mode == "resample",
-            stream=stream,
-            events=events,
-            stop_strings=stop_strings,
-        )
+        with lock_of(model):  # finding the place of hints tokenises
+            self.decoder = Retrospective(
+                processor,
+                self.config,
+                checking=mode == "resample",
+                stream=stream,
+                events=events,
+                stop_strings=stop_strings,
+            )
 
     def run(self, jobs: Iterator[Job], slots: int, window: int | None = None) -> Iterator[tuple[int, Result]]:
         """Answer jobs as they come; yields (index, Result) as they finish."""

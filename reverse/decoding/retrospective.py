@@ -51,8 +51,8 @@ class Interrupted(KeyboardInterrupt):
 class _Turns:
     """A lock for threads that use one model, a step at a time.
 
-    Who waits comes before who had it last, and the thread that holds it may take it again (a reader of events
-    that asks something else).
+    It covers the tokenizer too, whose padding is a state. Who waits comes before who had it last, and the
+    thread that holds it may take it again (a reader of events that asks something else).
     """
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ class _Turns:
         self._lock.release()
 
 
-def _lock_of(model: Any) -> _Turns:
+def lock_of(model: Any) -> _Turns:
     """The lock of a model, the same for whatever adapters wrap it."""
     if hasattr(model, "get_base_model"):
         model = model.get_base_model()
@@ -260,7 +260,7 @@ class Retrospective:
             top_p=config.top_p,
             well_formed=self.checking,
         )
-        return Loop(backend, source, self.decode, verifier, _lock_of(model))
+        return Loop(backend, source, self.decode, verifier, lock_of(model))
 
     def _seeds(
         self, rows: int, generation_config: GenerationConfig, given: Sequence[int] | None
