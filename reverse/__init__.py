@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from reverse.decoding.config import ResamplingConfig
-    from reverse.decoding.generate import Retrospective, generate, retrospective
+    from reverse.decoding.generate import generate, generate_many
+    from reverse.decoding.retrospective import Interrupted, Retrospective, retrospective
+    from reverse.decoding.stream import TextStream, stream
     from reverse.decoding.trace import Phrase, Result, TraceEntry, Usage
     from reverse.models.loading import load
     from reverse.tokens import add_tokens
@@ -18,29 +20,37 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Interrupted",
     "Phrase",
     "ResamplingConfig",
     "Result",
     "Retrospective",
+    "TextStream",
     "TraceEntry",
     "Usage",
     "add_tokens",
     "generate",
+    "generate_many",
     "load",
     "retrospective",
+    "stream",
 ]
 
 _WHERE = {
+    "Interrupted": "decoding.retrospective",
     "Phrase": "decoding.trace",
     "ResamplingConfig": "decoding.config",
     "Result": "decoding.trace",
-    "Retrospective": "decoding.generate",
+    "Retrospective": "decoding.retrospective",
+    "TextStream": "decoding.stream",
     "TraceEntry": "decoding.trace",
     "Usage": "decoding.trace",
     "add_tokens": "tokens",
     "generate": "decoding.generate",
+    "generate_many": "decoding.generate",
     "load": "models.loading",
-    "retrospective": "decoding.generate",
+    "retrospective": "decoding.retrospective",
+    "stream": "decoding.stream",
 }
 
 

@@ -6,7 +6,6 @@ import zlib
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from transformers import StoppingCriteria, StoppingCriteriaList
 
@@ -337,17 +336,15 @@ def test_static_cache(drop_in):
         drop_in(cache_implementation="static")
 
 
-def test_custom_stopping_criterion(drop_in):
-    """It would never be asked, and the caller believe that it holds."""
+def test_stopping_criterion_that_needs_scores(drop_in):
+    """It would fail with an error about NoneType from inside the caller's code."""
 
-    class Never(StoppingCriteria):
+    class Sure(StoppingCriteria):
         def __call__(self, input_ids, scores, **kwargs):
-            return torch.zeros(len(input_ids), dtype=torch.bool)
+            return scores.max(dim=-1).values > 9
 
-    with pytest.raises(ValueError, match=r"criterion Never is not supported .*use max_new_tokens"):
-        drop_in(stopping_criteria=StoppingCriteriaList([Never()]))
-    with pytest.raises(ValueError, match="MaxTimeCriteria is not supported"):
-        drop_in(max_time=1.0)
+    with pytest.raises(ValueError, match=r"criterion Sure failed .*scores are None.*input_ids alone"):
+        drop_in(stopping_criteria=StoppingCriteriaList([Sure()]))
 
 
 @pytest.mark.parametrize(

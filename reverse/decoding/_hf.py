@@ -2,12 +2,17 @@
 
 Checked on transformers 5.19 and 5.23. What is used:
 `GenerationMixin._prefill` (encoded images go in here and nowhere else), `generation_config._eos_token_tensor`
-and `._pad_token_tensor`, `DynamicLayer.keys` / `.values` (slots are picked by index for compaction), and
-`position_ids` of shape (4, rows, length) for models with multimodal rotary positions.
+and `._pad_token_tensor`, `DynamicLayer.keys` / `.values` (slots are picked by index for compaction),
+`position_ids` of shape (4, rows, length) for models with multimodal rotary positions, and
+`mm_encoder_outputs["image"].pooler_output`, a list with one tensor (tokens, width) a picture.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,26 +20,40 @@ from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.logits_process import (
+    EncoderNoRepeatNGramLogitsProcessor,
+    EncoderRepetitionPenaltyLogitsProcessor,
     LogitsProcessorList,
+    MinLengthLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+from transformers.generation.logits_process import MinNewTokensLengthLogitsProcessor as _MinNewTokens
 from transformers.generation.stopping_criteria import (
+    ConfidenceCriteria,
     EosTokenCriteria,
     MaxLengthCriteria,
+    MaxTimeCriteria,
     StoppingCriteriaList,
+    StopStringCriteria,
 )
 
+from reverse.decoding.backend import OutOfMemory, Prefill
+
 __all__ = [
+    "CallerStops",
     "caller_processors",
+    "caller_stops",
     "check_request",
     "eos_ids",
     "forward",
+    "gather_slots",
+    "layers",
+    "memory_errors",
     "pad_id",
     "prefill",
-    "select_slots",
+    "rows_of",
 ]
 
 _OTHER_MODES = (
@@ -47,10 +66,25 @@ _OURS = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper)
 # Processors that carry a state from step to step: after a rewind it would belong to text that is gone.
 _STATEFUL = (
     "UnbatchedClassifierFreeGuidanceLogitsProcessor",
+    "ClassifierFreeGuidanceLogitsProcessor",
     "WatermarkLogitsProcessor",
     "SynthIDTextWatermarkLogitsProcessor",
     "PrefixConstrainedLogitsProcessor",
+    "WhisperTimeStampLogitsProcessor",
+    "BarkEosPrioritizerLogitsProcessor",
+    "AlternatingCodebooksLogitsProcessor",
+    "DiaClassifierFreeGuidanceLogitsProcessor",
+    "DiaEOSChannelFilterLogitsProcessor",
+    "DiaEOSDelayPatternLogitsProcessor",
 )
+# Those that narrow the distribution after temperature, which rises and falls here.
+_WARPERS = {
+    "MinPLogitsWarper": "min_p",
+    "TypicalLogitsWarper": "typical_p",
+    "EpsilonLogitsWarper": "epsilon_cutoff",
+    "EtaLogitsWarper": "eta_cutoff",
+    "TopHLogitsWarper": "top_h",
+}
 
 
 def check_request(config: GenerationConfig, criteria: StoppingCriteriaList, kwargs: dict[str, Any]) -> None:
@@ -75,10 +109,10 @@ def check_request(config: GenerationConfig, criteria: StoppingCriteriaList, kwar
             "phrase is in `results` of the decoder"
         )
     for criterion in criteria:
-        if not isinstance(criterion, (MaxLengthCriteria, EosTokenCriteria)):
+        if isinstance(criterion, ConfidenceCriteria):
             raise ValueError(
-                f"stopping criterion {type(criterion).__name__} is not supported while text can be taken "
-                "back: use max_new_tokens and eos_token_id"
+                "stopping criterion ConfidenceCriteria reads the scores of a draft model: leave out the "
+                "option that asks for it (assistant_confidence_threshold)"
             )
     if kwargs.get("inputs_embeds") is not None:
         raise ValueError("inputs_embeds cannot be rewound to token ids: pass input_ids")
@@ -125,28 +159,97 @@ def _set_of(config: GenerationConfig, names: tuple[str, ...]) -> list[str]:
     return [f"{name}={getattr(config, name)}" for name in names if getattr(config, name, None)]
 
 
+@dataclass(frozen=True, slots=True)
+class CallerStops:
+    """What ends an answer by the wish of the caller of `model.generate()`."""
+
+    max_length: int  # ids of a row, prompt and padding included
+    deadline: float | None  # in the terms of `time.time()`
+    strings: tuple[str, ...]
+    criteria: tuple[Any, ...]  # functions of a row's ids
+
+
+def caller_stops(config: GenerationConfig, criteria: StoppingCriteriaList) -> CallerStops:
+    """The stopping criteria that `model.generate()` hands over, its own and the caller's, told apart."""
+    length, ends, strings, others = config.max_length, [], (), []
+    for criterion in criteria:
+        if isinstance(criterion, MaxLengthCriteria):
+            length = min(length, criterion.max_length)
+        elif isinstance(criterion, MaxTimeCriteria):
+            ends.append(criterion.initial_timestamp + criterion.max_time)
+        elif isinstance(criterion, StopStringCriteria):
+            strings += tuple(criterion.stop_strings)
+        elif not (isinstance(criterion, EosTokenCriteria) and _is_ours(criterion, config)):
+            others.append(criterion)
+    return CallerStops(length, min(ends, default=None), strings, tuple(others))
+
+
+def _is_ours(criterion: EosTokenCriteria, config: GenerationConfig) -> bool:
+    return {int(i) for i in criterion.eos_token_id.reshape(-1)} <= eos_ids(config)
+
+
 def caller_processors(
     processors: LogitsProcessorList, mask: torch.Tensor | None, rows: int
 ) -> list[LogitsProcessorList]:
     """Per row the caller's processors without temperature, top-k and top-p, which our loop owns.
 
-    Each will be shown its row alone, padding included, as lengths were counted with it.
-    Raises ValueError for a processor whose state cannot be rewound.
+    Each will be shown its row alone, padding included, as lengths were counted with it. Raises ValueError for
+    a processor whose state cannot be rewound, and for one that needs the temperature.
     """
     kept = [p for p in processors if not isinstance(p, _OURS)]
     for processor in kept:
-        if type(processor).__name__ in _STATEFUL:
+        name = type(processor).__name__
+        if name in _STATEFUL:
             raise ValueError(
-                f"{type(processor).__name__} keeps a state that cannot be rewound: remove the option that "
-                "adds it"
+                f"{name} keeps a state that cannot be rewound, or acts on more than one row: remove the "
+                "option that adds it"
             )
+        if name in _WARPERS:
+            raise ValueError(
+                f"{_WARPERS[name]} ({name}) narrows the choice after temperature, which rises and falls with "
+                "the attempts: use the settings top_k and top_p"
+            )
+    # generate() makes a least length of `min_new_tokens` as well, in which the padding is counted already
+    least = {p.prompt_length_to_skip + p.min_new_tokens for p in kept if isinstance(p, _MinNewTokens)}
+    kept = [p for p in kept if not (isinstance(p, MinLengthLogitsProcessor) and p.min_length in least)]
     padding = [0] * rows if mask is None else (mask == 0).sum(dim=1).tolist()
-    return [LogitsProcessorList([_for_row(p, skip) for p in kept]) for skip in padding]
+    return [_RowProcessors([_for_row(p, row, rows, padding[row]) for p in kept]) for row in range(rows)]
 
 
-def _for_row(processor: Any, padding: int) -> Any:
-    if isinstance(processor, RepetitionPenaltyLogitsProcessor):  # it knows the padding of the whole batch
-        return RepetitionPenaltyLogitsProcessor(processor.penalty, prompt_ignore_length=padding)
+class _RowProcessors(LogitsProcessorList):
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        scores = super().__call__(input_ids, scores, **kwargs)
+        if bool(torch.isneginf(scores).all()):
+            names = ", ".join(type(p).__name__ for p in self)
+            raise ValueError(
+                f"{names} and the mask that keeps tags well-formed leave no token to choose after "
+                f"{input_ids.shape[1]} tokens: ban fewer of them"
+            )
+        return scores
+
+
+def _for_row(processor: Any, row: int, rows: int, padding: int) -> Any:
+    """The processor as it would be, had the row been asked about alone: some know the whole batch."""
+    if isinstance(processor, RepetitionPenaltyLogitsProcessor):
+        skip = processor.prompt_ignore_length
+        if isinstance(skip, torch.Tensor):  # generate() has it skip the padding
+            skip = int(skip[row * len(skip) // rows])
+        skip = max(skip or 0, padding)
+        return RepetitionPenaltyLogitsProcessor(processor.penalty, prompt_ignore_length=skip)
+    if isinstance(processor, MinLengthLogitsProcessor):
+        return MinLengthLogitsProcessor(processor.min_length + padding, processor.eos_token_id)
+    if isinstance(processor, EncoderRepetitionPenaltyLogitsProcessor):
+        prompts = processor.encoder_input_ids
+        alone = EncoderRepetitionPenaltyLogitsProcessor(
+            1.0, prompts[row * len(prompts) // rows, None, padding:]
+        )
+        alone.penalty = processor.penalty
+        return alone
+    if isinstance(processor, EncoderNoRepeatNGramLogitsProcessor):
+        ngrams = processor.generated_ngrams
+        alone = copy(processor)
+        alone.batch_size, alone.generated_ngrams = 1, [ngrams[row * len(ngrams) // rows]]
+        return alone
     return processor
 
 
@@ -162,26 +265,57 @@ def pad_id(config: GenerationConfig) -> int:
     return min(eos_ids(config), default=0)
 
 
-def prefill(
-    model: Any, input_ids: torch.Tensor, config: GenerationConfig, kwargs: dict[str, Any]
-) -> tuple[torch.Tensor, DynamicCache, torch.Tensor]:
-    """Run the prompts, images included, once.
+def prefill(model: Any, batch: Prefill) -> tuple[torch.Tensor, DynamicCache, torch.Tensor | None]:
+    """Run the prompts, images included, once; `batch` stays as it is.
 
-    Returns logits of the last position, shape (rows, vocabulary); the cache; and per row the distance of
-    rotary positions from text positions after the images, shape (rows,) int64 (0 for one-dimensional ones).
+    Returns logits of the last position, shape (rows, vocabulary); a new cache; and for models with multimodal
+    rotary positions their distance from text positions after the images, shape (rows,) int64 on the CPU.
     """
-    if kwargs.get("past_key_values") is None:
-        kwargs["past_key_values"] = DynamicCache(config=model.config.get_text_config())
-    kwargs["logits_to_keep"] = 1
-    kwargs["use_cache"] = True
+    cache = DynamicCache(config=model.config.get_text_config())
+    kwargs = {**batch.kwargs, "past_key_values": cache, "logits_to_keep": 1, "use_cache": True}
     positions = kwargs.get("position_ids")
-    rows = input_ids.shape[0]
+    distance = None
     if positions is not None and positions.dim() == 3:
         distance = (positions[1, :, -1] - positions[0, :, -1]).cpu()
-    else:
-        distance = torch.zeros(rows, dtype=torch.int64)
-    outputs = model._prefill(input_ids, config, kwargs)
-    return outputs.logits[:, -1], kwargs["past_key_values"], distance
+    outputs = model._prefill(batch.input_ids, batch.config, kwargs)
+    return outputs.logits[:, -1], cache, distance
+
+
+def rows_of(batch: Prefill, rows: list[int], image_token: int | None) -> Prefill:
+    """Some rows of a Prefill, padding kept, with the features of their own pictures."""
+    kwargs = {}
+    for name, value in batch.kwargs.items():
+        if name == "mm_encoder_outputs":
+            value = {k: _pictures_of(v, k, batch.input_ids, rows, image_token) for k, v in value.items()}
+            value = {k: v for k, v in value.items() if v is not None}
+        elif name == "position_ids" and value is not None and value.dim() == 3:
+            value = value[:, rows]
+        elif isinstance(value, torch.Tensor) and value.dim() and value.shape[0] == len(batch.input_ids):
+            value = value[rows]
+        kwargs[name] = value
+    processors = [batch.processors[row] for row in rows] if batch.processors else ()
+    return Prefill(batch.input_ids[rows], batch.config, kwargs, processors, batch.eos, batch.pad)
+
+
+def _pictures_of(
+    encoded: Any, kind: str, input_ids: torch.Tensor, rows: list[int], image_token: int | None
+) -> Any:
+    """Of encoded pictures, in the order of their placeholders, those of `rows`; None where they have none."""
+    if encoded is None:
+        return None
+    if kind != "image" or image_token is None:
+        raise OutOfMemory(f"rows with {kind} inputs cannot be told apart: pass fewer rows at once")
+    features = list(encoded.pooler_output)  # one tensor (tokens, width) a picture
+    of_row: list[list[Any]] = []
+    taken = 0
+    for placeholders in (input_ids == image_token).sum(dim=1).tolist():
+        first = taken
+        while placeholders > 0:
+            placeholders -= features[taken].shape[0]
+            taken += 1
+        of_row.append(features[first:taken])
+    chosen = [feature for row in rows for feature in of_row[row]]
+    return type(encoded)(pooler_output=chosen) if chosen else None
 
 
 def forward(
@@ -212,13 +346,40 @@ def forward(
     return outputs.logits[:, -1]
 
 
-def select_slots(cache: DynamicCache, rows: torch.Tensor, slots: torch.Tensor) -> None:
-    """Keep of the cache the `rows` (r,) and of each its `slots` (r, n), in place.
+def gather_slots(sources: list[tuple[DynamicCache, list[int], torch.Tensor]]) -> DynamicCache:
+    """One cache of rows and slots picked from several: per source its `rows` and their `slots` (r, n).
 
-    Keys are stored already rotated, so moving them changes nothing but their place.
+    Keys are stored already rotated, so moving them changes nothing but their place. The first source becomes
+    the result; all of them are emptied layer by layer, so that no more than one layer stands twice.
     """
-    for layer in cache.layers:
-        heads, width = layer.keys.shape[1], layer.keys.shape[3]
-        index = slots[:, None, :, None].expand(-1, heads, -1, width)
-        layer.keys = layer.keys[rows].gather(2, index)
-        layer.values = layer.values[rows].gather(2, index)
+    first = sources[0][0]
+    for i, layer in enumerate(first.layers):
+        keys: list[torch.Tensor] = []
+        values: list[torch.Tensor] = []
+        for cache, rows, slots in sources:
+            other = cache.layers[i]
+            heads, width = other.keys.shape[1], other.keys.shape[3]
+            index = slots[:, None, :, None].expand(-1, heads, -1, width)
+            for picked, tensor in ((keys, other.keys), (values, other.values)):
+                if rows != list(range(tensor.shape[0])):  # a copy of its own
+                    tensor = tensor[rows]
+                picked.append(tensor.gather(2, index))
+        for cache, _, _ in sources[1:]:
+            cache.layers[i].keys = cache.layers[i].values = None
+        layer.keys = keys[0] if len(keys) == 1 else torch.cat(keys)
+        layer.values = values[0] if len(values) == 1 else torch.cat(values)
+    return first
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turn torch's error into the one that the loop knows how to mend."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(str(error)) from error
+
+
+def layers(cache: DynamicCache) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Keys and values of each layer, (rows, kv heads, length, head_dim)."""
+    return [(layer.keys, layer.values) for layer in cache.layers]

@@ -31,10 +31,12 @@ class ResamplingConfig:
     )
     local_attempts: int = 10  # K: failures at one place before going back further (paper §4)
     max_attempts: int = 50  # N: rejections in one answer; 0 checks and never corrects (paper §4)
+    max_seconds: float | None = None  # an answer may take before it is no longer corrected; None: no limit
+    max_extra_tokens: int | None = None  # an answer may take back before it is no longer corrected
     temperature_step: float = 0.1  # ΔT added after each rejection (§4; Algorithm 1 says 0.05)
     temperature_rise: float = 0.5  # the most that rejections may add to the caller's temperature T0
     hints: int = 5  # how many rejected phrases the prompt names; 0 turns query rewriting off
-    candidates: int = 1  # continuations sampled side by side after a rejection; only 1 in this version
+    candidates: int = 1  # continuations sampled side by side after a rejection
     check: Literal["closing", "every_token"] = "closing"  # p at the closing tag, or the phrase's highest
     score: Literal["softmax", "pair"] = "softmax"  # p(</UN>), or p(</UN>) / (p(</UN>) + p(</CN>))
     commit: Literal["phrase", "sentence", "answer"] = "sentence"  # how far back a rewind may ever go
@@ -48,6 +50,7 @@ class ResamplingConfig:
         False  # ask once more, with `false_premise`, when the answer comes out blank (paper §4)
     )
     false_premise: str = FALSE_PREMISE  # the instruction of that second question
+    engine: Literal["auto", "dynamic", "static"] = "auto"  # static: captured steps, see docs/decoding.md
     seed: int = 0  # of the noise, keyed by (seed, position, attempt)
 
     def __post_init__(self) -> None:
@@ -61,14 +64,24 @@ class ResamplingConfig:
         for name in ("temperature_step", "temperature_rise"):
             self._number(name, "be a finite number of at least 0", lambda t: math.isfinite(t) and t >= 0)
         self._number("top_p", "lie in (0, 1]", lambda p: 0 < p <= 1, ": 1.0 keeps every token")
-        for name, low in (("local_attempts", 1), ("max_attempts", 0), ("hints", 0), ("top_k", 0)):
-            object.__setattr__(self, name, check_whole(name, getattr(self, name), low))
-        if self.candidates != 1:
-            raise ValueError(f"candidates must be 1 in this version, got {self.candidates!r}")
+        if self.max_seconds is not None:
+            self._number(
+                "max_seconds",
+                "be a finite number of at least 0",
+                lambda t: math.isfinite(t) and t >= 0,
+                _MENDS["max_seconds"],
+            )
+        for name, low in _LEAST.items():
+            value = getattr(self, name)
+            if name != "max_extra_tokens" or value is not None:
+                object.__setattr__(self, name, check_whole(name, value, low, _MENDS.get(name, "")))
         object.__setattr__(self, "seed", check_seed(self.seed))
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        for name in ("sentence_checkpoints", "escalation_resets", "yes_no", "open_ended"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
         if self.score == "pair" and self.check != "closing":
             raise ValueError("score='pair' compares the two closing tags, so it needs check='closing'")
 
@@ -123,10 +136,10 @@ class ResamplingConfig:
         return replace(self, **changes)
 
 
-def check_whole(name: str, value: Any, low: int) -> int:
+def check_whole(name: str, value: Any, low: int, mend: str = "") -> int:
     """`value` as an int. Raises ValueError where it is none (True is none either), or below `low`."""
     if not isinstance(value, Integral) or isinstance(value, bool) or value < low:
-        raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}")
+        raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}{mend}")
     return int(value)
 
 
@@ -141,7 +154,24 @@ def check_seed(seed: Any) -> int:
     return seed
 
 
+_LEAST = {
+    "local_attempts": 1,
+    "max_attempts": 0,
+    "max_extra_tokens": 0,
+    "hints": 0,
+    "candidates": 1,
+    "top_k": 0,
+}
+_MENDS = {
+    "max_attempts": ": 0 checks and never corrects, 50 is the paper's",
+    "max_seconds": ": leave it out for no limit",
+    "max_extra_tokens": ": leave it out for no limit",
+    "candidates": ": 1 tries one continuation after the other",
+    "hints": ": 0 turns query rewriting off",
+    "top_k": ": 0 keeps every token",
+}
 _CHOICES = {
+    "engine": ("auto", "dynamic", "static"),
     "check": ("closing", "every_token"),
     "score": ("softmax", "pair"),
     "commit": ("phrase", "sentence", "answer"),

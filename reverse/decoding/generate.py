@@ -1,36 +1,33 @@
-"""`generate()` and the drop-in for `model.generate()`: retrospective resampling on transformers models.
+"""`generate()` and `generate_many()`: retrospective resampling on transformers models.
 
 result = reverse.generate(model, processor, images="kitchen.png", prompt="Describe this image.")
-ids = model.generate(**inputs, custom_generate=reverse.retrospective(processor, threshold=0.003))
+for result in reverse.generate_many(model, processor, ({"images": path} for path in paths), slots=16):
+    print(result.text)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, overload
 
 import torch
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
-from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from reverse.decoding import _hf
+from reverse.decoding.backend import OutOfMemory, Prefill
 from reverse.decoding.config import ResamplingConfig, check_seed, check_whole
-from reverse.decoding.loop import Request, resample
-from reverse.decoding.policy import Policy
-from reverse.decoding.rewriting import HintWriter
+from reverse.decoding.events import Event, telling
+from reverse.decoding.loop import Request
+from reverse.decoding.retrospective import Interrupted, Retrospective, lock_of, retrospective, settled
+from reverse.decoding.sources import Job, Stream
 from reverse.decoding.trace import Result
-from reverse.decoding.transformers import TransformersBackend
-from reverse.decoding.verifier import NO_TAGS, Verifier
-from reverse.models import default_threshold, family_of, prepare_inputs
-from reverse.tokens import token_ids
-from reverse.tokens.spans import TokenIds
+from reverse.models import family_of, prepare_inputs
 
-__all__ = ["Retrospective", "generate", "retrospective"]
+__all__ = ["Interrupted", "Retrospective", "generate", "generate_many", "retrospective"]
 
 MODES = ("resample", "plain")
-_YES_NO = 0.5  # threshold for yes/no questions, in all the paper's discriminative benchmarks (§5)
-_HINT_ROOM = 128  # ids of the context that a generous max_new_tokens leaves to the hints
+_DESCRIBE = "Describe this image."
+_AHEAD = 4  # windows of `slots` requests that may be under way or waiting to be handed out in order
 # Of `generation`: those that would be overruled without a word.
 _OWN_OPTIONS = frozenset(
     {
@@ -45,133 +42,12 @@ _OWN_OPTIONS = frozenset(
         "max_new_tokens",
         "num_return_sequences",
         "pixel_values",
+        "stop_strings",
         "temperature",
         "top_k",
         "top_p",
     }
 )
-
-
-class Retrospective:
-    """A decoding loop for `model.generate(custom_generate=...)`; `results` holds what the last call found.
-
-    Args: `processor` (or a tokenizer) with a chat template; `config`; `seeds`, one a request, else
-    `config.seed` for every request; `checking=False` decodes plainly and only reads p.
-    """
-
-    def __init__(
-        self,
-        processor: Any,
-        config: ResamplingConfig,
-        seeds: Sequence[int] | None = None,
-        checking: bool = True,
-    ):
-        self.processor, self.config, self.seeds, self.checking = processor, config, seeds, checking
-        self.tokenizer = getattr(processor, "tokenizer", processor)
-        if not hasattr(self.tokenizer, "get_vocab"):
-            raise TypeError(
-                f"processor must be a processor or a tokenizer, got {processor!r:.80}: load one, "
-                "model, processor = reverse.load('tiny-llava')"
-            )
-        self.tags = token_ids(self.tokenizer) if checking else _tags_if_any(self.tokenizer)
-        hinting = checking and config.hints > 0 and config.max_attempts > 0
-        self.hints = HintWriter(processor, config.hints) if hinting else None
-        self.results: list[Result] = []
-
-    def decode(self, ids: list[int]) -> str:
-        """Ids as text: tags shown, special tokens not, no clean-up of spaces."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-    @torch.no_grad()
-    def __call__(
-        self,
-        model: Any,
-        input_ids: torch.Tensor,
-        logits_processor: LogitsProcessorList,
-        stopping_criteria: StoppingCriteriaList,
-        generation_config: GenerationConfig,
-        **model_kwargs: Any,
-    ) -> torch.Tensor | GenerateDecoderOnlyOutput:
-        """What `model.generate()` calls; returns its usual type, ids with tags, right-padded."""
-        self.results = []
-        _hf.check_request(generation_config, stopping_criteria, model_kwargs)
-        config = self.config
-        if config.threshold is None:
-            config = replace(config, threshold=_YES_NO if config.yes_no else default_threshold(model))
-        verifier = Verifier(self.tags, config.score, config.check)
-        length = input_ids.shape[1]
-        context = family_of(model).context_length(model.config)
-        warm = generation_config.do_sample
-        temperature = 1.0 if generation_config.temperature is None else generation_config.temperature
-        mask = model_kwargs.get("attention_mask")
-        requests = []
-        for row, (ids, seed) in enumerate(
-            zip(input_ids.tolist(), self._seeds(len(input_ids), generation_config), strict=True)
-        ):
-            prompt = ids if mask is None else ids[int((mask[row] == 0).sum()) :]
-            if self.hints is not None:
-                self.hints.insert_at(prompt)  # an unusual prompt is refused before any work is done
-            room = _room(len(prompt), context, generation_config.max_length - length, self.hints is not None)
-            policy = Policy(config, self.tags, room, temperature if warm else 0.0, self.checking)
-            requests.append(Request(prompt, policy, seed, self.hints, context))
-        backend = TransformersBackend(
-            model,
-            input_ids,
-            generation_config,
-            model_kwargs,
-            tags=self.tags,
-            verifier=verifier,
-            processors=_hf.caller_processors(logits_processor, mask, len(input_ids)),
-            top_k=config.top_k,
-            top_p=config.top_p,
-            well_formed=self.checking,
-        )
-        self.results = resample(backend, requests, self.decode, verifier, backend.eos)
-        sequences = _pad(input_ids, [r.ids for r in self.results], backend.pad)
-        if generation_config.return_dict_in_generate:
-            return GenerateDecoderOnlyOutput(sequences=sequences)
-        return sequences
-
-    def _seeds(self, rows: int, generation_config: GenerationConfig) -> list[int]:
-        """One seed a row; the answers asked for one request (`num_return_sequences`) get consecutive ones."""
-        copies = generation_config.num_return_sequences or 1
-        seeds = list(self.seeds) if self.seeds is not None else [self.config.seed] * (rows // copies)
-        if len(seeds) * copies != rows:
-            raise ValueError(f"got {len(seeds)} seeds for {rows // copies} requests: give one a request")
-        return [check_seed(seed + i) for seed in seeds for i in range(copies)]
-
-
-def _tags_if_any(tokenizer: Any) -> TokenIds:
-    """Plain decoding works for models without the tokens too, such as a plain twin."""
-    try:
-        return token_ids(tokenizer)
-    except ValueError:
-        return NO_TAGS
-
-
-def retrospective(
-    processor: Any,
-    config: ResamplingConfig | None = None,
-    *,
-    seeds: Sequence[int] | None = None,
-    **settings: Any,
-) -> Retrospective:
-    """The drop-in: `model.generate(**inputs, custom_generate=retrospective(processor, threshold=0.003))`.
-
-    `settings` are fields of `ResamplingConfig`. Temperature and max_new_tokens stay arguments of
-    `model.generate()`; top-k and top-p are settings here, since the library's silent top_k=50 is taken out.
-    Raises ValueError where the tokenizer has no confidence tokens or a setting is out of range.
-    """
-    return Retrospective(processor, _settled(config, settings), seeds)
-
-
-def _settled(config: ResamplingConfig | None, settings: dict[str, Any]) -> ResamplingConfig:
-    if config is not None and not isinstance(config, ResamplingConfig):
-        raise TypeError(
-            f"config must be a ResamplingConfig, got {type(config).__name__}: give its fields by name, "
-            "threshold=0.003, or make one, ResamplingConfig(threshold=0.003)"
-        )
-    return (config or ResamplingConfig()).with_changes(settings)
 
 
 @overload
@@ -184,7 +60,7 @@ def generate(
     model: Any,
     processor: Any,
     images: Any = None,
-    prompt: Any = "Describe this image.",
+    prompt: Any = _DESCRIBE,
     *,
     mode: Literal["resample", "plain"] = "resample",
     config: ResamplingConfig | None = None,
@@ -196,6 +72,9 @@ def generate(
     system: str | None = None,
     generation: dict[str, Any] | None = None,
     progress: Callable[[int], None] | None = None,
+    stream: Any = None,
+    events: Callable[[Event], None] | None = None,
+    stop_strings: str | Sequence[str] | None = None,
     **settings: Any,
 ) -> Result | list[Result]:
     """Answer `prompt` about `images`, taking back what the model is not sure of.
@@ -209,62 +88,257 @@ def generate(
         max_new_tokens: the most tokens of an answer, tags included.
         seed: of all requests (by default the config's), or one a request; the same request and seed give
             the same answer in any batch.
-        batch_size: requests decoded side by side.
+        batch_size: requests decoded side by side; one that ends makes room for the next.
         generation: further arguments for `model.generate()`, such as `repetition_penalty`.
-        progress: called with the number of requests that each batch finished.
+        progress: called with the number of requests that finished, 1 each time.
+        stream: gets text that is never taken back: a `reverse.TextStream`, or an object with `put(ids)` and
+            `end()` as transformers' streamers; one a request. `reverse.stream()` iterates it.
+        events: called with every append and retraction, see `reverse.decoding.events`.
+        stop_strings: a text or several that end the answer, found in the text without tags.
         settings: fields of `ResamplingConfig`, such as `threshold`, `hints`, `on_exhausted`.
 
     Returns one Result, or a list of them where `images` or `prompt` was a list.
-    Raises ValueError or TypeError that name the value and the mend.
+    Raises ValueError or TypeError that name the value and the mend; Interrupted, with the results there
+    are, at Ctrl-C; torch.OutOfMemoryError where not even one request fits.
     """
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
-    max_new_tokens = check_whole("max_new_tokens", max_new_tokens, 1)
     batch_size = check_whole("batch_size", batch_size, 1)
-    ours = sorted(set(generation or {}) & _OWN_OPTIONS)
-    if ours:
-        raise ValueError(
-            f"generation holds {', '.join(ours)}, which is not for model.generate() to decide here: use the "
-            "arguments max_new_tokens, do_sample, temperature, images, prompt and the settings top_k, top_p"
-        )
-    settled = _settled(config, settings)
+    asking = _Asking(
+        model,
+        processor,
+        mode,
+        config,
+        max_new_tokens,
+        do_sample,
+        temperature,
+        system,
+        generation,
+        settings,
+        stream,
+        events,
+        stop_strings,
+    )
     pictures, prompts, single = _requests(images, prompt)
-    seeds = _one_a_request(settled.seed if seed is None else seed, len(prompts))
+    seeds = _one_a_request(asking.config.seed if seed is None else seed, len(prompts))
     if len(seeds) != len(prompts):
         raise ValueError(
             f"got {len(seeds)} seeds for {len(prompts)} requests: give one a request, or a number"
         )
-
-    options = dict(generation or {})
-    options.update(max_new_tokens=max_new_tokens, do_sample=do_sample, num_return_sequences=1)
-    if do_sample:  # ours stand in `settled`; a checkpoint's own would arrive as if they were asked for
-        options.update(temperature=temperature, top_k=0, top_p=1.0)
-
-    def ask(rows: Sequence[int], questions: Sequence[Any]) -> list[Result]:
-        inputs = prepare_inputs(
-            processor,
-            [pictures[i] for i in rows],
-            list(questions),
-            family_of(model),
-            system=system,
-            context_length=family_of(model).context_length(model.config),
-        ).to(model.device)
-        decoder = Retrospective(processor, settled, [seeds[i] for i in rows], checking=mode == "resample")
-        model.generate(**inputs, custom_generate=decoder, **options)
-        return decoder.results
-
-    results: list[Result] = []
-    for batch in _batches(range(len(prompts)), batch_size):
-        answers = ask(batch, [prompts[i] for i in batch])
-        blank = [j for j, answer in enumerate(answers) if settled.open_ended and not answer.text.strip()]
-        if blank:  # the paper's second round for open-ended questions (§4)
-            again = [_with_instruction(prompts[batch[j]], settled.false_premise) for j in blank]
-            for j, answer in zip(blank, ask([batch[j] for j in blank], again), strict=True):
-                answers[j] = answer
-        results.extend(answers)
-        if progress is not None:
-            progress(len(batch))
+    sinks = asking.decoder.sinks
+    if sinks and len(sinks) != len(prompts):
+        raise ValueError(f"got {len(sinks)} streams for {len(prompts)} requests: give one a request")
+    jobs = map(Job, range(len(prompts)), pictures, prompts, seeds)
+    found: dict[int, Result] = {}
+    try:
+        with telling(sinks):
+            for i, result in asking.run(jobs, min(batch_size, len(prompts))):
+                found[i] = result
+                if progress is not None:
+                    progress(1)
+    except Interrupted as stopped:
+        raise Interrupted(found | stopped.results) from None
+    results = [found[i] for i in range(len(prompts))]
     return results[0] if single else results
+
+
+def generate_many(
+    model: Any,
+    processor: Any,
+    requests: Iterable[Any],
+    *,
+    slots: int = 8,
+    ordered: bool = True,
+    mode: Literal["resample", "plain"] = "resample",
+    config: ResamplingConfig | None = None,
+    max_new_tokens: int = 256,
+    do_sample: bool = False,
+    temperature: float = 1.0,
+    seed: int | None = None,
+    system: str | None = None,
+    generation: dict[str, Any] | None = None,
+    events: Callable[[Event], None] | None = None,
+    stop_strings: str | Sequence[str] | None = None,
+    **settings: Any,
+) -> Iterator[Any]:
+    """Answer requests without end through `slots` rows, reading them only as rows become free.
+
+    A request is a mapping with `images`, `prompt` and `seed`, of which any may be left out, or a pair
+    (images, prompt). Other arguments are those of `generate()`.
+
+    Yields a Result a request, in their order; with `ordered=False` pairs (index, Result) as they finish.
+    In order, at most `4 * slots` requests are under way or wait for an earlier one.
+    Closing the iterator frees all that it holds. Raises as `generate()` does; `Interrupted.results` has those
+    that were finished and not yet handed out.
+    """
+    slots = check_whole("slots", slots, 1)
+    asking = _Asking(
+        model,
+        processor,
+        mode,
+        config,
+        max_new_tokens,
+        do_sample,
+        temperature,
+        system,
+        generation,
+        settings,
+        events=events,
+        stop_strings=stop_strings,
+    )
+    (first_seed,) = _one_a_request(asking.config.seed if seed is None else seed, 1)
+    jobs = (_job(i, request, first_seed) for i, request in enumerate(requests))
+    if not ordered:
+        return asking.run(jobs, slots)
+    return _in_order(asking.run(jobs, slots, _AHEAD * slots))
+
+
+def _in_order(found: Iterator[tuple[int, Result]]) -> Iterator[Result]:
+    waiting: dict[int, Result] = {}
+    following = 0
+    try:
+        for i, result in found:
+            waiting[i] = result
+            while following in waiting:
+                following += 1
+                yield waiting.pop(following - 1)
+    except Interrupted as stopped:
+        raise Interrupted(waiting | stopped.results) from None
+
+
+class _Asking:
+    """One call of `generate()` or `generate_many()`: its settings, and how its jobs become requests."""
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        mode: str,
+        config: ResamplingConfig | None,
+        max_new_tokens: int,
+        do_sample: bool,
+        temperature: float,
+        system: str | None,
+        generation: dict[str, Any] | None,
+        settings: dict[str, Any],
+        stream: Any = None,
+        events: Callable[[Event], None] | None = None,
+        stop_strings: str | Sequence[str] | None = None,
+    ):
+        if mode not in MODES:
+            raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+        max_new_tokens = check_whole("max_new_tokens", max_new_tokens, 1)
+        ours = sorted(set(generation or {}) & _OWN_OPTIONS)
+        if ours:
+            raise ValueError(
+                f"generation holds {', '.join(ours)}, which is not for model.generate() to decide here: use "
+                "the arguments max_new_tokens, do_sample, temperature, stop_strings, images, prompt and the "
+                "settings top_k, top_p"
+            )
+        self.model, self.processor, self.system = model, processor, system
+        self.config = settled(config, settings)
+        self.options = dict(generation or {})
+        self.options.update(max_new_tokens=max_new_tokens, do_sample=do_sample, num_return_sequences=1)
+        if do_sample:  # ours stand in the config; a checkpoint's own would arrive as if they were asked for
+            self.options.update(temperature=temperature, top_k=0, top_p=1.0)
+        with lock_of(model):  # finding the place of hints tokenises
+            self.decoder = Retrospective(
+                processor,
+                self.config,
+                checking=mode == "resample",
+                stream=stream,
+                events=events,
+                stop_strings=stop_strings,
+            )
+
+    def run(self, jobs: Iterator[Job], slots: int, window: int | None = None) -> Iterator[tuple[int, Result]]:
+        """Answer jobs as they come; yields (index, Result) as they finish."""
+        source = Stream(jobs, self.prepare, window)
+        loop = self.decoder.loop(self.model, source, slots)
+        ready: list[tuple[Request, Result]] = []
+        try:
+            while not loop.done:
+                ready = loop.step()
+                while ready:
+                    request, result = ready.pop(0)
+                    job = request.name
+                    if self._asks_again(job) and not result.text.strip():
+                        # the paper's second round for open-ended questions (§4)
+                        prompt = _with_instruction(job.prompt, self.config.false_premise)
+                        source.ask_again(replace(job, prompt=prompt, second=True))
+                        continue
+                    source.finished(job)
+                    yield job.index, result
+        except KeyboardInterrupt:
+            left = [*ready, *loop.finished]
+            raise Interrupted({request.name.index: result for request, result in left}) from None
+        except OutOfMemory as error:
+            raise torch.OutOfMemoryError(str(error)) from None
+        finally:
+            loop.close()
+
+    def _asks_again(self, job: Job) -> bool:
+        """Whether a blank answer is not the last word."""
+        return self.config.open_ended and not job.second
+
+    def prepare(self, jobs: list[Job]) -> tuple[list[Request], Prefill]:
+        """Open pictures, write prompts, and let `model.generate()` do all that it does before decoding."""
+        family = family_of(self.model)
+        inputs = prepare_inputs(
+            self.processor,
+            [job.images for job in jobs],
+            [job.prompt for job in jobs],
+            family,
+            system=self.system,
+            context_length=family.context_length(self.model.config),
+        ).to(self.model.device)
+        held: list[tuple[list[Request], Prefill]] = []
+
+        def capture(
+            model: Any,
+            input_ids: torch.Tensor,
+            logits_processor: Any,
+            stopping_criteria: Any,
+            generation_config: Any,
+            **model_kwargs: Any,
+        ) -> torch.Tensor:
+            seeds = [job.seed for job in jobs]
+            held.append(
+                self.decoder.prepare(
+                    model,
+                    input_ids,
+                    logits_processor,
+                    stopping_criteria,
+                    generation_config,
+                    model_kwargs,
+                    seeds,
+                    [job.index for job in jobs],
+                    [self._asks_again(job) for job in jobs],
+                )
+            )
+            return input_ids
+
+        with _hf.memory_errors():
+            self.model.generate(**inputs, custom_generate=capture, **self.options)
+        requests, prefill = held[0]
+        for request, job in zip(requests, jobs, strict=True):
+            request.name = job
+        return requests, prefill
+
+
+def _job(i: int, request: Any, seed: int) -> Job:
+    """A request of `generate_many()` in one form. Raises TypeError, ValueError."""
+    if isinstance(request, Mapping):
+        unknown = sorted(set(request) - {"images", "prompt", "seed"})
+        if unknown:
+            raise ValueError(
+                f"request {i} has {', '.join(map(repr, unknown))}: known are images, prompt, seed"
+            )
+        (own,) = _one_a_request(request.get("seed", seed), 1)
+        return Job(i, request.get("images"), request.get("prompt", _DESCRIBE), own)
+    if isinstance(request, tuple) and len(request) == 2:
+        return Job(i, request[0], request[1], seed)
+    raise TypeError(
+        f"request {i} is a {type(request).__name__}: give a mapping with images and prompt, or a pair of them"
+    )
 
 
 def _requests(images: Any, prompt: Any) -> tuple[list[Any], list[Any], bool]:
@@ -310,28 +384,3 @@ def _with_instruction(prompt: Any, instruction: str) -> Any:
     else:
         turns[last]["content"] = [*content, {"type": "text", "text": " " + instruction}]
     return turns
-
-
-def _batches(rows: range, size: int) -> Iterable[list[int]]:
-    for start in range(0, len(rows), size):
-        yield list(rows[start : start + size])
-
-
-def _room(prompt: int, context: int, asked: int, hints: bool) -> int:
-    """The most ids an answer may hold: what was asked for, as far as the context and its hints allow."""
-    if prompt >= context:
-        raise ValueError(
-            f"the prompt has {prompt} tokens, images included, and the context is {context}: shorten the "
-            "prompt or use smaller images"
-        )
-    left = context - prompt
-    reserved = _HINT_ROOM if hints and left - _HINT_ROOM >= left / 2 else 0
-    return min(asked, left - reserved)
-
-
-def _pad(prompts: torch.Tensor, answers: Sequence[Sequence[int]], pad: int) -> torch.Tensor:
-    width = max(len(a) for a in answers)
-    tail = torch.full((len(answers), width), pad, dtype=prompts.dtype, device=prompts.device)
-    for row, answer in enumerate(answers):
-        tail[row, : len(answer)] = torch.tensor(answer, dtype=prompts.dtype)
-    return torch.cat((prompts, tail), dim=1)

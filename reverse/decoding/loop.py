@@ -1,24 +1,46 @@
-"""The loop between policies and a backend: segments in, rewinds out, one policy a row.
+"""The loop between policies and a backend: segments in, rewinds out, one policy a row, rows come and go.
 
-outcomes = resample(backend, requests, text)      # list of Result, in the order of the requests
+    loop = Loop(backend, source, decode, verifier)
+    while not loop.done:
+        for request, result in loop.step():         # those that finished in this step
+            ...
+
+The source hands over requests, ready to be prefilled, as rows become free. A backend that runs out of memory
+loses nothing but time: every row is put back and fewer go on side by side.
 """
 
 from __future__ import annotations
 
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
 
-from reverse.decoding.backend import Backend, Draw, Run
-from reverse.decoding.policy import Finish, Policy, Segment
+from reverse.decoding.backend import Backend, Draw, OutOfMemory, Prefill, Run
+from reverse.decoding.policy import Finish, Policy, Rewind, Segment
 from reverse.decoding.rewriting import HintWriter
 from reverse.decoding.sentences import sentence_ends, token_pieces
 from reverse.decoding.trace import Result, build_result
 from reverse.decoding.verifier import Verifier
 
-__all__ = ["Request", "resample"]
+__all__ = ["Loop", "Request", "Source"]
 
 _CONTEXT = 16  # ids before a segment that sentence ends may look back at
+
+
+@dataclass(slots=True)
+class _Round:
+    """Segments that are decoded side by side after one text; nearly always there is one."""
+
+    text: list[int] | None  # of the row where they begin; None: its prompt, as it was admitted
+    draws: list[Draw]
+    prefix: list[int]  # the answer where they begin
+    runs: dict[int, Run] = field(default_factory=dict)  # ended and not yet shown to the policy
+    next: int = 0  # the candidate that is judged next
+    forwards: int = 0
 
 
 @dataclass(slots=True)
@@ -30,10 +52,20 @@ class Request:
     seed: int = 0
     hints: HintWriter | None = None  # None: the prompt is never rewritten
     context: int | None = None  # ids that the model can take; the oldest hints give way to it
+    name: Any = None  # by which the source knows it
+    on_token: Callable[[int, int, float], None] | None = None  # (candidate, id, p): may still be taken back
+    on_action: Callable[[Policy, bool], None] | None = (
+        None  # (policy, finished): `policy.ids` is the answer now
+    )
+    on_finish: Callable[[Result], None] | None = None
+    stops: Callable[[Sequence[int]], bool] | None = None  # shown the answer so far: does it end here?
+    _round: _Round | None = None
+    _eos: frozenset[int] = frozenset()
     _seconds: list[float] = field(default_factory=list)
     _since: float = 0.0
     _began: float = 0.0
     _generated: int = 0
+    _unused: int = 0
     _forwards: int = 0
 
     def text(self, decode: Callable[[list[int]], str]) -> list[int]:
@@ -50,63 +82,215 @@ class Request:
             prompt[at:at] = hint
         return prompt + self.policy.ids
 
-    def draw(self) -> Draw:
-        policy = self.policy
-        return Draw(policy.room, policy.temperature, self.seed, len(policy.ids), policy.total)
+    def draws(self, temperatures: Sequence[float]) -> list[Draw]:
+        """One draw a temperature, numbered as the attempts that they stand for."""
+        policy, prefix = self.policy, list(self.policy.ids)
+        stops = None if self.stops is None else partial(_after, self.stops, prefix)
+        return [
+            Draw(policy.room, temperature, self.seed, len(prefix), policy.total + i, stops, self.on_token)
+            for i, temperature in enumerate(temperatures)
+        ]
+
+    def tell(self, finished: bool) -> None:
+        if self.on_action is not None:
+            self.on_action(self.policy, finished)
 
 
-def resample(
-    backend: Backend,
-    requests: Sequence[Request],
-    decode: Callable[[list[int]], str],
-    verifier: Verifier,
-    eos: frozenset[int],
-) -> list[Result]:
-    """Decode every request to its end. `decode` turns ids into text, tags included."""
-    results: list[Result | None] = [None] * len(requests)
-    now = time.perf_counter()
-    for row, request in enumerate(requests):
-        request._began = request._since = now
-        backend.start(row, request.draw())
-    while ended := backend.extend():
-        for row, run in ended:
-            request = requests[row]
-            reason = _take(request, run, decode, verifier)
-            if reason is None:
-                backend.rewind(row, request.text(decode))
-                backend.start(row, request.draw())
-            else:
-                backend.finish(row)
-                results[row] = build_result(
-                    request.policy,
-                    decode,
-                    eos,
-                    reason,
-                    request._seconds,
-                    request._generated,
-                    request._forwards,
-                    time.perf_counter() - request._began,
-                )
-    return [r for r in results if r is not None]
+def _after(stops: Callable[[Sequence[int]], bool], prefix: list[int], run: Sequence[int]) -> bool:
+    return stops([*prefix, *run])
 
 
-def _take(request: Request, run: Run, decode: Callable[[list[int]], str], verifier: Verifier) -> str | None:
-    """Show a segment to the row's policy; returns the reason when the answer is finished."""
-    policy = request.policy
-    attempts = len(policy.attempts)
-    action = policy.next(_segment(policy, run, decode, verifier))
-    now = time.perf_counter()
-    request._generated += len(run.ids)
-    request._forwards += run.forwards
-    if len(policy.attempts) > attempts:
-        request._seconds.append(now - request._since)
-    request._since = now
-    return action.reason if isinstance(action, Finish) else None
+class Source(Protocol):
+    """Where requests come from. A method that raises OutOfMemory must be ready to be asked again."""
+
+    def take(self, n: int) -> tuple[list[Request], Prefill] | None:
+        """At most `n` new requests; None where there are none, or none for now while others are decoded."""
+
+    def again(self, requests: list[Request]) -> Prefill:
+        """The prompts of requests that were admitted before."""
 
 
-def _segment(policy: Policy, run: Run, decode: Callable[[list[int]], str], verifier: Verifier) -> Segment:
-    context = policy.ids[-_CONTEXT:]
-    pieces = token_pieces(decode, run.ids, context)
-    ends = sentence_ends(pieces, decode(context) if context else "")
-    p = verifier.of_phrase(run.ids, run.ps) if run.end == "phrase" else None
-    return Segment(run.ids, run.end, p, ends)
+class Loop:
+    """Decodes what a source hands over, as many rows side by side as the backend has slots.
+
+    `decode` turns ids into text, tags included. `lock` is held during a step, so that threads with a model
+    in common take turns.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        source: Source,
+        decode: Callable[[list[int]], str],
+        verifier: Verifier,
+        lock: Any = None,
+    ):
+        self.backend, self.source, self.decode, self.verifier = backend, source, decode, verifier
+        self.lock = lock if lock is not None else threading.RLock()
+        self.limit = backend.slots  # rows side by side; halved where memory runs out
+        self.rows: dict[int, Request] = {}
+        self.done = False
+        self.finished: list[tuple[Request, Result]] = []  # and not yet returned by a step
+        self._waiting: deque[Request] = deque()  # were admitted before and lost their place
+
+    def step(self) -> list[tuple[Request, Result]]:
+        """Admit what fits and decode until segments end; returns the requests that finished.
+
+        Raises OutOfMemory where a single row does not fit, and whatever source and backend raise.
+        """
+        with self.lock:
+            asked, message = 0, None
+            try:
+                while asked := min(self.backend.free(), self.limit - len(self.rows)):
+                    if not self._admit(asked):
+                        break
+                asked = 0
+                self.done = not self.rows
+                self._act(self.backend.extend())
+            except OutOfMemory as error:
+                message = str(error)  # the error itself would keep the tensors of its frames alive
+            if message is not None:
+                self._halve(len(self.rows) + asked, message)
+            ready, self.finished = self.finished, []
+            return ready
+
+    def close(self) -> None:
+        """Let every row go."""
+        with self.lock:
+            for row in list(self.rows):
+                self.backend.finish(row)
+            self.rows.clear()
+            self._waiting.clear()
+            self.done = True
+            self.backend.close()
+
+    # ------------------------------------------------------------------ rows come and go
+    def _admit(self, n: int) -> bool:
+        if self._waiting:
+            requests = [self._waiting[i] for i in range(min(n, len(self._waiting)))]
+            batch = self.source.again(requests)
+        else:
+            new = self.source.take(n)
+            if new is None:
+                return False
+            requests, batch = new
+            self._waiting.extend(requests)  # until they have a row: admission may fail
+            for request in requests:
+                request._round = _Round(None, request.draws([request.policy.temperature]), [])
+                request._began = request._since = time.perf_counter()
+        rows = self.backend.admit(batch)
+        for row, request in zip(rows, requests, strict=True):
+            self._waiting.popleft()
+            self.rows[row] = request
+            request._eos = batch.eos
+            assert request._round is not None
+            self._begin(row, request, request._round)
+        return True
+
+    def _begin(self, row: int, request: Request, round: _Round) -> None:
+        request._round = round
+        if round.text is not None:
+            self.backend.rewind(row, round.text)
+        if len(round.draws) > 1:
+            self.backend.fork(row, round.draws)
+        else:
+            self.backend.start(row, round.draws[0])
+
+    def _halve(self, rows: int, message: str) -> None:
+        """Put every row back, to be prefilled with the text it had; half as many go on side by side."""
+        if rows <= 1:
+            detail = message.splitlines()[0] if message else "no detail"
+            raise OutOfMemory(
+                f"out of memory with a single row ({detail}): use smaller pictures, fewer candidates, "
+                "a smaller max_new_tokens, or load the model in bfloat16"
+            )
+        self.limit = max(1, rows // 2)
+        for row, request in reversed(self.rows.items()):
+            self.backend.finish(row)
+            held = request._round
+            assert held is not None
+            # Candidates that were judged stay judged; the rest is drawn again from the same noise.
+            request._round = _Round(held.text, held.draws[held.next :], held.prefix)
+            request._forwards += held.forwards
+            self._waiting.appendleft(request)
+            request.tell(False)
+        self.rows.clear()
+
+    # ------------------------------------------------------------------ segments
+    def _act(self, ended: list[tuple[int, int, Run]]) -> None:
+        for row, candidate, run in ended:
+            round = self.rows[row]._round
+            assert round is not None
+            round.runs[candidate] = run
+            round.forwards = max(round.forwards, run.forwards)  # candidates share their forwards
+        for row in dict.fromkeys(row for row, _, _ in ended):
+            self._judge(row, self.rows[row])
+
+    def _judge(self, row: int, request: Request) -> None:
+        """Show the policy what ended, in the order of the attempts, and do what it says."""
+        policy, round = request.policy, request._round
+        assert round is not None
+        while (run := round.runs.pop(round.next, None)) is not None:
+            attempts = len(policy.attempts)
+            now = time.perf_counter()
+            segment = self._segment(request, run)
+            action = policy.next(segment, spent=now - request._began)
+            request._generated += len(run.ids)
+            if len(policy.attempts) > attempts:
+                request._seconds.append(now - request._since)
+            request._since = now
+            judged, round.next = round.next, round.next + 1
+            if isinstance(action, Rewind) and self._sister_stands_for(policy, round):
+                request.tell(False)
+                continue
+            if len(round.draws) > 1:
+                unused = sum(len(r.ids) for r in round.runs.values()) + self.backend.adopt(row, judged)
+                request._unused += unused
+                policy.discarded += unused  # they count against its budget
+            request._forwards += round.forwards
+            request.tell(isinstance(action, Finish))
+            if isinstance(action, Finish):
+                self._finish(row, request, action.reason)
+                return
+            temperatures: Sequence[float] = (policy.temperature,)
+            if isinstance(action, Rewind) and action.candidates > 1:
+                temperatures = policy.upcoming(action.candidates)
+            text = request.text(self.decode)
+            self._begin(row, request, _Round(text, request.draws(temperatures), list(policy.ids)))
+            return
+
+    def _sister_stands_for(self, policy: Policy, round: _Round) -> bool:
+        """Whether the next candidate is what the policy now asks for: same place, attempt and temperature."""
+        if round.next >= len(round.draws):
+            return False
+        draw = round.draws[round.next]
+        wanted = (policy.total, policy.temperature)
+        return (draw.attempt, draw.temperature) == wanted and policy.ids == round.prefix
+
+    def _finish(self, row: int, request: Request, reason: str) -> None:
+        self.backend.finish(row)
+        del self.rows[row]
+        result = build_result(
+            request.policy,
+            self.decode,
+            request._eos,
+            reason,
+            request._seconds,
+            request._generated,
+            request._forwards,
+            time.perf_counter() - request._began,
+            request._unused,
+        )
+        self.finished.append((request, result))
+        if request.on_finish is not None:
+            request.on_finish(result)
+
+    def _segment(self, request: Request, run: Run) -> Segment:
+        policy, decode = request.policy, self.decode
+        context = policy.ids[-_CONTEXT:]
+        pieces = token_pieces(decode, run.ids, context)
+        ends = sentence_ends(pieces, decode(context) if context else "")
+        closed = run.end == "phrase"
+        p = self.verifier.of_phrase(run.ids, run.ps) if closed else None
+        stop = closed and request.stops is not None and request.stops([*policy.ids, *run.ids])
+        return Segment(run.ids, run.end, p, ends, stop)

@@ -1,8 +1,8 @@
 """When to accept a phrase, when to go back, how far, and when to give up: ids and probabilities, no tensors.
 
 The policy owns a row's answer. It is shown one segment at a time (what was decoded up to a closing tag,
-the end of the text or the length limit) and says what to do next; `policy.ids` is then what the answer
-is, and whoever drives it makes the model's cache agree. The same object drives every backend.
+the end of the text, a stop or the length limit) and says what to do next; `policy.ids` is then what the
+answer is, and whoever drives it makes the model's cache agree. The same object drives every backend.
 
     policy = Policy(ResamplingConfig(threshold=0.003), TokenIds(span=5, cn=6, un=7), max_new_tokens=64)
     policy.next(Segment(ids=(11, 5, 12, 7), end="phrase", p=0.9))   # Rewind(to=0, temperature=0.1, ...)
@@ -31,9 +31,10 @@ class Segment:
     """What was decoded since the end of the accepted answer."""
 
     ids: Ids  # new ids, the closing tag or end-of-text id included
-    end: Literal["phrase", "eos", "length"]  # what ended it
+    end: Literal["phrase", "eos", "length", "stop"]  # what ended it; "stop": a stop string or criterion
     p: float | None = None  # p(</UN>) where the phrase closed (raw softmax); None where none closed
     sentence_ends: Ids = ()  # lengths of prefixes of `ids` that end a sentence, ascending
+    stop: bool = False  # a stop fell inside the phrase: the answer ends with it, once it is accepted
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class Rewind:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    reason: Literal["eos", "length", "dropped", "exhausted", "malformed"]
+    reason: Literal["eos", "length", "stop", "dropped", "exhausted", "malformed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,11 +133,14 @@ class Policy:
         self.local = 0  # k
         self.total = 0  # n
         self.level = 0  # ℓ
+        self.discarded = 0  # ids taken back so far; candidates that nobody looked at may be added to it
         self.floor = 0  # nothing before this position will ever be taken back
         self.resolved: bool | None = True if checking else None
         self._stuck_at = -1  # where K failures happened last
         self._target: int | None = None  # where the last escalation went
         self._candidates: list[_Candidate] = []
+        self._spent = 0.0  # seconds
+        self._out = config.max_seconds == 0 or config.max_extra_tokens == 0  # a budget is used up, for good
 
     @property
     def ids(self) -> list[int]:
@@ -149,11 +153,27 @@ class Policy:
 
     @property
     def exhausted(self) -> bool:
-        return self.total >= self.config.max_attempts
+        """Nothing is resampled any more: N attempts were made, or a budget is used up."""
+        return self._out or self.total >= self.config.max_attempts
+
+    def upcoming(self, m: int) -> tuple[float, ...]:
+        """Temperatures of the next attempts, at most `m`, if each but the last fails: at least one.
+
+        They stop where the policy would do something else than try this place again (K, N).
+        """
+        count = min(m, self.config.local_attempts - self.local, self.config.max_attempts - self.total)
+        temperatures = [self.temperature]
+        while len(temperatures) < count:
+            temperatures.append(self._raised(temperatures[-1]))
+        return tuple(temperatures)
 
     # ------------------------------------------------------------------ the table
-    def next(self, segment: Segment) -> Continue | Rewind | Finish:
-        """Take in what was decoded and say what to do. Raises ValueError where p is no probability."""
+    def next(self, segment: Segment, spent: float = 0.0) -> Continue | Rewind | Finish:
+        """Take in what was decoded and say what to do; `spent` seconds have gone into this answer.
+
+        Raises ValueError where p is no probability.
+        """
+        self._spent = spent
         p = segment.p
         if p is not None and not 0.0 <= p <= 1.0:
             raise ValueError(
@@ -174,9 +194,9 @@ class Policy:
         if opened == 0:  # outside a phrase: what remains is plain text
             self._append(segment)
             return Finish(segment.end)
-        if segment.end == "length":
+        if segment.end in ("length", "stop"):
             self._advance(segment)
-            return Finish("length")
+            return Finish(segment.end)
         return self._keep(segment) if self.exhausted else self._fail(segment, "unclosed")
 
     def _suspect(self, segment: Segment) -> bool:
@@ -188,7 +208,8 @@ class Policy:
             self._append(segment, accepted=segment.ids[-1] == self.tags.cn)
         else:
             self._append(segment)
-        return self._go_on() if segment.end == "phrase" else Finish(segment.end)
+        self.floor = len(self.ids)  # unchecked text is never taken back
+        return self._go_on(segment.stop) if segment.end == "phrase" else Finish(segment.end)
 
     # ------------------------------------------------------------------ accepting
     def _accept(self, segment: Segment, accepted: bool) -> Continue | Finish:
@@ -197,10 +218,13 @@ class Policy:
         if len(self.ids) > self._stuck_at:
             self.level, self._stuck_at, self._target = 0, -1, None
         self._candidates = [c for c in self._candidates if len(c.before.ids) >= len(self.ids)]
+        self._look_at_budgets()
         self._commit()
-        return self._go_on()
+        return self._go_on(segment.stop)
 
-    def _go_on(self) -> Continue | Finish:
+    def _go_on(self, stop: bool) -> Continue | Finish:
+        if stop:
+            return Finish("stop")
         return Continue(self.temperature) if self.room > 0 else Finish("length")
 
     def _append(self, segment: Segment, accepted: bool | None = None) -> None:
@@ -226,14 +250,17 @@ class Policy:
 
     def _closed(self, segment: Segment) -> Segment:
         """The segment with `</CN>` as its last id, so that the text can go on."""
-        return Segment((*segment.ids[:-1], self.tags.cn), "phrase", segment.p, segment.sentence_ends)
+        ids = (*segment.ids[:-1], self.tags.cn)
+        return Segment(ids, "phrase", segment.p, segment.sentence_ends, segment.stop)
 
     def _commit(self) -> None:
         """Move the floor: text before it is final, for streaming and for the reach of escalation."""
         here, before = self._checkpoint(), 0
-        if self.config.commit == "answer":
+        if self.exhausted:
+            before = len(self.ids)  # nothing is resampled any more
+        elif self.config.commit == "answer":
             return
-        if self.config.commit == "phrase":
+        elif self.config.commit == "phrase":
             before = self.answer.spans[-1].end if self.answer.spans else 0
         else:
             i = bisect_left(self.answer.sentence_ends, here)
@@ -258,7 +285,7 @@ class Policy:
             return segment
         self._append(Segment(segment.ids[: ends[-1]], "length", None, tuple(ends)))
         self._commit()
-        return Segment(segment.ids[ends[-1] :], segment.end, segment.p)
+        return Segment(segment.ids[ends[-1] :], segment.end, segment.p, (), segment.stop)
 
     def _fail(
         self, segment: Segment, kind: Literal["rejected", "unclosed", "malformed"]
@@ -274,9 +301,13 @@ class Policy:
         self.total += 1
         self.local += 1
         self.temperature = self._raised(self.temperature)
+        said, before = at + len(segment.ids), self.discarded
+        self.discarded = before + said - len(self.ids)
+        self._look_at_budgets()
         action = self._after_failure()
         to = len(self.ids) if isinstance(action, Rewind) else min(at, len(self.ids))
-        discarded = at + len(segment.ids) - len(self.ids)
+        discarded = said - len(self.ids)  # an escalation and a restored candidate included
+        self.discarded = before + discarded
         self.attempts.append(Attempt(kind, phrase, segment.p, at, to, temperature, level, discarded))
         return action
 
@@ -296,6 +327,11 @@ class Policy:
                 self.temperature = self._raised(self.base_temperature)
         return self._rewind()
 
+    def _look_at_budgets(self) -> None:
+        seconds, tokens = self.config.max_seconds, self.config.max_extra_tokens
+        used_up = seconds is not None and self._spent >= seconds
+        self._out = self._out or used_up or (tokens is not None and self.discarded >= tokens)
+
     def _rewind(self) -> Rewind:
         return Rewind(len(self.ids), self.temperature, tuple(self.rejected), self.config.candidates)
 
@@ -308,6 +344,9 @@ class Policy:
         limit = len(self.ids) if self._target is None else min(len(self.ids), self._target)
         i = bisect_left(self.answer.sentence_ends, limit)
         target = self.answer.sentence_ends[i - 1] if i else 0
+        tokens = self.config.max_extra_tokens
+        if tokens is not None and self.discarded + len(self.ids) - target > tokens:
+            return None
         return target if self.floor <= target < len(self.ids) else None
 
     def _give_up(self) -> Continue | Rewind | Finish:

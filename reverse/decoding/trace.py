@@ -38,7 +38,7 @@ class TraceEntry:
     rewound_to: int  # token position that was gone back to
     temperature: float  # of the rejected segment
     level: int  # sentences gone back at this place before
-    tokens: int  # lost; usage.discarded also counts what the end of the answer cut off
+    tokens: int  # lost; usage.discarded also counts unused candidates and what the end cut off
     seconds: float
 
 
@@ -48,6 +48,7 @@ class Usage:
     discarded: int  # tokens that were generated and taken back
     forwards: int  # model calls this row took part in
     seconds: float
+    unused: int = 0  # of the discarded ones: of candidates that came after the one that was taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,7 @@ def build_result(
     generated: int,
     forwards: int,
     total_seconds: float,
+    unused: int = 0,
 ) -> Result:
     """Turn a finished policy into a Result; `seconds[i]` belongs to `policy.attempts[i]`."""
     ids = list(policy.ids)
@@ -109,5 +111,5 @@ def build_result(
         )
         for a, spent in zip(policy.attempts, seconds, strict=True)
     )
-    usage = Usage(len(ids), generated - len(ids), forwards, total_seconds)
+    usage = Usage(len(ids), generated + unused - len(ids), forwards, total_seconds, unused)
     return Result(parsed.text, tagged, phrases, policy.resolved, finish_reason, trace, usage, tuple(ids))

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from reverse.decoding.config import ResamplingConfig
-from reverse.decoding.loop import Request, resample
+from reverse.decoding.loop import Request
 from reverse.decoding.policy import Policy
 from reverse.decoding.verifier import Verifier
 from reverse.tokens.spans import TokenIds
-from tests.decoding.oracle import NaiveBackend
+from tests.decoding.oracle import NaiveBackend, resample
 
 BOS, SPAN, CN, UN, EOS, DOT = range(6)
 TAGS = TokenIds(SPAN, CN, UN)

@@ -216,7 +216,7 @@ def test_compaction_changes_nothing(family, monkeypatch):
             super().__init__(*args, **kwargs)
             kept.append(self)
 
-    monkeypatch.setattr("reverse.decoding.generate.TransformersBackend", Counted)
+    monkeypatch.setattr("reverse.decoding.retrospective.TransformersBackend", Counted)
     answers = []
     for waste, slots in ((10.0, 10_000), (0.0, 0)):  # as seldom as can be, and before every step
         monkeypatch.setattr(engine, "_WASTE", waste)

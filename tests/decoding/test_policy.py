@@ -270,6 +270,7 @@ configs = st.builds(
     check=st.sampled_from(["closing", "every_token"]),
     sentence_checkpoints=st.booleans(),
     escalation_resets=st.booleans(),
+    max_extra_tokens=st.sampled_from([None, None, 0, 3, 12]),
 )
 
 
@@ -292,6 +293,11 @@ def test_invariants(salt, config, temperature, room):
     assert not opened
     assert result.usage.kept == len(result.ids) and result.usage.discarded >= 0
     assert len(result.trace) == one.total
+    assert one.discarded == sum(entry.tokens for entry in result.trace)
+    if config.max_extra_tokens is not None:  # one segment may begin within the budget and end outside it
+        assert one.discarded <= max(config.max_extra_tokens - 1 + room, 0)
+        if config.max_extra_tokens == 0:
+            assert one.discarded == 0
 
 
 @settings(max_examples=100, deadline=None)
@@ -301,9 +307,9 @@ def test_floor_is_never_undercut(salt, config, temperature):
     floors = []
 
     class Watched(Policy):
-        def next(self, segment):
+        def next(self, segment, spent=0.0):
             head = self.ids[: self.floor]
-            action = super().next(segment)
+            action = super().next(segment, spent)
             assert self.ids[: len(head)] == head
             floors.append(self.floor)
             return action

@@ -1,0 +1,151 @@
+"""Which engine decodes: the captured one where it can, the dynamic one everywhere.
+
+`engine="auto"` takes the static engine on CUDA for bfloat16 and float16 models it can capture, when no logits
+processor of the caller has to see every step; otherwise the dynamic one, and says so in one log line.
+An engine stays with its model between calls, since capturing takes seconds; `release(model)` lets it go.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+import torch
+
+from reverse.decoding.backend import Backend, Draw, Prefill, Run
+from reverse.decoding.static.backend import StaticBackend
+from reverse.decoding.static.engine import Engine, Style
+from reverse.decoding.static.weights import text_model, unsupported
+
+__all__ = ["ChosenBackend", "release"]
+
+_log = logging.getLogger(__name__)
+_idle: WeakKeyDictionary[Any, Engine] = WeakKeyDictionary()
+_guard = threading.Lock()
+_said: set[str] = set()
+
+
+def release(model: Any) -> None:
+    """Free what the static engine keeps for `model` between calls: its cache and captured steps."""
+    with _guard:
+        _idle.pop(model, None)
+
+
+def why_not_static(model: Any, processors: Sequence[Any]) -> str | None:
+    """Why the static engine cannot take these requests; None where it can."""
+    if any(len(p) for p in processors):
+        return f"{type(processors[0][0]).__name__} has to see every step"
+    return unsupported(model)
+
+
+def _worth_it(model: Any) -> str | None:
+    if model.device.type != "cuda":
+        return f"the model is on {model.device.type}"
+    if model.dtype not in (torch.bfloat16, torch.float16):
+        return f"its dtype is {model.dtype}"
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    return None
+
+
+class ChosenBackend:
+    """A backend that makes up its mind when it sees its first prompts.
+
+    Args: `dynamic` makes the dynamic backend; `engine` as in `ResamplingConfig`; `style`, `slots` and
+    `candidates` are for the static one. `admit` raises ValueError where `engine="static"` cannot be had.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        dynamic: Callable[[], Backend],
+        *,
+        engine: Literal["auto", "dynamic", "static"],
+        style: Style,
+        slots: int,
+        candidates: int,
+    ):
+        self.model, self.dynamic, self.engine = model, dynamic, engine
+        self.style, self.slots, self.candidates = style, slots, candidates
+        self.inner: Backend | None = None
+
+    def _choose(self, batch: Prefill) -> Backend:
+        if self.engine == "dynamic":
+            return self.dynamic()
+        reason = why_not_static(self.model, batch.processors)
+        if self.engine == "static" and reason is not None:
+            raise ValueError(f"engine='static' cannot decode this: {reason}; use engine='auto'")
+        if self.engine == "auto":
+            on_device = _worth_it(self.model)
+            if on_device is not None or reason is not None:
+                self._say(on_device or reason or "")
+                return self.dynamic()
+        return StaticBackend(
+            self.model,
+            self._open,
+            style=self.style,
+            slots=self.slots,
+            candidates=self.candidates,
+        )
+
+    def _say(self, reason: str) -> None:
+        if self.model.device.type == "cuda" and reason not in _said:
+            _said.add(reason)
+            _log.warning("decoding with the dynamic engine: %s", reason)
+
+    def _open(self, lanes: int, slots: int) -> Engine:
+        """The model's idle engine where it is large enough, else a new one."""
+        with _guard:
+            engine = _idle.pop(self.model, None)
+        if engine is None or engine.lanes < lanes:
+            engine = None  # before a new one asks for memory
+            return Engine(text_model(self.model), lanes, slots)
+        if engine.slots < slots:
+            engine.make_room(slots)
+        return engine
+
+    def close(self) -> None:
+        """Give the engine back to its model."""
+        if self.inner is not None:
+            self.inner.close()
+        if isinstance(self.inner, StaticBackend) and self.inner.engine is not None:
+            with _guard:
+                _idle[self.model] = self.inner.engine
+            self.inner.engine = None
+
+    # ------------------------------------------------------------------ verbs
+    @property
+    def chosen(self) -> Backend:
+        assert self.inner is not None, "nothing was admitted"
+        return self.inner
+
+    def free(self) -> int:
+        return self.slots if self.inner is None else self.inner.free()
+
+    def admit(self, batch: Prefill) -> list[int]:
+        if self.inner is None:
+            self.inner = self._choose(batch)
+        return self.inner.admit(batch)
+
+    def rewind(self, row: int, ids: Sequence[int]) -> None:
+        self.chosen.rewind(row, ids)
+
+    def start(self, row: int, draw: Draw) -> None:
+        self.chosen.start(row, draw)
+
+    def fork(self, row: int, draws: Sequence[Draw]) -> None:
+        self.chosen.fork(row, draws)
+
+    def adopt(self, row: int, candidate: int) -> int:
+        return self.chosen.adopt(row, candidate)
+
+    def extend(self) -> list[tuple[int, int, Run]]:
+        return [] if self.inner is None else self.inner.extend()
+
+    def finish(self, row: int) -> None:
+        if self.inner is not None:
+            self.inner.finish(row)

@@ -1,0 +1,37 @@
+"""How a kernel of a step starts while the one before it still ends."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _start(PDL: tl.constexpr):
+    """From here on the next kernel may take the units that this one leaves free.
+
+    Few and heavy programs then settle side by side on the units that happen to be free, while others idle: so
+    only kernels of many light programs say it before their work, and the small ones once they may work.
+    """
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def _wait(PDL: tl.constexpr):
+    """All kernels before this one are done. Every kernel must call it; only weights may be read before."""
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+
+
+@functools.cache
+def _early() -> bool:
+    """Whether a kernel may start before the one before it ends (programmatic dependent launch, Hopper on)."""
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
+
+
+def _launching() -> dict:
+    return {"PDL": True, "launch_pdl": True} if _early() else {"PDL": False}

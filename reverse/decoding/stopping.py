@@ -1,0 +1,131 @@
+"""Ends of an answer that the caller asks for: stop strings, criteria, a time limit, a reader who has left.
+
+A stop inside a phrase waits until the phrase is accepted: text that is taken back has stopped nothing. Only
+time and a reader who left wait for nothing. As in transformers, the stop stays in the answer.
+
+    stops = Stops(prompt, decode, tags, strings=("\\n\\n",))
+    stops(answer)                     # does the answer end with its last id?
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from reverse.tokens.spans import TAGS, TokenIds
+
+__all__ = ["Stops", "stop_texts"]
+
+_HALF = "\ufffd"
+_UTF8 = 4  # bytes a character has at most
+_LOOK_BACK = 8  # ids read before those that could hold the stop, so that joints come out right
+
+
+def stop_texts(stop_strings: Any) -> tuple[str, ...]:
+    """The caller's `stop_strings`, None, one or many, as a tuple. Raises TypeError, ValueError."""
+    texts = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings or ())
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"stop_strings must be a text or a list of texts, got {text!r} in it: try '\\n'")
+        if not text:
+            raise ValueError("stop_strings holds an empty text, which would stop every answer: leave it out")
+        tag = next((t for t in TAGS if t in text), None)
+        if tag is not None:
+            raise ValueError(
+                f"stop_strings holds {text!r}: tags are no part of the text that is looked at, take {tag} out"
+            )
+    return texts
+
+
+class Stops:
+    """The stops of one row.
+
+    Args: `prompt` its ids as `generate()` knows them, padding included; `decode` ids to text; `criteria`
+    transformers' stopping criteria, asked about the row alone and without scores; `deadline` in the terms of
+    `time.time()`; `left` says whether nobody waits for the answer; `checking` False: nothing is taken back.
+    """
+
+    def __init__(
+        self,
+        prompt: torch.Tensor,
+        decode: Callable[[list[int]], str],
+        tags: TokenIds,
+        *,
+        strings: Sequence[str] = (),
+        criteria: Sequence[Any] = (),
+        deadline: float | None = None,
+        left: Callable[[], bool] | None = None,
+        checking: bool = True,
+    ):
+        self.prompt, self.decode, self.tags, self.checking = prompt, decode, tags, checking
+        self.strings, self.criteria, self.deadline, self.left = tuple(strings), criteria, deadline, left
+        # Every id that shows holds a byte at least.
+        self._reach = max((len(s.encode()) for s in self.strings), default=0) + _LOOK_BACK
+
+    def __bool__(self) -> bool:
+        return bool(self.strings or self.criteria or self.deadline is not None or self.left is not None)
+
+    def __call__(self, answer: Sequence[int]) -> bool:
+        """Whether the answer, its ids so far, ends here.
+
+        Inside a phrase nothing stops it; a stop that fell there is told at the closing tag.
+        """
+        if self.left is not None and self.left():
+            return True
+        if self.deadline is not None and time.time() > self.deadline:
+            return True
+        if not (self.strings or self.criteria):
+            return False
+        answer = list(answer)
+        first = len(answer) - 1
+        if self.checking and answer[-1] in self.tags.closing:
+            while first > 0 and answer[first] != self.tags.span:
+                first -= 1
+        elif self.checking and self._inside(answer):
+            return False
+        return any(
+            self._text_stops(answer[: i + 1]) or self._criterion_stops(answer[: i + 1])
+            for i in range(first, len(answer))
+        )
+
+    def _inside(self, answer: list[int]) -> bool:
+        last = next((token for token in reversed(answer) if token in self.tags), None)
+        return last == self.tags.span
+
+    def _text_stops(self, answer: list[int]) -> bool:
+        """Whether a stop string ends with the last id, in the text without tags."""
+        if not self.strings or answer[-1] in self.tags:
+            return False
+        ids: list[int] = []
+        for token in reversed(answer):
+            if len(ids) >= self._reach:
+                break
+            if token not in self.tags:
+                ids.append(token)
+        ids.reverse()
+        for start in range(min(_UTF8, len(ids))):  # should it begin inside a character
+            text = self.decode(ids[start:])
+            if not text.startswith(_HALF):
+                break
+        before = self.decode(ids[start:-1]).rstrip(_HALF)
+        return any(text.find(s, max(0, len(before) - len(s) + 1)) >= 0 for s in self.strings)
+
+    def _criterion_stops(self, answer: list[int]) -> bool:
+        if not self.criteria:
+            return False
+        said = torch.tensor(answer, dtype=self.prompt.dtype, device=self.prompt.device)
+        ids = torch.cat((self.prompt, said)).unsqueeze(0)
+        for criterion in self.criteria:
+            try:
+                verdict = criterion(ids, None)
+            except (AttributeError, TypeError) as error:
+                raise ValueError(
+                    f"stopping criterion {type(criterion).__name__} failed on the ids of one row, which are "
+                    f"all that is shown to it here: scores are None ({error}); let it look at input_ids alone"
+                ) from error
+            if bool(torch.as_tensor(verdict).any()):
+                return True
+        return False
