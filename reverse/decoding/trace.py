@@ -59,7 +59,7 @@ class Result:
     tagged: str  # the same with its tags
     phrases: tuple[Phrase, ...]
     resolved: bool | None
-    finish_reason: str  # eos, length, dropped, exhausted, malformed
+    finish_reason: str  # eos, length, stop, dropped, exhausted, malformed
     trace: tuple[TraceEntry, ...]
     usage: Usage
     ids: tuple[int, ...]  # the answer's ids, tags and end of text included
