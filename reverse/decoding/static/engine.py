@@ -113,7 +113,8 @@ class Engine:
         self.device, self.dtype = text.head.device, text.head.dtype
         self.graphed = self.device.type == "cuda"
         self.ops: Any = torch_ops
-        if self.graphed and self.dtype in (torch.bfloat16, torch.float16):
+        fits = text.head_dim in (16, 32, 64, 128, 256)
+        if self.graphed and fits and self.dtype in (torch.bfloat16, torch.float16):
             from reverse.decoding.static import kernels
 
             self.ops = kernels

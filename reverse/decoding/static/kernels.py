@@ -233,21 +233,26 @@ def _launch(x, weights, biases, norm, eps, residual, gated, f32, shape):
 
 def linear(x, weights, biases=(), norm=None, eps=0.0, residual=None, f32=False, shape=None):
     """rmsnorm(x) @ cat(weights).T + biases + residual for `x` (rows, k); each weight (n, k)."""
-    if x.shape[0] > MOST:
+    if not _few(x, weights):
         return _many(x, weights, biases, norm, eps, residual, f32)
     return _launch(x, weights, biases, norm, eps, residual, False, f32, shape)
 
 
 def gated(x, gate, up, norm, eps, shape=None):
     """silu(rmsnorm(x) @ gate.T) * (rmsnorm(x) @ up.T)."""
-    if x.shape[0] > MOST:
+    if not _few(x, (gate, up)):
         x = F.rms_norm(x, norm.shape, norm, eps)
         return F.silu(F.linear(x, gate), inplace=True).mul_(F.linear(x, up))
     return _launch(x, (gate, up), (), norm, eps, None, True, False, shape)
 
 
+def _few(x, weights) -> bool:
+    """Whether these kernels are for so many rows and such outputs."""
+    return x.shape[0] == 1 or (x.shape[0] <= MOST and not any(w.shape[0] % 16 for w in weights))
+
+
 def _many(x, weights, biases, norm, eps, residual, f32):
-    """So many rows that arithmetic counts: the vendor's matrix product."""
+    """So many rows that arithmetic counts, or odd outputs: the vendor's matrix product."""
     if norm is not None:
         x = F.rms_norm(x, norm.shape, norm, eps)
     parts = [F.linear(x, w, biases[i] if biases else None) for i, w in enumerate(weights)]
