@@ -150,7 +150,14 @@ class Engine:
         ]
         self._turn = 0
         self._shown: tuple[int, ...] = ()
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop captured steps: the tensors that they read and write are others now."""
+        if self._graphs:
+            torch.cuda.synchronize(self.device)
         self._graphs.clear()
+        self._memory = None  # goes with the last graph
 
     def make_room(self, slots: int) -> None:
         """Lanes of more slots; what they hold is kept. Steps are captured anew."""
@@ -158,7 +165,7 @@ class Engine:
         self.slots = slots
         self.keys, self.values = self._pool(self.lanes + 1, slots)
         self.keys[..., :old, :], self.values[..., :old, :] = keys, values
-        self._graphs.clear()
+        self._forget()
 
     def make_candidates(self, count: int, slots: int) -> None:
         """Lanes for candidates, none of which may be in use."""
