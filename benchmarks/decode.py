@@ -187,7 +187,8 @@ class Contenders:
             eos = frozenset({self.eos})
             prefill = Prefill(input_ids, config, kwargs, (), eos, 0)
             verifier = Verifier(self.tags)
-            loop = Loop(backend, Batch(requests, prefill, None), self.decode, verifier)
+            source = Batch(requests, prefill, self.family.image_token_id(self.model.config))
+            loop = Loop(backend, source, self.decode, verifier)
             results = []
             while not loop.done:
                 results += loop.step()
@@ -212,7 +213,7 @@ class Contenders:
 
         def go() -> None:
             place = (
-                Reading(70, 0, slots, 0, 0, 0.0, slots, 0)
+                Reading(70, 0, slots, 0, 0, 0.0, 0.0, slots, 0)
                 if candidates
                 else Reading(70, slots, slots, 0, 0, 0.0)
             )

@@ -54,6 +54,7 @@ class Draw:
     seed: int
     position: int  # of its first id in the answer
     attempt: int  # rejections so far: with seed and position the key of the noise
+    calm: float = 0.0  # the temperature of the segment after this one, if its phrase is accepted
     stops: Callable[[Sequence[int]], bool] | None = (
         None  # shown the segment so far, says whether it ends here
     )

@@ -87,7 +87,16 @@ class Request:
         policy, prefix = self.policy, list(self.policy.ids)
         stops = None if self.stops is None else partial(_after, self.stops, prefix)
         return [
-            Draw(policy.room, temperature, self.seed, len(prefix), policy.total + i, stops, self.on_token)
+            Draw(
+                policy.room,
+                temperature,
+                self.seed,
+                len(prefix),
+                policy.total + i,
+                policy.base_temperature,
+                stops,
+                self.on_token,
+            )
             for i, temperature in enumerate(temperatures)
         ]
 

@@ -33,6 +33,7 @@ from reverse.tokens.spans import TokenIds
 
 __all__ = ["StaticBackend"]
 
+_AT_ONCE = 16  # rows prefilled together: their keys and values are held twice for a moment
 _HINTS = 128  # ids that hints may take before lanes must grow
 
 
@@ -100,7 +101,7 @@ class StaticBackend:
         return self.style.tags
 
     def free(self) -> int:
-        return len(self._lanes)
+        return min(len(self._lanes), _AT_ONCE)
 
     # ------------------------------------------------------------------ rows come and go
     def admit(self, batch: Prefill) -> list[int]:
@@ -257,13 +258,13 @@ class StaticBackend:
         if active or feeds:
             for strand in active:
                 self._keep_dicing(strand)
-            warm = any(s is not None and s.draw.temperature > 0 for s in (*active, *(s for s, _ in feeds)))
+            warm = any(s is not None and _warm(s.draw) for s in (*active, *(s for s, _ in feeds)))
             ticket = self.device.step([s.number for s in active], [f for _, f in feeds], self.style, warm)
             items.append((ticket, [*active, *(s for s, _ in feeds)]))
         for strands in forks:
             for strand in strands:
                 self._keep_dicing(strand)
-            warm = any(s.draw.temperature > 0 for s in strands)
+            warm = any(_warm(s.draw) for s in strands)
             items.append((self.device.fork([s.number for s in strands], self.style, warm), list(strands)))
         if items:
             self._rounds.append(items)
@@ -292,8 +293,9 @@ class StaticBackend:
     def _reading(self, row: _Row, draw: Draw | None, length: int | None = None) -> Reading:
         """The lane's strand as it stands when the last of `length` ids is about to be fed."""
         at = (len(row.ids) if length is None else length) - 1
-        position, attempt, heat = (draw.position, draw.attempt, draw.temperature) if draw else (0, 0, 0.0)
-        return Reading(row.ids[at], at, at + row.distance, position, attempt, heat)
+        draw = draw or Draw(0, 0.0, 0, 0, 0)
+        heats = draw.temperature, draw.calm
+        return Reading(row.ids[at], at, at + row.distance, draw.position, draw.attempt, *heats)
 
     def _set_out(self, handle: int, row: _Row) -> None:
         """Give the candidates of a fork their strands, once there are enough."""
@@ -313,8 +315,9 @@ class StaticBackend:
             strand = _Strand(self._spare.pop(), handle, i, draw)
             row.forked.append(strand)
             noise |= self._noise(strand)
+            heats = draw.temperature, draw.calm
             readings[strand.number] = Reading(
-                row.ids[at], 0, at + row.distance, draw.position, draw.attempt, draw.temperature, at, row.lane
+                row.ids[at], 0, at + row.distance, draw.position, draw.attempt, *heats, at, row.lane
             )
         row.waiting = []
         self.device.set(readings, noise)
@@ -327,7 +330,7 @@ class StaticBackend:
     def _noise(self, strand: _Strand) -> dict[int, Sequence[float]]:
         """The first numbers of a warm segment."""
         draw = strand.draw
-        if draw.temperature <= 0:
+        if not _warm(draw):
             return {}
         numbers = [0.0] * NOISE
         strand.noise_to = draw.position + NOISE
@@ -338,7 +341,7 @@ class StaticBackend:
     def _keep_dicing(self, strand: _Strand) -> None:
         """More numbers for a long warm segment, before the ones in store are used up."""
         draw = strand.draw
-        if draw.temperature <= 0:
+        if not _warm(draw):
             return
         ahead = draw.position + len(strand.run) + 3  # what two steps under way may use
         if ahead < strand.noise_to:
@@ -419,9 +422,14 @@ def _shared(before: Sequence[int], after: Sequence[int]) -> int:
     )
 
 
+def _warm(draw: Draw) -> bool:
+    """Whether this segment, or the step ahead of its end, takes a number."""
+    return draw.temperature > 0 or draw.calm > 0
+
+
 def _same_dice(before: Draw, after: Draw) -> bool:
-    """What was chosen for the one may be taken for the other."""
-    same = (before.temperature, before.attempt) == (after.temperature, after.attempt)
+    """What was chosen after the one, whose phrase had just closed, may be taken for the other."""
+    same = (before.calm, before.calm, before.attempt) == (after.temperature, after.calm, after.attempt)
     return same and (after.temperature <= 0 or before.seed == after.seed)
 
 

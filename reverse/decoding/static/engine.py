@@ -26,7 +26,7 @@ from reverse.tokens.spans import TokenIds
 __all__ = ["FEEDS_AT_ONCE", "FEED_IDS", "Engine", "Feed", "Reading", "Style", "Ticket", "fed_size"]
 
 # Rows of `state`.
-TOKEN, SLOT, PREFIX, PARENT, ROPE, INSIDE, POSITION, ATTEMPT, HEAT = range(9)
+TOKEN, SLOT, PREFIX, PARENT, ROPE, INSIDE, POSITION, ATTEMPT, HEAT, CALM = range(10)
 NOISE = 64  # numbers a strand has in store, by position modulo this
 FEED_IDS, FEEDS_AT_ONCE = 512, 4  # fed in one step at most
 _SIZES = (16, 32, 64, 128, 256, FEED_IDS)  # in which steps with feeds are captured
@@ -82,14 +82,14 @@ class Reading:
     position: int
     attempt: int
     heat: float
+    calm: float = 0.0  # what the heat becomes where a phrase closes
     prefix: int = 0
     parent: int = 0
 
     def column(self) -> tuple[int, ...]:
-        heat = struct.unpack("<q", struct.pack("<d", self.heat))[0]
-        return (
-            self.token, self.slot, self.prefix, self.parent, self.rope, 0, self.position, self.attempt, heat,
-        )  # fmt: skip
+        heat, calm = struct.unpack("<qq", struct.pack("<dd", self.heat, self.calm))
+        place = self.token, self.slot, self.prefix, self.parent, self.rope
+        return (*place, 0, self.position, self.attempt, heat, calm)
 
 
 def _ceiling(n: int, block: int = 0) -> int:
@@ -133,7 +133,7 @@ class Engine:
     def _set_strands(self, old: int = 0) -> None:
         """Fresh state for every strand; the first `old` keep theirs."""
         count = self.lanes + 1 + self.candidates
-        state = torch.zeros(9, count, device=self.device, dtype=torch.int64)
+        state = torch.zeros(CALM + 1, count, device=self.device, dtype=torch.int64)
         noise = torch.zeros(count, NOISE, device=self.device, dtype=torch.float64)
         if old:
             state[:, :old], noise[:old] = self.state[:, :old], self.noise[:old]
@@ -377,7 +377,8 @@ class Engine:
         token, p = self.ops.pick(logits, inside.int(), tags, style.well_formed, style.pair)
         if warm:
             token = self._draw(logits, token, strands, st, style)
-        opened = torch.where((token == tags.cn) | (token == tags.un), 0, inside)
+        closed = (token == tags.cn) | (token == tags.un)
+        opened = torch.where(closed, 0, inside)
         opened = torch.where(token == tags.span, 1, opened)
         following = torch.stack(
             (
@@ -389,7 +390,8 @@ class Engine:
                 opened,
                 st[POSITION] + 1,
                 st[ATTEMPT],
-                st[HEAT],
+                torch.where(closed, st[CALM], st[HEAT]),  # should it be rejected, the host sets it anew
+                st[CALM],
             )
         )
         self.state.index_copy_(1, strands, following)
