@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from reverse.decoding.backend import Backend, Draw, Prefill, Run
-from reverse.decoding.static.backend import StaticBackend
+from reverse.decoding.static.backend import AT_ONCE, StaticBackend
 from reverse.decoding.static.engine import Engine, Style
 from reverse.decoding.static.weights import text_model, unsupported
 
@@ -124,7 +124,7 @@ class ChosenBackend:
         return self.inner
 
     def free(self) -> int:
-        return self.slots if self.inner is None else self.inner.free()
+        return min(self.slots, AT_ONCE) if self.inner is None else self.inner.free()
 
     def admit(self, batch: Prefill) -> list[int]:
         if self.inner is None:

@@ -31,9 +31,9 @@ from reverse.decoding.static.engine import (
 )
 from reverse.tokens.spans import TokenIds
 
-__all__ = ["StaticBackend"]
+__all__ = ["AT_ONCE", "StaticBackend"]
 
-_AT_ONCE = 16  # rows prefilled together: their keys and values are held twice for a moment
+AT_ONCE = 16  # rows prefilled together: their keys and values are held twice for a moment
 _HINTS = 128  # ids that hints may take before lanes must grow
 
 
@@ -101,7 +101,7 @@ class StaticBackend:
         return self.style.tags
 
     def free(self) -> int:
-        return min(len(self._lanes), _AT_ONCE)
+        return min(len(self._lanes), AT_ONCE)
 
     # ------------------------------------------------------------------ rows come and go
     def admit(self, batch: Prefill) -> list[int]:
