@@ -199,6 +199,17 @@ class Contenders:
             ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
 
+    def same_bits(self, width: int) -> bool:
+        """Whether ten steps of so many rows, taken back and repeated, say the same to the last bit."""
+        engine, style = self.engine, Style(self.tags)
+        assert engine is not None
+        found = []
+        for _ in range(3):
+            engine.set({s: Reading(70 + s, 300 + s, 300 + s, 0, 0, 0.0) for s in range(width)})
+            tickets = [engine.step(list(range(width)), [], style, False).read() for _ in range(10)]
+            found.append(tickets)
+        return found[0] == found[1] == found[2]
+
     def raw(self, width: int, candidates: int = 0, steps: int = 40) -> float:
         """Seconds a captured step takes when nothing waits for the host: rows, or candidates of one row."""
         engine, style = self.engine, Style(self.tags, hook=self.hook)
@@ -258,6 +269,7 @@ def measure(name: str, device: str, copy: float, quick: bool) -> dict[str, Any]:
     say("raw_step_ms", raw * 1e3)
     say("raw_share", share(raw))
     plain_220 = c.script(0, 220)
+    say("rewind_same_bits", c.same_bits(1))
     on, off = decoding(plain_220, 220) / 220, decoding(plain_220, 220, checking=False) / 220
     say("on_step_ms", on * 1e3)
     say("off_step_ms", off * 1e3)
@@ -312,6 +324,7 @@ def measure(name: str, device: str, copy: float, quick: bool) -> dict[str, Any]:
         again = c.ours(many, script)[1]
         say(f"batch{batch}_rejected", sum(len(r.trace) for r in found))
         say(f"batch{batch}_raw_step_ms", c.raw(batch) * 1e3)
+        say(f"batch{batch}_rewind_same_bits", c.same_bits(batch))
         say(f"batch{batch}_decoding_seconds", min(decoding_s, again))
         say(f"batch{batch}_clean_decoding_seconds", c.ours(many, clean)[1])
         say(f"batch{batch}_tokens_a_second", batch * LENGTH / min(decoding_s, again))
