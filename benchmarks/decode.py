@@ -147,7 +147,7 @@ class Contenders:
                             prompt[name] = torch.cat((value, fill.expand(-1, kept)), dim=1)
                 self.plain(prompt, part, part.tokens.shape[1], static, a)
 
-        return seconds(answer, 2 if static else 1, 0)
+        return seconds(answer, 2 if static else 1, 1 if static else 0)
 
     # ------------------------------------------------------------------ ours
     def ours(
