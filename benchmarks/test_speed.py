@@ -22,8 +22,8 @@ def answer(rejections: int) -> int:
     policy = Policy(ResamplingConfig(threshold=0.1, max_attempts=1000), TokenIds(SPAN, CN, UN), 1024)
     for phrase in range(40):
         for i in range(rejections):
-            policy.next(Segment((20, SPAN, 30 + i, phrase, UN), "phrase", 0.9))
-        policy.next(Segment((20, SPAN, 29, phrase, CN), "phrase", 0.01))
+            policy.next(Segment((20, SPAN, 30 + i, 100 + phrase, UN), "phrase", 0.9))
+        policy.next(Segment((20, SPAN, 29, 100 + phrase, CN), "phrase", 0.01))
     assert isinstance(policy.next(Segment((21, EOS), "eos")), Finish)
     return len(policy.ids)
 

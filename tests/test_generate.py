@@ -12,7 +12,9 @@ import reverse
 from reverse.decoding import generate as engine
 from reverse.decoding import loop
 from reverse.decoding.loop import Request
+from reverse.decoding.retrospective import _room
 from reverse.decoding.rewriting import HintWriter
+from reverse.decoding.transformers import TransformersBackend
 from reverse.tokens import TAGS
 from tests.decoding.mock import DOT, SPAN, always, run
 from tests.decoding.worlds import talkative
@@ -229,13 +231,13 @@ def test_a_generous_length_leaves_room_for_hints(chatty, picture, monkeypatch):
     """Where max_new_tokens takes in all of the context, hints would vanish without a word."""
     _, processor = _talkative("llava", torch.float64)
     open_hint = HintWriter(processor).ids(["a"])[:4]
-    shown, rewind = [], engine.TransformersBackend.rewind
+    shown, rewind = [], TransformersBackend.rewind
 
     def watched(self, row, ids):
         shown.append(any(list(ids[i : i + 4]) == open_hint for i in range(len(ids))))
         rewind(self, row, ids)
 
-    monkeypatch.setattr(engine.TransformersBackend, "rewind", watched)
+    monkeypatch.setattr(TransformersBackend, "rewind", watched)
     result = chatty(images=picture(), threshold=0.05, max_new_tokens=2000)
     assert any(entry.kind == "rejected" for entry in result.trace) and any(shown)
 
@@ -253,7 +255,7 @@ def test_a_generous_length_leaves_room_for_hints(chatty, picture, monkeypatch):
 )
 def test_the_room_of_an_answer(prompt, asked, hints, room):
     """An answer would overrun the context, or near its end give way to hints altogether."""
-    assert engine._room(prompt, 1024, asked, hints) == room
+    assert _room(prompt, 1024, asked, hints) == room
 
 
 def test_what_the_length_limit_cuts_is_discarded_beside_the_trace():

@@ -257,7 +257,6 @@ def test_score_decides_what_p_means(score, suspect):
         ("top_k", -1, "a whole number of at least 0, got -1: 0 keeps every token"),
         ("temperature_step", math.nan, "a finite number of at least 0, got nan"),
         ("temperature_step", None, "a finite number of at least 0, got None"),
-        ("seed", 0.5, "a whole number, got 0.5"),
         ("commit", "word", "one of phrase, sentence, answer, got 'word'"),
         ("check", None, "one of closing, every_token, got None"),
         ("score", "logit", "one of softmax, pair, got 'logit'"),

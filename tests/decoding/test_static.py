@@ -217,6 +217,10 @@ def test_what_cannot_be_captured_is_named():
         )
     with pytest.raises(ValueError, match=r"engine must be one of.*'fast'"):
         reverse.generate(model, processor, picture(0), engine="fast")
+    text = model.config.get_text_config()
+    text.use_sliding_window, text.sliding_window = True, 64
+    assert unsupported(model) == "sliding_window=64"
+    text.use_sliding_window = False
     layer = model.model.language_model.layers[0]
 
     class Wrapped(nn.Linear):

@@ -7,7 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import StoppingCriteria, StoppingCriteriaList, WatermarkingConfig
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    WatermarkingConfig,
+)
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
 from reverse.decoding.config import ResamplingConfig
@@ -240,8 +246,13 @@ def processors_of(model, inputs, options):
             "PrefixConstrainedLogitsProcessor keeps a state",
         ),
         ("watermarking_config", WatermarkingConfig(), "WatermarkLogitsProcessor keeps a state"),
-        ("min_p", 0.1, r"min_p \(MinPLogitsWarper\) narrows the choice after temperature"),
-        ("typical_p", 0.5, "typical_p .*use the settings top_k and top_p"),
+        ("min_p", 0.1, r"min_p=0\.1 is not supported.*the settings top_k, top_p"),
+        ("typical_p", 0.5, "typical_p=0.5 is not supported.*the settings top_k, top_p"),
+        (
+            "logits_processor",
+            LogitsProcessorList([MinPLogitsWarper(0.1)]),
+            r"min_p \(MinPLogitsWarper\) narrows the choice after temperature",
+        ),
         ("epsilon_cutoff", 0.01, "epsilon_cutoff"),
         ("eta_cutoff", 0.01, "eta_cutoff"),
     ],
