@@ -29,7 +29,8 @@ from reverse.decoding.policy import Policy
 from reverse.decoding.rewriting import HintWriter
 from reverse.decoding.sources import Batch
 from reverse.decoding.static.backend import StaticBackend
-from reverse.decoding.static.engine import Engine, Reading, Style
+from reverse.decoding.static.engine import Engine
+from reverse.decoding.static.state import Reading, Style
 from reverse.decoding.static.weights import text_model
 from reverse.decoding.verifier import Verifier
 from reverse.evaluation.scenes import environment

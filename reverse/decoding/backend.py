@@ -72,15 +72,20 @@ class Run:
 
 
 class Backend(Protocol):
-    """Verbs are called by one thread at a time; several backends of one model may take turns."""
+    """Verbs are called by one thread at a time; several backends of one model may take turns.
 
-    slots: int  # rows decoded side by side at most, their candidates not counted
+    Any verb but `finish` and `close` may raise OutOfMemory.
+    """
+
+    @property
+    def slots(self) -> int:
+        """Rows decoded side by side at most, candidates not counted; fewer once memory has run out."""
 
     def free(self) -> int:
         """How many rows may be admitted now."""
 
     def admit(self, batch: Prefill) -> list[int]:
-        """Take in new rows, at most `free()`; returns their handles. Raises OutOfMemory."""
+        """Take in new rows, at most `free()`; returns their handles."""
 
     def rewind(self, row: int, ids: Sequence[int]) -> None:
         """Make the row's text `ids`; what agrees with the cache from its start is kept."""
@@ -100,7 +105,7 @@ class Backend(Protocol):
     def extend(self) -> list[tuple[int, int, Run]]:
         """Decode every started segment until at least one ended; returns (row, candidate, run) of those.
 
-        The candidate is 0 without a fork. Empty when nothing is started. Raises OutOfMemory.
+        The candidate is 0 without a fork. Empty when nothing is started.
         """
 
     def finish(self, row: int) -> None:

@@ -18,7 +18,8 @@ import torch
 
 from reverse.decoding.backend import Backend, Draw, Prefill, Run
 from reverse.decoding.static.backend import AT_ONCE, StaticBackend
-from reverse.decoding.static.engine import Engine, Style
+from reverse.decoding.static.engine import Engine
+from reverse.decoding.static.state import Style
 from reverse.decoding.static.weights import text_model, unsupported
 
 __all__ = ["ChosenBackend", "release"]
@@ -70,8 +71,15 @@ class ChosenBackend:
         candidates: int,
     ):
         self.model, self.dynamic, self.engine = model, dynamic, engine
-        self.style, self.slots, self.candidates = style, slots, candidates
+        self.style, self.candidates = style, candidates
         self.inner: Backend | None = None
+        self._slots = slots
+        self._sound = True  # no error has left the engine in a state that nobody knows
+
+    @property
+    def slots(self) -> int:
+        """Rows side by side at most; fewer once memory has run out."""
+        return self._slots if self.inner is None else self.inner.slots
 
     def _choose(self, batch: Prefill) -> Backend:
         if self.engine == "dynamic":
@@ -88,7 +96,7 @@ class ChosenBackend:
             self.model,
             self._open,
             style=self.style,
-            slots=self.slots,
+            slots=self._slots,
             candidates=self.candidates,
         )
 
@@ -98,23 +106,25 @@ class ChosenBackend:
             _log.warning("decoding with the dynamic engine: %s", reason)
 
     def _open(self, lanes: int, slots: int) -> Engine:
-        """The model's idle engine where it is large enough, else a new one."""
+        """The model's idle engine where it is large enough and has the weights of now, else a new one."""
         with _guard:
             engine = _idle.pop(self.model, None)
-        if engine is None or engine.lanes < lanes:
+        text = text_model(self.model)
+        if engine is None or engine.lanes < lanes or not engine.text.same_as(text):
             engine = None  # before a new one asks for memory
-            return Engine(text_model(self.model), lanes, slots)
+            return Engine(text, lanes, slots)
         if engine.slots < slots:
             engine.make_room(slots)
         return engine
 
     def close(self) -> None:
-        """Give the engine back to its model."""
+        """Give the engine back to its model, unless something went wrong: NaN in a lane would outlast it."""
         if self.inner is not None:
             self.inner.close()
         if isinstance(self.inner, StaticBackend) and self.inner.engine is not None:
-            with _guard:
-                _idle[self.model] = self.inner.engine
+            if self._sound:
+                with _guard:
+                    _idle[self.model] = self.inner.engine
             self.inner.engine = None
 
     # ------------------------------------------------------------------ verbs
@@ -124,12 +134,15 @@ class ChosenBackend:
         return self.inner
 
     def free(self) -> int:
-        return min(self.slots, AT_ONCE) if self.inner is None else self.inner.free()
+        return min(self._slots, AT_ONCE) if self.inner is None else self.inner.free()
 
     def admit(self, batch: Prefill) -> list[int]:
         if self.inner is None:
             self.inner = self._choose(batch)
-        return self.inner.admit(batch)
+        self._sound = False
+        rows = self.inner.admit(batch)
+        self._sound = True
+        return rows
 
     def rewind(self, row: int, ids: Sequence[int]) -> None:
         self.chosen.rewind(row, ids)
@@ -144,7 +157,12 @@ class ChosenBackend:
         return self.chosen.adopt(row, candidate)
 
     def extend(self) -> list[tuple[int, int, Run]]:
-        return [] if self.inner is None else self.inner.extend()
+        if self.inner is None:
+            return []
+        self._sound = False
+        ended = self.inner.extend()
+        self._sound = True
+        return ended
 
     def finish(self, row: int) -> None:
         if self.inner is not None:

@@ -165,9 +165,10 @@ def generate_many(
     (images, prompt). Other arguments are those of `generate()`.
 
     Yields a Result a request, in their order; with `ordered=False` pairs (index, Result) as they finish.
-    In order, at most `4 * slots` requests are under way or wait for an earlier one.
-    Closing the iterator frees all that it holds. Raises as `generate()` does; `Interrupted.results` has those
-    that were finished and not yet handed out.
+    In order, at most `4 * slots` requests are under way or wait for an earlier one. `requests` is read while
+    the model is free for others. Closing the iterator frees all that it holds.
+    Raises as `generate()` does, but not before the requests that came before a refused one are answered;
+    `Interrupted.results` has those that were finished and not yet handed out.
     """
     slots = check_whole("slots", slots, 1)
     asking = _Asking(
@@ -187,8 +188,8 @@ def generate_many(
     (first_seed,) = _one_a_request(asking.config.seed if seed is None else seed, 1)
     jobs = (_job(i, request, first_seed) for i, request in enumerate(requests))
     if not ordered:
-        return asking.run(jobs, slots)
-    return _in_order(asking.run(jobs, slots, _AHEAD * slots))
+        return asking.run(jobs, slots, patient=True)
+    return _in_order(asking.run(jobs, slots, _AHEAD * slots, patient=True))
 
 
 def _in_order(found: Iterator[tuple[int, Result]]) -> Iterator[Result]:
@@ -249,9 +250,14 @@ class _Asking:
                 stop_strings=stop_strings,
             )
 
-    def run(self, jobs: Iterator[Job], slots: int, window: int | None = None) -> Iterator[tuple[int, Result]]:
-        """Answer jobs as they come; yields (index, Result) as they finish."""
-        source = Stream(jobs, self.prepare, window)
+    def run(
+        self, jobs: Iterator[Job], slots: int, window: int | None = None, patient: bool = False
+    ) -> Iterator[tuple[int, Result]]:
+        """Answer jobs as they come; yields (index, Result) as they finish.
+
+        Where a job cannot be answered, a `patient` run finishes those before it and raises then.
+        """
+        source = Stream(jobs, self.prepare, window, patient)
         loop = self.decoder.loop(self.model, source, slots)
         ready: list[tuple[Request, Result]] = []
         try:
@@ -267,9 +273,12 @@ class _Asking:
                         continue
                     source.finished(job)
                     yield job.index, result
+            if source.error is not None:
+                raise source.error
         except KeyboardInterrupt:
-            left = [*ready, *loop.finished]
-            raise Interrupted({request.name.index: result for request, result in left}) from None
+            left = [(request.name, result) for request, result in [*ready, *loop.finished]]
+            whole = {j.index: r for j, r in left if r.text.strip() or not self._asks_again(j)}
+            raise Interrupted(whole) from None
         except OutOfMemory as error:
             raise torch.OutOfMemoryError(str(error)) from None
         finally:

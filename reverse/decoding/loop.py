@@ -112,6 +112,9 @@ def _after(stops: Callable[[Sequence[int]], bool], prefix: list[int], run: Seque
 class Source(Protocol):
     """Where requests come from. A method that raises OutOfMemory must be ready to be asked again."""
 
+    def look(self, n: int) -> None:
+        """Read ahead for the next `take(n)`, if that may take long: the model is not locked meanwhile."""
+
     def take(self, n: int) -> tuple[list[Request], Prefill] | None:
         """At most `n` new requests; None where there are none, or none for now while others are decoded."""
 
@@ -147,8 +150,9 @@ class Loop:
 
         Raises OutOfMemory where a single row does not fit, and whatever source and backend raise.
         """
+        self.source.look(self.limit - len(self.rows))
         with self.lock:
-            asked, message = 0, None
+            asked, message, slots = 0, None, self.backend.slots
             try:
                 while asked := min(self.backend.free(), self.limit - len(self.rows)):
                     if not self._admit(asked):
@@ -159,7 +163,7 @@ class Loop:
             except OutOfMemory as error:
                 message = str(error)  # the error itself would keep the tensors of its frames alive
             if message is not None:
-                self._halve(len(self.rows) + asked, message)
+                self._halve(len(self.rows) + asked, message, self.backend.slots < slots)
             ready, self.finished = self.finished, []
             return ready
 
@@ -205,9 +209,12 @@ class Loop:
         else:
             self.backend.start(row, round.draws[0])
 
-    def _halve(self, rows: int, message: str) -> None:
-        """Put every row back, to be prefilled with the text it had; half as many go on side by side."""
-        if rows <= 1:
+    def _halve(self, rows: int, message: str, smaller: bool) -> None:
+        """Put every row back, to be prefilled with the text it had; half as many go on side by side.
+
+        A single row may try again where the backend has become `smaller`.
+        """
+        if rows <= 1 and not smaller:
             detail = message.splitlines()[0] if message else "no detail"
             raise OutOfMemory(
                 f"out of memory with a single row ({detail}): use smaller pictures, fewer candidates, "
@@ -252,20 +259,26 @@ class Loop:
             if isinstance(action, Rewind) and self._sister_stands_for(policy, round):
                 request.tell(False)
                 continue
-            if len(round.draws) > 1:
-                unused = sum(len(r.ids) for r in round.runs.values()) + self.backend.adopt(row, judged)
-                request._unused += unused
-                policy.discarded += unused  # they count against its budget
+            forked, unused = len(round.draws) > 1, sum(len(r.ids) for r in round.runs.values())
             request._forwards += round.forwards
             request.tell(isinstance(action, Finish))
             if isinstance(action, Finish):
-                self._finish(row, request, action.reason)
+                try:
+                    unused += self.backend.adopt(row, judged) if forked else 0
+                finally:  # the answer is whole, whatever becomes of the others
+                    request._unused += unused
+                    self._finish(row, request, action.reason)
                 return
             temperatures: Sequence[float] = (policy.temperature,)
             if isinstance(action, Rewind) and action.candidates > 1:
                 temperatures = policy.upcoming(action.candidates)
-            text = request.text(self.decode)
-            self._begin(row, request, _Round(text, request.draws(temperatures), list(policy.ids)))
+            # From here on the row stands where the policy does: memory may run out in what follows.
+            request._round = _Round(request.text(self.decode), request.draws(temperatures), list(policy.ids))
+            if forked:
+                unused += self.backend.adopt(row, judged)
+                request._unused += unused
+                policy.discarded += unused  # they count against its budget
+            self._begin(row, request, request._round)
             return
 
     def _sister_stands_for(self, policy: Policy, round: _Round) -> bool:

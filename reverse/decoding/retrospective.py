@@ -25,7 +25,7 @@ from reverse.decoding.policy import Policy
 from reverse.decoding.rewriting import HintWriter
 from reverse.decoding.shown import half_character
 from reverse.decoding.sources import Batch
-from reverse.decoding.static.engine import Style
+from reverse.decoding.static.state import Style
 from reverse.decoding.stopping import Stops, stop_texts
 from reverse.decoding.trace import Result
 from reverse.decoding.transformers import TransformersBackend

@@ -243,6 +243,40 @@ def test_ctrl_c_in_the_drop_in(monkeypatch, drop_in):
     assert stopped.value.results == {}
 
 
+def test_a_source_of_requests_may_ask_the_model(monkeypatch):
+    """Reading requests under the model's lock would hang where they wait for another thread that decodes."""
+    answers = []
+
+    def ask(image):
+        answers.append(next(many("llava", [image])))
+
+    def requests():
+        for image in mixed("llava")[:3]:
+            thread = threading.Thread(target=ask, args=[image], daemon=True)
+            thread.start()
+            thread.join(60)
+            assert not thread.is_alive()
+            yield image
+
+    expected = [r.ids for r in many("llava", mixed("llava")[:3], slots=2)]
+    assert [r.ids for r in many("llava", requests(), slots=2)] == expected
+    assert len(answers) == 3
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("bad", [{"images": "no such file.png"}, {"image": "misspelt"}, 7])
+def test_a_bad_request_does_not_take_its_neighbours_along(bad, ordered):
+    """Hours of answers would be lost with one missing picture."""
+    good = mixed("llava")
+    expected = [r.ids for r in many("llava", good[:4], slots=3)]
+    found = {}
+    with pytest.raises((OSError, ValueError, TypeError)):
+        for item in enumerate(many("llava", [*good[:4], bad, *good[4:]], slots=3, ordered=ordered)):
+            i, result = item if ordered else item[1]
+            found[i] = result.ids
+    assert [found[i] for i in range(4)] == expected and set(found) <= {0, 1, 2, 3}
+
+
 # ------------------------------------------------------------------ out of memory
 def memory():
     return torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")

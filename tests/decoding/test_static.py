@@ -12,7 +12,8 @@ from reverse.decoding import _hf
 from reverse.decoding.backend import Draw, Prefill
 from reverse.decoding.sampling import choose, mask_tags, uniform
 from reverse.decoding.static.backend import StaticBackend
-from reverse.decoding.static.engine import Engine, Style
+from reverse.decoding.static.engine import Engine
+from reverse.decoding.static.state import Style
 from reverse.decoding.static.weights import text_model, unsupported
 from reverse.models.tiny import build_tiny_llava
 from reverse.tokens import token_ids

@@ -5,7 +5,8 @@ import torch
 
 import reverse
 from reverse.decoding.static import ops
-from reverse.decoding.static.engine import Engine, Feed, Reading, Style
+from reverse.decoding.static.engine import Engine
+from reverse.decoding.static.state import Feed, Reading, Style
 from reverse.decoding.static.weights import text_model
 from reverse.models.tiny import build_tiny_llava
 from reverse.tokens import TokenIds, add_tokens, token_ids

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any
 
 import torch
@@ -18,17 +18,18 @@ import torch
 from reverse.decoding import _hf
 from reverse.decoding.backend import Draw, OutOfMemory, Prefill, Run
 from reverse.decoding.sampling import uniform
-from reverse.decoding.static.engine import (
+from reverse.decoding.static.engine import Engine
+from reverse.decoding.static.rows import Item, Row, Strand, common, is_warm, replace, same_dice, up
+from reverse.decoding.static.state import (
     FEED_IDS,
     FEEDS_AT_ONCE,
     NOISE,
-    Engine,
     Feed,
     Reading,
     Style,
-    Ticket,
     fed_size,
 )
+from reverse.models import family_of
 from reverse.tokens.spans import TokenIds
 
 __all__ = ["AT_ONCE", "StaticBackend"]
@@ -37,36 +38,19 @@ AT_ONCE = 16  # rows prefilled together: their keys and values are held twice fo
 _HINTS = 128  # ids that hints may take before lanes must grow
 
 
-@dataclass(slots=True)
-class _Strand:
-    """A segment being decoded."""
+def _device_side(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """For verbs that touch the device: no graph of gradients, and OutOfMemory in place of torch's error."""
 
-    number: int  # of the strand in the engine
-    row: int
-    candidate: int
-    draw: Draw
-    run: list[int] = field(default_factory=list)
-    ps: list[float] = field(default_factory=list)
-    forwards: int = 0
-    noise_to: int = 0  # positions before this have their number
-    ended: bool = False
+    @wraps(verb)
+    def run(self: StaticBackend, *args: Any) -> Any:
+        try:
+            with torch.no_grad():
+                return verb(self, *args)
+        except torch.OutOfMemoryError as error:
+            self.emptied()
+            raise OutOfMemory(str(error)) from error
 
-
-@dataclass(slots=True)
-class _Row:
-    lane: int
-    ids: list[int]  # the text, as far as it is known
-    distance: int  # of rotary positions from text positions
-    eos: frozenset[int]
-    cached: int  # ids whose keys and values are in the lane
-    strand: _Strand | None = None  # the segment that its lane decodes
-    ahead: bool = False  # the device goes on from the end of `ids` by itself
-    forked: list[_Strand] = field(default_factory=list)
-    waiting: list[Draw] = field(default_factory=list)  # of a fork that has no lanes yet
-    fed: bool = True  # nothing has to be fed before a fork
-
-
-_Item = tuple[Ticket, list[_Strand | None]]
+    return run
 
 
 class StaticBackend:
@@ -88,13 +72,15 @@ class StaticBackend:
         self.model, self.style = model, style
         self.slots, self.candidates = slots, candidates
         self.engine: Engine | None = None
-        self.rows: dict[int, _Row] = {}
+        self.rows: dict[int, Row] = {}
         self.discarded_steps = 0  # of one row each: looked ahead in vain
+        self._context = family_of(model).context_length(model.config)
         self._open_engine = open_engine
         self._lanes = list(range(slots))[::-1]
         self._spare: list[int] = []  # strands for candidates
         self._handles = 0
-        self._rounds: deque[list[_Item]] = deque()
+        self._asked = 0  # rows that are being admitted
+        self._rounds: deque[list[Item]] = deque()
 
     @property
     def tags(self) -> TokenIds:
@@ -104,21 +90,22 @@ class StaticBackend:
         return min(len(self._lanes), AT_ONCE)
 
     # ------------------------------------------------------------------ rows come and go
+    @_device_side
     def admit(self, batch: Prefill) -> list[int]:
-        try:
-            return self._admit(batch)
-        except torch.OutOfMemoryError as error:
-            raise self._emptied(error) from error
+        self._asked = batch.input_ids.shape[0]
+        rows = self._admit(batch)
+        self._asked = 0
+        return rows
 
-    def _emptied(self, error: BaseException) -> OutOfMemory:
-        """Let go of everything; the next engine has half as many lanes."""
-        lanes = max(1, self.slots // 2)
+    def emptied(self) -> None:
+        """Let go of everything, where memory ran out; the next engine has lanes for half the rows."""
+        lanes = max(1, min(self.slots, len(self.rows) + self._asked) // 2)
+        self._asked = 0
         self.rows.clear()
         self._rounds.clear()
         self._spare.clear()
         self.engine, self.slots = None, lanes
         self._lanes = list(range(lanes))[::-1]
-        return OutOfMemory(str(error))
 
     @property
     def device(self) -> Engine:
@@ -128,7 +115,8 @@ class StaticBackend:
     def _admit(self, batch: Prefill) -> list[int]:
         mask = batch.kwargs.get("attention_mask")
         length = batch.input_ids.shape[1]
-        slots = _up(batch.config.max_length + _HINTS, 128)
+        # No row outgrows the context, whatever length was asked for.
+        slots = up(min(batch.config.max_length + _HINTS, self._context), 128)
         if self.engine is None:
             self.engine = self._open_engine(self.slots, slots)
             spare = self.engine.scratch + 1
@@ -144,7 +132,7 @@ class StaticBackend:
             self.engine.load(lane, layers, i, first)
             # The last id is fed again: the first choice comes from the same step as all others.
             turn = 0 if distance is None else int(distance[i])
-            self.rows[self._handles] = _Row(lane, ids[first:], turn, batch.eos, length - first - 1)
+            self.rows[self._handles] = Row(lane, ids[first:], turn, batch.eos, length - first - 1)
             handles.append(self._handles)
             self._handles += 1
         return handles
@@ -163,22 +151,24 @@ class StaticBackend:
         self._rounds.clear()
 
     # ------------------------------------------------------------------ verbs
+    @_device_side
     def rewind(self, row: int, ids: Sequence[int]) -> None:
         state = self.rows[row]
         self._drop_fork(state)
-        shared = _shared(state.ids, ids)
+        shared = common(state.ids, ids)
         if shared < len(state.ids) or shared < len(ids):
             state.ahead = False
             state.cached = min(state.cached, shared, len(ids) - 1)
             state.ids = list(ids)
 
+    @_device_side
     def start(self, row: int, draw: Draw) -> None:
         state = self.rows[row]
         before = state.strand
-        strand = _Strand(state.lane, row, 0, draw)
-        if state.ahead and before is not None and _same_dice(before.draw, draw):
+        strand = Strand(state.lane, row, 0, draw)
+        if state.ahead and before is not None and same_dice(before.draw, draw):
             strand.noise_to = before.noise_to
-            _replace(self._rounds, before, strand)  # the step ahead is this segment's first
+            replace(self._rounds, before, strand)  # the step ahead is this segment's first
             state.strand = strand
             return
         if before is not None:
@@ -189,6 +179,7 @@ class StaticBackend:
         noise = self._noise(strand)
         self.device.set({state.lane: self._reading(state, draw)}, noise)
 
+    @_device_side
     def fork(self, row: int, draws: Sequence[Draw]) -> None:
         state = self.rows[row]
         self._drop_fork(state)
@@ -203,8 +194,9 @@ class StaticBackend:
     def _fit(self, ids: int) -> None:
         """Longer lanes, where hints grew beyond what was expected."""
         if ids + 2 > self.device.slots:
-            self.device.make_room(_up(ids + 2, 128))
+            self.device.make_room(up(ids + 2, 128))
 
+    @_device_side
     def adopt(self, row: int, candidate: int) -> int:
         state = self.rows[row]
         chosen = state.forked[candidate]
@@ -216,31 +208,29 @@ class StaticBackend:
         self._drop_fork(state)
         return running
 
-    def _drop_fork(self, state: _Row) -> None:
+    def _drop_fork(self, state: Row) -> None:
         for strand in state.forked:
             strand.ended = True
             self._spare.append(strand.number)
         state.forked, state.waiting = [], []
 
+    @_device_side
     def extend(self) -> list[tuple[int, int, Run]]:
-        try:
-            while True:
-                if not self._rounds and not self._launch():
-                    return []
-                self._launch()
-                done = self._read(self._rounds.popleft())
-                if done:
-                    return done
-        except torch.OutOfMemoryError as error:
-            raise self._emptied(error) from error
+        while True:
+            if not self._rounds and not self._launch():
+                return []
+            self._launch()
+            done = self._read(self._rounds.popleft())
+            if done:
+                return done
 
     # ------------------------------------------------------------------ launching
     def _launch(self) -> bool:
         """Queue a step for everything that is decoding; False where there is nothing."""
-        active: list[_Strand] = []
-        feeds: list[tuple[_Strand | None, Feed]] = []
+        active: list[Strand] = []
+        feeds: list[tuple[Strand | None, Feed]] = []
         size = 0
-        forks: list[list[_Strand]] = []
+        forks: list[list[Strand]] = []
         for handle, row in self.rows.items():
             if row.waiting or row.forked:
                 if not row.fed:
@@ -254,32 +244,33 @@ class StaticBackend:
                     size = self._feed(row, row.strand, feeds, size)
                 else:
                     active.append(row.strand)
-        items: list[_Item] = []
+        items: list[Item] = []
         if active or feeds:
             for strand in active:
                 self._keep_dicing(strand)
-            warm = any(s is not None and _warm(s.draw) for s in (*active, *(s for s, _ in feeds)))
+            warm = any(s is not None and is_warm(s.draw) for s in (*active, *(s for s, _ in feeds)))
             ticket = self.device.step([s.number for s in active], [f for _, f in feeds], self.style, warm)
             items.append((ticket, [*active, *(s for s, _ in feeds)]))
         for strands in forks:
             for strand in strands:
                 self._keep_dicing(strand)
-            warm = any(_warm(s.draw) for s in strands)
+            warm = any(is_warm(s.draw) for s in strands)
             items.append((self.device.fork([s.number for s in strands], self.style, warm), list(strands)))
         if items:
             self._rounds.append(items)
         return bool(items)
 
     def _feed(
-        self, row: _Row, strand: _Strand | None, feeds: list[tuple[_Strand | None, Feed]], size: int
+        self, row: Row, strand: Strand | None, feeds: list[tuple[Strand | None, Feed]], size: int
     ) -> int:
         """Feed what the row's lane lacks, as far as it fits into this step; the rest waits."""
         missing = row.ids[row.cached :]
         fits = FEED_IDS - size
         if len(feeds) == FEEDS_AT_ONCE or (fed_size(len(missing)) > fits and feeds):
             return size
-        part = missing[:fits]
-        whole = len(part) == len(missing)
+        whole = len(missing) <= fits
+        # At least two stay behind: a row that lacks only its last id counts as one whose state is set.
+        part = missing if whole else missing[: min(fits, len(missing) - 2)]
         draw = strand.draw if strand is not None else None
         reading = self._reading(row, draw, row.cached + len(part))
         self.device.set({row.lane: reading})
@@ -290,14 +281,14 @@ class StaticBackend:
             row.cached = len(row.ids)
         return size + fed_size(len(part))
 
-    def _reading(self, row: _Row, draw: Draw | None, length: int | None = None) -> Reading:
+    def _reading(self, row: Row, draw: Draw | None, length: int | None = None) -> Reading:
         """The lane's strand as it stands when the last of `length` ids is about to be fed."""
         at = (len(row.ids) if length is None else length) - 1
         draw = draw or Draw(0, 0.0, 0, 0, 0)
         heats = draw.temperature, draw.calm
         return Reading(row.ids[at], at, at + row.distance, draw.position, draw.attempt, *heats)
 
-    def _set_out(self, handle: int, row: _Row) -> None:
+    def _set_out(self, handle: int, row: Row) -> None:
         """Give the candidates of a fork their strands, once there are enough."""
         if len(self._spare) < len(row.waiting):
             if any(other.forked for other in self.rows.values()):
@@ -312,7 +303,7 @@ class StaticBackend:
         readings: dict[int, Reading] = {}
         noise: dict[int, Sequence[float]] = {}
         for i, draw in enumerate(row.waiting):
-            strand = _Strand(self._spare.pop(), handle, i, draw)
+            strand = Strand(self._spare.pop(), handle, i, draw)
             row.forked.append(strand)
             noise |= self._noise(strand)
             heats = draw.temperature, draw.calm
@@ -323,14 +314,14 @@ class StaticBackend:
         self.device.set(readings, noise)
 
     def _make_candidates(self, count: int, room: int) -> None:
-        self.device.make_candidates(count, _up(room + 1, 64))
+        self.device.make_candidates(count, up(room + 1, 64))
         first = self.device.scratch + 1
         self._spare = list(range(first, first + count))
 
-    def _noise(self, strand: _Strand) -> dict[int, Sequence[float]]:
+    def _noise(self, strand: Strand) -> dict[int, Sequence[float]]:
         """The first numbers of a warm segment."""
         draw = strand.draw
-        if not _warm(draw):
+        if not is_warm(draw):
             return {}
         numbers = [0.0] * NOISE
         strand.noise_to = draw.position + NOISE
@@ -338,10 +329,10 @@ class StaticBackend:
             numbers[position % NOISE] = uniform(draw.seed, position, draw.attempt)
         return {strand.number: numbers}
 
-    def _keep_dicing(self, strand: _Strand) -> None:
+    def _keep_dicing(self, strand: Strand) -> None:
         """More numbers for a long warm segment, before the ones in store are used up."""
         draw = strand.draw
-        if not _warm(draw):
+        if not is_warm(draw):
             return
         ahead = draw.position + len(strand.run) + 3  # what two steps under way may use
         if ahead < strand.noise_to:
@@ -354,7 +345,7 @@ class StaticBackend:
         self.device.set({}, {strand.number: numbers})
 
     # ------------------------------------------------------------------ reading
-    def _read(self, items: list[_Item]) -> list[tuple[int, int, Run]]:
+    def _read(self, items: list[Item]) -> list[tuple[int, int, Run]]:
         done = []
         for ticket, strands in items:
             tokens, ps = ticket.read()
@@ -369,14 +360,14 @@ class StaticBackend:
                     done.append((strand.row, strand.candidate, run))
         return done
 
-    def _miss(self, strand: _Strand) -> None:
+    def _miss(self, strand: Strand) -> None:
         """A step ahead that nobody took up: the row does not go on from it any more."""
         self.discarded_steps += 1
         row = self.rows.get(strand.row)
         if row is not None and row.strand is strand:
             row.ahead = False
 
-    def _take(self, strand: _Strand, token: int, p: float) -> Run | None:
+    def _take(self, strand: Strand, token: int, p: float) -> Run | None:
         strand.forwards += 1
         if not math.isfinite(p):
             raise ValueError(
@@ -406,36 +397,3 @@ class StaticBackend:
         strand.ended = True
         row.ahead = main and end == "phrase"  # elsewhere the step ahead may think that a phrase is open
         return Run(tuple(strand.run), tuple(strand.ps), end, strand.forwards)
-
-
-def _up(n: int, block: int) -> int:
-    return -(-n // block) * block
-
-
-def _shared(before: Sequence[int], after: Sequence[int]) -> int:
-    """How many ids two texts share from their start."""
-    if before == after:
-        return len(before)
-    return next(
-        (i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b),
-        min(len(before), len(after)),
-    )
-
-
-def _warm(draw: Draw) -> bool:
-    """Whether this segment, or the step ahead of its end, takes a number."""
-    return draw.temperature > 0 or draw.calm > 0
-
-
-def _same_dice(before: Draw, after: Draw) -> bool:
-    """What was chosen after the one, whose phrase had just closed, may be taken for the other."""
-    same = (before.calm, before.calm, before.attempt) == (after.temperature, after.calm, after.attempt)
-    return same and (after.temperature <= 0 or before.seed == after.seed)
-
-
-def _replace(rounds: deque[list[_Item]], before: _Strand, after: _Strand) -> None:
-    for items in rounds:
-        for _, strands in items:
-            for i, strand in enumerate(strands):
-                if strand is before:
-                    strands[i] = after

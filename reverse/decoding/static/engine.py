@@ -10,9 +10,7 @@ On CUDA a step is captured once for each number of strands and replayed; elsewhe
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,86 +18,32 @@ import torch
 import torch.nn.functional as F
 
 from reverse.decoding.static import ops as torch_ops
+from reverse.decoding.static.state import (
+    ATTEMPT,
+    BLOCK,
+    CALM,
+    FEED_IDS,
+    FEEDS_AT_ONCE,
+    HEAT,
+    INSIDE,
+    NOISE,
+    PARENT,
+    POSITION,
+    PREFIX,
+    ROPE,
+    SLOT,
+    TOKEN,
+    Feed,
+    Reading,
+    Style,
+    Ticket,
+    ceiling,
+)
 from reverse.decoding.static.weights import TextModel
-from reverse.tokens.spans import TokenIds
 
-__all__ = ["FEEDS_AT_ONCE", "FEED_IDS", "Engine", "Feed", "Reading", "Style", "Ticket", "fed_size"]
+__all__ = ["Engine"]
 
-# Rows of `state`.
-TOKEN, SLOT, PREFIX, PARENT, ROPE, INSIDE, POSITION, ATTEMPT, HEAT, CALM = range(10)
-NOISE = 64  # numbers a strand has in store, by position modulo this
-FEED_IDS, FEEDS_AT_ONCE = 512, 4  # fed in one step at most
 _SIZES = (16, 32, 64, 128, 256, FEED_IDS)  # in which steps with feeds are captured
-_BLOCK = 16  # queries of one row that attend together
-
-Hook = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Style:
-    """What is fixed when a step is captured."""
-
-    tags: TokenIds
-    well_formed: bool = True
-    pair: bool = False
-    top_k: int = 0
-    top_p: float = 1.0
-    hook: Hook | None = None  # shown (logits, answer positions, attempts) before anything is chosen
-
-
-@dataclass(frozen=True, slots=True)
-class Ticket:
-    """A step under way: `read()` waits for it."""
-
-    chosen: torch.Tensor  # (2, columns) float64 on the host: ids, p
-    picked: list[int]  # the columns of the strands asked for
-    done: Any  # CUDA event, or None
-
-    def read(self) -> tuple[list[int], list[float]]:
-        if self.done is not None:
-            self.done.synchronize()
-        ids, ps = self.chosen.tolist()
-        return [int(ids[i]) for i in self.picked], [ps[i] for i in self.picked]
-
-
-@dataclass(frozen=True, slots=True)
-class Feed:
-    """Ids that a row's lane lacks: they go to `slot` and the places after it."""
-
-    strand: int
-    ids: Sequence[int]
-    slot: int
-    rope: int
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What a strand is set to: all that the next step needs to know."""
-
-    token: int
-    slot: int
-    rope: int
-    position: int
-    attempt: int
-    heat: float
-    calm: float = 0.0  # what the heat becomes where a phrase closes
-    prefix: int = 0
-    parent: int = 0
-
-    def column(self) -> tuple[int, ...]:
-        heat, calm = struct.unpack("<qq", struct.pack("<dd", self.heat, self.calm))
-        place = self.token, self.slot, self.prefix, self.parent, self.rope
-        return (*place, 0, self.position, self.attempt, heat, calm)
-
-
-def _ceiling(n: int, block: int = 0) -> int:
-    """The next power of two, or the next multiple of `block`."""
-    return -(-n // block) * block if block else 1 << (n - 1).bit_length()
-
-
-def fed_size(ids: int) -> int:
-    """How much of `FEED_IDS` so many ids of one row take."""
-    return _ceiling(ids, _BLOCK)
 
 
 class Engine:
@@ -139,7 +83,7 @@ class Engine:
             state[:, :old], noise[:old] = self.state[:, :old], self.noise[:old]
         self.state: torch.Tensor = state
         self.noise: torch.Tensor = noise
-        columns = 2 * _ceiling(count) + FEEDS_AT_ONCE
+        columns = 2 * ceiling(count) + FEEDS_AT_ONCE
         self._strands = torch.full((columns,), self.scratch, device=self.device, dtype=torch.int64)
         self._out = torch.zeros(2, columns, device=self.device, dtype=torch.float64)
         self._feeds = torch.zeros(4 * FEED_IDS + 2 * FEEDS_AT_ONCE, device=self.device, dtype=torch.int64)
@@ -219,11 +163,11 @@ class Engine:
         At most `FEEDS_AT_ONCE` rows and `FEED_IDS` ids are fed in one step; their SLOT and ROPE are set to
         those of the last id.
         """
-        width = _ceiling(len(strands)) if strands else 0
+        width = ceiling(len(strands)) if strands else 0
         self._show(strands, width)
         size = rows = 0
         if feeds:
-            total = sum(_ceiling(len(f.ids), _BLOCK) for f in feeds)
+            total = sum(ceiling(len(f.ids), BLOCK) for f in feeds)
             size, rows = next(s for s in _SIZES if s >= total), 1 if len(feeds) == 1 else FEEDS_AT_ONCE
             self._write_feeds(feeds)
         picked = [*range(len(strands)), *range(width, width + len(feeds))]
@@ -232,7 +176,7 @@ class Engine:
 
     def fork(self, strands: Sequence[int], style: Style, warm: bool) -> Ticket:
         """One token for candidates of one parent."""
-        width = _ceiling(len(strands))
+        width = ceiling(len(strands))
         self._show(strands, width)
         call = partial(self._step, width, 0, 0, style, warm, True)
         return self._go(("fork", width, warm, style), call, list(range(len(strands))))
@@ -256,7 +200,7 @@ class Engine:
             slots[at : at + n] = range(feed.slot, feed.slot + n)
             ropes[at : at + n] = range(feed.rope, feed.rope + n)
             last[i], strands[i] = at + n - 1, feed.strand
-            at += _ceiling(n, _BLOCK)
+            at += ceiling(n, BLOCK)
         self._feeds.copy_(self._send(ids + lanes + slots + ropes + last + strands))
 
     def _go(self, key: Hashable, call: Callable[[], None], picked: list[int]) -> Ticket:
@@ -316,7 +260,7 @@ class Engine:
         if size:
             ids, lanes, slots, ropes = self._feeds[: 4 * FEED_IDS].view(4, FEED_IDS)[:, :size]
             last, fed = self._feeds[4 * FEED_IDS :].view(2, FEEDS_AT_ONCE)[:, :rows]
-            parts.append((size, [(self.keys, self.values, lanes, (slots + 1).int(), _BLOCK)]))
+            parts.append((size, [(self.keys, self.values, lanes, (slots + 1).int(), BLOCK)]))
             tokens, rope = torch.cat((tokens, ids)), torch.cat((rope, ropes))
             lane, slot = torch.cat((lane, lanes)), torch.cat((slot, slots))
             x = self._layers(tokens, rope, parts, lane, slot)

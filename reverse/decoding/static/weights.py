@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -51,6 +51,21 @@ class TextModel:
             layer += [each.norm_in, *each.qkv, *each.qkv_bias, each.out, each.norm_mlp]
             layer += [each.gate, each.up, each.down]
         return sum(t.numel() * t.element_size() for t in layer)
+
+    def same_as(self, other: TextModel) -> bool:
+        """Whether both refer to the same memory, so that a step captured for one is one of the other."""
+        names = [f.name for f in fields(self) if f.name != "frequencies"]  # a copy: told by its numbers
+        ours, theirs = ([_place(getattr(text, name)) for name in names] for text in (self, other))
+        return ours == theirs and torch.equal(self.frequencies, other.frequencies)
+
+
+def _place(value: Any) -> Any:
+    """Where tensors are; numbers as they are."""
+    if isinstance(value, torch.Tensor):
+        return value.data_ptr(), value.shape, value.stride(), value.dtype, value.device
+    if isinstance(value, Layer):
+        return tuple(_place(getattr(value, f.name)) for f in fields(value))
+    return tuple(map(_place, value)) if isinstance(value, tuple) else value
 
 
 def unsupported(model: Any) -> str | None:
