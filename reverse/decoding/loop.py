@@ -267,6 +267,7 @@ class Loop:
                     unused += self.backend.adopt(row, judged) if forked else 0
                 finally:  # the answer is whole, whatever becomes of the others
                     request._unused += unused
+                    policy.discarded += unused
                     self._finish(row, request, action.reason)
                 return
             temperatures: Sequence[float] = (policy.temperature,)

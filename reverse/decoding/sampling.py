@@ -13,10 +13,13 @@ import struct
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 
 from reverse.tokens.spans import TokenIds
 
-__all__ = ["choose", "mask_tags", "uniform"]
+__all__ = ["choose", "invert", "mask_tags", "uniform"]
+
+_BLOCK = 512  # ids that are summed up together
 
 
 def uniform(seed: int, position: int, attempt: int) -> float:
@@ -56,8 +59,11 @@ def choose(
     if not warm:
         return chosen
     rows = torch.tensor(warm, device=logits.device)
-    scale = torch.tensor([temperatures[i] for i in warm], device=logits.device).unsqueeze(1)
-    scores = logits[rows].double() / scale
+    heat, draw = (
+        torch.tensor([values[i] for i in warm], device=logits.device, dtype=torch.float64).unsqueeze(1)
+        for values in (temperatures, noise)
+    )
+    scores = logits[rows].double() / heat
     if 0 < top_k < scores.shape[1]:
         scores[scores < scores.topk(top_k, dim=-1).values[:, -1:]] = -torch.inf
     if top_p < 1.0:
@@ -65,8 +71,28 @@ def choose(
         weight = ordered.softmax(dim=-1)
         outside = weight.cumsum(dim=-1) - weight >= top_p  # the first token always stays
         scores[outside.gather(1, order.argsort(dim=-1))] = -torch.inf
-    cumulative = scores.softmax(dim=-1).cumsum(dim=-1)
-    draw = torch.tensor([noise[i] for i in warm], device=logits.device, dtype=torch.float64).unsqueeze(1)
-    index = torch.searchsorted(cumulative, draw * cumulative[:, -1:], right=True).squeeze(1)
-    chosen[rows] = index.clamp(max=logits.shape[1] - 1)
+    chosen[rows] = invert(scores, draw)
     return chosen
+
+
+def invert(scores: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Where softmax(scores), summed up from the first id on, passes `noise`; nothing waits for the device.
+
+    Args: `scores` (rows, vocabulary) float64, `noise` (rows, 1) float64 in [0, 1). Returns (rows,) int64,
+    never an id whose score is -inf. Summed in blocks: one scan over a vocabulary is slow on a GPU.
+    """
+    weight = (scores - scores.amax(dim=-1, keepdim=True)).exp()
+    blocks = F.pad(weight, (0, -weight.shape[1] % _BLOCK)).view(len(weight), -1, _BLOCK)
+    sums = blocks.sum(dim=-1)
+    ends = sums.cumsum(dim=-1)
+    target = noise * ends[:, -1:]
+    block = _passed(ends, target)
+    inside = blocks.gather(1, block[:, :, None].expand(-1, -1, _BLOCK)).squeeze(1).cumsum(dim=-1)
+    begin = ends.gather(1, block) - sums.gather(1, block)
+    return (block * _BLOCK + _passed(inside, (target - begin).clamp(min=0.0))).squeeze(1)
+
+
+def _passed(ends: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The first place of each row that ends beyond its target, or else the last that adds anything."""
+    last = (ends < ends[:, -1:]).sum(dim=-1, keepdim=True)
+    return torch.minimum(torch.searchsorted(ends, target, right=True), last)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import chisquare, kstest
 
-from reverse.decoding.sampling import choose, mask_tags, uniform
+from reverse.decoding.sampling import choose, invert, mask_tags, uniform
 from reverse.decoding.verifier import NO_TAGS, Verifier
 from reverse.tokens.spans import TokenIds
 
@@ -99,3 +99,18 @@ def test_models_without_tags_have_no_p_but_show_nan():
     verifier = Verifier(NO_TAGS)
     assert verifier.p(torch.randn(2, 5)).tolist() == [0.0, 0.0]
     assert verifier.p(torch.full((1, 5), float("nan"))).isnan().all()
+
+
+@pytest.mark.parametrize("size", [3, 512, 513, 4000])
+def test_inversion_is_that_of_one_sum(size):
+    """Summing in blocks would choose other ids than the distribution says, or ones that may not stand."""
+    generator = torch.Generator().manual_seed(size)
+    scores = torch.randn(200, size, generator=generator, dtype=torch.float64) * 3
+    scores[:, 1] = scores[::2, 0] = scores[1::2, -1] = -torch.inf
+    noise = torch.rand(200, 1, generator=generator, dtype=torch.float64)
+    noise[:8] = torch.tensor([0.0, 1 - 2.0**-53] * 4)[:, None]
+    found = invert(scores, noise)
+    whole = scores.softmax(-1).numpy().cumsum(-1)
+    for row, u, i in zip(whole[8:], noise[8:, 0].tolist(), found[8:].tolist(), strict=True):
+        assert i == np.searchsorted(row, u * row[-1], side="right")
+    assert torch.isfinite(scores.gather(1, found[:, None])).all()

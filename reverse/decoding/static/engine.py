@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from reverse.decoding.sampling import invert
 from reverse.decoding.static import ops as torch_ops
 from reverse.decoding.static.state import (
     ATTEMPT,
@@ -357,7 +358,5 @@ class Engine:
             weight = ordered.softmax(dim=-1)
             outside = weight.cumsum(dim=-1) - weight >= style.top_p
             scores = scores.masked_fill(outside.gather(1, order.argsort(dim=-1)), -torch.inf)
-        cumulative = scores.softmax(dim=-1).cumsum(dim=-1)
         noise = self.noise[strands].gather(1, (st[POSITION] % NOISE)[:, None])
-        index = torch.searchsorted(cumulative, noise * cumulative[:, -1:], right=True).squeeze(1)
-        return torch.where(heat > 0, index.clamp(max=logits.shape[1] - 1), token)
+        return torch.where(heat > 0, invert(scores, noise), token)
