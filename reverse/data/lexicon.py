@@ -53,7 +53,7 @@ class Lexicon:
 
     kinds: dict[str, list[str]]
     forms: dict[str, str]  # kind -> class
-    opposites: dict[str, str]
+    opposites: dict[str, list[str]]
     plurals: dict[str, str]
     alike: dict[str, list[str]]  # word -> words that may be true of the same thing
     entries: dict[str, list[tuple[Entry, bool]]] = field(default_factory=dict)
@@ -137,7 +137,7 @@ class Lexicon:
     def _candidates(self, match: Match, phrase: str, rng: Random) -> list[str]:
         entry = match.entry
         if entry.form == "opposite":
-            return [self.opposites[entry.word]]
+            return rng.sample(self.opposites[entry.word], len(self.opposites[entry.word]))
         others = self.words_like(entry.kind, rng)
         if entry.word in COCO_IDS and rng.random() < ALIKE_SHARE:
             known = [name for name in lookalikes(entry.word) if self._has(name, entry.form)]
@@ -158,7 +158,7 @@ def load_lexicon() -> Lexicon:
         words = content["words"].split(content.get("separator", ", "))
         if content["class"] == "opposite":
             pairs = [word.split("=") for word in words]
-            opposites.update(dict(pairs))
+            opposites.update({word: opposite.split("/") for word, opposite in pairs})
             words = [word for word, _ in pairs]
         kinds[kind] = list(dict.fromkeys(words))
         forms[kind] = content["class"]

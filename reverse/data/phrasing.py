@@ -55,6 +55,9 @@ _EDGE = " \t\r\n.,;:!?\"'“”‘’«»()[]{}*_#|<>~`…-–—/\\=+。，！�
 _NUMBERED = re.compile(r"(?m)^[ \t]*(?:\(?\d{1,3}[.):](?=\s|$)|[-*+•](?:\s|$))")
 
 
+_EMPHASIS = re.compile(r"\*{1,3}|(?m:^#{1,6} )|_{2,}")
+
+
 def protected(text: str) -> list[tuple[int, int]]:
     """The parts of `text` that are code, LaTeX, URLs, e-mail addresses or markup, and list numbers."""
     found = []
@@ -71,8 +74,8 @@ def masked(text: str, parts: list[tuple[int, int]]) -> str:
     for start, end in parts:
         inner = text[start:end]
         blank = " " if "\n" in inner or _NUMBERED.match(inner) else "x"
-        text = text[:start] + blank * (end - start) + text[end:]
-    return text
+        text = text[:start] + "".join(letter if letter == "\n" else blank for letter in inner) + text[end:]
+    return _EMPHASIS.sub(lambda match: " " * len(match.group()), text)
 
 
 def trimmed(text: str, start: int, end: int) -> tuple[int, int]:

@@ -87,9 +87,14 @@ class Tagger:
         for start in range(0, len(left), batch):
             some = left[start : start + batch]
             parts = {i: protected(answers[i][0]) for i in some}
-            docs = self.nlp.pipe([masked(answers[i][0], parts[i]) for i in some], batch_size=batch)
-            for i, doc in zip(some, docs, strict=True):
-                found[i] = _parsed(*answers[i], doc, parts[i])
+            # Line by line: no phrase goes over a line's end, and a list is no sentence.
+            lines = [(i, *line) for i in some for line in _lines(masked(answers[i][0], parts[i]))]
+            docs = self.nlp.pipe([line for _, _, line in lines], batch_size=batch)
+            parsed: dict[int, list[tuple[int, Any]]] = {i: [] for i in some}
+            for (i, offset, _), doc in zip(lines, docs, strict=True):
+                parsed[i].append((offset, doc))
+            for i in some:
+                found[i] = _parsed(*answers[i], parsed[i], parts[i])
         return [
             [Phrase(text[start:end], start, end, True) for start, end in spans or ()]
             for (text, _), spans in zip(answers, found, strict=True)
@@ -205,15 +210,29 @@ def _without_parser(text: str, question: str) -> list[Span] | None:
     return None
 
 
-def _parsed(text: str, question: str, doc: Any, parts: list[Span]) -> list[Span]:
-    """The phrases of an answer that the parser has seen; `parts` are protected."""
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    """The lines of a text that hold a word, each with its offset."""
+    offset = 0
+    for line in text.splitlines(keepends=True):
+        if re.search(r"\w", line):
+            bare = line.lstrip()
+            yield offset + len(line) - len(bare), bare.rstrip()
+        offset += len(line)
+
+
+def _parsed(text: str, question: str, lines: list[tuple[int, Any]], parts: list[Span]) -> list[Span]:
+    """The phrases of an answer whose `lines` (offset, document) were parsed; `parts` are protected."""
     start, end = _core(text)
     words = text[start:end].split()
     longest = SHORT_TITLE if _ASKS_NAME.search(question) else SHORT
-    short = "\n" not in text[start:end] and len(words) <= longest and not parts
-    if short and not (_is_clause(doc) or is_skipped(text[start:end]) or _is_list(doc, start, end)):
-        return [(start, end)]
-    spans = [*_answer_words(text), *_noun_phrases(text, doc), *_predicates(doc), *_numbers(text, doc)]
+    if len(lines) == 1 and len(words) <= longest and not parts:
+        doc = lines[0][1]
+        if not (_is_clause(doc) or is_skipped(text[start:end]) or _is_list(doc) or yesno.find(text)):
+            return [(start, end)]
+    spans = _answer_words(text)
+    for offset, doc in lines:
+        found = [*_noun_phrases(doc), *_predicates(doc), *_numbers(doc)]
+        spans += [(offset + begin, offset + stop) for begin, stop in found]
     return _chosen(text, spans, parts)
 
 
@@ -229,9 +248,9 @@ def _is_clause(doc: Any) -> bool:
     )
 
 
-def _is_list(doc: Any, start: int, end: int) -> bool:
+def _is_list(doc: Any) -> bool:
     """ "A dog and a cat", "a red cup, two forks": more than one thing, each with its own determiner."""
-    chunks = [chunk for chunk in doc.noun_chunks if chunk.end_char > start and chunk.start_char < end]
+    chunks = list(doc.noun_chunks)
     return sum(bool(_DETERMINED.match(chunk.text + " ")) or chunk[0].tag_ == "CD" for chunk in chunks) > 1
 
 
@@ -240,7 +259,7 @@ def _answer_words(text: str) -> list[Span]:
     return [found] if found else []
 
 
-def _noun_phrases(text: str, doc: Any) -> list[Span]:
+def _noun_phrases(doc: Any) -> list[Span]:
     spans: list[Span] = []
     chunks = [part for chunk in doc.noun_chunks for part in _coordinated(doc, chunk.start, chunk.end)]
     i = 0
@@ -251,7 +270,7 @@ def _noun_phrases(text: str, doc: Any) -> list[Span]:
             last = chunks[i][1]
         i += 1
         begin = doc[first].idx
-        complex_one = COMPLEX_PREPOSITION.search(text[:begin])
+        complex_one = COMPLEX_PREPOSITION.search(doc.text[:begin])
         if complex_one:
             begin = complex_one.start()
             # what the parser took for phrases of their own: "front" of "in front of"
@@ -302,9 +321,11 @@ def _predicates(doc: Any) -> list[Span]:
     return spans
 
 
-def _numbers(text: str, doc: Any) -> list[Span]:
+def _numbers(doc: Any) -> list[Span]:
     """Numbers outside noun phrases: all in digits; of those in words what the tagger takes for one."""
     counted = {token.idx for token in doc if token.tag_ == "CD" and not is_skipped(token.text)}
+    before = {token.idx: doc[token.i - 1] for token in doc if token.i > 0}
+    text = doc.text
     spans = []
     for start, end, kind in numbers.find(text):
         if kind in ("ordinal_word", "dozen", "nothing") or (kind == "word" and start not in counted):
@@ -315,6 +336,8 @@ def _numbers(text: str, doc: Any) -> list[Span]:
             end += 1
         if kind != "box" and end < len(text) and text[end].isalpha():
             continue  # "3D", "2nd" of a name
+        if start in before and before[start].pos_ == "ADP":
+            start = before[start].idx  # "in 1998"
         spans.append((start, end))
     return spans
 
@@ -322,8 +345,9 @@ def _numbers(text: str, doc: Any) -> list[Span]:
 def _foreign(text: str, start: int, end: int) -> list[Span]:
     """Of a text that is not English: yes and no, numbers, and a short answer as a whole."""
     core = text[start:end]
-    marks = re.search(r"[.,;:!?。，！？；：\n]", core)
-    if not marks and len(core.split()) <= 4 and len(core) <= (8 if _CJK.search(core) else 40):
+    marks = re.search(r"[.,;:!?。，！？；：、\n]", core)
+    short = len(core.split()) <= 4 and len(core) <= (8 if _CJK.search(core) else 40)
+    if short and not marks and not yesno.find(text):
         return [(start, end)]
     spans = _answer_words(text)
     spans += [
@@ -339,8 +363,6 @@ def _chosen(text: str, spans: list[Span], parts: list[Span]) -> list[Span]:
     overlap, where they begin together the longer."""
     chosen: list[Span] = []
     for start, end in sorted(spans, key=lambda span: (span[0], -span[1])):
-        if "\n" in text[start:end]:
-            start += text[start:end].rfind("\n") + 1  # the noun stands last
         if not (text[start : start + 1] == "[" and text[end - 1 : end] == "]"):
             begin = start - 1 if text[start : start + 1] in "$€£¥" else start
             start, end = trimmed(text, begin + (begin < start), end)
