@@ -156,7 +156,10 @@ def _pass(source: Path, out: Path, plan: dict[str, Any]) -> Iterator[tuple[Any, 
             return
         if part.done:
             Console(stderr=True).print(f"going on after {part.done} records", style="dim")
-        yield part, islice(read_records(source), part.done, plan["limit"])
+        try:
+            yield part, islice(read_records(source), part.done, plan["limit"])
+        except ImportError as error:  # an extra that is not installed: one line, as for other refusals
+            raise ValueError(str(error)) from error
 
 
 @contextmanager

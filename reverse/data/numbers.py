@@ -38,7 +38,7 @@ KINDS = {
     "decimal": r"\d*\.\d+",
     "year": r"(?:1[5-9]|20)\d\d(?!\d)",
     "integer": r"\d+",
-    "dozen": r"(?:a |one |two )?dozen\b|(?:a )?couple\b",
+    "dozen": r"(?:half a |a |one |two |three )?dozen\b|(?:a )?couple\b",
     "ordinal_word": rf"(?:{_ORDINAL_WORD})\b",
     "word": rf"{_WORD}\b",
     "nothing": r"none\b",
