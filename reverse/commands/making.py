@@ -158,6 +158,9 @@ def _pass(source: Path, out: Path, plan: dict[str, Any]) -> Iterator[tuple[Any, 
             Console(stderr=True).print(f"going on after {part.done} records", style="dim")
         try:
             yield part, islice(read_records(source), part.done, plan["limit"])
+        except KeyboardInterrupt:
+            Console(stderr=True).print(f"stopped after {part.done} records; the same command goes on")
+            raise
         except ImportError as error:  # an extra that is not installed: one line, as for other refusals
             raise ValueError(str(error)) from error
 

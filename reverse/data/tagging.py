@@ -370,6 +370,8 @@ def _chosen(text: str, spans: list[Span], parts: list[Span]) -> list[Span]:
             continue
         if any(begin < end and start < stop for begin, stop in parts):
             continue
+        if text.count("(", start, end) != text.count(")", start, end):
+            continue  # what the parser made of "O(n log n) time"
         chosen.append((start, end))
     return chosen
 

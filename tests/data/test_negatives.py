@@ -280,7 +280,8 @@ def is_true(phrase, before, question, scene):
     low = phrase.lower()
     named = find_objects(low)
     if named:
-        return scene.truth.get(named[0].name, 0) == named[0].count
+        there = scene.truth.get(named[0].name, 0)
+        return there == named[0].count or (named[0].count == 1 and there > 1)  # of two dogs, "a dog" is true
     for place, text in PLACES.items():
         if low == text:
             of = find_objects(before) or find_objects(question)

@@ -87,7 +87,7 @@ def turns_of(record: Mapping[str, Any]) -> list[Turn]:
             p.text for j, answer in enumerate(answers) if j != i for p in answer.phrases if p.confident
         )
         question = plain_question(strip(asked["value"]))
-        kind = told.get("A_type") or answer_type(answers[i].text, question, answers[i].phrases)
+        kind = answer_type(answers[i].text, question, answers[i].phrases)
         turns.append(
             Turn(
                 str(record.get("id", "")),
@@ -202,12 +202,12 @@ def _record(
     for turn, outcome in zip(turns, outcomes, strict=True):
         place = 2 * turn.at + 1
         answer = conversation[place]
-        negative = outcome.negative
+        negative, kind = outcome.negative, answer.get("A_type") or turn.kind
         if negative is None:
-            conversation[place] = answer | {"A_type": turn.kind, "hint": answer.get("hint")}
+            conversation[place] = answer | {"A_type": kind, "hint": answer.get("hint")}
             continue
         value = negative.value if turn.at in wrong else answer["value"]
-        conversation[place] = answer | {"value": value, "A_type": turn.kind, "hint": negative.hint}
+        conversation[place] = answer | {"value": value, "A_type": kind, "hint": negative.hint}
     return dict(record) | {"conversations": conversation}
 
 
