@@ -4,8 +4,8 @@ The words stand in `lexicon.json`; a word is only ever replaced by one of its ki
 same case and with the right article:
 
     >>> lexicon = load_lexicon()
-    >>> next(lexicon.swaps("in an old red Car", random.Random(0)))
-    'in an old red Truck'
+    >>> next(lexicon.swaps("in an old red car", random.Random(0)))
+    'in an old red wagon'
 
 Words that may be true of the same thing ("couch" and "sofa", "man" and "person") are never swapped.
 """

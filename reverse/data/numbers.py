@@ -4,7 +4,7 @@ Counts in words and digits, "a dozen", ordinals, years, times, percentages, pric
 ("[0.12, 0.4, 0.5, 0.9]") and longer strings of digits (dates, telephone numbers, what is read off a sign).
 
     >>> change("three", random.Random(0)), change("10:25", random.Random(0)), change("1998", random.Random(0))
-    ('five', '1:25', '2000')
+    ('five', '10:35', '1999')
 """
 
 import re

@@ -1,7 +1,7 @@
 """Which parts of an answer may be a key phrase, by its characters alone: no grammar, no model.
 
 >>> protected("Run `ls` or see https://example.org.")
-[(4, 8), (16, 35)]
+[(4, 8), (16, 36)]
 >>> is_skipped("in the picture"), is_skipped("the picture frame")
 (True, False)
 """

@@ -3,7 +3,8 @@
 Yes and no are flipped, numbers changed, "no dog" becomes "a dog", of "red or blue" the other is taken, a
 letter becomes another of the listed options; everything else has one word swapped for another of its kind.
 
-    >>> replacements(Slot("a dog", "Describe this image.", ""), Random(0), load_lexicon())
+    >>> next(replacements(Slot("red", "Is it red or blue?", ""), Random(0), load_lexicon()))
+    ('blue', True)
 """
 
 import re
