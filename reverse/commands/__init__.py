@@ -1,0 +1,1 @@
+"""Commands by theme; each module offers `register(app)`, which `reverse.cli` calls."""

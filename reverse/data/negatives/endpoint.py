@@ -1,0 +1,253 @@
+"""A model behind an OpenAI-compatible address, asked politely and never twice.
+
+    REVERSE_LLM_BASE_URL=http://127.0.0.1:8000/v1  REVERSE_LLM_MODEL=qwen3  REVERSE_LLM_KEY=…
+
+Every reply is appended to a cache (JSON lines) and flushed before it is used, under the hash of all that
+was asked (model, settings, messages): a run that is killed and started again asks only what had not been
+answered. The cache keeps the tokens of every reply, so that the cost of a pass survives with it. Its index
+takes about 150 MB a million replies; the replies themselves stay on disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+BASE_URL, MODEL, KEY = "REVERSE_LLM_BASE_URL", "REVERSE_LLM_MODEL", "REVERSE_LLM_KEY"
+SETTINGS = {"temperature": 0, "max_tokens": 256}
+LONGEST_WAIT = 60.0  # seconds between two attempts
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where to ask and how: `attempts` of one request, `timeout` in seconds of each, first wait `backoff`."""
+
+    base_url: str
+    model: str
+    key: str | None = None
+    timeout: float = 120.0
+    attempts: int = 6
+    backoff: float = 1.0
+
+    @classmethod
+    def from_environment(cls, **settings: Any) -> Endpoint:
+        """Address, model and key from the environment. Raises ValueError naming what is missing."""
+        base_url, model = os.environ.get(BASE_URL, "").strip(), os.environ.get(MODEL, "").strip()
+        for name, value in ((BASE_URL, base_url), (MODEL, model)):
+            if not value:
+                raise ValueError(
+                    f"{name} is not set: a model is asked at {BASE_URL} (such as http://127.0.0.1:8000/v1), "
+                    f"by the name {MODEL}, with {KEY} if it wants a key; or use --by lexicon"
+                )
+        if urlsplit(base_url).scheme not in ("http", "https"):
+            raise ValueError(f"{BASE_URL} must begin with http:// or https://, got {base_url!r}")
+        return cls(base_url.rstrip("/"), model, os.environ.get(KEY, "").strip() or None, **settings)
+
+    @property
+    def shown_url(self) -> str:
+        """The address without what may be secret in it."""
+        parts = urlsplit(self.base_url)
+        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+@dataclass(frozen=True)
+class Reply:
+    text: str
+    tokens_in: int
+    tokens_out: int
+    cached: bool = False
+
+
+class Unanswered(Exception):
+    """One request got no reply: `kind` is "unreachable" (after all attempts) or "refused" (by the server)."""
+
+    def __init__(self, kind: str, detail: str):
+        super().__init__(detail)
+        self.kind, self.detail = kind, detail
+
+
+class Cache:
+    """Replies by the hash of what was asked, in a file of JSON lines that only grows.
+
+    A last line torn by a kill is cut off when the file is opened. Raises ValueError where the file is none of
+    ours.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._places: dict[bytes, int] = {}
+        self._file = self.path.open("a+b")
+        self._file.seek(0)
+        good = 0
+        for line in self._file:
+            try:
+                key = json.loads(line)["key"] if line.endswith(b"\n") else None
+                if key is not None:
+                    self._places[bytes.fromhex(key)] = good
+            except (ValueError, KeyError, TypeError) as error:
+                if line.endswith(b"\n"):
+                    raise ValueError(
+                        f"{self.path}, byte {good}: no reply of a model: is it another file?"
+                    ) from error
+                key = None
+            if key is None:
+                break
+            good += len(line)
+        self._file.truncate(good)
+        self._end = good
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def get(self, key: str) -> Reply | None:
+        place = self._places.get(bytes.fromhex(key))
+        if place is None:
+            return None
+        self._file.seek(place)
+        line = json.loads(self._file.readline())
+        return Reply(line["reply"], line["tokens_in"], line["tokens_out"], cached=True)
+
+    def put(self, key: str, reply: Reply) -> None:
+        """On disk when this returns (against a kill; a power cut may cost the last seconds)."""
+        line = {"key": key, "reply": reply.text, "tokens_in": reply.tokens_in, "tokens_out": reply.tokens_out}
+        written = json.dumps(line, ensure_ascii=True).encode() + b"\n"
+        self._file.seek(0, os.SEEK_END)
+        self._file.write(written)
+        self._file.flush()
+        self._places[bytes.fromhex(key)] = self._end
+        self._end += len(written)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Client:
+    """Asks an endpoint, at most `concurrency` requests at a time, through a cache.
+
+    429, 5xx, timeouts, broken connections and replies that are no chat completion are tried again, with waits
+    that double, with jitter, never above a minute; a Retry-After is kept to. `retries` counts them by reason,
+    `asked` the replies that were paid for in this process.
+
+    Raises ImportError where httpx is not installed.
+    """
+
+    def __init__(self, endpoint: Endpoint, cache: Cache, concurrency: int = 16):
+        try:
+            import httpx
+        except ImportError as error:
+            raise ImportError('asking a model needs httpx: pip install "reverse-vlm[llm]"') from error
+        if concurrency < 1:
+            raise ValueError(f"concurrency must be at least 1, got {concurrency}")
+        self._errors = httpx.HTTPError
+        self._invalid = httpx.InvalidURL
+        self.endpoint, self.cache = endpoint, cache
+        headers = {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
+        limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
+        self._http = httpx.AsyncClient(
+            headers=headers, timeout=endpoint.timeout, limits=limits, trust_env=True
+        )
+        self._free = asyncio.Semaphore(concurrency)
+        self._running: dict[str, asyncio.Task[Reply]] = {}
+        self._jitter = random.Random(0)
+        self.retries: Counter[str] = Counter()
+        self.asked = 0
+
+    async def ask(self, messages: Sequence[Mapping[str, str]]) -> Reply:
+        """The reply to a chat. Raises Unanswered; ValueError where no request can succeed (key, address)."""
+        body = {"model": self.endpoint.model, **SETTINGS, "messages": list(messages)}
+        key = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:32]
+        cached = self.cache.get(key)
+        if cached is not None:
+            return cached
+        if key in self._running:  # the same question at the same time: one request
+            reply = await asyncio.shield(self._running[key])
+            return Reply(reply.text, reply.tokens_in, reply.tokens_out, cached=True)
+        task = asyncio.ensure_future(self._request(body, key))
+        self._running[key] = task
+        try:
+            return await task
+        finally:
+            self._running.pop(key, None)
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+    async def _request(self, body: dict[str, Any], key: str) -> Reply:
+        trouble = ""
+        for attempt in range(self.endpoint.attempts):
+            wait = 0.0
+            async with self._free:
+                try:
+                    response = await self._http.post(f"{self.endpoint.base_url}/chat/completions", json=body)
+                except self._invalid as error:
+                    raise ValueError(
+                        f"{BASE_URL} {self.endpoint.shown_url!r} is no address: {error}"
+                    ) from error
+                except self._errors as error:
+                    trouble, reason = f"{type(error).__name__} {error}".strip(), type(error).__name__
+                else:
+                    reply = _completion(response)
+                    if reply is not None:
+                        self.cache.put(key, reply)
+                        self.asked += 1
+                        return reply
+                    self._give_up_if_hopeless(response)
+                    reason = str(response.status_code)
+                    trouble = f"HTTP {reason}: {response.text[:200]}"
+                    wait = _retry_after(response.headers.get("retry-after"))
+            self.retries[reason] += 1
+            if attempt + 1 < self.endpoint.attempts:
+                drawn = self.endpoint.backoff * 2**attempt * (0.5 + self._jitter.random())
+                await asyncio.sleep(min(LONGEST_WAIT, max(drawn, wait)))
+        raise Unanswered("unreachable", f"{self.endpoint.attempts} attempts, the last: {trouble}")
+
+    def _give_up_if_hopeless(self, response: Any) -> None:
+        status = response.status_code
+        if status in (401, 403):
+            raise ValueError(f"{self.endpoint.shown_url} refuses the key (HTTP {status}): set {KEY}")
+        if status == 404:
+            raise ValueError(
+                f"{self.endpoint.shown_url}/chat/completions with model {self.endpoint.model!r} is not there "
+                f"(HTTP 404): check {BASE_URL}, which usually ends in /v1, and {MODEL}"
+            )
+        if 300 <= status < 500 and status not in (408, 409, 425, 429):
+            raise Unanswered("refused", f"HTTP {status}: {response.text[:200]}")
+
+
+def _completion(response: Any) -> Reply | None:
+    """The reply of a good response; None for one that is no chat completion."""
+    if response.status_code != 200:
+        return None
+    try:
+        content = response.json()
+        text = content["choices"][0]["message"]["content"]
+        usage = content.get("usage") or {}
+        spent = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        return None
+    return Reply(text, *spent) if isinstance(text, str) else None
+
+
+def _retry_after(value: str | None) -> float:
+    """Seconds of a Retry-After header (a number or a date); 0 where there is none."""
+    if not value:
+        return 0.0
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return 0.0

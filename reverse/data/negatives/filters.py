@@ -1,0 +1,111 @@
+"""Which replacements are no negatives: they say the same, or what may well be true.
+
+>>> trivial("a couch", "a sofa", Context("What is there?", ()), load_lexicon())
+'synonym'
+"""
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+from reverse.data.lexicon import Lexicon
+from reverse.data.phrasing import PREPOSITIONS
+from reverse.tokens.spans import strip
+
+REASONS = (
+    "empty", "same", "case_only", "article_or_pronoun", "plural_only", "synonym", "part_of", "repeated",
+    "in_question", "in_answer",
+)  # fmt: skip
+
+_SMALL_WORDS_TEXT = """
+    a an the this that these those i me my mine you your yours he him his she her hers it its we us
+    our ours they them their theirs one's some any another other each every both either neither such
+    same very really quite there here"""
+SMALL_WORDS = frozenset(_SMALL_WORDS_TEXT.split())
+_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
+FREE = ("adjective", "opposite")  # a second thing may be red, or on the right, and the first still not
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What stands around a phrase: the question, and the other true phrases of the conversation's answers."""
+
+    question: str
+    said: tuple[str, ...]
+
+
+def trivial(old: str, new: str, context: Context, lexicon: Lexicon, *, closed: bool = False) -> str | None:
+    """Why `new` is no negative for `old`, as one of REASONS; None where it is one.
+
+    `closed`: the question itself lists what may be answered (numbers, letters, "red or blue"), so that
+    standing in it, or elsewhere in the answers, says nothing.
+    """
+    if not new.strip() or strip(new) != new:
+        return "empty"
+    if new == old:
+        return "same"
+    if " ".join(_words(new)) == " ".join(_words(old)):
+        return "case_only"
+    was, now = _content(old), _content(new)
+    if not closed and (was == now or not now):
+        return "article_or_pronoun"
+    was, now = _singular(was, lexicon), _singular(now, lexicon)
+    if was and was == now:
+        return "plural_only"
+    if was and len(was) == len(now) and all(lexicon.may_be_same(a, b) for a, b in zip(was, now, strict=True)):
+        return "synonym"
+    if lexicon.may_be_same(" ".join(was), " ".join(now)):
+        return "synonym"
+    if closed:
+        return None
+    kept, added = Counter(was) - Counter(now), Counter(now) - Counter(was)
+    if not kept or not added:
+        return "part_of"
+    if any(now.count(word) > max(1, was.count(word)) for word in added):
+        return "repeated"
+    return _known(new, list(added), context, lexicon)
+
+
+def is_given(phrase: str, question: str, lexicon: Lexicon) -> bool:
+    """Whether a phrase only repeats the question, and so claims nothing: "The car" of "What colour is the
+    car?"."""
+    asked = set(_singular(_content(question), lexicon))
+    words = _singular([word for word in _content(phrase) if word not in PREPOSITIONS], lexicon)
+    return all(word in asked for word in words)
+
+
+def _known(new: str, added: list[str], context: Context, lexicon: Lexicon) -> str | None:
+    """Whether what is new in a phrase stands in the question or in another true phrase."""
+    asked = set(_singular(_content(context.question), lexicon))
+    if all(word in asked for word in added):
+        return "in_question"
+    told = [_singular(_content(phrase), lexicon) for phrase in context.said]
+    if _singular(_content(new), lexicon) in told:
+        return "in_answer"
+    names = [match.entry.word.lower() for match in lexicon.find(new) if match.entry.form not in FREE]
+    fresh = [name for name in names if set(name.split()) & set(added)]
+    fresh = fresh or [word for word in added if not _is_free(word, lexicon)]
+    for phrase in context.said:
+        words = {match.entry.word.lower() for match in lexicon.find(phrase)} | set(
+            _singular(_content(phrase), lexicon)
+        )
+        if any(lexicon.may_be_same(word, other) for word in fresh for other in words):
+            return "in_answer"
+    return None
+
+
+def _is_free(word: str, lexicon: Lexicon) -> bool:
+    readings = lexicon.entries.get(word)
+    return readings is not None and all(entry.form in FREE for entry, _ in readings)
+
+
+def _words(text: str) -> list[str]:
+    return [word.lower() for word in _WORD.findall(text)]
+
+
+def _content(text: str) -> list[str]:
+    return [word for word in _words(text) if word not in SMALL_WORDS]
+
+
+def _singular(words: list[str], lexicon: Lexicon) -> list[str]:
+    return [lexicon.singular(word) for word in words]

@@ -1,0 +1,219 @@
+"""From a tagged record to its negatives, and both to training records.
+
+A negative keeps the answer up to one phrase, says that phrase wrongly and stops right after `</UN>`:
+
+    There are <SPAN>three players</CN> <SPAN>on a field</CN>.      ->  There are <SPAN>five players</UN>
+
+Layout, after the published set, which holds each conversation twice: of a record come two, `id` and `id-neg`,
+with the same questions. Each answer that has a negative stands rightly in one and wrongly in the other; which
+in which is drawn, half and half. An answer without negative stays right in both. Where no answer has one, the
+second record is left out.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from random import Random
+from typing import Any
+
+from reverse.data import numbers, yesno
+from reverse.data.answers import answer_type, plain_question
+from reverse.data.lexicon import Lexicon, load_lexicon
+from reverse.data.negatives.filters import Context, is_given, trivial
+from reverse.data.negatives.rules import Slot, replacements
+from reverse.data.phrasing import PREPOSITIONS
+from reverse.tokens.spans import UN, Parsed, Phrase, parse, problems, render, strip
+
+PASS_ON = ("no_phrase", "malformed", "negative_already")  # answers that are left as they are
+TRIES = 24  # replacements of one phrase that are looked at
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One tagged answer: where it stands, what was asked, and what else the conversation says.
+
+    `said`: the true phrases of all other answers. `problem`: why no negative can be made of it, or None.
+    """
+
+    name: str
+    at: int
+    question: str
+    answer: Parsed
+    kind: str
+    said: tuple[str, ...]
+    problem: str | None = None
+
+    def rng(self, seed: int, purpose: str = "negative") -> Random:
+        """Random numbers of this answer alone: by id, place and words, not by when or where it is worked
+        on."""
+        return Random(f"{seed}\n{purpose}\n{self.name}\n{self.at}\n{self.question}\n{self.answer.text}")
+
+    def context(self, phrase: Phrase) -> Context:
+        others = tuple(other.text for other in self.answer.phrases if other is not phrase)
+        return Context(self.question, self.said + others)
+
+    def slot(self, phrase: Phrase) -> Slot:
+        return Slot(phrase.text, self.question, self.answer.text[: phrase.start])
+
+
+@dataclass(frozen=True)
+class Negative:
+    """`value`: the tagged text up to and with `</UN>`; `hint`: the wrong phrase, lower case; `at`: which
+    phrase."""
+
+    value: str
+    hint: str
+    at: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A negative, or why there is none; `refused` counts the replacements that were filtered, by reason."""
+
+    negative: Negative | None
+    reason: str | None
+    refused: Counter[str]
+    detail: str = ""
+
+
+def turns_of(record: Mapping[str, Any]) -> list[Turn]:
+    """The answers of a record, in order."""
+    conversation = record["conversations"]
+    answers = [parse(turn["value"]) for turn in conversation[1::2]]
+    turns = []
+    for i, (asked, told) in enumerate(zip(conversation[::2], conversation[1::2], strict=False)):
+        said = tuple(
+            p.text for j, answer in enumerate(answers) if j != i for p in answer.phrases if p.confident
+        )
+        question = plain_question(strip(asked["value"]))
+        kind = answer_type(answers[i].text, question, answers[i].phrases)
+        turns.append(
+            Turn(
+                str(record.get("id", "")),
+                i,
+                question,
+                answers[i],
+                kind,
+                said,
+                _problem(told["value"], answers[i]),
+            )
+        )
+    return turns
+
+
+def make_negative(turn: Turn, seed: int, lexicon: Lexicon | None = None) -> Outcome:
+    """A negative by rule and lexicon: the first phrase, in an order drawn by `seed`, that can be said
+    wrongly."""
+    if turn.problem:
+        return Outcome(None, turn.problem, Counter())
+    lexicon = lexicon or load_lexicon()
+    rng = turn.rng(seed)
+    refused: Counter[str] = Counter()
+    for at in order_of_phrases(turn, rng):
+        phrase = turn.answer.phrases[at]
+        context = turn.context(phrase)
+        given = is_given(phrase.text, turn.question, lexicon)
+        for new, closed in islice(replacements(turn.slot(phrase), rng, lexicon), TRIES):
+            if given and not closed:
+                refused["given"] += 1
+                break
+            reason = trivial(phrase.text, new, context, lexicon, closed=closed)
+            if reason is None:
+                return Outcome(write_negative(turn.answer, at, new), None, refused)
+            refused[reason] += 1
+    return Outcome(None, "nothing_to_swap", refused)
+
+
+def order_of_phrases(turn: Turn, rng: Random) -> list[int]:
+    """In which order phrases are tried: a yes or no, or the number that was asked for, before all others."""
+    phrases = turn.answer.phrases
+    order = [at for at in range(len(phrases)) if not _is_early(turn.answer, phrases[at])]
+    rng.shuffle(order)
+    if turn.kind == "yes_no":
+        found = yesno.find(turn.answer.text)
+        return sorted(order, key=lambda at: found != (phrases[at].start, phrases[at].end))
+    if turn.kind == "number":
+        return sorted(order, key=lambda at: not numbers.find(phrases[at].text))
+    return order
+
+
+def _is_early(answer: Parsed, phrase: Phrase) -> bool:
+    """ "On the left …" before what stands there is named: nothing has been said that could be wrong."""
+    before = answer.text[: phrase.start].rstrip(" \"'*(")
+    opens = not before or before[-1] in ".!?\n:;" or before.endswith("\n")
+    alone = len(answer.phrases) == 1 or not answer.text[phrase.end :].strip(" .\n")
+    return opens and not alone and phrase.text.split()[0].lower() in PREPOSITIONS
+
+
+def write_negative(answer: Parsed, at: int, new: str) -> Negative:
+    """`answer` with phrase number `at` said as `new`, ending there."""
+    phrase = answer.phrases[at]
+    text = answer.text[: phrase.start] + new
+    phrases = [*answer.phrases[:at], Phrase(new, phrase.start, phrase.start + len(new), False)]
+    return Negative(render(text, phrases), new.lower(), at)
+
+
+def pair(
+    record: Mapping[str, Any], turns: Sequence[Turn], outcomes: Sequence[Outcome], seed: int
+) -> tuple[list[dict[str, Any]], Counter[str], list[dict[str, Any]]]:
+    """The records that come of one, what is to be counted, and a line for each answer without a negative."""
+    counts: Counter[str] = Counter(records_in=1, answers=len(turns))
+    failures = []
+    for turn, outcome in zip(turns, outcomes, strict=True):
+        counts.update({f"filtered.{reason}": many for reason, many in outcome.refused.items()})
+        if outcome.negative is None:
+            counts[f"without_negative.{outcome.reason}"] += 1
+            failures.append(
+                {"id": record.get("id"), "turn": turn.at, "reason": outcome.reason, "A_type": turn.kind}
+                | ({"detail": outcome.detail} if outcome.detail else {})
+            )
+        else:
+            counts[f"negatives.{turn.kind}"] += 1
+            counts["hints"] += 1
+    made = [i for i, outcome in enumerate(outcomes) if outcome.negative is not None]
+    rng = turns[0].rng(seed, "order")
+    wrong_first = set(rng.sample(made, (len(made) + rng.randrange(2)) // 2 if made else 0))
+    first = _record(record, turns, outcomes, wrong_first)
+    counts["positive_answers"] += len(turns) - len(wrong_first)
+    counts["negative_answers"] += len(wrong_first)
+    if not made:
+        return [first], counts, failures
+    wrong_second = set(made) - wrong_first
+    second = _record(record, turns, outcomes, wrong_second)
+    if len(made) == len(turns) == 1:  # a name should not say "neg" of what is right
+        first, second = (first, second) if 0 in wrong_second else (second, first)
+        pairs = [first, second | {"id": f"{record.get('id', '')}-neg"}]
+        if 0 in wrong_first:
+            pairs.reverse()
+    else:
+        pairs = [first, second | {"id": f"{record.get('id', '')}-neg"}]
+    counts["positive_answers"] += len(turns) - len(wrong_second)
+    counts["negative_answers"] += len(wrong_second)
+    counts["negative_first"] += min(made) in wrong_first
+    counts["pairs"] += 1
+    return pairs, counts, failures
+
+
+def _record(
+    record: Mapping[str, Any], turns: Sequence[Turn], outcomes: Sequence[Outcome], wrong: set[int]
+) -> dict[str, Any]:
+    conversation = list(record["conversations"])
+    for turn, outcome in zip(turns, outcomes, strict=True):
+        place = 2 * turn.at + 1
+        answer = conversation[place]
+        negative, kind = outcome.negative, answer.get("A_type") or turn.kind
+        if negative is None:
+            conversation[place] = answer | {"A_type": kind, "hint": answer.get("hint")}
+            continue
+        value = negative.value if turn.at in wrong else answer["value"]
+        conversation[place] = answer | {"value": value, "A_type": kind, "hint": negative.hint}
+    return dict(record) | {"conversations": conversation}
+
+
+def _problem(value: str, answer: Parsed) -> str | None:
+    if problems(value):
+        return "malformed"
+    if not answer.phrases:
+        return "no_phrase"
+    return "negative_already" if UN in value else None

@@ -1,0 +1,216 @@
+"""Numbers in answers: where they stand, and other numbers that could stand there.
+
+Counts in words and digits, "a dozen", ordinals, years, times, percentages, prices, decimals, boxes
+("[0.12, 0.4, 0.5, 0.9]") and longer strings of digits (dates, telephone numbers, what is read off a sign).
+
+    >>> change("three", random.Random(0)), change("10:25", random.Random(0)), change("1998", random.Random(0))
+    ('five', '10:35', '1999')
+"""
+
+import re
+from random import Random
+
+ONES = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+)  # fmt: skip
+TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+ORDINALS = (
+    "first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "eleventh",
+    "twelfth",
+)  # fmt: skip
+WORDS = {word: value for value, word in enumerate(ONES)} | {
+    word: 10 * tens for tens, word in enumerate(TENS, 2)
+}
+
+_TENS_WORD = rf"(?:{'|'.join(TENS)})(?:[- ](?:{'|'.join(ONES[1:10])}))?"
+_WORD = rf"(?:{_TENS_WORD}|{'|'.join(sorted(ONES, key=len, reverse=True))})"
+_ORDINAL_WORD = "|".join(ORDINALS)
+
+# Kinds in the order in which they are tried; each pattern matches a whole number.
+KINDS = {
+    "box": r"\[\s*\d*\.\d+(?:\s*,\s*\d*\.\d+){3}\s*\]",
+    "time": r"(?:[01]?\d|2[0-3]):[0-5]\d(?!\d)",
+    "percent": r"\d+(?:\.\d+)?(?=\s?(?:%|percent\b|per cent\b))",
+    "ordinal": r"\d+(?:st|nd|rd|th)\b",
+    "string": r"\d+(?:[-/.]\d+){2,}|\d+[-/]\d+|0\d+|\d{5,}",
+    "thousands": r"\d{1,3}(?:,\d{3})+(?!\d)",
+    "decimal": r"\d*\.\d+",
+    "year": r"(?:1[5-9]|20)\d\d(?!\d)",
+    "integer": r"\d+",
+    "dozen": r"(?:half a |a |one |two |three )?dozen\b|(?:a )?couple\b",
+    "ordinal_word": rf"(?:{_ORDINAL_WORD})\b",
+    "word": rf"{_WORD}\b",
+    "nothing": r"none\b",
+}
+_NUMBER = re.compile(
+    r"(?<![\w.])(?:" + "|".join(f"(?P<{kind}>{pattern})" for kind, pattern in KINDS.items()) + ")",
+    re.IGNORECASE,
+)
+_WHOLE = re.compile(
+    rf"(?:(?:about|around|approximately|over|nearly|almost)\s+)?[$€£¥]?(?:{_NUMBER.pattern})"
+    r"(?:\s?(?:%|percent|per cent|am|pm|a\.m\.|p\.m\.|o'clock|st|nd|rd|th))?",
+    re.IGNORECASE,
+)
+
+
+def find(text: str) -> list[tuple[int, int, str]]:
+    """Every number of `text`: start, end, kind (a key of KINDS), left to right."""
+    return [(match.start(), match.end(), match.lastgroup or "") for match in _NUMBER.finditer(text)]
+
+
+def is_number(text: str) -> bool:
+    """Whether `text` says a number and nothing else ("12", "a dozen", "$4.99", "10:25 am")."""
+    return _WHOLE.fullmatch(text.strip()) is not None
+
+
+def change(text: str, rng: Random, *, least: int = 0) -> str | None:
+    """`text` with its first number changed: never the same value, never negative, small ones by 1 to 3.
+
+    What stands around the number, its case and its way of writing stay. `least` is the smallest count that
+    may come out (2 keeps a plural plural). None where there is no number or nothing else to say.
+    """
+    match = _NUMBER.search(text)
+    if match is None:
+        return None
+    old, kind = match.group(), match.lastgroup or ""
+    new = _CHANGES[kind](old, rng, least)
+    return None if new is None else text[: match.start()] + match_case(old, new) + text[match.end() :]
+
+
+def match_case(old: str, new: str) -> str:
+    """`new` in the case of `old`: all upper, first letter upper, or as it is."""
+    letters = [letter for letter in old if letter.isalpha()]
+    if len(letters) > 1 and all(letter.isupper() for letter in letters):
+        return new.upper()
+    if letters and letters[0].isupper():
+        return new[:1].upper() + new[1:]
+    return new
+
+
+def _near(value: int, rng: Random, least: int = 0) -> int:
+    """Another count that one might take for `value`: 1 to 3 away, or up to a tenth for a large one."""
+    reach = max(3, value // 10)
+    steps = [step for step in range(-reach, reach + 1) if step and value + step >= least]
+    return value + rng.choices(steps, [1 / abs(step) for step in steps])[0]
+
+
+def _word(old: str, rng: Random, least: int) -> str:
+    value = sum(WORDS[part] for part in re.split(r"[- ]", old.lower()))
+    return spell(_near(value, rng, least), hyphen=" " if " " in old else "-")
+
+
+def spell(value: int, hyphen: str = "-") -> str:
+    """A count in words up to 99, in digits above."""
+    if value < 20:
+        return ONES[value]
+    if value > 99:
+        return str(value)
+    return TENS[value // 10 - 2] + (hyphen + ONES[value % 10] if value % 10 else "")
+
+
+def _time(old: str, rng: Random, least: int) -> str:
+    hours, minutes = old.split(":")
+    hour, minute = int(hours), int(minutes)
+    clock = 24 if hour > 12 or hour == 0 else 12
+    if rng.random() < 0.6:
+        new_hour = (hour + rng.choice((-3, -2, -1, 1, 2, 3))) % clock
+        hour = new_hour or (clock if clock == 12 else 0)
+    else:
+        minute = (minute + rng.choice((-20, -15, -10, 10, 15, 20))) % 60
+    return f"{hour:0{len(hours) if hours.startswith('0') else 1}d}:{minute:02d}"
+
+
+def _percent(old: str, rng: Random, least: int) -> str:
+    places = len(old.partition(".")[2])
+    value = float(old)
+    steps = [step for step in (-25, -20, -15, -10, -5, 5, 10, 15, 20, 25) if 0 <= value + step <= 100]
+    return f"{value + rng.choice(steps or [10]):.{places}f}"
+
+
+def _year(old: str, rng: Random, least: int) -> str:
+    steps = [step for step in range(-12, 13) if step and 1500 <= int(old) + step <= 2099]
+    return str(int(old) + rng.choice(steps))
+
+
+def _integer(old: str, rng: Random, least: int) -> str:
+    return str(_near(int(old), rng, least))
+
+
+def _thousands(old: str, rng: Random, least: int) -> str:
+    value = int(old.replace(",", ""))
+    step = 10 ** (len(str(value)) - 2)
+    return f"{value + rng.choice((-3, -2, -1, 1, 2, 3)) * step:,}"
+
+
+def _decimal(old: str, rng: Random, least: int) -> str:
+    whole, _, places = old.partition(".")
+    if int(whole or 0):
+        return f"{_near(int(whole), rng, 0)}.{places}"
+    first = next((place for place, digit in enumerate(places) if digit != "0"), 0)
+    digit = str((int(places[first]) + rng.choice((2, 3, 4, 5, 6, 7, 8))) % 10)
+    return f"{whole}.{places[:first]}{digit}{places[first + 1 :]}"
+
+
+def _ordinal(old: str, rng: Random, least: int) -> str:
+    value = _near(int(old[:-2]), rng, 1)
+    ending = "th" if value % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(value % 10, "th")
+    return f"{value}{ending}"
+
+
+def _ordinal_word(old: str, rng: Random, least: int) -> str:
+    place = ORDINALS.index(old.lower())
+    near = [other for other in range(max(0, place - 3), min(len(ORDINALS), place + 4)) if other != place]
+    return ORDINALS[rng.choice(near)]
+
+
+def _dozen(old: str, rng: Random, least: int) -> str | None:
+    if "couple" in old.lower():
+        return None  # "a couple of", also said of three: nothing is surely false
+    return rng.choice([many for many in ("two dozen", "half a dozen", "three dozen") if many != old.lower()])
+
+
+def _string(old: str, rng: Random, least: int) -> str:
+    return _digits(old, rng)
+
+
+def _digits(old: str, rng: Random) -> str:
+    """One or two digits changed, the first only where there are no others."""
+    places = [place for place, letter in enumerate(old) if letter.isdigit()]
+    chosen = rng.sample(places[1:] or places, min(len(places[1:]) or 1, rng.choice((1, 2))))
+    new = list(old)
+    for place in chosen:
+        new[place] = rng.choice([digit for digit in "0123456789" if digit != old[place]])
+    return "".join(new)
+
+
+def _box(old: str, rng: Random, least: int) -> str | None:
+    """A box of the same size elsewhere, sharing at most a fifth of its area with the old; coordinates are
+    left, top, right, bottom as shares of the picture."""
+    numbers = re.findall(r"\d*\.\d+", old)
+    left, top, right, bottom = map(float, numbers)
+    width, height = right - left, bottom - top
+    if not (0 < width <= 1 and 0 < height <= 1):
+        return None
+    for _ in range(64):
+        scale_x, scale_y = rng.uniform(0.6, 1.3), rng.uniform(0.6, 1.3)
+        wide, high = min(width * scale_x, 0.95), min(height * scale_y, 0.95)
+        x, y = rng.uniform(0, 1 - wide), rng.uniform(0, 1 - high)
+        shared = max(0.0, min(right, x + wide) - max(left, x)) * max(0.0, min(bottom, y + high) - max(top, y))
+        if shared <= 0.2 * (width * height + wide * high - shared):
+            parts = re.split(r"(\d*\.\d+)", old)
+            for place, number in zip((1, 3, 5, 7), (x, y, x + wide, y + high), strict=True):
+                parts[place] = f"{number:.{len(parts[place].partition('.')[2])}f}"
+            return "".join(parts)
+    return None
+
+
+def _nothing(old: str, rng: Random, least: int) -> str:
+    return spell(rng.choice((1, 1, 2, 2, 3)))
+
+
+_CHANGES = {
+    "box": _box, "time": _time, "percent": _percent, "ordinal": _ordinal, "string": _string,
+    "thousands": _thousands, "decimal": _decimal, "year": _year, "integer": _integer, "dozen": _dozen,
+    "ordinal_word": _ordinal_word, "word": _word, "nothing": _nothing,
+}  # fmt: skip
