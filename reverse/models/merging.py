@@ -2,9 +2,9 @@
 
     reverse merge runs/llava llava-merged --base llava-with-tokens
 
-What training may have touched is merged: LoRA matrices, single token rows (`trainable_token_indices`), and whole
-modules (`modules_to_save`: the projector). All is found in the adapter's files, nothing in their names. The base
-must be the one that was trained: shapes, architecture, vocabulary and, where training left a card
+What training may have touched is merged: LoRA matrices, single token rows (`trainable_token_indices`), and
+whole modules (`modules_to_save`: the projector). All is found in the adapter's files, nothing in their names.
+The base must be the one that was trained: shapes, architecture, vocabulary and, where training left a card
 (`write_adapter_card`), a fingerprint of its weights.
 """
 
@@ -86,7 +86,8 @@ def merge_adapter(
     path, family = find_checkpoint(base)
     if card.get("model_type") and card["model_type"] not in family.model_types:
         raise ValueError(
-            f"the adapter was trained on {card['model_type']!r}, and {base!r} is {family.name}: merge it into "
+            f"the adapter was trained on {card['model_type']!r}, and {base!r} is {family.name}: merge it "
+            f"into "
             f"{card.get('base') or 'its own base'}"
         )
     processor = _find_processor(folder, path, family)
@@ -138,7 +139,8 @@ def base_fingerprint(model: Any, kind: str | None = None) -> str:
 
     Args:
         model: a base, or a PeftModel around it.
-        kind: "full", all tensors; or "plain", embeddings, norms and biases only, which is all that is left of a
+        kind: "full", all tensors; or "plain", embeddings, norms and biases only, which is all that is left of
+        a
             quantised base. By default "full" where no weight is quantised.
 
     Returns:
@@ -280,13 +282,16 @@ def _check_vocabulary(
     if other:
         token, (here, there) = next(iter(other.items()))
         raise ValueError(
-            f"{str(folder)!r} has a tokenizer that gives {token!r} the id {here}, {path!r} gives it {there}, and "
-            f"{len(other)} tokens differ: their vocabularies are not the same, merge into the base that was trained"
+            f"{str(folder)!r} has a tokenizer that gives {token!r} the id {here}, {path!r} gives it {there}, "
+            f"and "
+            f"{len(other)} tokens differ: their vocabularies are not the same, merge into the base that was "
+            f"trained"
         )
     rows = model.get_input_embeddings().weight.shape[0]
     if card.get("rows") not in (None, rows):
         raise ValueError(
-            f"{path!r} has {rows} embedding rows, and the adapter was trained on {card['rows']}: its vocabulary "
+            f"{path!r} has {rows} embedding rows, and the adapter was trained on {card['rows']}: its "
+            f"vocabulary "
             "is another one, merge into the base that was trained"
         )
     trained_rows = settings.get("trainable_token_indices") or {}
@@ -294,7 +299,8 @@ def _check_vocabulary(
     highest = max((index for one in lists for index in one), default=0)
     if highest >= rows:
         raise ValueError(
-            f"the adapter trained row {highest}, and {path!r} has {rows} embedding rows: it is not the base that "
+            f"the adapter trained row {highest}, and {path!r} has {rows} embedding rows: it is not the base "
+            f"that "
             "was trained"
         )
 
@@ -307,7 +313,8 @@ def _check_fingerprint(base: str, card: dict[str, Any], model: Any) -> bool:
     if found != recorded:
         named = f" (it was trained on {card['base']!r})" if card.get("base") else ""
         raise ValueError(
-            f"{base!r} has other weights than the base of this adapter{named}: shapes agree, the fingerprints "
+            f"{base!r} has other weights than the base of this adapter{named}: shapes agree, the "
+            f"fingerprints "
             f"{recorded[:17]}… and {found[:17]}… do not; merge into the base that was trained"
         )
     return True
@@ -320,7 +327,8 @@ def _merge(
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 
     wrong = (
-        f"the adapter in {str(folder)!r} does not fit {type(model).__name__} of this base ({{}}): merge into the "
+        f"the adapter in {str(folder)!r} does not fit {type(model).__name__} of this base ({{}}): merge into "
+        f"the "
         "base that was trained"
     )
     try:

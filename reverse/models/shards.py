@@ -4,9 +4,9 @@
     >>> tensors.read("model.mm_projector.0.weight").shape
     torch.Size([4096, 1024])
 
-Nothing here holds a whole checkpoint. Safetensors and zipped `.bin` files are memory-mapped; the writer holds at
-most one shard (2 GB). Pickles go through torch's restricted loader (`weights_only=True`) and no other; file
-names from an index never leave the folder.
+Nothing here holds a whole checkpoint. Safetensors and zipped `.bin` files are memory-mapped; the writer holds
+at most one shard (2 GB). Pickles go through torch's restricted loader (`weights_only=True`) and no other;
+file names from an index never leave the folder.
 """
 
 import json
@@ -95,13 +95,14 @@ def open_tensors(folder: str | os.PathLike, names: tuple[str, ...] = ()) -> Tens
         if single is None:
             raise FileNotFoundError(f"{str(folder)!r} has no {' or '.join(names)}")
         return Tensors({single: _names_in(single)})
-    for index, single in zip(_INDEXES, _SINGLES, strict=True):
+    for index, whole in zip(_INDEXES, _SINGLES, strict=True):
         if (folder / index).is_file():
             return Tensors(_read_index(folder, index))
-        if (folder / single).is_file():
-            return Tensors({folder / single: _names_in(folder / single)})
+        if (folder / whole).is_file():
+            return Tensors({folder / whole: _names_in(folder / whole)})
     raise FileNotFoundError(
-        f"{str(folder)!r} has no weights ({', '.join(_SINGLES)} or an index of shards): fetch it again, or name "
+        f"{str(folder)!r} has no weights ({', '.join(_SINGLES)} or an index of shards): fetch it again, or "
+        f"name "
         "the folder that holds them"
     )
 
@@ -135,7 +136,8 @@ def find_folder(path_or_id: str | os.PathLike) -> Path:
         return Path(snapshot_download(name, allow_patterns=HUB_FILES))
     except Exception as error:  # the hub's own, and those of the network below it
         raise FileNotFoundError(
-            f"there is no folder {name!r}, and it cannot be fetched as a hub id ({error:.200}): check the name "
+            f"there is no folder {name!r}, and it cannot be fetched as a hub id ({error:.200}): check the "
+            f"name "
             "and the connection"
         ) from error
 
@@ -149,14 +151,16 @@ def _read_index(folder: Path, index: str) -> dict[Path, list[str]]:
         plain = isinstance(file, str) and file not in ("", ".", "..") and not set(file) & set("/\\\0:")
         if not plain:
             raise ValueError(
-                f"{folder / index} says that {name!r} lies in {file!r}, which is no file of that folder: shards "
+                f"{folder / index} says that {name!r} lies in {file!r}, which is no file of that folder: "
+                f"shards "
                 "lie beside their index"
             )
         files.setdefault(folder / file, []).append(name)
     missing = sorted(path.name for path in files if not path.is_file())
     if missing:
         raise FileNotFoundError(
-            f"{str(folder)!r} lacks {len(missing)} of {len(files)} shards ({', '.join(missing[:3])}): fetch the "
+            f"{str(folder)!r} lacks {len(missing)} of {len(files)} shards ({', '.join(missing[:3])}): fetch "
+            f"the "
             "checkpoint again"
         )
     for path, names in files.items():
@@ -197,7 +201,8 @@ def load_pickle(path: Path) -> dict[str, torch.Tensor]:
     except Exception as error:  # UnpicklingError, EOFError, RuntimeError, …: whatever damaged bytes raise
         reason = " ".join(str(error).split())[:160]
         raise ValueError(
-            f"{path} is refused: it holds something other than tensors, or is damaged ({reason}); pickles are read "
+            f"{path} is refused: it holds something other than tensors, or is damaged ({reason}); pickles "
+            f"are read "
             "by torch's restricted loader only, convert the file where you trust it to safetensors"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
@@ -239,7 +244,7 @@ class ShardWriter:
         """Write what is left, give the shards their names, and write the index."""
         self._flush()
         count = len(self._written)
-        weight_map = {}
+        weight_map: dict[str, str] = {}
         for number, names in enumerate(self._written, start=1):
             final = "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
             (self.folder / _part(number)).replace(self.folder / final)
@@ -269,8 +274,8 @@ def check_new(out: Path) -> None:
 def whole_folder(out: Path) -> Iterator[Path]:
     """A temporary folder beside `out` that becomes `out` when the block ends, and vanishes where it fails.
 
-    Every file is flushed to the disk before the name is given, so `out` is complete or not there; a run that is
-    killed leaves `.out.*` behind, which may be deleted.
+    Every file is flushed to the disk before the name is given, so `out` is complete or not there; a run that
+    is killed leaves `.out.*` behind, which may be deleted.
     """
     check_new(out)
     out.parent.mkdir(parents=True, exist_ok=True)

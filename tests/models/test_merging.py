@@ -189,7 +189,7 @@ def other_vocabulary(base, adapter, tiny):
 
 def same_ids_other_words(base, adapter, tiny):
     """The adapter brings a tokenizer whose words have other ids, the three tokens the same."""
-    model, processor = load(base)
+    _, processor = load(base)
     processor.save_pretrained(adapter)
     file = adapter / "tokenizer.json"
     state = json.loads(file.read_text())
@@ -224,7 +224,7 @@ def test_folders_that_are_no_adapter(llava, tmp_path):
     """An empty folder, two adapters or another method would end in a traceback of peft."""
     base, adapter, _ = llava
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="no adapter_config.json .it holds nothing"):
+    with pytest.raises(FileNotFoundError, match=r"no adapter_config.json .it holds nothing"):
         merge_adapter(tmp_path / "empty", tmp_path / "out", base=base)
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         merge_adapter(tmp_path / "nowhere", tmp_path / "out", base=base)
@@ -232,14 +232,14 @@ def test_folders_that_are_no_adapter(llava, tmp_path):
     report = merge_adapter(tmp_path / "run", tmp_path / "out")
     assert report.layers == 6
     shutil.copytree(adapter, tmp_path / "run" / "two")
-    with pytest.raises(ValueError, match="holds 2 adapters .'one', 'two'"):
+    with pytest.raises(ValueError, match=r"holds 2 adapters .'one', 'two'"):
         merge_adapter(tmp_path / "run", tmp_path / "out2", base=base)
     edit(adapter / "adapter_config.json", peft_type="IA3")
     with pytest.raises(ValueError, match="type 'IA3': only LoRA"):
         merge_adapter(adapter, tmp_path / "out2", base=base)
     (adapter / "adapter_model.safetensors").unlink()
     edit(adapter / "adapter_config.json", peft_type="LORA")
-    with pytest.raises(FileNotFoundError, match="has no adapter_model.safetensors or"):
+    with pytest.raises(FileNotFoundError, match=r"has no adapter_model.safetensors or"):
         merge_adapter(adapter, tmp_path / "out2", base=base)
     with pytest.raises(FileExistsError, match="not empty"):
         merge_adapter(adapter, tmp_path / "out")
@@ -247,7 +247,7 @@ def test_folders_that_are_no_adapter(llava, tmp_path):
 
 def test_damaged_adapters(llava, tmp_path):
     """A file cut off, a matrix missing or a NaN would make a checkpoint that looks whole."""
-    base, adapter, _ = llava
+    _, adapter, _ = llava
     file = adapter / "adapter_model.safetensors"
     whole, state = file.read_bytes(), load_file(file)
     file.write_bytes(whole[:-100])
