@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ def merge_adapter(
     *,
     base: str | os.PathLike | None = None,
     dtype: torch.dtype | str | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> Merged:
     """Write base plus adapter to the folder `out`, with tokenizer, processor and default threshold.
 
@@ -64,6 +66,7 @@ def merge_adapter(
         out: folder to write; must not exist or be empty.
         base: checkpoint folder or hub id; by default the one that the card or adapter_config.json names.
         dtype: of the merged weights; by default as the base was saved.
+        progress: called with what is done next.
 
     Raises:
         FileExistsError: `out` is not empty.
@@ -73,6 +76,7 @@ def merge_adapter(
     """
     out = Path(out)
     check_new(out)
+    say = progress or (lambda what: None)
     folder = find_adapter(adapter)
     settings, card = read_json(folder / _CONFIG), _read_card(folder)
     _check_settings(folder, settings)
@@ -91,15 +95,18 @@ def merge_adapter(
             f"{card.get('base') or 'its own base'}"
         )
     processor = _find_processor(folder, path, family)
+    say(f"reading {base}")
     model = load_weights(path, family, dtype=dtype)
     _check_vocabulary(folder, path, card, settings, model, processor, family)
     checked = _check_fingerprint(base, card, model)
 
+    say("merging")
     threshold = _threshold(folder, card)
     merged, report = _merge(model, folder, settings, state)
     if threshold is not None:
         set_default_threshold(merged, threshold)
     default_threshold(merged)  # refuses a damaged one before anything is written
+    say(f"writing {out}")
     with whole_folder(out) as whole:
         merged.save_pretrained(whole)
         processor.save_pretrained(whole)

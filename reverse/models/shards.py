@@ -283,6 +283,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
     try:
         yield whole
         for path in whole.iterdir():
+            path.chmod(0o644)  # safetensors writes for the owner alone
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         whole.chmod(0o755)

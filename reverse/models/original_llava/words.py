@@ -109,8 +109,8 @@ def read_tokenizer(folder: Path) -> tuple[PreTrainedTokenizerFast, str | None]:
         else:
             legacy = settings.get("legacy") is not False  # what transformers 4 took an absent field for
             found = LlamaTokenizer.from_pretrained(str(folder), legacy=legacy, trust_remote_code=False)
-            if legacy:
-                _read_as_legacy(found.backend_tokenizer)
+        if getattr(found.backend_tokenizer.pre_tokenizer, "prepend_scheme", None) == "always":
+            _read_as_legacy(found.backend_tokenizer)
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise ValueError(
             f"the tokenizer of {str(folder)!r} is damaged ({error:.200}): fetch it again"
