@@ -14,6 +14,7 @@ from reverse.cli import app
 from reverse.models import family_of, load, prepare_inputs
 from reverse.models.converting import convert
 from reverse.tokens import TokenIds, token_ids
+from reverse.training.encoding import Encoder, Turn
 from tests.models import original as layout
 
 BEFORE = f"{layout.VICUNA_SYSTEM} USER: "
@@ -313,6 +314,16 @@ def test_it_generates(converted, picture):
         max_attempts=4,
     )
     assert "".join(pieces) == result.text
+
+
+def test_it_can_be_trained_further(converted, picture):
+    """Training would tokenise the question otherwise than decoding, or lose the words around tags."""
+    model, processor = load(converted)
+    answer = "There is <SPAN>a dog</CN> and <SPAN>two cups</UN>"
+    ids = Encoder(processor).row([Turn(layout.QUESTION, answer)], 4).ids.tolist()
+    prompt = prepare_inputs(processor, [picture()], [layout.QUESTION], family_of(model))["input_ids"][0]
+    assert ids[: len(prompt)] == prompt.tolist()
+    assert processor.decode(ids[len(prompt) :]).strip() == answer + "</s>"
 
 
 def test_others_load_it(converted):
