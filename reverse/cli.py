@@ -22,7 +22,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from reverse import __version__
-from reverse.commands import making
+from reverse.commands import checkpoints, making
 
 REFUSALS = (ValueError, TypeError, OSError)
 
@@ -179,6 +179,9 @@ def data_scenes(
 
         manifest = write_scenes(out, split, count, seed, workers, progress)
     typer.echo(f"{out}: {manifest['count']} scenes of {manifest['split']}")
+
+
+checkpoints.register(app)
 
 
 def _hush() -> None:

@@ -1,1 +1,1 @@
-"""Commands by theme; each module offers `register(app)`, which `reverse.cli` calls."""
+"""The commands of `reverse` by theme: each module offers `register(app)`, which `reverse.cli` calls."""

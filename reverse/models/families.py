@@ -127,8 +127,8 @@ def family_named(model_type: Any, owner: str) -> Family:
     known = ", ".join(f"{family.name} ({', '.join(family.model_types)})" for family in FAMILIES)
     raise ValueError(
         f"{owner} has the unknown architecture {model_type!r}: known are {known}; an original LLaVA "
-        "checkpoint (model_type 'llava_llama') must first be converted to the class of transformers, and a "
-        "LoRA adapter merged into its base (peft's merge_and_unload)"
+        "checkpoint (model_type 'llava_llama') must first be converted (`reverse convert SRC OUT`), and a "
+        "LoRA adapter merged into its base (`reverse merge ADAPTER OUT`)"
     )
 
 

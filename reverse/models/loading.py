@@ -157,6 +157,10 @@ def _read_config(path: str, hub: dict[str, Any]) -> dict[str, Any]:
         file = cached_file(path, "config.json", **hub)
     except OSError as error:
         file, reason = None, f" ({error})"
+    if file is None and (Path(path) / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{path!r} is a LoRA adapter: merge it first, `reverse merge ADAPTER OUT --base BASE`"
+        )
     if file is None:
         raise FileNotFoundError(
             f"{path!r} has no config.json that can be read{reason}: name a folder that `save_pretrained` "

@@ -1,0 +1,97 @@
+"""Commands that make checkpoints that everyone loads out of those that training and publication left.
+
+reverse merge runs/llava llava-merged --base llava-with-tokens
+reverse convert reverse_llava_v15 OUT --vision clip-vit-large-patch14-336
+"""
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_OUT = "Folder to write; it must not exist or be empty."
+_DTYPE = "float32, bfloat16 or float16; else as saved."
+
+
+def register(app: typer.Typer) -> None:
+    """Put the commands of this module into `app`."""
+    app.command()(merge)
+    app.command()(convert)
+
+
+def merge(
+    adapter: Annotated[Path, typer.Argument(help="Folder of a LoRA adapter, as training wrote it.")],
+    out: Annotated[Path, typer.Argument(help=_OUT)],
+    base: Annotated[
+        str | None, typer.Option(help="Folder or hub id of the base; else the one the adapter names.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help=_DTYPE)] = None,
+) -> None:
+    """Merge a LoRA adapter, its token rows and its projector into a plain checkpoint."""
+    kind = _dtype(dtype)
+    from reverse.models.merging import merge_adapter
+
+    console = Console(stderr=True)
+    with console.status("reading") as status:
+        done = merge_adapter(adapter, out, base=base, dtype=kind, progress=status.update)
+    modules = f", {', '.join(done.modules)} whole" if done.modules else ""
+    checked = "weights compared" if done.checked else "only shapes and vocabulary compared: no fingerprint"
+    typer.echo(
+        f"{out}: {done.layers} matrices, {done.rows} token rows{modules}; base {done.base} ({checked})"
+    )
+
+
+def convert(
+    src: Annotated[str, typer.Argument(help="Folder or hub id of a published checkpoint.")],
+    out: Annotated[Path, typer.Argument(help=_OUT)],
+    vision: Annotated[
+        str | None, typer.Option(help="Folder or hub id of the CLIP tower, where SRC does not hold it.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Folder or hub id of a LoRA folder's base; else the one it names.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help=_DTYPE)] = None,
+) -> None:
+    """Turn an original LLaVA (full or LoRA) or a published Qwen2.5-VL into a plain checkpoint."""
+    kind = _dtype(dtype)
+    from reverse.models.converting import convert as write
+
+    with _bar("tensors") as progress:
+        done = write(src, out, vision=vision, base=base, dtype=kind, progress=progress)
+    ids = done.tokens
+    known = (
+        f"<SPAN> {ids.span}, </CN> {ids.cn}, </UN> {ids.un}"
+        if ids
+        else "without the three tokens: `reverse tokens add` puts them in"
+    )
+    typer.echo(f"{out}: {done.found}, {known}")
+
+
+def _dtype(name: str | None) -> Any:
+    from reverse.cli import _hush, _placement
+
+    _hush()
+    return _placement("cpu", name)[1]
+
+
+@contextmanager
+def _bar(what: str):
+    """A progress bar on stderr, where that is a terminal; yields what takes (done, total, name)."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[name]}"),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=None, visible=False, name="")
+
+        def progress(done: int, total: int, name: str) -> None:
+            bar.update(task, completed=done, total=total, visible=True, name=name[-40:])
+
+        yield progress

@@ -1,0 +1,385 @@
+"""Merge a LoRA adapter into its base: a plain checkpoint that needs neither peft nor this library.
+
+    reverse merge runs/llava llava-merged --base llava-with-tokens
+
+What training may have touched is merged: LoRA matrices, single token rows (`trainable_token_indices`), and
+whole modules (`modules_to_save`: the projector). All is found in the adapter's files, nothing in their names.
+The base must be the one that was trained: shapes, architecture, vocabulary and, where training left a card
+(`write_adapter_card`), a fingerprint of its weights.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from reverse.models.families import default_threshold, set_default_threshold, stored_threshold
+from reverse.models.loading import find_checkpoint, load_weights
+from reverse.models.processors import load_processor
+from reverse.models.shards import check_new, load_pickle, read_json, whole_folder
+from reverse.tokens.vocabulary import ensure_ordinary, token_ids
+
+CARD = "reverse_adapter.json"
+_CONFIG = "adapter_config.json"
+_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_PICTURES = ("processor_config.json", "preprocessor_config.json")
+_SAMPLES = 64  # values of each tensor that go into a fingerprint
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What `merge_adapter` wrote."""
+
+    out: str
+    base: str
+    layers: int  # with LoRA matrices
+    rows: int  # single token rows, input and output
+    modules: tuple[str, ...]  # taken over whole
+    checked: bool  # the base's weights were compared with a fingerprint
+
+
+def merge_adapter(
+    adapter: str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    base: str | os.PathLike | None = None,
+    dtype: torch.dtype | str | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Merged:
+    """Write base plus adapter to the folder `out`, with tokenizer, processor and default threshold.
+
+    The base is held once; beside it stand the adapter and one layer's product. Products are computed in
+    float32 on the CPU and rounded once to the base's dtype. `out` is complete or not there.
+
+    Args:
+        adapter: folder with adapter_config.json and adapter_model.safetensors (a `.bin` is read by torch's
+            restricted loader only), or with one subfolder that has them.
+        out: folder to write; must not exist or be empty.
+        base: checkpoint folder or hub id; by default the one that the card or adapter_config.json names.
+        dtype: of the merged weights; by default as the base was saved.
+        progress: called with what is done next.
+
+    Raises:
+        FileExistsError: `out` is not empty.
+        FileNotFoundError: no adapter, or no base.
+        ValueError: several adapters; not LoRA; damaged files; a base that is not the adapter's: another
+            architecture, shapes, vocabulary, no tokens, or other weights than the fingerprint says.
+    """
+    out = Path(out)
+    check_new(out)
+    say = progress or (lambda what: None)
+    folder = find_adapter(adapter)
+    settings, card = read_json(folder / _CONFIG), _read_card(folder)
+    _check_settings(folder, settings)
+    state = _read_state(folder)
+
+    base = str(base or card.get("base") or settings.get("base_model_name_or_path") or "")
+    if not base:
+        raise FileNotFoundError(
+            f"{str(folder)!r} does not say which base it belongs to: name it with --base BASE (base=)"
+        )
+    path, family = find_checkpoint(base)
+    if card.get("model_type") and card["model_type"] not in family.model_types:
+        raise ValueError(
+            f"the adapter was trained on {card['model_type']!r}, and {base!r} is {family.name}: merge it "
+            f"into "
+            f"{card.get('base') or 'its own base'}"
+        )
+    processor = _find_processor(folder, path, family)
+    say(f"reading {base}")
+    model = load_weights(path, family, dtype=dtype)
+    _check_vocabulary(folder, path, card, settings, model, processor, family)
+    checked = _check_fingerprint(base, card, model)
+
+    say("merging")
+    threshold = _threshold(folder, card)
+    merged, report = _merge(model, folder, settings, state)
+    if threshold is not None:
+        set_default_threshold(merged, threshold)
+    default_threshold(merged)  # refuses a damaged one before anything is written
+    say(f"writing {out}")
+    with whole_folder(out) as whole:
+        merged.save_pretrained(whole)
+        processor.save_pretrained(whole)
+        _copy_licence(path, whole)
+    return Merged(str(out), base, checked=checked, **report)
+
+
+def find_adapter(path: str | os.PathLike) -> Path:
+    """The folder that holds an adapter: `path` itself, or its only subfolder that is one.
+
+    Raises FileNotFoundError where there is none, ValueError where there are several.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {str(folder)!r}: name the folder of an adapter")
+    if (folder / _CONFIG).is_file():
+        return folder
+    below = sorted(file.parent for file in folder.glob(f"*/{_CONFIG}"))
+    if len(below) > 1:
+        names = ", ".join(repr(one.name) for one in below)
+        raise ValueError(f"{str(folder)!r} holds {len(below)} adapters ({names}): name the folder of one")
+    if below:
+        return below[0]
+    found = sorted(file.name for file in folder.iterdir())[:5]
+    raise FileNotFoundError(
+        f"{str(folder)!r} has no {_CONFIG} (it holds {', '.join(found) or 'nothing'}): name the folder that "
+        "peft's save_pretrained wrote"
+    )
+
+
+def base_fingerprint(model: Any, kind: str | None = None) -> str:
+    """A cheap hash of a base's weights: names, shapes, and 64 values of every tensor, rounded to bfloat16.
+
+    The same for a base in float32 and bfloat16, and for a base under a LoRA that has not been merged, however
+    long it was trained: what the adapter holds is left out. Take it before FSDP or ZeRO shards the model, and
+    keep it for `write_adapter_card`.
+
+    Args:
+        model: a base, or a PeftModel around it.
+        kind: "full", all tensors; or "plain", embeddings, norms and biases only, which is all that is left of
+        a
+            quantised base. By default "full" where no weight is quantised.
+
+    Returns:
+        "full-…" or "plain-…", a sha256 in hexadecimal.
+    """
+    tensors = {
+        name: value for raw, value in model.named_parameters() if (name := _plain_name(raw)) is not None
+    }
+    quantised = any(not value.is_floating_point() for value in tensors.values())
+    kind = kind or ("plain" if quantised else "full")
+    embedding = model.get_input_embeddings()
+    rows = getattr(embedding, "weight", None)
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach()
+        if kind == "plain" and value.dim() != 1 and not (rows is not None and value.shape == rows.shape):
+            continue
+        flat = value.reshape(-1)
+        step = max(1, flat.numel() // _SAMPLES)
+        sample = flat[::step][:_SAMPLES].to(device="cpu", dtype=torch.bfloat16)
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(sample.view(torch.int16).numpy().tobytes())
+    return f"{kind}-{digest.hexdigest()}"
+
+
+def write_adapter_card(
+    folder: str | os.PathLike,
+    model: Any,
+    tokenizer: Any,
+    *,
+    base: str | os.PathLike = "",
+    threshold: float | None = None,
+    fingerprint: str | None = None,
+) -> Path:
+    """Write `reverse_adapter.json` beside an adapter: what `reverse merge` checks a base against.
+
+    Args:
+        folder: the adapter's, as `save_pretrained` wrote it.
+        model: the PeftModel, or its base.
+        tokenizer: of the base, or a processor that holds one; it knows the three tokens.
+        base: path or id that the base was loaded from.
+        threshold: to become the merged checkpoint's own default.
+        fingerprint: of the base, where `model` is sharded by now; else it is taken from `model`.
+    """
+    card = {
+        "base": str(base),
+        "model_type": model.config.model_type,
+        "rows": model.get_input_embeddings().weight.shape[0],
+        "tokens": list(token_ids(tokenizer)),
+        "fingerprint": fingerprint or base_fingerprint(model),
+    }
+    if threshold is not None:
+        card["threshold"] = stored_threshold({"threshold": threshold})
+    path = Path(folder) / CARD
+    part = path.with_name(f".{CARD}.part")
+    part.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    part.replace(path)
+    return path
+
+
+def _plain_name(name: str) -> str | None:
+    """A parameter's name in the base; None for what belongs to an adapter."""
+    parts = name.split(".")
+    if any(part.startswith(("lora_", "trainable_tokens_")) or part == "modules_to_save" for part in parts):
+        return None
+    if parts[:2] == ["base_model", "model"]:
+        parts = parts[2:]
+    wrappers = {"base_layer", "original_module", "token_adapter", "_fsdp_wrapped_module", "module"}
+    return ".".join(part for part in parts if part not in wrappers)
+
+
+def _read_card(folder: Path) -> dict[str, Any]:
+    return read_json(folder / CARD) if (folder / CARD).is_file() else {}
+
+
+def _threshold(folder: Path, card: dict[str, Any]) -> float | None:
+    """The default that training gave the adapter: in its card, or in a config.json beside it."""
+    try:
+        if card.get("threshold") is not None:
+            return stored_threshold({"threshold": card["threshold"]})
+        if (folder / "config.json").is_file():
+            return stored_threshold(read_json(folder / "config.json").get("reverse"))
+    except ValueError as error:
+        raise ValueError(f"{str(folder)!r}: {error}") from error
+    return None
+
+
+def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
+    if str(settings.get("peft_type", "")).upper() != "LORA":
+        raise ValueError(
+            f"{folder / _CONFIG} is of type {settings.get('peft_type')!r}: only LoRA adapters can be merged"
+        )
+    if (folder / "non_lora_trainables.bin").is_file():
+        raise ValueError(
+            f"{str(folder)!r} is a LoRA folder of the original LLaVA layout (non_lora_trainables.bin): run "
+            "`reverse convert SRC OUT --base BASE --vision TOWER`, which merges it"
+        )
+
+
+def _read_state(folder: Path) -> dict[str, torch.Tensor]:
+    file = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
+    if file is None:
+        raise FileNotFoundError(
+            f"{str(folder)!r} has no {' or '.join(_WEIGHTS)}: the adapter is not complete, save it again"
+        )
+    if file.suffix == ".bin":
+        return load_pickle(file)
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged or cut off ({error}): fetch it again") from error
+
+
+def _find_processor(folder: Path, base: str, family: Any) -> Any:
+    """The processor that training saved beside the adapter, else the base's."""
+    complete = all(any((folder / name).is_file() for name in names) for names in (_TOKENIZERS, _PICTURES))
+    processor = load_processor(str(folder) if complete else base, family)
+    ensure_ordinary(processor)
+    return processor
+
+
+def _check_vocabulary(
+    folder: Path, path: str, card: dict, settings: dict, model: Any, processor: Any, family: Any
+) -> None:
+    """Refuse a base that knows other ids than the adapter was trained on, or not the three tokens."""
+    of_base = load_processor(path, family)
+    ids = list(token_ids(of_base))  # refuses a base without them
+    trained = card.get("tokens") or list(token_ids(processor))
+    if ids != list(trained):
+        raise ValueError(
+            f"{path!r} has <SPAN>, </CN>, </UN> at {ids}, and the adapter was trained with them at "
+            f"{list(trained)}: its vocabulary is another one, merge into the base that was trained"
+        )
+    other = {
+        token: (id_, found)
+        for token, id_ in processor.tokenizer.get_vocab().items()
+        if (found := of_base.tokenizer.get_vocab().get(token)) != id_
+    }
+    if other:
+        token, (here, there) = next(iter(other.items()))
+        raise ValueError(
+            f"{str(folder)!r} has a tokenizer that gives {token!r} the id {here}, {path!r} gives it {there}, "
+            f"and "
+            f"{len(other)} tokens differ: their vocabularies are not the same, merge into the base that was "
+            f"trained"
+        )
+    rows = model.get_input_embeddings().weight.shape[0]
+    if card.get("rows") not in (None, rows):
+        raise ValueError(
+            f"{path!r} has {rows} embedding rows, and the adapter was trained on {card['rows']}: its "
+            f"vocabulary "
+            "is another one, merge into the base that was trained"
+        )
+    trained_rows = settings.get("trainable_token_indices") or {}
+    lists = trained_rows.values() if isinstance(trained_rows, dict) else [trained_rows]
+    highest = max((index for one in lists for index in one), default=0)
+    if highest >= rows:
+        raise ValueError(
+            f"the adapter trained row {highest}, and {path!r} has {rows} embedding rows: it is not the base "
+            f"that "
+            "was trained"
+        )
+
+
+def _check_fingerprint(base: str, card: dict[str, Any], model: Any) -> bool:
+    recorded = card.get("fingerprint")
+    if recorded is None:
+        return False
+    found = base_fingerprint(model, kind=str(recorded).split("-")[0])
+    if found != recorded:
+        named = f" (it was trained on {card['base']!r})" if card.get("base") else ""
+        raise ValueError(
+            f"{base!r} has other weights than the base of this adapter{named}: shapes agree, the "
+            f"fingerprints "
+            f"{recorded[:17]}… and {found[:17]}… do not; merge into the base that was trained"
+        )
+    return True
+
+
+def _merge(
+    model: Any, folder: Path, settings: dict[str, Any], state: dict[str, torch.Tensor]
+) -> tuple[Any, dict[str, Any]]:
+    """The base with the adapter in it, without peft's wrappers, and what was merged."""
+    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+
+    wrong = (
+        f"the adapter in {str(folder)!r} does not fit {type(model).__name__} of this base ({{}}): merge into "
+        f"the "
+        "base that was trained"
+    )
+    try:
+        config = LoraConfig.from_pretrained(str(folder))
+        config.inference_mode = True
+        wrapped = get_peft_model(model, config)  # its matrices stay in float32
+        result = set_peft_model_state_dict(wrapped, state)
+    except (RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise ValueError(wrong.format(" ".join(str(error).split())[:300])) from error
+    absent = _not_given(wrapped, result.missing_keys)
+    if absent or result.unexpected_keys:
+        names = [f"it has no {name}" for name in absent] + [
+            f"unknown is {name}" for name in result.unexpected_keys
+        ]
+        raise ValueError(wrong.format("; ".join(names[:3]) + f", {len(names)} in all"))
+    damaged = [name for name, value in state.items() if not torch.isfinite(value).all()]
+    if damaged:
+        raise ValueError(
+            f"the adapter in {str(folder)!r} has values that are not finite ({damaged[0]}): train again"
+        )
+    rows = sum(value.shape[0] for name, value in state.items() if "trainable_tokens_delta" in name)
+    report = {
+        "layers": sum("lora_A" in name or "lora_embedding_A" in name for name in state),
+        "rows": rows,
+        "modules": tuple(settings.get("modules_to_save") or ()),
+    }
+    kind = model.dtype
+    merged = wrapped.merge_and_unload().to(kind)
+    for stray in ("peft_config", "_hf_peft_config_loaded"):
+        merged.__dict__.pop(stray, None)
+    merged.requires_grad_(True)
+    return merged, report
+
+
+def _not_given(wrapped: Any, missing: list[str]) -> list[str]:
+    """Those of the adapter's tensors that no file gave; tied ones are given under one name of several."""
+    places = {name: value.data_ptr() for name, value in wrapped.state_dict(keep_vars=True).items()}
+    given = {place for name, place in places.items() if name not in set(missing)}
+    return [name for name in missing if _plain_name(name) is None and places[name] not in given]
+
+
+def _copy_licence(base: str, out: Path) -> None:
+    """A folder's licence goes with its weights."""
+    folder = Path(base)
+    for file in folder.glob("LICENSE*") if folder.is_dir() else ():
+        if file.is_file():
+            shutil.copyfile(file, out / file.name)
