@@ -1,0 +1,1 @@
+"""The commands of `reverse`, a module a group; `reverse/cli.py` registers them."""
