@@ -80,3 +80,87 @@ def generate(path: Path, records: int, seed: int = 0) -> None:
             body = f'{{"id": {name}, {image}"conversations": [{", ".join(turns)}]}}'
             stream.write(f"{', ' if number else '['}{body}")
         stream.write("]")
+
+
+def import_(folder: Path) -> int:
+    from reverse.data.importing import import_records
+
+    return import_records(folder / "reverse_ft.json", folder / "imported")["records"]
+
+
+def check(folder: Path) -> int:
+    from reverse.data.checking import check
+
+    return check(folder / "imported").counts["records"]
+
+
+def check_json(folder: Path) -> int:
+    from reverse.data.checking import check
+
+    return check(folder / "reverse_ft.json").counts["records"]
+
+
+def subsample(folder: Path) -> int:
+    from reverse.data.subsets import subsample
+
+    (folder / "part.json").unlink(missing_ok=True)
+    (folder / "part.manifest.json").unlink(missing_ok=True)
+    subsample(folder / "imported", folder / "part.json", 100_000)
+    return 100_000
+
+
+def read_20000_at_random(folder: Path) -> int:
+    from reverse.data.published import open_records
+
+    records = open_records(folder / "imported")
+    rng = random.Random(0)
+    for _ in range(20_000):
+        records[rng.randrange(len(records))]
+    return 20_000
+
+
+STEPS = {f.__name__: f for f in (import_, check, check_json, subsample, read_20000_at_random)}
+
+
+def measure(step: str, folder: Path) -> None:
+    """Run one step in this process and say what it cost."""
+    began, cpu = time.perf_counter(), time.process_time()
+    records = STEPS[step](folder)
+    seconds = time.perf_counter() - began
+    figures = {
+        "seconds": round(seconds, 1),
+        "cpu_seconds": round(time.process_time() - cpu, 1),
+        "records_a_second": round(records / seconds),
+        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),  # of kB, on Linux
+    }
+    print(json.dumps(figures))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--records", type=int, default=1_300_000)
+    parser.add_argument("--folder", type=Path, required=True, help="new; removed at the end")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.step:
+        measure(args.step, args.folder)
+        return
+    args.folder.mkdir(parents=True)
+    try:
+        generate(args.folder / "reverse_ft.json", args.records, args.seed)
+        size = (args.folder / "reverse_ft.json").stat().st_size
+        print(f"{args.records:,} records, {size / 1e9:.2f} GB, {platform.processor() or platform.machine()}")
+        figures = {}
+        for step in STEPS:
+            command = [sys.executable, __file__, "--folder", str(args.folder), "--step", step]
+            said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            figures[step.rstrip("_")] = json.loads(said)
+            print(f"{step.rstrip('_'):<22}{said.strip()}", flush=True)
+        print(json.dumps({"records": args.records, "bytes": size, "cores": os.cpu_count()} | figures))
+    finally:
+        shutil.rmtree(args.folder)
+
+
+if __name__ == "__main__":
+    main()

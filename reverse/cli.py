@@ -22,6 +22,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from reverse import __version__
+from reverse.commands import data as data_commands
 
 REFUSALS = (ValueError, TypeError, OSError)
 
@@ -177,6 +178,9 @@ def data_scenes(
 
         manifest = write_scenes(out, split, count, seed, workers, progress)
     typer.echo(f"{out}: {manifest['count']} scenes of {manifest['split']}")
+
+
+data_commands.register(data)
 
 
 def _hush() -> None:

@@ -172,7 +172,10 @@ def _finished(path: Path, out: Path, source: dict[str, Any]) -> dict[str, Any] |
     """The manifest of a finished import of the same source."""
     if not (out / "manifest.json").is_file():
         return None
-    manifest = read_manifest(out)
+    try:
+        manifest = read_manifest(out)
+    except ValueError as error:
+        raise ValueError(f"{out} holds something else ({error}): name a new folder") from error
     known = manifest["source"]
     if known["size"] == source["size"]:
         if known["mtime_ns"] == source["mtime_ns"]:

@@ -58,7 +58,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     if manifest.get("kind") != KIND or manifest.get("format") != FORMAT:
         raise ValueError(
             f"{path} is not that of imported records, format {FORMAT}, got {manifest.get('kind')!r}, "
-            f"format {manifest.get('format')!r}: import the set again"
+            f"format {manifest.get('format')!r}: see `reverse data import`"
         )
     return manifest
 
