@@ -7,8 +7,16 @@ shares; nothing in them is anybody's text. Each step runs as a process of its ow
 that the peak (of the resident set, file pages that are mapped included) is its own. Ends with one JSON line.
 """
 
+import argparse
 import json
+import os
+import platform
 import random
+import resource
+import shutil
+import subprocess
+import sys
+import time
 from itertools import accumulate
 from pathlib import Path
 
