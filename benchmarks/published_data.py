@@ -109,12 +109,11 @@ def check_json(folder: Path) -> int:
 
 
 def subsample(folder: Path) -> int:
+    from reverse.data.published import open_records
     from reverse.data.subsets import subsample
 
-    (folder / "part.json").unlink(missing_ok=True)
-    (folder / "part.manifest.json").unlink(missing_ok=True)
-    subsample(folder / "imported", folder / "part.json", 100_000)
-    return 100_000
+    n = min(100_000, len(open_records(folder / "imported")))
+    return subsample(folder / "imported", folder / "part.json", n)["n"]
 
 
 def read_20000_at_random(folder: Path) -> int:
