@@ -53,7 +53,7 @@ def turn_pairs(rng: random.Random, count: int = 4000) -> list[tuple[str, str]]:
         thing, other = rng.sample(THINGS, 2)
         spans = [
             f"There are <SPAN>{rng.randint(2, 9)} {rng.choice(THINGS)}s</CN> <SPAN>{rng.choice(PLACES)}</CN>."
-            for _ in range(rng.randint(1, 5))
+            for _ in range(rng.randint(1, 6))
         ]
         negative = rng.random() < 0.43
         if negative:
