@@ -14,10 +14,12 @@ says where in the source the next shard begins. A restart goes on behind the las
 read once more for the source's hash, and not taken apart. A folder without manifest.json is not read.
 """
 
+import fcntl
 import hashlib
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -64,7 +66,7 @@ def import_records(
     known = [broken for part in parts for broken in part["corrupt"]]
     if known and not skip_corrupt:
         raise ValueError(f"{path}, {known[0]['where']}: {known[0]['reason']}: {_MEND}")
-    with path.open("rb") as stream:
+    with _alone(out), path.open("rb") as stream:
         hashed = _Hashed(stream, source["size"], progress)
         _import_rest(path, out, hashed, parts, skip_corrupt)
         hashed.drain()
@@ -190,17 +192,15 @@ def _begun(out: Path, source: dict[str, Any]) -> list[dict[str, Any]]:
     plan = {"format": FORMAT, "source": source}
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file: name a folder to write, which need not exist")
-    if (out / "parts" / "plan.json").is_file():
-        if json.loads((out / "parts" / "plan.json").read_text(encoding="utf-8")) != plan:
+    known = out / "parts" / "plan.json"
+    if known.is_file():
+        parts = _parts(out)
+        if json.loads(known.read_text(encoding="utf-8")) == plan:
+            return parts
+        if parts:
             raise ValueError(f"{out} holds part of an import of another file: remove it, or name another")
-        parts: list[dict[str, Any]] = []
-        while (path := out / "parts" / f"{len(parts):05d}.json").is_file():
-            part = json.loads(path.read_text(encoding="utf-8"))
-            shard = out / part["file"]
-            if not shard.is_file() or shard.stat().st_size != part["size"]:
-                break
-            parts.append(part)
-        return parts
+        write_json(known, plan)
+        return []
     if out.is_dir():
         for other in out.rglob("*"):
             if other.name != "plan.json.tmp" and not other.is_dir():
@@ -208,6 +208,31 @@ def _begun(out: Path, source: dict[str, Any]) -> list[dict[str, Any]]:
     (out / "parts").mkdir(parents=True, exist_ok=True)
     write_json(out / "parts" / "plan.json", plan)
     return []
+
+
+def _parts(out: Path) -> list[dict[str, Any]]:
+    """The shards that are whole, from the first to the one before the first that is not."""
+    parts: list[dict[str, Any]] = []
+    while (path := out / "parts" / f"{len(parts):05d}.json").is_file():
+        part = json.loads(path.read_text(encoding="utf-8"))
+        shard = out / part["file"]
+        if not shard.is_file() or shard.stat().st_size != part["size"]:
+            break
+        parts.append(part)
+    return parts
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Two imports into one folder would write the same shards; a lock goes with its process."""
+    with (out / "parts" / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(
+                f"another import writes to {out}: wait for it, or name another folder"
+            ) from error
+        yield
 
 
 def _manifest(source: dict[str, Any], parts: list[dict[str, Any]]) -> dict[str, Any]:

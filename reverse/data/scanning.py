@@ -194,7 +194,7 @@ class _Window:
         while True:
             try:
                 value, end = _decode(self.text, self.at)
-                if end < len(self.text) or self.whole:  # else a number may go on
+                if self.whole or self._settled(value, end):
                     return value, end
             except json.JSONDecodeError as error:
                 cut = error.msg.startswith("Unterminated string") or error.pos >= len(self.text) - _END
@@ -205,6 +205,13 @@ class _Window:
             if len(self.text) - self.at > LONGEST:
                 raise ValueError(f"longer than {LONGEST} characters: a bracket or a quote is missing")
             self.more()
+
+    def _settled(self, value: Any, end: int) -> bool:
+        """Whether what is read next cannot change the value: "-0" may go on as "-0.5" or "-0e7"."""
+        if not isinstance(value, (int, float)):
+            return True
+        after = self.text[end : end + 1]
+        return (after != "" and after in " ,]\t\r\n") or len(self.text) - end > _END
 
     def explain(self, error: ValueError) -> str:
         if not isinstance(error, json.JSONDecodeError):
