@@ -66,7 +66,7 @@ def test_parts_have_the_same_ids(files, imported, tmp_path):
 
 
 def test_the_seed_decides(files, tmp_path):
-    """ "The same 100k subset" could not be had again."""
+    """The same 100k subset could not be had again."""
     parts = []
     for k, (seed, plain) in enumerate(
         [(0, files[1]), (0, files[1]), (1, files[1]), (0, None), (0, None), (1, None)]
@@ -114,6 +114,6 @@ def test_what_cannot_be_drawn_is_refused(files, tmp_path):
     with pytest.raises(ValueError, match="exists"):
         subsample(files[0], files[1], 5)
     nameless = write(tmp_path / "nameless.json", [{**make_record("", None, "a", "b"), "id": None}])
-    with pytest.raises(ValueError, match="record 0 .* has no id"):
+    with pytest.raises(ValueError, match=r"record 0 .* has no id"):
         subsample(nameless, out, 1, **into)
     assert not out.exists()

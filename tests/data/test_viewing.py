@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import re
 from html.parser import HTMLParser
 
 import pytest
@@ -60,15 +59,13 @@ def test_the_page_needs_nothing_else_and_lets_nothing_out(records, tmp_path):
     kind, data = pictures[0].split(",")
     assert kind == "data:image/jpeg;base64"
     assert Image.open(io.BytesIO(base64.b64decode(data))).size == (384, 256)
-    assert not re.search(
-        r"""(?:src|href|url)\s*[=(]\s*["']?(?!data:)""", text.replace(text[: text.find("<h1>")], ""), re.I
-    ) or all("x onerror" in found for found in re.findall(r"src=x.{0,10}", page.text))
+    loading = {"src", "href", "style", "srcset", "action"}
+    assert not [attrs for tag, attrs in page.tags if tag != "img" and loading & set(attrs)]
     assert '<script>alert("1")</script>' in page.text  # as text
     marks = [attrs["class"] for tag, attrs in page.tags if tag == "mark"]
-    assert marks == ["cn", "un"] + ["cn", "un"] + ["cn"]  # the legend, record 0, record 1
+    assert marks == ["cn", "un", "cn", "un", "cn"]  # the legend, record 0, record 1
     for words in ("leaves", "not a picture", "no such image", "closes nothing", "hint: a bus"):
         assert words in page.text
-    assert str(tmp_path) not in page.text.replace(str(tmp_path), "", 9)
 
 
 def test_the_terminal_shows_phrases(records, tmp_path):
@@ -95,8 +92,11 @@ def test_which_records_are_shown(records):
     assert choose(records, name="5") == [4] and choose(records, name="a", n=3) == [0]
     assert choose(records, n=3, seed=1) == choose(records, n=3, seed=1) and len(choose(records, n=99)) == 5
     for wrong, words in (
-        ({"index": 5}, "0 … 4"), ({"name": "b"}, "'b'"), ({"n": 0}, "at least 1"), ({"index": 1, "name": "a"}, "one of"),
-    ):  # fmt: skip
+        ({"index": 5}, "0 … 4"),
+        ({"name": "b"}, "'b'"),
+        ({"n": 0}, "at least 1"),
+        ({"index": 1, "name": "a"}, "one of"),
+    ):
         with pytest.raises(ValueError, match=words):
             choose(records, **wrong)
 
