@@ -148,8 +148,13 @@ def _tokenizer(name: str) -> Any:
 
     from reverse.models.loading import BUNDLED, find_checkpoint
 
-    path = find_checkpoint(name)[0] if name in BUNDLED and not Path(name).is_dir() else name
-    return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    if name in BUNDLED and not Path(name).is_dir():
+        name = find_checkpoint(name)[0]
+    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise FileNotFoundError(
+            f"there is no folder {name!r}: name a checkpoint folder, or a hub id (owner/name)"
+        )
+    return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
 
 
 def _print_report(console: Console, report: Any) -> None:

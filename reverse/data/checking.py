@@ -55,8 +55,8 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong: nothing broken, every tag in place, every picture there."""
-        wrong = self.counts["broken"] or self.malformed
+        """Whether there are records, none broken, every tag in place, every picture there."""
+        wrong = not self.counts["records"] or self.counts["broken"] or self.malformed
         return not (wrong or (self.pictures and (self.pictures["missing"] or self.pictures["refused"])))
 
     def to_dict(self) -> dict[str, Any]:

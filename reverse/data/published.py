@@ -32,7 +32,7 @@ def problem_of(item: Item | Broken) -> str | None:
     try:
         validate(item.value)
     except ValueError as error:
-        return str(error)
+        return str(error).removeprefix("record: ")
     return None
 
 

@@ -73,7 +73,7 @@ def show(console: Console, records: Records, indices: Sequence[int], images: str
         console.rule(Text(_safe(f"record {index} · id {record.get('id')!r}"), style="bold"))
         if record.get("image") is not None:
             picture, problem = _picture(images, record["image"])
-            if picture is not None and console.is_terminal and console.color_system is not None:
+            if picture is not None and console.color_system in ("256", "truecolor"):
                 console.print(_blocks(picture))
             console.print(Text(_safe(record["image"]), style="dim"), soft_wrap=True)
             if problem:
@@ -104,6 +104,8 @@ def write_page(
     if len(indices) > MOST:
         raise ValueError(f"a page shows at most {MOST} records, got {len(indices)}: ask for fewer")
     out = Path(out)
+    if out.suffix.lower() not in (".html", ".htm"):  # it replaces what is there: no set of records may be
+        raise ValueError(f"a page's name ends in .html, got {out.name!r}")
     out.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(out) as stream:
         stream.write(_head(title, len(indices)).encode("utf-8"))

@@ -92,6 +92,7 @@ def test_subsample_with_its_twin(tmp_path):
         (("import", "gone.json", "set"), "gone.json"),
         (("check", "gone.json"), "gone.json"),
         (("check", "."), "holds no imported records"),
+        (("check", ".", "--tokenizer", "./none"), "no folder './none'"),
         (("view", "gone.json"), "gone.json"),
         (("subsample", "gone.json", "out.json", "--n", "0"), "at least 1"),
     ],

@@ -148,6 +148,12 @@ def test_broken_records_are_counted(tmp_path):
     assert report.ok and report.counts["left_out"] == 2
 
 
+def test_an_empty_set_is_not_a_good_one(tmp_path):
+    """A download of no bytes would pass."""
+    (tmp_path / "all.json").write_text("")
+    assert not check(tmp_path / "all.json").ok
+
+
 def test_token_lengths(tiny_llava, tmp_path):
     """The longest records would be cut in training without anybody having seen it coming."""
     tokenizer = tiny_llava[1].tokenizer
