@@ -129,6 +129,12 @@ def read_20000_at_random(folder: Path) -> int:
 STEPS = {f.__name__: f for f in (import_, check, check_json, subsample, read_20000_at_random)}
 
 
+def own_memory() -> int:
+    """Bytes that are this process's own now: without pages of mapped files, which the system takes back."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("RssAnon:")[1].split()[0]) * 1024
+
+
 def measure(step: str, folder: Path) -> None:
     """Run one step in this process and say what it cost."""
     began, cpu = time.perf_counter(), time.process_time()
@@ -138,6 +144,7 @@ def measure(step: str, folder: Path) -> None:
         "seconds": round(seconds, 1),
         "cpu_seconds": round(time.process_time() - cpu, 1),
         "records_a_second": round(records / seconds),
+        "own_mb": round(own_memory() / 2**20),
         "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),  # of kB, on Linux
     }
     print(json.dumps(figures))
@@ -148,6 +155,7 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=1_300_000)
     parser.add_argument("--folder", type=Path, required=True, help="new; removed at the end")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.step:
@@ -159,7 +167,7 @@ def main() -> None:
         size = (args.folder / "reverse_ft.json").stat().st_size
         print(f"{args.records:,} records, {size / 1e9:.2f} GB, {platform.processor() or platform.machine()}")
         figures = {}
-        for step in STEPS:
+        for step in args.steps:
             command = [sys.executable, __file__, "--folder", str(args.folder), "--step", step]
             said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             figures[step.rstrip("_")] = json.loads(said)

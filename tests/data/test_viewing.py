@@ -105,6 +105,6 @@ def test_a_page_is_bounded(records, tmp_path):
     """A page of a whole set would be a page that no browser opens."""
     with pytest.raises(ValueError, match="at most 1000"):
         write_page(tmp_path / "page.html", records, [0] * 1001, None)
-    with pytest.raises(ValueError, match="ends in .html"):
+    with pytest.raises(ValueError, match=r"ends in \.html"):
         write_page(tmp_path / "all.json", records, [0], None)
     assert not (tmp_path / "page.html").exists() and len(open_records(tmp_path / "all.json")) == 5
