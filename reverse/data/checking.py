@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from reverse.data.images import resolve_image
-from reverse.data.published import Progress, read_manifest, records_path, scan_records
+from reverse.data.published import Progress, arrow, read_manifest, records_path, scan_records
 from reverse.data.records import IMAGE_TOKEN
 from reverse.data.scanning import Broken, Item
 from reverse.tokens.spans import CN, SPAN, UN, problems
@@ -140,7 +140,7 @@ class _Counting:
             self.report.broken.append(found)
 
     def add(self, batch: list[Item]) -> None:
-        import pyarrow.compute as pc
+        pc = arrow().compute
 
         if not batch:
             return
@@ -253,7 +253,7 @@ def _rows(mask: Any) -> list[int]:
 
 
 def _strings(values: list[str]) -> Any:
-    import pyarrow as pa
+    pa = arrow()
 
     try:
         return pa.array(values, pa.large_string())

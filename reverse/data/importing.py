@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from reverse.data.files import sha256, whole_file, write_json
-from reverse.data.published import FORMAT, KIND, Progress, id_text, problem_of, read_manifest
+from reverse.data.published import FORMAT, KIND, Progress, arrow, id_text, problem_of, read_manifest
 from reverse.data.scanning import Broken, Item, Place, place_after, scan
 
 SHARD_BYTES = 64 << 20
@@ -120,7 +120,7 @@ def _good(
 
 def _write_shard(shard: Path, items: Iterator[Item]) -> dict[str, Any]:
     """One shard of the records that come next; what its part says of it."""
-    import pyarrow as pa
+    pa = arrow()
 
     size = rows = answers = pictures = 0
     batch: list[Item] = []
@@ -145,7 +145,7 @@ def _write_shard(shard: Path, items: Iterator[Item]) -> dict[str, Any]:
 
 
 def _schema() -> Any:
-    import pyarrow as pa
+    pa = arrow()
 
     return pa.schema(
         [("record", pa.string()), ("id", pa.string()), ("number", pa.int64()), ("offset", pa.int64())],
@@ -154,7 +154,7 @@ def _schema() -> Any:
 
 
 def _batch(items: list[Item]) -> Any:
-    import pyarrow as pa
+    pa = arrow()
 
     columns = [
         pa.array([item.raw for item in items], pa.string()),
@@ -236,8 +236,6 @@ def _alone(out: Path) -> Iterator[None]:
 
 
 def _manifest(source: dict[str, Any], parts: list[dict[str, Any]]) -> dict[str, Any]:
-    import pyarrow as pa
-
     from reverse import __version__
 
     corrupt = [broken for part in parts for broken in part["corrupt"]]
@@ -248,7 +246,7 @@ def _manifest(source: dict[str, Any], parts: list[dict[str, Any]]) -> dict[str, 
         "with_picture": sum(part["pictures"] for part in parts),
         "left_out": len(corrupt), "corrupt": corrupt,
         "shards": [{key: part[key] for key in ("file", "rows", "size")} for part in parts],
-        "versions": {"reverse": __version__, "pyarrow": pa.__version__},
+        "versions": {"reverse": __version__, "pyarrow": arrow().__version__},
     }  # fmt: skip
 
 

@@ -25,6 +25,17 @@ KIND = "reverse records"
 Progress = Callable[[int, int], None]
 
 
+def arrow() -> Any:
+    """pyarrow, which comes with `.[train]`. Raises ValueError where it is not installed."""
+    try:
+        import pyarrow
+        import pyarrow.compute
+        import pyarrow.ipc
+    except ImportError as error:
+        raise ValueError("pyarrow is not installed: pip install 'reverse-vlm[train]'") from error
+    return pyarrow
+
+
 def problem_of(item: Item | Broken) -> str | None:
     """Why this is no record; None where it is one."""
     if isinstance(item, Broken):
@@ -98,7 +109,7 @@ class ImportedRecords:
 
     def scan(self, progress: Progress | None = None) -> Iterator[Item]:
         """All records in order, read and not mapped, so that pages of the files do not pile up in memory."""
-        import pyarrow as pa
+        pa = arrow()
 
         done = 0
         for shard in self.manifest["shards"]:
@@ -116,7 +127,7 @@ class ImportedRecords:
 
     def find(self, name: str) -> list[int]:
         """The indices of the records with this id."""
-        import pyarrow.compute as pc
+        pc = arrow().compute
 
         self._map()
         assert self._batches is not None
@@ -139,7 +150,7 @@ class ImportedRecords:
     def _map(self) -> None:
         if self._batches is not None:
             return
-        import pyarrow as pa
+        pa = arrow()
 
         batches, starts, rows = [], [], 0
         for shard in self.manifest["shards"]:
