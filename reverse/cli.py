@@ -23,6 +23,7 @@ from typer.core import TyperGroup
 
 from reverse import __version__
 from reverse.commands import checkpoints, making
+from reverse.commands import data as data_commands
 
 REFUSALS = (ValueError, TypeError, OSError)
 
@@ -182,6 +183,7 @@ def data_scenes(
 
 
 checkpoints.register(app)
+data_commands.register(data)
 
 
 def _hush() -> None:

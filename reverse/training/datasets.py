@@ -9,8 +9,6 @@ worker asks. `collator.Collator` makes a batch of items.
 
 from __future__ import annotations
 
-import json
-import mmap
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from torch.utils.data import Dataset
 
-from reverse.data.records import ANSWER_TYPE, validate
+from reverse.data.published import open_records
+from reverse.data.records import ANSWER_TYPE
 from reverse.data.scenes import Scene, caption, make_scene, negative, render, scene_records
 from reverse.data.scenes.captions import PREJUDICE
 from reverse.tokens.spans import UN
@@ -38,14 +36,15 @@ HINTED_AGAIN = 0.15
 
 
 class RecordDataset(Dataset[Item]):
-    """Records of a JSON list or of JSONL; each record, with all its turns, is one row.
+    """Records of an imported set, a JSON list or JSONL; each record, with all its turns, is one row.
 
-    The file is mapped, not loaded: of each record two offsets are kept (1.3M records: 21 MB). A positive
-    general answer carries its record's `hint` with probability `hint_share`; the draw depends on seed and
+    The records are mapped, not loaded (`reverse.data.published`); a JSON file is read through once, to find
+    where they stand, and of 1.3M records an import (`reverse data import`) opens at once. A positive general
+    answer carries its record's `hint` with probability `hint_share`; the draw depends on seed and
     index.
 
     Args:
-        path: the file. A JSON list is read through once, to find where its records stand.
+        path: an imported folder, a folder of scenes, or a JSON file.
         image_root: what the records' images are relative to.
         encoder: makes the rows.
         hint_share: probability, 0 for none.
@@ -67,11 +66,10 @@ class RecordDataset(Dataset[Item]):
         self.pictures = PictureEncoder(encoder.processor)
         self.hint_share = hint_share
         self.seed = seed
-        self.spans = _find_records(self.path)  # (records, 2) int64, bytes
-        self._file: mmap.mmap | None = None
+        self.records = open_records(self.path)
 
     def __len__(self) -> int:
-        return len(self.spans)
+        return len(self.records)
 
     def __getitem__(self, index: int) -> Item:
         record = self.record(index)
@@ -86,13 +84,7 @@ class RecordDataset(Dataset[Item]):
 
     def record(self, index: int) -> dict[str, Any]:
         """Record number `index` as it stands in the file."""
-        if self._file is None:
-            with self.path.open("rb") as file:
-                self._file = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        start, end = self.spans[index]
-        record = json.loads(self._file[start:end])
-        validate(record, f"{self.path}, record {index}")
-        return record
+        return self.records[index]
 
     def _with_hints(self, record: Mapping[str, Any], rng: random.Random) -> list[Turn]:
         turns = []
@@ -101,9 +93,6 @@ class RecordDataset(Dataset[Item]):
                 turn = replace(turn, hints=choose_hints(rng, turn.answer, own=[said["hint"]]))
             turns.append(turn)
         return turns
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_file": None}  # each worker maps the file itself
 
 
 class SceneDataset(Dataset[Item]):
@@ -218,45 +207,3 @@ def _false_phrases(scene: Scene, rng: random.Random, draws: int = 6) -> list[str
     described = caption(scene, draw, prejudice=1.0)
     expected = [phrase.text for phrase in described.phrases if not phrase.true]
     return expected + [negative(scene, described, draw).hint for _ in range(draws)]
-
-
-def _find_records(path: Path) -> npt.NDArray[np.int64]:
-    """Where each record of a JSON list or of JSONL begins and ends, in bytes.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: nothing in it, or not JSON.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}: give a JSON list or JSONL of instruct records")
-    with path.open("rb") as file:
-        head = file.read(256).lstrip(b"\xef\xbb\xbf \t\r\n")
-        file.seek(0)
-        if head[:1] == b"[":
-            # As Latin-1 a character is a byte, and JSON's own characters are the same: offsets are bytes.
-            spans = _list_spans(file.read().decode("latin-1"), path)
-        else:
-            ends = np.cumsum([0, *(len(line) for line in file)])
-            file.seek(0)
-            filled = np.array([bool(line.strip()) for line in file], dtype=bool)
-            spans = np.stack([ends[:-1], ends[1:]], axis=1)[filled]
-    if len(spans) == 0:
-        raise ValueError(f"{path} holds no records")
-    return spans.astype(np.int64)
-
-
-def _list_spans(text: str, path: Path) -> npt.NDArray[np.int64]:
-    decode = json.JSONDecoder().raw_decode
-    spans: list[tuple[int, int]] = []
-    at = text.index("[") + 1
-    while True:
-        while at < len(text) and text[at] in " \t\r\n,":
-            at += 1
-        if text[at : at + 1] == "]":
-            return np.array(spans, dtype=np.int64).reshape(-1, 2)
-        try:
-            _, end = decode(text, at)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not valid JSON ({error}): was it cut off in copying?") from error
-        spans.append((at, end))
-        at = end

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from reverse.data import records as records_module
+from reverse.data import scanning
 from reverse.data.images import MAX_PIXELS, open_image, resolve_image
 from reverse.data.records import make_record, read_records, validate
 
@@ -140,7 +140,7 @@ def test_paths_inside_resolve(tmp_path):
 @pytest.mark.parametrize("layout", ["list", "indented", "lines"])
 def test_records_are_read_from_lists_and_lines(layout, chunk, tmp_path, monkeypatch):
     """Without it: a record on the border of two reads is lost or torn."""
-    monkeypatch.setattr(records_module, "CHUNK", chunk)
+    monkeypatch.setattr(scanning, "CHUNK", chunk)
     records = [make_record(str(i), f"images/{i}.png", "What is this?", "Ä “dog” ]}, [{") for i in range(20)]
     path = tmp_path / "records"
     if layout == "lines":

@@ -1,0 +1,299 @@
+"""What is in a file of records, and what is wrong with it: one pass, batches of strings in Arrow.
+
+    report = check("reverse_1.3m", images="playground/data")
+    report.counts["answers"], report.malformed, report.ok
+
+Answers whose tags are beyond doubt are recognised by one regular expression over a whole column; the others,
+few, are taken apart by `tokens.spans.problems`. 1.3 million records take about a minute a core.
+"""
+
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reverse.data.images import resolve_image
+from reverse.data.published import Progress, arrow, read_manifest, records_path, scan_records
+from reverse.data.records import IMAGE_TOKEN
+from reverse.data.scanning import Broken, Item
+from reverse.tokens.spans import CN, SPAN, UN, problems
+
+BATCH = 8192  # records
+EXAMPLES = 10  # of each kind of problem; all are counted
+TOKEN_SAMPLE = 20_000  # records of which tokens are counted
+PERCENTILES = (50, 90, 95, 99, 100)
+COLUMNS = ("answers", "confident", "unconfident", "negatives", "hints")
+TEXT_ONLY = "text-only"
+
+# Every "<" belongs to a tag that opens or closes a phrase with something in it; no such text has a problem.
+_WELL_FORMED = rf"\A(?:[^<]|{SPAN}[^<]+(?:{CN}|{UN}))*\z"
+_ANY_TAG = f"(?:{SPAN}|{CN}|{UN})"
+_GOES_ON = rf"{UN}\s*\S"
+
+
+@dataclass
+class Report:
+    """What `check` found. Indices are those of the records in the file, from 0.
+
+    `sources` and `types` hold, by folder of the picture and by `A_type`, the numbers of `COLUMNS` (and the
+    records of a source): answers, phrases closed by `</CN>` and by `</UN>`, answers with `</UN>`, answers
+    with a hint.
+    """
+
+    path: str
+    counts: dict[str, int] = field(default_factory=dict)
+    sources: dict[str, dict[str, int]] = field(default_factory=dict)
+    types: dict[str, dict[str, int]] = field(default_factory=dict)
+    broken: list[dict[str, Any]] = field(default_factory=list)
+    malformed: dict[str, dict[str, Any]] = field(default_factory=dict)  # kind: count and examples
+    notes: dict[str, dict[str, Any]] = field(default_factory=dict)  # unusual, not wrong: count and examples
+    pictures: dict[str, Any] | None = None
+    tokens: dict[str, Any] | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether there are records, none broken, every tag in place, every picture there."""
+        wrong = not self.counts["records"] or self.counts["broken"] or self.malformed
+        return not (wrong or (self.pictures and (self.pictures["missing"] or self.pictures["refused"])))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"ok": self.ok} | self.__dict__
+
+
+def check(
+    path: str | Path,
+    *,
+    images: str | Path | None = None,
+    tokenizer: Any = None,
+    token_sample: int = TOKEN_SAMPLE,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Report:
+    """Read all records of a file or folder and say what they are.
+
+    Args:
+        images: what the records' pictures are relative to; None: pictures are not looked for, except those
+            of a folder of scenes.
+        tokenizer: of transformers; counts the tokens of `token_sample` records drawn by `seed`.
+        progress: called with what is read and the whole, in bytes of a file or records of an imported set.
+
+    Raises FileNotFoundError and ValueError as `open_records`; broken records are counted, not raised.
+    """
+    where = records_path(path)
+    if images is None and where != Path(path):
+        images = path
+    if images is not None and not Path(images).is_dir():
+        raise ValueError(f"--images {images} is no folder: name what the records' pictures are relative to")
+    counting = _Counting(Report(str(path)), token_sample if tokenizer is not None else 0, seed)
+    batch: list[Item] = []
+    for item in scan_records(where, progress):
+        if isinstance(item, Broken):
+            counting.add_broken(item)
+            continue
+        batch.append(item)
+        if len(batch) == BATCH:
+            counting.add(batch)
+            batch = []
+    counting.add(batch)
+    report = counting.finish()
+    if where.is_dir():
+        report.counts["left_out"] = read_manifest(where)["left_out"]
+    if images is not None:
+        report.pictures = _pictures(Path(images), counting.images, counting.first)
+    if tokenizer is not None:
+        report.tokens = _tokens(tokenizer, counting.sample, seed)
+    return report
+
+
+def source_of(image: str | None) -> str:
+    """The folder that a picture's path begins with: coco, vg, ocr_vqa, gqa, textvqa, …"""
+    if not image:
+        return TEXT_ONLY
+    folder, slash, _ = image.removeprefix("./").partition("/")
+    return folder if slash else "(no folder)"
+
+
+class _Counting:
+    """The counters of one pass."""
+
+    def __init__(self, report: Report, sample: int, seed: int):
+        self.report = report
+        self.records = self.broken = 0
+        self.source_codes: dict[str, int] = {}
+        self.type_codes: dict[str, int] = {}
+        self.source_records: Counter[str] = Counter()
+        self.by_source: Counter[tuple[int, str]] = Counter()
+        self.by_type: Counter[tuple[int, str]] = Counter()
+        self.images: Counter[str] = Counter()
+        self.first: dict[str, int] = {}  # index of a record with the picture, kept of few
+        self.sample: list[str] = []
+        self.sample_size = sample
+        self.rng = random.Random(f"{seed} tokens")
+
+    def add_broken(self, item: Broken) -> None:
+        self.broken += 1
+        if self.broken <= EXAMPLES:
+            found = {"index": item.number, "offset": item.offset, "where": item.where, "reason": item.reason}
+            self.report.broken.append(found)
+
+    def add(self, batch: list[Item]) -> None:
+        pc = arrow().compute
+
+        if not batch:
+            return
+        records = [item.value for item in batch]
+        self._add_records(batch)
+        said = [turn for record in records for turn in record["conversations"][1::2]]
+        asked = [turn["value"] for record in records for turn in record["conversations"][::2]]
+        turns = np.array([len(record["conversations"]) // 2 for record in records])
+        of = np.repeat(np.arange(len(records)), turns)  # (answers,): which record
+        turn = np.arange(len(said)) - np.repeat(np.cumsum(turns) - turns, turns)
+
+        values = _strings([answer["value"] for answer in said])
+        columns = {
+            "answers": np.ones(len(said), dtype=np.int64),
+            "confident": pc.count_substring(values, CN).to_numpy(),
+            "unconfident": (unconfident := pc.count_substring(values, UN).to_numpy()),
+            "negatives": (unconfident > 0).astype(np.int64),
+            "hints": np.array([bool(answer.get("hint")) for answer in said], dtype=np.int64),
+        }
+        sources = np.array([_code(self.source_codes, source_of(r.get("image"))) for r in records])
+        types = np.array([_code(self.type_codes, answer.get("A_type") or "(none)") for answer in said])
+        _count(self.by_source, sources[of], columns)
+        _count(self.by_type, types, columns)
+
+        for k in _rows(pc.invert(pc.match_substring_regex(values, _WELL_FORMED))):
+            for problem in problems(said[k]["value"]):
+                place = (batch[of[k]], int(turn[k]), said[k]["value"])
+                self._found(self.report.malformed, problem.kind, *place, problem.offset)
+        questions = _strings(asked)
+        for k in _rows(pc.match_substring_regex(questions, _ANY_TAG)):
+            self._found(self.report.malformed, "tag_in_question", batch[of[k]], int(turn[k]), asked[k], 0)
+        for k in _rows(pc.match_substring_regex(values, _GOES_ON)):
+            place = (batch[of[k]], int(turn[k]), said[k]["value"])
+            self._found(self.report.notes, "text_after_un", *place, place[2].find(UN))
+        for k in _rows(pc.equal(pc.utf8_trim_whitespace(values), "")):
+            self._found(self.report.notes, "empty_answer", batch[of[k]], int(turn[k]), said[k]["value"], 0)
+
+    def _add_records(self, batch: list[Item]) -> None:
+        for item in batch:
+            record = item.value
+            image = record.get("image")
+            self.source_records[source_of(image)] += 1
+            if image is not None:
+                self.images[image] += 1
+                self.first.setdefault(image, item.number)
+            first = record["conversations"][0]["value"]
+            if (IMAGE_TOKEN in first) != (image is not None):
+                kind = "picture_not_asked_about" if image is not None else "question_without_picture"
+                self._found(self.report.notes, kind, item, 0, first, 0)
+            if self.sample_size:
+                self._sample(record)
+            self.records += 1
+
+    def _sample(self, record: dict[str, Any]) -> None:
+        """Each record has the same chance to be among the sample, however many come."""
+        at = self.records if self.records < self.sample_size else self.rng.randrange(self.records + 1)
+        if at < self.sample_size:
+            text = "\n".join(turn["value"] for turn in record["conversations"])
+            if at == len(self.sample):
+                self.sample.append(text)
+            else:
+                self.sample[at] = text
+
+    def _found(
+        self, among: dict[str, dict[str, Any]], kind: str, item: Item, turn: int, text: str, at: int
+    ) -> None:
+        seen = among.setdefault(kind, {"count": 0, "examples": []})
+        seen["count"] += 1
+        if len(seen["examples"]) < EXAMPLES:
+            begin = max(0, at - 30)
+            shown = ("…" if begin else "") + text[begin : at + 50] + ("…" if at + 50 < len(text) else "")
+            seen["examples"].append(
+                {"index": item.number, "id": item.value.get("id"), "turn": turn, "text": shown}
+            )
+
+    def finish(self) -> Report:
+        report = self.report
+        for among, codes, counted in (
+            (report.sources, self.source_codes, self.by_source),
+            (report.types, self.type_codes, self.by_type),
+        ):
+            for name, code in codes.items():
+                among[name] = {column: counted[code, column] for column in COLUMNS}
+        for name, row in report.sources.items():
+            report.sources[name] = {"records": self.source_records[name]} | row
+        report.sources = _largest_first(report.sources, "records")
+        report.types = _largest_first(report.types, "answers")
+        report.counts = {"records": self.records, "broken": self.broken, "pictures": len(self.images)} | {
+            column: sum(row[column] for row in report.types.values()) for column in COLUMNS
+        }
+        return report
+
+
+def _largest_first(rows: dict[str, dict[str, int]], by: str) -> dict[str, dict[str, int]]:
+    return dict(sorted(rows.items(), key=lambda named: (-named[1][by], named[0])))
+
+
+def _code(codes: dict[str, int], name: str) -> int:
+    return codes.setdefault(name, len(codes))
+
+
+def _count(counter: Counter[tuple[int, str]], codes: np.ndarray, columns: dict[str, np.ndarray]) -> None:
+    for column, numbers in columns.items():
+        for code, total in enumerate(np.bincount(codes, weights=numbers)):
+            counter[code, column] += int(total)
+
+
+def _rows(mask: Any) -> list[int]:
+    return np.flatnonzero(mask.to_numpy(zero_copy_only=False)).tolist()
+
+
+def _strings(values: list[str]) -> Any:
+    pa = arrow()
+
+    try:
+        return pa.array(values, pa.large_string())
+    except UnicodeEncodeError:  # half a surrogate, written as \ud83d in the JSON
+        return pa.array(
+            [value.encode("utf-8", "replace").decode("utf-8") for value in values], pa.large_string()
+        )
+
+
+def _pictures(root: Path, images: Counter[str], first: dict[str, int]) -> dict[str, Any]:
+    """Which pictures are not there, and which paths leave the root."""
+    missing: list[str] = []
+    refused: list[str] = []
+    for image in images:
+        try:
+            if not resolve_image(root, image).is_file():
+                missing.append(image)
+        except (ValueError, OSError):
+            refused.append(image)
+    found = {"root": str(root), "different": len(images)}
+    for kind, names in (("missing", missing), ("refused", refused)):
+        examples = [{"index": first[name], "image": name} for name in names[:EXAMPLES]]
+        found |= {
+            kind: len(names),
+            f"{kind}_records": sum(images[name] for name in names),
+            f"{kind}_examples": examples,
+        }
+    return found
+
+
+def _tokens(tokenizer: Any, texts: list[str], seed: int) -> dict[str, Any]:
+    """Tokens of the turns of a record, without template and picture."""
+    lengths: list[int] = []
+    for start in range(0, len(texts), 1000):
+        ids = tokenizer(texts[start : start + 1000], add_special_tokens=False)["input_ids"]
+        lengths += [len(one) for one in ids]
+    known = all(len(tokenizer(tag, add_special_tokens=False)["input_ids"]) == 1 for tag in (SPAN, CN, UN))
+    values = np.percentile(lengths, PERCENTILES) if lengths else np.zeros(len(PERCENTILES))
+    return {
+        "records": len(texts), "seed": seed, "mean": float(np.mean(lengths)) if lengths else 0.0,
+        "percentiles": {str(p): float(v) for p, v in zip(PERCENTILES, values, strict=True)},
+        "tags_are_tokens": known,
+    }  # fmt: skip
