@@ -34,7 +34,12 @@ from typing import Any
 
 from reverse.evaluation.training_claims import choose_thresholds, columns, figures, merge
 from reverse.training.grid import (
-    VARIANTS, Cell, diets_of, prepare_processors, train_leader, train_twin,
+    VARIANTS,
+    Cell,
+    diets_of,
+    prepare_processors,
+    train_leader,
+    train_twin,
 )  # fmt: skip
 from reverse.training.scenes import SECOND_STAGE, Recipe
 
@@ -586,8 +591,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--renderers", type=int, default=0, help="processes that draw (default: 0.8 a processor)"
     )
-    parser.add_argument("--judges", type=int, default=0, help="processes that measure (default: 5 a GPU)")
-    parser.add_argument("--slots", type=int, default=0, help="answers side by side (default: 64; CPU: 8)")
+    parser.add_argument("--judges", type=int, default=0, help="processes that measure (default: 6 a GPU)")
+    parser.add_argument("--slots", type=int, default=0, help="answers side by side (default: 128; CPU: 8)")
     parser.add_argument("--steps", type=int, default=0, help="of each stage, instead of a time")
     parser.add_argument("--work", help="folder for what may be lost (default: shared memory)")
     parser.add_argument("--tiny", action="store_true", help="a rehearsal: models that learn nothing")
@@ -605,8 +610,8 @@ def _options() -> argparse.Namespace:
     processors = os.cpu_count() or 1
     options.seeds = options.seeds or ([0] if options.ablations else [0, 1, 2])
     options.renderers = options.renderers or max(1, int(0.8 * processors) if gpus else 1)
-    options.judges = options.judges or (5 * gpus if gpus else 1)
-    options.slots = options.slots or (64 if gpus else 8)
+    options.judges = options.judges or (6 * gpus if gpus else 1)
+    options.slots = options.slots or (128 if gpus else 8)
     return options
 
 

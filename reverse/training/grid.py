@@ -162,12 +162,11 @@ def _train(cell: Cell, stage: str, model: Any, processor: Any, recipe: Recipe, p
     base = stage == "base"
     variant = VARIANTS[cell.variant] if stage == "tags" else Variant()
     diet_name = {"base": "base", "twin": "twin"}.get(stage, cell.variant)
-    seconds = max(1.0, (cell.base_until if base else cell.until) - time.time())
     config = ResidentConfig(
         output=str(cell.base if base else cell.folder(stage)),
         diet=f"{cell.family}.{diet_name}",
         # The follower ends when the leader does.
-        seconds=None if cell.steps else seconds,
+        until=None if cell.steps else cell.base_until if base else cell.until,
         steps=cell.steps or None,
         batch=recipe.base_batch if base else recipe.tags_batch,
         lr=recipe.base_lr if base else recipe.tags_lr,

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import safe_open
 from safetensors.numpy import save_file
+from torch import Tensor
 
 from reverse.data.scenes import make_scene, render
 from reverse.training.datasets import SceneDataset
@@ -57,7 +58,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Slab:
-    pictures: npt.NDArray[np.uint8]  # (pictures, side, side, 3)
+    pictures: Tensor  # uint8 (pictures, side, side, 3), mapped
     rows: dict[str, Rows]
 
 
@@ -109,10 +110,10 @@ def read_slab(path: str | Path, diets: Iterable[str]) -> Slab:
     """The pictures of a slab and its rows under the diets named."""
     names = ("ids", "labels", "lengths", "negative", "pictured", "begins")
     rows = {}
-    with safe_open(path, framework="numpy") as file:
+    with safe_open(path, framework="pt") as file:
         pictures = file.get_tensor("pictures")
         for diet in diets:
-            arrays: dict[str, Any] = {name: file.get_tensor(f"{diet}.{name}") for name in names}
+            arrays: dict[str, Any] = {name: file.get_tensor(f"{diet}.{name}").numpy() for name in names}
             first, count = file.get_tensor(f"{diet}.place").tolist()
             rows[diet] = Rows(**arrays, first=first, count=count)
     return Slab(pictures, rows)

@@ -35,6 +35,8 @@ from reverse.training.uniform import UniformPass
 
 __all__ = ["ResidentConfig", "train_resident"]
 
+PATIENCE = 180.0  # seconds to wait for a slab
+
 
 @dataclass
 class ResidentConfig:
@@ -43,7 +45,8 @@ class ResidentConfig:
     output: str  # folder that the model is written to
     diet: str  # which rows of the packs
     seconds: float | None = None  # stop after these, with the learning rate at zero
-    steps: int | None = None  # stop after these; None: as many as the seconds allow
+    until: float | None = None  # in place of seconds: the moment of time.time() at which to stop
+    steps: int | None = None  # stop after these; None: as many as the time allows
     batch: int = 256  # pictures a step
     lr: float = 1e-3
     weight_decay: float = 0.05
@@ -104,8 +107,8 @@ def train_resident(
         ValueError: no bound, or a loss that is not a number.
         TimeoutError: a slab did not come.
     """
-    if not config.seconds and not config.steps:
-        raise ValueError("neither seconds nor steps are given: a run needs an end")
+    if not (config.seconds or config.until or config.steps):
+        raise ValueError("neither seconds, until nor steps are given: a run needs an end")
     device = model.device
     model.train()
     torch.manual_seed(config.seed)
@@ -121,6 +124,8 @@ def train_resident(
             passes = UniformPass(model, processor, side=pictures.shape[1], first=rows.first, count=rows.count)
         if began is None:
             began = time.monotonic()
+            if config.until is not None:
+                schedule.seconds = max(1.0, config.until - time.time())
         done = schedule.done(step) >= 1
         if pace.stops(done) if pace is not None else done:
             break
@@ -128,7 +133,7 @@ def train_resident(
         for group in optimizer.param_groups:
             group["lr"] = config.lr * schedule(step)
         with cast:
-            loss = passes.loss(passes.see(pictures[chosen.to(device, non_blocking=True)]), *batch)
+            loss = passes.loss(passes.see(pictures[_to(chosen, device)]), *batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
         optimizer.step()
@@ -202,18 +207,17 @@ def _batches(
             held.get()
 
 
-def _wait_for(path: Path, given_up: Callable[[], bool], seconds: float = 180) -> Path:
-    end = time.monotonic() + seconds
+def _wait_for(path: Path, given_up: Callable[[], bool]) -> Path:
+    end = time.monotonic() + PATIENCE
     while not path.exists():
         if time.monotonic() > end or given_up():
-            raise TimeoutError(f"{path} did not come within {seconds:.0f} s: did the renderer stop?")
+            raise TimeoutError(f"{path} did not come within {PATIENCE:g} s: did the renderer stop?")
         time.sleep(0.05)
     return path
 
 
-def _send(pictures: np.ndarray, device: torch.device) -> torch.Tensor:
+def _send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """To the device, on a stream of its own, so that training goes on meanwhile."""
-    tensor = torch.from_numpy(pictures)
     if device.type != "cuda":
         return tensor
     stream = torch.cuda.Stream(device)
@@ -245,14 +249,19 @@ def _assemble(
     picked = np.concatenate([np.arange(b, e) for b, e in zip(begins, ends, strict=True)])
     which = np.where(rows.pictured[picked] > 0, which, -1)
     longest = max(int(rows.lengths[picked].max()), passes.first + passes.count + 1)
-    ids = np.zeros((len(picked), longest), np.int64)
+    ids = np.zeros((len(picked), longest), np.int16)
     width = min(longest, rows.ids.shape[1])
     ids[:, :width] = rows.ids[picked, :width]
-    nexts = np.full((len(picked), longest), IGNORE, np.int64)
+    nexts = np.full((len(picked), longest), IGNORE, np.int16)
     nexts[:, : width - 1] = rows.labels[picked, 1:width]
     at = np.flatnonzero(nexts.ravel() != IGNORE)
-    arrays = (ids, which, at, nexts.ravel()[at])
-    return tuple(torch.from_numpy(array).to(device, non_blocking=True) for array in arrays)
+    arrays = (ids, which.astype(np.int16), at.astype(np.int32), nexts.ravel()[at])
+    return tuple(_to(torch.from_numpy(array), device).long() for array in arrays)
+
+
+def _to(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """To the device without waiting for it: a copy from pageable memory would wait for the steps before."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def _tag_rows(model: Any, processor: Any) -> list[tuple[Any, list[int], torch.Tensor]]:

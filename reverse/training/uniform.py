@@ -78,21 +78,27 @@ class UniformPass:
         """
         embedded = self.embeddings(ids)  # (rows, length, hidden)
         end = self.first + self.count
-        shown = (which >= 0).view(-1, 1, 1)
-        middle = torch.where(
-            shown, features[which.clamp(min=0)].to(embedded.dtype), embedded[:, self.first : end]
-        )
-        embedded = torch.cat([embedded[:, : self.first], middle, embedded[:, end:]], dim=1)
-        hidden = self.decoder(
-            inputs_embeds=embedded, position_ids=self._position_ids(ids, which), use_cache=False
-        ).last_hidden_state
-        logits = self.head(hidden.flatten(0, 1)[at])  # (targets, vocabulary)
+        shown = features.index_select(0, which.clamp(min=0)).to(embedded.dtype)
+        middle = torch.where((which >= 0).view(-1, 1, 1), shown, embedded[:, self.first : end])
+        hidden = torch.cat([embedded[:, : self.first], middle, embedded[:, end:]], dim=1)
+        hidden = self._decode(hidden, self._position_ids(ids, which))
+        logits = self.head(hidden.flatten(0, 1).index_select(0, at))  # (targets, vocabulary)
         return F.cross_entropy(logits.float(), targets)
 
-    def _position_ids(self, ids: Tensor, which: Tensor) -> Tensor | None:
-        if self.positions is None:
-            return None
+    def _decode(self, hidden: Tensor, position_ids: Tensor) -> Tensor:
+        """The decoder without the mask that its forward would make: that asks the device at every step.
+
+        Without a mask attention is causal, and nothing attends to the padding on the right.
+        """
+        turn = self.decoder.rotary_emb(hidden, position_ids=position_ids)
+        for layer in self.decoder.layers:
+            hidden = layer(hidden, attention_mask=None, position_embeddings=turn, use_cache=False)
+        return self.decoder.norm(hidden)
+
+    def _position_ids(self, ids: Tensor, which: Tensor) -> Tensor:
         rows, length = ids.shape
+        if self.positions is None:
+            return torch.arange(length, device=ids.device)[None]
         plain = torch.arange(length, device=ids.device).expand(3, rows, length)
         pictured = self.positions[:, None, :length].expand(3, rows, length)
         return torch.where((which >= 0).view(1, -1, 1), pictured, plain)
@@ -139,7 +145,7 @@ def _qwen_sight(model: Any, side: int) -> Callable[[Tensor], Tensor]:
     def see(pixels: Tensor) -> Tensor:
         # A still picture is shown as two equal frames: their weights add up.
         weight = tower.patch_embed.proj.weight.sum(dim=2).flatten(1)  # (hidden, 3 * patch * patch)
-        hidden = F.linear(_patches(pixels, patch).flatten(-3), weight)  # (B, n, hidden)
+        hidden = F.linear(_patches(pixels, patch).flatten(-3), weight).to(weight.dtype)  # (B, n, hidden)
         for number, block in enumerate(tower.blocks):
             seen = None if number in whole else mask
             hidden = hidden + _attend(block.attn, block.norm1(hidden), turn, seen)
