@@ -17,8 +17,8 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,14 @@ from typing import Any
 import numpy as np
 from scipy.stats import mannwhitneyu
 
-from reverse.data.scenes import Scene, find_objects, make_scene, render
+from reverse.data.scenes import Scene, find_objects, make_scene, questions, render
 from reverse.decoding.generate import generate
 from reverse.decoding.trace import Result
 from reverse.evaluation.bootstrap import difference, interval
 from reverse.models import default_threshold, load
+from reverse.tokens import strip
 
-__all__ = ["Contender", "auroc", "measure", "score", "summarise"]
+__all__ = ["Contender", "answer", "auroc", "measure", "score", "summarise", "yes_no"]
 
 PROMPT = "Describe this image."
 
@@ -46,6 +47,7 @@ class Contender:
     mode: str = "resample"  # of generate()
     threshold: float | None = None
     hints: int = 5
+    settings: Mapping[str, Any] = field(default_factory=dict)  # further fields of ResamplingConfig
 
 
 def score(scene: Scene, result: Result) -> dict[str, Any]:
@@ -105,6 +107,62 @@ def auroc(rows: Iterable[dict[str, Any]]) -> float | None:
     return float(mannwhitneyu(wrong, right).statistic / (len(wrong) * len(right)))
 
 
+def answer(
+    contender: Contender,
+    loaded: tuple[Any, Any],
+    scenes: Sequence[Scene],
+    prompts: Sequence[str] | None = None,
+    *,
+    batch_size: int = 16,
+    max_new_tokens: int = 128,
+    seed: int = 0,
+) -> list[Result]:
+    """What a contender says to the prompts (by default: describe it) about the scenes, in their order."""
+    model, processor = loaded
+    return generate(
+        model,
+        processor,
+        images=[_picture(scene) for scene in scenes],
+        prompt=list(prompts) if prompts is not None else [PROMPT] * len(scenes),
+        mode=contender.mode,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        seed=seed,
+        threshold=contender.threshold,
+        hints=contender.hints,
+        **contender.settings,
+    )
+
+
+def yes_no(
+    contender: Contender,
+    loaded: tuple[Any, Any],
+    scenes: Sequence[Scene],
+    *,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> list[dict[str, int]]:
+    """How many of a scene's two yes/no questions (one true, one false) are answered right, for each scene."""
+    asked = [
+        (scene, question) for scene in scenes for question in questions(scene) if question.kind == "yes_no"
+    ]
+    results = answer(
+        contender,
+        loaded,
+        [scene for scene, _ in asked],
+        [question.question for _, question in asked],
+        batch_size=batch_size,
+        max_new_tokens=16,
+        seed=seed,
+    )
+    counts: dict[str, dict[str, int]] = {scene.id: {"right": 0, "asked": 0} for scene in scenes}
+    for (scene, question), result in zip(asked, results, strict=True):
+        said = result.text.strip().lower().rstrip(".")
+        counts[scene.id]["asked"] += 1
+        counts[scene.id]["right"] += said == strip(question.answer).lower()
+    return list(counts.values())
+
+
 def measure(
     contender: Contender,
     loaded: tuple[Any, Any],
@@ -121,12 +179,12 @@ def measure(
 
     Each batch is appended and synced before the next begins; a torn one is decoded again.
     """
-    model, processor = loaded
     path = out / f"{contender.name}.jsonl"
     out.mkdir(parents=True, exist_ok=True)
+    made_with = {name: value for name, value in asdict(contender).items() if value != {}}
     _same_settings(
         path.with_suffix(".settings.json"),
-        asdict(contender) | {"split": split, "seed": seed, "max_new_tokens": max_new_tokens},
+        made_with | {"split": split, "seed": seed, "max_new_tokens": max_new_tokens},
     )
     rows = _read_whole_batches(path, batch_size)
     with path.open("a", encoding="utf-8") as file:
@@ -134,17 +192,8 @@ def measure(
             scenes = [
                 make_scene(split, i, seed) for i in range(len(rows), min(count, len(rows) + batch_size))
             ]
-            results = generate(
-                model,
-                processor,
-                images=[_picture(scene) for scene in scenes],
-                prompt=[PROMPT] * len(scenes),
-                mode=contender.mode,
-                max_new_tokens=max_new_tokens,
-                batch_size=batch_size,
-                seed=seed,
-                threshold=contender.threshold,
-                hints=contender.hints,
+            results = answer(
+                contender, loaded, scenes, batch_size=batch_size, max_new_tokens=max_new_tokens, seed=seed
             )
             fresh = [score(scene, result) for scene, result in zip(scenes, results, strict=True)]
             file.writelines(json.dumps(row) + "\n" for row in fresh)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,29 @@ from reverse.data.published import open_records
 from reverse.data.records import ANSWER_TYPE
 from reverse.data.scenes import Scene, caption, make_scene, negative, render, scene_records
 from reverse.data.scenes.captions import PREJUDICE
+from reverse.data.scenes.texts import text_question
+from reverse.tokens import strip
 from reverse.tokens.spans import UN
 from reverse.training.encoding import Encoder, Item, Turn, turns_of
 from reverse.training.hints import choose_hints
 from reverse.training.pictures import PictureEncoder
 
-__all__ = ["RecordDataset", "SceneDataset"]
+__all__ = ["RecordDataset", "SceneDataset", "Talk"]
+
+Conversation = tuple[Turn, ...]
 
 HINT_SHARE = 0.2  # of the positive general answers name wrong phrases, as published
 # Of the hinted negatives say a phrase that was hinted. A larger share would make every other phrase look
 # safe after a hint: at one half, hints lowered p(</UN>) of new wrong phrases so much that they hurt.
 HINTED_AGAIN = 0.15
+
+
+@dataclass(frozen=True, slots=True)
+class Talk:
+    """Conversations that make the rows of one item, and whether they are about its picture."""
+
+    rows: tuple[Conversation, ...]
+    about_picture: bool
 
 
 class RecordDataset(Dataset[Item]):
@@ -98,11 +110,11 @@ class RecordDataset(Dataset[Item]):
 class SceneDataset(Dataset[Item]):
     """Scenes of one split, rendered as they are asked for; an item is a picture and some answers about it.
 
-    The plain twin (`tagged=False, negatives=False`) sees, at each index, the picture and the positive answers
-    of the tagged set, without tags. In a hinted item the prompt names what prejudice could have said and the
-    answer does not say; the negative that goes with it names the same, mostly without the phrase it ends in.
-    (Were hints found with positive answers only, a hint would tell the model that all is well, and nothing
-    said after one would ever be suspect.)
+    The plain twin (`tagged=False`) sees, at each index, the picture and the positive answers of the tagged
+    set, without tags. In a hinted item the prompt names what prejudice could have said and the answer does
+    not say; the negative that goes with it names the same, mostly without the phrase it ends in. (Were hints
+    found with positive answers only, a hint would tell the model that all is well, and nothing said after
+    one would ever be suspect.)
 
     Args:
         encoder: makes the rows.
@@ -115,6 +127,12 @@ class SceneDataset(Dataset[Item]):
         answers: positive answers a picture.
         caption_share: how often an answer is a caption and not one to a question.
         hint_share: of the items with a general answer; also where there are no tags, see above.
+        hinted_prejudice: `prejudice` of hinted items: an annotator who is told what may be wrong looks again.
+            None: as everywhere.
+        write_hints: False leaves the hints themselves out and changes nothing else.
+        several_share: of the items join two or three answers in one conversation; in its negative any of
+            them may be false, and one is.
+        text_share: of the items are a question without a picture.
         side: pixels.
     """
 
@@ -132,15 +150,22 @@ class SceneDataset(Dataset[Item]):
         answers: int = 1,
         caption_share: float = 0.7,
         hint_share: float = HINT_SHARE,
+        hinted_prejudice: float | None = None,
+        write_hints: bool = True,
+        several_share: float = 0.0,
+        text_share: float = 0.0,
         side: int = 112,
     ):
         self.encoder = encoder
         self.pictures = PictureEncoder(encoder.processor)
         self.count = pictures
         self.split, self.start, self.seed, self.side = split, start, seed, side
-        self.tagged, self.negatives = tagged, negatives
+        self.tagged, self.negatives = tagged, negatives and tagged
         self.prejudice, self.hint_share = prejudice, hint_share
+        self.hinted_prejudice = prejudice if hinted_prejudice is None else hinted_prejudice
+        self.write_hints = write_hints
         self.answers, self.caption_share = answers, caption_share
+        self.several_share, self.text_share = several_share, text_share
 
     def __len__(self) -> int:
         return self.count
@@ -149,31 +174,44 @@ class SceneDataset(Dataset[Item]):
         if not 0 <= index < self.count:
             raise IndexError(f"picture {index} of {self.count}")
         scene = make_scene(self.split, self.start + index, self.seed, self.side)
+        talk = self.conversations(scene)
+        if not talk.about_picture:
+            return Item(tuple(self.encoder.row(turns, None) for turns in talk.rows), None)
         inputs, tokens = self.pictures(render(scene))
-        rows = tuple(self.encoder.row([turn], tokens) for turn in self.turns(scene))
-        return Item(rows, inputs)
+        return Item(tuple(self.encoder.row(turns, tokens) for turns in talk.rows), inputs)
 
     def turns(self, scene: Scene) -> list[Turn]:
-        """The answers of one picture: positives, each followed by its negative where there are negatives."""
+        """All turns of one picture's conversations, one after another."""
+        return [turn for row in self.conversations(scene).rows for turn in row]
+
+    def conversations(self, scene: Scene) -> Talk:
+        """The rows of one item: positives, each followed by its negative where there are negatives."""
         rng = random.Random(f"{self.seed} scene {scene.split} {scene.index}")
         hinted = rng.random() < self.hint_share
+        # The twin draws as the tagged set does, or it would meet other answers.
+        kind = random.Random(f"{self.seed} kind {scene.split} {scene.index}").random()
+        if kind < self.text_share:
+            return self._text_only(scene)
         records = scene_records(
             scene,
-            prejudice=self.prejudice,
+            prejudice=self.hinted_prejudice if hinted else self.prejudice,
             tagged=self.tagged,
-            negatives=self.negatives and self.tagged,
+            negatives=self.negatives,
         )
-        stride = 2 if self.negatives and self.tagged else 1
-        turns = []
-        for place in self._choose(rng, len(records) // stride):
-            pair = records[place * stride : (place + 1) * stride]
-            turns += self._pair(scene, pair, hinted and self.tagged)
-        return turns
+        stride = 2 if self.negatives else 1
+        pairs = [records[at : at + stride] for at in range(0, len(records), stride)]
+        if kind < self.text_share + self.several_share:
+            joined = [pairs[place] for place in self._choose(rng, len(pairs), rng.choice((2, 3)))]
+            return Talk(self._joined(scene, joined), True)
+        rows = []
+        for place in self._choose(rng, len(pairs), self.answers):
+            rows += [(turn,) for turn in self._pair(scene, pairs[place], hinted and self.tagged)]
+        return Talk(tuple(rows), True)
 
-    def _choose(self, rng: random.Random, positives: int) -> list[int]:
+    def _choose(self, rng: random.Random, positives: int, wanted: int) -> list[int]:
         """Which positives are shown; number 0 is the caption."""
         chosen: list[int] = []
-        for _ in range(min(self.answers, positives)):
+        for _ in range(min(wanted, positives)):
             if 0 not in chosen and (rng.random() < self.caption_share or len(chosen) == positives - 1):
                 chosen.append(0)
             else:
@@ -183,7 +221,7 @@ class SceneDataset(Dataset[Item]):
     def _pair(self, scene: Scene, pair: Sequence[Mapping[str, Any]], hinted: bool) -> list[Turn]:
         turns = [turns_of(record)[0] for record in pair]
         said = pair[0]["conversations"][1]
-        if not (hinted and _may_be_hinted(said)):
+        if not (hinted and self.write_hints and _may_be_hinted(said)):
             return turns
         # A generator of its own: the twin draws nothing here, and must choose the same answers.
         rng = random.Random(f"{self.seed} hints {scene.split} {scene.index}")
@@ -194,6 +232,24 @@ class SceneDataset(Dataset[Item]):
             kept = hints if rng.random() < HINTED_AGAIN else tuple(hint for hint in hints if hint != own)
             turns[1] = replace(turns[1], hints=kept)
         return turns
+
+    def _joined(self, scene: Scene, pairs: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[Conversation, ...]:
+        """The answers as the turns of one conversation, and of another where some are false."""
+        turns = [[turns_of(record)[0] for record in pair] for pair in pairs]
+        right = tuple(pair[0] for pair in turns)
+        if not self.negatives:
+            return (right,)
+        rng = random.Random(f"{self.seed} false {scene.split} {scene.index}")
+        false = rng.randrange(len(turns))
+        wrong = tuple(pair[k == false or rng.random() < 0.3] for k, pair in enumerate(turns))
+        return (right, wrong)
+
+    def _text_only(self, scene: Scene) -> Talk:
+        asked = text_question(np.random.default_rng([self.seed, scene.index, 5]))
+        answers = [asked.answer, asked.negative] if self.negatives else [asked.answer]
+        if not self.tagged:
+            answers = [strip(answer) for answer in answers]
+        return Talk(tuple((Turn(asked.question, answer),) for answer in answers), False)
 
 
 def _may_be_hinted(answer: Mapping[str, Any]) -> bool:

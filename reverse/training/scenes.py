@@ -26,8 +26,10 @@ from typing import Any
 
 from reverse.data.scenes import make_scene, scene_records
 from reverse.data.scenes.captions import PREJUDICE
+from reverse.data.scenes.texts import text_question
 from reverse.models import load
-from reverse.models.tiny import build_tiny_llava, train_tokenizer
+from reverse.models.families import LLAVA, QWEN2_5_VL
+from reverse.models.tiny import build_tiny_llava, build_tiny_qwen, train_tokenizer
 from reverse.tokens import add_tokens, strip
 from reverse.training.datasets import SceneDataset
 from reverse.training.encoding import Encoder, turns_of
@@ -39,11 +41,25 @@ STAGES = ("base", "tags", "twin")
 SECOND_STAGE = 5_000_000  # index of the first picture of `tags` and `twin`: none that the base saw
 
 
+# At most 2.95M parameters each, so that both models take less than 12 MB in bfloat16.
+SIZES = {
+    "llava": {
+        "vision_layers": 6, "vision_hidden": 160, "vision_inner": 448, "vision_heads": 5,
+        "text_layers": 4, "text_hidden": 160, "text_inner": 352, "text_heads": 5,
+    },
+    "qwen": {
+        "vision_layers": 6, "vision_hidden": 160, "vision_inner": 272, "vision_heads": 5,
+        "text_layers": 4, "text_hidden": 160, "text_inner": 320, "text_heads": 5,
+    },
+}  # fmt: skip
+
+
 @dataclass
 class Recipe:
-    """Everything that decides what comes out. Sizes are for at most 3.6M parameters (7.2 MB in bfloat16)."""
+    """Everything that decides what comes out."""
 
     out: str = "out/scenes"  # folder of the stages' folders
+    family: str = "llava"  # or "qwen"
     stages: str = "base,tags,twin"  # which to run, in this order
     base_seconds: float = 265.0  # of training; 0: as long as base_steps take
     tags_seconds: float = 165.0
@@ -56,18 +72,21 @@ class Recipe:
     weight_decay: float = 0.05
     prejudice: float = PREJUDICE  # share of captions that name an absent object
     hint_share: float = 0.2  # of the pictures of `tags`, see SceneDataset
+    hinted_prejudice: float = PREJUDICE  # `prejudice` of those pictures, in `tags` and `twin`
     answers: int = 1  # positive answers a picture
     caption_share: float = 0.8  # of the answers are captions
-    vision_layers: int = 6
-    vision_hidden: int = 192
-    vision_inner: int = 512
-    vision_heads: int = 6
-    text_layers: int = 4
-    text_hidden: int = 160
-    text_inner: int = 400
-    text_heads: int = 5
+    several_share: float = 0.1  # of the items are conversations of two or three turns
+    text_share: float = 0.03  # of the items are about no picture
+    vision_layers: int = 0  # sizes, 0: the family's, see SIZES
+    vision_hidden: int = 0
+    vision_inner: int = 0
+    vision_heads: int = 0
+    text_layers: int = 0
+    text_hidden: int = 0
+    text_inner: int = 0
+    text_heads: int = 0
     side: int = 112  # pixels of a picture
-    patch: int = 8  # pixels of a patch: 196 ids a picture
+    patch: int = 8  # pixels of a patch: 196 ids a picture, 49 where four patches are merged
     vocabulary: int = 640  # ids, the three tokens included
     tokenizer_scenes: int = 2000  # whose text the tokenizer is learnt from
     workers: int = -1  # -1: all processors but two, sixteen at most
@@ -75,6 +94,12 @@ class Recipe:
     save_steps: int = 1000  # steps between checkpoints; 0: none
     compile: bool = False  # torch.compile
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.family not in SIZES:
+            raise ValueError(f"family must be one of {', '.join(SIZES)}, got {self.family!r}")
+        for name, size in SIZES[self.family].items():
+            setattr(self, name, getattr(self, name) or size)
 
     def smoke(self) -> Recipe:
         """The same recipe in miniature: a few steps of a model that learns nothing."""
@@ -105,13 +130,23 @@ def run(recipe: Recipe, quiet: bool = False) -> dict[str, dict[str, Any]]:
     return manifests
 
 
-def build_base(recipe: Recipe) -> tuple[Any, Any]:
-    """A tiny LLaVA with random weights and a byte-level tokenizer learnt from the text of scenes.
+def build_base(recipe: Recipe, tokenizer: Any = None) -> tuple[Any, Any]:
+    """A tiny model of the recipe's family with random weights, and its processor.
 
-    Its pictures' features are the vision tower's last layer (LLaVA-1.5 takes the last but one, of a tower
-    that was trained for something else; here nothing would train the last).
+    `tokenizer`: a byte-level one, by default learnt from the text of scenes.
     """
-    tokenizer = train_tokenizer(_texts(recipe), recipe.vocabulary - 3, style="bytes")
+    tokenizer = tokenizer or build_tokenizer(recipe)
+    return _BUILDERS[recipe.family](recipe, tokenizer)
+
+
+def build_tokenizer(recipe: Recipe) -> Any:
+    """A byte-level tokenizer with the family's special tokens, learnt from the text of scenes."""
+    return train_tokenizer(
+        _texts(recipe), recipe.vocabulary - 3, style="bytes", family=FAMILIES[recipe.family]
+    )
+
+
+def _build_llava(recipe: Recipe, tokenizer: Any) -> tuple[Any, Any]:
     model, processor = build_tiny_llava(
         tokenizer,
         seed=recipe.seed,
@@ -120,8 +155,27 @@ def build_base(recipe: Recipe) -> tuple[Any, Any]:
         image_size=recipe.side,
         patch_size=recipe.patch,
     )
+    # Features are the tower's last layer: LLaVA-1.5 takes the last but one, of a tower that was trained for
+    # something else; here nothing would train the last.
     model.config.vision_feature_layer = -1
     return model, processor
+
+
+def _build_qwen(recipe: Recipe, tokenizer: Any) -> tuple[Any, Any]:
+    # The first layer attends within windows, the others over the whole picture: it has 49 ids.
+    whole = list(range(1, recipe.vision_layers)) or [0]
+    return build_tiny_qwen(
+        tokenizer,
+        seed=recipe.seed,
+        vision=_sizes(recipe, "vision") | {"fullatt_block_indexes": whole},
+        text=_sizes(recipe, "text") | {"num_key_value_heads": 1},
+        image_size=recipe.side,
+        patch_size=recipe.patch,
+    )
+
+
+FAMILIES = {"llava": LLAVA, "qwen": QWEN2_5_VL}
+_BUILDERS = {"llava": _build_llava, "qwen": _build_qwen}
 
 
 def _run_stage(stage: str, recipe: Recipe, quiet: bool) -> dict[str, Any]:
@@ -156,15 +210,25 @@ def _dataset(stage: str, recipe: Recipe, encoder: Encoder) -> SceneDataset:
         encoder,
         start=0 if stage == "base" else SECOND_STAGE,
         seed=recipe.seed,
-        tagged=stage == "tags",
-        negatives=stage == "tags",
-        prejudice=recipe.prejudice,
-        answers=recipe.answers,
-        caption_share=recipe.caption_share,
-        # The twin carries no hints, but sees the annotator where `tags` does.
-        hint_share=0.0 if stage == "base" else recipe.hint_share,
         side=recipe.side,
+        **diet(recipe, stage),
     )
+
+
+def diet(recipe: Recipe, stage: str) -> dict[str, Any]:
+    """The settings of `SceneDataset` that a stage sees scenes with."""
+    return {
+        "tagged": stage == "tags",
+        "negatives": stage == "tags",
+        "prejudice": recipe.prejudice,
+        "answers": recipe.answers,
+        "caption_share": recipe.caption_share,
+        # The twin carries no hints, but sees the annotator where `tags` does.
+        "hint_share": 0.0 if stage == "base" else recipe.hint_share,
+        "hinted_prejudice": recipe.hinted_prejudice,
+        "several_share": recipe.several_share,
+        "text_share": recipe.text_share,
+    }
 
 
 def _config(stage: str, recipe: Recipe, output: Path, quiet: bool) -> SFTConfig:
@@ -225,12 +289,25 @@ def _finished(output: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
 def _texts(recipe: Recipe) -> Iterator[str]:
     """Questions and answers of scenes, with the template's and the hints' own words as often as they come."""
     for index in range(recipe.tokenizer_scenes):
+        if index % 10 == 0:
+            asked = text_question(index)
+            yield from FRAMES[recipe.family](asked.question, strip(asked.answer))
         for record in scene_records(make_scene("train", index, recipe.seed, recipe.side), negatives=False):
             wrong = record["conversations"][1]["hint"]
             hint = f" (Hint: potential incorrect phrases -> {wrong}, {wrong})" if index % 5 == 0 else ""
             turn = turns_of(record)[0]
-            yield f"USER: \n{turn.question}{hint} ASSISTANT:"
-            yield " " + strip(turn.answer)
+            yield from FRAMES[recipe.family](f"{turn.question}{hint}", strip(turn.answer))
+
+
+def _llava_frame(question: str, answer: str) -> tuple[str, ...]:
+    return f"USER: \n{question} ASSISTANT:", f" {answer}"
+
+
+def _qwen_frame(question: str, answer: str) -> tuple[str, ...]:
+    return "system\nYou are a helpful assistant.", f"user\n{question}", "assistant\n", answer
+
+
+FRAMES = {"llava": _llava_frame, "qwen": _qwen_frame}
 
 
 def _sizes(recipe: Recipe, part: str) -> dict[str, int]:

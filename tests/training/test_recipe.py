@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from reverse.models import load
-from reverse.tokens import TAGS
+from reverse.tokens import TAGS, add_tokens
 from reverse.training.scenes import Recipe, build_base, main, run
 
 
@@ -38,12 +38,27 @@ def test_finished_stages_are_not_repeated(smoke, capsys):
     assert run(changed, quiet=True)["twin"]["final_loss"] != manifests["twin"]["final_loss"]
 
 
-def test_full_size_fits(tmp_path):
+def test_both_models_fit(tmp_path):
     """The wheel would outgrow 12 MB for both models."""
-    model, processor = build_base(Recipe(tokenizer_scenes=100))
-    rows = 3 * 2 * Recipe.text_hidden  # the three tokens' rows come later
-    assert sum(p.numel() for p in model.parameters()) + rows <= 3_600_000
-    assert len(processor.tokenizer) + 3 <= 640
+    total = 0
+    for family in ("llava", "qwen"):
+        model, processor = build_base(Recipe(family=family, tokenizer_scenes=100))
+        add_tokens(model, processor)
+        assert len(processor.tokenizer) <= 640
+        total += 2 * sum(p.numel() for p in model.parameters())
+    assert total <= 11_750_000  # bytes in bfloat16; tokenizers and configurations take 0.1 MB
+
+
+def test_qwen_learns_too(tmp_path):
+    """The recipe would be LLaVA's alone."""
+    recipe = Recipe(family="qwen", out=str(tmp_path), base_lr=5e-3, base_steps=10, stages="base,tags").smoke()
+    for stage, manifest in run(recipe, quiet=True).items():
+        losses = [loss for _, loss in manifest["losses"]]
+        assert losses[-1] < losses[0], stage
+    model, _ = load(tmp_path / "tags")
+    assert model.config.model_type == "qwen2_5_vl"
+    with pytest.raises(ValueError, match="llava, qwen"):
+        Recipe(family="blip")
 
 
 def test_command_line(tmp_path, capsys):

@@ -1,0 +1,219 @@
+"""One cell of a grid of trainings: a base, then its tagged model and its plain twin, side by side.
+
+Every cell is two processes. The leader trains the base and then the tagged model; the follower waits for the
+base and trains the twin in step with it, so that both take the same number of steps of the same pictures.
+Ends are moments of the clock that all cells share: who starts late trains less and ends with the others.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from reverse.training.packs import Diet
+from reverse.training.scenes import Recipe, build_base, build_tokenizer, diet
+
+__all__ = ["VARIANTS", "Cell", "Variant", "diets_of", "prepare_processors", "train_leader", "train_twin"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What an ablation changes of the second stage."""
+
+    recipe: Mapping[str, Any] = field(default_factory=dict)  # fields of Recipe
+    diet: Mapping[str, Any] = field(default_factory=dict)  # settings of SceneDataset, of the tagged model
+    negative_share: float = 1.0
+    frozen_rows: bool = False
+    init: str = "mean"  # of the three tokens' rows: "mean", or "random" as a plain resize leaves them
+
+
+VARIANTS: dict[str, Variant] = {
+    "main": Variant(),
+    "reference": Variant(),  # the same with a grid of ablations' budget
+    "rows_frozen_random": Variant(frozen_rows=True, init="random"),
+    "rows_trained_random": Variant(init="random"),
+    "negatives_0.5": Variant(negative_share=0.5),
+    "negatives_0.2": Variant(negative_share=0.2),
+    "hints_0": Variant(diet={"write_hints": False}),  # the same answers, no hint before them
+    "hints_0.5": Variant(recipe={"hint_share": 0.5}),
+    "hints_prejudiced": Variant(recipe={"hinted_prejudice": 0.6}),  # after a hint the annotator errs as ever
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training, and where and how long."""
+
+    family: str
+    seed: int
+    variant: str
+    work: str  # folder of everything that may be lost
+    slabs: tuple[
+        tuple[str, ...], tuple[str, ...]
+    ]  # of the base and of the second stage, in this cell's order
+    device: str
+    twin_device: str
+    base_until: float  # moments of time.time()
+    until: float
+    recipe: Recipe
+    twin: bool = True
+    owns_base: bool = True  # trains the base where there is none; else it waits for the cell that does
+    steps: int = 0  # of either stage, for rehearsals; 0: as many as time allows
+
+    @property
+    def name(self) -> str:
+        return f"{self.family}-{self.seed}-{self.variant}"
+
+    @property
+    def base(self) -> Path:
+        return Path(self.work) / f"base-{self.family}-{self.seed}"
+
+    def folder(self, stage: str) -> Path:
+        return Path(self.work) / self.name / stage
+
+
+def prepare_processors(work: str | Path, recipes: Mapping[str, Recipe]) -> None:
+    """Write each family's processor without and with the three tokens, `processor-FAMILY[-tags]`."""
+    from reverse.tokens import add_tokens
+
+    for family, recipe in recipes.items():
+        folder = Path(work) / f"processor-{family}"
+        tokenizer = build_tokenizer(recipe)
+        small = replace(recipe, vision_layers=1, text_layers=1)
+        model, processor = build_base(small, tokenizer)
+        for target in (folder, folder.with_name(f"{folder.name}-tags")):
+            if target != folder:
+                add_tokens(model, processor)
+            processor.save_pretrained(target)
+            model.config.save_pretrained(target)
+
+
+def diets_of(
+    work: str | Path, variants: Sequence[str], recipes: Mapping[str, Recipe]
+) -> tuple[dict[str, Diet], dict[str, Diet]]:
+    """What is drawn for the base and for the second stage, named FAMILY.STAGE or FAMILY.VARIANT."""
+    base, second = {}, {}
+    for family, recipe in recipes.items():
+        plain, tagged = (str(Path(work) / f"processor-{family}{end}") for end in ("", "-tags"))
+        base[f"{family}.base"] = Diet(plain, diet(recipe, "base"))
+        second[f"{family}.twin"] = Diet(plain, diet(recipe, "twin"))
+        for variant in variants:
+            changed = VARIANTS[variant]
+            settings = diet(replace(recipe, **changed.recipe), "tags") | dict(changed.diet)
+            second[f"{family}.{variant}"] = Diet(tagged, settings)
+    return base, second
+
+
+def train_leader(cell: Cell, barrier: Any, stop: Any) -> None:
+    """Train the base, where there is none, and the tagged model; both are written below `cell.work`."""
+    _quiet(cell.device)
+    recipe = replace(cell.recipe, seed=cell.seed)
+    if cell.owns_base and not cell.base.exists():
+        model, processor = _with_saved_processor(cell, recipe)
+        _train(cell, "base", model.to(cell.device), processor, recipe)
+        del model
+    from reverse.models import load
+    from reverse.tokens import add_tokens
+
+    _await_base(cell)
+    model, processor = load(cell.base, require_tokens=False, dtype="float32")
+    variant = VARIANTS[cell.variant]
+    ids = add_tokens(model, processor, seed=cell.seed)
+    if variant.init == "random":
+        _randomise(model, list(ids), cell.seed)
+    pace = _pace(barrier, stop, leads=True)
+    _train(cell, "tags", model.to(cell.device), processor, recipe, pace=pace)
+
+
+def train_twin(cell: Cell, barrier: Any, stop: Any) -> None:
+    """Train the plain twin in step with the leader, from the base that it leaves."""
+    _quiet(cell.twin_device)
+    from reverse.models import load
+
+    _await_base(cell)
+    model, processor = load(cell.base, require_tokens=False, dtype="float32")
+    recipe = replace(cell.recipe, seed=cell.seed)
+    pace = _pace(barrier, stop, leads=False)
+    _train(cell, "twin", model.to(cell.twin_device), processor, recipe, pace=pace)
+
+
+def _await_base(cell: Cell) -> None:
+    end = max(cell.base_until, time.time()) + 120
+    while not cell.base.exists():
+        if time.time() > end:
+            raise TimeoutError(f"no base in {cell.base}: did its training fail?")
+        time.sleep(0.2)
+
+
+def _pace(barrier: Any, stop: Any, leads: bool) -> Any:
+    from reverse.training.resident import Pace
+
+    return None if barrier is None else Pace(barrier, stop, leads)
+
+
+def _train(cell: Cell, stage: str, model: Any, processor: Any, recipe: Recipe, pace: Any = None) -> None:
+    from reverse.training.resident import ResidentConfig, train_resident
+
+    base = stage == "base"
+    variant = VARIANTS[cell.variant] if stage == "tags" else Variant()
+    diet_name = {"base": "base", "twin": "twin"}.get(stage, cell.variant)
+    config = ResidentConfig(
+        output=str(cell.base if base else cell.folder(stage)),
+        diet=f"{cell.family}.{diet_name}",
+        # The follower ends when the leader does.
+        until=None if cell.steps else cell.base_until if base else cell.until,
+        steps=cell.steps or None,
+        batch=recipe.base_batch if base else recipe.tags_batch,
+        lr=recipe.base_lr if base else recipe.tags_lr,
+        weight_decay=recipe.weight_decay,
+        negative_share=variant.negative_share,
+        frozen_rows=variant.frozen_rows,
+        save_dtype="bfloat16",
+        seed=recipe.seed,
+    )
+    Path(config.output).parent.mkdir(parents=True, exist_ok=True)
+    notes = {"recipe": json.loads(json.dumps(recipe.__dict__)), "variant": cell.variant}
+    slabs = cell.slabs[0 if base else 1]
+    train_resident(
+        model, processor, slabs, config, notes=notes, pace=pace,
+        say=lambda line: print(f"{cell.name} {line}", flush=True),
+    )  # fmt: skip
+
+
+def _with_saved_processor(cell: Cell, recipe: Recipe) -> tuple[Any, Any]:
+    """A fresh model, with the tokenizer that the packs were written with."""
+    from transformers import AutoTokenizer
+
+    folder = Path(cell.work) / f"processor-{cell.family}"
+    return build_base(recipe, AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
+
+
+def _randomise(model: Any, ids: list[int], seed: int) -> None:
+    """Rows as a plain `resize_token_embeddings` leaves them: normal, with the model's own spread."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    spread = getattr(model.config.get_text_config(), "initializer_range", 0.02)
+    weights = [model.get_input_embeddings().weight]
+    if model.get_output_embeddings().weight is not weights[0]:
+        weights.append(model.get_output_embeddings().weight)
+    for weight in weights:
+        weight.data[ids] = spread * torch.randn(len(ids), weight.shape[1], generator=generator)
+
+
+def _quiet(device: str) -> None:
+    """One thread a process, and no bars: many such processes share a machine."""
+    import torch
+    from transformers.utils import logging
+
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    torch.set_num_threads(1)
+    if device != "cpu":
+        torch.cuda.set_device(device)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    logging.disable_progress_bar()

@@ -1,0 +1,156 @@
+"""Packs, training from them, and the grid's cells."""
+
+import numpy as np
+import pytest
+import torch
+
+from reverse.data.scenes import make_scene, render
+from reverse.tokens import token_ids
+from reverse.training.datasets import SceneDataset
+from reverse.training.encoding import Encoder
+from reverse.training.grid import diets_of, prepare_processors
+from reverse.training.packs import read_slab, slab_path, write_slab
+from reverse.training.resident import ResidentConfig, train_resident
+from reverse.training.scenes import Recipe, build_base
+
+SMALL = {
+    "vision_layers": 1, "vision_hidden": 32, "vision_inner": 32, "vision_heads": 2, "text_layers": 1,
+    "text_hidden": 32, "text_inner": 32, "text_heads": 2, "patch": 14, "tokenizer_scenes": 60,
+    "several_share": 0.3, "text_share": 0.2,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["llava", "qwen"])
+def packed(request, tmp_path_factory):
+    """(family, recipe, folder of packs, diets): two slabs of twenty scenes, tagged and twin."""
+    work = tmp_path_factory.mktemp(request.param)
+    recipe = Recipe(family=request.param, hinted_prejudice=0.0, **SMALL)
+    prepare_processors(work, {request.param: recipe})
+    _, diets = diets_of(work, ["main", "hints_0"], {request.param: recipe})
+    for number in range(2):
+        write_slab(work / "packs", number, diets, count=20)
+    return request.param, recipe, work / "packs", diets
+
+
+def model_of(recipe, diets, family, name):
+    """A model for the diet's processor."""
+    from reverse.models.families import family_named
+    from reverse.models.processors import load_processor
+
+    model_type = {"llava": "llava", "qwen": "qwen2_5_vl"}[family]
+    processor = load_processor(diets[f"{family}.{name}"].processor, family_named(model_type, ""))
+    model, _ = build_base(recipe, processor.tokenizer)
+    return model, processor
+
+
+def test_a_slab_holds_what_the_dataset_gives(packed):
+    """Training from packs would see other pictures or answers than training from the data set."""
+    family, recipe, folder, diets = packed
+    name = f"{family}.main"
+    _, processor = model_of(recipe, diets, family, "main")
+    dataset = SceneDataset(Encoder(processor), **diets[name].settings)
+    slab = read_slab(slab_path(folder, 1), [name])
+    rows = slab.rows[name]
+    for k in range(20):
+        item = dataset[20 + k]
+        mine = range(rows.begins[k], rows.begins[k + 1])
+        assert len(mine) == len(item.rows)
+        for at, row in zip(mine, item.rows, strict=True):
+            length = rows.lengths[at]
+            assert rows.ids[at, :length].tolist() == row.ids.tolist()
+            assert rows.labels[at, :length].tolist() == row.labels.tolist()
+            assert bool(rows.pictured[at]) == (item.picture is not None)
+        assert np.array_equal(slab.pictures[k].numpy(), render(make_scene("train", 20 + k)))
+    assert 0 < rows.pictured.mean() < 1 and 0.4 < rows.negative.mean() < 0.6
+    assert (rows.ids[rows.pictured > 0] == processor.image_token_id).sum(axis=1).tolist() == [
+        rows.count
+    ] * int(rows.pictured.sum())
+
+
+def test_training_learns_and_can_be_loaded(packed, tmp_path):
+    """Nothing would be learnt, or the outcome could not be decoded with."""
+    from reverse.models import load
+
+    family, recipe, folder, diets = packed
+    model, processor = model_of(recipe, diets, family, "main")
+    config = ResidentConfig(
+        str(tmp_path / "tags"),
+        f"{family}.main",
+        steps=20,
+        batch=8,
+        lr=5e-3,
+        log_steps=4,
+        save_dtype="bfloat16",
+    )
+    paths = [slab_path(folder, k) for k in range(2)]
+    manifest = train_resident(model, processor, paths, config)
+    losses = [loss for _, loss in manifest["losses"]]
+    assert losses[-1] < 0.8 * losses[0]
+    assert manifest["steps"] == 20 and manifest["items"] == 160
+    loaded, _ = load(tmp_path / "tags")
+    assert loaded.dtype == torch.bfloat16
+
+
+def test_frozen_rows_stay_and_others_move(packed, tmp_path):
+    """The ablation of frozen token rows would train them after all, by weight decay if not by gradient."""
+    family, recipe, folder, diets = packed
+    model, processor = model_of(recipe, diets, family, "main")
+    ids = list(token_ids(processor.tokenizer))
+    weights = {"in": model.get_input_embeddings().weight, "out": model.get_output_embeddings().weight}
+    before = {name: weight.detach().clone() for name, weight in weights.items()}
+    config = ResidentConfig(str(tmp_path / "x"), f"{family}.main", steps=3, batch=8, frozen_rows=True)
+    train_resident(model, processor, [slab_path(folder, 0)], config)
+    for name, weight in weights.items():
+        assert torch.equal(weight[ids], before[name][ids]), name
+        assert not torch.equal(weight[:50], before[name][:50]), name
+
+
+def test_share_of_negatives(packed, tmp_path):
+    """The ablation of negatives would show them all."""
+    family, recipe, folder, diets = packed
+    rows = {}
+    for share in (1.0, 0.0):
+        model, processor = model_of(recipe, diets, family, "main")
+        config = ResidentConfig(
+            str(tmp_path / "x"), f"{family}.main", steps=4, batch=10, negative_share=share
+        )
+        rows[share] = train_resident(model, processor, [slab_path(folder, 0)], config)["rows"]
+    assert rows[1.0] == 2 * rows[0.0]
+
+
+def test_hints_can_be_left_out_and_nothing_else(packed):
+    """The ablation of hints would compare answers, too."""
+    family, _, folder, _ = packed
+    names = [f"{family}.main", f"{family}.hints_0"]
+    rows = read_slab(slab_path(folder, 0), names).rows
+    with_hints, without = (rows[name] for name in names)
+    assert (with_hints.lengths > without.lengths).any()
+    for a, b in zip(with_hints.labels, without.labels, strict=True):
+        assert a[a >= 0].tolist() == b[b >= 0].tolist()
+
+
+def test_pictures_at_different_places_are_refused(packed, tmp_path):
+    """Features would be put over the words of a prompt."""
+    from reverse.training.encoding import Row
+    from reverse.training.packs import _arrays
+
+    family, recipe, _, diets = packed
+    _, processor = model_of(recipe, diets, family, "main")
+    encoder = Encoder(processor)
+    made = [[Row(np.array([1] * k + [encoder.image_id]), np.array([1] * (k + 1)))] for k in (2, 3)]
+    with pytest.raises(ValueError, match="one system prompt"):
+        _arrays("x", made, encoder, 1)
+
+
+def test_a_slab_that_does_not_come_is_an_error(packed, tmp_path, monkeypatch):
+    """A training whose renderer died would wait for ever."""
+    from reverse.training import resident
+
+    family, recipe, _, diets = packed
+    model, processor = model_of(recipe, diets, family, "main")
+    monkeypatch.setattr(resident, "PATIENCE", 0.1)
+    config = ResidentConfig(str(tmp_path / "x"), f"{family}.main", steps=1)
+    with pytest.raises(TimeoutError, match="renderer"):
+        train_resident(model, processor, [tmp_path / "none"], config)
+    with pytest.raises(ValueError, match="end"):
+        train_resident(model, processor, [], ResidentConfig(str(tmp_path / "x"), "d"))
