@@ -46,8 +46,8 @@ from reverse.training.scenes import SECOND_STAGE, Recipe
 # How the tiny models are corrected here. The library's own settings (K=10, T rising by 0.1 up to 0.5, the
 # least suspect phrase kept) are measured beside it, as row "library": at these sizes ten attempts at almost
 # the same temperature repeat one phrase, and keeping the least suspect one keeps what is false.
-SETTINGS = {"local_attempts": 2, "temperature_step": 0.5, "temperature_rise": 1.0, "on_exhausted": "drop"}
-YES_NO = {"yes_no": True, "local_attempts": 4, "temperature_step": 0.5, "temperature_rise": 1.0}
+SETTINGS = {"local_attempts": 4, "temperature_step": 0.4, "temperature_rise": 1.2, "on_exhausted": "drop"}
+YES_NO = {"yes_no": True, "local_attempts": 4, "temperature_step": 0.4, "temperature_rise": 1.2}
 THRESHOLDS = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.14, 0.2, 0.3)
 DESCRIBING = ("twin", "off", "on", "strict", "library")
 WEIGHT = {"llava": 1.0, "qwen": 0.7}  # of a training, on the GPU
@@ -131,7 +131,8 @@ class Grid:
                 Cell(
                     family, seed, variant, str(self.work), self._slabs(seed), device, device, self.base_until,
                     self.until, self.recipes[family], twin=variant in ("main", "reference"),
-                    owns_base=(family, seed) not in owners, steps=self.options.steps,
+                    owns_base=(family, seed) not in owners,
+                    jitter=self.options.jitter, steps=self.options.steps,
                 )
             )  # fmt: skip
             owners.add((family, seed))
@@ -584,6 +585,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--variants", nargs="*", choices=sorted(VARIANTS), help="which (default: all)")
     parser.add_argument("--bases", help="bases.tar of an earlier call: no base is trained where it has one")
     parser.add_argument("--hinted-prejudice", type=float, default=0.0, help="see SceneDataset")
+    parser.add_argument("--jitter", type=float, default=0.5, help="share of pictures, in training")
     parser.add_argument("--count", type=int, default=500, help="scenes of test and of shift")
     parser.add_argument("--val-count", type=int, default=400)
     parser.add_argument("--base-slabs", type=int, default=384, help=f"of {SLAB} pictures")

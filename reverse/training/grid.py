@@ -63,6 +63,7 @@ class Cell:
     recipe: Recipe
     twin: bool = True
     owns_base: bool = True  # trains the base where there is none; else it waits for the cell that does
+    jitter: float = 0.5  # share of pictures, see reverse.training.resident
     steps: int = 0  # of either stage, for rehearsals; 0: as many as time allows
 
     @property
@@ -172,6 +173,7 @@ def _train(cell: Cell, stage: str, model: Any, processor: Any, recipe: Recipe, p
         lr=recipe.base_lr if base else recipe.tags_lr,
         weight_decay=recipe.weight_decay,
         negative_share=variant.negative_share,
+        jitter=cell.jitter,
         frozen_rows=variant.frozen_rows,
         save_dtype="bfloat16",
         seed=recipe.seed,

@@ -33,7 +33,7 @@ from reverse.training.packs import Rows, Slab, read_slab
 from reverse.training.schedule import Schedule
 from reverse.training.uniform import UniformPass
 
-__all__ = ["ResidentConfig", "train_resident"]
+__all__ = ["Pace", "ResidentConfig", "jittered", "train_resident"]
 
 PATIENCE = 180.0  # seconds to wait for a slab
 
@@ -54,9 +54,8 @@ class ResidentConfig:
     warmup: float = 0.03
     clip: float = 1.0
     negative_share: float = 1.0  # of the rows with a false phrase are shown
-    frozen_rows: bool = (
-        False  # the three tokens' rows stay as they are, in and out (as LoRA recipes leave them)
-    )
+    jitter: float = 0.0  # share of the pictures that are zoomed and turned a little, see `jittered`
+    frozen_rows: bool = False  # the three tokens' rows stay as they are, as published LoRA recipes leave them
     save_dtype: str | None = None  # of the weights on disk
     log_steps: int = 200
     seed: int = 0
@@ -112,6 +111,8 @@ def train_resident(
     device = model.device
     model.train()
     torch.manual_seed(config.seed)
+    # Of its own and on the host: a twin of the same seed sees the same pictures jittered the same way.
+    shaken = np.random.default_rng([config.seed, 2])
     schedule = Schedule(config.steps or 10**9, config.seconds, config.warmup)
     optimizer = _optimizer(model, config)
     kept = _tag_rows(model, processor) if config.frozen_rows else []
@@ -133,7 +134,8 @@ def train_resident(
         for group in optimizer.param_groups:
             group["lr"] = config.lr * schedule(step)
         with cast:
-            loss = passes.loss(passes.see(pictures[_to(chosen, device)]), *batch)
+            warp = _to(jittered(shaken, len(chosen), config.jitter), device) if config.jitter else None
+            loss = passes.loss(passes.see(pictures[_to(chosen, device)], warp), *batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
         optimizer.step()
@@ -262,6 +264,21 @@ def _assemble(
 def _to(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """To the device without waiting for it: a copy from pageable memory would wait for the steps before."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def jittered(rng: np.random.Generator, count: int, share: float) -> torch.Tensor:
+    """Where the points of pictures are taken from, (count, 2, 3) float32: some as they are.
+
+    The others are zoomed by 0.8 to 1.15 and turned by up to 12 degrees about their middle: little enough
+    that what is said about places stays true, and that no object's centre leaves the picture.
+    """
+    moved = rng.random(count) < share
+    zoom = np.where(moved, np.exp(rng.uniform(np.log(0.8), np.log(1.15), count)), 1.0)
+    angle = np.where(moved, np.radians(rng.uniform(-12, 12, count)), 0.0)
+    cosine, sine = np.cos(angle) / zoom, np.sin(angle) / zoom
+    warp = np.zeros((count, 2, 3), np.float32)
+    warp[:, 0, 0], warp[:, 0, 1], warp[:, 1, 0], warp[:, 1, 1] = cosine, -sine, sine, cosine
+    return torch.from_numpy(warp)
 
 
 def _tag_rows(model: Any, processor: Any) -> list[tuple[Any, list[int], torch.Tensor]]:

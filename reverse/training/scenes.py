@@ -1,4 +1,4 @@
-"""The embedded world's models: a tiny LLaVA that sees, the same with the three tokens, and its plain twin.
+"""The embedded world's models: a tiny LLaVA or Qwen2.5-VL that sees, the same with the tokens, its twin.
 
     python -m reverse.training.scenes --out out/scenes             # base, tags, twin: ten minutes on one GPU
     python -m reverse.training.scenes --out out/smoke --smoke      # the same in seconds, learns nothing
@@ -72,7 +72,7 @@ class Recipe:
     weight_decay: float = 0.05
     prejudice: float = PREJUDICE  # share of captions that name an absent object
     hint_share: float = 0.2  # of the pictures of `tags`, see SceneDataset
-    hinted_prejudice: float = PREJUDICE  # `prejudice` of those pictures, in `tags` and `twin`
+    hinted_prejudice: float = 0.0  # `prejudice` of those pictures, in `tags` and `twin`
     answers: int = 1  # positive answers a picture
     caption_share: float = 0.8  # of the answers are captions
     several_share: float = 0.1  # of the items are conversations of two or three turns

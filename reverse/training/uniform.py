@@ -62,9 +62,17 @@ class UniformPass:
         """uint8 (B, side, side, 3) to float32 (B, 3, side, side)."""
         return pictures.permute(0, 3, 1, 2).float() * self.scale + self.shift
 
-    def see(self, pictures: Tensor) -> Tensor:
-        """uint8 (B, side, side, 3) to what stands for each picture in a row, (B, count, hidden)."""
-        return self.sight(self.normalise(pictures).to(self.model.dtype))
+    def see(self, pictures: Tensor, warp: Tensor | None = None) -> Tensor:
+        """uint8 (B, side, side, 3) to what stands for each picture in a row, (B, count, hidden).
+
+        `warp`: (B, 2, 3), where each picture's points are taken from, as `affine_grid` has it; what lies
+        outside is mirrored.
+        """
+        pixels = self.normalise(pictures)
+        if warp is not None:
+            grid = F.affine_grid(warp, list(pixels.shape), align_corners=False)
+            pixels = F.grid_sample(pixels, grid, padding_mode="reflection", align_corners=False)
+        return self.sight(pixels.to(self.model.dtype))
 
     def loss(self, features: Tensor, ids: Tensor, which: Tensor, at: Tensor, targets: Tensor) -> Tensor:
         """Mean cross entropy over the targets, a scalar.

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from reverse.data.scenes import make_scene
+from reverse.data.scenes import find_objects, make_scene
+from reverse.data.scenes.names import GROUPS, plural
+from reverse.data.scenes.texts import text_question
 from reverse.tokens import parse, strip
 from reverse.training.datasets import RecordDataset, SceneDataset
 from reverse.training.encoding import Encoder
@@ -163,3 +165,67 @@ def test_broken_files_are_refused(encoder, tmp_path):
             RecordDataset(tmp_path / name, tmp_path, encoder)
     with pytest.raises(FileNotFoundError):
         RecordDataset(tmp_path / "none.json", tmp_path, encoder)
+
+
+def test_conversations_of_several_turns(encoder):
+    """The published set's conversations mix true and false turns; the twin must meet the true ones."""
+    tagged = SceneDataset(encoder, several_share=1.0)
+    twin = SceneDataset(encoder, several_share=1.0, tagged=False)
+    false = set()
+    for index in range(40):
+        scene = make_scene("train", index)
+        right, wrong = tagged.conversations(scene).rows
+        assert len(right) == len(wrong) in (2, 3)
+        assert [turn.question for turn in right] == [turn.question for turn in wrong]
+        assert not any("</UN>" in turn.answer for turn in right)
+        places = [k for k, turn in enumerate(wrong) if "</UN>" in turn.answer]
+        assert places
+        false.update(places)
+        (plain,) = twin.conversations(scene).rows
+        assert [turn.answer for turn in plain] == [strip(turn.answer) for turn in right]
+    assert false == {0, 1, 2}
+    assert len(tagged[0].rows) == 2 and tagged[0].picture is not None
+
+
+def test_questions_without_a_picture(encoder):
+    """Text-only turns would show a picture that the question is not about, or teach what is false."""
+    tagged = SceneDataset(encoder, text_share=1.0)
+    twin = SceneDataset(encoder, text_share=1.0, tagged=False)
+    for index in range(40):
+        scene = make_scene("train", index)
+        ((right,), (wrong,)) = tagged.conversations(scene).rows
+        assert right.question == wrong.question and "</UN>" in wrong.answer and "</CN>" in right.answer
+        assert parse(right.answer).text.rstrip(".") != parse(wrong.answer).text.rstrip(".")
+        ((plain,),) = twin.conversations(scene).rows
+        assert plain.answer == strip(right.answer)
+    item = tagged[0]
+    assert item.picture is None and not any((row.ids == encoder.image_id).any() for row in item.rows)
+
+
+def test_text_questions_are_answered_right():
+    """The answers that count as true would be false."""
+    for seed in range(200):
+        asked = text_question(seed)
+        good, bad = (strip(text).rstrip(".") for text in (asked.answer, asked.negative))
+        if asked.kind == "yes_no":
+            name = find_objects(asked.question)[0].name
+            kind = asked.question.rstrip("?").split()[-1]
+            group = {"animal": "animals", "vehicle": "vehicles"}.get(kind, kind)
+            assert (good == "Yes") == (name in GROUPS[group]), asked
+        elif good.startswith("It is"):
+            group = next(g for g, k in (("animals", "animal"), ("vehicles", "vehicle"), ("food", "food"),
+                                        ("furniture", "furniture")) if f"{k}:" in asked.question)  # fmt: skip
+            said = [find_objects(text)[0].name for text in (good, bad)]
+            assert [name in GROUPS[group] for name in said] == [True, False], asked
+        else:
+            name = asked.question.rstrip("?").split(": a ")[-1]
+            assert good == f"Two {plural(name)}" != bad, asked
+
+
+def test_hinted_captions_are_clean_where_asked(encoder):
+    """After a hint the model would learn to name another absent object."""
+    dataset = SceneDataset(encoder, hint_share=1.0, prejudice=1.0, hinted_prejudice=0.0, caption_share=1.0)
+    for index in range(40):
+        scene = make_scene("train", index)
+        (right,), _ = dataset.conversations(scene).rows
+        assert right.hints and all(m.name in scene.truth for m in find_objects(strip(right.answer)))

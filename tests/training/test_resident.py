@@ -154,3 +154,24 @@ def test_a_slab_that_does_not_come_is_an_error(packed, tmp_path, monkeypatch):
         train_resident(model, processor, [tmp_path / "none"], config)
     with pytest.raises(ValueError, match="end"):
         train_resident(model, processor, [], ResidentConfig(str(tmp_path / "x"), "d"))
+
+
+def test_jitter_leaves_some_pictures_and_moves_the_others_as_it_says(tiny_llava):
+    """Places would no longer be where the caption says, or no picture would look as those it is tested on."""
+    from reverse.training.resident import jittered
+    from reverse.training.uniform import UniformPass
+
+    warp = jittered(np.random.default_rng(0), 200, 0.5)
+    same = (warp == torch.eye(2, 3)).all(dim=2).all(dim=1)
+    assert 0.4 < same.float().mean() < 0.6
+    zoom = 1 / torch.linalg.det(warp[:, :, :2]).sqrt()
+    assert zoom.min() > 0.79 and zoom.max() < 1.16
+    passes = UniformPass(*tiny_llava, side=112, first=1, count=49)
+    passes.sight = lambda pixels: pixels
+    white = torch.zeros(1, 112, 112, 3, dtype=torch.uint8)
+    white[:, 10:14, 54:58] = 255  # at the top, in the middle
+    half = torch.tensor([[[2.0, 0, 0], [0, 2.0, 0]]])  # zoomed out by two
+    seen = passes.see(white, half)[0, 0]
+    row = (seen - seen.min()).sum(dim=1)[28:84].argmax() + 28
+    assert abs(int(row) - 34) <= 1  # 44 pixels above the middle became 22
+    assert torch.allclose(passes.see(white, torch.eye(2, 3)[None]), passes.see(white), atol=1e-4)
