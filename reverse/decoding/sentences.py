@@ -87,8 +87,8 @@ def _anchor(decode: Callable[[list[int]], str], ids: list[int]) -> tuple[list[in
     while whole and len(tail) - whole < _UTF8 and decode(tail[:whole]).endswith("\ufffd"):
         whole -= 1
     for size in (_ANCHOR, 2 * _ANCHOR, 4 * _ANCHOR):
-        start = max(0, whole - size)
-        text = decode(tail[start:whole])
-        if "\ufffd" not in text:
-            return tail[start:], text
+        for start in range(whole - size, whole - size - _UTF8, -1):  # one of them is where a character begins
+            text = decode(tail[max(0, start) : whole])
+            if "\ufffd" not in text:
+                return tail[max(0, start) :], text
     return tail, decode(tail[:whole])

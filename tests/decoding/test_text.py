@@ -1,7 +1,7 @@
 """Sentence ends, token pieces and hints: what the layer around the policy reads and writes."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from reverse.decoding.rewriting import HintWriter
@@ -56,6 +56,8 @@ def test_abbreviation_across_the_segment_border():
 
 @pytest.mark.parametrize("style", ["bytes", "sentencepiece"])
 @given(text=st.text(min_size=0, max_size=60))
+@example(text="\x80" + 14 * "\u0800" + "0")
+@example(text=20 * "\u0800" + 9 * "\x80" + 12 * "\u0800" + "0")
 def test_pieces_join_to_the_text(style, text):
     """Sentence ends would be told at the wrong token, for emoji and Chinese above all."""
     tokenizer = TOKENIZERS[style]
