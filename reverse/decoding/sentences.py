@@ -83,12 +83,10 @@ def _anchor(decode: Callable[[list[int]], str], ids: list[int]) -> tuple[list[in
     Half a character spoils the whole run of byte tokens it stands in (SentencePiece), so it is cut off first.
     """
     tail = ids[-_WINDOW:]
-    whole = len(tail)
-    while whole and len(tail) - whole < _UTF8 and decode(tail[:whole]).endswith("\ufffd"):
-        whole -= 1
-    for size in (_ANCHOR, 2 * _ANCHOR, 4 * _ANCHOR):
-        for start in range(whole - size, whole - size - _UTF8, -1):  # one of them is where a character begins
-            text = decode(tail[max(0, start) : whole])
-            if "\ufffd" not in text:
-                return tail[max(0, start) :], text
-    return tail, decode(tail[:whole])
+    for whole in range(len(tail), max(-1, len(tail) - _UTF8), -1):
+        for size in (_ANCHOR, 2 * _ANCHOR, 4 * _ANCHOR):
+            for start in range(whole - size, whole - size - _UTF8, -1):  # a character begins at one of them
+                text = decode(tail[max(0, start) : whole])
+                if "\ufffd" not in text:
+                    return tail[max(0, start) :], text
+    return tail, decode(tail)
