@@ -26,9 +26,9 @@ Sums = Mapping[str, np.ndarray]  # of each column, shape (..., parts): summed ov
 class Table:
     """One row an answer, in the order of the answers file.
 
-    `clusters` (rows,): what is resampled together, image ids as text. `columns`: name to (rows,) float64, counts
-    of the answer. `parts` (rows,): names of what a macro average weighs equally (POPE's three settings, MME's
-    tasks), None where there is one. `keys` (rows,): what makes a row the same in another run, for pairing.
+    `clusters` (rows,): what is resampled together, image ids as text. `columns`: name to (rows,) float64,
+    counts of the answer. `parts` (rows,): names of what a macro average weighs equally (POPE's three
+    settings, MME's tasks), None where there is one. `keys` (rows,): what makes a row the same in another run.
     """
 
     benchmark: str
@@ -62,8 +62,8 @@ class Table:
 class Metric:
     """A figure: `of(sums)` for what is a function of column sums, else `rows(columns)`.
 
-    `of` maps arrays (..., parts) to (...), vectorised over bootstrap rounds; `rows` maps the columns of resampled
-    rows, (rows,) each, to a number. NaN where it is not defined.
+    `of` maps arrays (..., parts) to (...), vectorised over bootstrap rounds; `rows` maps the columns of
+    resampled rows, (rows,) each, to a number. NaN where it is not defined.
     """
 
     name: str  # as in reports and JSON: chair_i, f1
