@@ -22,6 +22,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from reverse import __version__
+from reverse.commands import train as train_command
 
 REFUSALS = (ValueError, TypeError, OSError)
 
@@ -45,6 +46,7 @@ tokens = typer.Typer(no_args_is_help=True, help="The three tokens of a checkpoin
 data = typer.Typer(no_args_is_help=True, help="Make and prepare data.")
 app.add_typer(tokens, name="tokens")
 app.add_typer(data, name="data")
+train_command.register(app)
 
 
 def _version(asked: bool) -> None:

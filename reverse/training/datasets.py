@@ -50,6 +50,7 @@ class RecordDataset(Dataset[Item]):
         encoder: makes the rows.
         hint_share: probability, 0 for none.
         seed: of the draws.
+        limit: the first so many records only; None: all.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class RecordDataset(Dataset[Item]):
         *,
         hint_share: float = HINT_SHARE,
         seed: int = 0,
+        limit: int | None = None,
     ):
         self.path = Path(path)
         self.image_root = Path(image_root)
@@ -67,7 +69,7 @@ class RecordDataset(Dataset[Item]):
         self.pictures = PictureEncoder(encoder.processor)
         self.hint_share = hint_share
         self.seed = seed
-        self.spans = _find_records(self.path)  # (records, 2) int64, bytes
+        self.spans = _find_records(self.path)[:limit]  # (records, 2) int64, bytes
         self._file: mmap.mmap | None = None
 
     def __len__(self) -> int:
@@ -84,15 +86,25 @@ class RecordDataset(Dataset[Item]):
         inputs, tokens = self.pictures(open_image(resolve_image(self.image_root, record["image"])))
         return Item((self.encoder.row(turns, tokens),), inputs)
 
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """About how long each record is, (records,) int64: its bytes; negative where it has no picture."""
+        file = self._open()
+        pictured = [b'"image"' in file[start:end] for start, end in self.spans]
+        sizes = self.spans[:, 1] - self.spans[:, 0]
+        return np.where(pictured, sizes, -sizes)
+
     def record(self, index: int) -> dict[str, Any]:
         """Record number `index` as it stands in the file."""
+        start, end = self.spans[index]
+        record = json.loads(self._open()[start:end])
+        validate(record, f"{self.path}, record {index}")
+        return record
+
+    def _open(self) -> mmap.mmap:
         if self._file is None:
             with self.path.open("rb") as file:
                 self._file = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        start, end = self.spans[index]
-        record = json.loads(self._file[start:end])
-        validate(record, f"{self.path}, record {index}")
-        return record
+        return self._file
 
     def _with_hints(self, record: Mapping[str, Any], rng: random.Random) -> list[Turn]:
         turns = []
