@@ -191,7 +191,7 @@ def cheap_rows(model: Any) -> None:
 
     for module in model.modules():
         if isinstance(module, TrainableTokensLayer):
-            module.forward = _Rows(module)  # type: ignore[method-assign]
+            module.forward = _Rows(module)
 
 
 class _Rows:

@@ -18,6 +18,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from reverse.models import family_of
 
 __all__ = ["MODES", "check_parallel", "is_first", "is_sharded", "parallel_arguments", "processes"]
@@ -54,6 +56,11 @@ def check_parallel(parallel: str) -> None:
         raise ValueError(
             f"compute.parallel is {parallel!r}, which needs a launcher: torchrun --nproc-per-node 8 -m "
             "reverse train …, or compute.parallel=none for one device"
+        )
+    if parallel in ("fsdp", "zero2", "zero3") and not torch.cuda.is_available():
+        raise ValueError(
+            f"compute.parallel is {parallel!r}, which needs GPUs; on CPUs accelerate would run ddp in its place: "
+            "take ddp"
         )
     if parallel in ("zero2", "zero3") and importlib.util.find_spec("deepspeed") is None:
         raise ValueError(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import set_seed
 
 from reverse.models import load
 from reverse.tokens import add_tokens, token_ids
@@ -42,6 +43,7 @@ def run_recipe(recipe: Recipe, *, resume: bool = True, quiet: bool = False) -> d
         ValueError, OSError: what the recipe names is not there, or cannot be done here.
     """
     check_parallel(recipe.compute.parallel)
+    set_seed(recipe.seed)  # of LoRA's matrices too: every process makes its own, and they must be alike
     check_tuning(recipe.tune)
     _check_files(recipe)
     model, processor = _load(recipe)

@@ -230,7 +230,7 @@ def _checkpoint_activations(model: Any, parallel: str) -> None:
     # DeepSpeed's gathered parameters look different the second time, which the other way to checkpoint
     # checks.
     reentrant = parallel == "zero3" and is_adapted(model)
-    base.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    base.activation_checkpointing_enable({"use_reentrant": reentrant})
     tower = family_of(model).vision_tower(model)
     if not any(parameter.requires_grad for parameter in tower.parameters()):
         for module in tower.modules():

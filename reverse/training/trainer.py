@@ -50,6 +50,7 @@ class StepTrainer(Trainer):
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW over `groups`, fused on a GPU; called before or after the model is sharded."""
+        self.optimizer: Any
         if self.optimizer is None:
             found = dict((model if model is not None else self.model).named_parameters())
             groups = [group | {"params": [found[name] for name in group["names"]]} for group in self.groups]
@@ -61,6 +62,7 @@ class StepTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """`rate`, whatever the number of steps: it knows its own."""
+        self.lr_scheduler: Any
         if self.lr_scheduler is None:
             chosen = optimizer if optimizer is not None else self.optimizer
             # Accelerate and DeepSpeed wrap optimizers; a scheduler takes only what torch made.
