@@ -25,7 +25,7 @@ from reverse.data.records import ANSWER_TYPE, validate
 from reverse.data.scenes import Scene, caption, make_scene, negative, render, scene_records
 from reverse.data.scenes.captions import PREJUDICE
 from reverse.tokens.spans import UN
-from reverse.training.encoding import Encoder, Item, Turn, turns_of
+from reverse.training.encoding import Encoder, Item, Row, Turn, turns_of
 from reverse.training.hints import choose_hints
 from reverse.training.pictures import PictureEncoder
 
@@ -77,14 +77,25 @@ class RecordDataset(Dataset[Item]):
 
     def __getitem__(self, index: int) -> Item:
         record = self.record(index)
-        rng = random.Random(f"{self.seed} record {index}")
-        turns = self._with_hints(record, rng)
         if record.get("image") is None:
-            return Item((self.encoder.row(turns, None),), None)
+            return Item((self._row(index, record, None),), None)
         from reverse.data.images import open_image, resolve_image
 
         inputs, tokens = self.pictures(open_image(resolve_image(self.image_root, record["image"])))
-        return Item((self.encoder.row(turns, tokens),), inputs)
+        return Item((self._row(index, record, tokens),), inputs)
+
+    def row(self, index: int, image_tokens: int) -> Row:
+        """Ids and labels of a record without opening its picture, which would take `image_tokens` ids."""
+        record = self.record(index)
+        return self._row(index, record, None if record.get("image") is None else image_tokens)
+
+    def _row(self, index: int, record: Mapping[str, Any], image_tokens: int | None) -> Row:
+        turns = self._with_hints(record, random.Random(f"{self.seed} record {index}"))
+        try:
+            return self.encoder.row(turns, image_tokens)
+        except ValueError as error:
+            said = json.dumps(record, ensure_ascii=False)
+            raise ValueError(f"{self.path}, record {index}: {error}; the record: {said[:600]}") from error
 
     def lengths(self) -> npt.NDArray[np.int64]:
         """About how long each record is, (records,) int64: its bytes; negative where it has no picture."""

@@ -59,8 +59,8 @@ def check_parallel(parallel: str) -> None:
         )
     if parallel in ("fsdp", "zero2", "zero3") and not torch.cuda.is_available():
         raise ValueError(
-            f"compute.parallel is {parallel!r}, which needs GPUs; on CPUs accelerate would run ddp in its place: "
-            "take ddp"
+            f"compute.parallel is {parallel!r}, which needs GPUs; on CPUs accelerate "
+            "would run ddp in its place: take ddp"
         )
     if parallel in ("zero2", "zero3") and importlib.util.find_spec("deepspeed") is None:
         raise ValueError(

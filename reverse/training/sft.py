@@ -145,6 +145,7 @@ def train(
             prepare_folder(checkpoints, settings, resume)
     began = time.monotonic()
     with ExitStack() as stack:
+        stack.callback(progress.close)
         stack.enter_context(_without_cache(model))
         stack.enter_context(loss_in_forward(model, loss))
         if is_adapted(model) and arguments.bf16:
@@ -166,7 +167,7 @@ def train(
             load_weights(model, last)
         result = trainer.train(resume_from_checkpoint=last)
     wall = time.monotonic() - began
-    manifest = {**(notes or {}), **_manifest(model, config, trainer, schedule, progress, result, rows, wall)}
+    manifest = {**(notes or {}), **_manifest(model, config, trainer, schedule, result, rows, wall)}
     dtype = None if config.save_dtype is None else _DTYPES[config.save_dtype]
     save_run(trainer, model, processor, output, manifest, parallel=config.parallel, dtype=dtype, files=files)
     if trainer.is_world_process_zero():
@@ -333,18 +334,18 @@ def _manifest(
     config: SFTConfig,
     trainer: Trainer,
     schedule: Schedule,
-    progress: Progress,
     result: Any,
     rows: int,
     wall: float,
 ) -> dict[str, Any]:
     import accelerate
+    import peft
 
     import reverse
 
     steps = trainer.state.global_step
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    final = losses[-1] if losses else float(result.training_loss)
+    entries = [entry for entry in trainer.state.log_history if "loss" in entry]  # of resumed runs too
+    final = float(entries[-1]["loss"]) if entries else float(result.training_loss)
     if not final == final:
         raise ValueError(f"the loss is {final} after {steps} steps: lower lr, now {config.lr}")
     spent = max(schedule.spent, 1e-9)
@@ -357,6 +358,7 @@ def _manifest(
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "accelerate": accelerate.__version__,
+            "peft": peft.__version__,
         },
         "device": torch.cuda.get_device_name() if cuda else f"cpu ({torch.get_num_threads()} threads)",
         "gpu_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if cuda else None,
@@ -371,5 +373,5 @@ def _manifest(
         "steps_per_second": round(steps / spent, 3),
         "rows_per_second": round(steps * rows / spent, 1),
         "final_loss": round(final, 5),
-        "losses": [[line["step"], line["loss"]] for line in progress.lines],
+        "losses": [[entry["step"], entry["loss"]] for entry in entries],
     }
