@@ -36,9 +36,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import torch
-from transformers import TrainerCallback
-
 from geometry import build, picture
+from transformers import TrainerCallback
 
 from reverse.models import family_of
 from reverse.tokens import token_ids

@@ -138,8 +138,8 @@ def load_recipe(name_or_path: str, settings: Sequence[str] = ()) -> Recipe:
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(given, dict):
-        raise
-        ValueError(f"{path} must hold keys and values, got {type(given).__name__}: see docs/training.md")
+        kind = type(given).__name__
+        raise ValueError(f"{path} must hold keys and values, got {kind}: see docs/training.md")
     for setting in settings:
         key, found, text = setting.partition("=")
         if not found:

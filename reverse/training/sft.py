@@ -38,7 +38,13 @@ from reverse.training.encoding import Item
 from reverse.training.loss import LossConfig, loss_in_forward
 from reverse.training.order import Ordered, grouped_order
 from reverse.training.packing import check_packing, row_positions
-from reverse.training.parallel import check_parallel, is_sharded, parallel_arguments, processes
+from reverse.training.parallel import (
+    check_parallel,
+    is_sharded,
+    parallel_arguments,
+    processes,
+    set_fsdp_precision,
+)
 from reverse.training.pictures import PictureEncoder
 from reverse.training.saving import MANIFEST, save_run
 from reverse.training.schedule import Clock, Progress, Schedule
@@ -162,6 +168,8 @@ def train(
             callbacks=[Clock(schedule), progress, *callbacks],
         )
         trainer.remove_callback(PrinterCallback)
+        if config.parallel == "fsdp":
+            set_fsdp_precision(trainer, _DTYPES[config.precision])
         last = last_checkpoint(checkpoints, processes())
         if last is not None and config.parallel in ("none", "ddp"):
             load_weights(model, last)

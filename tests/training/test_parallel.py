@@ -12,6 +12,8 @@ from reverse.data.scenes import write_scenes
 from reverse.models import load
 from reverse.training import parallel
 from reverse.training.parallel import check_parallel
+from reverse.training.recipe import load_recipe
+from reverse.training.run import run_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,11 +42,9 @@ def recipe(tiny, tmp_path):
     return written
 
 
-def run(recipe, output, *settings, processes=1):
-    launch = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
-    command = [sys.executable, "-m", *(launch if processes > 1 else []), "reverse", "train", str(recipe)]
-    for setting in (f"output={output}", *settings):
-        command += ["--set", setting]
+def run_two(recipe, output):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    command += ["reverse", "train", str(recipe), "--set", f"output={output}", "--set", "compute.parallel=ddp"]
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -53,8 +53,8 @@ def run(recipe, output, *settings, processes=1):
 
 def test_two_processes_do_what_one_does(recipe, tmp_path):
     """Batches seen twice, gradients summed for averaged, a hang at a text without a picture, two writers."""
-    one, _ = run(recipe, tmp_path / "one")
-    two, shown = run(recipe, tmp_path / "two", "compute.parallel=ddp", processes=2)
+    one = run_recipe(load_recipe(str(recipe), [f"output={tmp_path / 'one'}"]), quiet=True)
+    two, shown = run_two(recipe, tmp_path / "two")
     assert two["processes"] == 2 and two["steps"] == one["steps"] == 8
     assert [loss for _, loss in two["losses"]] == pytest.approx([loss for _, loss in one["losses"]], abs=1e-4)
     assert shown.count("100%") == 1  # the first process alone shows
@@ -65,7 +65,10 @@ def test_two_processes_do_what_one_does(recipe, tmp_path):
 
 
 SHARDED = """
-import os, sys, torch, torch.distributed as dist
+import os
+
+import torch
+import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from conftest import make_tiny
@@ -79,56 +82,54 @@ from reverse.training.encoding import Encoder
 dist.init_process_group("gloo")
 rank, mesh = dist.get_rank(), init_device_mesh("cpu", (2,))
 losses.ROOM = 600 * 7  # several parts
-name, method = sys.argv[1:]
 
 
-def made():
+def made(name, method):
     torch.manual_seed(0)
     model, processor = make_tiny(name)
     tuning = Tuning(method=method, rank=4, alpha=8.0, dropout=0.0)
     return select_trained(model, processor, tuning).train(), processor
 
 
-(whole, processor), (model, _) = made(), made()
-base = model.get_base_model() if method == "lora" else model
-base.activation_checkpointing_enable({"use_reentrant": False})
-data, collate = SceneDataset(Encoder(processor), pictures=8), Collator(processor)
-batches = [collate([data[k]]) for k in range(2)]
-with losses.loss_in_forward(whole, losses.LossConfig()), losses.loss_in_forward(model, losses.LossConfig()):
-    for batch in batches:
-        (whole(**batch)["loss"] / 2).backward()
-    decoder = family_of(model).decoder(model)
-    for layer in decoder.layers:
-        fully_shard(layer, mesh=mesh)
-    ends = [base.get_input_embeddings(), base.get_output_embeddings()]
-    if name == "llava":  # as accelerate does it: tied embeddings belong to the last group
-        fully_shard(ends.pop(0), mesh=mesh)
-    fully_shard([decoder.norm, *ends], mesh=mesh, reshard_after_forward=False)
-    fully_shard(model, mesh=mesh)
-    model(**batches[rank])["loss"].backward()
-    compared = 0
-    for (label, mine), other in zip(model.named_parameters(), whole.parameters(), strict=True):
-        if other.grad is not None:
-            gradient = mine.grad.full_tensor()
-            assert (gradient - other.grad).abs().max() <= 1e-5 * other.grad.abs().max(), label
-            compared += 1
-print("compared", compared, flush=True)
+for name, method in (("llava", "lora"), ("qwen", "full")):
+    (whole, processor), (model, _) = made(name, method), made(name, method)
+    base = model.get_base_model() if method == "lora" else model
+    base.activation_checkpointing_enable({"use_reentrant": False})
+    data, collate = SceneDataset(Encoder(processor), pictures=8), Collator(processor)
+    batches = [collate([data[k]]) for k in range(2)]
+    with losses.loss_in_forward(whole, losses.LossConfig()), losses.loss_in_forward(model,
+    losses.LossConfig()):
+        for batch in batches:
+            (whole(**batch)["loss"] / 2).backward()
+        decoder = family_of(model).decoder(model)
+        for layer in decoder.layers:
+            fully_shard(layer, mesh=mesh)
+        ends = [base.get_input_embeddings(), base.get_output_embeddings()]
+        if name == "llava":  # as accelerate does it: tied embeddings belong to the last group
+            fully_shard(ends.pop(0), mesh=mesh)
+        fully_shard([decoder.norm, *ends], mesh=mesh, reshard_after_forward=False)
+        fully_shard(model, mesh=mesh)
+        model(**batches[rank])["loss"].backward()
+        compared = 0
+        for (label, mine), other in zip(model.named_parameters(), whole.parameters(), strict=True):
+            if other.grad is not None:
+                gradient = mine.grad.full_tensor()
+                assert (gradient - other.grad).abs().max() <= 1e-5 * other.grad.abs().max(), label
+                compared += 1
+    print("compared", compared, flush=True)
 os._exit(0)
 """
 
 
-@pytest.mark.parametrize(("name", "method"), [("llava", "lora"), ("qwen", "full")])
-def test_sharded_gradients_are_those_of_the_whole(tmp_path, name, method):
+def test_sharded_gradients_are_those_of_the_whole(tmp_path):
     """The loss would read a head or token rows that this process holds a share of (FSDP2)."""
     script = tmp_path / "sharded.py"
     script.write_text(SHARDED)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, str(script), name, method], env=env, capture_output=True, text=True, timeout=240
-    )
+    done = subprocess.run([*command, str(script)], env=env, capture_output=True, text=True, timeout=240)
     compared = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("compared")]
-    assert len(compared) == 2 and min(compared) > 10, done.stderr[-2000:]
+    assert len(compared) == 4 and min(compared) > 10, done.stderr[-2000:]
 
 
 def test_modes_that_cannot_be_are_refused(monkeypatch):
