@@ -257,7 +257,16 @@ def compare(name: str, options: argparse.Namespace) -> dict[str, Any]:
         if side == "trl" and importlib.util.find_spec("trl") is None:
             found[side] = {"missing": "trl is not installed"}
             continue
-        command = [sys.executable, __file__, "--side", side, "--parts", name, "--scratch", options.scratch]
+        command = [
+            sys.executable,
+            str(Path(__file__).resolve()),
+            "--side",
+            side,
+            "--parts",
+            name,
+            "--scratch",
+            options.scratch,
+        ]
         command += ["--steps", str(options.steps), "--warm", str(options.warm), "--loss", options.loss]
         found[side] = _run([*command, *(["--tiny"] if options.tiny else [])], {}, options.limit)
     if all("tokens_per_second" in found[side] for side in ("ours", "trl")):

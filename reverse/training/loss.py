@@ -183,7 +183,13 @@ def _has_liger() -> bool:
 
 def _use_liger(head: Any, config: LossConfig, hidden: Tensor) -> bool:
     """A head whose rows are trained by peft is no one matrix, and goes by parts."""
-    if config.kernel == "chunked" or not isinstance(head, torch.nn.Linear):
+    plain = isinstance(head, torch.nn.Linear)
+    if config.kernel == "liger" and not plain:
+        raise ValueError(
+            "loss.kernel is 'liger', which reads a head as one matrix, but this one's token rows are trained "
+            "beside it: take loss.kernel=auto or chunked"
+        )
+    if config.kernel == "chunked" or not plain:
         return False
     if config.kernel == "liger" and hidden.device.type != "cuda":
         raise ValueError("loss.kernel is 'liger', which needs a CUDA device: take loss.kernel=chunked here")

@@ -9,7 +9,9 @@ with versions, data and losses, and `recipe.yaml`, which gives the same run agai
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from reverse.training.sft import SFTConfig, train
 __all__ = ["run_recipe"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_ATTENTION = ("sdpa", "flash_attention_2", "eager")
 _CHUNK = 1 << 24  # bytes
 
 
@@ -68,13 +71,22 @@ def run_recipe(recipe: Recipe, *, resume: bool = True, quiet: bool = False) -> d
 
 
 def _check_files(recipe: Recipe) -> None:
-    """Before a model of many gigabytes is loaded."""
+    """What can be refused before a model of many gigabytes is loaded."""
     if not Path(recipe.data.records).is_file():
         raise FileNotFoundError(
             f"data.records: no such file: {recipe.data.records}: give a JSON list or JSONL of records"
         )
     if not Path(recipe.data.images).is_dir():
         raise FileNotFoundError(f"data.images: no such folder: {recipe.data.images}")
+    if recipe.compute.attention not in _ATTENTION:
+        raise ValueError(
+            f"compute.attention must be one of {', '.join(_ATTENTION)}, got {recipe.compute.attention!r}"
+        )
+    if recipe.compute.attention == "flash_attention_2" and find_spec("flash_attn") is None:
+        raise ValueError(
+            "compute.attention is flash_attention_2 but flash-attn is not installed: pip install "
+            "'reverse-vlm[flash]', or compute.attention=sdpa"
+        )
     if recipe.compute.weights not in _DTYPES:
         raise ValueError(
             f"compute.weights must be one of {', '.join(_DTYPES)}, got {recipe.compute.weights!r}"
@@ -86,7 +98,10 @@ def _load(recipe: Recipe) -> tuple[Any, Any]:
     options: dict[str, Any] = {}
     quantized = quantization(recipe.tune, recipe.model, dtype)
     if quantized is not None:
-        options = {"quantization_config": quantized, "device_map": {"": torch.cuda.current_device()}}
+        options = {
+            "quantization_config": quantized,
+            "device_map": {"": int(os.environ.get("LOCAL_RANK", "0"))},
+        }
     if not torch.cuda.is_available() and recipe.compute.precision != "float32":
         dtype = torch.float32  # autocast is for GPUs here
     model, processor = load(

@@ -128,4 +128,5 @@ def parameter_groups(
         groups.setdefault((rate, weight_decay if decays else 0.0), []).append(name)
     if not groups:
         raise ValueError("no parameter of the model requires a gradient: nothing would be trained")
-    return [{"names": names, "lr": rate, "weight_decay": decay} for (rate, decay), names in groups.items()]
+    ordered = sorted(groups.items(), key=lambda group: group[0][0] != lr)  # the first one's rate is shown
+    return [{"names": names, "lr": rate, "weight_decay": decay} for (rate, decay), names in ordered]

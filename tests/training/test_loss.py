@@ -133,3 +133,19 @@ def test_what_cannot_be_had_is_named(monkeypatch):
             LossConfig(kernel=kernel)
     with pytest.raises(ValueError, match="positive"):
         LossConfig(confidence_weight=0)
+
+
+def test_liger_is_not_asked_for_what_it_cannot_read(tiny, monkeypatch):
+    """A kernel that was asked for by name would be left out in silence."""
+    from reverse.training.adapters import Tuning, select_trained
+
+    monkeypatch.setattr(loss_module, "_has_liger", lambda: True)
+    model, processor = tiny("llava")
+    adapted = select_trained(tiny("llava")[0], processor, Tuning("lora", rank=2))
+    batch = Collator(processor)([scenes(processor)[0]])
+    for made, match in (
+        (model, "CUDA"),
+        (adapted, "token rows"),
+    ):
+        with loss_in_forward(made, LossConfig(kernel="liger")), pytest.raises(ValueError, match=match):
+            made(**batch)

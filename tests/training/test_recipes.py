@@ -1,5 +1,7 @@
 """Recipes: read strictly, shipped with the published numbers, and usable from the command."""
 
+import json
+
 import pytest
 from typer.testing import CliRunner
 
@@ -85,12 +87,21 @@ def test_command_says_what_is_wrong(tmp_path):
     assert call(app, ["train", "--list"]).output.count("\n") == 3
     shown = call(app, ["train", "llava_v15_lora", "--set", "optim.lr=3", "--show"])
     assert "lr: 3.0" in shown.output and shown.exit_code == 0
+    records = tmp_path / "records.json"
+    said = [{"from": "human", "value": "Hello?"}, {"from": "gpt", "value": "Hi"}]
+    records.write_text(json.dumps([{"id": "1", "conversations": said}]))
+    here = ["llava_v15_lora", "--set", f"data.records={records}", "--set", f"data.images={tmp_path}"]
+    here += ["--set", "model=tiny-llava", "--set", "data.pad_to_square=false"]
     for arguments, match in (
         (["llava_v15"], "llava_v15_lora"),
         ([], "name a recipe"),
         (["llava_v15_lora", "--set", f"data.records={tmp_path}/none.json"], "no such file"),
         (["llava_v15_lora", "--set", "compute.parallel=ddp"], "torchrun"),
         (["llava_v15_lora", "--set", "tune.quantize=nf5"], "nf4"),
+        ([*here, "--set", "compute.attention=flex"], "sdpa"),
+        ([*here, "--set", "compute.weights=int8"], "bfloat16"),
+        ([*here, "--set", "data.min_pixels=100", "--set", "compute.weights=float32"], "Qwen2.5-VL"),
+        ([*here, "--set", "optim.batch=3"], "no multiple"),
     ):
         result = call(app, ["train", *arguments])
         assert result.exit_code == 2 and match in " ".join(result.output.split()), result.output
