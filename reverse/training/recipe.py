@@ -225,7 +225,7 @@ def _value(value: Any, hint: Any, key: str) -> Any:
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     if value is None and type(None) in kinds:
         return None
-    if isinstance(value, str) and value.lower() == "none" and type(None) in kinds and str not in kinds:
+    if value == "none" and type(None) in kinds:
         return None
     for kind in kinds:
         if kind is float and not isinstance(value, bool):

@@ -48,9 +48,10 @@ def test_settings_go_over_the_file(written):
     """`--set` would be dropped, or typed as text."""
     path = written(LEAST + "optim: {lr: 2e-5, steps: 7}")
     recipe = load_recipe(
-        path, ["optim.lr=1e-4", "tune.method=lora", "optim.steps=none", "data.limit=5", "log.report_to=wandb"]
+        path, ["optim.lr=1e-4", "tune.method=lora", "optim.steps=none", "compute.save_dtype=none", "data.limit=5", "log.report_to=wandb"]
     )
     assert (recipe.optim.lr, recipe.optim.steps, recipe.data.limit) == (1e-4, None, 5)
+    assert recipe.compute.save_dtype is None and recipe.tune.quantize == "none"
     assert recipe.tune.method == "lora" and recipe.log.report_to == "wandb" and recipe.optim.batch == 8
     assert load_recipe(path).optim.lr == 2e-5
     for setting, match in (("optim.lr", "key=value"), ("optim.rl=1", "optim.lr"), ("optim=3", "unknown key")):
