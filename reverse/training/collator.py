@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reverse.training.encoding import Item
+from reverse.training.encoding import Encoder, Item, Row, Turn
 from reverse.training.labels import IGNORE
+from reverse.training.pictures import PictureEncoder
 
-__all__ = ["Collator"]
+__all__ = ["Collator", "blank_item"]
 
 Positions = Callable[[Tensor, dict[str, Tensor]], Tensor]
 
@@ -35,7 +36,9 @@ class Collator:
         packed: rows end to end; then `positions` is needed.
         positions: of one row: its ids (1, length) and its pictures' tensors to positions (length,) or, where
             pictures take positions of their own, (3, length), int64.
-        blank: tensors of a picture that counts for nothing, added to a batch without pictures.
+        blank: an item without targets, added to a batch without pictures: where weights are shared out, all
+            processes must come to the same modules in the same order, the tower's too (`blank_item` makes
+            one).
     """
 
     def __init__(
@@ -46,7 +49,7 @@ class Collator:
         multiple: int = 8,
         packed: bool = False,
         positions: Positions | None = None,
-        blank: dict[str, Tensor] | None = None,
+        blank: Item | None = None,
     ):
         tokenizer = processor.tokenizer
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
@@ -58,7 +61,7 @@ class Collator:
         self.positions = positions
         self.blank = blank
 
-    def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
+    def __call__(self, items: Sequence[Item]) -> dict[str, Tensor]:
         """Flatten the items into rows.
 
         Returns:
@@ -68,20 +71,19 @@ class Collator:
             rows; for Qwen2.5-VL `mm_token_type_ids` (rows, length) int32, 1 where a picture stands. Packed:
             one row, and `position_ids` (1, length) or (4, 1, length), the first of four counting ids.
         """
+        if self.blank is not None and all(item.picture is None for item in items):
+            items = [*items, self.blank]
         batch = self._packed(items) if self.packed else self._padded(items)
         labels = batch["labels"]
         follows = torch.zeros(labels.shape, dtype=torch.bool)
         follows[:, :-1] = labels[:, 1:] != IGNORE
         batch["places"] = follows.flatten().nonzero().squeeze(1)
-        pictures = self._pictures(items)
-        if not pictures and self.blank is not None:
-            batch["blank"] = {name: self._cast(tensor) for name, tensor in self.blank.items()}
-        batch.update(pictures)
+        batch.update(self._pictures(items))
         if self.type_ids:
             batch["mm_token_type_ids"] = (batch["input_ids"] == self.image_id).int()
         return batch
 
-    def _padded(self, items: Sequence[Item]) -> dict[str, Any]:
+    def _padded(self, items: Sequence[Item]) -> dict[str, Tensor]:
         rows = [row for item in items for row in item.rows]
         lengths = np.array([len(row.ids) for row in rows])
         longest = -(-int(lengths.max()) // self.multiple) * self.multiple
@@ -92,7 +94,7 @@ class Collator:
         labels[filled] = np.concatenate([row.labels for row in rows])
         return {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
 
-    def _packed(self, items: Sequence[Item]) -> dict[str, Any]:
+    def _packed(self, items: Sequence[Item]) -> dict[str, Tensor]:
         """One row. The first id of a row is never a target: no row is asked how the next one starts."""
         assert self.positions is not None
         rows = [(row, item.picture) for item in items for row in item.rows]
@@ -122,3 +124,12 @@ class Collator:
 
     def _cast(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.pixel_dtype) if tensor.is_floating_point() else tensor
+
+
+def blank_item(processor: Any) -> Item:
+    """A grey picture with a question and no target."""
+    from PIL import Image
+
+    tensors, tokens = PictureEncoder(processor)(Image.new("RGB", (112, 112), "grey"))
+    row = Encoder(processor).row([Turn("Describe this image.", "It is grey.")], tokens)
+    return Item((Row(row.ids, np.full_like(row.labels, IGNORE)),), tensors)

@@ -142,25 +142,18 @@ def loss_in_forward(model: Any, config: LossConfig) -> Iterator[None]:
             vars(module).pop(name, None)
 
 
-def _forward(
-    self: Any, *, labels: Tensor, places: Tensor, blank: Any = None, **inputs: Any
-) -> dict[str, Tensor]:
+def _forward(self: Any, *, labels: Tensor, places: Tensor, **inputs: Any) -> dict[str, Tensor]:
     """Sum of the losses of a batch.
 
     Args:
         labels: (rows, length) int64, `IGNORE` where no target is.
         places: (targets,) int64, positions in the flattened `labels` whose *next* id is a target.
-        blank: tensors of a picture that counts for nothing, for a batch without one: then every parameter
-            takes part on every device, which FSDP and ZeRO-3 wait for.
         inputs: of the model.
     """
     given = {name: value for name, value in inputs.items() if value is not None}  # peft names all it knows
     hidden = self.model(**given, use_cache=False).last_hidden_state
     chosen = hidden.flatten(0, 1).index_select(0, places)  # (targets, hidden size)
     loss = self.get_output_embeddings()(chosen, labels.flatten()[places + 1])
-    if blank is not None:
-        features = self.model.get_image_features(**blank).pooler_output
-        loss = loss + 0.0 * sum(feature.float().sum() for feature in features)
     return {"loss": loss}
 
 

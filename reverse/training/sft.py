@@ -33,7 +33,7 @@ from reverse.models import family_of
 from reverse.tokens import token_ids
 from reverse.training.adapters import inputs_as_they_are, is_adapted
 from reverse.training.checkpoints import last_checkpoint, load_weights, prepare_folder
-from reverse.training.collator import Collator
+from reverse.training.collator import Collator, blank_item
 from reverse.training.encoding import Item
 from reverse.training.loss import LossConfig, loss_in_forward
 from reverse.training.order import Ordered, grouped_order
@@ -45,7 +45,6 @@ from reverse.training.parallel import (
     processes,
     set_fsdp_precision,
 )
-from reverse.training.pictures import PictureEncoder
 from reverse.training.saving import MANIFEST, save_run
 from reverse.training.schedule import Clock, Progress, Schedule
 from reverse.training.trainer import StepTrainer, parameter_groups
@@ -252,11 +251,7 @@ def _collator(model: Any, processor: Any, config: SFTConfig) -> Collator:
     if config.packing:
         check_packing(model)
         positions = row_positions(model, processor)
-    blank = None
-    if config.parallel != "none":
-        from PIL import Image
-
-        blank, _ = PictureEncoder(processor)(Image.new("RGB", (112, 112)))
+    blank = blank_item(processor) if config.parallel != "none" else None
     return Collator(
         processor, pixel_dtype=_DTYPES[config.pixels], packed=config.packing, positions=positions, blank=blank
     )

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 
 from reverse.tokens import token_ids
 from reverse.training import loss as loss_module
-from reverse.training.collator import Collator
+from reverse.training.collator import Collator, blank_item
 from reverse.training.datasets import SceneDataset
-from reverse.training.encoding import Encoder
+from reverse.training.encoding import Encoder, Item, Turn
 from reverse.training.labels import IGNORE
 from reverse.training.loss import LossConfig, loss_in_forward, summed_loss
 from reverse.training.packing import check_packing, row_positions
@@ -149,3 +149,27 @@ def test_liger_is_not_asked_for_what_it_cannot_read(tiny, monkeypatch):
     ):
         with loss_in_forward(made, LossConfig(kernel="liger")), pytest.raises(ValueError, match=match):
             made(**batch)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen"])
+def test_blank_picture_counts_for_nothing(tiny, family):
+    """What keeps the processes of a sharded run in step would be learnt from."""
+    model, processor = tiny(family)
+    encoder = Encoder(processor)
+    items = [
+        Item((encoder.row([Turn("Hello?", answer)], None),), None) for answer in ("Hi", "Yes, <SPAN>you</CN>")
+    ]
+    found = []
+    for blank in (None, blank_item(processor)):
+        batch = Collator(processor, blank=blank)(items)
+        with loss_in_forward(model, LossConfig()):
+            loss = model(**batch)["loss"]
+            loss.backward()
+        found.append((loss.item(), gradients(model)))
+        model.zero_grad()
+    assert "pixel_values" in batch and len(batch["input_ids"]) == 3
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    assert all(torch.allclose(found[1][1][n], g, atol=1e-4) for n, g in found[0][1].items())
+    assert any("projector" in n or "merger" in n for n in found[1][1].keys() - found[0][1].keys())
+    pictured = scenes(processor)[0]
+    assert len(Collator(processor, blank=blank)([pictured])["input_ids"]) == len(pictured.rows)

@@ -48,7 +48,15 @@ def test_settings_go_over_the_file(written):
     """`--set` would be dropped, or typed as text."""
     path = written(LEAST + "optim: {lr: 2e-5, steps: 7}")
     recipe = load_recipe(
-        path, ["optim.lr=1e-4", "tune.method=lora", "optim.steps=none", "compute.save_dtype=none", "data.limit=5", "log.report_to=wandb"]
+        path,
+        [
+            "optim.lr=1e-4",
+            "tune.method=lora",
+            "optim.steps=none",
+            "compute.save_dtype=none",
+            "data.limit=5",
+            "log.report_to=wandb",
+        ],
     )
     assert (recipe.optim.lr, recipe.optim.steps, recipe.data.limit) == (1e-4, None, 5)
     assert recipe.compute.save_dtype is None and recipe.tune.quantize == "none"
