@@ -24,6 +24,7 @@ from typer.core import TyperGroup
 from reverse import __version__
 from reverse.commands import checkpoints, making
 from reverse.commands import data as data_commands
+from reverse.commands import train as train_command
 
 REFUSALS = (ValueError, TypeError, OSError)
 
@@ -48,6 +49,7 @@ data = typer.Typer(no_args_is_help=True, help="Make and prepare data.")
 app.add_typer(tokens, name="tokens")
 app.add_typer(data, name="data")
 making.register(data)
+train_command.register(app)
 
 
 def _version(asked: bool) -> None:

@@ -9,6 +9,7 @@ worker asks. `collator.Collator` makes a batch of items.
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from torch.utils.data import Dataset
 
 from reverse.data.published import open_records
@@ -25,7 +27,7 @@ from reverse.data.scenes.captions import PREJUDICE
 from reverse.data.scenes.texts import text_question
 from reverse.tokens import strip
 from reverse.tokens.spans import UN
-from reverse.training.encoding import Encoder, Item, Turn, turns_of
+from reverse.training.encoding import Encoder, Item, Row, Turn, turns_of
 from reverse.training.hints import choose_hints
 from reverse.training.pictures import PictureEncoder
 
@@ -61,6 +63,7 @@ class RecordDataset(Dataset[Item]):
         encoder: makes the rows.
         hint_share: probability, 0 for none.
         seed: of the draws.
+        limit: the first so many records only; None: all.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class RecordDataset(Dataset[Item]):
         *,
         hint_share: float = HINT_SHARE,
         seed: int = 0,
+        limit: int | None = None,
     ):
         self.path = Path(path)
         self.image_root = Path(image_root)
@@ -79,20 +83,37 @@ class RecordDataset(Dataset[Item]):
         self.hint_share = hint_share
         self.seed = seed
         self.records = open_records(self.path)
+        self.limit = limit
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.records) if self.limit is None else min(self.limit, len(self.records))
 
     def __getitem__(self, index: int) -> Item:
         record = self.record(index)
-        rng = random.Random(f"{self.seed} record {index}")
-        turns = self._with_hints(record, rng)
         if record.get("image") is None:
-            return Item((self.encoder.row(turns, None),), None)
+            return Item((self._row(index, record, None),), None)
         from reverse.data.images import open_image, resolve_image
 
         inputs, tokens = self.pictures(open_image(resolve_image(self.image_root, record["image"])))
-        return Item((self.encoder.row(turns, tokens),), inputs)
+        return Item((self._row(index, record, tokens),), inputs)
+
+    def row(self, index: int, image_tokens: int) -> Row:
+        """Ids and labels of a record without opening its picture, which would take `image_tokens` ids."""
+        record = self.record(index)
+        return self._row(index, record, None if record.get("image") is None else image_tokens)
+
+    def _row(self, index: int, record: Mapping[str, Any], image_tokens: int | None) -> Row:
+        turns = self._with_hints(record, random.Random(f"{self.seed} record {index}"))
+        try:
+            return self.encoder.row(turns, image_tokens)
+        except ValueError as error:
+            said = json.dumps(record, ensure_ascii=False)
+            raise ValueError(f"{self.path}, record {index}: {error}; the record: {said[:600]}") from error
+
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """About how long each record is, (records,) int64, in characters; negative without a picture."""
+        texts = map(self.records.text, range(len(self)))
+        return np.array([len(t) if '"image"' in t else -len(t) for t in texts], dtype=np.int64)
 
     def record(self, index: int) -> dict[str, Any]:
         """Record number `index` as it stands in the file."""

@@ -90,7 +90,8 @@ class Encoder:
             image_tokens: ids that stand for the picture, None where there is none.
 
         Raises:
-            ValueError: no turns, a first turn longer than `max_length`, or text that cannot be taken apart.
+            ValueError: no turns, a first turn longer than `max_length`, a `</UN>` without its `<SPAN>`, or
+            text that cannot be taken apart.
         """
         if not turns:
             raise ValueError("a conversation needs at least one question and answer, got none")
@@ -111,8 +112,12 @@ class Encoder:
                     )
                 break
             segments += [Segment(prompt, False), Segment(np.concatenate([answer, self.end]), True)]
-        ids, labels = join(segments, span_id=self._tags.span, cn_id=self._tags.cn, un_id=self._tags.un)
-        return Row(ids, labels)
+        tags = {"span_id": self._tags.span, "cn_id": self._tags.cn, "un_id": self._tags.un}
+        try:
+            return Row(*join(segments, **tags))
+        except ValueError as error:
+            said = " | ".join(f"{turn.question[:80]} -> {turn.answer}" for turn in turns)
+            raise ValueError(f"{error}; the sample: {said[:600]}") from error
 
     def _with_hints(self, prompt: Ids, phrases: Sequence[str]) -> Ids:
         """Where and how decoding writes them: ids of `HintWriter` at the place that it names."""

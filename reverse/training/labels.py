@@ -4,7 +4,7 @@ A negative answer ends in a wrong phrase, `There are <SPAN>two cups</UN>`. The m
 phrase closes with `</UN>`, never to say it: the ids strictly between the tags are inputs and no targets
 (indicator 0 in Eq. 1 of https://arxiv.org/abs/2504.13169). `<SPAN>`, `</UN>` and the end of the text stay
 targets. Known difference from the released code: there a `</UN>` without an open `<SPAN>` masks every
-label before it; here it masks nothing.
+label before it; here it masks nothing, and `join` refuses the sample.
 
     >>> span_mask([7, 1, 8, 9, 3, 2], span_id=1, cn_id=4, un_id=3)   # 1 opens, 3 is </UN>
     array([ True,  True, False, False,  True,  True])
@@ -63,9 +63,12 @@ def join(segments: Sequence[Segment], *, span_id: int, cn_id: int, un_id: int) -
     Labels are ids where a target is, `IGNORE` elsewhere. A phrase never reaches over the end of its segment.
 
     Raises:
-        ValueError: no id is a target, so that the sample would teach nothing.
+        ValueError: no id is a target, so that the sample would teach nothing, or a `</UN>` closes no phrase.
     """
     ids = [np.asarray(segment.ids, dtype=np.int64) for segment in segments]
+    for segment, piece in zip(segments, ids, strict=True):
+        if segment.target:
+            _check_closed(piece, span_id, cn_id, un_id)
     labels = [
         np.where(span_mask(piece, span_id=span_id, cn_id=cn_id, un_id=un_id), piece, IGNORE)
         if segment.target
@@ -78,3 +81,13 @@ def join(segments: Sequence[Segment], *, span_id: int, cn_id: int, un_id: int) -
             f"none of the sample's {joined.size} ids is a target: a sample needs an answer from the assistant"
         )
     return np.concatenate(ids), joined
+
+
+def _check_closed(ids: Ids, span_id: int, cn_id: int, un_id: int) -> None:
+    tags = ids[(ids == span_id) | (ids == cn_id) | (ids == un_id)]
+    wrong = tags == un_id
+    if wrong.any() and (wrong[:1].any() or (tags[:-1][wrong[1:]] != span_id).any()):
+        raise ValueError(
+            "a </UN> closes no open <SPAN>: which words are wrong cannot be told; write "
+            "<SPAN>the wrong phrase</UN>"
+        )

@@ -14,6 +14,9 @@ import math
 import time
 from typing import Any
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 from transformers import TrainerCallback
 
 __all__ = ["Clock", "Progress", "Schedule"]
@@ -78,15 +81,41 @@ class Clock(TrainerCallback):
 
 
 class Progress(TrainerCallback):
-    """One line for each log: how far, how fast, the loss. Keeps them in `lines` for the manifest."""
+    """How far, how fast, the loss: a bar on a terminal, elsewhere one line for each log."""
 
     def __init__(self, schedule: Schedule, rows_per_step: int, name: str = "train", quiet: bool = False):
         self.schedule = schedule
         self.rows_per_step = rows_per_step
         self.name = name
         self.quiet = quiet
-        self.lines: list[dict[str, float]] = []
         self._last = (0, 0.0)
+        self._bar: Any = None
+        self._task: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._last = (state.global_step, self.schedule.spent)
+        console = Console(stderr=True)
+        if self.quiet or not console.is_terminal:
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Bar(*columns, TextColumn("{task.fields[shown]}"), console=console)
+        self._task = self._bar.add_task(
+            self.name, total=self.schedule.steps, completed=state.global_step, shown=""
+        )
+        self._bar.start()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=state.global_step)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the terminal back; a run that is stopped does not come to its end."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not logs or "loss" not in logs:
@@ -95,13 +124,11 @@ class Progress(TrainerCallback):
         steps, seconds = step - self._last[0], spent - self._last[1]
         rate = steps / seconds if seconds > 0 else float("nan")
         self._last = (step, spent)
-        line = {"step": step, "seconds": round(spent, 2), "loss": float(logs["loss"])}
-        line |= {"lr": float(logs.get("learning_rate", 0.0)), "grad_norm": float(logs.get("grad_norm", 0.0))}
-        self.lines.append(line)
-        if not self.quiet:
-            print(
-                f"{self.name}: {self.schedule.done(step):4.0%}  step {step}  {spent:6.1f} s  "
-                f"loss {line['loss']:.4f}  lr {line['lr']:.2e}  |g| {line['grad_norm']:.2f}  "
-                f"{rate:.1f} steps/s  {rate * self.rows_per_step:.0f} rows/s",
-                flush=True,
-            )
+        loss = float(logs["loss"])
+        shown = f"loss {loss:.4f}  lr {float(logs.get('learning_rate', 0.0)):.2e}"
+        shown += f"  |g| {float(logs.get('grad_norm', 0.0)):.2f}  {rate * self.rows_per_step:.0f} rows/s"
+        if self._bar is not None:
+            self._bar.update(self._task, shown=shown)
+        elif not self.quiet:
+            done = self.schedule.done(step)
+            print(f"{self.name}: {done:4.0%}  step {step}  {spent:6.1f} s  {shown}", flush=True)

@@ -1,51 +1,57 @@
-"""Supervised fine-tuning through transformers' `Trainer`: seeded, resumable, within steps or seconds.
+"""Masked supervised fine-tuning on transformers' `Trainer`: seeded, resumable, within steps or seconds.
 
     manifest = train(model, processor, dataset, SFTConfig(output="out/tagged", seconds=180))
 
 The objective is plain cross entropy over `labels` (REVERSE, https://arxiv.org/abs/2504.13169, Eq. 1, with the
-indicator already in the labels): nothing here knows of tags.
+indicator already in the labels): nothing here knows of tags, but for `confidence_weight`.
 
 What is on disk. While a run goes on, `OUTPUT.checkpoints/checkpoint-N` (the Trainer's own), if `save_steps`
-is set; a run that is started again goes on from the last of them. At the end model, processor and
+is set; a run that is started again goes on from the last whole one of them. At the end model, processor and
 `training.json` are written to `OUTPUT.partial`, which is renamed to `OUTPUT`; only then are checkpoints
 removed. So `OUTPUT` is whole or not there, and a restart finds either it, or checkpoints, or nothing.
 """
 
 from __future__ import annotations
 
-import copy
-import json
-import logging
 import os
 import platform
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from torch.utils.data import Dataset
-from transformers import (
-    PreTrainedModel,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-    set_seed,
-)
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from reverse.training.collator import Collator
+from reverse.models import family_of
+from reverse.tokens import token_ids
+from reverse.training.adapters import inputs_as_they_are, is_adapted
+from reverse.training.checkpoints import last_checkpoint, load_weights, prepare_folder
+from reverse.training.collator import Collator, blank_item
 from reverse.training.encoding import Item
+from reverse.training.loss import LossConfig, loss_in_forward
+from reverse.training.order import Ordered, grouped_order
+from reverse.training.packing import check_packing, row_positions
+from reverse.training.parallel import (
+    check_parallel,
+    is_sharded,
+    parallel_arguments,
+    processes,
+    set_fsdp_precision,
+)
+from reverse.training.saving import MANIFEST, save_run
 from reverse.training.schedule import Clock, Progress, Schedule
+from reverse.training.trainer import StepTrainer, parameter_groups
 
-__all__ = ["SFTConfig", "train"]
+__all__ = ["MANIFEST", "REPORTERS", "SFTConfig", "train"]
 
-MANIFEST = "training.json"
+REPORTERS = ("none", "tensorboard", "wandb", "trackio")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -57,23 +63,31 @@ class SFTConfig:
     seconds: float | None = None  # stop after these, with the learning rate at zero; None: steps alone count
     steps: int | None = None  # stop after these; None: `epochs` times the data
     epochs: float = 1.0  # passes over the data where `steps` is not given
-    batch: int = 64  # items a step; one item may be several rows
+    batch: int = 64  # items a device takes at once; one item may be several rows
     accumulate: int = 1  # batches to an optimizer step
+    global_batch: int | None = None  # items an optimizer step, over all devices; `accumulate` follows from it
     lr: float = 1e-3  # highest learning rate
+    projector_lr: float | None = None  # of the projector; None: as everything
     warmup: float = 0.03  # share of the run (published recipes: 0.03)
     weight_decay: float = 0.0  # of matrices; vectors and embeddings have none
     beta2: float = 0.98  # of AdamW; short runs want a shorter memory than 0.999
     clip: float = 1.0  # largest norm of the gradient, 0 for none
+    confidence_weight: float = 1.0  # of targets that are a closing tag; 1 is the published objective
+    loss_kernel: str = "auto"  # see LossConfig
     shuffle: bool = True  # False: items in the order of their indices
+    group_by_length: bool = False  # items of about one length in a batch; the data must know lengths
+    packing: bool = False  # the rows of a batch end to end, without padding
     precision: str = "bfloat16"  # autocast on a GPU; weights and optimizer stay float32. "float32": none
     pixels: str = "bfloat16"  # what pixels are sent as, see Collator
     compile: bool = False  # torch.compile; pays in long runs only
     checkpoint_activations: bool = False  # recompute them in the backward pass: less memory, slower
+    parallel: str = "none"  # "ddp", "fsdp", "zero2", "zero3", see reverse.training.parallel
     workers: int = 0  # processes that prepare data
     prefetch: int = 2  # batches each worker is ahead; they stand in shared memory
     log_steps: int = 50  # steps between two lines of progress
     save_steps: int | None = None  # steps between two checkpoints; None: none, a stopped run starts over
     save_dtype: str | None = None  # of the weights on disk, "bfloat16" halves them; None: as they are trained
+    report_to: str = "none"  # also "tensorboard", "wandb" or "trackio"
     seed: int = 0
     quiet: bool = False  # no progress lines
 
@@ -87,8 +101,11 @@ def train(
     resume: bool = True,
     notes: Mapping[str, Any] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    files: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Train `model` on the items of `dataset`, in place, and write it to `config.output`.
+
+    Every process of a run calls it; all of them see the whole of `dataset`.
 
     Args:
         model: of transformers, float32 for full training, or wrapped by peft.
@@ -97,6 +114,7 @@ def train(
         resume: go on from the last checkpoint of this output, where there is one.
         notes: what else the outcome depends on (JSON); kept in the manifest under its names.
         callbacks: further ones of the Trainer's.
+        files: further texts written beside the weights, by their names.
 
     Returns:
         The manifest, as written to `training.json`: configuration, versions, device, steps, seconds, losses.
@@ -105,127 +123,161 @@ def train(
         ValueError: a setting out of its range, nothing to train, checkpoints of a run with other settings, or
             a loss that is not a number at the end.
     """
-    _check(config, dataset)
+    accumulate = _check(config, dataset)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are forked
     set_seed(config.seed)
     output = Path(config.output)
     checkpoints = output.with_name(output.name + ".checkpoints")
     # The first item is made here: faults in the data show now, and caches are filled before the fork.
-    rows = len(dataset[0].rows) * config.batch * config.accumulate
-    items = len(dataset)  # type: ignore[arg-type]
-    steps = config.steps or max(1, int(items * config.epochs) // (config.batch * config.accumulate))
-    arguments = _arguments(config, checkpoints, steps)
-    model.to(arguments.device)
+    items = config.batch * accumulate * processes()  # a step
+    rows = len(dataset[0].rows) * items
+    steps = config.steps or max(1, int(len(dataset) * config.epochs) // items)  # type: ignore[arg-type]
+    loss = LossConfig(_closing_ids(processor), config.confidence_weight, config.loss_kernel)
+    groups = parameter_groups(
+        model, lr=config.lr, projector_lr=config.projector_lr, weight_decay=config.weight_decay
+    )
+    arguments = _arguments(config, checkpoints, steps, accumulate, parallel_arguments(config.parallel, model))
+    if not is_sharded(config.parallel):
+        _place(model, arguments.device)
     if config.checkpoint_activations:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        _checkpoint_activations(model, config.parallel)
     schedule = Schedule(steps, config.seconds, config.warmup)
-    optimizer = _optimizer(model, config, arguments.device)
-    progress = Progress(schedule, rows, output.name, config.quiet)
+    shown = not config.quiet and arguments.process_index == 0
+    progress = Progress(schedule, rows, output.name, quiet=not shown)
+    settings = {**_outcome(config), "processes": processes(), "notes": dict(notes or {})}
+    with arguments.main_process_first(local=False):
+        if arguments.process_index == 0:
+            prepare_folder(checkpoints, settings, resume)
     began = time.monotonic()
-    with _without_cache(model):
-        trainer = Trainer(
+    with ExitStack() as stack:
+        stack.callback(progress.close)
+        stack.enter_context(_without_cache(model))
+        stack.enter_context(loss_in_forward(model, loss))
+        if is_adapted(model) and arguments.bf16:
+            stack.enter_context(inputs_as_they_are(model))
+        trainer = StepTrainer(
+            loss=loss,
+            rate=schedule,
+            groups=groups,
+            betas=(0.9, config.beta2),
             model=model,
             args=arguments,
-            data_collator=Collator(processor, pixel_dtype=_DTYPES[config.pixels]),
-            train_dataset=dataset,
-            optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)),
+            data_collator=_collator(model, processor, config),
+            train_dataset=_ordered(dataset, config, items, steps),
             callbacks=[Clock(schedule), progress, *callbacks],
         )
         trainer.remove_callback(PrinterCallback)
-        # Counting operations walks through all parameters at each step: a millisecond that nobody asked for.
-        trainer.floating_point_ops = lambda inputs: 0
-        last = _last_checkpoint(checkpoints, {**_outcome(config), "notes": dict(notes or {})}, resume)
-        if last is not None:
-            _load_weights(model, last)
+        if config.parallel == "fsdp":
+            set_fsdp_precision(trainer, _DTYPES[config.precision])
+        last = last_checkpoint(checkpoints, processes())
+        if last is not None and config.parallel in ("none", "ddp"):
+            load_weights(model, last)
         result = trainer.train(resume_from_checkpoint=last)
     wall = time.monotonic() - began
-    manifest = {**(notes or {}), **_manifest(model, config, trainer, schedule, progress, result, rows, wall)}
+    manifest = {**(notes or {}), **_manifest(model, config, trainer, schedule, result, rows, wall)}
+    dtype = None if config.save_dtype is None else _DTYPES[config.save_dtype]
+    save_run(trainer, model, processor, output, manifest, parallel=config.parallel, dtype=dtype, files=files)
     if trainer.is_world_process_zero():
-        _save(model, processor, output, manifest, config.save_dtype)
         shutil.rmtree(checkpoints, ignore_errors=True)
     return manifest
 
 
 def _outcome(config: SFTConfig) -> dict[str, Any]:
     """The settings that decide what comes out of a run."""
-    elsewhere = {"output", "workers", "prefetch", "log_steps", "save_steps", "quiet"}
+    elsewhere = {"output", "workers", "prefetch", "log_steps", "save_steps", "quiet", "report_to"}
     return {name: value for name, value in asdict(config).items() if name not in elsewhere}
 
 
-def _last_checkpoint(checkpoints: Path, settings: dict[str, Any], resume: bool) -> str | None:
-    """The checkpoint to go on from; `run.json` beside them says what run they are of."""
-    run = checkpoints / "run.json"
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-    if last is not None and resume:
-        before = json.loads(run.read_text(encoding="utf-8")) if run.is_file() else None
-        if before != settings:
-            changed = sorted(key for key in settings if before is None or before.get(key) != settings[key])
-            raise ValueError(
-                f"{checkpoints} holds checkpoints of a run with other settings ({', '.join(changed)}): "
-                "remove the folder, or pass resume=False to start over"
-            )
-        return last
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    checkpoints.mkdir(parents=True)
-    run.write_text(json.dumps(settings) + "\n", encoding="utf-8")
-    return None
-
-
-def _load_weights(model: Any, checkpoint: str) -> None:
-    """Put a checkpoint's weights into `model`.
-
-    `save_pretrained` writes LLaVA's weights under the names of published checkpoints, and the Trainer looks
-    for the module's names: it finds none, warns, and goes on from the weights it was given (transformers
-    5.23). Adapters of peft it does load.
-    """
-    if not isinstance(model, PreTrainedModel):
-        return
-    saved = type(model).from_pretrained(checkpoint, dtype=model.dtype, use_safetensors=True)
-    model.load_state_dict(saved.state_dict())
-    logging.getLogger("transformers.trainer").addFilter(_is_other_warning)
-
-
-def _is_other_warning(record: logging.LogRecord) -> bool:
-    return not str(record.msg).startswith(("There were missing keys", "There were unexpected keys"))
-
-
-def _check(config: SFTConfig, dataset: Any) -> None:
-    if len(dataset) < config.batch:
-        raise ValueError(f"the data hold {len(dataset)} items, a batch takes {config.batch}: make it smaller")
+def _check(config: SFTConfig, dataset: Any) -> int:
+    """Refuse what cannot run; the number of batches to an optimizer step."""
+    check_parallel(config.parallel)
     for name in ("pixels", "precision", "save_dtype"):
         value = getattr(config, name)
         if value is not None and value not in _DTYPES:
             raise ValueError(f"{name} must be one of {', '.join(_DTYPES)}, got {value!r}")
+    if config.report_to not in REPORTERS:
+        raise ValueError(f"report_to must be one of {', '.join(REPORTERS)}, got {config.report_to!r}")
+    if config.report_to != "none" and find_spec(config.report_to) is None:
+        raise ValueError(
+            f"report_to is {config.report_to!r}, which is not installed: pip install {config.report_to}, or "
+            "report_to=none"
+        )
+    if config.group_by_length and config.packing:
+        raise ValueError("group_by_length saves padding and packing has none: choose one of them")
+    accumulate = config.accumulate
+    if config.global_batch is not None:
+        accumulate, rest = divmod(config.global_batch, config.batch * processes())
+        if rest or not accumulate:
+            raise ValueError(
+                f"global_batch {config.global_batch} is no multiple of batch {config.batch} on {processes()} "
+                "processes: change one of them"
+            )
+    items = config.batch * accumulate * processes()
+    if len(dataset) < items:
+        raise ValueError(f"the data hold {len(dataset)} items, a batch takes {items}: make it smaller")
+    return accumulate
 
 
-def _optimizer(model: torch.nn.Module, config: SFTConfig, device: torch.device) -> torch.optim.Optimizer:
-    """AdamW, fused on a GPU; weight decay for matrices only."""
-    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not trained:
-        raise ValueError("no parameter of the model requires a gradient: nothing would be trained")
-    decayed = [p for p in trained if p.ndim >= 2 and id(p) not in embeddings]
-    others = [p for p in trained if p.ndim < 2 or id(p) in embeddings]
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.lr,
-        betas=(0.9, config.beta2),
-        fused=device.type == "cuda",
+def _closing_ids(processor: Any) -> tuple[int, ...]:
+    try:
+        tags = token_ids(processor.tokenizer)
+    except ValueError:  # a base or a plain twin
+        return ()
+    return (tags.cn, tags.un)
+
+
+def _place(model: Any, device: torch.device) -> None:
+    """On its device; four-bit weights were put there when they were loaded."""
+    if getattr(model, "quantization_method", None) is None:
+        model.to(device)
+
+
+def _checkpoint_activations(model: Any, parallel: str) -> None:
+    """Of all layers but those of a frozen tower, which has no activations to save."""
+    base = model.get_base_model() if is_adapted(model) else model
+    # DeepSpeed's gathered parameters look different the second time, which the other way to checkpoint
+    # checks.
+    reentrant = parallel == "zero3" and is_adapted(model)
+    base.activation_checkpointing_enable({"use_reentrant": reentrant})
+    tower = family_of(model).vision_tower(model)
+    if not any(parameter.requires_grad for parameter in tower.parameters()):
+        for module in tower.modules():
+            if getattr(module, "gradient_checkpointing", False):
+                module.gradient_checkpointing = False
+
+
+def _collator(model: Any, processor: Any, config: SFTConfig) -> Collator:
+    positions = None
+    if config.packing:
+        check_packing(model)
+        positions = row_positions(model, processor)
+    blank = blank_item(processor) if config.parallel != "none" else None
+    return Collator(
+        processor, pixel_dtype=_DTYPES[config.pixels], packed=config.packing, positions=positions, blank=blank
     )
 
 
-def _arguments(config: SFTConfig, checkpoints: Path, steps: int) -> TrainingArguments:
+def _ordered(dataset: Any, config: SFTConfig, items: int, steps: int) -> Any:
+    if not config.group_by_length:
+        return dataset
+    if not hasattr(dataset, "lengths"):
+        raise ValueError(
+            f"group_by_length needs data that know their lengths; {type(dataset).__name__} does not"
+        )
+    epochs = -(-steps * items // len(dataset))
+    return Ordered(dataset, grouped_order(dataset.lengths(), items, config.seed, epochs))
+
+
+def _arguments(
+    config: SFTConfig, checkpoints: Path, steps: int, accumulate: int, parallel: dict[str, Any]
+) -> TrainingArguments:
     """The Trainer's settings; what it would do beside training is off, for a small model waits on it."""
     cuda = torch.cuda.is_available()
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(checkpoints),
         max_steps=steps,
         per_device_train_batch_size=config.batch,
-        gradient_accumulation_steps=config.accumulate,
+        gradient_accumulation_steps=accumulate,
         max_grad_norm=config.clip,
         bf16=cuda and config.precision == "bfloat16",
         fp16=cuda and config.precision == "float16",
@@ -237,7 +289,7 @@ def _arguments(config: SFTConfig, checkpoints: Path, steps: int) -> TrainingArgu
         dataloader_pin_memory=cuda,
         dataloader_drop_last=True,
         accelerator_config={"non_blocking": cuda},
-        train_sampling_strategy="random" if config.shuffle else "sequential",
+        train_sampling_strategy="sequential" if config.group_by_length or not config.shuffle else "random",
         remove_unused_columns=False,
         average_tokens_across_devices=False,
         logging_strategy="steps",
@@ -247,12 +299,17 @@ def _arguments(config: SFTConfig, checkpoints: Path, steps: int) -> TrainingArgu
         save_strategy="steps" if config.save_steps else "no",
         save_steps=config.save_steps or 500,
         save_total_limit=2,
-        report_to="none",
+        report_to=config.report_to,
+        run_name=Path(config.output).name,
         disable_tqdm=True,
         seed=config.seed,
         data_seed=config.seed,
         use_cpu=not cuda,
+        **parallel,
     )
+    if config.parallel == "none":
+        arguments._n_gpu = min(1, arguments.n_gpu)  # one device, however many there are
+    return arguments
 
 
 @contextmanager
@@ -280,18 +337,18 @@ def _manifest(
     config: SFTConfig,
     trainer: Trainer,
     schedule: Schedule,
-    progress: Progress,
     result: Any,
     rows: int,
     wall: float,
 ) -> dict[str, Any]:
     import accelerate
+    import peft
 
     import reverse
 
     steps = trainer.state.global_step
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    final = losses[-1] if losses else float(result.training_loss)
+    entries = [entry for entry in trainer.state.log_history if "loss" in entry]  # of resumed runs too
+    final = float(entries[-1]["loss"]) if entries else float(result.training_loss)
     if not final == final:
         raise ValueError(f"the loss is {final} after {steps} steps: lower lr, now {config.lr}")
     spent = max(schedule.spent, 1e-9)
@@ -304,35 +361,20 @@ def _manifest(
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "accelerate": accelerate.__version__,
+            "peft": peft.__version__,
         },
         "device": torch.cuda.get_device_name() if cuda else f"cpu ({torch.get_num_threads()} threads)",
         "gpu_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if cuda else None,
         "parameters": sum(p.numel() for p in model.parameters()),
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "steps": steps,
-        "items": steps * config.batch * config.accumulate,
+        "items": steps * trainer.get_total_train_batch_size(trainer.args),
+        "processes": processes(),
         "rows": steps * rows,
         "seconds": round(schedule.spent, 3),  # of training
         "startup_seconds": round(max(0.0, wall - schedule.spent), 3),  # workers, first batch, resuming
         "steps_per_second": round(steps / spent, 3),
         "rows_per_second": round(steps * rows / spent, 1),
         "final_loss": round(final, 5),
-        "losses": [[line["step"], line["loss"]] for line in progress.lines],
+        "losses": [[entry["step"], entry["loss"]] for entry in entries],
     }
-
-
-def _save(model: Any, processor: Any, output: Path, manifest: dict[str, Any], dtype: str | None) -> None:
-    """Write everything to `OUTPUT.partial`, then rename."""
-    partial = output.with_name(output.name + ".partial")
-    replaced = output.with_name(output.name + ".replaced")
-    for leftover in (partial, replaced):
-        shutil.rmtree(leftover, ignore_errors=True)
-    if dtype is not None and model.dtype != _DTYPES[dtype]:
-        model = copy.deepcopy(model).to(_DTYPES[dtype])
-    model.save_pretrained(partial)
-    processor.save_pretrained(partial)
-    (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    if output.exists():
-        output.rename(replaced)
-    partial.rename(output)
-    shutil.rmtree(replaced, ignore_errors=True)

@@ -123,3 +123,96 @@ def test_malformed_records_are_refused():
             turns_of({"id": "7", "image": "a.png", "conversations": turns})
     with pytest.raises(ValueError, match="record"):
         turns_of({"conversations": [human, gpt]})
+
+
+LLAMA31 = (  # header, blank line, trimmed text, <|eot_id|>; the template itself writes the beginning of text
+    "{{ bos_token }}{% for m in messages %}"
+    "{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' }}"
+    "{% for c in m['content'] %}{% if c['type'] == 'image' %}{{ '<image>\n' }}"
+    "{% else %}{{ c['text'] | trim }}{% endif %}{% endfor %}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+
+
+@pytest.fixture
+def llama31(tiny_llava):
+    """The processor of a LLaVA over Llama-3.1, but for its vocabulary."""
+    import copy
+
+    processor = copy.deepcopy(tiny_llava[1])
+    processor.tokenizer.add_tokens(["<|start_header_id|>", "<|end_header_id|>"], special_tokens=True)
+    processor.chat_template = LLAMA31
+    return processor
+
+
+@pytest.mark.parametrize("picture_tokens", [None, 3])
+@pytest.mark.parametrize("template", ["vicuna", "llama31", "qwen"])
+def test_every_template_trains_answers_and_their_ends_alone(
+    request, tiny_llava, tiny_qwen, template, picture_tokens
+):
+    """Labels shifted by a header, a second beginning of text, a question trained, an answer left out."""
+    processor = {"vicuna": tiny_llava[1], "qwen": tiny_qwen[1]}.get(template)
+    processor = processor if processor is not None else request.getfixturevalue("llama31")
+    tokenizer = processor.tokenizer
+    turns = [
+        Turn("Is there a dog?", "There is <SPAN>a dog</CN> and <SPAN>two cups</UN>"),
+        Turn("And a cat?", "No.", ("a cat",)),
+        Turn("How many are there?", "<SPAN>Two</CN>"),
+    ]
+    row = Encoder(processor).row(turns, picture_tokens)
+    assert (row.ids == processor.image_token_id).sum() == (picture_tokens or 0)
+    targets = tokenizer.decode(row.labels[row.labels != IGNORE]).replace(" ", "")
+    end = tokenizer.eos_token
+    assert targets == f"Thereis<SPAN>adog</CN>and<SPAN></UN>{end}No.{end}<SPAN>Two</CN>{end}"
+    if tokenizer.bos_token_id is not None:
+        assert (row.ids == tokenizer.bos_token_id).nonzero()[0].tolist() == [0]
+    # The oracle: the template's own text of the whole conversation, tokenised at once.
+    messages = []
+    for k, turn in enumerate(turns):
+        hint = " (Hint: potential incorrect phrases -> a cat)" if turn.hints else ""
+        content = [{"type": "image"}] if picture_tokens and k == 0 else []
+        messages += [
+            {"role": "user", "content": [*content, {"type": "text", "text": turn.question + hint}]},
+            {"role": "assistant", "content": [{"type": "text", "text": turn.answer}]},
+        ]
+    text = processor.apply_chat_template(messages, tokenize=False)
+    whole = tokenizer.encode(text, add_special_tokens=not text.startswith(tokenizer.bos_token or "\0"))
+    once = [i for n, i in enumerate(row.ids.tolist()) if i != processor.image_token_id
+            or row.ids[n - 1] != processor.image_token_id]  # fmt: skip
+    assert tokenizer.decode(once) == tokenizer.decode(whole[: len(once)])
+    assert tokenizer.decode(whole[len(once) :]).strip() == ""
+
+
+def test_samples_that_cannot_be_labelled_are_shown(tiny_llava, tmp_path):
+    """A malformed sample would be masked in silence, and nobody could find it among 1.3 million."""
+    import json
+
+    from reverse.training.datasets import RecordDataset
+
+    encoder = Encoder(tiny_llava[1])
+    with pytest.raises(ValueError, match=r"closes no open <SPAN>.*the sample: Q\? -> A dog</UN>"):
+        encoder.row([Turn("Q?", "A dog</UN>")], None)
+    said = [{"from": "human", "value": "Q?"}, {"from": "gpt", "value": "A dog</UN>"}]
+    (tmp_path / "r.jsonl").write_text("\n".join(
+        json.dumps({"id": str(k), "conversations": [*said[:1], {"from": "gpt", "value": a}]})
+        for k, a in enumerate(["Fine.", "A dog</UN>"])
+    ))  # fmt: skip
+    records = RecordDataset(tmp_path / "r.jsonl", tmp_path, encoder)
+    assert len(records[0].rows[0].ids) and (records.lengths() < 0).all()
+    with pytest.raises(ValueError, match=r'r.jsonl, record 1: .*"id": "1"'):
+        records[1]
+
+
+def test_items_of_one_length_come_together():
+    """Batches would be padded to the longest of all, or items be lost and repeated."""
+    from reverse.training.order import grouped_order
+
+    lengths = np.random.default_rng(0).integers(10, 1000, 500) * np.where(np.arange(500) % 5, 1, -1)
+    order = grouped_order(lengths, 8, seed=3, epochs=2)
+    assert sorted(order[:500]) == sorted(order[500:]) == list(range(500))
+    assert not np.array_equal(order[:500], order[500:])
+    assert np.array_equal(order, grouped_order(lengths, 8, seed=3, epochs=2))
+    batches = lengths[order[:480]].reshape(-1, 8)
+    assert all((batch > 0).all() or (batch < 0).all() for batch in batches)
+    padding = np.abs(batches).max(1, keepdims=True) - np.abs(batches)
+    assert padding.mean() < 60  # at random: about 330

@@ -26,6 +26,16 @@ def slow_mask(ids):
     return mask
 
 
+def closed(ids):
+    """`ids` without the `</UN>`s that close nothing, which `join` refuses."""
+    kept, opened = [], False
+    for token in ids:
+        if token != UN or opened:
+            kept.append(token)
+        opened = token == SPAN or (opened and token not in (CN, UN))
+    return kept
+
+
 @given(answers)
 def test_mask_equals_the_slow_reference(ids):
     """A vectorised mask off by one would train the wrong phrase, or leave `</UN>` untrained."""
@@ -53,6 +63,7 @@ def test_wrong_phrase_is_input_and_no_target():
 @given(st.lists(st.tuples(answers, st.booleans()), max_size=6))
 def test_only_answers_are_targets_and_phrases_end_with_their_segment(pieces):
     """A question would be trained, or a `<SPAN>` in one turn would mask the next."""
+    pieces = [(closed(ids) if target else ids, target) for ids, target in pieces]
     segments = [Segment(ids, target) for ids, target in pieces]
     expected = [
         token if target and kept else IGNORE
@@ -66,3 +77,13 @@ def test_only_answers_are_targets_and_phrases_end_with_their_segment(pieces):
     ids, labels = join(segments, **TAGS)
     assert ids.tolist() == [token for piece, _ in pieces for token in piece]
     assert labels.tolist() == expected
+
+
+def test_a_closing_tag_that_closes_nothing_is_refused():
+    """Half an answer would be masked, or a hallucination trained, without a word."""
+    for ids in ([5, UN, EOS], [SPAN, 5, CN, 6, UN, EOS], [SPAN, 5, UN, 6, UN]):
+        with pytest.raises(ValueError, match="closes no open <SPAN>"):
+            join([Segment([7], False), Segment(ids, True)], **TAGS)
+    join(
+        [Segment([UN], False), Segment([SPAN, SPAN, 5, UN, EOS], True)], **TAGS
+    )  # prompts may say what they like

@@ -1,0 +1,97 @@
+"""What a run leaves behind while it goes on, and where a run that was stopped goes on from.
+
+`OUTPUT.checkpoints/run.json` says what run the checkpoints beside it are of: its settings and the number of
+processes. `OUTPUT.checkpoints/checkpoint-N` is the Trainer's own. A process that is killed while it writes
+one leaves part of it; `trainer_state.json` comes last, and a checkpoint without it, or without the random
+state of every process, is passed over. The one before it is still there (two are kept), so one save interval
+is lost at most.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+__all__ = ["last_checkpoint", "load_weights", "prepare_folder"]
+
+_STATE = "trainer_state.json"
+
+
+def prepare_folder(folder: Path, settings: Mapping[str, Any], resume: bool) -> None:
+    """Make `folder` ready for a run with `settings`; by one process, before any looks for checkpoints.
+
+    Raises:
+        ValueError: it holds checkpoints of a run with other settings, and `resume` is set.
+    """
+    run = folder / "run.json"
+    if resume and last_checkpoint(folder) is not None:
+        before = json.loads(run.read_text(encoding="utf-8")) if run.is_file() else {}
+        if before != settings:
+            names = sorted(settings.keys() | before.keys())
+            changed = [name for name in names if before.get(name) != settings.get(name)]
+            raise ValueError(
+                f"{folder} holds checkpoints of a run with other settings ({', '.join(changed)}): remove the "
+                "folder, or pass resume=False (--restart) to start over"
+            )
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    written = folder / "run.json.partial"
+    written.write_text(json.dumps(settings) + "\n", encoding="utf-8")
+    written.rename(run)
+
+
+def last_checkpoint(folder: Path, processes: int | None = None) -> str | None:
+    """The newest whole checkpoint in `folder`, None where there is none.
+
+    Args:
+        folder: `OUTPUT.checkpoints`; need not exist.
+        processes: of which the random state must be there; None: not looked at.
+    """
+    found = [(int(name[1]), path) for path in folder.glob("checkpoint-*") if (name := _NAME.match(path.name))]
+    for step, path in sorted(found, reverse=True):
+        if _is_whole(path, step, processes):
+            return str(path)
+    return None
+
+
+_NAME = re.compile(r"checkpoint-(\d+)$")
+
+
+def _is_whole(path: Path, step: int, processes: int | None) -> bool:
+    try:
+        state = json.loads((path / _STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    if processes is None:
+        names = []
+    elif processes == 1:
+        names = ["rng_state.pth"]
+    else:
+        names = [f"rng_state_{rank}.pth" for rank in range(processes)]
+    return state.get("global_step") == step and all((path / name).is_file() for name in names)
+
+
+def load_weights(model: Any, checkpoint: str) -> None:
+    """Put a checkpoint's weights into `model`, where the Trainer would not.
+
+    `save_pretrained` writes LLaVA's weights under the names of published checkpoints, and the Trainer looks
+    for the module's names: it finds none, warns, and goes on from the weights it was given (transformers
+    5.23). Adapters of peft it does load.
+    """
+    if not isinstance(model, PreTrainedModel):
+        return
+    saved = type(model).from_pretrained(checkpoint, dtype=model.dtype, use_safetensors=True)
+    model.load_state_dict(saved.state_dict())
+    logging.getLogger("transformers.trainer").addFilter(_is_other_warning)
+
+
+def _is_other_warning(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(("There were missing keys", "There were unexpected keys"))

@@ -1,0 +1,241 @@
+"""A training run as one YAML file: read strictly, so that a misspelt key is an error and not a default.
+
+    recipe = load_recipe("llava_v15_lora", ["optim.lr=1e-4", "output=out/mine"])
+
+Names without a suffix are those of the recipes that come with the package; anything else is a path. Every key
+has a default but `model`, `output` and `data.records`, and `Recipe` is where all of them stand.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from reverse.training.adapters import Tuning
+
+__all__ = [
+    "RECIPES",
+    "Compute",
+    "Data",
+    "Log",
+    "Loss",
+    "Optim",
+    "Recipe",
+    "as_yaml",
+    "load_recipe",
+    "recipe_names",
+]
+
+RECIPES = Path(__file__).resolve().parent / "recipes"
+
+
+@dataclass
+class Data:
+    """What is trained on."""
+
+    records: str  # a JSON list or JSONL in the published shape
+    images: str = "."  # what the records' pictures are relative to
+    limit: int | None = None  # the first so many records, for a trial
+    hint_share: float = 0.2  # of the positive general answers name wrong phrases
+    max_length: int | None = 2048  # ids of a row, the picture's included
+    min_pixels: int | None = None  # of a picture, for processors that keep its size (Qwen2.5-VL)
+    max_pixels: int | None = None
+    pad_to_square: bool = False  # pictures on a square ground of the processor's mean colour (LLaVA)
+    workers: int = 4  # processes that prepare data, for each device
+
+
+@dataclass
+class Optim:
+    """AdamW; a linear rise, then half a cosine."""
+
+    lr: float = 2e-5  # highest
+    projector_lr: float | None = None  # of the projector or merger; none: lr
+    weight_decay: float = 0.0  # of matrices
+    warmup: float = 0.03  # share of the run
+    beta2: float = 0.999
+    clip: float = 1.0  # largest norm of the gradient
+    epochs: float = 1.0
+    steps: int | None = None  # instead of epochs
+    global_batch: int = 128  # samples an optimizer step, over all devices
+    batch: int = 8  # samples that a device takes at once; accumulation follows
+
+
+@dataclass
+class Loss:
+    """Cross entropy of the targets."""
+
+    confidence_weight: float = 1.0  # of closing tags; 1 is the published objective
+    kernel: str = "auto"  # liger where it is installed, else chunked
+
+
+@dataclass
+class Compute:
+    """Where and how it runs; changes speed and memory, the outcome only by rounding."""
+
+    parallel: str = "none"  # none, ddp, fsdp, zero2, zero3
+    precision: str = "bfloat16"  # of computing, on a GPU
+    weights: str = "float32"  # of what is loaded; LoRA and the projector are trained in float32 in any case
+    attention: str = "sdpa"  # or flash_attention_2, eager
+    checkpoint_activations: bool = True  # less memory, a third more time
+    group_by_length: bool = False
+    packing: bool = False
+    compile: bool = False
+    save_dtype: str | None = "bfloat16"  # of a full model on disk; an adapter stays as it is trained
+
+
+@dataclass
+class Log:
+    """What is shown and kept while it runs."""
+
+    steps: int = 10  # between two lines
+    save_steps: int = 500  # between two checkpoints: what a killed run loses at most
+    report_to: str = "none"  # tensorboard, wandb, trackio
+
+
+@dataclass
+class Recipe:
+    """One run."""
+
+    model: str  # folder or hub id; without the three tokens they are added
+    output: str  # folder that is written
+    data: Data
+    tune: Tuning = field(default_factory=Tuning)
+    optim: Optim = field(default_factory=Optim)
+    loss: Loss = field(default_factory=Loss)
+    compute: Compute = field(default_factory=Compute)
+    log: Log = field(default_factory=Log)
+    seed: int = 0
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def as_yaml(recipe: Recipe) -> str:
+    """The whole recipe, defaults written out, as `load_recipe` reads it."""
+    import yaml
+
+    return yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True)
+
+
+def load_recipe(name_or_path: str, settings: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and put `settings` ("optim.lr=1e-4") over it.
+
+    Raises:
+        FileNotFoundError: no such recipe or file.
+        ValueError: not YAML, an unknown key, a value of the wrong type, or a key that is missing.
+    """
+    import yaml
+
+    path = _find(name_or_path)
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(given, dict):
+        kind = type(given).__name__
+        raise ValueError(f"{path} must hold keys and values, got {kind}: see docs/training.md")
+    for setting in settings:
+        key, found, text = setting.partition("=")
+        if not found:
+            raise ValueError(f"--set takes key=value, got {setting!r}: --set optim.lr=1e-4")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"--set {setting}: the value is not YAML") from error
+        _put(given, key.strip(), value)
+    return _build(Recipe, given, "")
+
+
+def _find(name_or_path: str) -> Path:
+    shipped = RECIPES / f"{name_or_path}.yaml"
+    if "/" not in name_or_path and not Path(name_or_path).suffix and shipped.is_file():
+        return shipped
+    path = Path(name_or_path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no recipe {name_or_path!r}: give a YAML file, or one of {', '.join(recipe_names())}"
+        )
+    return path
+
+
+def _put(given: dict[str, Any], key: str, value: Any) -> None:
+    known = dict(_leaves(Recipe, ""))
+    if key not in known:
+        raise ValueError(_unknown(key, list(known)))
+    *sections, last = key.split(".")
+    for section in sections:
+        inner = given.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise ValueError(f"{section} must hold keys and values, got {inner!r}")
+        given = inner
+    given[last] = value
+
+
+def _leaves(kind: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    """Every key of a recipe that has a value, with its type."""
+    for name, hint in get_type_hints(kind).items():
+        if is_dataclass(hint):
+            yield from _leaves(hint, f"{prefix}{name}.")
+        else:
+            yield prefix + name, hint
+
+
+def _unknown(key: str, known: Sequence[str]) -> str:
+    """What to say of a key: the nearest known one, where a word of it is right or nearly so."""
+    short = key.rpartition(".")[2]
+    near = [name for name in known if name.rpartition(".")[2] == short]
+    near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    if not near:
+        close = difflib.get_close_matches(short, [name.rpartition(".")[2] for name in known], n=1)
+        near = [name for name in known if close and name.rpartition(".")[2] == close[0]]
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}"
+    return f"unknown key {key!r} in the recipe: {hint}"
+
+
+def _build(kind: Any, given: Any, prefix: str) -> Any:
+    """A dataclass from a mapping, every key and type checked."""
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{prefix.rstrip('.') or 'a recipe'} must hold keys and values, got {given!r}")
+    hints = get_type_hints(kind)
+    for key in given:
+        if key not in hints:
+            leaves = [name for name, _ in _leaves(Recipe, "")]
+            raise ValueError(_unknown(f"{prefix}{key}", leaves))
+    values = {}
+    for item in fields(kind):
+        name, key = item.name, prefix + item.name
+        if name not in given:
+            if item.default is MISSING and item.default_factory is MISSING:
+                raise ValueError(f"the recipe lacks {key}: add it, or give --set {key}=…")
+            continue
+        hint = hints[name]
+        section = is_dataclass(hint)
+        values[name] = _build(hint, given[name], f"{key}.") if section else _value(given[name], hint, key)
+    return kind(**values)
+
+
+def _value(value: Any, hint: Any, key: str) -> Any:
+    """`value` as `hint` has it. YAML reads 2e-5 as a text, so texts that are numbers pass for numbers."""
+    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if value is None and type(None) in kinds:
+        return None
+    if value == "none" and type(None) in kinds:
+        return None
+    for kind in kinds:
+        if kind is float and not isinstance(value, bool):
+            try:
+                return float(value)
+            except (TypeError, ValueError):
+                continue
+        if kind is int and isinstance(value, float) and value.is_integer():
+            return int(value)
+        if type(value) is kind:
+            return value
+    wanted = " or ".join("none" if kind is type(None) else kind.__name__ for kind in kinds)
+    raise ValueError(f"{key} must be of type {wanted}, got {value!r}")

@@ -1,0 +1,210 @@
+"""A recipe from beginning to end: checkpoint, tokens, data, what is trained, the run, what is written.
+
+    manifest = run_recipe(load_recipe("llava_v15_lora", ["data.limit=1000"]))
+
+Every process of a run calls it alike. `OUTPUT` holds the model (or adapter), the processor, `training.json`
+with versions, data and losses, and `recipe.yaml`, which gives the same run again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import set_seed
+
+from reverse.models import load
+from reverse.tokens import add_tokens, token_ids
+from reverse.training.adapters import check_tuning, quantization, select_trained
+from reverse.training.datasets import RecordDataset
+from reverse.training.encoding import Encoder
+from reverse.training.parallel import check_parallel
+from reverse.training.recipe import Recipe, as_yaml
+from reverse.training.sft import SFTConfig, train
+
+__all__ = ["run_recipe"]
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_ATTENTION = ("sdpa", "flash_attention_2", "eager")
+_CHUNK = 1 << 24  # bytes
+
+
+def run_recipe(recipe: Recipe, *, resume: bool = True, quiet: bool = False) -> dict[str, Any]:
+    """Train as `recipe` says; the manifest.
+
+    Args:
+        recipe: from `load_recipe`.
+        resume: go on from the last checkpoint, where there is one.
+        quiet: no progress.
+
+    Raises:
+        ValueError, OSError: what the recipe names is not there, or cannot be done here.
+    """
+    check_parallel(recipe.compute.parallel)
+    set_seed(recipe.seed)  # of LoRA's matrices too: every process makes its own, and they must be alike
+    check_tuning(recipe.tune)
+    _check_files(recipe)
+    model, processor = _load(recipe)
+    _set_pixels(processor, recipe)
+    if recipe.data.pad_to_square:
+        _pad_to_square(processor)
+    encoder = Encoder(processor, max_length=recipe.data.max_length)
+    dataset: Any = RecordDataset(
+        recipe.data.records,
+        recipe.data.images,
+        encoder,
+        hint_share=recipe.data.hint_share,
+        seed=recipe.seed,
+        limit=recipe.data.limit,
+    )
+    model = select_trained(model, processor, recipe.tune, parallel=recipe.compute.parallel).train()
+    config = _config(recipe, quiet)
+    # Where it runs does not decide what comes out; SFTConfig says which of the rest does.
+    notes = {"recipe": _outcome(recipe), "data": _data_manifest(recipe, len(dataset))}
+    files = {"recipe.yaml": as_yaml(recipe)}
+    return train(model, processor, dataset, config, resume=resume, notes=notes, files=files)
+
+
+def _check_files(recipe: Recipe) -> None:
+    """What can be refused before a model of many gigabytes is loaded."""
+    if not Path(recipe.data.records).is_file():
+        raise FileNotFoundError(
+            f"data.records: no such file: {recipe.data.records}: give a JSON list or JSONL of records"
+        )
+    if not Path(recipe.data.images).is_dir():
+        raise FileNotFoundError(f"data.images: no such folder: {recipe.data.images}")
+    if recipe.compute.attention not in _ATTENTION:
+        raise ValueError(
+            f"compute.attention must be one of {', '.join(_ATTENTION)}, got {recipe.compute.attention!r}"
+        )
+    if recipe.compute.attention == "flash_attention_2" and find_spec("flash_attn") is None:
+        raise ValueError(
+            "compute.attention is flash_attention_2 but flash-attn is not installed: pip install "
+            "'reverse-vlm[flash]', or compute.attention=sdpa"
+        )
+    if recipe.compute.weights not in _DTYPES:
+        raise ValueError(
+            f"compute.weights must be one of {', '.join(_DTYPES)}, got {recipe.compute.weights!r}"
+        )
+
+
+def _load(recipe: Recipe) -> tuple[Any, Any]:
+    dtype = _DTYPES[recipe.compute.weights]
+    options: dict[str, Any] = {}
+    quantized = quantization(recipe.tune, recipe.model, dtype)
+    if quantized is not None:
+        options = {
+            "quantization_config": quantized,
+            "device_map": {"": int(os.environ.get("LOCAL_RANK", "0"))},
+        }
+    if not torch.cuda.is_available() and recipe.compute.precision != "float32":
+        dtype = torch.float32  # autocast is for GPUs here
+    model, processor = load(
+        recipe.model,
+        dtype=dtype,
+        attn_implementation=recipe.compute.attention,
+        require_tokens=False,
+        **options,
+    )
+    try:
+        token_ids(processor.tokenizer)
+    except ValueError:
+        add_tokens(model, processor, seed=recipe.seed)
+    return model, processor
+
+
+def _set_pixels(processor: Any, recipe: Recipe) -> None:
+    """The least and the most pixels of a picture, kept in the processor: decoding sees alike."""
+    data, size = recipe.data, dict(processor.image_processor.size)
+    if data.min_pixels is None and data.max_pixels is None:
+        return
+    if "longest_edge" not in size:
+        raise ValueError(
+            "data.min_pixels and data.max_pixels are for processors that keep a picture's size (Qwen2.5-VL); "
+            f"this one makes all pictures {size}: leave them out"
+        )
+    size["shortest_edge"] = data.min_pixels or size["shortest_edge"]
+    size["longest_edge"] = data.max_pixels or size["longest_edge"]
+    if size["shortest_edge"] > size["longest_edge"]:
+        raise ValueError(
+            f"data.min_pixels {size['shortest_edge']} is above data.max_pixels {size['longest_edge']}"
+        )
+    processor.image_processor.size = type(processor.image_processor.size)(**size)
+
+
+def _pad_to_square(processor: Any) -> None:
+    """Pictures on a square ground of the mean colour, as LLaVA-1.5 was trained; kept in the processor."""
+    from reverse.models.processors import pil_image_processor
+
+    now = processor.image_processor
+    if not hasattr(now, "crop_size") or "shortest_edge" not in now.size:
+        raise ValueError(
+            "data.pad_to_square is for processors that crop pictures to a square (LLaVA); leave it out"
+        )
+    names = ("size", "crop_size", "image_mean", "image_std", "resample", "rescale_factor", "do_convert_rgb")
+    settings = {name: getattr(now, name) for name in names if getattr(now, name, None) is not None}
+    settings = {n: dict(v) if n in ("size", "crop_size") else v for n, v in settings.items()}
+    processor.image_processor = pil_image_processor("LlavaImageProcessor", do_pad=True, **settings)
+
+
+def _config(recipe: Recipe, quiet: bool) -> SFTConfig:
+    optim, compute, full = recipe.optim, recipe.compute, recipe.tune.method == "full"
+    return SFTConfig(
+        output=recipe.output,
+        steps=optim.steps,
+        epochs=optim.epochs,
+        batch=optim.batch,
+        global_batch=optim.global_batch,
+        lr=optim.lr,
+        projector_lr=optim.projector_lr,
+        warmup=optim.warmup,
+        weight_decay=optim.weight_decay,
+        beta2=optim.beta2,
+        clip=optim.clip,
+        confidence_weight=recipe.loss.confidence_weight,
+        loss_kernel=recipe.loss.kernel,
+        group_by_length=compute.group_by_length,
+        packing=compute.packing,
+        precision=compute.precision,
+        pixels="bfloat16" if torch.cuda.is_available() and compute.precision == "bfloat16" else "float32",
+        compile=compute.compile,
+        checkpoint_activations=compute.checkpoint_activations,
+        parallel=compute.parallel,
+        workers=recipe.data.workers,
+        log_steps=recipe.log.steps,
+        save_steps=recipe.log.save_steps or None,
+        save_dtype=compute.save_dtype if full else None,
+        report_to=recipe.log.report_to,
+        seed=recipe.seed,
+        quiet=quiet,
+    )
+
+
+def _outcome(recipe: Recipe) -> dict[str, Any]:
+    """The recipe without what only says where it runs and what is shown."""
+    settings = asdict(recipe)
+    for name in ("output", "log"):
+        del settings[name]
+    del settings["data"]["workers"]
+    return settings
+
+
+def _data_manifest(recipe: Recipe, count: int) -> dict[str, Any]:
+    """The data as they were: a run on others is another run."""
+    path = Path(recipe.data.records)
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return {
+        "records": str(path),
+        "count": count,
+        "bytes": path.stat().st_size,
+        "sha256": digest.hexdigest(),
+        "hint_share": recipe.data.hint_share,
+    }

@@ -1,0 +1,89 @@
+"""The end of a run on disk: a folder that is whole or not there.
+
+Model or adapter, processor and manifest are written to `OUTPUT.partial`, which is renamed to `OUTPUT`. All
+processes take part in gathering the weights, the first one writes.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer
+
+from reverse.training.adapters import ADAPTER_CARD, describe_adapter, is_adapted
+from reverse.training.parallel import is_sharded
+
+__all__ = ["ADAPTER_CARD", "MANIFEST", "save_run"]
+
+MANIFEST = "training.json"
+
+
+def save_run(
+    trainer: Trainer,
+    model: Any,
+    processor: Any,
+    output: Path,
+    manifest: Mapping[str, Any],
+    *,
+    parallel: str = "none",
+    dtype: torch.dtype | None = None,
+    files: Mapping[str, str] | None = None,
+) -> None:
+    """Write what a run made to `output`; called by every process.
+
+    Args:
+        trainer: that ran; knows how to gather.
+        model: as it was given to the trainer.
+        processor: of the model.
+        output: folder; replaced if it exists.
+        manifest: JSON.
+        parallel: how the weights lie.
+        dtype: of the weights on disk, None: as they are.
+        files: further texts beside the weights, by their names.
+    """
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if is_sharded(parallel) else None
+    if trainer.is_world_process_zero():
+        _write(model, processor, output, manifest, state, dtype, files or {})
+    trainer.accelerator.wait_for_everyone()
+
+
+def _write(
+    model: Any,
+    processor: Any,
+    output: Path,
+    manifest: Mapping[str, Any],
+    state: dict[str, torch.Tensor] | None,
+    dtype: torch.dtype | None,
+    files: Mapping[str, str],
+) -> None:
+    partial = output.with_name(output.name + ".partial")
+    replaced = output.with_name(output.name + ".replaced")
+    for leftover in (partial, replaced):
+        shutil.rmtree(leftover, ignore_errors=True)
+    if state is not None and dtype is not None:
+        state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}
+    elif dtype is not None and model.dtype != dtype:
+        model = copy.deepcopy(model).to(dtype)
+    options: dict[str, Any] = {} if state is None else {"state_dict": state}
+    if is_adapted(model):
+        options["save_embedding_layers"] = (
+            False  # the rows of the tokens are in it, whole matrices need not be
+        )
+    model.save_pretrained(partial, **options)
+    processor.save_pretrained(partial)
+    if is_adapted(model):
+        card = describe_adapter(model, processor)
+        (partial / ADAPTER_CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    for name, text in files.items():
+        (partial / name).write_text(text, encoding="utf-8")
+    (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    if output.exists():
+        output.rename(replaced)
+    partial.rename(output)
+    shutil.rmtree(replaced, ignore_errors=True)

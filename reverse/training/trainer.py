@@ -1,0 +1,132 @@
+"""Transformers' `Trainer` with the loss, the parameter groups and the rate of this library.
+
+What is other than in transformers: the loss is a sum over targets, divided by the weight of all targets of an
+optimizer step (all its batches, on all devices), so that a step is the same however it is cut into batches
+and devices; parameters fall into groups with a rate and a decay each; nothing is counted that nobody reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer
+
+from reverse.models import family_of
+from reverse.training.loss import LossConfig
+from reverse.training.schedule import Schedule
+
+__all__ = ["StepTrainer", "parameter_groups"]
+
+Group = dict[str, Any]
+
+
+class StepTrainer(Trainer):
+    """See the module.
+
+    Args:
+        loss: what targets weigh.
+        rate: factor of the learning rates.
+        groups: names of parameters with their settings, from `parameter_groups`.
+        betas: of AdamW.
+        kwargs: for `Trainer`.
+    """
+
+    def __init__(
+        self,
+        *,
+        loss: LossConfig,
+        rate: Schedule,
+        groups: list[Group],
+        betas: tuple[float, float],
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.loss, self.rate, self.groups, self.betas = loss, rate, groups, betas
+        # The loss below is divided by the whole step's targets: not once more by the number of its batches.
+        self.model_accepts_loss_kwargs = True
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW over `groups`, fused on a GPU; called before or after the model is sharded."""
+        self.optimizer: Any
+        if self.optimizer is None:
+            found = dict((model if model is not None else self.model).named_parameters())
+            groups = [group | {"params": [found[name] for name in group["names"]]} for group in self.groups]
+            for group in groups:
+                del group["names"]
+            fused = self.args.device.type == "cuda"
+            self.optimizer = torch.optim.AdamW(groups, betas=self.betas, fused=fused)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """`rate`, whatever the number of steps: it knows its own."""
+        self.lr_scheduler: Any
+        if self.lr_scheduler is None:
+            chosen = optimizer if optimizer is not None else self.optimizer
+            # Accelerate and DeepSpeed wrap optimizers; a scheduler takes only what torch made.
+            while not isinstance(chosen, torch.optim.Optimizer) or hasattr(chosen, "optimizer"):
+                chosen = chosen.optimizer
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(chosen, self.rate)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """The batches of one step, and what their targets weigh together, on all devices."""
+        samples = []
+        for _ in range(num_batches):
+            batch = next(epoch_iterator, None)
+            if batch is None:
+                break
+            samples.append(batch)
+        if not samples:
+            return samples, None
+        weight: Tensor | float
+        if self.loss.weighted:
+            weight = torch.stack([torch.as_tensor(self.loss.weight_of(b["labels"])) for b in samples]).sum()
+        else:
+            weight = sum(len(batch["places"]) for batch in samples)  # without waiting for the device
+        if self.args.world_size > 1:
+            weight = self.accelerator.reduce(torch.as_tensor(weight, dtype=torch.float64, device=device))
+        return samples, weight
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """This batch's share of the step's mean; times the devices, whose gradients are averaged."""
+        outputs = model(**inputs)
+        loss = (outputs["loss"] * (self.accelerator.num_processes / num_items_in_batch)).to(torch.float32)
+        return (loss, outputs) if return_outputs else loss
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Not counted: it would walk through all parameters at each step."""
+        return 0
+
+
+def parameter_groups(
+    model: Any, *, lr: float, projector_lr: float | None, weight_decay: float
+) -> list[Group]:
+    """Trained parameters by rate and decay: `{"names", "lr", "weight_decay"}` each, none of them empty.
+
+    Matrices decay; vectors, embeddings and the rows of tokens do not. The projector (Qwen2.5-VL: the merger)
+    has a rate of its own where one is given.
+
+    Raises:
+        ValueError: nothing requires a gradient.
+    """
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+    projector = {id(p) for p in family_of(model).image_projector(model).parameters()}
+    groups: dict[tuple[float, float], list[str]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decays = parameter.ndim >= 2 and id(parameter) not in embeddings and "trainable_tokens" not in name
+        rate = projector_lr if projector_lr is not None and id(parameter) in projector else lr
+        groups.setdefault((rate, weight_decay if decays else 0.0), []).append(name)
+    if not groups:
+        raise ValueError("no parameter of the model requires a gradient: nothing would be trained")
+    ordered = sorted(groups.items(), key=lambda group: group[0][0] != lr)  # the first one's rate is shown
+    return [{"names": names, "lr": rate, "weight_decay": decay} for (rate, decay), names in ordered]

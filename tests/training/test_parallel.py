@@ -1,0 +1,151 @@
+"""Several processes: the same losses and weights as one, and refusals that name the mend."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from reverse.data.scenes import write_scenes
+from reverse.models import load
+from reverse.training import parallel
+from reverse.training.parallel import check_parallel
+from reverse.training.recipe import load_recipe
+from reverse.training.run import run_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def recipe(tiny, tmp_path):
+    """A recipe over scenes, whose last record has no picture."""
+    model, processor = tiny("llava", init_std=0.02)
+    model.save_pretrained(tmp_path / "base")
+    processor.save_pretrained(tmp_path / "base")
+    write_scenes(tmp_path / "scenes", "train", 3, 0)
+    path = tmp_path / "scenes" / "instruct.json"
+    records = json.loads(path.read_text())[:15]
+    said = [{"from": "human", "value": "Hello?"}, {"from": "gpt", "value": "Hi"}]
+    path.write_text(json.dumps([*records, {"id": "text", "conversations": said}]))
+    settings = {
+        "model": str(tmp_path / "base"),
+        "output": str(tmp_path / "out"),
+        "data": {"records": str(path), "images": str(tmp_path / "scenes"), "workers": 0},
+        "optim": {"lr": 1e-3, "epochs": 2, "global_batch": 4, "batch": 1},
+        "compute": {"save_dtype": None},
+        "log": {"steps": 1, "save_steps": 0},
+    }
+    written = tmp_path / "recipe.yaml"
+    written.write_text(json.dumps(settings))
+    return written
+
+
+def run_two(recipe, output):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    command += ["reverse", "train", str(recipe), "--set", f"output={output}", "--set", "compute.parallel=ddp"]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads((output / "training.json").read_text()), done.stdout
+
+
+def test_two_processes_do_what_one_does(recipe, tmp_path):
+    """Batches seen twice, gradients summed for averaged, a hang at a text without a picture, two writers."""
+    one = run_recipe(load_recipe(str(recipe), [f"output={tmp_path / 'one'}"]), quiet=True)
+    two, shown = run_two(recipe, tmp_path / "two")
+    assert two["processes"] == 2 and two["steps"] == one["steps"] == 8
+    assert [loss for _, loss in two["losses"]] == pytest.approx([loss for _, loss in one["losses"]], abs=1e-4)
+    assert shown.count("100%") == 1  # the first process alone shows
+    single, _ = load(tmp_path / "one")
+    double, _ = load(tmp_path / "two")
+    for (name, mine), other in zip(single.named_parameters(), double.parameters(), strict=True):
+        assert (mine - other).abs().max() < 1e-4, name
+
+
+SHARDED = """
+import os
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from conftest import make_tiny
+from reverse.models import family_of
+from reverse.training import loss as losses
+from reverse.training.adapters import Tuning, select_trained
+from reverse.training.collator import Collator
+from reverse.training.datasets import SceneDataset
+from reverse.training.encoding import Encoder
+
+dist.init_process_group("gloo")
+rank, mesh = dist.get_rank(), init_device_mesh("cpu", (2,))
+losses.ROOM = 600 * 7  # several parts
+
+
+def made(name, method):
+    torch.manual_seed(0)
+    model, processor = make_tiny(name)
+    tuning = Tuning(method=method, rank=4, alpha=8.0, dropout=0.0)
+    return select_trained(model, processor, tuning).train(), processor
+
+
+for name, method in (("llava", "lora"), ("qwen", "full")):
+    (whole, processor), (model, _) = made(name, method), made(name, method)
+    base = model.get_base_model() if method == "lora" else model
+    base.activation_checkpointing_enable({"use_reentrant": False})
+    data, collate = SceneDataset(Encoder(processor), pictures=8), Collator(processor)
+    batches = [collate([data[k]]) for k in range(2)]
+    with losses.loss_in_forward(whole, losses.LossConfig()), losses.loss_in_forward(model,
+    losses.LossConfig()):
+        for batch in batches:
+            (whole(**batch)["loss"] / 2).backward()
+        decoder = family_of(model).decoder(model)
+        for layer in decoder.layers:
+            fully_shard(layer, mesh=mesh)
+        ends = [base.get_input_embeddings(), base.get_output_embeddings()]
+        if name == "llava":  # as accelerate does it: tied embeddings belong to the last group
+            fully_shard(ends.pop(0), mesh=mesh)
+        fully_shard([decoder.norm, *ends], mesh=mesh, reshard_after_forward=False)
+        fully_shard(model, mesh=mesh)
+        model(**batches[rank])["loss"].backward()
+        compared = 0
+        for (label, mine), other in zip(model.named_parameters(), whole.parameters(), strict=True):
+            if other.grad is not None:
+                gradient = mine.grad.full_tensor()
+                assert (gradient - other.grad).abs().max() <= 1e-5 * other.grad.abs().max(), label
+                compared += 1
+    print(f"compared {compared}\\n", end="", flush=True)
+os._exit(0)
+"""
+
+
+def test_sharded_gradients_are_those_of_the_whole(tmp_path):
+    """The loss would read a head or token rows that this process holds a share of (FSDP2)."""
+    script = tmp_path / "sharded.py"
+    script.write_text(SHARDED)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, str(script)], env=env, capture_output=True, text=True, timeout=240)
+    compared = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("compared")]
+    assert len(compared) == 4 and min(compared) > 10, done.stderr[-2000:]
+
+
+def test_modes_that_cannot_be_are_refused(monkeypatch):
+    """Eight processes would train eight models, or a sharded run on CPUs would not be sharded."""
+    with pytest.raises(ValueError, match="torchrun"):
+        check_parallel("ddp")
+    with pytest.raises(ValueError, match="must be one of"):
+        check_parallel("zero1")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="2 processes"):
+        check_parallel("none")
+    monkeypatch.setattr(parallel.torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="needs GPUs"):
+        check_parallel("fsdp")
+    monkeypatch.setattr(parallel.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(parallel.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"reverse-vlm\[deepspeed\]"):
+        check_parallel("zero3")
