@@ -173,20 +173,18 @@ def base_fingerprint(model: Any, kind: str | None = None) -> str:
     return f"{kind}-{digest.hexdigest()}"
 
 
-def write_adapter_card(
-    folder: str | os.PathLike,
+def adapter_card(
     model: Any,
     tokenizer: Any,
     *,
     base: str | os.PathLike = "",
     threshold: float | None = None,
     fingerprint: str | None = None,
-) -> Path:
-    """Write `reverse_adapter.json` beside an adapter: what `reverse merge` checks a base against.
+) -> dict[str, Any]:
+    """What `reverse merge` checks a base against; training writes it beside an adapter as `CARD`, JSON.
 
     Args:
-        folder: the adapter's, as `save_pretrained` wrote it.
-        model: the PeftModel, or its base.
+        model: the PeftModel, or its base; not sharded yet.
         tokenizer: of the base, or a processor that holds one; it knows the three tokens.
         base: path or id that the base was loaded from.
         threshold: to become the merged checkpoint's own default.
@@ -201,9 +199,14 @@ def write_adapter_card(
     }
     if threshold is not None:
         card["threshold"] = stored_threshold({"threshold": threshold})
+    return card
+
+
+def write_adapter_card(folder: str | os.PathLike, model: Any, tokenizer: Any, **settings: Any) -> Path:
+    """Write `adapter_card(model, tokenizer, **settings)` into the adapter's folder."""
     path = Path(folder) / CARD
     part = path.with_name(f".{CARD}.part")
-    part.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    part.write_text(json.dumps(adapter_card(model, tokenizer, **settings), indent=2) + "\n", encoding="utf-8")
     part.replace(path)
     return path
 

@@ -22,20 +22,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reverse.models import family_of
-from reverse.tokens import TAGS, token_ids
+from reverse.tokens import token_ids
 
 __all__ = [
-    "ADAPTER_CARD",
     "Tuning",
     "cheap_rows",
-    "describe_adapter",
     "inputs_as_they_are",
     "is_adapted",
     "quantization",
     "select_trained",
 ]
-
-ADAPTER_CARD = "reverse_adapter.json"
 
 
 @dataclass
@@ -157,16 +153,6 @@ def inputs_as_they_are(model: Any) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.cast_input_dtype_enabled = True
-
-
-def describe_adapter(model: Any, processor: Any) -> dict[str, Any]:
-    """What an adapter belongs to: its base, and the tokens whose rows it carries."""
-    config = model.peft_config["default"]
-    return {
-        "base": config.base_model_name_or_path,
-        "tokens": list(TAGS),
-        "token_ids": list(token_ids(processor.tokenizer)),
-    }
 
 
 def _linears(model: Any, family: Any) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from transformers import set_seed
 
+from reverse.data.published import records_path
 from reverse.models import load
 from reverse.tokens import add_tokens, token_ids
 from reverse.training.adapters import check_tuning, quantization, select_trained
@@ -72,10 +73,10 @@ def run_recipe(recipe: Recipe, *, resume: bool = True, quiet: bool = False) -> d
 
 def _check_files(recipe: Recipe) -> None:
     """What can be refused before a model of many gigabytes is loaded."""
-    if not Path(recipe.data.records).is_file():
-        raise FileNotFoundError(
-            f"data.records: no such file: {recipe.data.records}: give a JSON list or JSONL of records"
-        )
+    try:
+        records_path(recipe.data.records)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"data.records: {error}") from None
     if not Path(recipe.data.images).is_dir():
         raise FileNotFoundError(f"data.images: no such folder: {recipe.data.images}")
     if recipe.compute.attention not in _ATTENTION:
@@ -114,6 +115,11 @@ def _load(recipe: Recipe) -> tuple[Any, Any]:
     try:
         token_ids(processor.tokenizer)
     except ValueError:
+        if recipe.tune.method != "full":  # the adapter would belong to a base that stands nowhere
+            raise ValueError(
+                f"{recipe.model} does not know the three tokens, and an adapter is merged into the base that "
+                f"it was trained on: run `reverse tokens add {recipe.model} OUT` and train OUT"
+            ) from None
         add_tokens(model, processor, seed=recipe.seed)
     return model, processor
 
@@ -196,7 +202,8 @@ def _outcome(recipe: Recipe) -> dict[str, Any]:
 
 def _data_manifest(recipe: Recipe, count: int) -> dict[str, Any]:
     """The data as they were: a run on others is another run."""
-    path = Path(recipe.data.records)
+    path = records_path(recipe.data.records)
+    path = path / "manifest.json" if path.is_dir() else path  # it names the hash of what was imported
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from transformers import Trainer
 
-from reverse.training.adapters import ADAPTER_CARD, describe_adapter, is_adapted
+from reverse.training.adapters import is_adapted
 from reverse.training.parallel import is_sharded
 
-__all__ = ["ADAPTER_CARD", "MANIFEST", "save_run"]
+__all__ = ["MANIFEST", "save_run"]
 
 MANIFEST = "training.json"
 
@@ -77,9 +77,6 @@ def _write(
         )
     model.save_pretrained(partial, **options)
     processor.save_pretrained(partial)
-    if is_adapted(model):
-        card = describe_adapter(model, processor)
-        (partial / ADAPTER_CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     for name, text in files.items():
         (partial / name).write_text(text, encoding="utf-8")
     (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")

@@ -13,6 +13,7 @@ removed. So `OUTPUT` is whole or not there, and a restart finds either it, or ch
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
@@ -30,6 +31,7 @@ from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from reverse.models import family_of
+from reverse.models.merging import CARD, adapter_card
 from reverse.tokens import token_ids
 from reverse.training.adapters import inputs_as_they_are, is_adapted
 from reverse.training.checkpoints import last_checkpoint, load_weights, prepare_folder
@@ -137,6 +139,10 @@ def train(
         model, lr=config.lr, projector_lr=config.projector_lr, weight_decay=config.weight_decay
     )
     arguments = _arguments(config, checkpoints, steps, accumulate, parallel_arguments(config.parallel, model))
+    if is_adapted(model):  # now: a sharded base has no fingerprint
+        base = model.peft_config["default"].base_model_name_or_path or ""
+        card = adapter_card(model, processor, base=base)
+        files = {**(files or {}), CARD: json.dumps(card, indent=2) + "\n"}
     if not is_sharded(config.parallel):
         _place(model, arguments.device)
     if config.checkpoint_activations:

@@ -7,6 +7,7 @@ import torch
 from peft import PeftModel
 
 from reverse.models import family_of
+from reverse.models.merging import base_fingerprint
 from reverse.tokens import token_ids
 from reverse.training.adapters import Tuning, select_trained
 from reverse.training.datasets import SceneDataset
@@ -89,7 +90,8 @@ def test_adapter_survives_saving_and_loading(tiny, picture, tmp_path, family):
     assert torch.allclose(answer(loaded, processor, picture), want, atol=1e-6 * want.abs().max().item())
     assert (tmp_path / "out" / "processor_config.json").is_file()
     card = json.loads((tmp_path / "out" / "reverse_adapter.json").read_text())
-    assert card["token_ids"] == list(token_ids(processor.tokenizer)) and "base" in card
+    assert card["tokens"] == list(token_ids(processor.tokenizer)) and "base" in card
+    assert card["fingerprint"] == base_fingerprint(fresh)
     assert not list((tmp_path / "out").glob("*.bin"))
 
 
