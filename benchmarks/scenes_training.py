@@ -78,6 +78,7 @@ class Grid:
         self.out = Path(options.out)
         self.out.mkdir(parents=True, exist_ok=True)
         self.work = Path(tempfile.mkdtemp(prefix="scenes-", dir=options.work or _roomiest()))
+        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "3")  # of each training; there are many
         self.devices = [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"]
         self.spawn = multiprocessing.get_context("spawn")
         self.lock = threading.Lock()
@@ -91,7 +92,8 @@ class Grid:
         window = self.until - self.began
         self.base_until = self.began + (window * 0.5 if options.tiny else 30 + 0.52 * (window - 30))
         given: dict[str, Any] = {"base_batch": 256, "tags_batch": 160, "tags_lr": 8e-4}
-        given |= {"hinted_prejudice": options.hinted_prejudice} | (TINY if options.tiny else {})
+        given |= {"hinted_prejudice": options.hinted_prejudice, "compile": self.devices != ["cpu"]}
+        given |= TINY if options.tiny else {}
         self.recipes = {family: Recipe(family=family, **given) for family in options.families}
         if options.tiny:
             self.slab, self.counts = 64, (2, 2)

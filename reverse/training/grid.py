@@ -176,6 +176,7 @@ def _train(cell: Cell, stage: str, model: Any, processor: Any, recipe: Recipe, p
         jitter=cell.jitter,
         frozen_rows=variant.frozen_rows,
         save_dtype="bfloat16",
+        compile=cell.recipe.compile,
         seed=recipe.seed,
     )
     Path(config.output).parent.mkdir(parents=True, exist_ok=True)

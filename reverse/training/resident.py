@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import transformers
 
 from reverse.tokens import token_ids
@@ -57,8 +58,47 @@ class ResidentConfig:
     jitter: float = 0.0  # share of the pictures that are zoomed and turned a little, see `jittered`
     frozen_rows: bool = False  # the three tokens' rows stay as they are, as published LoRA recipes leave them
     save_dtype: str | None = None  # of the weights on disk
+    compile: bool = False  # torch.compile for batches of one shape: 2.3 times as fast after half a minute
     log_steps: int = 200
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What all batches are padded to, so that one compiled step serves them; larger ones go uncompiled."""
+
+    rows: int
+    length: int
+    targets: int
+
+    @classmethod
+    def of(cls, rows: Rows, batch: int, least: int) -> Shape:
+        """Room for nearly every batch of `batch` pictures, judged by a slab; `least` ids long."""
+        pictures = len(rows.begins) - 1
+        spare = 1.06 * batch / pictures
+        targets = int((rows.labels[:, 1:] != IGNORE).sum())
+        return cls(
+            _up(len(rows.ids) * spare, 16), _up(max(least, rows.ids.shape[1]), 16), _up(targets * spare, 256)
+        )
+
+    def pad(self, batch: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+        """(ids, which, at, targets) of this shape and with the same loss; None where it does not fit."""
+        ids, which, at, targets = batch
+        count, length = ids.shape
+        if count > self.rows or length > self.length or len(at) > self.targets:
+            return None
+        at = at // length * self.length + at % length
+        more = self.targets - len(at)
+        return (
+            F.pad(ids, (0, self.length - length, 0, self.rows - count)),
+            F.pad(which, (0, self.rows - count), value=-1),
+            F.pad(at, (0, more)),
+            F.pad(targets, (0, more), value=IGNORE),
+        )
+
+
+def _up(n: float, block: int) -> int:
+    return -(-int(n) // block) * block
 
 
 @dataclass
@@ -116,26 +156,44 @@ def train_resident(
     schedule = Schedule(config.steps or 10**9, config.seconds, config.warmup)
     optimizer = _optimizer(model, config)
     kept = _tag_rows(model, processor) if config.frozen_rows else []
-    cast = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
     passes: UniformPass | None = None
+    shape: Shape | None = None
+
+    def loss_of(pictures: torch.Tensor, warp: torch.Tensor | None, *batch: torch.Tensor) -> torch.Tensor:
+        assert passes is not None
+        with torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext():
+            return passes.loss(passes.see(pictures, warp), *batch)
+
+    compiled = torch.compile(loss_of, dynamic=False) if config.compile else loss_of
+    uncompiled = 0
     losses: list[tuple[int, float]] = []
     rows_seen, step, began = 0, 0, None
     for pictures, rows, chosen in _batches(slabs, config, device):
         if passes is None:
             passes = UniformPass(model, processor, side=pictures.shape[1], first=rows.first, count=rows.count)
+            if config.compile:
+                shape = Shape.of(rows, config.batch, rows.first + rows.count + 1)
+        batch = _assemble(rows, chosen, config, passes, device)
+        warp = _to(jittered(shaken, len(chosen), config.jitter), device) if config.jitter else None
+        shown = pictures[_to(chosen, device)]
+        padded = None if shape is None else shape.pad(batch)
         if began is None:
+            if padded is not None:  # compiled before the clock runs, or the rate would skip its warm-up
+                compiled(shown, warp, *padded).backward()
+                optimizer.zero_grad(set_to_none=True)
             began = time.monotonic()
             if config.until is not None:
                 schedule.seconds = max(1.0, config.until - time.time())
         done = schedule.done(step) >= 1
         if pace.stops(done) if pace is not None else done:
             break
-        batch = _assemble(rows, chosen, config, passes, device)
         for group in optimizer.param_groups:
             group["lr"] = config.lr * schedule(step)
-        with cast:
-            warp = _to(jittered(shaken, len(chosen), config.jitter), device) if config.jitter else None
-            loss = passes.loss(passes.see(pictures[_to(chosen, device)], warp), *batch)
+        if padded is not None:
+            loss = compiled(shown, warp, *padded)
+        else:
+            uncompiled += config.compile
+            loss = loss_of(shown, warp, *batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
         optimizer.step()
@@ -165,6 +223,7 @@ def train_resident(
         "rows": rows_seen,
         "seconds": round(schedule.spent, 3),
         "steps_per_second": round(step / max(schedule.spent, 1e-9), 3),
+        "uncompiled_steps": uncompiled if config.compile else step,
         "final_loss": round(final, 5),
         "losses": losses,
     }

@@ -10,7 +10,7 @@ from reverse.training.datasets import SceneDataset
 from reverse.training.encoding import Encoder
 from reverse.training.grid import diets_of, prepare_processors
 from reverse.training.packs import read_slab, slab_path, write_slab
-from reverse.training.resident import ResidentConfig, train_resident
+from reverse.training.resident import ResidentConfig, Shape, _assemble, train_resident
 from reverse.training.scenes import Recipe, build_base
 
 SMALL = {
@@ -89,6 +89,27 @@ def test_training_learns_and_can_be_loaded(packed, tmp_path):
     assert manifest["steps"] == 20 and manifest["items"] == 160
     loaded, _ = load(tmp_path / "tags")
     assert loaded.dtype == torch.bfloat16
+
+
+def test_padding_changes_no_loss(packed):
+    """A compiled step, whose batches are of one shape, would train another objective."""
+    from reverse.training.uniform import UniformPass
+
+    family, recipe, folder, diets = packed
+    model, processor = model_of(recipe, diets, family, "main")
+    slab = read_slab(slab_path(folder, 0), [f"{family}.main"])
+    rows = slab.rows[f"{family}.main"]
+    passes = UniformPass(model, processor, side=112, first=rows.first, count=rows.count)
+    features = passes.see(slab.pictures)
+    config = ResidentConfig("x", "x", batch=10)
+    shape = Shape.of(rows, 10, rows.first + rows.count + 1)
+    for chosen in (torch.arange(10), torch.arange(8, 18)):
+        batch = _assemble(rows, chosen, config, passes, model.device)
+        padded = shape.pad(batch)
+        assert padded[0].shape == (shape.rows, shape.length) and len(padded[2]) == shape.targets
+        losses = [passes.loss(features[chosen], *each) for each in (batch, padded)]
+        assert torch.allclose(*losses, atol=1e-5)
+    assert Shape(shape.rows, 8, shape.targets).pad(batch) is None
 
 
 def test_frozen_rows_stay_and_others_move(packed, tmp_path):
