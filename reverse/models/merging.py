@@ -25,7 +25,7 @@ from reverse.models.families import default_threshold, set_default_threshold, st
 from reverse.models.loading import find_checkpoint, load_weights
 from reverse.models.processors import load_processor
 from reverse.models.shards import check_new, load_pickle, read_json, whole_folder
-from reverse.tokens.vocabulary import ensure_ordinary, token_ids
+from reverse.tokens.vocabulary import add_tokens, ensure_ordinary, token_ids
 
 CARD = "reverse_adapter.json"
 _CONFIG = "adapter_config.json"
@@ -180,6 +180,7 @@ def adapter_card(
     base: str | os.PathLike = "",
     threshold: float | None = None,
     fingerprint: str | None = None,
+    added_seed: int | None = None,
 ) -> dict[str, Any]:
     """What `reverse merge` checks a base against; training writes it beside an adapter as `CARD`, JSON.
 
@@ -189,8 +190,9 @@ def adapter_card(
         base: path or id that the base was loaded from.
         threshold: to become the merged checkpoint's own default.
         fingerprint: of the base, where `model` is sharded by now; else it is taken from `model`.
+        added_seed: of `add_tokens`, where the base has no tokens on disk.
     """
-    card = {
+    card: dict[str, Any] = {
         "base": str(base),
         "model_type": model.config.model_type,
         "rows": model.get_input_embeddings().weight.shape[0],
@@ -199,6 +201,8 @@ def adapter_card(
     }
     if threshold is not None:
         card["threshold"] = stored_threshold({"threshold": threshold})
+    if added_seed is not None:
+        card["added_seed"] = added_seed
     return card
 
 
@@ -277,6 +281,8 @@ def _check_vocabulary(
 ) -> None:
     """Refuse a base that knows other ids than the adapter was trained on, or not the three tokens."""
     of_base = load_processor(path, family)
+    if card.get("added_seed") is not None:  # as training did it
+        add_tokens(model, of_base, seed=int(card["added_seed"]))
     ids = list(token_ids(of_base))  # refuses a base without them
     trained = card.get("tokens") or list(token_ids(processor))
     if ids != list(trained):

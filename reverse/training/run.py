@@ -50,7 +50,7 @@ def run_recipe(recipe: Recipe, *, resume: bool = True, quiet: bool = False) -> d
     set_seed(recipe.seed)  # of LoRA's matrices too: every process makes its own, and they must be alike
     check_tuning(recipe.tune)
     _check_files(recipe)
-    model, processor = _load(recipe)
+    model, processor, added_seed = _load(recipe)
     _set_pixels(processor, recipe)
     if recipe.data.pad_to_square:
         _pad_to_square(processor)
@@ -68,7 +68,9 @@ def run_recipe(recipe: Recipe, *, resume: bool = True, quiet: bool = False) -> d
     # Where it runs does not decide what comes out; SFTConfig says which of the rest does.
     notes = {"recipe": _outcome(recipe), "data": _data_manifest(recipe, len(dataset))}
     files = {"recipe.yaml": as_yaml(recipe)}
-    return train(model, processor, dataset, config, resume=resume, notes=notes, files=files)
+    return train(
+        model, processor, dataset, config, resume=resume, notes=notes, files=files, added_seed=added_seed
+    )
 
 
 def _check_files(recipe: Recipe) -> None:
@@ -94,7 +96,8 @@ def _check_files(recipe: Recipe) -> None:
         )
 
 
-def _load(recipe: Recipe) -> tuple[Any, Any]:
+def _load(recipe: Recipe) -> tuple[Any, Any, int | None]:
+    """Model and processor, and the seed of tokens that had to be added."""
     dtype = _DTYPES[recipe.compute.weights]
     options: dict[str, Any] = {}
     quantized = quantization(recipe.tune, recipe.model, dtype)
@@ -115,13 +118,9 @@ def _load(recipe: Recipe) -> tuple[Any, Any]:
     try:
         token_ids(processor.tokenizer)
     except ValueError:
-        if recipe.tune.method != "full":  # the adapter would belong to a base that stands nowhere
-            raise ValueError(
-                f"{recipe.model} does not know the three tokens, and an adapter is merged into the base that "
-                f"it was trained on: run `reverse tokens add {recipe.model} OUT` and train OUT"
-            ) from None
         add_tokens(model, processor, seed=recipe.seed)
-    return model, processor
+        return model, processor, recipe.seed
+    return model, processor, None
 
 
 def _set_pixels(processor: Any, recipe: Recipe) -> None:

@@ -104,6 +104,7 @@ def train(
     notes: Mapping[str, Any] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     files: Mapping[str, str] | None = None,
+    added_seed: int | None = None,
 ) -> dict[str, Any]:
     """Train `model` on the items of `dataset`, in place, and write it to `config.output`.
 
@@ -117,6 +118,7 @@ def train(
         notes: what else the outcome depends on (JSON); kept in the manifest under its names.
         callbacks: further ones of the Trainer's.
         files: further texts written beside the weights, by their names.
+        added_seed: of `add_tokens`, where the base of an adapter has no tokens on disk: merging adds them.
 
     Returns:
         The manifest, as written to `training.json`: configuration, versions, device, steps, seconds, losses.
@@ -141,7 +143,7 @@ def train(
     arguments = _arguments(config, checkpoints, steps, accumulate, parallel_arguments(config.parallel, model))
     if is_adapted(model):  # now: a sharded base has no fingerprint
         base = model.peft_config["default"].base_model_name_or_path or ""
-        card = adapter_card(model, processor, base=base)
+        card = adapter_card(model, processor, base=base, added_seed=added_seed)
         files = {**(files or {}), CARD: json.dumps(card, indent=2) + "\n"}
     if not is_sharded(config.parallel):
         _place(model, arguments.device)
