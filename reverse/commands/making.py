@@ -143,13 +143,20 @@ def _by_model(
 def _pass(source: Path, out: Path, plan: dict[str, Any]) -> Iterator[tuple[Any, Iterator[dict[str, Any]]]]:
     """The part to write to (None: all is done) and the records that are left."""
     from reverse.data.parts import PartFile, file_digest
-    from reverse.data.records import read_records
+    from reverse.data.published import records_path, scan_records
+    from reverse.data.scanning import Broken
 
-    if not source.is_file():
-        raise FileNotFoundError(f"no such file: {source}: give a JSON list or JSONL of instruct records")
+    def records() -> Iterator[dict[str, Any]]:
+        for item in scan_records(source):
+            if isinstance(item, Broken):
+                raise ValueError(f"{source}, {item.where}: {item.reason}")
+            yield item.value
+
+    path = records_path(source)  # a file, or an imported set, whose manifest names the hash of its source
+    path = path / "manifest.json" if path.is_dir() else path
     if source.resolve() == out.resolve():
         raise ValueError(f"{out} is the input: name another file to write")
-    plan = {"format": FORMAT, **plan, "input": source.name, "input_sha256": file_digest(source)}
+    plan = {"format": FORMAT, **plan, "input": source.name, "input_sha256": file_digest(path)}
     with PartFile(out, plan) as part:
         if part.manifest is not None:
             yield None, iter(())
@@ -157,7 +164,7 @@ def _pass(source: Path, out: Path, plan: dict[str, Any]) -> Iterator[tuple[Any, 
         if part.done:
             Console(stderr=True).print(f"going on after {part.done} records", style="dim")
         try:
-            yield part, islice(read_records(source), part.done, plan["limit"])
+            yield part, islice(records(), part.done, plan["limit"])
         except KeyboardInterrupt:
             Console(stderr=True).print(f"stopped after {part.done} records; the same command goes on")
             raise

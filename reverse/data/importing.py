@@ -26,7 +26,16 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from reverse.data.files import sha256, whole_file, write_json
-from reverse.data.published import FORMAT, KIND, Progress, arrow, id_text, problem_of, read_manifest
+from reverse.data.published import (
+    FORMAT,
+    KIND,
+    Progress,
+    arrow,
+    id_text,
+    problem_of,
+    read_manifest,
+    records_path,
+)
 from reverse.data.scanning import Broken, Item, Place, place_after, scan
 
 SHARD_BYTES = 64 << 20
@@ -55,7 +64,7 @@ def import_records(
         ValueError: a broken record (its number and byte; not with `skip_corrupt`), no record at all, a
             source that changes while it is read, or an `out` that holds anything else.
     """
-    path, out = Path(path), Path(out)
+    path, out = records_path(path), Path(out)
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}: give a JSON list or JSONL of instruct records")
     source = _source(path)

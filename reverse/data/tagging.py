@@ -196,14 +196,15 @@ def _without_parser(text: str, question: str) -> list[Span] | None:
     core = text[start:end]
     if not core or any(begin < end and start < stop for begin, stop in protected(text)):
         return None if core else []
-    if yesno.find(text) == (start, end) or numbers.is_number(core):
+    one_line = len(core.splitlines()) == 1
+    if yesno.find(text) == (start, end) or (one_line and numbers.is_number(core)):
         return [(start, end)]
     if core in _LETTERS:
         return [(start, end)]
     words = core.split()
     if _CJK.search(core):
         return _foreign(text, start, end)
-    if len(words) == 1 or (len(words) == 2 and not _SENTENCE_END.search(text)):
+    if len(words) == 1 or (len(words) == 2 and one_line and not _SENTENCE_END.search(text)):
         return [] if is_skipped(core) else [(start, end)]
     if not _looks_english(core):
         return _foreign(text, start, end)
@@ -225,7 +226,8 @@ def _parsed(text: str, question: str, lines: list[tuple[int, Any]], parts: list[
     start, end = _core(text)
     words = text[start:end].split()
     longest = SHORT_TITLE if _ASKS_NAME.search(question) else SHORT
-    if len(lines) == 1 and len(words) <= longest and not parts:
+    one_line = len(text[start:end].splitlines()) == 1
+    if len(lines) == 1 and one_line and len(words) <= longest and not parts:
         doc = lines[0][1]
         if not (_is_clause(doc) or is_skipped(text[start:end]) or _is_list(doc) or yesno.find(text)):
             return [(start, end)]
@@ -365,7 +367,8 @@ def _chosen(text: str, spans: list[Span], parts: list[Span]) -> list[Span]:
     for start, end in sorted(spans, key=lambda span: (span[0], -span[1])):
         if not (text[start : start + 1] == "[" and text[end - 1 : end] == "]"):
             begin = start - 1 if text[start : start + 1] in "$€£¥" else start
-            start, end = trimmed(text, begin + (begin < start), end)
+            line = text.find("\n", start, end)  # "10" and "%" on the next line
+            start, end = trimmed(text, begin + (begin < start), end if line < 0 else line)
         if start >= end or (chosen and start < chosen[-1][1]) or is_skipped(text[start:end]):
             continue
         if any(begin < end and start < stop for begin, stop in parts):

@@ -5,7 +5,7 @@ import sys
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from reverse.data import yesno
@@ -127,6 +127,9 @@ TEXTS = st.one_of(st.lists(st.sampled_from(PIECES), max_size=14).map("".join), s
 
 
 @given(text=TEXTS)
+@example(text="0\n0")
+@example(text="two\ndogs")
+@example(text="10\n%")
 @settings(max_examples=150, deadline=None)
 def test_taking_the_tags_out_gives_back_the_text(tagger, text):
     """Without it: a space or a letter is lost in training data, or phrases nest."""
@@ -211,7 +214,6 @@ def test_records_keep_all_else(tagger):
         {"from": "gpt", "value": "<SPAN>Yes</CN>, it is red."},
         {"from": "human", "value": "Where?"},
         {"from": "gpt", "value": "In the park."},
-        {"from": "human", "value": "Thanks"},
     ]
     before = json.dumps(record)
     [(tagged, counts)] = tag_records([record])
@@ -220,7 +222,7 @@ def test_records_keep_all_else(tagger):
     assert tagged["source"] == "x" and tagged["image"] == "a/b.jpg"
     values = [turn["value"] for turn in tagged["conversations"]]
     assert values[1] == "<SPAN>Two</CN>" and values[3] == record["conversations"][3]["value"]
-    assert values[5] == "<SPAN>In the park</CN>." and values[6] == "Thanks"
+    assert values[5] == "<SPAN>In the park</CN>."
     assert [turn.get("A_type") for turn in tagged["conversations"][1::2]] == [
         "number",
         None,
