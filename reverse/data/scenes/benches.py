@@ -23,9 +23,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from reverse.data.files import whole_file
 from reverse.data.scenes.export import write_scenes
-from reverse.data.scenes.names import COCO_IDS, plural
+from reverse.data.scenes.names import COCO_IDS, noun_phrase, plural
 from reverse.data.scenes.questioning import (
     amber_questions,
     haloquest_question,
@@ -88,8 +90,6 @@ def pope_questions(scenes: Sequence[Scene], setting: str, seed: int) -> list[dic
     For each of three objects that are there one that is not: drawn evenly ("random"), the most frequent
     of the set ("popular"), or the one seen most often together with it ("adversarial").
     """
-    import numpy as np
-
     asked = [scene for scene in scenes if len(scene.truth) >= POPE_PER_IMAGE]
     often = Counter(name for scene in scenes for name in scene.truth)
     popular = sorted(DRAWN, key=lambda name: (-often[name], COCO_IDS[name]))
@@ -118,8 +118,6 @@ def pope_questions(scenes: Sequence[Scene], setting: str, seed: int) -> list[dic
 
 
 def _pope_row(scene: Scene, name: str, label: str) -> dict[str, Any]:
-    from reverse.data.scenes.names import noun_phrase
-
     return {
         "image": f"{scene.id}.png",
         "text": f"Is there {noun_phrase(name)} in the picture?",
@@ -169,12 +167,9 @@ def _amber(scenes: Sequence[Scene]) -> dict[str, bytes]:
     }
     scenery = {"picture", "image", "ground", "left", "right", "top", "bottom", "middle", "pair", "pairs"}
     scenery |= {word for theme in THEME_NAMES for word in theme.split()} | set(COLOURS)
-    counters = [
-        f"{part}{name}_{kind}" for part in _AMBER_PARTS for name in _AMBER_COUNTERS for kind in _KINDS
-    ]
-    counters += [
-        f"{n}_{kind}" for n in ("chair", "safe_cover", "hallu_cover", "non_hallu") for kind in _KINDS
-    ]
+    names = [part + name for part in _AMBER_PARTS for name in _AMBER_COUNTERS]
+    names += ["chair", "safe_cover", "hallu_cover", "non_hallu"]
+    counters = [f"{name}_{kind}" for name in names for kind in ("score", "num")]
     metrics = "".join(f"{name}={'0.001' if name.endswith('num') else '0'}\n" for name in counters)
     return {
         "amber/questions/query_generative.jsonl": _lines(generative),
@@ -184,9 +179,6 @@ def _amber(scenes: Sequence[Scene]) -> dict[str, bytes]:
         "amber/metadata/safe_words.txt": "".join(f"{w}\n" for w in sorted(scenery - set(words))).encode(),
         "amber/metadata/metrics.txt": metrics.encode(),
     }
-
-
-_KINDS = ("score", "num")
 
 
 def amber_word(name: str) -> str:

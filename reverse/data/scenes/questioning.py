@@ -157,9 +157,8 @@ def _false_premise(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
 
 
 def _counting(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
-    names = [name for name in scene.truth if name not in UNCOUNTED] or [
-        expected_absent(scene, rng, UNCOUNTED)
-    ]
+    names = [name for name in scene.truth if name not in UNCOUNTED]
+    names = names or [expected_absent(scene, rng, UNCOUNTED)]
     name = pick(rng, names)
     many = f"pairs of {name}" if name in PAIRS else plural(name)
     number = scene.truth.get(name, 0)

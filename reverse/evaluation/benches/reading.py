@@ -101,7 +101,9 @@ def mmhal(root: Path, files: Mapping[str, Path]) -> Iterator[Row]:
 def haloquest(root: Path, files: Mapping[str, Path]) -> Iterator[Row]:
     """haloquest-eval.jsonl: question_id, image, text, answer, hallucination_type, image_type."""
     for row in read_rows(files["questions"]):
-        metadata = {key: row[key] for key in ("hallucination_type", "image_type") if key in row}
+        metadata: dict[str, Any] = {
+            key: row[key] for key in ("hallucination_type", "image_type") if key in row
+        }
         yield _row(files["questions"], row, metadata)
 
 
@@ -140,15 +142,13 @@ def _mme_parquet(folder: Path) -> Iterator[Row]:
 
 
 def _mme_folders(folder: Path) -> Iterator[Row]:
-    """MME_Benchmark_release_version: TASK/*.txt beside the pictures, or in questions_answers_YN and images."""
+    """MME_Benchmark_release_version: TASK/*.txt beside the pictures, or in folders of their own."""
     for task in sorted(path for path in folder.iterdir() if path.is_dir()):
         apart = (task / "questions_answers_YN").is_dir()
         for text in sorted((task / "questions_answers_YN" if apart else task).glob("*.txt")):
             pictures = task / "images" if apart else task
-            image = next(
-                (p for end in (".jpg", ".png", ".jpeg") if (p := pictures / (text.stem + end)).is_file()),
-                None,
-            )
+            named = [pictures / (text.stem + end) for end in (".jpg", ".png", ".jpeg")]
+            image = next((path for path in named if path.is_file()), None)
             if image is None:
                 raise FileNotFoundError(f"{text} has no picture of its name in {pictures}")
             for line in text.read_text(encoding="utf-8").splitlines():

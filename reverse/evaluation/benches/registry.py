@@ -68,6 +68,7 @@ def _pope(name: str, title: str, stem: str, places: str, images: tuple[str, ...]
             tuple(f"pope/{place.format(stem=stem)}_{setting}.json" for place in places.split()),
             f"{setting} questions with labels",
             source,
+            "score" if name == "pope" else "run",
         )
         for setting in reading.SETTINGS
     }
@@ -81,7 +82,7 @@ def _pope(name: str, title: str, stem: str, places: str, images: tuple[str, ...]
     )
     return Bench(
         name, title, {"llava": llava} | files, images, _COCO, reading.pope, "yes_no", _SHORT,
-        suffix=_SINGLE_WORD, count=8910, either=("llava", *reading.SETTINGS),
+        suffix=_SINGLE_WORD, count=8910, alternatives=(("llava",), reading.SETTINGS),
     )  # fmt: skip
 
 
@@ -94,13 +95,13 @@ def _mme(name: str, title: str, tasks: tuple[str, ...] | None, count: int) -> Be
         "release": File(
             ("MME/MME_Benchmark_release_version",),
             "folder of tasks with pictures",
-            "MME_Benchmark, on request",
+            "MME, on request",
         ),
     }
     return Bench(
         name, title, files, ("MME/MME_Benchmark_release_version", "MME/images", _SHARED),
         "part of the above", reading.mme(tasks), "yes_no", _SHORT, count=count,
-        either=("lines", "parquet", "release"),
+        alternatives=(("lines",), ("parquet",), ("release",)),
     )  # fmt: skip
 
 
@@ -122,7 +123,8 @@ _ALL = (
     ),
     _amber("amber-g", "AMBER-G", "query_generative", "caption", 1, 1004),
     _amber("amber-d", "AMBER-D", "query_discriminative", "yes_no", 1005, 15220),
-    _pope("pope", "POPE (COCO)", "coco", "coco_pope/{stem}_pope coco/{stem}_pope", _COCO_IMAGES, _POPE + "coco/"),
+    _pope("pope", "POPE (COCO)", "coco", "coco_pope/{stem}_pope coco/{stem}_pope",
+        _COCO_IMAGES, _POPE + "coco/"),
     _pope(
         "pope-aokvqa", "POPE (A-OKVQA)", "aokvqa", "{stem}/{stem}_pope_seem {stem}/{stem}_pope",
         _COCO_IMAGES, "github.com/DAMO-NLP-SG/VCD, experiments/data/POPE/aokvqa/",
@@ -156,7 +158,7 @@ _ALL = (
         "HaloQuest",
         {
             "questions": File(
-                ("haloquest/haloquest-eval.jsonl",), "questions, answers, types", f"{_BUNDLE}, or google/haloquest"
+                ("haloquest/haloquest-eval.jsonl",), "questions, answers, types", _BUNDLE
             )
         },
         ("haloquest/eval_images", "haloquest/images", _SHARED),

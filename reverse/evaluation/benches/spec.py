@@ -84,7 +84,7 @@ class Bench:
     suffix: str = ""  # put behind published questions that do not say how to answer
     ids_sha256: str | None = None  # of the published list, where it is known
     count: int | None = None  # of published questions
-    either: tuple[str, ...] = ()  # of these files one is enough
+    alternatives: tuple[tuple[str, ...], ...] = ()  # one of these sets of files is enough to run
 
     def found(self, root: Path) -> dict[str, Path]:
         return {name: path for name, file in self.files.items() if (path := file.find(root)) is not None}
@@ -92,12 +92,15 @@ class Bench:
     def missing(self, root: Path, needed: Sequence[str] = ("run",)) -> list[File]:
         """The files without which the benchmark cannot be run (or scored)."""
         found = self.found(root)
-        some = any(name in found for name in self.either)
-        return [
-            file
-            for name, file in self.files.items()
-            if file.needed in needed and name not in found and not (some and name in self.either)
-        ]
+        enough = any(all(name in found for name in names) for names in self.alternatives)
+        asked = {name for names in self.alternatives for name in names}
+        absent = []
+        for name, file in self.files.items():
+            runs = not enough if name in asked else file.needed == "run"
+            scores = file.needed == "score" and "score" in needed
+            if name not in found and ((runs and "run" in needed) or scores):
+                absent.append(file)
+        return absent
 
     def image_folder(self, root: Path) -> Path | None:
         return next((root / place for place in self.images if (root / place).is_dir()), None)
@@ -135,13 +138,13 @@ class Bench:
         return questions
 
     def _question(self, row: Row, folder: Path | None, root: Path, suffix: str) -> Question:
-        source = row.get("source")
+        source: Path | ParquetPicture | None = row.get("source")
         if source is None:
             if folder is None:
                 raise FileNotFoundError(
                     f"{self.title} has no pictures under {root}: put them into {self.images[0]}"
                 )
-            source = resolve_image(folder, row.get("file", row["image"]))
+            source = resolve_image(folder, str(row.get("file", row["image"])))
         prompt = row["prompt"]
         if suffix and not prompt.endswith(suffix):
             prompt += suffix

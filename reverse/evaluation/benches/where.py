@@ -24,15 +24,18 @@ def where(benches: Sequence[Bench], root: str | Path) -> tuple[Any, list[str]]:
     for bench in benches:
         found = bench.found(root)
         folder = bench.image_folder(root)
-        absent = {file.what for file in bench.missing(root, ("run", "score"))}
+        absent, stopping = bench.missing(root, ("run", "score")), bench.missing(root)
+        other = {name for names in bench.alternatives for name in names}
         for number, (name, file) in enumerate(bench.files.items()):
             place = found[name].relative_to(root).as_posix() if name in found else file.places[0]
             if name in found:
                 state = "[green]there[/]"
-            elif file.what not in absent or (bench.either and name in bench.either and number):
-                state = "[dim]or this[/]"
+            elif file not in absent:
+                state = "[dim]not needed[/]"
+            elif file in stopping:
+                state = "[red]this or another[/]" if name in other else "[red]missing[/]"
             else:
-                state = "[red]missing[/]" if file.needed == "run" else "[yellow]missing, to score[/]"
+                state = "[yellow]missing, to score[/]"
             table.add_row(bench.name if number == 0 else "", place, file.what, file.source, state)
         inside = "parquet" in found and folder is None
         shown = "inside the parquet files" if inside else _short(folder, root) or bench.images[0] + "/"
