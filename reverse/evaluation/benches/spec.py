@@ -112,21 +112,11 @@ class Bench:
         occur twice or a picture would lie outside its folder.
         """
         root = Path(root)
-        absent = self.missing(root)
-        if absent:
-            told = "; ".join(f"{file.places[0]} ({file.what})" for file in absent[:SHOWN])
-            raise FileNotFoundError(
-                f"{self.title} lacks {told} under {root}: `reverse eval --where {self.name}` says where "
-                "everything comes from and goes"
-            )
-        folder = self.image_folder(root)
-        rows = list(self.read(root, self.found(root)))
-        if not rows:
-            raise ValueError(f"{self.title} under {root} holds no questions: its files are empty")
+        rows = self._rows(root)
         if images is not None:
             rows = _first_images(rows, images)
-        suffix = "" if is_scenes(root) else self.suffix
-        questions = [self._question(row, folder, root, suffix) for row in rows]
+        folder = self.image_folder(root)
+        questions = [self._question(row, folder, root) for row in rows]
         _no_duplicates(self.title, [question.id for question in questions])
         gone = [q for q in questions if isinstance(q.source, Path) and not q.source.is_file()]
         if gone:
@@ -137,7 +127,30 @@ class Bench:
             )
         return questions
 
-    def _question(self, row: Row, folder: Path | None, root: Path, suffix: str) -> Question:
+    def digest(self, root: str | Path) -> str:
+        """SHA-256 of all that is asked, id, picture and prompt, however much of it a run asks."""
+        digest = hashlib.sha256()
+        for row in self._rows(Path(root)):
+            digest.update(f"{row['id']}\0{row['image']}\0{row['prompt']}\n".encode())
+        return digest.hexdigest()
+
+    def _rows(self, root: Path) -> list[Row]:
+        absent = self.missing(root)
+        if absent:
+            told = "; ".join(f"{file.places[0]} ({file.what})" for file in absent[:SHOWN])
+            raise FileNotFoundError(
+                f"{self.title} lacks {told} under {root}: `reverse eval --where {self.name}` says where "
+                "everything comes from and goes"
+            )
+        rows = list(self.read(root, self.found(root)))
+        if not rows:
+            raise ValueError(f"{self.title} under {root} holds no questions: its files are empty")
+        if self.suffix and not is_scenes(root):
+            for row in rows:
+                row["prompt"] = row["prompt"].removesuffix(self.suffix) + self.suffix
+        return rows
+
+    def _question(self, row: Row, folder: Path | None, root: Path) -> Question:
         source: Path | ParquetPicture | None = row.get("source")
         if source is None:
             if folder is None:
@@ -145,21 +158,19 @@ class Bench:
                     f"{self.title} has no pictures under {root}: put them into {self.images[0]}"
                 )
             source = resolve_image(folder, str(row.get("file", row["image"])))
-        prompt = row["prompt"]
-        if suffix and not prompt.endswith(suffix):
-            prompt += suffix
-        return Question(row["id"], row["image"], prompt, source, row.get("metadata", {}))
+        return Question(row["id"], row["image"], row["prompt"], source, row.get("metadata", {}))
 
-    def published(self, root: str | Path, questions: Sequence[Question]) -> str:
+    def published(self, root: str | Path) -> str:
         """How the ids stand to the published list, in words that go into the run's record."""
         if is_scenes(Path(root)):
             return "scenes"
+        ids = [row["id"] for row in self._rows(Path(root))]
         if self.ids_sha256 is not None:
-            same = ids_digest(q.id for q in questions) == self.ids_sha256
-            return "the published ids" if same else "other ids than the published list"
-        if self.count is not None and len(questions) != self.count:
-            return f"{len(questions)} questions, published are {self.count}"
-        return "no published hash is known; this one is recorded"
+            same = ids_digest(ids) == self.ids_sha256
+            return "the published ids" if same else "NOT the published ids"
+        if self.count is not None and len(ids) != self.count:
+            return f"{len(ids)} questions, NOT the published {self.count}"
+        return "hash of the published ids not known, this one is recorded"
 
 
 def is_scenes(root: Path) -> bool:

@@ -18,7 +18,7 @@ def where(benches: Sequence[Bench], root: str | Path) -> tuple[Any, list[str]]:
     root = Path(root)
     table = Table(title=f"under {root}", title_justify="left")
     for column in ("benchmark", "file or folder", "what it is", "where it is published"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column == "file or folder")
     table.add_column("", no_wrap=True)
     ready = []
     for bench in benches:
