@@ -109,7 +109,8 @@ def evaluate(
         with _bars(at.rank == 0 and ray is None) as watch:
             outcomes = evaluate_on_ray(plan, ray) if ray is not None else run_all(plan, at, watch)
     except KeyboardInterrupt:
-        Console(stderr=True).print(f"stopped; what was answered is in {out}, and the same command goes on")
+        told = f"stopped; what was answered is in {out}, and the same command goes on"
+        Console(stderr=True).print(told, soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
     if at.world == 1 or all(outcome.complete for outcome in outcomes):
         _report(plan, outcomes)
