@@ -47,6 +47,9 @@ def evaluate(
         ),
     ] = None,
     slots: Annotated[int, typer.Option("--slots", "--batch", min=1, help="Answers made side by side.")] = 8,
+    window: Annotated[
+        int | None, typer.Option(min=1, help="Questions decoded together; the same window, the same bits.")
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Only questions about the first so many pictures.")
     ] = None,
@@ -101,8 +104,8 @@ def evaluate(
     heat = 1.0 if temperature is None else temperature
     decoding = Decoding(mode, threshold, max_new_tokens, do_sample, heat, seed, settings)
     plan = Plan(
-        str(model), tuple(benches), str(out), data, decoding, decode_seeds, slots, limit, scenes, split,
-        device, dtype, shlex.join(["reverse", *sys.argv[1:]]),
+        str(model), tuple(benches), str(out), data, decoding, decode_seeds, slots, window, limit, scenes,
+        split, device, dtype, shlex.join(["reverse", *sys.argv[1:]]),
     )  # fmt: skip
     at = place()
     try:

@@ -7,7 +7,7 @@ A row holds what the published code writes (question_id, prompt, image_id, text,
 answer_id, model_id, successful_correction, metadata) and `resolved`, `finish_reason`, `phrases` (text, start,
 end, p_un, status), `attempts` (what was taken back), `usage` (tokens), `config` (hash of all that decides the
 answer) and, last, `timing`: the only key that differs between two runs of the same configuration.
-Probabilities are kept to four significant digits, which hides what another batch changes in the last ones.
+Probabilities are kept to four significant digits: another batch changes the sixth in float32.
 
 Crash safety. `NAME.run.json` (configuration, question and picture ids, versions) is written first, whole, by
 rename. Rows are appended to `NAME.jsonl` and flushed one by one, synced every 16 rows: a killed process loses
@@ -364,8 +364,9 @@ def _write_run(path: Path, run: Mapping[str, Any], config: str) -> None:
             "give another folder with --out, or the settings it was made with"
         )
     merged = {"format": FORMAT, "config_hash": config, **run}
-    versions = [*before.get("versions", []), *run.get("versions", [])]
-    merged["versions"] = [v for i, v in enumerate(versions) if v not in versions[:i]]
+    for name in ("versions", "batching"):
+        several = [*before.get(name, []), *run.get(name, [])]
+        merged[name] = [value for i, value in enumerate(several) if value not in several[:i]]
     asked = {str(i) for i in run["questions"]["ids"]}
     if any(str(i) not in asked for i in before["questions"]["ids"]):  # a lower limit: all stay in the record
         merged["questions"] = before["questions"]

@@ -33,6 +33,7 @@ class Plan:
     decoding: Decoding = field(default_factory=Decoding)
     decode_seeds: int = 1  # runs whose seeds count up from decoding.seed
     slots: int = 8
+    window: int | None = None  # questions decoded together, see `reverse.evaluation.running`
     limit: int | None = None  # pictures a benchmark
     scenes: int = 500
     split: str = "test"
@@ -71,6 +72,7 @@ def evaluate(plan: Plan, at: Place | None = None, watch: Watch | None = None) ->
                     replace(plan.decoding, seed=seed),
                     model_id=Path(plan.model).name or plan.model,
                     slots=plan.slots,
+                    window=plan.window,
                     images=plan.limit,
                     at=at,
                     name=bench.name if first else f"{bench.name}.seed{seed}",

@@ -3,10 +3,14 @@
     model = reverse.load("tiny-llava")
     run(benches.named("chair")[0], model, "playground/data/eval", "out", Decoding(threshold=0.003))
 
-Answers go through `generate_many()` (rows that finish make room for the next) into an `AnswersFile`: the run
-may be killed at any moment, and the same call goes on. Several processes, told apart by RANK and WORLD_SIZE
-as torchrun and accelerate set them, take every WORLD_SIZE-th question each; whoever is last joins what they
-wrote into the file that one process would have written. They need a common folder and no network.
+Questions are cut into windows, a few times as many as there are slots, and each goes through
+`generate_many()` (rows that finish make room for the next) into an `AnswersFile`. The run may be killed at
+any moment, and the same call goes on: a window that was not finished is decoded again as a whole and gives
+only what was missing. So every answer is computed beside the same neighbours as in an unbroken run, and is
+the same to the last bit even where the batch shows in the numbers (bfloat16). Several processes, told apart
+by RANK and WORLD_SIZE as torchrun and accelerate set them, take every WORLD_SIZE-th window each; whoever is
+last joins what they wrote into the file that one process would have written. They need a common folder and
+no network.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ from reverse.evaluation.benches import Bench, Question, ids_digest
 __all__ = ["Decoding", "Outcome", "Place", "answers_path", "place", "question_seed", "run"]
 
 Ask = Callable[[Iterable[dict[str, Any]]], Iterator[Any]]  # requests in, Results out, in order
+_A_SLOT = 8  # questions of a window
 _NOT_DECIDING = ("engine", "seed")  # of ResamplingConfig: the seed stands beside it
 
 
@@ -88,6 +93,7 @@ def run(
     *,
     model_id: str = "model",
     slots: int = 8,
+    window: int | None = None,
     images: int | None = None,
     at: Place = Place(),
     name: str | None = None,
@@ -100,6 +106,8 @@ def run(
     Args:
         loaded: model and processor, of `reverse.load`.
         data: the root that `bench.questions` reads.
+        window: questions that are decoded together, see above; by default 8 a slot, fewer where that would
+            leave a process without work. Slots and window may change between runs, at the cost of last bits.
         images: only questions about the first so many pictures.
         name: of the answers file in `out`; by default the benchmark's.
         progress: called with (answered, to be answered by this process).
@@ -111,34 +119,42 @@ def run(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     questions = bench.questions(data, images)
-    mine = questions[at.rank :: at.world]
+    window = window or min(_A_SLOT * slots, -(-len(questions) // at.world))
+    windows = [questions[i : i + window] for i in range(0, len(questions), window)][at.rank :: at.world]
     settings = _settled(bench, loaded[0], decoding)
     config = _config(bench, loaded[0], decoding, settings, model_id, data)
     record = _record(bench, data, questions, config, command)
+    record["batching"] = [{"slots": slots, "window": window, "processes": at.world}]
     path = answers_path(out, name or bench.name)
     key = config_hash(config)
+    asking = ask or _asking(loaded, decoding, settings, config, slots)
     with AnswersFile(path, record, at.rank, at.world) as file:
-        left = [question for question in mine if str(question.id) not in file.done]
-        requests = (_request(question, decoding.seed) for question in left)
-        if progress is not None:
-            progress(len(mine) - len(left), len(mine))
+        total = sum(map(len, windows))
+        reached = sum(str(question.id) in file.done for part in windows for question in part)
+
+        def tell(more: int = 0) -> None:
+            nonlocal reached
+            reached += more
+            if progress is not None:
+                progress(reached, total)
 
         def keep(question: Question, result: Any) -> None:
-            file.write(answer_row(question, result, benchmark=bench.name, model_id=model_id, config=key))
+            if str(question.id) not in file.done:
+                file.write(answer_row(question, result, benchmark=bench.name, model_id=model_id, config=key))
+                tell(1)
 
-        answered = 0
-        try:
-            for result in (
-                (ask or _asking(loaded, decoding, settings, config, slots))(requests) if left else ()
-            ):
-                keep(left[answered], result)
-                answered += 1
-                if progress is not None:
-                    progress(len(mine) - len(left) + answered, len(mine))
-        except KeyboardInterrupt as stopped:
-            for i, result in sorted(getattr(stopped, "results", {}).items()):  # of reverse.Interrupted
-                keep(left[i], result)
-            raise
+        tell()
+        for part in windows:
+            if all(str(question.id) in file.done for question in part):
+                continue
+            try:
+                results = asking(_request(question, decoding.seed) for question in part)
+                for question, result in zip(part, results, strict=True):
+                    keep(question, result)
+            except KeyboardInterrupt as stopped:
+                for i, result in sorted(getattr(stopped, "results", {}).items()):  # of reverse.Interrupted
+                    keep(part[i], result)
+                raise
         done = sum(str(question.id) in file.done for question in questions)
     complete = settle(path, [question.id for question in questions], key)
     total = len(questions)

@@ -87,22 +87,53 @@ def test_answers_are_those_of_generate(answered):
         assert row["usage"]["discarded"] == alone.usage.discarded
 
 
-def test_two_processes_and_other_slots_give_the_same(answered, tmp_path):
-    """Several GPUs, or a larger batch, would give other answers."""
+def plan(out, data, *names, **changes):
+    settings = {"hints": 5, "on_exhausted": "best", "candidates": 1}
+    decoding = Decoding(max_new_tokens=48, settings=settings)
+    return Plan("tiny-llava", names, str(out), str(data), decoding, **({"limit": 2} | changes))
+
+
+def test_two_processes_and_an_interrupted_run_give_the_same_bits(answered, tmp_path, monkeypatch):
+    """Several GPUs, or a run that was stopped, would give other answers where the batch shows in them."""
+    from reverse.evaluation import running
+
+    data = answered[0] / "data"
+    shape = {"slots": 3, "window": 5, "limit": 5}
+    (whole,) = evaluate(plan(tmp_path / "whole", data, "mme-hall", **shape))
+    (first,) = evaluate(plan(tmp_path / "two", data, "mme-hall", **shape), Place(0, 2))
+    assert not first.complete and first.done == 5
+    (second,) = evaluate(plan(tmp_path / "two", data, "mme-hall", **shape), Place(1, 2))
+    assert second.complete and rows(second.path) == rows(whole.path)
+
+    asking = running._asking
+
+    def interrupted(*arguments):
+        def ask(requests):
+            for number, result in enumerate(asking(*arguments)(requests)):
+                if number == 2:
+                    raise KeyboardInterrupt
+                yield result
+
+        return ask
+
+    monkeypatch.setattr(running, "_asking", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(plan(tmp_path / "broken", data, "mme-hall", **shape))
+    monkeypatch.undo()
+    assert len(read_answers(tmp_path / "broken/mme-hall.jsonl").rows) == 2
+    (again,) = evaluate(plan(tmp_path / "broken", data, "mme-hall", **shape))
+    assert rows(again.path) == rows(whole.path)
+
+
+def test_other_slots_change_last_digits_only(answered, tmp_path):
+    """A larger batch would be another decoder."""
     out, _ = answered
-    decoding = Decoding(max_new_tokens=48, settings={"hints": 5, "on_exhausted": "best", "candidates": 1})
-    plan = Plan(
-        "tiny-llava", ("chair", "mme-hall"), str(tmp_path), str(out / "data"), decoding, slots=3, limit=2
-    )
-    first = evaluate(plan, Place(0, 2))
-    assert not first[0].complete and first[0].done < first[0].total
-    assert all(outcome.complete for outcome in evaluate(plan, Place(1, 2)))
-    for name in ("chair", "mme-hall"):
-        ours, theirs = rows(tmp_path / f"{name}.jsonl"), rows(out / f"{name}.jsonl")
-        for row in (*ours, *theirs):
-            for phrase in (*row["phrases"], *row["attempts"]):
-                phrase["p_un"] = pytest.approx(phrase["p_un"], rel=1e-3)
-        assert ours == theirs
+    (outcome,) = evaluate(plan(tmp_path, out / "data", "chair", slots=1, window=1))
+    ours, theirs = rows(outcome.path), rows(out / "chair.jsonl")
+    for row in (*ours, *theirs):
+        for phrase in (*row["phrases"], *row["attempts"]):
+            phrase["p_un"] = pytest.approx(phrase["p_un"], rel=1e-3)
+    assert ours == theirs
 
 
 def test_again_and_with_other_settings(answered):
