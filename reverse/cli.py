@@ -166,9 +166,11 @@ def data_scenes(
     count: Annotated[int, typer.Option(help="How many scenes.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of the world.")] = 0,
     workers: Annotated[int, typer.Option(help="Processes.")] = 1,
+    benches: Annotated[bool, typer.Option("--benches", help="The files of all benchmarks too.")] = False,
 ) -> None:
     """Write scenes with their truth in the published formats."""
     from reverse.data.scenes import write_scenes
+    from reverse.data.scenes.benches import write_benches
 
     columns = (TextColumn("scenes"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
@@ -178,7 +180,8 @@ def data_scenes(
         def progress(done: int, total: int) -> None:
             bar.update(task, completed=done, visible=True)
 
-        manifest = write_scenes(out, split, count, seed, workers, progress)
+        write = write_benches if benches else write_scenes
+        manifest = write(out, split, count, seed, workers, progress)
     typer.echo(f"{out}: {manifest['count']} scenes of {manifest['split']}")
 
 
