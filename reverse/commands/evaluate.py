@@ -142,7 +142,8 @@ def _report(plan: Any, outcomes: list[Any]) -> None:
         typer.echo(f"{row['path']}: {', '.join(notes)}")
     root = Path(plan.out) / "data" if plan.data == SCENES else Path(plan.data)
     files = shlex.join(str(outcome.path) for outcome in outcomes if outcome.complete)
-    typer.echo(f"next: reverse score {files} --data {shlex.quote(str(root))}")
+    part = " --partial" if plan.limit is not None else ""
+    typer.echo(f"next: reverse score {files} --data {shlex.quote(str(root))}{part}")
 
 
 @contextmanager

@@ -98,7 +98,7 @@ def evaluate_on_ray(plan: Plan, workers: int) -> list[Outcome]:
         plan = replace(plan, data=os.path.abspath(plan.data))
     if Path(plan.model).is_dir():
         plan = replace(plan, model=os.path.abspath(plan.model))
-    ray.init(ignore_reinit_error=True, log_to_driver=False)
+    ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level="error")
     gpus = 1 if ray.cluster_resources().get("GPU", 0) >= workers else 0
     work = ray.remote(num_gpus=gpus, max_retries=3)(_on_ray)  # a worker that dies is started again
     try:

@@ -54,7 +54,7 @@ def test_every_benchmark_from_one_command(answered):
     assert sorted(p.stem for p in out.glob("*.jsonl")) == sorted(names)
     lines = result.stdout.splitlines()
     assert [Path(line.split(":")[0]).stem for line in lines[:-1]] == names
-    assert lines[-1].startswith("next: reverse score ") and f"--data {out}/data" in lines[-1]
+    assert lines[-1].startswith("next: reverse score ") and lines[-1].endswith(f"--data {out}/data --partial")
     for name in names:
         answers = read_answers(out / f"{name}.jsonl", benchmark=name, complete=True)
         config = answers.run["config"]
@@ -242,7 +242,23 @@ def test_ray_is_asked_for_by_name(tmp_path, monkeypatch):
     assert result.exit_code == 2 and "pip install 'reverse-vlm[ray]'" in result.stderr
 
 
-@pytest.mark.parametrize("script", ["chair", "amber_g", "amber_d", "pope", "mme", "mmhal", "haloquest"])
+@pytest.mark.slow
+def test_two_ray_workers_write_the_file_of_one(answered, tmp_path):
+    """Answers made on several machines would differ, or stay in shards."""
+    pytest.importorskip("ray")
+    from reverse.evaluation.evaluating import evaluate_on_ray
+
+    data = answered[0] / "data"
+    shape = {"slots": 3, "window": 2}
+    (whole,) = evaluate(plan(tmp_path / "whole", data, "mme-hall", **shape))
+    (spread,) = evaluate_on_ray(plan(tmp_path / "spread", data, "mme-hall", **shape), 2)
+    assert spread.complete and rows(spread.path) == rows(whole.path)
+    assert not list((tmp_path / "spread").glob("*.shard-*"))
+
+
+@pytest.mark.parametrize(
+    "script", ["chair", "chair_mscoco", "amber_g", "amber_d", "pope", "mme", "mmhal", "haloquest"]
+)
 def test_scripts_run_what_they_are_named_after(tmp_path, script):
     """The entry points that users know would start another benchmark, or none."""
     seen = tmp_path / "python"
@@ -257,7 +273,7 @@ def test_scripts_run_what_they_are_named_after(tmp_path, script):
     chosen = words[3 : words.index("--model")]
     expected = {
         "amber_g": ["amber-g"], "amber_d": ["amber-d"], "mme": ["mme-hall"],
-        "pope": ["pope"],
+        "pope": ["pope"], "chair_mscoco": ["chair"],
     }  # fmt: skip
     assert chosen == expected.get(script, [script])
     assert words[words.index("--model") + 1] == "my-model" and words[words.index("--out") + 1] == "my-out"
