@@ -22,7 +22,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from reverse import __version__
-from reverse.commands import checkpoints, making
+from reverse.commands import checkpoints, evaluate, making
 from reverse.commands import data as data_commands
 from reverse.commands import train as train_command
 
@@ -168,9 +168,11 @@ def data_scenes(
     count: Annotated[int, typer.Option(help="How many scenes.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of the world.")] = 0,
     workers: Annotated[int, typer.Option(help="Processes.")] = 1,
+    benches: Annotated[bool, typer.Option("--benches", help="The files of all benchmarks too.")] = False,
 ) -> None:
     """Write scenes with their truth in the published formats."""
     from reverse.data.scenes import write_scenes
+    from reverse.data.scenes.benches import write_benches
 
     columns = (TextColumn("scenes"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
@@ -180,11 +182,13 @@ def data_scenes(
         def progress(done: int, total: int) -> None:
             bar.update(task, completed=done, visible=True)
 
-        manifest = write_scenes(out, split, count, seed, workers, progress)
+        write = write_benches if benches else write_scenes
+        manifest = write(out, split, count, seed, workers, progress)
     typer.echo(f"{out}: {manifest['count']} scenes of {manifest['split']}")
 
 
 checkpoints.register(app)
+evaluate.register(app)
 data_commands.register(data)
 
 
