@@ -28,7 +28,7 @@ import numpy as np
 
 from reverse.data.files import write_json
 
-__all__ = ["Metric", "Sums", "Table", "f1", "load", "macro", "ratio", "register", "save"]
+__all__ = ["Metric", "Sums", "Table", "columns_of", "f1", "load", "macro", "ratio", "register", "save"]
 
 Sums = Mapping[str, np.ndarray]  # of each column, shape (..., parts): summed over the rows of each part
 
@@ -212,7 +212,7 @@ def _known(table: Table, stored: Mapping[str, Any]) -> Metric:
             f"nothing known computes the metric {name!r} of {table.benchmark!r}: it has no form, and no "
             "scorer of this installation registered it"
         )
-    missing = sorted(_columns_of(found.form) - set(table.columns))
+    missing = sorted(columns_of(found.form) - set(table.columns))
     if missing:
         raise ValueError(f"metric {name!r} needs the columns {', '.join(missing)}, which are not there")
     return found
@@ -231,7 +231,8 @@ def _formed(name: str, better: Any, form: Mapping[str, Any], looks: Mapping[str,
     return None
 
 
-def _columns_of(form: Mapping[str, Any]) -> set[str]:
+def columns_of(form: Mapping[str, Any]) -> set[str]:
+    """The columns that a form reads."""
     if "macro" in form:
-        return _columns_of(form["macro"])
+        return columns_of(form["macro"])
     return set(map(str, [*form.get("ratio", ()), *form.get("f1", ())]))
