@@ -6,8 +6,8 @@
 Contenders describe the same test scenes: the plain twin (where one is given), the tagged model with checking
 off and on (with the settings of the scenes claims, and the library's own), best of n by likelihood and by
 mean p(`</CN>`), n chosen so that it costs at least the tokens of resampling, and VCD. All are compared with
-resampling as pairs, with Holm's correction over the metrics of a pair. The detector is measured on the answers
-with checking off; its threshold is calibrated on val and checked on test, over 200 divisions of both.
+resampling as pairs, with Holm's correction over the metrics of a pair. The detector is measured on the
+answers with checking off; its threshold is calibrated on val and checked on test, over 200 divisions.
 
 `OUT` holds every answer (a stopped run goes on), a scored file and a forest plot for each contender, and
 evaluation.json; `--results FILE` merges that into a file of claims and keeps those made elsewhere

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-TRUTH = "What knows which phrases are wrong: scenes, or `stored` where the answers say it themselves."
+TRUTH = "Knows which phrases are wrong: scenes, chair:FOLDER, amber-g:FOLDER, or stored (in the answers)."
 ANSWERS = "Answers made with checking off (JSON lines), which hold p(</UN>) of every phrase."
 
 
@@ -239,7 +239,8 @@ def report(
     folders: Annotated[list[Path], typer.Argument(help="Folders with answers, scored files, plots.")],
     out: Annotated[Path, typer.Option(help="Folder for report.html and report.md.")] = Path("report"),
     title: Annotated[str, typer.Option(help="Of the page.")] = "Evaluation",
-    examples: Annotated[int, typer.Option(help="Answers shown of each folder.")] = 6,
+    examples: Annotated[int, typer.Option(help="Answers shown of each file, corrected ones first.")] = 6,
+    images: Annotated[Path | None, typer.Option(help="Folder of the examples' pictures.")] = None,
     method: Annotated[str, typer.Option(help="bca or percentile.")] = "bca",
     rounds: Annotated[int, typer.Option(help="Of the bootstrap.")] = 2000,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
@@ -255,6 +256,7 @@ def report(
         out,
         title=title,
         examples=examples,
+        images=images,
         method=method,
         rounds=rounds,
         seed=seed,
@@ -368,19 +370,25 @@ def _decoded_risk(tried: list[dict[str, Any]]) -> Table:
 
 def _range(low: float | None, high: float | None, digits: int, scale: float = 1) -> str:
     if low is None or high is None or low != low or high != high:
-        return "(–)"
-    return f"({low * scale:.{digits}f} to {high * scale:.{digits}f})"
+        return "–"
+    between = "–" if low >= 0 else " to "
+    return f"{low * scale:.{digits}f}{between}{high * scale:.{digits}f}"
 
 
 # ---------------------------------------------------------------------- given
 def _truth(name: str, world_seed: int) -> Any:
-    from reverse.evaluation.truth import SceneTruth
+    from reverse.evaluation.truth import BenchmarkTruth, SceneTruth
 
     if name == "stored":
         return None
     if name == "scenes":
         return SceneTruth(world_seed)
-    raise ValueError(f"truth must be scenes or stored, got {name!r}")
+    benchmark, _, folder = name.partition(":")
+    if folder and benchmark in BenchmarkTruth.COLUMNS:
+        if not Path(folder).exists():
+            raise FileNotFoundError(f"no truth at {folder!r}: name the folder of the benchmark's files")
+        return BenchmarkTruth(folder, benchmark)
+    raise ValueError(f"truth must be scenes, stored, chair:FOLDER or amber-g:FOLDER, got {name!r}")
 
 
 def _thresholds(given: str) -> list[float]:
