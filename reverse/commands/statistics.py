@@ -199,7 +199,7 @@ def calibrate(
     if decode and found.threshold is not None:
         from reverse.evaluation.decoded_risk import calibrate_decoding
 
-        found, content["decoded"] = calibrate_decoding(
+        found, content["decoding"] = calibrate_decoding(
             str(model),
             found.threshold,
             (out or Path("calibration")) / "decoded",
@@ -225,8 +225,8 @@ def calibrate(
         typer.echo(json.dumps(finite(content), indent=1))
         return
     _say_calibration(Console(), content)
-    if "decoded" in content:
-        Console().print(_decoded_risk(content["decoded"]))
+    if "decoding" in content:
+        Console().print(_decoded_risk(content["decoding"]))
         said = "cannot be promised of decoding" if found.threshold is None else f"{found.threshold:g}:"
         typer.echo(f"{said} {calibrating.promise(found)}")
     if written:
@@ -312,7 +312,7 @@ def _decoded(points: list[dict[str, Any]]) -> Table:
         for name, scale, digits in (("chair_i", 100, 1), ("coverage", 100, 1), ("tokens_ratio", 1, 2),
                                     ("unresolved", 100, 1)):  # fmt: skip
             value, low, high = point[name]
-            cells.append(f"{value * scale:.{digits}f} {_range(low, high, digits, scale)}")
+            cells.append(f"{value * scale:.{digits}f} ({_range(low, high, digits, scale)})")
         shown.add_row("off" if point["threshold"] is None else f"{point['threshold']:g}", *cells)
     return shown
 
@@ -336,7 +336,7 @@ def _say_calibration(console: Console, content: dict[str, Any]) -> None:
         each = content["test"]
         console.print(
             f"test: {each['images']} pictures, mean {each['observed']:.4f} "
-            f"{_range(each['low'], each['high'], 4)}, {each['kept']:.1%} of the phrases kept",
+            f"({_range(each['low'], each['high'], 4)}), {each['kept']:.1%} of the phrases kept",
             highlight=False,
         )
     again = content["resplits"]

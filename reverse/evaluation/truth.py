@@ -72,7 +72,7 @@ class SceneTruth:
 
 
 class BenchmarkTruth:
-    """CHAIR's or AMBER's truth, in the folder where its files are published; `benchmark` "chair" or "amber-g".
+    """CHAIR's or AMBER's truth, in the folder of its published files; `benchmark` "chair" or "amber-g".
 
     Raises ValueError for another benchmark.
     """
@@ -145,7 +145,7 @@ def read_phrases(path: str | Path, truth: Truth | None = None) -> Detector:
 
 
 def _phrases_of(row: Row, where: str) -> Iterator[tuple[str, float, bool | None]]:
-    """(text, p, whether it is wrong or None) of every phrase with a p. Raises ValueError for another shape."""
+    """(text, p, wrong or None) of every phrase with a p. Raises ValueError for another shape."""
     listed = row.get("phrases")
     if not isinstance(listed, list):
         raise ValueError(f"{where} has no list of phrases: was it made by `reverse eval`?")
