@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from reverse.evaluation.naming import heading
 
 TRUTH = "Knows which phrases are wrong: scenes, chair:FOLDER, amber-g:FOLDER, or stored (in the answers)."
 ANSWERS = "Answers made with checking off (JSON lines), which hold p(</UN>) of every phrase."
@@ -88,6 +91,8 @@ def compare(
         typer.echo(json.dumps(content, indent=1))
         return
     Console().print(_differences(found, first.stem, second.stem, level, ours.benchmark))
+    for line in _remarks(found):
+        typer.echo(line)
     if out is not None:
         typer.echo(f"{out}: compare.json, forest.png, forest.svg")
 
@@ -269,42 +274,44 @@ def report(
 # ---------------------------------------------------------------------- shown
 def _differences(found: list[Any], first: str, second: str, level: float, benchmark: str) -> Table:
     shown = Table(
-        title=f"{benchmark}: {first} − {second}, {level:.0%} paired over images, p corrected by Holm"
+        title=f"{benchmark}: {first} − {second}",
+        caption=f"{level:.0%} intervals paired over images, p by swapping images, corrected by Holm",
+        box=SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
     )
-    for i, name in enumerate(("", first, second, "difference", "interval", "p", "p (Holm)", "McNemar")):
-        shown.add_column(name, justify="right" if i else "left", overflow="fold")
+    for i, name in enumerate(("", "first", "second", "difference", "interval", "p", "Holm")):
+        shown.add_column(name, justify="right" if i else "left", no_wrap=i > 0)
     colours = {"better": "green", "worse": "red", "": ""}
     for each in found:
         scale, digits = (100, 2) if each.unit == "%" else (1, 3)
-        arrow = {"low": " ↓", "high": " ↑"}.get(each.better, "")
         gap = each.difference
         shown.add_row(
-            each.title + (" %" if each.unit == "%" else f" ({each.unit})" if each.unit else "") + arrow,
+            heading(each.title, each.unit, each.better),
             f"{each.first * scale:.{digits}f}",
             f"{each.second * scale:.{digits}f}",
             Text(f"{gap.point * scale:+.{digits}f}", colours[each.verdict]),
-            _range(gap.low, gap.high, digits, scale),
+            _range(gap.low, gap.high, digits, scale) if gap.low < gap.high else "–",
             f"{each.p:.4f}" + ("=" if each.exact else ""),
             f"{each.p_holm:.4f}",
-            ""
-            if each.p_mcnemar is None
-            else f"{each.p_mcnemar:.4f} ({each.discordant[0]}/{each.discordant[1]})",
         )
-    notes = sorted({each.difference.note for each in found if each.difference.note})
-    notes += ["= exact: every swap of images tried"] if any(each.exact for each in found) else []
-    if notes:
-        shown.caption = "; ".join(notes)
     return shown
 
 
-def _mcnemar(each: Any) -> str:
-    if each.p_mcnemar is None:
-        return ""
-    return f"{each.p_mcnemar:.4f} ({each.discordant[0]}/{each.discordant[1]})"
+def _remarks(found: list[Any]) -> list[str]:
+    """What stands below the table."""
+    lines = ["= exact: every swap of images was tried"] if any(each.exact for each in found) else []
+    lines += [
+        f"McNemar, answers taken for independent: {each.title} p {each.p_mcnemar:.4f} "
+        f"({each.discordant[0]} only in the first, {each.discordant[1]} only in the second)"
+        for each in found
+        if each.p_mcnemar is not None and sum(each.discordant)
+    ]
+    return lines + [f"{each.title}: {each.difference.note}" for each in found if each.difference.note]
 
 
 def _decoded(points: list[dict[str, Any]]) -> Table:
-    shown = Table(title="Decoded anew, 95 % over scenes")
+    shown = Table(title="Decoded anew, 95 % over scenes", box=SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(("threshold", "CHAIRi %", "coverage %", "made / kept", "unresolved %")):
         shown.add_column(name, justify="right" if i else "left")
     for point in points:
@@ -351,9 +358,14 @@ def _say_calibration(console: Console, content: dict[str, Any]) -> None:
 
 
 def _decoded_risk(tried: list[dict[str, Any]]) -> Table:
-    shown = Table(title="Decoded with the threshold: mean share of false ones among accepted phrases")
-    for name in ("threshold", "mean", "95 %", "p", "needs", "CHAIRi %", "unresolved %", "made / kept"):
-        shown.add_column(name, justify="right")
+    shown = Table(
+        title="Decoded: mean share of false ones among accepted phrases",
+        box=SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+    )
+    for name in ("threshold", "mean", "95 %", "p", "needs", "CHAIRi %", "unresolved %", "made/kept"):
+        shown.add_column(name, justify="right", no_wrap=True)
     for each in tried:
         shown.add_row(
             f"{each['threshold']:g}",

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from reverse.data.images import resolve_image
-from reverse.evaluation.reporting import Run, costs, heading, shown, tables_of
+from reverse.evaluation.reporting import Run, costs, headed, shown, tables_of
 
 __all__ = ["coloured", "page"]
 
@@ -45,7 +45,7 @@ def page(title: str, runs: Sequence[Run], images: Path | None = None) -> str:
     """The whole page."""
     body = [f"<h1>{escape(title)}</h1>"]
     for benchmark, metrics, rows in tables_of(runs):
-        head = "".join(f"<th>{escape(heading(metric))}</th>" for metric in metrics)
+        head = "".join(f"<th>{escape(headed(metric))}</th>" for metric in metrics)
         lines = []
         for name, figures in rows:
             cells = "".join(

@@ -16,6 +16,7 @@ from typing import Any
 
 from reverse.data.files import whole_file
 from reverse.evaluation.intervals import DEFAULT, Interval, Method, intervals
+from reverse.evaluation.naming import heading
 from reverse.evaluation.tables import Metric, Table, load
 from reverse.evaluation.truth import read_rows
 
@@ -133,7 +134,7 @@ def markdown(title: str, runs: Sequence[Run]) -> str:
     lines = [f"# {_cell(title)}", ""]
     for benchmark, columns, rows in tables_of(runs):
         lines += [f"## {_cell(benchmark)}", ""]
-        lines.append("| | " + " | ".join(_cell(heading(metric)) for metric in columns) + " |")
+        lines.append("| | " + " | ".join(_cell(headed(metric)) for metric in columns) + " |")
         lines.append("|---" * (len(columns) + 1) + "|")
         for name, figures in rows:
             cells = [shown(metric, figures.get(metric.name)) for metric in columns]
@@ -174,12 +175,8 @@ def tables_of(
         yield benchmark, list(columns.values()), rows
 
 
-def heading(metric: Metric) -> str:
-    """A metric's title, unit and direction."""
-    title = metric.title or metric.name
-    unit = " %" if metric.unit == "%" else f" ({metric.unit})" if metric.unit else ""
-    arrow = {"low": " ↓", "high": " ↑"}.get(metric.better, "")
-    return title + ("" if metric.unit and metric.unit in title else unit) + arrow
+def headed(metric: Metric) -> str:
+    return heading(metric.title or metric.name, metric.unit, metric.better)
 
 
 def shown(metric: Metric, found: Interval | None) -> str:
