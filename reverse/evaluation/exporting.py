@@ -31,7 +31,7 @@ def export_lmms_eval(run: Run, out: Path) -> list[Path]:
     written = []
     for stem, table, metrics, _ in run.scored:
         fitting = [
-            (answers.path.stem == stem, rows)
+            (answers.name == stem, rows)
             for answers in run.answers
             if (rows := _matching(answers.path, table)) is not None
         ]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from reverse.data.images import resolve_image
-from reverse.evaluation.reporting import Run, costs, headed, shown, tables_of
+from reverse.evaluation.reporting import SEED_COLUMNS, Run, costs, headed, seed_rows, shown, tables_of
 
 __all__ = ["coloured", "page"]
 
@@ -56,6 +56,12 @@ def page(title: str, runs: Sequence[Run], images: Path | None = None) -> str:
         body.append(f"<h2>{escape(benchmark)}</h2>")
         body.append(_table(f"<tr><th></th>{head}</tr>", lines))
     body += _notes(runs)
+    for run in runs:
+        for name, rows_of_seeds in seed_rows(run):
+            body.append(f"<h2>Decoding seeds: {escape(f'{run.name} {name}')}</h2>")
+            head = "".join(f"<th>{escape(column)}</th>" for column in SEED_COLUMNS)
+            lines = ["".join(f"<td>{escape(cell)}</td>" for cell in each) for each in rows_of_seeds]
+            body.append(_table(f"<tr>{head}</tr>", [f"<tr>{line}</tr>" for line in lines]))
     counted = [(run, answers) for run in runs for answers in run.answers]
     if counted:
         names = ("", "answers", "tokens an answer", "seconds an answer", "empty %", "unresolved %")

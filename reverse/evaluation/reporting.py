@@ -9,13 +9,14 @@ Read in each folder and the folders right below it: scored files (JSON, `reverse
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from reverse.data.files import whole_file
-from reverse.evaluation.intervals import DEFAULT, Interval, Method, intervals
+from reverse.evaluation.intervals import DEFAULT, Interval, Method, OverSeeds, intervals, over_seeds
 from reverse.evaluation.naming import heading
 from reverse.evaluation.tables import Metric, Table, load
 from reverse.evaluation.truth import read_rows
@@ -23,6 +24,7 @@ from reverse.evaluation.truth import read_rows
 __all__ = ["Answers", "Run", "collect", "markdown", "write_report"]
 
 LARGEST = 8_000_000  # bytes of a plot that is put on the page
+SEED_COLUMNS = ("", "mean", "sd between seeds", "sd of decoding", "sd of items")
 _NOT_SCORED = ("detector.json", "calibration.json", "compare.json", "config.json")
 
 
@@ -48,6 +50,7 @@ class Run:
     folder: Path
     scored: list[tuple[str, Table, list[Metric], dict[str, Interval]]] = field(default_factory=list)
     answers: list[Answers] = field(default_factory=list)
+    seeds: list[tuple[str, list[Metric], dict[str, OverSeeds]]] = field(default_factory=list)
     plots: list[Path] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
 
@@ -118,7 +121,7 @@ def collect(
                 table, metrics = load(path)
                 checked: Method = "percentile" if method == "percentile" else "bca"
                 figures = intervals(table, metrics, checked, rounds, seed=seed)
-                run.scored.append((path.stem, table, metrics, figures))
+                run.scored.append((_name(path, folder), table, metrics, figures))
             elif path.suffix == ".svg" or (path.suffix == ".png" and path.with_suffix(".svg") not in files):
                 if path.stat().st_size <= LARGEST:
                     run.plots.append(path)
@@ -126,7 +129,45 @@ def collect(
                     run.unread.append(f"{path.relative_to(folder)}: {path.stat().st_size:,} bytes")
         except (ValueError, OSError) as error:
             run.unread.append(f"{path.relative_to(folder)}: {error}")
+    _add_seeds(run, "percentile" if method == "percentile" else "bca", rounds, seed)
     return run
+
+
+def _add_seeds(run: Run, method: Method, rounds: int, seed: int) -> None:
+    """Scored files NAME, NAME.seed1, NAME.seed2 … are decodings of the same questions: taken together too."""
+    groups: dict[tuple[str, str], list[tuple[Table, list[Metric]]]] = {}
+    for stem, table, metrics, _ in run.scored:
+        name = re.sub(r"\.seed\d+$", "", stem)
+        groups.setdefault((name, table.benchmark), []).append((table, metrics))
+    for (name, _), found in groups.items():
+        if len(found) < 2:
+            continue
+        tables = [table for table, _ in found]
+        metrics = [m for m in found[0][1] if all(m.name in {x.name for x in each} for _, each in found)]
+        try:
+            spread = {m.name: over_seeds(tables, m, method, rounds, seed=seed) for m in metrics}
+        except ValueError as error:
+            run.unread.append(f"{name}, {len(tables)} seeds: {error}")
+            continue
+        run.seeds.append((f"{name}, {len(tables)} seeds", metrics, spread))
+
+
+def seed_rows(run: Run) -> Iterator[tuple[str, list[list[str]]]]:
+    """Of each group of seeds (name, lines): metric, mean, standard deviations between, decoding, items."""
+    for name, metrics, spread in run.seeds:
+        lines = []
+        for metric in metrics:
+            each = spread[metric.name]
+            scale, digits = (100, 2) if metric.unit == "%" else (1, 3)
+            deviations = (each.between, each.sd_decoding, each.sd_items)
+            lines.append(
+                [
+                    headed(metric),
+                    shown(metric, each.mean),
+                    *("–" if x != x else f"{x * scale:.{digits}f}" for x in deviations),
+                ]
+            )
+        yield name, lines
 
 
 def markdown(title: str, runs: Sequence[Run]) -> str:
@@ -140,6 +181,12 @@ def markdown(title: str, runs: Sequence[Run]) -> str:
             cells = [shown(metric, figures.get(metric.name)) for metric in columns]
             lines.append(f"| {_cell(name)} | " + " | ".join(cells) + " |")
         lines.append("")
+    for run in runs:
+        for name, rows_of_seeds in seed_rows(run):
+            lines += [f"## {_cell(f'{run.name} {name}')}", "", "| " + " | ".join(SEED_COLUMNS) + " |"]
+            lines.append("|---" * len(SEED_COLUMNS) + "|")
+            lines += ["| " + " | ".join(map(_cell, each)) + " |" for each in rows_of_seeds]
+            lines.append("")
     counted = [(run, answers) for run in runs for answers in run.answers]
     if counted:
         lines += [
@@ -243,7 +290,7 @@ def _answers(path: Path, folder: Path, examples: int) -> Answers | None:
     mean = {name: sum(each) / count if len(each) == count else None for name, each in sums.items()}
     return Answers(
         path, count, mean["tokens"], mean["seconds"], mean["unresolved"], empty / count,
-        tuple((corrected + others)[:examples]), path.relative_to(folder).with_suffix("").as_posix(),
+        tuple((corrected + others)[:examples]), _name(path, folder),
     )  # fmt: skip
 
 
@@ -258,6 +305,11 @@ def _unresolved(row: Mapping[str, Any]) -> float | None:
         return float(row["unresolved"])
     said = row.get("successful_correction", row.get("resolved"))
     return None if said is None else float(said is False)
+
+
+def _name(path: Path, folder: Path) -> str:
+    """Below the run's folder, without the ending."""
+    return path.relative_to(folder).with_suffix("").as_posix()
 
 
 def _names(folders: Sequence[Path]) -> list[str]:

@@ -138,7 +138,7 @@ def test_mcnemar_is_for_yes_or_no_alone():
 
 
 def test_few_events_are_no_verdict():
-    """Five unresolved answers against none would be called worse, though chance does that one time in sixteen."""
+    """Five unresolved answers against none would be called worse: chance does that one time in sixteen."""
     a = table({"right": [1] * 5 + [0] * 55})
     b = table({"right": [0] * 60})
     (found,) = compare(a, b, [ACCURACY])

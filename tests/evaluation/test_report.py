@@ -79,6 +79,21 @@ def test_one_page_holds_scores_costs_plots_and_examples(tmp_path):
     assert [a.read_bytes() for a in again] == [b.read_bytes() for b in written]
 
 
+def test_decoding_seeds_are_taken_together(tmp_path):
+    """What sampling adds would have to be read off three lines."""
+    folder = run(tmp_path / "ours")
+    for seed, wrong in ((1, (1, 0, 1)), (2, (0, 0, 1))):
+        run(tmp_path / f"s{seed}", wrong)
+        (tmp_path / f"s{seed}" / "chair.json").rename(folder / f"chair.seed{seed}.json")
+    write_report([folder], tmp_path / "out", rounds=200)
+    lines = (tmp_path / "out" / "report.md").read_text().splitlines()
+    assert "## ours chair, 3 seeds" in lines
+    mean = np.mean([1, 2, 1]) / 7
+    (row,) = [line for line in lines if line.startswith("| CHAIRi % ↓ |")]
+    assert f"{100 * mean:.1f} (" in row and f"| {100 * np.std([1, 2, 1], ddof=1) / 7:.2f} |" in row
+    assert "Decoding seeds: ours chair, 3 seeds" in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_markdown_is_one_table_a_benchmark(tmp_path):
     """A name would break a row of the table."""
     evil = run(tmp_path / "a|b", name="x")
