@@ -58,9 +58,11 @@ def compare(
     if unknown:
         raise ValueError(f"no metric {', '.join(unknown)} in {first}: it has {', '.join(known)}")
     metrics = [m for m in metrics if not metric or m.name in metric]
-    theirs_too = {column for m in metrics for column in _needs(m)} - set(theirs.columns)
-    if theirs_too:
-        raise ValueError(f"{second} lacks the columns {', '.join(sorted(theirs_too))} that {first} has")
+    both = [m for m in metrics if _needs(m) <= set(theirs.columns)]
+    left_out = [m.title or m.name for m in metrics if m not in both]
+    if left_out and (metric or not both):
+        raise ValueError(f"{second} does not hold what {', '.join(left_out)} is made of: compare others")
+    metrics = both
     found = pair(
         ours,
         theirs,
@@ -85,14 +87,16 @@ def compare(
         from reverse.evaluation.plots import forest
 
         out.mkdir(parents=True, exist_ok=True)
-        forest(found, out / "forest", f"{ours.benchmark}: {first.stem} − {second.stem}")
+        forest(found, out / "forest", f"{ours.benchmark}: {' − '.join(_names(first, second))}")
         write_json(out / "compare.json", content)
     if as_json:
         typer.echo(json.dumps(content, indent=1))
         return
-    Console().print(_differences(found, first.stem, second.stem, level, ours.benchmark))
+    Console().print(_differences(found, *_names(first, second), level, ours.benchmark))
     for line in _remarks(found):
         typer.echo(line)
+    if left_out:
+        typer.echo(f"only in {first}: {', '.join(left_out)}")
     if out is not None:
         typer.echo(f"{out}: compare.json, forest.png, forest.svg")
 
@@ -296,6 +300,13 @@ def _differences(found: list[Any], first: str, second: str, level: float, benchm
             f"{each.p_holm:.4f}",
         )
     return shown
+
+
+def _names(first: Path, second: Path) -> tuple[str, str]:
+    """What the two are called: the files' names, with their folders' where they share one."""
+    if first.stem != second.stem:
+        return first.stem, second.stem
+    return f"{first.resolve().parent.name}/{first.stem}", f"{second.resolve().parent.name}/{second.stem}"
 
 
 def _remarks(found: list[Any]) -> list[str]:

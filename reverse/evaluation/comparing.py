@@ -19,7 +19,7 @@ from scipy.stats import binomtest
 
 from reverse.evaluation.bootstrap import REPLICATES
 from reverse.evaluation.intervals import DEFAULT, Interval, Method, Resampling, aligned, intervals
-from reverse.evaluation.tables import Metric, Sums, Table
+from reverse.evaluation.tables import Metric, Sums, Table, columns_of
 
 __all__ = ["Difference", "compare", "holm", "mcnemar", "permutation"]
 
@@ -80,6 +80,14 @@ def compare(
     if not metrics:
         raise ValueError("no metrics to compare: name at least one")
     second = aligned(first, second, names)
+    shared = [name for name in first.columns if name in second.columns]
+    first, second = (replace(t, columns={name: t.columns[name] for name in shared}) for t in (first, second))
+    for metric in metrics:
+        if not set(columns_of(metric.form)) <= set(shared):
+            gone = ", ".join(sorted(columns_of(metric.form) - set(shared)))
+            raise ValueError(
+                f"metric {metric.name!r} needs {gone}, which {' and '.join(names)} do not both have"
+            )
     joint = Table(
         first.benchmark,
         first.clusters,
@@ -131,7 +139,8 @@ def permutation(
     Exact where all swaps of the images that differ are no more than `rounds`; else (1 + as extreme) /
     (1 + rounds), which no test exceeds its level by (Phipson and Smyth 2010).
     """
-    names = list(first.totals)
+    # only what the metric reads: images that differ in nothing else leave fewer swaps, often few enough for all
+    names = sorted(columns_of(metric.form)) or list(first.totals)
     a, b = (np.stack([run.totals[name] for name in names], axis=1) for run in (first, second))
     observed = first.point(metric) - second.point(metric)
     if not np.isfinite(observed):

@@ -82,6 +82,17 @@ def test_compare_refuses_what_is_no_pair(tmp_path, scored):
     assert "bca or percentile" in call("compare", *scored, "--method", "normal", code=2)
 
 
+def test_compare_leaves_out_what_one_run_does_not_have(tmp_path, scored):
+    """A run with checking off has no unresolved answers, and could not be compared with one that has."""
+    content = json.loads(scored[1].read_text())
+    del content["columns"]["any"]
+    content["metrics"] = content["metrics"][:1]
+    scored[1].write_text(json.dumps(content))
+    assert f"only in {scored[0]}: CHAIRs" in call("compare", *scored).replace("\n", "")
+    shown = " ".join(call("compare", *scored, "--metric", "chair_s", code=2).split())
+    assert "does not hold what CHAIRs is made of" in shown
+
+
 def test_sweep_of_stored_answers(tmp_path, answers):
     """The detector could not be measured without decoding anew."""
     shown = call("sweep", answers[0], "--truth", "stored", "--out", tmp_path / "out", "--rounds", 50)

@@ -163,6 +163,8 @@ def test_other_questions_are_refused_by_name():
     moved = table(dict(a.columns), clusters=["x"] * 10)
     with pytest.raises(ValueError, match="other images"):
         compare(a, moved, [CHAIR_I])
+    with pytest.raises(ValueError, match="'accuracy' needs right"):
+        compare(a, a, [ACCURACY])
     with pytest.raises(ValueError, match="no metrics"):
         compare(a, a, [])
 
