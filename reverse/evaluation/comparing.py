@@ -139,7 +139,7 @@ def permutation(
     Exact where all swaps of the images that differ are no more than `rounds`; else (1 + as extreme) /
     (1 + rounds), which no test exceeds its level by (Phipson and Smyth 2010).
     """
-    # only what the metric reads: images that differ in nothing else leave fewer swaps, often few enough for all
+    # only what the metric reads: fewer images differ then, often few enough to try every swap
     names = sorted(columns_of(metric.form)) or list(first.totals)
     a, b = (np.stack([run.totals[name] for name in names], axis=1) for run in (first, second))
     observed = first.point(metric) - second.point(metric)
