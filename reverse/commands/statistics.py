@@ -240,6 +240,11 @@ def calibrate(
         typer.echo(f"{said} {calibrating.promise(found)}")
     if written:
         typer.echo(written)
+        if not found.decoded:
+            typer.echo(
+                "this promise is of striking out, not of decoding with the threshold: --decode tests that",
+                err=True,
+            )
     if found.threshold is None:
         raise typer.Exit(1)
 

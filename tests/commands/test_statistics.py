@@ -157,6 +157,7 @@ def test_calibrate_promises_and_writes(tmp_path, answers):
         written["threshold"] == content["threshold"] and "at most 0.05" in written["calibration"]["promise"]
     )
     assert content["test"]["observed"] <= 0.05
+    assert "not of decoding with the threshold" in call(*words, "--write")
     assert json.loads((tmp_path / "out" / "calibration.json").read_text()) == content
 
 
