@@ -22,7 +22,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from reverse import __version__
-from reverse.commands import checkpoints, evaluate, making
+from reverse.commands import checkpoints, evaluate, making, statistics
 from reverse.commands import data as data_commands
 from reverse.commands import train as train_command
 
@@ -189,6 +189,7 @@ def data_scenes(
 
 checkpoints.register(app)
 evaluate.register(app)
+statistics.register(app)
 data_commands.register(data)
 
 
