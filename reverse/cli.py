@@ -24,6 +24,7 @@ from typer.core import TyperGroup
 from reverse import __version__
 from reverse.commands import checkpoints, making
 from reverse.commands import data as data_commands
+from reverse.commands import score as scoring
 
 REFUSALS = (ValueError, TypeError, OSError)
 
@@ -184,6 +185,7 @@ def data_scenes(
 
 checkpoints.register(app)
 data_commands.register(data)
+scoring.register(app, data)
 
 
 def _hush() -> None:
