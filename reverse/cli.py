@@ -22,7 +22,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from reverse import __version__
-from reverse.commands import checkpoints, making
+from reverse.commands import checkpoints, making, statistics
 from reverse.commands import data as data_commands
 from reverse.commands import score as scoring
 
@@ -184,6 +184,7 @@ def data_scenes(
 
 
 checkpoints.register(app)
+statistics.register(app)
 data_commands.register(data)
 scoring.register(app, data)
 

@@ -3,7 +3,8 @@
     interval(wrong, mentioned, seed=0)       # (point, low, high) of sum(wrong) / sum(mentioned)
 
 A ratio of sums is the statistic CHAIR is; its percentile interval over resampled items is taken from
-B replicates with one seeded generator.
+B replicates with one seeded generator. For any other metric, several rows an image, parts, and BCa see
+`reverse.evaluation.intervals`, which draws as this does.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-__all__ = ["difference", "interval"]
+__all__ = ["REPLICATES", "difference", "interval", "weights"]
 
 REPLICATES = 2000
 
@@ -24,7 +25,7 @@ def interval(
     Args: `part`, `whole` one number an item, of equal length.
     """
     part, whole = np.asarray(part, dtype=float), np.asarray(whole, dtype=float)
-    draws = _weights(len(part), replicates, seed)
+    draws = weights(len(part), replicates, seed)
     return _summary(_ratio(part.sum(), whole.sum()), _ratio(draws @ part, draws @ whole), level)
 
 
@@ -43,7 +44,7 @@ def difference(
     )
     if len(p1) != len(p2):
         raise ValueError(f"a paired comparison needs the same items, got {len(p1)} and {len(p2)}")
-    draws = _weights(len(p1), replicates, seed)
+    draws = weights(len(p1), replicates, seed)
     point = _ratio(p1.sum(), w1.sum()) - _ratio(p2.sum(), w2.sum())
     spread = _ratio(draws @ p1, draws @ w1) - _ratio(draws @ p2, draws @ w2)
     if relative:
@@ -52,8 +53,11 @@ def difference(
     return _summary(point, spread, level)
 
 
-def _weights(items: int, replicates: int, seed: int) -> np.ndarray:
-    """How often each item is drawn in each replicate, shape (replicates, items)."""
+def weights(items: int, replicates: int, seed: int | np.random.Generator) -> np.ndarray:
+    """How often each item is drawn in each replicate, shape (replicates, items).
+
+    A generator that is given goes on where it was. Raises ValueError where there is nothing to draw from.
+    """
     if items == 0:
         raise ValueError("no items to resample: the interval needs at least one scored answer")
     return np.random.default_rng(seed).multinomial(items, np.full(items, 1 / items), size=replicates)

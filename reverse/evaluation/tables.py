@@ -7,17 +7,28 @@
 A scorer returns a `Table` and names its `Metric`s; intervals, comparisons and reports need to know no
 more. Nearly every published figure is a function of column sums (a mean, a ratio, F1, a macro average over
 parts), so a bootstrap is one matrix product; what is not (AUROC) is a function of rows.
+
+    save(path, table, metrics)                              # a scored file: one JSON object
+    table, metrics = load(path)
+
+A scored file holds no code: a metric made by `ratio`, `f1` or `macro` is written as its form and made again
+from it; any other is looked up by benchmark and name among those that its scorer gave to `register`.
 """
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-__all__ = ["Metric", "Sums", "Table", "ratio"]
+from reverse.data.files import write_json
+
+__all__ = ["Metric", "Sums", "Table", "columns_of", "f1", "load", "macro", "ratio", "register", "save"]
 
 Sums = Mapping[str, np.ndarray]  # of each column, shape (..., parts): summed over the rows of each part
 
@@ -72,6 +83,7 @@ class Metric:
     rows: Callable[[Mapping[str, np.ndarray]], float] | None = None
     unit: Literal["%", "", "tokens", "s", "words"] = "%"  # "%": a share, shown times 100
     title: str = ""
+    form: Mapping[str, Any] = field(default_factory=dict)  # what a scored file keeps of it, see `load`
 
 
 def ratio(
@@ -83,4 +95,144 @@ def ratio(
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.asarray(sums[part].sum(axis=-1) / sums[whole].sum(axis=-1))
 
-    return Metric(name, better, of, **kwargs)
+    return Metric(name, better, of, form={"ratio": [part, whole]}, **kwargs)
+
+
+def f1(
+    name: str,
+    hits: str,
+    false_alarms: str,
+    misses: str,
+    better: Literal["low", "high", "neither"] = "high",
+    **kwargs: Any,
+) -> Metric:
+    """2 hits / (2 hits + false alarms + misses), over all parts together."""
+
+    def of(sums: Sums) -> np.ndarray:
+        tp, fp, fn = (sums[column].sum(axis=-1) for column in (hits, false_alarms, misses))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(2 * tp / (2 * tp + fp + fn))
+
+    return Metric(name, better, of, form={"f1": [hits, false_alarms, misses]}, **kwargs)
+
+
+def macro(metric: Metric) -> Metric:
+    """The mean over parts of a function of sums, each part by itself. Raises ValueError for one of rows."""
+    inner = metric.of
+    if inner is None:
+        raise ValueError(f"{metric.name!r} is a function of rows: a macro average needs one of sums")
+
+    def of(sums: Sums) -> np.ndarray:
+        return np.asarray(inner({column: each[..., None] for column, each in sums.items()}).mean(axis=-1))
+
+    return replace(metric, of=of, form={"macro": metric.form} if metric.form else {})
+
+
+# ---------------------------------------------------------------------- scored files
+_FORMAT = "reverse-scored-1"
+_registered: dict[tuple[str, str], Metric] = {}
+_BETTER = ("low", "high", "neither")
+
+
+def register(benchmark: str, metrics: Sequence[Metric]) -> None:
+    """Make metrics that have no form known to `load`; a scorer does so when it is imported."""
+    _registered.update({(benchmark, metric.name): metric for metric in metrics})
+
+
+def save(path: Path, table: Table, metrics: Sequence[Metric]) -> None:
+    """Write a scored file, whole or not at all: the table's columns as lists, and its metrics by form.
+
+    Raises ValueError for a column that is not finite, which JSON cannot hold.
+    """
+    for name, column in table.columns.items():
+        if not np.isfinite(column).all():
+            raise ValueError(f"column {name!r} has a value that is not finite: a count is missing")
+    content = {
+        "format": _FORMAT,
+        "benchmark": table.benchmark,
+        "metrics": [
+            {"name": m.name, "better": m.better, "unit": m.unit, "title": m.title, "form": dict(m.form)}
+            for m in metrics
+        ],
+        "notes": dict(table.notes),
+        "keys": list(table.keys),
+        "clusters": list(table.clusters),
+        "parts": None if table.parts is None else list(table.parts),
+        "columns": {name: _plain(column) for name, column in table.columns.items()},
+    }
+    write_json(path, content)
+
+
+def load(path: Path) -> tuple[Table, list[Metric]]:
+    """A scored file's table and metrics. Raises ValueError that says what is wrong with the file."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no scored file ({error}): `reverse score … --save` writes one") from None
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise ValueError(
+            f"{path} is no scored file (no format {_FORMAT!r}): `reverse score … --save` writes one"
+        )
+    try:
+        columns = {str(n): np.array(c, dtype=float) for n, c in content["columns"].items()}
+        clusters = [str(cluster) for cluster in content["clusters"]]
+        parts = None if content.get("parts") is None else [str(part) for part in content["parts"]]
+        keys = [str(key) for key in content.get("keys", [])]
+        for name, some in (("parts", parts), ("keys", keys)):
+            if some and len(some) != len(clusters):
+                raise ValueError(f"{name!r} has {len(some)} rows, 'clusters' {len(clusters)}")
+        table = Table(
+            str(content["benchmark"]), clusters, columns, parts, keys, dict(content.get("notes") or {})
+        )
+        metrics = [_known(table, metric) for metric in content["metrics"]]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}): score the answers again") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return table, metrics
+
+
+def _plain(column: np.ndarray) -> list[float]:
+    """Whole numbers as such: half the size, and readable."""
+    return [int(x) if x == math.floor(x) else float(x) for x in np.asarray(column, dtype=float)]
+
+
+def _known(table: Table, stored: Mapping[str, Any]) -> Metric:
+    """The metric of a stored description. Raises ValueError where nothing says how it is computed."""
+    name, form = str(stored["name"]), stored.get("form") or {}
+    looks = {"unit": stored.get("unit", "%"), "title": str(stored.get("title", ""))}
+    better = stored.get("better")
+    if better not in _BETTER:
+        raise ValueError(f"metric {name!r} has better={better!r}: known are {', '.join(_BETTER)}")
+    found = _formed(name, better, form, looks)
+    if found is None:
+        found = _registered.get((table.benchmark, name))
+    if found is None:
+        raise ValueError(
+            f"nothing known computes the metric {name!r} of {table.benchmark!r}: it has no form, and no "
+            "scorer of this installation registered it"
+        )
+    missing = sorted(columns_of(found.form) - set(table.columns))
+    if missing:
+        raise ValueError(f"metric {name!r} needs the columns {', '.join(missing)}, which are not there")
+    return found
+
+
+def _formed(name: str, better: Any, form: Mapping[str, Any], looks: Mapping[str, Any]) -> Metric | None:
+    if "macro" in form:
+        inner = _formed(name, better, form["macro"], looks)
+        return None if inner is None else macro(inner)
+    if len(form.get("ratio", ())) == 2:
+        part, whole = map(str, form["ratio"])
+        return ratio(name, part, whole, better, **looks)
+    if len(form.get("f1", ())) == 3:
+        hits, false_alarms, misses = map(str, form["f1"])
+        return f1(name, hits, false_alarms, misses, better, **looks)
+    return None
+
+
+def columns_of(form: Mapping[str, Any]) -> set[str]:
+    """The columns that a form reads."""
+    if "macro" in form:
+        return columns_of(form["macro"])
+    return set(map(str, [*form.get("ratio", ()), *form.get("f1", ())]))
