@@ -109,7 +109,7 @@ def benchmark_of(answers: Sequence[Answer], truth: str | Path) -> str:
 
 def _of_truth(truth: str | Path, answers: Sequence[Answer]) -> list[str]:
     from reverse.evaluation.scoring import amber, coco_truth, haloquest, mme, mmhal, yesno
-    from reverse.evaluation.scoring.rows import locate, read_json
+    from reverse.evaluation.scoring.rows import locate, read_rows
 
     patterns: dict[str, tuple[Sequence[str], Sequence[str]]] = {
         "chair": (coco_truth.PLACES, ["instances*.json"]),
@@ -126,7 +126,7 @@ def _of_truth(truth: str | Path, answers: Sequence[Answer]) -> list[str]:
             continue
         if name == "amber":
             kinds: dict[str, Any] = {
-                str(item.get("id")): item.get("type") for item in read_json(amber.annotation_file(truth))
+                str(item.get("id")): item.get("type") for item in read_rows(amber.annotation_file(truth))
             }
             name = "amber-g" if any(kinds.get(a.question_id) == "generative" for a in answers) else "amber-d"
         elif name == "pope" and (stem := paths[0].name.partition("_")[0]) in ("aokvqa", "gqa"):

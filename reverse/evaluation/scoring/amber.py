@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from reverse.evaluation.scoring import language
-from reverse.evaluation.scoring.rows import Answer, all_answered, locate, make_table, read_json
+from reverse.evaluation.scoring.rows import Answer, all_answered, locate, make_table, read_json, read_rows
 from reverse.evaluation.scoring.yesno import both_readings, by_group, quartet, read_amber
 from reverse.evaluation.tables import Metric, Table, ratio
 
@@ -109,7 +109,7 @@ def _items(truth: str | Path) -> dict[str, Mapping[str, Any]]:
     """Annotations by id."""
     path = annotation_file(truth)
     items: dict[str, Mapping[str, Any]] = {}
-    for item in read_json(path):
+    for item in read_rows(path):
         try:
             items[str(item["id"])] = item
             kind, labels = item["type"], item["truth"]

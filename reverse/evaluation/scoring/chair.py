@@ -20,7 +20,7 @@ import numpy as np
 from reverse.evaluation.scoring import language
 from reverse.evaluation.scoring.chair_words import mentions
 from reverse.evaluation.scoring.coco_truth import PLACES, coco_truth
-from reverse.evaluation.scoring.rows import Answer, all_answered, listed, locate, make_table, read_json
+from reverse.evaluation.scoring.rows import Answer, all_answered, listed, locate, make_table, read_rows
 from reverse.evaluation.tables import Metric, Table, ratio
 
 __all__ = ["METRICS", "score"]
@@ -48,7 +48,7 @@ def score(
     """
     questions = locate(truth, PLACES, _QUESTIONS)
     if questions:
-        asked = [str(row["question_id"]) for row in read_json(questions[0])]
+        asked = [str(row["question_id"]) for row in read_rows(questions[0])]
         all_answered("CHAIR", asked, answers, partial)
     known = coco_truth(truth, workers, progress)
     unknown = []

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from reverse.evaluation.scoring.judge import Judge
-from reverse.evaluation.scoring.rows import Answer, all_answered, locate, make_table, read_json
+from reverse.evaluation.scoring.rows import Answer, all_answered, locate, make_table, read_rows
 from reverse.evaluation.scoring.yesno import by_group
 from reverse.evaluation.tables import Metric, Table, ratio
 
@@ -118,7 +118,7 @@ def _items(truth: str | Path) -> dict[str, Mapping[str, Any]]:
             f"hallucination_type"
         )
     items: dict[str, Mapping[str, Any]] = {}
-    for number, row in enumerate(read_json(found[0]), 1):
+    for number, row in enumerate(read_rows(found[0]), 1):
         if not isinstance(row, dict) or not {"question_id", "text", "answer"} <= row.keys():
             raise ValueError(f"{found[0]}: entry {number} lacks question_id, text or answer: {str(row)[:60]}")
         items[str(row["question_id"])] = row

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from reverse.evaluation.scoring.rows import Answer, listed, locate, make_table, read_json
+from reverse.evaluation.scoring.rows import Answer, listed, locate, make_table, read_rows
 from reverse.evaluation.scoring.yesno import both_readings, by_group, read_mme
 from reverse.evaluation.tables import Metric, Sums, Table, ratio, register
 
@@ -198,7 +198,7 @@ def _rows(truth: str | Path) -> Iterator[tuple[str, str, str, str]]:
 
 def _read(path: Path) -> Iterator[dict[str, Any]]:
     if path.suffix != ".parquet":
-        yield from read_json(path)
+        yield from read_rows(path)
         return
     try:
         import pyarrow.parquet as pq

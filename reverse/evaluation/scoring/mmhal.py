@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from reverse.evaluation.scoring.judge import Judge
-from reverse.evaluation.scoring.rows import Answer, all_answered, locate, make_table, read_json
+from reverse.evaluation.scoring.rows import Answer, all_answered, locate, make_table, read_rows
 from reverse.evaluation.scoring.yesno import by_group
 from reverse.evaluation.tables import Metric, Table, ratio
 
@@ -136,7 +136,7 @@ def _items(truth: str | Path) -> dict[str, Mapping[str, Any]]:
             "Shengcao1006/MMHal-Bench"
         )
     items: dict[str, Mapping[str, Any]] = {}
-    for number, row in enumerate(read_json(found[0])):
+    for number, row in enumerate(read_rows(found[0])):
         if not isinstance(row, dict) or not {"question", "gt_answer"} <= row.keys():
             raise ValueError(f"{found[0]}: entry {number} lacks question or gt_answer: {str(row)[:60]}")
         items[str(row.get("question_id", row.get("id", number)))] = row

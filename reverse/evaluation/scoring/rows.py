@@ -28,6 +28,7 @@ __all__ = [
     "make_table",
     "read_answers",
     "read_json",
+    "read_rows",
 ]
 
 SHOWN = 5  # names in an error
@@ -130,6 +131,12 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is not UTF-8 text ({error}): fetch it again") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is damaged ({error}): fetch it again") from None
+
+
+def read_rows(path: Path) -> list[Any]:
+    """A JSON list, or JSON lines (one line too), as a list. Raises ValueError as `read_json`."""
+    content = read_json(path)
+    return content if isinstance(content, list) else [content]
 
 
 def locate(truth: str | Path, places: Sequence[str], names: Sequence[str]) -> list[Path]:

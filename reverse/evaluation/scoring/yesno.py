@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from reverse.evaluation.scoring.rows import Answer, listed, locate, make_table, read_json
+from reverse.evaluation.scoring.rows import Answer, listed, locate, make_table, read_rows
 from reverse.evaluation.tables import Metric, Table, f1, macro, ratio
 
 __all__ = ["Reading", "read_amber", "read_mme", "read_pope", "score", "strict"]
@@ -230,7 +230,7 @@ def _labels(truth: str | Path, stem: str) -> dict[str, dict[tuple[str, str], lis
             if name is None or (name[1] or stem) != stem or name[2] in found:
                 continue
             rows: dict[tuple[str, str], list[str]] = {}
-            for row in read_json(path):
+            for row in read_rows(path):
                 try:
                     key = _key(row["image"], row["text"])
                     label = str(row["label"]).strip().lower()
@@ -253,7 +253,7 @@ def _labels(truth: str | Path, stem: str) -> dict[str, dict[tuple[str, str], lis
 def _question_file(truth: str | Path) -> dict[str, dict[str, Any]]:
     """LLaVA's question file, where it is there: which setting a question id belongs to."""
     found = locate(truth, PLACES, ["*pope*.jsonl"])
-    rows = [row for path in found for row in read_json(path) if isinstance(row, dict)]
+    rows = [row for path in found for row in read_rows(path) if isinstance(row, dict)]
     return {str(row["question_id"]): row for row in rows if "question_id" in row and "category" in row}
 
 

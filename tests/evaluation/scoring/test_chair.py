@@ -65,7 +65,7 @@ def own_cache(tmp_path, monkeypatch, request):
 
 
 def test_the_vocabulary_is_the_published_one():
-    """A word lost or added changes every figure; the hashes are of the published list, its slips taken out."""
+    """A word lost or added changes every figure; the hashes are of the published list less its slips."""
 
     def digest(table):
         return hashlib.sha256("\n".join(f"{k}={v}" for k, v in sorted(table.items())).encode()).hexdigest()
