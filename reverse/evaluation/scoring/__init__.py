@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reverse.evaluation.scoring.rows import Answer, cost_metrics, read_answers
+from reverse.evaluation.scoring.rows import Answer, cost_metrics, of_a_whole_run, read_answers
 from reverse.evaluation.tables import Metric, Table
 
 if TYPE_CHECKING:
@@ -43,7 +43,9 @@ def score_file(
     not there, ValueError for answers that cannot be scored, with the reason.
     """
     answers = read_answers(answers_path)
-    name = benchmark_of(answers, truth) if benchmark is None else _known(benchmark)
+    if not partial:
+        of_a_whole_run(answers_path, answers)
+    name = benchmark_of(answers, truth) if benchmark is None else _agreed(_known(benchmark), answers)
     if not Path(truth).exists():
         raise FileNotFoundError(f"no truth at {truth}: give the benchmark's folder")
     table, metrics = _score(name, answers, truth, judge, partial, workers, progress)
@@ -86,12 +88,27 @@ def _score(
     return haloquest.score(answers, truth, judge, partial, progress)
 
 
+def _agreed(name: str, answers: Sequence[Answer]) -> str:
+    """The benchmark that was asked for. Raises ValueError where the rows say that they answer another."""
+    for answer in answers:
+        told = str(_named(answer) or name)
+        if told != name and not {told, name} <= {"mme", "mme-hall"}:
+            raise ValueError(
+                f"line {answer.line} is an answer to {told}, not to {name}: leave --benchmark out"
+            )
+    return name
+
+
+def _named(answer: Answer) -> Any:
+    return answer.row.get("benchmark") or answer.metadata.get("benchmark")
+
+
 def benchmark_of(answers: Sequence[Answer], truth: str | Path) -> str:
     """The benchmark that the rows name (`benchmark`, in the row or its metadata), else what the truth is of.
 
     Raises ValueError where neither tells it.
     """
-    named = {str(name) for a in answers if (name := a.row.get("benchmark") or a.metadata.get("benchmark"))}
+    named = {str(name) for answer in answers if (name := _named(answer))}
     if len(named) == 1:
         return _known(named.pop())
     if len(named) > 1:

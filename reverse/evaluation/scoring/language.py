@@ -190,7 +190,7 @@ def _wordnet_file(name: str) -> str:
     for place in (f"corpora/wordnet/{name}", f"corpora/wordnet.zip/wordnet/{name}"):
         try:
             with nltk.data.find(place).open() as stream:
-                return stream.read().decode("utf-8") if hasattr(stream, "read") else ""
+                return stream.read().decode("utf-8")
         except LookupError:
             continue
     raise ValueError(f"NLTK finds no WordNet file {name}: run `reverse data language`")

@@ -203,7 +203,7 @@ def _read(path: Path) -> Iterator[dict[str, Any]]:
     try:
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise ImportError('parquet files need pyarrow: pip install "reverse-vlm[train]"') from error
+        raise ImportError('parquet files need pyarrow: pip install "reverse-vlm[eval]"') from error
     yield from pq.read_table(path, columns=["question_id", "category", "question", "answer"]).to_pylist()
 
 

@@ -4,7 +4,7 @@
     answers[0].text, answers[0].question_id, answers[0].image
 
 A row is a JSON object with at least `question_id` and `text`; `image_id`, `prompt`, `metadata`, `usage`,
-`phrases` and `successful_correction` are used where they are there.
+`timing`, `phrases` and `successful_correction` are used where they are there.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ __all__ = [
     "listed",
     "locate",
     "make_table",
+    "of_a_whole_run",
     "read_answers",
     "read_json",
     "read_rows",
@@ -112,6 +113,26 @@ def _answer(path: Path, line: str, number: int, last: bool) -> Answer:
     )
 
 
+def of_a_whole_run(path: str | Path, answers: Sequence[Answer]) -> None:
+    """Refuse a run that is not finished: NAME.run.json beside NAME.jsonl lists what it asks.
+
+    Raises ValueError naming what is missing.
+    """
+    run = Path(path).with_suffix(".run.json")
+    if not run.is_file():
+        return
+    content = read_json(run)
+    questions = content.get("questions") if isinstance(content, dict) else None
+    ids = questions.get("ids") if isinstance(questions, dict) else None
+    given = {answer.question_id for answer in answers}
+    missing = [name for name in map(str, ids or ()) if name not in given]
+    if missing:
+        raise ValueError(
+            f"{path} is of a run that is not finished, {len(missing)} of {len(ids or ())} questions have no "
+            f"answer: {listed(missing)}; start `reverse eval` again, or give --partial to score the others"
+        )
+
+
 def read_json(path: Path) -> Any:
     """A JSON file, or JSON lines as a list. Raises ValueError naming the file and the line."""
     try:
@@ -184,11 +205,11 @@ def all_answered(what: str, asked: Iterable[str], answers: Sequence[Answer], par
         )
 
 
-# What every table has beside its own columns; "usage" ones only where each row tells them.
+# What every table has beside its own columns, only where each row tells it.
 _COSTS: Mapping[str, Callable[[Mapping[str, Any]], float]] = {
-    "kept_tokens": lambda usage: float(usage["kept"]),
-    "made_tokens": lambda usage: float(usage["kept"] + usage["discarded"]),
-    "seconds": lambda usage: float(usage["seconds"]),
+    "kept_tokens": lambda row: float(row["usage"]["kept"]),
+    "made_tokens": lambda row: float(row["usage"]["kept"] + row["usage"]["discarded"]),
+    "seconds": lambda row: float((row["timing"] if "timing" in row else row["usage"])["seconds"]),
 }
 
 
@@ -214,7 +235,7 @@ def make_table(
         every["phrases"] = [float(len(value)) for value in phrases]  # type: ignore[arg-type]
     for name, of in _COSTS.items():
         try:
-            every[name] = [of(answer.row["usage"]) for answer in answers]
+            every[name] = [of(answer.row) for answer in answers]
         except (KeyError, TypeError, ValueError):
             continue  # an answers file of another program: no costs
     return Table(

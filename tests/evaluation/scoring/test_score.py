@@ -105,6 +105,24 @@ def test_what_cannot_be_told_is_asked_for(scenes, tmp_path):
     assert result.exit_code == 2 and "pope_random.json" in result.stderr
 
 
+def test_answers_that_name_another_benchmark(scenes, tmp_path):
+    """POPE's answers are about the same pictures: CHAIR would score them as captions."""
+    folder, rows = scenes
+    path = write_answers(tmp_path / "a.jsonl", [r | {"metadata": {"benchmark": "pope"}} for r in rows])
+    result = run(path, "--truth", folder, "--benchmark", "chair")
+    assert result.exit_code == 2 and "line 1 is an answer to pope, not to chair" in result.stderr
+
+
+def test_a_run_that_is_not_finished(scenes, tmp_path):
+    """The list of a run's questions lies beside its answers; half a run would be reported as all of it."""
+    folder, rows = scenes
+    path = write_answers(tmp_path / "a.jsonl", rows)
+    (tmp_path / "a.run.json").write_text(json.dumps({"questions": {"ids": [*range(6), 77]}}))
+    result = run(path, "--truth", folder)
+    assert result.exit_code == 2 and "1 of 7 questions have no answer: 77" in result.stderr
+    assert run(path, "--truth", folder, "--partial", "--rounds", 0).exit_code == 0
+
+
 def test_line_separators_in_answers(tmp_path):
     """U+2028 in an answer would end its line."""
     path = tmp_path / "a.jsonl"
