@@ -132,9 +132,9 @@ def _of_truth(truth: str | Path, answers: Sequence[Answer]) -> list[str]:
         "chair": (coco_truth.PLACES, ["instances*.json"]),
         "amber": (amber.PLACES, ["relation.json"]),
         "pope": (yesno.PLACES, ["*pope_random.json", "*pope_popular.json", "*pope_adversarial.json"]),
-        "mme": (mme.PLACES, ["mme*.jsonl", "data/*.parquet", "MME_Benchmark_release_version"]),
+        "mme": (mme.PLACES, ["mme.jsonl", "data/*.parquet", "MME_Benchmark_release_version"]),
         "mmhal": (mmhal.PLACES, ["response_template.json"]),
-        "haloquest": (haloquest.PLACES, ["haloquest*.jsonl"]),
+        "haloquest": (haloquest.PLACES, ["haloquest-eval.jsonl"]),
     }
     found = []
     for name, (places, files) in patterns.items():

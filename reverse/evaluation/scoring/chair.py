@@ -31,7 +31,7 @@ METRICS = (
     ratio("recall", "named", "objects", "high", title="recall"),
     ratio("length", "words", "answers", "neither", unit="words", title="length, words and punctuation"),
 )
-_QUESTIONS = ("chair-500.jsonl", "questions.jsonl")
+_QUESTIONS = "chair-500.jsonl"
 
 
 def score(
@@ -43,12 +43,13 @@ def score(
 ) -> tuple[Table, list[Metric]]:
     """One row an answer: wrong and all mentions, objects of the image, those named, words.
 
-    Raises ValueError for an image that is not in the truth, and, where the list of questions lies beside the
-    truth, for questions without an answer.
+    Raises ValueError for an image that is not in the truth, and, where the published list of questions lies
+    beside the truth and the answers are to it, for questions without an answer.
     """
-    questions = locate(truth, PLACES, _QUESTIONS)
-    if questions:
-        asked = [str(row["question_id"]) for row in read_rows(questions[0])]
+    questions = locate(truth, PLACES, [_QUESTIONS])
+    asked = [str(row.get("question_id")) for path in questions for row in read_rows(path)]
+    published = bool(asked) and {answer.question_id for answer in answers} <= set(asked)
+    if published:
         all_answered("CHAIR", asked, answers, partial)
     known = coco_truth(truth, workers, progress)
     unknown = []
@@ -66,6 +67,7 @@ def score(
     names = ("mentions", "wrong", "any_wrong", "objects", "named", "words")
     columns = dict(zip(names, counts.T, strict=True))
     notes = {
+        "questions": _QUESTIONS if published else "a list of the run's own",
         "truth": known.sources,
         "language": language.versions(),
         "published": _published(columns),

@@ -111,7 +111,7 @@ def read_verdict(reply: Mapping[str, Any]) -> float:
 
 
 def _items(truth: str | Path) -> dict[str, Mapping[str, Any]]:
-    found = locate(truth, PLACES, ["haloquest*.jsonl", "haloquest*.json"])
+    found = locate(truth, PLACES, ["haloquest-eval.jsonl"])
     if not found:
         raise FileNotFoundError(
             f"no haloquest-eval.jsonl under {truth}: it holds question_id, image, text, answer, "

@@ -11,6 +11,7 @@ in an answer change nothing.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -28,9 +29,11 @@ HALLUCINATION = ("existence", "count", "position", "color")
 PERCEPTION = (*HALLUCINATION, "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 PLACES = (".", "MME", "mme")
-_LINES = ("mme*.jsonl", "mme*.json")
+_LINES = ("mme.jsonl", "mme.json")
 _PARQUET = ("data/*.parquet", "parquet/*.parquet", "*.parquet")
-_SUFFIX = "please answer yes or no"
+_REQUEST = re.compile(
+    r"(?:please answer yes or no|answer the question using a single word or phrase)\b\.?", re.IGNORECASE
+)
 
 
 def score(
@@ -216,10 +219,7 @@ def _asked(answer: Answer) -> tuple[str, str, str]:
 
 def _plain(question: str) -> str:
     """Without the requests for a short answer, which some programs take out or add."""
-    text = " ".join(question.lower().split())
-    for request in ("answer the question using a single word or phrase", _SUFFIX):
-        text = text.replace(f"{request}.", "").replace(request, "")
-    return text.strip()
+    return " ".join(_REQUEST.sub(" ", question).split())
 
 
 def _complete(

@@ -129,7 +129,7 @@ def read_rating(reply: Mapping[str, Any]) -> float:
 
 def _items(truth: str | Path) -> dict[str, Mapping[str, Any]]:
     """Questions by id: their own, else their place in the file, as published."""
-    found = locate(truth, PLACES, ["response_template.json", "mmhal*.json", "mmhal*.jsonl"])
+    found = locate(truth, PLACES, ["response_template.json"])
     if not found:
         raise FileNotFoundError(
             f"no response_template.json under {truth}: MMHal-Bench's questions are in test_data.zip of "

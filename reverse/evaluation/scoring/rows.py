@@ -238,12 +238,15 @@ def make_table(
             every[name] = [of(answer.row) for answer in answers]
         except (KeyError, TypeError, ValueError):
             continue  # an answers file of another program: no costs
+    keys = [answer.question_id for answer in answers]
+    if len(set(keys)) < len(keys):  # MME as published: both questions of a picture have its id
+        keys = [f"{answer.question_id} {answer.prompt}" for answer in answers]
     return Table(
         benchmark,
         list(clusters) if clusters is not None else [a.image or a.question_id for a in answers],
         {name: np.asarray(column, dtype=float) for name, column in every.items()},
         list(parts) if parts is not None else None,
-        [answer.question_id for answer in answers],
+        keys,
         dict(notes or {}),
     )
 

@@ -231,6 +231,8 @@ def test_questions_beside_the_truth_must_be_answered(made, tmp_path):
         path = write_answers(tmp_path / "a.jsonl", rows[:2])
         with pytest.raises(ValueError, match="1 of 3 questions of CHAIR have no answer: 2; start"):
             score_file(path, folder, "chair")
+        own = write_answers(tmp_path / "own.jsonl", [rows[0], row("mine", "A dog.", rows[1]["image_id"])])
+        assert "own" in score_file(own, folder, "chair")[0].notes["questions"]
         assert len(chair.score(read_answers(path), folder, partial=True)[0].clusters) == 2
     finally:
         questions.unlink()

@@ -213,6 +213,15 @@ def test_mme_parity(mme_files, tmp_path):
     assert len(set(table.clusters)) == 80 * 14 and table.columns["pairs"].sum() == 80 * 14
 
 
+def test_mme_ids_as_published(mme_files, tmp_path):
+    """Both questions of a picture have its id: one would be a repetition, or lost in comparing."""
+    folder, _, answers, _ = mme_files
+    want = score_file(write_answers(tmp_path / "a.jsonl", answers), folder)
+    rows = [answer | {"question_id": answer["question_id"].partition("#")[0]} for answer in answers]
+    table, metrics = score_file(write_answers(tmp_path / "a.jsonl", rows), folder)
+    assert figures((table, metrics)) == figures(want) and len(set(table.keys)) == len(answers)
+
+
 def test_mme_stored_tables_are_read_again(mme_files, tmp_path):
     """A total is no ratio: a stored table would lose it."""
     folder, _, answers, _ = mme_files
