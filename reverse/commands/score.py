@@ -153,8 +153,14 @@ def _print(console: Console, table: Any, metrics: Any, found: Any, rounds: int) 
     console.print(shown)
     for key, value in table.notes.items():
         if value not in (0, [], {}, "") and key not in ("truth", "language"):
-            text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
-            console.print(Text(f"{key.replace('_', ' ')}: {text}", style="dim"), soft_wrap=True)
+            console.print(Text(f"{key.replace('_', ' ')}: {_words(value)}", style="dim"), soft_wrap=True)
+
+
+def _words(value: Any) -> str:
+    if not isinstance(value, dict):
+        return str(value)
+    nested = any(isinstance(inner, dict) for inner in value.values())
+    return ("; " if nested else ", ").join(f"{key} {_words(inner)}" for key, inner in value.items())
 
 
 def _number(value: float, unit: str) -> str:
