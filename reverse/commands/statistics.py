@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-TRUTH = "What knows which phrases are wrong: scenes, or `stored` where the answers say it themselves."
+from reverse.evaluation.naming import heading
+
+TRUTH = "Knows which phrases are wrong: scenes, chair:FOLDER, amber-g:FOLDER, or stored (in the answers)."
 ANSWERS = "Answers made with checking off (JSON lines), which hold p(</UN>) of every phrase."
 
 
@@ -88,6 +91,8 @@ def compare(
         typer.echo(json.dumps(content, indent=1))
         return
     Console().print(_differences(found, first.stem, second.stem, level, ours.benchmark))
+    for line in _remarks(found):
+        typer.echo(line)
     if out is not None:
         typer.echo(f"{out}: compare.json, forest.png, forest.svg")
 
@@ -199,7 +204,7 @@ def calibrate(
     if decode and found.threshold is not None:
         from reverse.evaluation.decoded_risk import calibrate_decoding
 
-        found, content["decoded"] = calibrate_decoding(
+        found, content["decoding"] = calibrate_decoding(
             str(model),
             found.threshold,
             (out or Path("calibration")) / "decoded",
@@ -225,8 +230,8 @@ def calibrate(
         typer.echo(json.dumps(finite(content), indent=1))
         return
     _say_calibration(Console(), content)
-    if "decoded" in content:
-        Console().print(_decoded_risk(content["decoded"]))
+    if "decoding" in content:
+        Console().print(_decoded_risk(content["decoding"]))
         said = "cannot be promised of decoding" if found.threshold is None else f"{found.threshold:g}:"
         typer.echo(f"{said} {calibrating.promise(found)}")
     if written:
@@ -239,7 +244,8 @@ def report(
     folders: Annotated[list[Path], typer.Argument(help="Folders with answers, scored files, plots.")],
     out: Annotated[Path, typer.Option(help="Folder for report.html and report.md.")] = Path("report"),
     title: Annotated[str, typer.Option(help="Of the page.")] = "Evaluation",
-    examples: Annotated[int, typer.Option(help="Answers shown of each folder.")] = 6,
+    examples: Annotated[int, typer.Option(help="Answers shown of each file, corrected ones first.")] = 6,
+    images: Annotated[Path | None, typer.Option(help="Folder of the examples' pictures.")] = None,
     method: Annotated[str, typer.Option(help="bca or percentile.")] = "bca",
     rounds: Annotated[int, typer.Option(help="Of the bootstrap.")] = 2000,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
@@ -255,6 +261,7 @@ def report(
         out,
         title=title,
         examples=examples,
+        images=images,
         method=method,
         rounds=rounds,
         seed=seed,
@@ -267,42 +274,44 @@ def report(
 # ---------------------------------------------------------------------- shown
 def _differences(found: list[Any], first: str, second: str, level: float, benchmark: str) -> Table:
     shown = Table(
-        title=f"{benchmark}: {first} − {second}, {level:.0%} paired over images, p corrected by Holm"
+        title=f"{benchmark}: {first} − {second}",
+        caption=f"{level:.0%} intervals paired over images, p by swapping images, corrected by Holm",
+        box=SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
     )
-    for i, name in enumerate(("", first, second, "difference", "interval", "p", "p (Holm)", "McNemar")):
-        shown.add_column(name, justify="right" if i else "left", overflow="fold")
+    for i, name in enumerate(("", "first", "second", "difference", "interval", "p", "Holm")):
+        shown.add_column(name, justify="right" if i else "left", no_wrap=i > 0)
     colours = {"better": "green", "worse": "red", "": ""}
     for each in found:
         scale, digits = (100, 2) if each.unit == "%" else (1, 3)
-        arrow = {"low": " ↓", "high": " ↑"}.get(each.better, "")
         gap = each.difference
         shown.add_row(
-            each.title + (" %" if each.unit == "%" else f" ({each.unit})" if each.unit else "") + arrow,
+            heading(each.title, each.unit, each.better),
             f"{each.first * scale:.{digits}f}",
             f"{each.second * scale:.{digits}f}",
             Text(f"{gap.point * scale:+.{digits}f}", colours[each.verdict]),
-            _range(gap.low, gap.high, digits, scale),
+            _range(gap.low, gap.high, digits, scale) if gap.low < gap.high else "–",
             f"{each.p:.4f}" + ("=" if each.exact else ""),
             f"{each.p_holm:.4f}",
-            ""
-            if each.p_mcnemar is None
-            else f"{each.p_mcnemar:.4f} ({each.discordant[0]}/{each.discordant[1]})",
         )
-    notes = sorted({each.difference.note for each in found if each.difference.note})
-    notes += ["= exact: every swap of images tried"] if any(each.exact for each in found) else []
-    if notes:
-        shown.caption = "; ".join(notes)
     return shown
 
 
-def _mcnemar(each: Any) -> str:
-    if each.p_mcnemar is None:
-        return ""
-    return f"{each.p_mcnemar:.4f} ({each.discordant[0]}/{each.discordant[1]})"
+def _remarks(found: list[Any]) -> list[str]:
+    """What stands below the table."""
+    lines = ["= exact: every swap of images was tried"] if any(each.exact for each in found) else []
+    lines += [
+        f"McNemar, answers taken for independent: {each.title} p {each.p_mcnemar:.4f} "
+        f"({each.discordant[0]} only in the first, {each.discordant[1]} only in the second)"
+        for each in found
+        if each.p_mcnemar is not None and sum(each.discordant)
+    ]
+    return lines + [f"{each.title}: {each.difference.note}" for each in found if each.difference.note]
 
 
 def _decoded(points: list[dict[str, Any]]) -> Table:
-    shown = Table(title="Decoded anew, 95 % over scenes")
+    shown = Table(title="Decoded anew, 95 % over scenes", box=SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(("threshold", "CHAIRi %", "coverage %", "made / kept", "unresolved %")):
         shown.add_column(name, justify="right" if i else "left")
     for point in points:
@@ -310,7 +319,7 @@ def _decoded(points: list[dict[str, Any]]) -> Table:
         for name, scale, digits in (("chair_i", 100, 1), ("coverage", 100, 1), ("tokens_ratio", 1, 2),
                                     ("unresolved", 100, 1)):  # fmt: skip
             value, low, high = point[name]
-            cells.append(f"{value * scale:.{digits}f} {_range(low, high, digits, scale)}")
+            cells.append(f"{value * scale:.{digits}f} ({_range(low, high, digits, scale)})")
         shown.add_row("off" if point["threshold"] is None else f"{point['threshold']:g}", *cells)
     return shown
 
@@ -334,7 +343,7 @@ def _say_calibration(console: Console, content: dict[str, Any]) -> None:
         each = content["test"]
         console.print(
             f"test: {each['images']} pictures, mean {each['observed']:.4f} "
-            f"{_range(each['low'], each['high'], 4)}, {each['kept']:.1%} of the phrases kept",
+            f"({_range(each['low'], each['high'], 4)}), {each['kept']:.1%} of the phrases kept",
             highlight=False,
         )
     again = content["resplits"]
@@ -349,9 +358,14 @@ def _say_calibration(console: Console, content: dict[str, Any]) -> None:
 
 
 def _decoded_risk(tried: list[dict[str, Any]]) -> Table:
-    shown = Table(title="Decoded with the threshold: mean share of false ones among accepted phrases")
-    for name in ("threshold", "mean", "95 %", "p", "needs", "CHAIRi %", "unresolved %", "made / kept"):
-        shown.add_column(name, justify="right")
+    shown = Table(
+        title="Decoded: mean share of false ones among accepted phrases",
+        box=SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+    )
+    for name in ("threshold", "mean", "95 %", "p", "needs", "CHAIRi %", "unresolved %", "made/kept"):
+        shown.add_column(name, justify="right", no_wrap=True)
     for each in tried:
         shown.add_row(
             f"{each['threshold']:g}",
@@ -368,19 +382,25 @@ def _decoded_risk(tried: list[dict[str, Any]]) -> Table:
 
 def _range(low: float | None, high: float | None, digits: int, scale: float = 1) -> str:
     if low is None or high is None or low != low or high != high:
-        return "(–)"
-    return f"({low * scale:.{digits}f} to {high * scale:.{digits}f})"
+        return "–"
+    between = "–" if low >= 0 else " to "
+    return f"{low * scale:.{digits}f}{between}{high * scale:.{digits}f}"
 
 
 # ---------------------------------------------------------------------- given
 def _truth(name: str, world_seed: int) -> Any:
-    from reverse.evaluation.truth import SceneTruth
+    from reverse.evaluation.truth import BenchmarkTruth, SceneTruth
 
     if name == "stored":
         return None
     if name == "scenes":
         return SceneTruth(world_seed)
-    raise ValueError(f"truth must be scenes or stored, got {name!r}")
+    benchmark, _, folder = name.partition(":")
+    if folder and benchmark in BenchmarkTruth.COLUMNS:
+        if not Path(folder).exists():
+            raise FileNotFoundError(f"no truth at {folder!r}: name the folder of the benchmark's files")
+        return BenchmarkTruth(folder, benchmark)
+    raise ValueError(f"truth must be scenes, stored, chair:FOLDER or amber-g:FOLDER, got {name!r}")
 
 
 def _thresholds(given: str) -> list[float]:

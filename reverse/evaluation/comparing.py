@@ -46,9 +46,13 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """ "better", "worse" or "" for the first, where the interval leaves zero out."""
+        """What the first is, "better" or "worse", where the interval leaves zero out and the test agrees.
+
+        With few events the bootstrap alone is too sure: five against none of 60 leaves zero out. Else "".
+        """
         low, high = self.difference.low, self.difference.high
-        if self.better == "neither" or not (low > 0 or high < 0):
+        clear = (low > 0 or high < 0) and self.p <= 1 - self.difference.level + 1e-9
+        if self.better == "neither" or not clear:
             return ""
         return "better" if (low > 0) == (self.better == "high") else "worse"
 

@@ -101,7 +101,7 @@ def roc(detector: Detector, path: Path) -> list[Path]:
 
 
 def reliability(detector: Detector, path: Path, bins: int = 10) -> list[Path]:
-    """Share of wrong phrases against mean p, bins of equal mass; both axes logarithmic where p is small."""
+    """Share of wrong phrases against mean p, bins of equal mass."""
     with figure(4.4, 4.0) as (shown, axis):
         table = detector.reliability(bins)
         axis.plot([0, 1], [0, 1], color="#9aa0a6", lw=0.8, ls="--")

@@ -17,7 +17,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,7 +33,7 @@ from reverse.evaluation.bootstrap import difference, interval
 from reverse.models import default_threshold, load
 from reverse.tokens import strip
 
-__all__ = ["Contender", "answer", "auroc", "measure", "score", "summarise", "yes_no"]
+__all__ = ["Contender", "answer", "auroc", "measure", "picture", "score", "summarise", "yes_no"]
 
 PROMPT = "Describe this image."
 
@@ -122,7 +122,7 @@ def answer(
     return generate(
         model,
         processor,
-        images=[_picture(scene) for scene in scenes],
+        images=[picture(scene) for scene in scenes],
         prompt=list(prompts) if prompts is not None else [PROMPT] * len(scenes),
         mode=contender.mode,
         max_new_tokens=max_new_tokens,
@@ -174,10 +174,12 @@ def measure(
     batch_size: int = 16,
     max_new_tokens: int = 128,
     quiet: bool = False,
+    by: Callable[[Sequence[Scene]], Sequence[Result]] | None = None,
 ) -> list[dict[str, Any]]:
     """Answers of one contender about `count` scenes, in `out/<name>.jsonl`; finished lines are not repeated.
 
-    Each batch is appended and synced before the next begins; a torn one is decoded again.
+    Each batch is appended and synced before the next begins; a torn one is decoded again. `by` answers in the
+    place of `answer()`, for what no setting of `generate()` is; `contender` then names and describes it.
     """
     path = out / f"{contender.name}.jsonl"
     out.mkdir(parents=True, exist_ok=True)
@@ -192,8 +194,12 @@ def measure(
             scenes = [
                 make_scene(split, i, seed) for i in range(len(rows), min(count, len(rows) + batch_size))
             ]
-            results = answer(
-                contender, loaded, scenes, batch_size=batch_size, max_new_tokens=max_new_tokens, seed=seed
+            results = (
+                by(scenes)
+                if by is not None
+                else answer(
+                    contender, loaded, scenes, batch_size=batch_size, max_new_tokens=max_new_tokens, seed=seed
+                )
             )
             fresh = [score(scene, result) for scene, result in zip(scenes, results, strict=True)]
             file.writelines(json.dumps(row) + "\n" for row in fresh)
@@ -207,7 +213,8 @@ def measure(
     return rows[:count]
 
 
-def _picture(scene: Scene) -> Any:
+def picture(scene: Scene) -> Any:
+    """A scene as a PIL image."""
     from PIL import Image
 
     return Image.fromarray(render(scene))

@@ -164,7 +164,9 @@ def save(path: Path, table: Table, metrics: Sequence[Metric]) -> None:
 
 
 def load(path: Path) -> tuple[Table, list[Metric]]:
-    """A scored file's table and metrics. Raises ValueError that says what is wrong with the file."""
+    """A scored file's table and metrics. Raises FileNotFoundError; ValueError for a damaged one."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no scored file {str(path)!r}: `reverse score … --save` writes one")
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:

@@ -4,29 +4,35 @@
 
 Read are answers files (`phrases` a list of {text, p_un, …}) and the files of `reverse.evaluation.scenes`
 (`phrases` a list of [text, p, wrong], already judged). A phrase is wrong when an object that it names is not
-in the picture; one that names none is left out. Other truths (CHAIR, AMBER) are objects with the same method.
+in the picture; one that names none is left out. CHAIR and AMBER judge a phrase as if it were a caption, with
+their own words and truth (`BenchmarkTruth`); a phrase alone is tagged a little differently than in its
+sentence, so its objects may differ from those of the whole answer now and then.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
 from reverse.evaluation.detector import Detector
 
-__all__ = ["SceneTruth", "Truth", "phrases_of", "read_phrases", "read_rows"]
+__all__ = ["BenchmarkTruth", "SceneTruth", "Truth", "read_phrases", "read_rows"]
 
 _SCENE = re.compile(r"(?<![A-Za-z0-9])(train|val|test|shift)-(\d{6,})(?!\d)")
 
 
+Row = Mapping[str, Any]
+
+
 class Truth(Protocol):
-    def wrong(self, image: str, phrase: str) -> bool | None:
-        """Whether a phrase about a picture is wrong; None where it names nothing that could be.
+    def judge(self, phrases: Sequence[tuple[Row, str]]) -> Sequence[bool | None]:
+        """Of each (row of the answers, phrase) whether it is wrong; None where it names no object.
 
         Raises ValueError for a picture that the truth does not know.
         """
@@ -40,14 +46,16 @@ class SceneTruth:
         self.seed = seed
         self._known: dict[str, frozenset[str]] = {}
 
-    def wrong(self, image: str, phrase: str) -> bool | None:
+    def judge(self, phrases: Sequence[tuple[Row, str]]) -> list[bool | None]:
+        """As `Truth.judge`."""
         from reverse.data.scenes import find_objects
 
-        named = find_objects(phrase)
-        if not named:
-            return None
-        truth = self.objects(image)
-        return any(mention.name not in truth for mention in named)
+        judged: list[bool | None] = []
+        for row, phrase in phrases:
+            named = find_objects(phrase)
+            truth = self.objects(_picture(row)) if named else frozenset()
+            judged.append(any(mention.name not in truth for mention in named) if named else None)
+        return judged
 
     def objects(self, image: str) -> frozenset[str]:
         """Names of what stands in a scene."""
@@ -63,57 +71,96 @@ class SceneTruth:
         return self._known[image]
 
 
+class BenchmarkTruth:
+    """CHAIR's or AMBER's truth, in the folder of its published files; `benchmark` "chair" or "amber-g".
+
+    Raises ValueError for another benchmark.
+    """
+
+    COLUMNS: ClassVar = {"chair": ("wrong", "mentions"), "amber-g": ("made_up", "nouns")}
+
+    def __init__(self, folder: str | Path, benchmark: str = "chair"):
+        if benchmark not in self.COLUMNS:
+            raise ValueError(f"phrases are judged by {', '.join(self.COLUMNS)}, got {benchmark!r}")
+        self.folder, self.benchmark = Path(folder), benchmark
+
+    def judge(self, phrases: Sequence[tuple[Row, str]]) -> list[bool | None]:
+        """As `Truth.judge`: one call of the benchmark's scorer, each phrase as an answer of its own."""
+        if not phrases:
+            return []
+        answer = import_module("reverse.evaluation.scoring.rows").Answer
+        scorer = import_module(f"reverse.evaluation.scoring.{self.benchmark.split('-')[0]}")
+        asked = [
+            answer(
+                str(row.get("question_id")),
+                PurePosixPath(_picture(row)).name,
+                str(row.get("prompt", "")),
+                phrase,
+                row.get("metadata") or {},
+                {},
+                i,
+            )
+            for i, (row, phrase) in enumerate(phrases, 1)
+        ]
+        table, _ = scorer.score(asked, self.folder, partial=True)
+        wrong, named = (table.columns[name] for name in self.COLUMNS[self.benchmark])
+        return [bool(w > 0) if n > 0 else None for w, n in zip(wrong, named, strict=True)]
+
+
 def read_phrases(path: str | Path, truth: Truth | None = None) -> Detector:
     """Every object phrase with a p of an answers file, judged.
 
     Raises FileNotFoundError; ValueError for a file that is no answers file, for answers that were corrected
     while they were made, and where no phrase can be judged.
     """
-    p: list[float] = []
-    wrong: list[float] = []
-    image: list[int] = []
     images: dict[str, int] = {}
+    found: list[tuple[int, float, bool | None]] = []
+    unjudged: list[tuple[Row, str]] = []
+    places: list[int] = []
     for number, row in read_rows(path):
-        name, found = phrases_of(row, truth, f"{path}, line {number}")
+        where = f"{path}, line {number}"
         if row.get("successful_correction", row.get("resolved")) is not None:
             raise ValueError(
-                f"{path}, line {number} was made with checking on, so phrases above its threshold are gone: "
+                f"{where} was made with checking on, so phrases above its threshold are gone: "
                 "answer again with --mode plain, which stores p of every phrase"
             )
-        place = images.setdefault(name, len(images))
-        for _, score, label in found:
-            p.append(score)
-            wrong.append(float(label))
-            image.append(place)
-    return Detector(np.array(p), np.array(wrong), np.array(image, int), tuple(images))
+        place = images.setdefault(_picture(row), len(images))
+        for text, p, label in _phrases_of(row, where):
+            if label is None:
+                if truth is None:
+                    raise ValueError(f"{where} does not say which phrases are wrong: name a truth")
+                unjudged.append((row, text))
+                places.append(len(found))
+            found.append((place, p, label))
+    if truth is not None:
+        for at, judged in zip(places, truth.judge(unjudged), strict=True):
+            found[at] = (*found[at][:2], judged)
+    kept = [each for each in found if each[2] is not None]
+    return Detector(
+        np.array([p for _, p, _ in kept]),
+        np.array([float(bool(wrong)) for _, _, wrong in kept]),
+        np.array([place for place, _, _ in kept], int),
+        tuple(images),
+    )
 
 
-def phrases_of(
-    row: Mapping[str, Any], truth: Truth | None, where: str = "a row"
-) -> tuple[str, list[tuple[str, float, bool]]]:
-    """A row's picture, and (text, p, wrong) of every phrase that has a p and can be judged.
-
-    Raises ValueError for a row of another shape, or one that needs a truth that is not given.
-    """
-    name = str(row.get("image_id", row.get("image", row.get("id", row.get("question_id")))))
+def _phrases_of(row: Row, where: str) -> Iterator[tuple[str, float, bool | None]]:
+    """(text, p, wrong or None) of every phrase with a p. Raises ValueError for another shape."""
     listed = row.get("phrases")
     if not isinstance(listed, list):
         raise ValueError(f"{where} has no list of phrases: was it made by `reverse eval`?")
-    found = []
     for phrase in listed:
         if isinstance(phrase, list) and len(phrase) == 3:
-            found.append((str(phrase[0]), float(phrase[1]), bool(phrase[2])))
-            continue
-        if not isinstance(phrase, Mapping) or not isinstance(phrase.get("text"), str):
+            yield str(phrase[0]), float(phrase[1]), bool(phrase[2])
+        elif isinstance(phrase, Mapping) and isinstance(phrase.get("text"), str):
+            if phrase.get("p_un") is not None:
+                yield phrase["text"], float(phrase["p_un"]), None
+        else:
             raise ValueError(f"{where} has a phrase of another shape: {phrase!r:.60}")
-        if phrase.get("p_un") is None:
-            continue
-        if truth is None:
-            raise ValueError(f"{where} does not say which phrases are wrong: name a truth")
-        judged = truth.wrong(name, phrase["text"])
-        if judged is not None:
-            found.append((phrase["text"], float(phrase["p_un"]), judged))
-    return name, found
+
+
+def _picture(row: Row) -> str:
+    return str(row.get("image_id", row.get("image", row.get("id", row.get("question_id")))))
 
 
 def read_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:

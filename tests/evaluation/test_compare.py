@@ -137,6 +137,14 @@ def test_mcnemar_is_for_yes_or_no_alone():
     assert compare(a, b, [ACCURACY])[0].discordant == (5, 1)
 
 
+def test_few_events_are_no_verdict():
+    """Five unresolved answers against none would be called worse, though chance does that one time in sixteen."""
+    a = table({"right": [1] * 5 + [0] * 55})
+    b = table({"right": [0] * 60})
+    (found,) = compare(a, b, [ACCURACY])
+    assert found.difference.low > 0 and found.p == 2 / 2**5 and found.exact and found.verdict == ""
+
+
 def test_holm_by_hand():
     """One of twenty metrics would be significant by chance."""
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])

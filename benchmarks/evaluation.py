@@ -1,0 +1,225 @@
+"""Resampling on scenes against what the same tokens buy otherwise; the detector and its promises.
+
+    python benchmarks/evaluation.py --tagged tiny-llava --twin out/twin --out OUT        # a GPU, or patience
+    python benchmarks/evaluation.py --out OUT --count 60 --calibration 120               # rehearsal, CPU
+
+Contenders describe the same test scenes: the plain twin (where one is given), the tagged model with checking
+off and on (with the settings of the scenes claims, and the library's own), best of n by likelihood and by
+mean p(`</CN>`), n chosen so that it costs at least the tokens of resampling, and VCD. All are compared with
+resampling as pairs, with Holm's correction over the metrics of a pair. The detector is measured on the
+answers with checking off; its threshold is calibrated on val and checked on test, over 200 divisions.
+
+`OUT` holds every answer (a stopped run goes on), a scored file and a forest plot for each contender, and
+evaluation.json; `--results FILE` merges that into a file of claims and keeps those made elsewhere
+(`chair_parity_captions`, `chair_score_seconds_500`, `kills_survived`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from reverse.data.files import write_json
+from reverse.evaluation import calibrating
+from reverse.evaluation.baselines import best_of_n, candidates_for, contrastive
+from reverse.evaluation.comparing import compare
+from reverse.evaluation.decoded_risk import calibrate_decoding
+from reverse.evaluation.intervals import intervals
+from reverse.evaluation.plots import forest
+from reverse.evaluation.scene_tables import METRICS, scene_table
+from reverse.evaluation.scenes import PROMPT, Contender, environment, measure, picture
+from reverse.evaluation.sweeping import finite, sweep
+from reverse.evaluation.tables import save
+from reverse.evaluation.truth import read_phrases
+from reverse.models import default_threshold, load
+
+# As in benchmarks/scenes_training.py: ten attempts at almost one temperature repeat one phrase here.
+SETTINGS = {"local_attempts": 4, "temperature_step": 0.4, "temperature_rise": 1.2, "on_exhausted": "drop"}
+BASELINES = ("likelihood", "confidence")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--tagged", default="tiny-llava")
+    parser.add_argument("--twin", help="plain twin: same base, no tags")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--count", type=int, default=500, help="test scenes")
+    parser.add_argument("--calibration", type=int, default=500, help="val scenes")
+    parser.add_argument("--risk", type=float, default=0.05)
+    parser.add_argument("--threshold", type=float, help="of resampling; else the checkpoint's")
+    parser.add_argument("--temperature", type=float, default=0.7, help="of best of n")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--device", default=None)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--coverage", type=Path, default=Path("benchmarks/results/coverage.json"))
+    parser.add_argument("--no-decoding-risk", action="store_true", help="skip calibrating decoding itself")
+    parser.add_argument("--results", type=Path, help="file of claims to merge into")
+    given = parser.parse_args()
+    import torch
+
+    device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    tagged = load(given.tagged, device=device)
+    threshold = given.threshold or default_threshold(tagged[0])
+    report: dict[str, Any] = {
+        "threshold": threshold,
+        "settings": SETTINGS,
+        "seconds": {},
+        "count": given.count,
+    }
+    rows = _contenders(given, tagged, threshold, device, report)
+    _table(given, rows, report)
+    _detector(given, tagged, report)
+    report["claims"] = _claims(given, report)
+    command = shlex.join(["python", "benchmarks/evaluation.py", *sys.argv[1:]])
+    report |= environment(device) | {"command": command}
+    write_json(given.out / "evaluation.json", finite(report))
+    if given.results:
+        before = json.loads(given.results.read_text(encoding="utf-8")) if given.results.exists() else {}
+        report["claims"] = {**before.get("claims", {}), **report["claims"]}
+        write_json(given.results, finite({**before, **report}))
+    print(json.dumps(finite(report["claims"])))
+
+
+def _contenders(
+    given: argparse.Namespace, tagged: Any, threshold: float, device: str, report: dict[str, Any]
+) -> dict[str, list[dict[str, Any]]]:
+    """Everyone's answers about the test scenes, as rows of counts."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+
+    def run(
+        contender: Contender,
+        loaded: Any,
+        by: Callable[[Sequence[Any]], Any] | None = None,
+        split: str = "test",
+        count: int = given.count,
+    ) -> list[dict[str, Any]]:
+        began = time.perf_counter()
+        folder = given.out / split
+        found = measure(
+            contender, loaded, folder, split=split, count=count, seed=given.seed,
+            batch_size=given.batch_size, quiet=True, by=by,
+        )  # fmt: skip
+        report["seconds"][f"{split}/{contender.name}"] = round(time.perf_counter() - began, 1)
+        print(f"{split}/{contender.name}: {len(found)} scenes", flush=True)
+        return found
+
+    name = given.tagged
+    if given.twin:
+        twin = load(given.twin, device=device, require_tokens=False)
+        rows["twin"] = run(Contender("twin", given.twin, "plain"), twin)
+    rows["off"] = run(Contender("off", name, "plain"), tagged)
+    rows["on"] = run(Contender("on", name, threshold=threshold, settings=SETTINGS), tagged)
+    rows["library"] = run(Contender("library", name, threshold=threshold), tagged)
+    made = sum(row["generated"] for row in rows["on"]) / sum(row["generated"] for row in rows["off"])
+    n = candidates_for(made)
+    report |= {"tokens_over_off": made, "n": n}
+
+    # Both rules choose among the same answers, which are made once a batch.
+    held: dict[str, dict[str, list[Any]]] = {}
+
+    def choose(rule: str) -> Callable[[Sequence[Any]], Any]:
+        def by(scenes: Sequence[Any]) -> Any:
+            key = scenes[0].id
+            if key not in held:
+                held[key] = best_of_n(
+                    *tagged, [picture(scene) for scene in scenes], PROMPT, n=n, by=BASELINES,
+                    temperature=given.temperature, batch_size=given.batch_size,
+                    seed=given.seed + int(key.split("-")[1]),
+                )  # fmt: skip
+            return held[key][rule]
+
+        return by
+
+    for rule in BASELINES:
+        what = {"best_of": n, "by": rule, "temperature": given.temperature}
+        rows[f"best_{rule}"] = run(
+            Contender(f"best_{rule}", name, "plain", settings=what), tagged, choose(rule)
+        )
+    rows["vcd"] = run(
+        Contender("vcd", name, "plain", settings={"alpha": 1.0, "beta": 0.1, "step": 500}),
+        tagged,
+        lambda scenes: contrastive(
+            *tagged,
+            [picture(scene) for scene in scenes],
+            PROMPT,
+            batch_size=given.batch_size,
+            seed=given.seed,
+        ),
+    )
+    run(Contender("off", name, "plain"), tagged, split="val", count=given.calibration)
+    return rows
+
+
+def _table(given: argparse.Namespace, rows: dict[str, list[dict[str, Any]]], report: dict[str, Any]) -> None:
+    """Figures with intervals, and every contender against resampling."""
+    tables = {name: scene_table(found) for name, found in rows.items()}
+    report["table"], report["on_minus"] = {}, {}
+    for name, table in tables.items():
+        save(given.out / f"{name}.json", table, METRICS)
+        found = intervals(table, METRICS, seed=given.seed)
+        report["table"][name] = {metric: list(each) for metric, each in found.items()}
+        if name == "on":
+            continue
+        differences = compare(tables["on"], table, METRICS, names=("on", name), seed=given.seed)
+        report["on_minus"][name] = {each.metric: each.to_dict() for each in differences}
+        forest(differences, given.out / f"forest_{name}", f"scenes: resampling − {name}")
+    print(f"{'':16}" + "".join(f"{metric.title[:18]:>24}" for metric in METRICS))
+    for name, figures in report["table"].items():
+        cells = []
+        for metric in METRICS:
+            scale = 100 if metric.unit == "%" else 1
+            value, low, high = (scale * x for x in figures[metric.name])
+            cells.append(f"{value:.2f} ({low:.2f}–{high:.2f})".rjust(24))
+        print(f"{name:16}" + "".join(cells))
+
+
+def _detector(given: argparse.Namespace, tagged: Any, report: dict[str, Any]) -> None:
+    """Sweep of the test answers, calibration on val, the promise over divisions of both."""
+    test = read_phrases(given.out / "test" / "off.jsonl")
+    val = read_phrases(given.out / "val" / "off.jsonl")
+    report["detector"] = sweep(test, given.out / "sweep", seed=given.seed)
+    chosen = calibrating.calibrate(val, given.risk)
+    report["calibration"] = {
+        **chosen.to_dict(),
+        "promise": calibrating.promise(chosen),
+        "test": calibrating.check(test, chosen, given.seed),
+        "resplits": {
+            rule: calibrating.resplit(
+                calibrating.joined(val, test), given.risk, rule=rule, times=200, seed=given.seed
+            )
+            for rule in ("betting", "hoeffding-bentkus", "conformal")
+        },
+    }
+    if chosen.threshold is not None and not given.no_decoding_risk:
+        # the pictures that chose the start must not be those that test it
+        of_decoding, tried = calibrate_decoding(
+            given.tagged, chosen.threshold, given.out / "decoding_risk", risk=given.risk, split="test",
+            count=given.count, batch_size=given.batch_size, seed=given.seed, loaded=tagged,
+        )  # fmt: skip
+        report["calibration"]["of_decoding"] = {"chosen": of_decoding.to_dict(), "tried": tried}
+
+
+def _claims(given: argparse.Namespace, report: dict[str, Any]) -> dict[str, Any]:
+    table, again = report["table"], report["calibration"]["resplits"]["betting"]
+    rival = min(table[f"best_{rule}"]["chair_i"][0] for rule in BASELINES)  # the better one
+    claims: dict[str, Any] = {
+        "resampling_over_best_of_n": table["on"]["chair_i"][0] / rival if rival else float("nan"),
+        "auroc": report["detector"]["figures"]["auroc"]["point"],
+        "ece": report["detector"]["figures"]["ece"]["point"],
+        "calibrated_risk_promised": again["promised"],
+        "calibrated_risk_observed": again["observed"],
+    }
+    if given.coverage.is_file():
+        kinds = json.loads(given.coverage.read_text(encoding="utf-8"))["kinds"]
+        claims["coverage_of_intervals"] = {name: each["bca"]["coverage"] for name, each in kinds.items()}
+    return claims
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""`reverse compare`, `sweep`, `calibrate`, `report` as a user types them."""
+
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from reverse.cli import app
+from reverse.evaluation.tables import Table, ratio, save
+
+
+def call(*words, code=0):
+    done = CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "200"})
+    assert done.exit_code == code, done.output
+    return done.output
+
+
+@pytest.fixture
+def scored(tmp_path):
+    """Two scored files of one benchmark; the first makes less up."""
+    metrics = [
+        ratio("chair_i", "wrong", "mentions", "low", title="CHAIRi"),
+        ratio("chair_s", "any", "answers", "low", title="CHAIRs"),
+    ]
+    paths = []
+    for name, rate in (("ours", 0.05), ("base", 0.25)):
+        rng = np.random.default_rng(0)
+        wrong = rng.binomial(4, rate, 80).astype(float)
+        columns = {
+            "wrong": wrong,
+            "mentions": np.full(80, 4.0),
+            "any": (wrong > 0) * 1.0,
+            "answers": np.ones(80),
+        }
+        keys = list(map(str, range(80)))
+        save(tmp_path / f"{name}.json", Table("chair", keys, columns, keys=keys), metrics)
+        paths.append(tmp_path / f"{name}.json")
+    return paths
+
+
+@pytest.fixture
+def answers(tmp_path):
+    """Judged answers with checking off: wrong phrases have the higher p."""
+    rng = np.random.default_rng(1)
+    paths = []
+    for split, count in (("val", 300), ("test", 200)):
+        lines = []
+        for i in range(count):
+            wrong = rng.random(4) < 0.15
+            p = np.where(wrong, rng.beta(4, 3, 4), rng.beta(0.3, 8, 4))
+            phrases = [["a dog", float(x), int(w)] for x, w in zip(p, wrong, strict=True)]
+            lines.append(json.dumps({"id": f"{split}-{i:06d}", "text": "a dog", "phrases": phrases}) + "\n")
+        paths.append(tmp_path / f"{split}.jsonl")
+        paths[-1].write_text("".join(lines))
+    return paths
+
+
+def test_compare_says_who_is_better(tmp_path, scored):
+    """A user could not tell a difference from chance."""
+    shown = call("compare", *scored, "--out", tmp_path / "out")
+    assert "CHAIRi % ↓" in shown and "McNemar" in shown and "forest.svg" in shown
+    content = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert [each["verdict"] for each in content["metrics"]] == ["better", "better"]
+    assert content["metrics"][0]["p_mcnemar"] is None and content["metrics"][1]["p_mcnemar"] < 0.01
+    assert (tmp_path / "out" / "forest.png").exists()
+    only = json.loads(call("compare", *scored, "--metric", "chair_s", "--json"))
+    assert [each["metric"] for each in only["metrics"]] == ["chair_s"]
+
+
+def test_compare_refuses_what_is_no_pair(tmp_path, scored):
+    """Runs over other questions would be compared."""
+    content = json.loads(scored[1].read_text())
+    for name in ("keys", "clusters"):
+        content[name] = [*content[name][:79], "other"]
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(content))
+    shown = " ".join(call("compare", scored[0], other, code=2).split())
+    assert "lacks 1 (79)" in shown and "lacks 1 (other)" in shown
+    assert "it has chair_i, chair_s" in call("compare", *scored, "--metric", "f1", code=2)
+    assert "no scored file" in call("compare", scored[0], __file__, code=2)
+    assert "bca or percentile" in call("compare", *scored, "--method", "normal", code=2)
+
+
+def test_sweep_of_stored_answers(tmp_path, answers):
+    """The detector could not be measured without decoding anew."""
+    shown = call("sweep", answers[0], "--truth", "stored", "--out", tmp_path / "out", "--rounds", 50)
+    assert "AUROC" in shown and "1200 phrases of 300 pictures" in shown
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"detector.json", "thresholds.csv"} | {
+        f"{name}.{kind}" for name in ("roc", "reliability", "risk_coverage") for kind in ("png", "svg")
+    }
+    lines = (tmp_path / "out" / "thresholds.csv").read_text().splitlines()
+    assert lines[0].startswith("threshold,kept,risk") and lines[-1].startswith(("0.", "1,"))
+    assert len(lines) == 1201
+
+
+def test_sweep_decodes_scenes_anew(tmp_path):
+    """Hallucination, coverage and tokens at a threshold could not be seen."""
+    words = (
+        "sweep",
+        "--model",
+        "tiny-llava",
+        "--decode",
+        "0.1",
+        "--count",
+        4,
+        "--out",
+        tmp_path,
+        "--rounds",
+        20,
+    )
+    shown = call(*words)
+    assert "Decoded anew" in shown
+    lines = (tmp_path / "decoded.csv").read_text().splitlines()
+    assert len(lines) == 3 and lines[1].startswith(",4,") and lines[2].startswith("0.1,4,")
+    assert (tmp_path / "tradeoff.svg").exists() and (tmp_path / "decoded" / "on_0.1.jsonl").exists()
+    before = (tmp_path / "decoded.csv").read_bytes()
+    call(*words)  # nothing is decoded again
+    assert (tmp_path / "decoded.csv").read_bytes() == before
+
+
+def test_calibrate_promises_and_writes(tmp_path, answers):
+    """A threshold would be written without its promise, or without being asked to."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "llava"}')
+    words = (
+        "calibrate",
+        answers[0],
+        "--test",
+        answers[1],
+        "--truth",
+        "stored",
+        "--resplits",
+        20,
+        "--model",
+        folder,
+    )
+    shown = call(*words)
+    assert "with 95% confidence" in shown and "20 divisions into 250 + 250" in " ".join(shown.split())
+    assert "reverse" not in json.loads((folder / "config.json").read_text())
+    content = json.loads(call(*words, "--write", "--json", "--out", tmp_path / "out"))
+    written = json.loads((folder / "config.json").read_text())["reverse"]
+    assert (
+        written["threshold"] == content["threshold"] and "at most 0.05" in written["calibration"]["promise"]
+    )
+    assert content["test"]["observed"] <= 0.05
+    assert json.loads((tmp_path / "out" / "calibration.json").read_text()) == content
+
+
+def test_calibrate_says_when_nothing_can_be_promised(tmp_path, answers):
+    """A script would go on with a threshold that holds nothing."""
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(answers[0].read_text().splitlines(keepends=True)[:10]))
+    shown = call("calibrate", few, "--truth", "stored", code=1)
+    assert "no threshold can be promised with 10 pictures" in shown
+    shown = call("calibrate", few, "--truth", "stored", "--write", "--model", tmp_path, code=2)
+    assert "nothing can be promised" in shown
+
+
+def test_what_is_missing_is_said(tmp_path, answers):
+    """A user would see a traceback."""
+    assert "--write and --decode need --model" in call("calibrate", answers[0], "--write", code=2)
+    assert "no answers file" in call("calibrate", tmp_path / "none.jsonl", code=2)
+    assert "already" not in call("calibrate", answers[0], "--truth", "guess", code=2)
+    assert "name an answers file" in call("sweep", code=2)
+    assert "takes numbers" in call("sweep", answers[0], "--decode", "a", "--model", "tiny-llava", code=2)
+    assert "pictures are in both files" in " ".join(
+        call("calibrate", answers[0], "--test", answers[0], "--truth", "stored", code=2).split()
+    )
+    assert "no truth at" in call("sweep", answers[0], "--truth", f"chair:{tmp_path / 'no'}", code=2)
+
+
+def test_report_of_a_folder(tmp_path, scored):
+    """The page could not be made from what the other commands write."""
+    call("compare", *scored, "--out", tmp_path / "compared")
+    shown = call("report", tmp_path, "--out", tmp_path / "report", "--rounds", 100)
+    assert "report.html" in shown and "forest" in (tmp_path / "report" / "report.html").read_text()
+    assert "nothing to report" in call("report", tmp_path / "report", "--out", tmp_path / "r2", code=2)
