@@ -32,6 +32,7 @@ demo: $(STAMP)  ## what the library is for, on three pictures
 	@$(BIN)/reverse demo
 
 test: lint  ## the whole suite, after style and types
+	@$(BIN)/reverse data language
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --durations=15
 
 lint: $(STAMP)  ## style and types

@@ -24,6 +24,7 @@ from typer.core import TyperGroup
 from reverse import __version__
 from reverse.commands import checkpoints, evaluate, making, statistics
 from reverse.commands import data as data_commands
+from reverse.commands import score as scoring
 from reverse.commands import train as train_command
 
 REFUSALS = (ValueError, TypeError, OSError)
@@ -191,6 +192,7 @@ checkpoints.register(app)
 evaluate.register(app)
 statistics.register(app)
 data_commands.register(data)
+scoring.register(app, data)
 
 
 def _hush() -> None:

@@ -79,7 +79,7 @@ def negatives(
     if by == "lexicon":
         _by_lexicon(source, out, plan)
     else:
-        from reverse.data.negatives.endpoint import Endpoint
+        from reverse.data.llm import Endpoint
         from reverse.data.negatives.prompt import VERSION
 
         endpoint = Endpoint.from_environment(timeout=timeout)
@@ -115,8 +115,8 @@ def _by_lexicon(source: Path, out: Path, plan: dict[str, Any]) -> None:
 def _by_model(
     source: Path, out: Path, plan: dict[str, Any], endpoint: Any, concurrency: int, prices: Any, replies: Path
 ) -> None:
+    from reverse.data.llm import Cache, Client
     from reverse.data.negatives.asking import ask_for_negatives
-    from reverse.data.negatives.endpoint import Cache, Client
 
     async def run(part: Any, records: Iterator[dict[str, Any]], progress: Callable[[int, str], None]) -> None:
         cache = Cache(replies)

@@ -14,8 +14,8 @@ import pytest
 from typer.testing import CliRunner
 
 from reverse.cli import app
+from reverse.data.llm import Cache, Client, Endpoint, Reply
 from reverse.data.negatives.asking import ask_for_negatives
-from reverse.data.negatives.endpoint import Cache, Client, Endpoint, Reply
 from reverse.data.negatives.prompt import messages, read_reply
 from reverse.data.negatives.turns import turns_of
 from reverse.data.records import make_record, read_records, validate

@@ -3,7 +3,8 @@
     >>> records, counts, failures = next(lexicon_negatives(records, seed=0))
 
 `turns` takes records apart and pairs them, `rules` and `lexicon` say things wrongly, `filters` throws out
-what is no negative, `asking`, `prompt` and `endpoint` are for a model behind an OpenAI-compatible address.
+what is no negative, `asking` and `prompt` are for a model behind an OpenAI-compatible address
+(`reverse.data.llm`).
 """
 
 from collections import Counter

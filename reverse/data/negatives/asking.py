@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
 from reverse.data.lexicon import load_lexicon
-from reverse.data.negatives.endpoint import Client, Unanswered
+from reverse.data.llm import Client, Unanswered
 from reverse.data.negatives.filters import is_given, trivial
 from reverse.data.negatives.prompt import MOST_PHRASES, MOST_TEXT, again, messages, read_reply
 from reverse.data.negatives.turns import (

@@ -25,7 +25,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 BASE_URL, MODEL, KEY = "REVERSE_LLM_BASE_URL", "REVERSE_LLM_MODEL", "REVERSE_LLM_KEY"
-SETTINGS = {"temperature": 0, "max_tokens": 256}
+SETTINGS: Mapping[str, Any] = {"temperature": 0, "max_tokens": 256}
 LONGEST_WAIT = 60.0  # seconds between two attempts
 
 
@@ -39,20 +39,30 @@ class Endpoint:
     timeout: float = 120.0
     attempts: int = 6
     backoff: float = 1.0
+    names: tuple[str, ...] = (BASE_URL, MODEL, KEY)  # of the variables it came from, for errors
 
     @classmethod
-    def from_environment(cls, **settings: Any) -> Endpoint:
-        """Address, model and key from the environment. Raises ValueError naming what is missing."""
-        base_url, model = os.environ.get(BASE_URL, "").strip(), os.environ.get(MODEL, "").strip()
-        for name, value in ((BASE_URL, base_url), (MODEL, model)):
+    def from_environment(
+        cls, prefix: str = "REVERSE_LLM", otherwise: str = "; or use --by lexicon", **settings: Any
+    ) -> Endpoint:
+        """Address, model and key from the environment; those of another `prefix` fall back to REVERSE_LLM_….
+
+        Raises ValueError naming what is missing; `otherwise` ends its sentence.
+        """
+        names = tuple(name.replace("REVERSE_LLM", prefix) for name in (BASE_URL, MODEL, KEY))
+        base_url, model, key = (
+            os.environ.get(own, "").strip() or os.environ.get(shared, "").strip()
+            for own, shared in zip(names, (BASE_URL, MODEL, KEY), strict=True)
+        )
+        for name, value in zip(names, (base_url, model), strict=False):
             if not value:
                 raise ValueError(
-                    f"{name} is not set: a model is asked at {BASE_URL} (such as http://127.0.0.1:8000/v1), "
-                    f"by the name {MODEL}, with {KEY} if it wants a key; or use --by lexicon"
+                    f"{name} is not set: a model is asked at {names[0]} (such as http://127.0.0.1:8000/v1), "
+                    f"by the name {names[1]}, with {names[2]} if it wants a key{otherwise}"
                 )
         if urlsplit(base_url).scheme not in ("http", "https"):
-            raise ValueError(f"{BASE_URL} must begin with http:// or https://, got {base_url!r}")
-        return cls(base_url.rstrip("/"), model, os.environ.get(KEY, "").strip() or None, **settings)
+            raise ValueError(f"{names[0]} must begin with http:// or https://, got {base_url!r}")
+        return cls(base_url.rstrip("/"), model, key or None, names=names, **settings)
 
     @property
     def shown_url(self) -> str:
@@ -139,10 +149,17 @@ class Client:
     that double, with jitter, never above a minute; a Retry-After is kept to. `retries` counts them by reason,
     `asked` the replies that were paid for in this process.
 
-    Raises ImportError where httpx is not installed.
+    `settings` go into every request (temperature, seed, …) and into the key of the cache. Raises ImportError
+    where httpx is not installed.
     """
 
-    def __init__(self, endpoint: Endpoint, cache: Cache, concurrency: int = 16):
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        cache: Cache,
+        concurrency: int = 16,
+        settings: Mapping[str, Any] = SETTINGS,
+    ):
         try:
             import httpx
         except ImportError as error:
@@ -151,7 +168,7 @@ class Client:
             raise ValueError(f"concurrency must be at least 1, got {concurrency}")
         self._errors = httpx.HTTPError
         self._invalid = httpx.InvalidURL
-        self.endpoint, self.cache = endpoint, cache
+        self.endpoint, self.cache, self.settings = endpoint, cache, dict(settings)
         headers = {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
         limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
         self._http = httpx.AsyncClient(
@@ -165,7 +182,7 @@ class Client:
 
     async def ask(self, messages: Sequence[Mapping[str, str]]) -> Reply:
         """The reply to a chat. Raises Unanswered; ValueError where no request can succeed (key, address)."""
-        body = {"model": self.endpoint.model, **SETTINGS, "messages": list(messages)}
+        body = {"model": self.endpoint.model, **self.settings, "messages": list(messages)}
         key = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:32]
         cached = self.cache.get(key)
         if cached is not None:
@@ -192,7 +209,7 @@ class Client:
                     response = await self._http.post(f"{self.endpoint.base_url}/chat/completions", json=body)
                 except self._invalid as error:
                     raise ValueError(
-                        f"{BASE_URL} {self.endpoint.shown_url!r} is no address: {error}"
+                        f"{self.endpoint.names[0]} {self.endpoint.shown_url!r} is no address: {error}"
                     ) from error
                 except self._errors as error:
                     trouble, reason = f"{type(error).__name__} {error}".strip(), type(error).__name__
@@ -214,12 +231,13 @@ class Client:
 
     def _give_up_if_hopeless(self, response: Any) -> None:
         status = response.status_code
+        base_url, model, key = self.endpoint.names
         if status in (401, 403):
-            raise ValueError(f"{self.endpoint.shown_url} refuses the key (HTTP {status}): set {KEY}")
+            raise ValueError(f"{self.endpoint.shown_url} refuses the key (HTTP {status}): set {key}")
         if status == 404:
             raise ValueError(
                 f"{self.endpoint.shown_url}/chat/completions with model {self.endpoint.model!r} is not there "
-                f"(HTTP 404): check {BASE_URL}, which usually ends in /v1, and {MODEL}"
+                f"(HTTP 404): check {base_url}, which usually ends in /v1, and {model}"
             )
         if 300 <= status < 500 and status not in (408, 409, 425, 429):
             raise Unanswered("refused", f"HTTP {status}: {response.text[:200]}")

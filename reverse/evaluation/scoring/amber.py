@@ -1,0 +1,273 @@
+"""AMBER (https://arxiv.org/abs/2311.07397): what captions make up, and yes/no questions about what is not
+there.
+
+Generative (AMBER-G): the nouns of an answer that AMBER's word net knows are right, made up, or neither.
+CHAIR made up of all, Cover objects named of those annotated, Hal answers with any, Cog objects named of those
+annotators expect to be made up. Discriminative (AMBER-D): accuracy, precision, recall and F1 with "no"
+positive, overall and for existence, attribute (state, number, action) and relation.
+
+Whether a noun is close to a known word is asked of the word vectors of spaCy's en_core_web_lg (similarity
+above 0.8), as published. Without that model only equal words are close, and the table's notes say so: a few
+synonyms then count as made up.
+
+Differences from the published script, each tested:
+
+- `metrics.txt` is not evaluated: it holds the counters' start values (0, and 0.001 in denominators); figures
+  here have no 0.001, and F1 is not made from rounded precision and recall, with 0.0001 (existence: 0.001)
+  added. The notes' `published` has what the script prints, with all of this.
+- An item without annotated objects is not counted in Cover or Cog. The script slices `[-0:]`, which would be
+  the whole list; it is empty then, so the figures are the same.
+- Relation questions print nothing in the script when they are asked for alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reverse.evaluation.scoring import language
+from reverse.evaluation.scoring.rows import Answer, all_answered, locate, make_table, read_json, read_rows
+from reverse.evaluation.scoring.yesno import both_readings, by_group, quartet, read_amber
+from reverse.evaluation.tables import Metric, Table, ratio
+
+__all__ = ["GENERATIVE", "Close", "annotation_file", "by_similarity", "score", "vectors"]
+
+PLACES = (".", "metadata", "data", "amber/metadata", "amber", "amber/data")
+MODEL = "en_core_web_lg"
+THRESHOLD = 0.8  # https://github.com/junyangwang0410/AMBER, inference.py
+GENERATIVE = (
+    ratio("chair", "made_up", "nouns", "low", title="CHAIR"),
+    ratio("cover", "covered", "objects", "high", title="Cover"),
+    ratio("hal", "any_made_up", "answers", "low", title="Hal"),
+    ratio("cog", "expected", "expectable", "low", title="Cog"),
+)
+_DIMENSION = {
+    "discriminative-hallucination": "existence",
+    "discriminative-attribute-state": "state",
+    "discriminative-attribute-number": "number",
+    "discriminative-attribute-action": "action",
+}  # any other discriminative type: relation
+_ATTRIBUTES = ("state", "number", "action")
+
+Close = Callable[[str, str], bool]  # whether two words mean about the same
+
+
+def vectors() -> tuple[Close, str]:
+    """Closeness by spaCy's word vectors where the model is installed, else equality; and what was used."""
+    try:
+        import spacy
+
+        nlp = spacy.load(MODEL)
+    except (ImportError, OSError):
+        return _equal, f"equal words only: {MODEL} is not installed (python -m spacy download {MODEL})"
+    return by_similarity(nlp), f"{MODEL} {nlp.meta.get('version', '')}, similarity above {THRESHOLD}"
+
+
+def by_similarity(nlp: Callable[[str], Any]) -> Close:
+    """Two words are close when their spaCy documents are; each word is read once."""
+    read = cache(nlp)
+
+    @cache
+    def close(first: str, second: str) -> bool:
+        return bool(read(first).similarity(read(second)) > THRESHOLD)
+
+    return close
+
+
+def _equal(first: str, second: str) -> bool:
+    return first == second
+
+
+def score(
+    answers: Sequence[Answer],
+    truth: str | Path,
+    partial: bool = False,
+    benchmark: str = "amber-g",
+    close: Close | None = None,
+) -> tuple[Table, list[Metric]]:
+    """One row an answer. `benchmark`: amber-g or amber-d; `close` instead of the word vectors.
+
+    Raises FileNotFoundError without AMBER's files; ValueError for answers that are none of that half.
+    """
+    items = _items(truth)
+    generative = benchmark == "amber-g"
+    asked = [name for name, item in items.items() if (item["type"] == "generative") == generative]
+    all_answered(
+        "AMBER's captions (amber-g)" if generative else "AMBER's questions (amber-d)", asked, answers, partial
+    )
+    wanted = [items[answer.question_id] for answer in answers]
+    if generative:
+        return _generative(answers, wanted, truth, close)
+    return _discriminative(answers, wanted)
+
+
+def _items(truth: str | Path) -> dict[str, Mapping[str, Any]]:
+    """Annotations by id."""
+    path = annotation_file(truth)
+    items: dict[str, Mapping[str, Any]] = {}
+    for item in read_rows(path):
+        try:
+            items[str(item["id"])] = item
+            kind, labels = item["type"], item["truth"]
+        except (KeyError, TypeError):
+            raise ValueError(f"{path}: an entry lacks id, type or truth: {str(item)[:60]}") from None
+        if kind != "generative" and labels not in ("yes", "no"):
+            raise ValueError(f"{path}: the truth of {item['id']} must be yes or no, got {labels!r}")
+    return items
+
+
+def annotation_file(truth: str | Path) -> Path:
+    """The file of AMBER's truth. Raises FileNotFoundError."""
+    return _file(truth, "annotations.json")
+
+
+def _file(truth: str | Path, name: str) -> Path:
+    found = locate(truth if Path(truth).is_dir() else Path(truth).parent, PLACES, [name])
+    if not found:
+        raise FileNotFoundError(
+            f"no {name} under {truth}: AMBER needs annotations.json, relation.json and safe_words.txt of "
+            "github.com/junyangwang0410/AMBER, data/"
+        )
+    return found[0]
+
+
+# ---------------------------------------------------------------------- captions
+class _Net:
+    """AMBER's words: what belongs to what, and what is never wrong."""
+
+    def __init__(self, truth: str | Path):
+        self.related: dict[str, list[str]] = read_json(_file(truth, "relation.json"))
+        self.safe = set(_file(truth, "safe_words.txt").read_text(encoding="utf-8").split("\n"))
+        self.known = {*self.related, *(word for words in self.related.values() for word in words)}
+
+    def words(self, objects: Sequence[str]) -> list[tuple[str, int]]:
+        """Words that may stand for the objects, each with the place of its object: relatives before names.
+
+        The order matters: a noun is credited to the first that fits (a "man" to a child that is annotated,
+        before the man).
+        """
+        relatives = [(word, i) for i, name in enumerate(objects) for word in self.related.get(name, ())]
+        return [*relatives, *((name, i) for i, name in enumerate(objects))]
+
+
+def _generative(
+    answers: Sequence[Answer], items: Sequence[Mapping[str, Any]], truth: str | Path, close: Close | None
+) -> tuple[Table, list[Metric]]:
+    net = _Net(truth)
+    language.prepare()
+    how = "as given"
+    if close is None:
+        close, how = vectors()
+    counts = [_count(answer.text, item, net, close) for answer, item in zip(answers, items, strict=True)]
+    names = ("nouns", "made_up", "any_made_up", "covered", "objects", "expected", "expectable")
+    columns = dict(zip(names, np.array(counts, float).T, strict=True))
+    notes = {
+        "similarity": how,
+        "language": language.versions(),
+        "published": _published_generative(columns),
+    }
+    return make_table("amber-g", answers, columns, notes=notes), list(GENERATIVE)
+
+
+def _count(text: str, item: Mapping[str, Any], net: _Net, close: Close) -> tuple[int, ...]:
+    """Nouns, made up ones, any; objects covered and annotated; expected hallucinations, also annotated."""
+    objects, expectable = item["truth"], item.get("hallu", [])
+    right, wrong = net.words(objects), net.words(expectable)
+    right_words, wrong_words = {word for word, _ in right}, {word for word, _ in wrong}
+    covered: set[int] = set()
+    expected: set[int] = set()
+    made_up = 0
+    nouns = [noun for noun in language.nouns(text) if noun in net.known]
+    for noun in nouns:
+        if noun in net.safe:
+            continue
+        if noun in right_words:
+            covered.add(next(i for word, i in right if word == noun))
+            continue
+        if noun in wrong_words:
+            expected.add(next(i for word, i in wrong if word == noun))
+        expected.update(_first_close(noun, wrong, close))
+        near = _first_close(noun, right, close)
+        covered.update(near)
+        made_up += not near
+    return len(nouns), made_up, int(made_up > 0), len(covered), len(objects), len(expected), len(expectable)
+
+
+def _first_close(noun: str, words: Sequence[tuple[str, int]], close: Close) -> list[int]:
+    """The place of the first word that is close to the noun, in a list; an empty list without any."""
+    return next(([i] for word, i in words if close(noun, word)), [])
+
+
+def _published_generative(columns: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """What the published script prints: percent, one digit, 0.001 in every denominator."""
+    total = {name: float(column.sum()) for name, column in columns.items()}
+    answers = len(columns["nouns"])
+    clean = answers - total["any_made_up"]
+    return {
+        "CHAIR": _percent(total["made_up"], total["nouns"]),
+        "Cover": _percent(total["covered"], total["objects"]),
+        "Hal": round(100 - clean / (answers + 0.001) * 100, 1),
+        "Cog": _percent(total["expected"], total["expectable"]),
+    }
+
+
+def _percent(part: float, whole: float) -> float:
+    return round(part / (whole + 0.001) * 100, 1)
+
+
+# ---------------------------------------------------------------------- questions
+def _discriminative(
+    answers: Sequence[Answer], items: Sequence[Mapping[str, Any]]
+) -> tuple[Table, list[Metric]]:
+    dimensions = [_DIMENSION.get(item["type"], "relation") for item in items]
+    columns, differ = both_readings(
+        [answer.text for answer in answers], [item["truth"] for item in items], "no", read_amber
+    )
+    present = [name for name in ("existence", *_ATTRIBUTES, "relation") if name in dimensions]
+    columns |= by_group(columns, dimensions, present)
+    if any(name in present for name in _ATTRIBUTES):
+        kinds = ["attribute" if name in _ATTRIBUTES else name for name in dimensions]
+        columns |= by_group({n: c for n, c in columns.items() if "@" not in n}, kinds, ["attribute"])
+        present.insert(1 if present[0] == "existence" else 0, "attribute")
+    notes = {
+        "readings_differ": differ,
+        "published": {
+            name: _published_quartet(columns, suffix, 0.001 if name == "existence" else 0.0001)
+            for name, suffix in (("overall", ""), *((name, f"@{name}") for name in present))
+        },
+    }
+    table = make_table("amber-d", answers, columns, notes=notes)
+    metrics = _quartets("", present)
+    if differ:
+        metrics += _quartets("strict_", present)
+        metrics.append(
+            ratio("no_answer", "strict_none", "answers", "low", title="neither yes nor no (strict)")
+        )
+    return table, metrics
+
+
+def _quartets(prefix: str, dimensions: Sequence[str]) -> list[Metric]:
+    title = "strict: " if prefix else ""
+    made = quartet(prefix, title=title)
+    for name in dimensions:
+        made += quartet(prefix, f"@{name}", f"{title}{name} ")
+    return made
+
+
+def _published_quartet(columns: Mapping[str, np.ndarray], suffix: str, added: float) -> dict[str, float]:
+    """What the published script prints: F1 is made from rounded figures."""
+    total = {
+        name: float(columns[name + suffix].sum()) for name in ("right", "asked", "hit", "said", "positive")
+    }
+    precision, recall = _percent(total["hit"], total["said"]), _percent(total["hit"], total["positive"])
+    f1 = 2 * (precision / 100) * (recall / 100) / (precision / 100 + recall / 100 + added)
+    return {
+        "Accuracy": _percent(total["right"], total["asked"]),
+        "Precision": precision,
+        "Recall": recall,
+        "F1": round(f1 * 100, 1),
+    }

@@ -1,0 +1,95 @@
+"""CHAIR: how much of what a caption names is not in the picture (https://arxiv.org/abs/1809.02156).
+
+    table, metrics = score(read_answers("answers.jsonl"), "playground/data/eval/chair_mscoco")
+
+Word for word the evaluator that published results use: tokens, tags and lemmas of NLTK, double words, the
+synonyms of the 80 objects; every mention counts, repeats included; the truth of an image is its instances and
+whatever its five reference captions name. Differences, each tested:
+
+- An image without annotations is an error; there, everything said about it would be wrong.
+- No 1e-8 in denominators: without any mention CHAIRi is not defined (NaN), not 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from reverse.evaluation.scoring import language
+from reverse.evaluation.scoring.chair_words import mentions
+from reverse.evaluation.scoring.coco_truth import PLACES, coco_truth
+from reverse.evaluation.scoring.rows import Answer, all_answered, listed, locate, make_table, read_rows
+from reverse.evaluation.tables import Metric, Table, ratio
+
+__all__ = ["METRICS", "score"]
+
+METRICS = (
+    ratio("chair_i", "wrong", "mentions", "low", title="CHAIRi"),
+    ratio("chair_s", "any_wrong", "answers", "low", title="CHAIRs"),
+    ratio("recall", "named", "objects", "high", title="recall"),
+    ratio("length", "words", "answers", "neither", unit="words", title="length, words and punctuation"),
+)
+_QUESTIONS = "chair-500.jsonl"
+
+
+def score(
+    answers: Sequence[Answer],
+    truth: str | Path,
+    partial: bool = False,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Table, list[Metric]]:
+    """One row an answer: wrong and all mentions, objects of the image, those named, words.
+
+    Raises ValueError for an image that is not in the truth, and, where the published list of questions lies
+    beside the truth and the answers are to it, for questions without an answer.
+    """
+    questions = locate(truth, PLACES, [_QUESTIONS])
+    asked = [str(row.get("question_id")) for path in questions for row in read_rows(path)]
+    published = bool(asked) and {answer.question_id for answer in answers} <= set(asked)
+    if published:
+        all_answered("CHAIR", asked, answers, partial)
+    known = coco_truth(truth, workers, progress)
+    unknown = []
+    for answer in answers:
+        try:
+            known.place(answer.image)
+        except KeyError:
+            unknown.append(answer.image or f"(no image_id, line {answer.line})")
+    if unknown:
+        hint = (
+            "these are no answers about its images" if len(unknown) == len(answers) else "wrong annotations?"
+        )
+        raise ValueError(f"{len(unknown)} images are not in the truth {truth}: {listed(unknown)}; {hint}")
+    counts = np.array([_count(answer.text, known.objects(answer.image)) for answer in answers], float)
+    names = ("mentions", "wrong", "any_wrong", "objects", "named", "words")
+    columns = dict(zip(names, counts.T, strict=True))
+    notes = {
+        "questions": _QUESTIONS if published else "a list of the run's own",
+        "truth": known.sources,
+        "language": language.versions(),
+        "published": _published(columns),
+    }
+    return make_table("chair", answers, columns, notes=notes), list(METRICS)
+
+
+def _count(text: str, objects: frozenset[str]) -> tuple[int, ...]:
+    said, words = mentions(text)
+    wrong = sum(name not in objects for _, name in said)
+    named = {name for _, name in said} & objects
+    return len(said), wrong, int(wrong > 0), len(objects), len(named), words
+
+
+def _published(columns: dict[str, np.ndarray]) -> dict[str, str]:
+    """What the published script prints: times 100, two digits, 1e-8 in two denominators."""
+    total = {name: float(column.sum()) for name, column in columns.items()}
+    answers = len(columns["wrong"])
+    figures = {
+        "CHAIRs": total["any_wrong"] / answers,
+        "CHAIRi": total["wrong"] / (total["mentions"] + 1e-8),
+        "Recall": total["named"] / (total["objects"] + 1e-8),
+        "Len": 0.01 * total["words"] / answers,
+    }
+    return {name: f"{value * 100:.2f}" for name, value in figures.items()}
