@@ -141,9 +141,11 @@ def _report(plan: Any, outcomes: list[Any]) -> None:
         notes.append(row["published"])
         typer.echo(f"{row['path']}: {', '.join(notes)}")
     root = Path(plan.out) / "data" if plan.data == SCENES else Path(plan.data)
-    files = shlex.join(str(outcome.path) for outcome in outcomes if outcome.complete)
     part = " --partial" if plan.limit is not None else ""
-    typer.echo(f"next: reverse score {files} --data {shlex.quote(str(root))}{part}")
+    typer.echo("next:")
+    for path in (Path(outcome.path) for outcome in outcomes if outcome.complete):
+        names = shlex.join([str(path), "--truth", str(root), "--save", str(path.with_suffix(".json"))])
+        typer.echo(f"  reverse score {names}{part}")
 
 
 @contextmanager

@@ -54,7 +54,8 @@ def test_every_benchmark_from_one_command(answered):
     assert sorted(p.stem for p in out.glob("*.jsonl")) == sorted(names)
     lines = result.stdout.splitlines()
     assert [Path(line.split(":")[0]).stem for line in lines[:-1]] == names
-    assert lines[-1].startswith("next: reverse score ") and lines[-1].endswith(f"--data {out}/data --partial")
+    assert lines[-1].startswith(f"  reverse score {out}/") and lines[-1].endswith(" --partial")
+    assert f" --truth {out}/data --save {out}/" in lines[-1]
     for name in names:
         answers = read_answers(out / f"{name}.jsonl", benchmark=name, complete=True)
         config = answers.run["config"]
