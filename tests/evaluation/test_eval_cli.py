@@ -53,9 +53,11 @@ def test_every_benchmark_from_one_command(answered):
     ]
     assert sorted(p.stem for p in out.glob("*.jsonl")) == sorted(names)
     lines = result.stdout.splitlines()
-    assert [Path(line.split(":")[0]).stem for line in lines[:-1]] == names
-    assert lines[-1].startswith(f"  reverse score {out}/") and lines[-1].endswith(" --partial")
-    assert f" --truth {out}/data --save {out}/" in lines[-1]
+    assert [Path(line.split(":")[0]).stem for line in lines[: len(names)]] == names
+    assert lines[len(names)] == "next:"
+    for name, line in zip(names, lines[len(names) + 1 :], strict=True):
+        files = f"{out}/{name}.jsonl --truth {out}/data --save {out}/{name}.json"
+        assert line == f"  reverse score {files} --partial"
     for name in names:
         answers = read_answers(out / f"{name}.jsonl", benchmark=name, complete=True)
         config = answers.run["config"]
