@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+from reverse.data.parts import lock
+
 BASE_URL, MODEL, KEY = "REVERSE_LLM_BASE_URL", "REVERSE_LLM_MODEL", "REVERSE_LLM_KEY"
 SETTINGS: Mapping[str, Any] = {"temperature": 0, "max_tokens": 256}
 LONGEST_WAIT = 60.0  # seconds between two attempts
@@ -90,14 +92,15 @@ class Unanswered(Exception):
 class Cache:
     """Replies by the hash of what was asked, in a file of JSON lines that only grows.
 
-    A last line torn by a kill is cut off when the file is opened. Raises ValueError where the file is none of
-    ours.
+    A last line torn by a kill is cut off when the file is opened. One process at a time: several runs share
+    it one after the other. Raises ValueError where the file is none of ours, or another process writes it.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._places: dict[bytes, int] = {}
         self._file = self.path.open("a+b")
+        lock(self._file, self.path)
         self._file.seek(0)
         good = 0
         for line in self._file:
@@ -115,7 +118,6 @@ class Cache:
                 break
             good += len(line)
         self._file.truncate(good)
-        self._end = good
 
     def __len__(self) -> int:
         return len(self._places)
@@ -132,11 +134,10 @@ class Cache:
         """On disk when this returns (against a kill; a power cut may cost the last seconds)."""
         line = {"key": key, "reply": reply.text, "tokens_in": reply.tokens_in, "tokens_out": reply.tokens_out}
         written = json.dumps(line, ensure_ascii=True).encode() + b"\n"
-        self._file.seek(0, os.SEEK_END)
+        place = self._file.seek(0, os.SEEK_END)
         self._file.write(written)
         self._file.flush()
-        self._places[bytes.fromhex(key)] = self._end
-        self._end += len(written)
+        self._places[bytes.fromhex(key)] = place
 
     def close(self) -> None:
         self._file.close()

@@ -146,7 +146,7 @@ class PartFile:
         if not self.part.exists():
             self.part.touch()
         self._file = self.part.open("r+b")
-        _lock(self._file, self.part)
+        lock(self._file, self.part)
         good = 0
         for number, line in enumerate(self._file):
             try:
@@ -220,8 +220,8 @@ class _replacing:
             self.temporary.replace(self.path)
 
 
-def _lock(file: Any, path: Path) -> None:
-    """Two processes at one part would each repeat the other's work."""
+def lock(file: Any, path: Path) -> None:
+    """Refuse a file that another process holds: both would do the same work, or mix up their lines."""
     try:
         import fcntl
     except ImportError:  # not a POSIX system: the user sees to it

@@ -48,6 +48,7 @@ _ASKS_NAME = re.compile(
     r"\b(?:title|name|author|called|wrote|written|brand|genre|type of (?:this )?book)\b", re.I
 )
 _SENTENCE_END = re.compile(r"[.!?。！？]\s*\Z")
+_HALF = re.compile(r"[\ud800-\udfff]")  # half a surrogate, which JSON may hold and the parser cannot read
 _CJK = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 _PREDICATES = ("acomp", "attr", "oprd", "conj", "ROOT", "amod", "advmod")
 _SAID_OF_THINGS = ("adjective", "opposite")
@@ -89,7 +90,8 @@ class Tagger:
             parts = {i: protected(answers[i][0]) for i in some}
             # Line by line: no phrase goes over a line's end, and a list is no sentence.
             lines = [(i, *line) for i in some for line in _lines(masked(answers[i][0], parts[i]))]
-            docs = self.nlp.pipe([line for _, _, line in lines], batch_size=batch)
+            shown = [_HALF.sub("\ufffd", line) for _, _, line in lines]  # of the same length
+            docs = self.nlp.pipe(shown, batch_size=batch)
             parsed: dict[int, list[tuple[int, Any]]] = {i: [] for i in some}
             for (i, offset, _), doc in zip(lines, docs, strict=True):
                 parsed[i].append((offset, doc))

@@ -96,10 +96,12 @@ def merge_adapter(
         )
     processor = _find_processor(folder, path, family)
     say(f"reading {base}")
-    model = load_weights(path, family, dtype=dtype)
+    model = load_weights(path, family)  # as saved: another dtype would have another fingerprint
     _check_vocabulary(folder, path, card, settings, model, processor, family)
     checked = _check_fingerprint(base, card, model)
 
+    if dtype is not None:
+        model = model.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
     say("merging")
     threshold = _threshold(folder, card)
     merged, report = _merge(model, folder, settings, state)
@@ -137,7 +139,7 @@ def find_adapter(path: str | os.PathLike) -> Path:
     )
 
 
-def base_fingerprint(model: Any, kind: str | None = None) -> str:
+def base_fingerprint(model: Any, kind: str | None = None, through: torch.dtype | None = None) -> str:
     """A cheap hash of a base's weights: names, shapes, and 64 values of every tensor, rounded to bfloat16.
 
     The same for a base in float32 and bfloat16, and for a base under a LoRA that has not been merged, however
@@ -156,7 +158,9 @@ def base_fingerprint(model: Any, kind: str | None = None) -> str:
     tensors = {
         name: value for raw, value in model.named_parameters() if (name := _plain_name(raw)) is not None
     }
-    quantised = any(not value.is_floating_point() for value in tensors.values())
+    # Packed weights may have a floating type (bitsandbytes' quant_storage).
+    packed = ("Params4bit", "Int8Params")
+    quantised = any(not v.is_floating_point() or type(v).__name__ in packed for v in tensors.values())
     kind = kind or ("plain" if quantised else "full")
     embedding = model.get_input_embeddings()
     rows = getattr(embedding, "weight", None)
@@ -167,7 +171,7 @@ def base_fingerprint(model: Any, kind: str | None = None) -> str:
             continue
         flat = value.reshape(-1)
         step = max(1, flat.numel() // _SAMPLES)
-        sample = flat[::step][:_SAMPLES].to(device="cpu", dtype=torch.bfloat16)
+        sample = flat[::step][:_SAMPLES].to("cpu").to(through or flat.dtype).to(torch.bfloat16)
         digest.update(f"{name}{tuple(value.shape)}".encode())
         digest.update(sample.view(torch.int16).numpy().tobytes())
     return f"{kind}-{digest.hexdigest()}"
@@ -198,6 +202,7 @@ def adapter_card(
         "rows": model.get_input_embeddings().weight.shape[0],
         "tokens": list(token_ids(tokenizer)),
         "fingerprint": fingerprint or base_fingerprint(model),
+        "dtype": str(model.dtype).removeprefix("torch."),
     }
     if threshold is not None:
         card["threshold"] = stored_threshold({"threshold": threshold})
@@ -325,7 +330,9 @@ def _check_fingerprint(base: str, card: dict[str, Any], model: Any) -> bool:
     recorded = card.get("fingerprint")
     if recorded is None:
         return False
-    found = base_fingerprint(model, kind=str(recorded).split("-")[0])
+    # Trained in float16, which rounds as bfloat16 and float32 do not.
+    through = torch.float16 if card.get("dtype") == "float16" else None
+    found = base_fingerprint(model, kind=str(recorded).split("-")[0], through=through)
     if found != recorded:
         named = f" (it was trained on {card['base']!r})" if card.get("base") else ""
         raise ValueError(

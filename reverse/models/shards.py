@@ -282,7 +282,10 @@ def whole_folder(out: Path) -> Iterator[Path]:
     whole = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         yield whole
-        for path in whole.iterdir():
+        for path in whole.rglob("*"):
+            if path.is_dir():
+                path.chmod(0o755)
+                continue
             path.chmod(0o644)  # safetensors writes for the owner alone
             with path.open("rb") as file:
                 os.fsync(file.fileno())

@@ -47,7 +47,7 @@ def grouped_order(lengths: npt.ArrayLike, batch: int, seed: int, epochs: int = 1
     """
     sizes = np.asarray(lengths)
     rng = np.random.default_rng(seed)
-    passes = []
+    passes, rests = [], []
     for _ in range(epochs):
         groups = []
         for group in (np.flatnonzero(sizes >= 0), np.flatnonzero(sizes < 0)):
@@ -57,9 +57,9 @@ def grouped_order(lengths: npt.ArrayLike, batch: int, seed: int, epochs: int = 1
                 groups += _batches(part[np.argsort(-np.abs(sizes[part]), kind="stable")], batch)
         whole = [group for group in groups if len(group) == batch]
         whole = [whole[k] for k in rng.permutation(len(whole))]
-        rest = [group for group in groups if len(group) != batch]
-        passes.append(np.concatenate(whole + rest) if groups else np.empty(0, dtype=np.int64))
-    return np.concatenate(passes).astype(np.int64)
+        passes += whole
+        rests += [group for group in groups if len(group) != batch]  # at the end: else they shift the others
+    return np.concatenate([np.empty(0, dtype=np.int64), *passes, *rests]).astype(np.int64)
 
 
 def _batches(indices: Ids, batch: int) -> list[Ids]:

@@ -9,6 +9,7 @@ with versions, data and losses, and `recipe.yaml`, which gives the same run agai
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -26,6 +27,7 @@ from reverse.training.datasets import RecordDataset
 from reverse.training.encoding import Encoder
 from reverse.training.parallel import check_parallel
 from reverse.training.recipe import Recipe, as_yaml
+from reverse.training.saving import MANIFEST
 from reverse.training.sft import SFTConfig, train
 
 __all__ = ["run_recipe"]
@@ -40,16 +42,21 @@ def run_recipe(recipe: Recipe, *, resume: bool = True, quiet: bool = False) -> d
 
     Args:
         recipe: from `load_recipe`.
-        resume: go on from the last checkpoint, where there is one.
+        resume: go on from the last checkpoint, where there is one; a run that is finished is not repeated.
+            False: start over, in place of what an earlier run left.
         quiet: no progress.
 
     Raises:
+        FileExistsError: the output holds anything but the same run (with `resume=False`: but a run).
         ValueError, OSError: what the recipe names is not there, or cannot be done here.
     """
     check_parallel(recipe.compute.parallel)
     set_seed(recipe.seed)  # of LoRA's matrices too: every process makes its own, and they must be alike
     check_tuning(recipe.tune)
     _check_files(recipe)
+    finished = _finished(recipe, resume)
+    if finished is not None:
+        return finished
     model, processor, added_seed = _load(recipe)
     _set_pixels(processor, recipe)
     if recipe.data.pad_to_square:
@@ -71,6 +78,29 @@ def run_recipe(recipe: Recipe, *, resume: bool = True, quiet: bool = False) -> d
     return train(
         model, processor, dataset, config, resume=resume, notes=notes, files=files, added_seed=added_seed
     )
+
+
+def _finished(recipe: Recipe, resume: bool) -> dict[str, Any] | None:
+    """The manifest of the same run where it is at its end already.
+
+    Raises FileExistsError where the output holds something else, which the run would put an end to.
+    """
+    output = Path(recipe.output)
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return None
+    path = output / MANIFEST
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if "recipe" not in found or "data" not in found:
+        raise FileExistsError(f"output: {output} holds other files than a run's: name a folder of its own")
+    if not resume:
+        return None
+    same_data = found["data"].get("sha256") == _data_manifest(recipe, 0)["sha256"]
+    if found["recipe"] != json.loads(json.dumps(_outcome(recipe))) or not same_data:
+        raise FileExistsError(
+            f"output: {output} holds a run of another recipe or other data: name another folder, or start "
+            "over in its place with --restart"
+        )
+    return found
 
 
 def _check_files(recipe: Recipe) -> None:
@@ -106,8 +136,8 @@ def _load(recipe: Recipe) -> tuple[Any, Any, int | None]:
             "quantization_config": quantized,
             "device_map": {"": int(os.environ.get("LOCAL_RANK", "0"))},
         }
-    if not torch.cuda.is_available() and recipe.compute.precision != "float32":
-        dtype = torch.float32  # autocast is for GPUs here
+    if not torch.cuda.is_available() or recipe.compute.precision == "float32":
+        dtype = torch.float32  # without autocast all weights are of one dtype
     model, processor = load(
         recipe.model,
         dtype=dtype,

@@ -64,6 +64,8 @@ def _write(
 ) -> None:
     partial = output.with_name(output.name + ".partial")
     replaced = output.with_name(output.name + ".replaced")
+    if replaced.exists() and not output.exists():  # killed between the two renames below
+        replaced.rename(output)
     for leftover in (partial, replaced):
         shutil.rmtree(leftover, ignore_errors=True)
     if state is not None and dtype is not None:

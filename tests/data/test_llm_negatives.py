@@ -363,3 +363,19 @@ def test_killed_at_any_moment_nothing_is_lost_or_paid_for_twice(serve, tmp_path)
     assert sum(server.asked.values()) <= 150 + 2 * kills
     replies = (tmp_path / "out.jsonl.replies.jsonl").read_text().splitlines()
     assert len(replies) == 150
+
+
+def test_a_cache_has_one_writer(tmp_path):
+    """Replies of two runs that share a file would be told for each other's questions."""
+    from reverse.data.llm import Cache, Reply
+
+    path = tmp_path / "replies.jsonl"
+    first = Cache(path)
+    first.put("aa", Reply("one", 1, 1))
+    with pytest.raises(ValueError, match="another process is writing"):
+        Cache(path)
+    first.close()
+    second = Cache(path)
+    second.put("bb", Reply("two", 1, 1))
+    assert (second.get("aa").text, second.get("bb").text) == ("one", "two")
+    second.close()

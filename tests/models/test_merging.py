@@ -161,6 +161,36 @@ def test_dtype_of_the_merged(trained, tmp_path):
     assert {value.dtype for file in files for value in load_file(file).values()} == {torch.bfloat16}
 
 
+def test_float16_is_the_same_base(llava, tmp_path):
+    """Half precision rounds the weights that are compared: the right base would be refused."""
+    _, adapter, wrapped = llava
+    merged = merge_adapter(adapter, tmp_path / "half", dtype="float16")
+    assert merged.checked
+    assert {t.dtype for t in load_file(tmp_path / "half/model.safetensors").values()} == {torch.float16}
+    # … and so it is where training itself was in float16
+    card = json.loads((adapter / CARD).read_text())
+    half = wrapped.half()
+    (adapter / CARD).write_text(
+        json.dumps(card | {"fingerprint": base_fingerprint(half), "dtype": "float16"})
+    )
+    assert merge_adapter(adapter, tmp_path / "again").checked
+
+
+def test_packed_weights_leave_out_what_is_packed(llava):
+    """A base in four bits has other numbers in its matrices, and would pass for another base."""
+    _, _, wrapped = llava
+    plain = base_fingerprint(wrapped, kind="plain")
+
+    class Params4bit(torch.nn.Parameter):
+        pass
+
+    layer = next(m for n, m in wrapped.named_modules() if n.endswith("gate_proj"))
+    packed = torch.zeros(8, 1)
+    layer.weight = Params4bit(packed, requires_grad=False)
+    assert type(layer.weight).__name__ == "Params4bit"
+    assert base_fingerprint(wrapped) == plain
+
+
 def other_weights(base, adapter, tiny):
     model, processor = tiny("llava", seed=7)
     save(model, processor, base)

@@ -93,3 +93,24 @@ def test_a_base_without_tokens_gets_them_on_the_way(build, tmp_path):
         assert torch.allclose(
             loaded(input_ids=shown).logits, expected, atol=1e-5 * expected.abs().max().item()
         )
+
+
+def test_what_stands_at_the_output_is_kept(tmp_path):
+    """A folder of other runs, or the run itself, would be lost at the end of one with its name."""
+    write_base(tmp_path, build_tiny_llava)
+    write_scenes(tmp_path / "scenes", "train", 3, 0)
+    recipe = write_recipe(tmp_path, tmp_path / "base", tmp_path / "scenes")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter/notes.txt").write_text("mine")
+    for resume in (True, False):
+        with pytest.raises(FileExistsError, match="other files"):
+            run_recipe(load_recipe(recipe, []), quiet=True, resume=resume)
+    assert (tmp_path / "adapter/notes.txt").read_text() == "mine"
+    (tmp_path / "adapter/notes.txt").unlink()
+    first = run_recipe(load_recipe(recipe, []), quiet=True)
+    before = (tmp_path / "adapter/training.json").stat().st_mtime_ns
+    assert run_recipe(load_recipe(recipe, []), quiet=True) == json.loads(json.dumps(first))
+    assert (tmp_path / "adapter/training.json").stat().st_mtime_ns == before
+    with pytest.raises(FileExistsError, match=r"another recipe.*--restart"):
+        run_recipe(load_recipe(recipe, ["optim.lr=0.02"]), quiet=True)
+    assert run_recipe(load_recipe(recipe, ["optim.lr=0.02"]), quiet=True, resume=False)["steps"] == 2
