@@ -214,6 +214,7 @@ def _claims(given: argparse.Namespace, report: dict[str, Any]) -> dict[str, Any]
         "ece": report["detector"]["figures"]["ece"]["point"],
         "calibrated_risk_promised": again["promised"],
         "calibrated_risk_observed": again["observed"],
+        "calibrated_without_promise": again["without_promise"],
     }
     if given.coverage.is_file():
         kinds = json.loads(given.coverage.read_text(encoding="utf-8"))["kinds"]

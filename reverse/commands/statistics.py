@@ -363,10 +363,10 @@ def _say_calibration(console: Console, content: dict[str, Any]) -> None:
             highlight=False,
         )
     again = content["resplits"]
+    seen = "nothing" if again["observed"] is None else f"{again['observed']:.4f} on average"
     console.print(
         f"{again['times']} divisions into {again['calibration_images']} + {again['test_images']}: promised "
-        f"{again['promised']:.3f}, observed {again['observed']:.4f} on average, above it in "
-        f"{again['over']:.1%}, "
+        f"{again['promised']:.3f}, observed {seen}, above it in {again['over']:.1%}, "
         f"no promise in {again['without_promise']:.1%}",
         highlight=False,
         soft_wrap=True,

@@ -188,7 +188,7 @@ def resplit(
 
     Returns the promise; `observed`, the mean over splits of the mean loss on the rest; `over`, the share of
     splits in which that exceeded `risk` (the rest is a sample too, so a promise that is kept shows some);
-    thresholds and what is kept. Splits without a promise count as kept: nothing is then said.
+    thresholds and what is kept. Means are of the splits with a promise, None where there is none.
     """
     loss = losses(detector, grid)
     kept = _kept(detector, grid)[0]
@@ -202,10 +202,10 @@ def resplit(
         order = rng.permutation(n)
         found = choose(loss[order[:cut]], grid, risk, confidence, rule)
         rest = order[cut:]
-        observed.append(0.0 if found is None else float(loss[rest, found].mean()))
+        observed.append(np.nan if found is None else float(loss[rest, found].mean()))
         thresholds.append(np.nan if found is None else float(grid[found]))
         phrases.append(
-            0.0 if found is None else float(kept[rest, found].sum() / max(1, kept[rest, -1].sum()))
+            np.nan if found is None else float(kept[rest, found].sum() / max(1, kept[rest, -1].sum()))
         )
     usable = np.array(thresholds)[np.isfinite(thresholds)]
     return {
@@ -215,12 +215,13 @@ def resplit(
         "times": times,
         "calibration_images": cut,
         "test_images": n - cut,
-        "observed": float(np.mean(observed)),
-        "observed_95": float(np.quantile(observed, 0.95)),
+        # Of those with a promise: where nothing is promised, nothing can be kept or broken.
+        "observed": float(np.nanmean(observed)) if len(usable) else None,
+        "observed_95": float(np.nanquantile(observed, 0.95)) if len(usable) else None,
         "over": float(np.mean(np.array(observed) > risk)),
         "without_promise": float(np.mean(~np.isfinite(thresholds))),
         "threshold": [float(x) for x in np.quantile(usable, [0.05, 0.5, 0.95])] if len(usable) else None,
-        "kept": float(np.mean(phrases)),
+        "kept": float(np.nanmean(phrases)) if len(usable) else None,
     }
 
 

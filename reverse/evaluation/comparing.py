@@ -48,10 +48,11 @@ class Difference:
     def verdict(self) -> str:
         """What the first is, "better" or "worse", where the interval leaves zero out and the test agrees.
 
-        With few events the bootstrap alone is too sure: five against none of 60 leaves zero out. Else "".
+        The test is the one corrected over metrics: of twenty, one would else be "better" by chance. With few
+        events the bootstrap alone is too sure: five against none of 60 leaves zero out. Else "".
         """
         low, high = self.difference.low, self.difference.high
-        clear = (low > 0 or high < 0) and self.p <= 1 - self.difference.level + 1e-9
+        clear = (low > 0 or high < 0) and self.p_holm <= 1 - self.difference.level + 1e-9
         if self.better == "neither" or not clear:
             return ""
         return "better" if (low > 0) == (self.better == "high") else "worse"

@@ -208,6 +208,8 @@ def _known(table: Table, stored: Mapping[str, Any]) -> Metric:
         raise ValueError(f"metric {name!r} has better={better!r}: known are {', '.join(_BETTER)}")
     found = _formed(name, better, form, looks)
     if found is None:
+        import reverse.evaluation.scoring.mme  # noqa: F401  it registers what has no form
+
         found = _registered.get((table.benchmark, name))
     if found is None:
         raise ValueError(

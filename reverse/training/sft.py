@@ -246,7 +246,9 @@ def _checkpoint_activations(model: Any, parallel: str) -> None:
     # DeepSpeed's gathered parameters look different the second time, which the other way to checkpoint
     # checks.
     reentrant = parallel == "zero3" and is_adapted(model)
-    base.activation_checkpointing_enable({"use_reentrant": reentrant})
+    # Its name up to transformers 5.19, and the newer one.
+    enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
+    enable({"use_reentrant": reentrant})
     tower = family_of(model).vision_tower(model)
     if not any(parameter.requires_grad for parameter in tower.parameters()):
         for module in tower.modules():

@@ -94,7 +94,7 @@ def made(name, method):
 for name, method in (("llava", "lora"), ("qwen", "full")):
     (whole, processor), (model, _) = made(name, method), made(name, method)
     base = model.get_base_model() if method == "lora" else model
-    base.activation_checkpointing_enable({"use_reentrant": False})
+    base.gradient_checkpointing_enable({"use_reentrant": False})
     data, collate = SceneDataset(Encoder(processor), pictures=8), Collator(processor)
     batches = [collate([data[k]]) for k in range(2)]
     with losses.loss_in_forward(whole, losses.LossConfig()), losses.loss_in_forward(model,

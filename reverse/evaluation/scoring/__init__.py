@@ -91,7 +91,7 @@ def _score(
 def _agreed(name: str, answers: Sequence[Answer]) -> str:
     """The benchmark that was asked for. Raises ValueError where the rows say that they answer another."""
     for answer in answers:
-        told = str(_named(answer) or name)
+        told = _known(str(_named(answer) or name))
         if told != name and not {told, name} <= {"mme", "mme-hall"}:
             raise ValueError(
                 f"line {answer.line} is an answer to {told}, not to {name}: leave --benchmark out"

@@ -2,6 +2,9 @@
 
 import json
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from reverse.evaluation.tables import load, save
 from tests.evaluation.scoring import oracle
 from tests.evaluation.scoring.making import row, write_answers, yes_no
 
+ROOT = Path(__file__).parents[3]
 SETTINGS = ("random", "popular", "adversarial")
 SINGLE = "\nAnswer the question using a single word or phrase."
 
@@ -228,6 +232,12 @@ def test_mme_stored_tables_are_read_again(mme_files, tmp_path):
     table, metrics = score_file(write_answers(tmp_path / "a.jsonl", answers[:640]), folder, "mme-hall")
     save(tmp_path / "t.json", table, metrics)
     assert figures(load(tmp_path / "t.json")) == figures((table, metrics))
+    # … by a process that has scored nothing, such as `reverse compare`
+    script = f"from reverse.evaluation.tables import load; print(len(load({str(tmp_path / 't.json')!r})[1]))"
+    read = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert int(read.stdout) == len(metrics)
     assert table.notes["tasks_left_out"] == list(TASKS[4:])
     assert {"score_hallucination", "score@count"} <= {m.name for m in metrics}
     assert not {"score_perception", "score_full"} & {m.name for m in metrics}
