@@ -221,15 +221,15 @@ def calibrate(
             seed=seed,
         )
         content["promised_of_decoding"] = found.to_dict()
+    if out is not None:  # before anything can be refused
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "calibration.json", finite(content))
     written = ""
     if write:
         path = calibrating.write_threshold(
             str(model), found, answers=answers.name, promise=calibrating.promise(found)
         )
         written = f"{path}: threshold {found.threshold:.4g}"
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "calibration.json", finite(content))
     if as_json:
         typer.echo(json.dumps(finite(content), indent=1))
         return

@@ -13,13 +13,14 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
-__all__ = ["last_checkpoint", "load_weights", "prepare_folder"]
+__all__ = ["last_checkpoint", "load_weights", "names_not_missed", "prepare_folder"]
 
 _STATE = "trainer_state.json"
 
@@ -90,7 +91,17 @@ def load_weights(model: Any, checkpoint: str) -> None:
         return
     saved = type(model).from_pretrained(checkpoint, dtype=model.dtype, use_safetensors=True)
     model.load_state_dict(saved.state_dict())
-    logging.getLogger("transformers.trainer").addFilter(_is_other_warning)
+
+
+@contextmanager
+def names_not_missed() -> Iterator[None]:
+    """While it lasts, the Trainer says nothing of names that it does not find: see `load_weights`."""
+    logger = logging.getLogger("transformers.trainer")
+    logger.addFilter(_is_other_warning)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_is_other_warning)
 
 
 def _is_other_warning(record: logging.LogRecord) -> bool:

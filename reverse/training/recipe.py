@@ -149,7 +149,26 @@ def load_recipe(name_or_path: str, settings: Sequence[str] = ()) -> Recipe:
         except yaml.YAMLError as error:
             raise ValueError(f"--set {setting}: the value is not YAML") from error
         _put(given, key.strip(), value)
-    return _build(Recipe, given, "")
+    recipe = _build(Recipe, given, "")
+    _check_ranges(recipe)
+    return recipe
+
+
+_LEAST = {
+    "data.limit": 1, "data.max_length": 1, "data.workers": 0, "data.hint_share": 0, "optim.lr": 0,
+    "optim.epochs": 0, "optim.steps": 1, "optim.global_batch": 1, "optim.batch": 1, "optim.weight_decay": 0,
+    "tune.rank": 1, "log.steps": 1, "log.save_steps": 0,
+}  # fmt: skip
+_MOST = {"data.hint_share": 1, "optim.warmup": 1, "tune.dropout": 1}
+
+
+def _check_ranges(recipe: Recipe) -> None:
+    for bounds, words in ((_LEAST, "at least"), (_MOST, "at most")):
+        for key, bound in bounds.items():
+            section, name = key.split(".")
+            value = getattr(getattr(recipe, section), name)
+            if value is not None and (value < bound if bounds is _LEAST else value > bound):
+                raise ValueError(f"{key} must be {words} {bound}, got {value}")
 
 
 def _find(name_or_path: str) -> Path:

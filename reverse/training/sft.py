@@ -34,7 +34,7 @@ from reverse.models import family_of
 from reverse.models.merging import CARD, adapter_card
 from reverse.tokens import token_ids
 from reverse.training.adapters import inputs_as_they_are, is_adapted
-from reverse.training.checkpoints import last_checkpoint, load_weights, prepare_folder
+from reverse.training.checkpoints import last_checkpoint, load_weights, names_not_missed, prepare_folder
 from reverse.training.collator import Collator, blank_item
 from reverse.training.encoding import Item
 from reverse.training.loss import LossConfig, loss_in_forward
@@ -180,6 +180,7 @@ def train(
         last = last_checkpoint(checkpoints, processes())
         if last is not None and config.parallel in ("none", "ddp"):
             load_weights(model, last)
+            stack.enter_context(names_not_missed())
         result = trainer.train(resume_from_checkpoint=last)
     wall = time.monotonic() - began
     manifest = {**(notes or {}), **_manifest(model, config, trainer, schedule, result, rows, wall)}

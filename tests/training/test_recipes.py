@@ -127,3 +127,13 @@ def test_reporter_that_is_not_installed_is_named(monkeypatch, tmp_path):
         sft._check(sft.SFTConfig(str(tmp_path), batch=1, report_to="comet"), [0])
     with pytest.raises(ValueError, match="no multiple"):
         sft._check(sft.SFTConfig(str(tmp_path), batch=3, global_batch=8), list(range(9)))
+
+
+@pytest.mark.parametrize(
+    "setting", ["data.limit=0", "data.limit=-5", "data.hint_share=5", "optim.steps=0", "optim.batch=0"]
+)
+def test_values_out_of_range_are_refused(setting):
+    """A run of no steps would be one over all data, or half of the answers carry five hints."""
+    key = setting.partition("=")[0]
+    with pytest.raises(ValueError, match=rf"{key} must be at (least|most) 1"):
+        load_recipe("llava_v15_lora", [setting])
