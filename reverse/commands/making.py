@@ -142,7 +142,8 @@ def _by_model(
 @contextmanager
 def _pass(source: Path, out: Path, plan: dict[str, Any]) -> Iterator[tuple[Any, Iterator[dict[str, Any]]]]:
     """The part to write to (None: all is done) and the records that are left."""
-    from reverse.data.parts import PartFile, file_digest
+    from reverse.data.files import sha256
+    from reverse.data.parts import PartFile
     from reverse.data.published import records_path, scan_records
     from reverse.data.scanning import Broken
 
@@ -156,7 +157,7 @@ def _pass(source: Path, out: Path, plan: dict[str, Any]) -> Iterator[tuple[Any, 
     path = path / "manifest.json" if path.is_dir() else path
     if source.resolve() == out.resolve():
         raise ValueError(f"{out} is the input: name another file to write")
-    plan = {"format": FORMAT, **plan, "input": source.name, "input_sha256": file_digest(path)}
+    plan = {"format": FORMAT, **plan, "input": source.name, "input_sha256": sha256(path)}
     with PartFile(out, plan) as part:
         if part.manifest is not None:
             yield None, iter(())

@@ -183,12 +183,6 @@ class PartFile:
                 yield json.loads(line)
 
 
-def file_digest(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal; about a second a gigabyte."""
-    with Path(path).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _layout(records: Iterable[bytes], *, lines: bool) -> Iterator[bytes]:
     if lines:
         for record in records:

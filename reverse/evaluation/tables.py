@@ -11,8 +11,8 @@ parts), so a bootstrap is one matrix product; what is not (AUROC) is a function 
     save(path, table, metrics)                              # a scored file: one JSON object
     table, metrics = load(path)
 
-A scored file holds no code: a metric made by `ratio`, `f1` or `macro` is written as its form and made again
-from it; any other is looked up by benchmark and name among those that its scorer gave to `register`.
+A scored file holds no code: a metric made by `ratio`, `f1`, `total` or `macro` is written as its form and
+made again from it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import numpy as np
 
 from reverse.data.files import write_json
 
-__all__ = ["Metric", "Sums", "Table", "columns_of", "f1", "load", "macro", "ratio", "register", "save"]
+__all__ = ["Metric", "Sums", "Table", "columns_of", "f1", "load", "macro", "ratio", "save", "total"]
 
 Sums = Mapping[str, np.ndarray]  # of each column, shape (..., parts): summed over the rows of each part
 
@@ -116,6 +116,23 @@ def f1(
     return Metric(name, better, of, form={"f1": [hits, false_alarms, misses]}, **kwargs)
 
 
+def total(
+    name: str,
+    ratios: Sequence[tuple[str, str]],
+    better: Literal["low", "high", "neither"],
+    times: float = 1.0,
+    **kwargs: Any,
+) -> Metric:
+    """`times` the sum of several part / whole, each over all parts together."""
+
+    def of(sums: Sums) -> np.ndarray:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            shares = [sums[part].sum(axis=-1) / sums[whole].sum(axis=-1) for part, whole in ratios]
+        return np.asarray(times * sum(shares))
+
+    return Metric(name, better, of, form={"total": [list(pair) for pair in ratios], "times": times}, **kwargs)
+
+
 def macro(metric: Metric) -> Metric:
     """The mean over parts of a function of sums, each part by itself. Raises ValueError for one of rows."""
     inner = metric.of
@@ -130,13 +147,7 @@ def macro(metric: Metric) -> Metric:
 
 # ---------------------------------------------------------------------- scored files
 _FORMAT = "reverse-scored-1"
-_registered: dict[tuple[str, str], Metric] = {}
 _BETTER = ("low", "high", "neither")
-
-
-def register(benchmark: str, metrics: Sequence[Metric]) -> None:
-    """Make metrics that have no form known to `load`; a scorer does so when it is imported."""
-    _registered.update({(benchmark, metric.name): metric for metric in metrics})
 
 
 def save(path: Path, table: Table, metrics: Sequence[Metric]) -> None:
@@ -208,13 +219,8 @@ def _known(table: Table, stored: Mapping[str, Any]) -> Metric:
         raise ValueError(f"metric {name!r} has better={better!r}: known are {', '.join(_BETTER)}")
     found = _formed(name, better, form, looks)
     if found is None:
-        import reverse.evaluation.scoring.mme  # noqa: F401  it registers what has no form
-
-        found = _registered.get((table.benchmark, name))
-    if found is None:
         raise ValueError(
-            f"nothing known computes the metric {name!r} of {table.benchmark!r}: it has no form, and no "
-            "scorer of this installation registered it"
+            f"nothing known computes the metric {name!r} of {table.benchmark!r}: its form is {form!r}"
         )
     missing = sorted(columns_of(found.form) - set(table.columns))
     if missing:
@@ -232,6 +238,9 @@ def _formed(name: str, better: Any, form: Mapping[str, Any], looks: Mapping[str,
     if len(form.get("f1", ())) == 3:
         hits, false_alarms, misses = map(str, form["f1"])
         return f1(name, hits, false_alarms, misses, better, **looks)
+    if form.get("total"):
+        ratios = [(str(part), str(whole)) for part, whole in form["total"]]
+        return total(name, ratios, better, float(form.get("times", 1.0)), **looks)
     return None
 
 
@@ -239,4 +248,5 @@ def columns_of(form: Mapping[str, Any]) -> set[str]:
     """The columns that a form reads."""
     if "macro" in form:
         return columns_of(form["macro"])
-    return set(map(str, [*form.get("ratio", ()), *form.get("f1", ())]))
+    totals = [column for pair in form.get("total", ()) for column in pair]
+    return set(map(str, [*form.get("ratio", ()), *form.get("f1", ()), *totals]))

@@ -7,13 +7,13 @@ Bases are as strangers' as any checkpoint: what `load` refuses is refused here t
 
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from transformers import AutoTokenizer
 
 from reverse.models.loading import find_checkpoint, load_weights
+from reverse.models.shards import check_new, whole_folder
 from reverse.tokens.spans import TokenIds
 from reverse.tokens.vocabulary import add_tokens
 
@@ -37,24 +37,16 @@ def add_tokens_to_checkpoint(
         FileNotFoundError, ValueError: `base` as for `load`; `init` as for `add_tokens`.
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{str(out)!r} is not empty: name a folder that does not exist yet")
+    check_new(out)
     path, family = find_checkpoint(base)
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     model = load_weights(path, family)
     ids = add_tokens(model, tokenizer, init=init, seed=seed)
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    whole = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
+    with whole_folder(out) as whole:
         _copy_small_files(path, whole)
         model.save_pretrained(whole)
         tokenizer.save_pretrained(whole)
-        whole.chmod(0o755)
-        whole.replace(out)
-    except BaseException:
-        shutil.rmtree(whole, ignore_errors=True)
-        raise
     return ids
 
 

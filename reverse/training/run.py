@@ -8,7 +8,6 @@ with versions, data and losses, and `recipe.yaml`, which gives the same run agai
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from dataclasses import asdict
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from transformers import set_seed
 
+from reverse.data.files import sha256
 from reverse.data.published import records_path
 from reverse.models import load
 from reverse.tokens import add_tokens, token_ids
@@ -34,7 +34,6 @@ __all__ = ["run_recipe"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _ATTENTION = ("sdpa", "flash_attention_2", "eager")
-_CHUNK = 1 << 24  # bytes
 
 
 def run_recipe(recipe: Recipe, *, resume: bool = True, quiet: bool = False) -> dict[str, Any]:
@@ -233,14 +232,10 @@ def _data_manifest(recipe: Recipe, count: int) -> dict[str, Any]:
     """The data as they were: a run on others is another run."""
     path = records_path(recipe.data.records)
     path = path / "manifest.json" if path.is_dir() else path  # it names the hash of what was imported
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
     return {
         "records": str(path),
         "count": count,
         "bytes": path.stat().st_size,
-        "sha256": digest.hexdigest(),
+        "sha256": sha256(path),
         "hint_share": recipe.data.hint_share,
     }

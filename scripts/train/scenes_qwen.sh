@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train the embedded world's Qwen2.5-VL on one GPU: base and tags in under eight minutes, then the plain twin.
+# Train the embedded world's Qwen2.5-VL on one GPU: base and tags for 265 s and 165 s, then the plain twin.
 #   bash scripts/train/scenes_qwen.sh [OUT] [further options of python -m reverse.training.scenes]
 set -euo pipefail
 cd "$(dirname "$0")/../.."

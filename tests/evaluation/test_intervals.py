@@ -6,7 +6,7 @@ from scipy.stats import bootstrap
 
 from benchmarks import coverage as simulation
 from reverse.evaluation.intervals import interval, intervals, over_seeds
-from reverse.evaluation.tables import Metric, Table, f1, load, macro, ratio, register, save
+from reverse.evaluation.tables import Metric, Table, f1, load, macro, ratio, save, total
 
 CHAIR_I = ratio("chair_i", "wrong", "mentions", "low")
 ONES = ratio("mean", "score", "ones", "high")
@@ -186,15 +186,18 @@ def test_a_scored_file_holds_table_and_metrics(tmp_path):
         assert ours.of(read.sums()) == pytest.approx(theirs.of(table.sums()))
 
 
-def test_a_metric_without_a_form_comes_from_its_scorer(tmp_path):
-    """A figure that only its scorer can compute would be lost in a file, or computed by code in the file."""
-    table = Table("mme", ["a"], {"score": np.ones(1)})
-    total = Metric("total", "high", of=lambda sums: sums["score"].sum(axis=-1))
-    save(tmp_path / "a.json", table, [total])
+def test_a_metric_without_a_form_is_not_made_up(tmp_path):
+    """A figure that nothing in the file says how to compute would be lost, or be computed by its code."""
+    table = Table("mme", ["a"], {"score": np.ones(1), "asked": np.full(1, 4.0)})
+    made = Metric("total", "high", of=lambda sums: sums["score"].sum(axis=-1))
+    save(tmp_path / "a.json", table, [made])
     with pytest.raises(ValueError, match="'total' of 'mme'"):
         load(tmp_path / "a.json")
-    register("mme", [total])
-    assert load(tmp_path / "a.json")[1] == [total]
+    formed = total("total", [("score", "asked"), ("asked", "score")], "high", 100.0)
+    save(tmp_path / "a.json", table, [formed])
+    (found,) = load(tmp_path / "a.json")[1]
+    assert found.form == formed.form
+    assert found.of(table.sums()) == formed.of(table.sums()) == 100 * (1 / 4 + 4)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from typing import Any
 
 from reverse.data.llm import Cache, Client, Endpoint, Unanswered
 
-__all__ = ["Judge", "Verdicts", "object_in"]
+__all__ = ["Judge", "Verdicts", "chat", "object_in"]
 
 REPLIES = 3  # for one answer, the first included
 IN_A_ROW = 20  # answers without a reply, one after the other: the server is gone
@@ -179,3 +179,11 @@ def object_in(text: str) -> dict[str, Any]:
     if any(other != found[0] for other in found[1:]):
         raise ValueError("there are several JSON objects in the reply")
     return found[0]
+
+
+def chat(system: str, fields: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What a judge is shown of one answer: its task, and the fields as JSON."""
+    return [
+        {"role": "system", "content": system},
+        {"role": "user", "content": json.dumps(fields, ensure_ascii=False, indent=1)},
+    ]

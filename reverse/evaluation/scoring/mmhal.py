@@ -11,14 +11,13 @@ and as a hallucination, as there, but is counted as failed, and the other bound 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from reverse.evaluation.scoring.judge import Judge
+from reverse.evaluation.scoring.judge import Judge, chat
 from reverse.evaluation.scoring.rows import Answer, all_answered, locate, make_table, read_rows
 from reverse.evaluation.scoring.yesno import by_group
 from reverse.evaluation.tables import Metric, Table, ratio
@@ -111,10 +110,7 @@ def messages(item: Mapping[str, Any], answer: str) -> list[dict[str, str]]:
         "answer of a person": item["gt_answer"],
         "answer of the model": answer,
     }
-    return [
-        {"role": "system", "content": _SYSTEM},
-        {"role": "user", "content": json.dumps(fields, ensure_ascii=False, indent=1)},
-    ]
+    return chat(_SYSTEM, fields)
 
 
 def read_rating(reply: Mapping[str, Any]) -> float:
