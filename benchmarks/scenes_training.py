@@ -11,7 +11,7 @@ reads them from there. A run is a base, then the tagged model and its plain twin
 
 `OUT` holds at any moment what is finished: `pieces.jsonl` (a line for each contender, run and split; a run
 that is whole is not repeated), `scenes_training.json` (merged), `tiny-FAMILY.tar` (the best seed by val, with
-its threshold), `bases.tar`, `log.txt`.
+its threshold), `twin-FAMILY.tar` (its twin), `bases.tar`, `log.txt`.
 """
 
 from __future__ import annotations
@@ -377,6 +377,7 @@ class Grid:
             config["reverse"] = {"threshold": threshold}
             (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
             _tar(self.out / f"tiny-{cell.family}.tar", {f"tiny-{cell.family}": folder})
+            _tar(self.out / f"twin-{cell.family}.tar", {f"twin-{cell.family}": cell.folder("twin")})
 
     def _pack_base(self, cell: Cell) -> None:
         """Bases of the first seed, so that ablations can start from them."""

@@ -113,9 +113,9 @@ class Pace:
         """Whether both stop before this step; every step asks once."""
         if self.leads and done:
             self.stop.value = 1
-        self.barrier.wait(timeout=120)
+        self.barrier.wait(timeout=300)
         stopped = bool(self.stop.value)
-        self.barrier.wait(timeout=120)
+        self.barrier.wait(timeout=300)
         return stopped
 
 
