@@ -64,7 +64,7 @@ def main() -> None:
     import torch
 
     device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    tagged = load(given.tagged, device=device)
+    tagged = load(given.tagged, device=device, dtype="float32")  # the same answers in any batch
     threshold = given.threshold or default_threshold(tagged[0])
     report: dict[str, Any] = {
         "threshold": threshold,
@@ -111,7 +111,7 @@ def _contenders(
 
     name = given.tagged
     if given.twin:
-        twin = load(given.twin, device=device, require_tokens=False)
+        twin = load(given.twin, device=device, dtype="float32", require_tokens=False)
         rows["twin"] = run(Contender("twin", given.twin, "plain"), twin)
     rows["off"] = run(Contender("off", name, "plain"), tagged)
     rows["on"] = run(Contender("on", name, threshold=threshold, settings=SETTINGS), tagged)

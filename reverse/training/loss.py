@@ -31,7 +31,7 @@ from reverse.training.labels import IGNORE
 __all__ = ["KERNELS", "LossConfig", "class_weights", "loss_in_forward", "summed_loss"]
 
 KERNELS = ("auto", "chunked", "liger")
-ROOM = 1 << 26  # logits that stand at once: 0.7 to 1 GB with what softmax and its gradient take
+ROOM = 1 << 24  # logits that stand at once: 0.2 to 0.3 GB with what softmax and its gradient take
 
 
 @dataclass(frozen=True)

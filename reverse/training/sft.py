@@ -32,6 +32,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from reverse.models import family_of
 from reverse.models.merging import CARD, adapter_card
+from reverse.models.windows import windows_at_once
 from reverse.tokens import token_ids
 from reverse.training.adapters import inputs_as_they_are, is_adapted
 from reverse.training.checkpoints import last_checkpoint, load_weights, names_not_missed, prepare_folder
@@ -160,6 +161,7 @@ def train(
     with ExitStack() as stack:
         stack.callback(progress.close)
         stack.enter_context(_without_cache(model))
+        stack.enter_context(windows_at_once(model))
         stack.enter_context(loss_in_forward(model, loss))
         if is_adapted(model) and arguments.bf16:
             stack.enter_context(inputs_as_they_are(model))

@@ -1,0 +1,96 @@
+"""Attention within the windows of a vision tower, all of them in one call.
+
+Qwen2.5-VL's tower looks at windows of 8 x 8 patches; without flash-attn transformers calls the attention
+once a window, in every layer: thousands of calls a picture, and a GPU that waits for the host. PyTorch from
+2.10 on brings a kernel for rows of any lengths end to end (`torch.nn.attention.varlen`), and transformers
+lets attention functions be registered by name: this one is used where both are at hand.
+
+    with windows_at_once(model):
+        model(**inputs)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from reverse.models.families import family_of
+
+__all__ = ["NAME", "windows_at_once"]
+
+# transformers hands lengths over, and does not split, where "flash" is in the name.
+NAME = "reverse_flash_windows"
+_KERNEL_TYPES = (torch.float16, torch.bfloat16)
+
+
+@contextmanager
+def windows_at_once(model: Any) -> Iterator[None]:
+    """While it lasts, the vision tower's windows go through the kernel, where that can be.
+
+    It cannot be where there is no such kernel (an older torch, no CUDA device), where the tower has no
+    windows, and where its attention is another than "sdpa", which then was somebody's choice.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    tower = family_of(base).vision_tower(base)
+    before = getattr(tower.config, "_attn_implementation", None)
+    if not hasattr(tower.config, "window_size") or before != "sdpa" or not _kernel_here(tower):
+        yield
+        return
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, _attend)
+    # By the whole model: a tower that is told by itself looks for the flash-attn package first.
+    base.set_attn_implementation({"vision_config": NAME})
+    try:
+        yield
+    finally:
+        base.set_attn_implementation({"vision_config": before})
+
+
+def _kernel_here(tower: Any) -> bool:
+    if not torch.cuda.is_available() or tower.config.hidden_size // tower.config.num_heads % 8:
+        return False
+    try:
+        has_kernel = find_spec("torch.nn.attention.varlen") is not None
+    except ImportError:
+        return False
+    return has_kernel and torch.cuda.get_device_capability() >= (8, 0)
+
+
+def _attend(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None,
+    *, cu_seq_lens_q: Tensor, max_length_q: int, scaling: float | None = None, dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """Attention of transformers' interface: (1, heads, length, width) to (1, length, heads, width).
+
+    Args:
+        cu_seq_lens_q: (windows + 1,) int32, where windows begin and the last ends.
+        max_length_q: of the longest.
+    """
+    usual = scaling is None or math.isclose(scaling, query.shape[-1] ** -0.5)  # older kernels know no other
+    if query.device.type != "cuda" or query.dtype not in _KERNEL_TYPES or dropout or not usual:
+        return _one_by_one(query, key, value, cu_seq_lens_q, scaling, dropout), None
+    from torch.nn.attention.varlen import varlen_attn
+
+    starts, longest = cu_seq_lens_q.to(torch.int32), int(max_length_q)
+    q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))
+    seen = varlen_attn(q, k, v, cu_seq_q=starts, cu_seq_k=starts, max_q=longest, max_k=longest)
+    return seen.unsqueeze(0), None  # type: ignore[union-attr]  # a tuple only with return_aux
+
+
+def _one_by_one(
+    query: Tensor, key: Tensor, value: Tensor, starts: Tensor, scaling: float | None, dropout: float
+) -> Tensor:
+    """What float32 and a tower that stayed on the CPU take: the kernel knows half precision alone."""
+    lengths = (starts[1:] - starts[:-1]).tolist()
+    parts = zip(*(each.split(lengths, dim=2) for each in (query, key, value)), strict=True)
+    seen = [F.scaled_dot_product_attention(q, k, v, scale=scaling, dropout_p=dropout) for q, k, v in parts]
+    return torch.cat(seen, dim=2).transpose(1, 2)
