@@ -1,17 +1,19 @@
 """What tagging gains on scenes: both families, several seeds, on all GPUs of a machine, in a given time.
 
-    python benchmarks/scenes_training.py --out OUT --minutes 9.3                    # the grid of the claims
-    python benchmarks/scenes_training.py --out OUT2 --ablations --bases O/bases.tar # what matters
+    python benchmarks/scenes_training.py --out OUT --minutes 9 --variants qwen:hints_0
+    python benchmarks/scenes_training.py --out OUT --minutes 7 --train-only         # and measure elsewhere:
+    python benchmarks/scenes_training.py --out OUT --models OUT --results FILE.json
     python benchmarks/scenes_training.py --merge OUT/pieces.jsonl OUT2/pieces.jsonl --results FILE.json
     python benchmarks/scenes_training.py --out OUT --minutes 1 --tiny                # rehearsal on a CPU
 
 Scenes are drawn once by all processors into shared memory; every training is a process, several a GPU, and
-reads them from there. A run is a base, then the tagged model and its plain twin in step
-(`reverse.training.grid`). Then every contender answers every split in processes of its own, in float32.
+reads them from there. A family has one base, as a published base is one; each seed's tagged model and its
+plain twin start from it and go in step (`reverse.training.grid`). A variant is an ablation: a tagged model of
+the first seed. Then every contender answers every split (`scenes_measuring.py`), here or elsewhere.
 
-`OUT` holds at any moment what is finished: `pieces.jsonl` (a line for each contender, run and split; a run
-that is whole is not repeated), `scenes_training.json` (merged), `tiny-FAMILY.tar` (the best seed by val, with
-its threshold), `twin-FAMILY.tar` (its twin), `bases.tar`, `log.txt`.
+`OUT` holds at any moment what is finished: `pieces.jsonl` (a line for each contender, run and split; none is
+measured twice), `RUN.tar.xz` (tagged model and twin of each run), `scenes_training.json` (merged),
+`best.json` (of each family the seed that val likes best, and its threshold), `log.txt`.
 """
 
 from __future__ import annotations
@@ -32,24 +34,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from reverse.evaluation.training_claims import choose_thresholds, columns, figures, merge
+from scenes_measuring import Measuring, Pieces, Run, read_pieces, write_results
+
 from reverse.training.grid import (
     VARIANTS,
     Cell,
     diets_of,
     prepare_processors,
+    train_base,
     train_leader,
     train_twin,
-)  # fmt: skip
+)
 from reverse.training.scenes import SECOND_STAGE, Recipe
 
-# How the tiny models are corrected here. The library's own settings (K=10, T rising by 0.1 up to 0.5, the
-# least suspect phrase kept) are measured beside it, as row "library": at these sizes ten attempts at almost
-# the same temperature repeat one phrase, and keeping the least suspect one keeps what is false.
-SETTINGS = {"local_attempts": 4, "temperature_step": 0.4, "temperature_rise": 1.2, "on_exhausted": "drop"}
-YES_NO = {"yes_no": True, "local_attempts": 4, "temperature_step": 0.4, "temperature_rise": 1.2}
-THRESHOLDS = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.14, 0.2, 0.3)
-DESCRIBING = ("twin", "off", "on", "strict", "library")
 WEIGHT = {"llava": 1.0, "qwen": 0.7}  # of a training, on the GPU
 SLAB = 2048  # pictures
 TINY = {
@@ -61,10 +58,16 @@ TINY = {
 
 def main() -> None:
     options = _options()
+    command = shlex.join(["python", "benchmarks/scenes_training.py", *sys.argv[1:]])
     if options.merge:
-        _write_results(Path(options.results), _read_pieces(options.merge), options)
+        write_results(Path(options.results), read_pieces(options.merge), command, options.gpus)
         return
-    Grid(options).run()
+    grid = Grid(options)
+    if options.models:
+        grid.measure_packed()
+        write_results(Path(options.results), grid.pieces.lines, command, options.gpus)
+        return
+    grid.run(command)
 
 
 class Grid:
@@ -77,20 +80,22 @@ class Grid:
         self.began = time.time()
         self.out = Path(options.out)
         self.out.mkdir(parents=True, exist_ok=True)
+        if options.work:
+            Path(options.work).mkdir(parents=True, exist_ok=True)
         self.work = Path(tempfile.mkdtemp(prefix="scenes-", dir=options.work or _roomiest()))
         os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "3")  # of each training; there are many
         self.devices = [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"]
         self.spawn = multiprocessing.get_context("spawn")
         self.lock = threading.Lock()
-        self.pieces = _read_pieces([self.out / "pieces.jsonl"])
-        self.best: dict[str, tuple[tuple[float, float], int]] = {}
-        self.trained: dict[str, Any] = {}
+        self.pieces = Pieces(self.out / "pieces.jsonl")
+        self.measuring = Measuring(self.pieces, self.devices, options, self.say)
+        self.best: dict[str, tuple[tuple[float, float], int, float]] = {}
         self.children: list[Any] = []
         total = 60 * options.minutes
-        self.end = self.began + total - (2 if options.tiny else 10)
-        self.until = self.began + total * (0.4 if options.tiny else 1 - options.evaluation)
-        window = self.until - self.began
-        self.base_until = self.began + (window * 0.5 if options.tiny else 30 + 0.52 * (window - 30))
+        self.end = self.began + total - (2 if options.tiny else 4)
+        share = 0.5 if options.tiny else options.evaluation
+        self.until = self.began + total * (1 - share) if not options.train_only else self.end - 14
+        self.base_until = self.began + options.base * (self.until - self.began)
         given: dict[str, Any] = {"base_batch": 256, "tags_batch": 160, "tags_lr": 8e-4}
         given |= {"hinted_prejudice": options.hinted_prejudice, "compile": self.devices != ["cpu"]}
         given |= TINY if options.tiny else {}
@@ -107,24 +112,25 @@ class Grid:
             file.write(line + "\n")
 
     # ------------------------------------------------------------------ the plan
-    def run(self) -> None:
-        variants = _variants(self.options) if self.options.ablations else ["main"]
-        cells = [cell for cell in self._cells(variants) if not self._whole(cell)]
-        self.say(
-            f"{len(cells)} runs on {len(self.devices)} devices, {os.cpu_count()} processors, in {self.work}"
-        )
+    def run(self, command: str) -> None:
+        self.say(f"{len(self.devices)} devices, {os.cpu_count()} processors, in {self.work}")
         try:
-            if cells:
-                self._unpack_bases()
-                self._prepare(variants)
-                self._train_and_measure(cells)
+            self._prepare()
+            self._train_and_measure(self._cells())
         finally:
-            self._finish()
+            self._finish(command)
 
-    def _cells(self, variants: list[str]) -> list[Cell]:
+    def _hold(self) -> None:
+        """Scenes are drawn meanwhile, and the bases' steps are compiled."""
+        while self.options.hold and not Path(self.options.hold).exists():
+            if time.time() > self.until - 60:
+                raise TimeoutError(f"{self.options.hold} did not come: what was to be waited for?")
+            time.sleep(0.2)
+
+    def _cells(self) -> list[Cell]:
         options, cells, loads = self.options, [], dict.fromkeys(self.devices, 0.0)
-        owners: set[tuple[str, int]] = set()
-        places = [(f, s, v) for v in variants for f in options.families for s in options.seeds]
+        places = [(f, s, "main") for f in options.families for s in options.seeds]
+        places += [(f, options.seeds[0], v) for f, v in options.variants]
         places.sort(key=lambda place: -WEIGHT[place[0]])
         for family, seed, variant in places:
             device = min(loads, key=lambda d: loads[d])
@@ -132,12 +138,10 @@ class Grid:
             cells.append(
                 Cell(
                     family, seed, variant, str(self.work), self._slabs(seed), device, device, self.base_until,
-                    self.until, self.recipes[family], twin=variant in ("main", "reference"),
-                    owns_base=(family, seed) not in owners,
-                    jitter=self.options.jitter, steps=self.options.steps,
+                    self.until, self.recipes[family], options.seeds[0], twin=variant == "main",
+                    jitter=options.jitter, steps=options.steps, hold=options.hold or "",
                 )
             )  # fmt: skip
-            owners.add((family, seed))
         for k, cell in enumerate(cells):
             if cell.twin:
                 device = min(loads, key=lambda d: loads[d])
@@ -152,44 +156,33 @@ class Grid:
         orders = []
         for stage, count in zip(("base", "second"), self.counts, strict=True):
             paths = [str(slab_path(self.work / "packs" / stage, k)) for k in range(count)]
-            at = seed % 3 * count // 3
+            at = seed % 3 * count // 3 if stage == "second" else 0
             orders.append(tuple(paths[at:] + paths[:at]))
         return orders[0], orders[1]
 
-    def _rows_of(self, cell: Cell) -> set[tuple[str, str]]:
-        """(row, split) of every piece that a run is to leave."""
-        ablation = cell.variant != "main"
-        rows = {
-            (row, split) for row in DESCRIBING for split in (("test",) if ablation else ("test", "shift"))
-        }
-        if not ablation:
-            rows |= {(row, split) for row in ("yesno_twin", "yesno_on") for split in ("test", "shift")}
-        return {(row, split) for row, split in rows if cell.twin or "twin" not in row}
-
-    def _whole(self, cell: Cell) -> bool:
-        found = {(p["row"], p["split"]) for p in self.pieces if p["run"] == cell.name}
-        return self._rows_of(cell) <= found
-
     # ------------------------------------------------------------------ scenes
-    def _prepare(self, variants: list[str]) -> None:
+    def _prepare(self) -> None:
         prepare_processors(self.work, self.recipes)
         self.say("processors written")
-        base, second = diets_of(self.work, variants, self.recipes)
-        order: list[tuple[Any, ...]] = []
-        for stage, diets, start, count in (
-            ("base", base, 0, self.counts[0]),
-            ("second", second, SECOND_STAGE, self.counts[1]),
-        ):
-            if stage == "base" and self._bases_are_there():
-                continue
-            folder = str(self.work / "packs" / stage)
-            order += [(folder, k, diets, self.slab, start) for k in _interleaved(count, 3)]
+        variants = {f: ["main", *(v for g, v in self.options.variants if g == f)] for f in self.recipes}
+        base: dict[str, Any] = {}
+        second: dict[str, Any] = {}
+        for family, recipe in self.recipes.items():
+            found = diets_of(self.work, variants[family], {family: recipe})
+            base |= found[0]
+            second |= found[1]
+        folders = [self.work / "packs" / stage for stage in ("base", "second")]
+        bases = [(str(folders[0]), k, base, self.slab, 0) for k in range(self.counts[0])]
+        order = _interleaved(self.counts[1], 3)
+        seconds = [(str(folders[1]), k, second, self.slab, SECOND_STAGE) for k in order]
+        # The first ones of the second stage early: its trainings compile while the bases are trained.
+        jobs = [*bases[:48], *seconds[:3], *bases[48:], *seconds[3:]]
         self.renderers = ProcessPoolExecutor(
             self.options.renderers, mp_context=self.spawn, initializer=_renice
         )
-        for job in order:
+        for job in jobs:
             self.renderers.submit(_draw, *job).add_done_callback(self._drawn)
-        self.left = len(order)
+        self.left = len(jobs)
 
     def _drawn(self, future: Future[Any]) -> None:
         if future.cancelled():
@@ -206,10 +199,15 @@ class Grid:
 
     # ------------------------------------------------------------------ training
     def _train_and_measure(self, cells: list[Cell]) -> None:
-        warm = threading.Timer(max(0.0, self.until - 25 - time.time()), self._warm)
-        warm.daemon = True
-        self.judges = None
-        warm.start()
+        bases = {cell.base: cell for cell in reversed(cells)}
+        for k, (_, cell) in enumerate(sorted(bases.items())):
+            owner = replace(cell, device=self.devices[k % len(self.devices)])
+            self._start(f"base of {cell.family}", train_base, owner)
+        self._hold()
+        if not self.options.train_only:
+            warm = threading.Timer(max(0.0, self.until - 25 - time.time()), self.measuring.warm)
+            warm.daemon = True
+            warm.start()
         threads = [threading.Thread(target=self._guarded, args=(cell,), daemon=True) for cell in cells]
         for thread in threads:
             thread.start()
@@ -219,22 +217,6 @@ class Grid:
         if late:
             self.say(f"time is up: {late} runs are not whole")
 
-    def _warm(self) -> None:
-        """Start the processes that will measure: importing and opening a GPU takes ten seconds."""
-        with self.lock:
-            if self.judges is not None:
-                return
-            counter = self.spawn.Value("i", 0)
-            judges = ProcessPoolExecutor(
-                self.options.judges,
-                mp_context=self.spawn,
-                initializer=_open,
-                initargs=(counter, self.devices),
-            )
-            for _ in range(self.options.judges):
-                judges.submit(time.sleep, 0.5)
-            self.judges = judges
-
     def _guarded(self, cell: Cell) -> None:
         try:
             self._one(cell)
@@ -242,162 +224,87 @@ class Grid:
             self.say(f"{cell.name} failed: {type(error).__name__}: {error}")
 
     def _one(self, cell: Cell) -> None:
-        if not self._train(cell):
-            return
-        self._warm()
-        for stage in ("tags", "twin"):
-            manifest = cell.folder(stage) / "training.json"
-            if manifest.exists():
-                self._remember(cell, stage, json.loads(manifest.read_text(encoding="utf-8")))
-        self._remember(cell, "base", json.loads((cell.base / "training.json").read_text(encoding="utf-8")))
-        self.say(f"{cell.name} trained")
-        self._pack_base(cell)
-        self._measure(cell)
-
-    def _train(self, cell: Cell) -> bool:
         barrier = self.spawn.Barrier(2) if cell.twin else None
         stop = self.spawn.Value("b", 0)
         jobs = [("leader", train_leader)] + ([("twin", train_twin)] if cell.twin else [])
-        processes = [
-            self.spawn.Process(
-                target=_logged,
-                args=(job, cell, barrier, stop, str(self.out / "log.txt")),
-                name=f"{cell.name} {role}",
-            )
-            for role, job in jobs
-        ]
-        with self.lock:
-            self.children += processes
-        for process in processes:
-            process.start()
+        processes = [self._start(f"{cell.name} {role}", job, cell, barrier, stop) for role, job in jobs]
         for process in processes:
             process.join()
         failed = [process.name for process in processes if process.exitcode != 0]
         if failed:
-            self.say(f"training failed: {', '.join(failed)}, see above")
-        return not failed
+            raise RuntimeError(f"training failed: {', '.join(failed)}, see above")
+        for stage in ("base", "tags", "twin"):
+            folder = cell.base if stage == "base" else cell.folder(stage)
+            if folder.exists() and (stage != "base" or self.pieces.find(run=folder.name) is None):
+                self._remember(cell.name if stage != "base" else folder.name, stage, folder)
+        self.say(f"{cell.name} trained")
+        _pack(cell.folder("tags").parent, self.out / f"{cell.name}.tar.xz")
+        run = Run(cell.family, cell.seed, cell.variant, Path(cell.work) / cell.name, cell.twin)
+        if not self.options.train_only:
+            self._measure(run)
 
-    def _remember(self, cell: Cell, stage: str, manifest: dict[str, Any]) -> None:
-        names = (
-            "parameters",
-            "steps",
-            "items",
-            "rows",
-            "seconds",
-            "steps_per_second",
-            "final_loss",
-            "device",
+    def _start(self, name: str, job: Any, *arguments: Any) -> Any:
+        """A process whose error is written into the log."""
+        process = self.spawn.Process(
+            target=_logged, args=(name, str(self.out / "log.txt"), job, *arguments), name=name
         )
-        line = {"run": cell.name, "stage": stage} | {name: manifest[name] for name in names}
         with self.lock:
-            self.trained[f"{cell.name} {stage}"] = line
-        self._append({"kind": "training", **line})
+            self.children.append(process)
+        process.start()
+        return process
+
+    def _remember(self, name: str, stage: str, folder: Path) -> None:
+        manifest = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+        names = ("parameters", "steps", "items", "rows", "seconds", "steps_per_second", "final_loss")
+        kept = {name: manifest[name] for name in (*names, "device", "versions")}
+        self.pieces.append({"kind": "training", "run": name, "stage": stage, **kept})
 
     # ------------------------------------------------------------------ measuring
-    def _measure(self, cell: Cell) -> None:
-        sweep = {t: self._ask(cell, "on", "val", t) for t in THRESHOLDS}
-        plain = {("off", split): self._ask(cell, "off", split) for split in self._splits(cell)}
-        if cell.twin:
-            plain |= {
-                ("twin", split): self._ask(cell, "twin", split) for split in ("val", *self._splits(cell))
-            }
-        if cell.variant == "main":
-            for split in self._splits(cell):
-                plain |= {(row, split): self._ask(cell, row, split) for row in ("yesno_twin", "yesno_on")}
-        else:
-            plain["off", "val"] = self._ask(cell, "off", "val")
-        held = {t: future.result() for t, future in sweep.items()}
-        # Where no twin was trained, the model with checking off says what coverage is to be kept.
-        goal = plain["twin" if cell.twin else "off", "val"].result()
-        chosen = choose_thresholds({t: piece["columns"] for t, piece in held.items()}, goal["columns"])
-        self.say(f"{cell.name} thresholds {chosen}")
-        rows = {"on": chosen["default"], "strict": chosen["strict"], "library": chosen["default"]}
-        later = {
-            (row, split): self._ask(cell, row, split, threshold)
-            for split in self._splits(cell)
-            for row, threshold in rows.items()
-        }
-        if cell.variant == "main":
-            self._keep_if_best(cell, chosen["default"], held[chosen["default"]], goal)
-        for (row, split), future in {**plain, **later}.items():
-            piece = future.result()
-            shown = figures(piece["columns"])
-            short = {name: round(value[0], 4) for name, value in shown.items() if isinstance(value, list)}
-            self.say(f"{cell.name} {split} {row} {short} ({piece['seconds']} s)")
-        self.say(f"{cell.name} is whole")
-
-    def _splits(self, cell: Cell) -> tuple[str, ...]:
-        return ("test", "shift") if cell.variant == "main" else ("test",)
-
-    def _ask(self, cell: Cell, row: str, split: str, threshold: float | None = None) -> Future[Any]:
-        stage = "twin" if "twin" in row else "tags"
-        count = self.options.val_count if split == "val" else self.options.count
-        task = {
-            "run": cell.name, "family": cell.family, "seed": cell.seed, "variant": cell.variant, "row": row,
-            "split": split, "threshold": threshold, "count": count,
-        }  # fmt: skip
-        future = self.judges.submit(_judge, task, str(cell.folder(stage)), self.options.slots)
-        future.add_done_callback(lambda done: self._keep(done, split))
-        return future
-
-    def _keep(self, done: Future[Any], split: str) -> None:
-        if done.cancelled() or done.exception() is not None:
-            if not done.cancelled():
-                self.say(f"measuring failed: {done.exception()}")
-            return
-        piece = done.result()
-        if split != "val":
-            with self.lock:
-                self.pieces.append(piece)
-            self._append(piece)
-        else:
-            shown = {k: round(v[0], 4) for k, v in figures(piece["columns"]).items() if isinstance(v, list)}
-            self._append({"kind": "val"} | {k: piece[k] for k in ("run", "row", "threshold")} | shown)
-
-    def _append(self, line: dict[str, Any]) -> None:
-        with self.lock, (self.out / "pieces.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-    # ------------------------------------------------------------------ models
-    def _keep_if_best(self, cell: Cell, threshold: float, val: dict[str, Any], twin: dict[str, Any]) -> None:
-        """Pack the tagged model, with its threshold, if val likes it better than the family's others."""
-        shown, other = figures(val["columns"]), figures(twin["columns"])
-        short = max(0.0, other["coverage"][0] - 0.005 - shown["coverage"][0])
-        mark = (round(short, 4), shown["chair_i"][0])
-        with self.lock:
-            if cell.family in self.best and self.best[cell.family][0] <= mark:
-                return
-            self.best[cell.family] = (mark, cell.seed)
-            folder = self.work / f"best-{cell.family}"
-            shutil.rmtree(folder, ignore_errors=True)
-            shutil.copytree(cell.folder("tags"), folder)
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            config["reverse"] = {"threshold": threshold}
-            (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-            _tar(self.out / f"tiny-{cell.family}.tar", {f"tiny-{cell.family}": folder})
-            _tar(self.out / f"twin-{cell.family}.tar", {f"twin-{cell.family}": cell.folder("twin")})
-
-    def _pack_base(self, cell: Cell) -> None:
-        """Bases of the first seed, so that ablations can start from them."""
-        with self.lock:
-            if cell.variant != "main" or cell.seed != self.options.seeds[0]:
-                return
-            found = {path.name: path for path in self.work.glob(f"base-*-{cell.seed}") if path.is_dir()}
-            _tar(self.out / "bases.tar", found)
-
-    def _unpack_bases(self) -> None:
-        if self.options.bases:
-            with tarfile.open(self.options.bases) as file:
+    def measure_packed(self) -> None:
+        """Measure every run that was packed in the folder `--models`."""
+        packed = sorted(Path(self.options.models).glob("*.tar.xz"))
+        if not packed:
+            raise FileNotFoundError(f"no *.tar.xz in {self.options.models}: name the --out of a --train-only")
+        runs = []
+        for path in packed:
+            with tarfile.open(path) as file:
                 file.extractall(self.work, filter="data")
+            family, seed, variant = path.name.removesuffix(".tar.xz").split("-")
+            folder = self.work / f"{family}-{seed}-{variant}"
+            runs.append(Run(family, int(seed), variant, folder, (folder / "twin").is_dir()))
+        # Two at a time: the processes that measure have no gaps, and a run is whole early.
+        waiting = sorted(runs, key=lambda run: (run.variant != "main", run.seed))
+        workers = [threading.Thread(target=self._measure_all, args=(waiting,)) for _ in range(2)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        shutil.rmtree(self.work, ignore_errors=True)
 
-    def _bases_are_there(self) -> bool:
-        options = self.options
-        return all((self.work / f"base-{f}-{s}").is_dir() for f in options.families for s in options.seeds)
+    def _measure_all(self, waiting: list[Run]) -> None:
+        while True:
+            with self.lock:
+                if not waiting:
+                    return
+                run = waiting.pop(0)
+            self._measure(run)
 
-    def _finish(self) -> None:
-        for pool in (getattr(self, "renderers", None), getattr(self, "judges", None)):
+    def _measure(self, run: Run) -> None:
+        chosen = self.measuring.measure(run)["default"]
+        assert chosen is not None
+        if run.variant != "main":
+            return
+        mark = self.measuring.mark(run, chosen)
+        with self.lock:
+            if run.family not in self.best or mark < self.best[run.family][0]:
+                self.best[run.family] = (mark, run.seed, chosen)
+            best = {f: {"seed": seed, "threshold": t} for f, (_, seed, t) in self.best.items()}
+            temporary = self.out / "best.tmp"
+            temporary.write_text(json.dumps(best, indent=1) + "\n", encoding="utf-8")
+            temporary.replace(self.out / "best.json")
+
+    def _finish(self, command: str) -> None:
+        for pool in (getattr(self, "renderers", None), self.measuring.pool):
             if pool is not None:
                 pool.shutdown(wait=False, cancel_futures=True)
                 for process in list((getattr(pool, "_processes", None) or {}).values()):
@@ -405,11 +312,11 @@ class Grid:
         for process in self.children:
             if process.is_alive():
                 process.terminate()
-        _write_results(
-            self.out / "scenes_training.json", _read_pieces([self.out / "pieces.jsonl"]), self.options
-        )
-        shutil.rmtree(self.work, ignore_errors=True)
-        self.say("results written")
+        if not self.options.train_only:
+            write_results(self.out / "scenes_training.json", self.pieces.lines, command, self.options.gpus)
+        if not self.options.keep_work:
+            shutil.rmtree(self.work, ignore_errors=True)
+        self.say("finished")
         sys.stdout.flush()
         os._exit(0)  # threads may still wait for processes that are gone
 
@@ -429,131 +336,27 @@ def _renice() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
-def _logged(job: Any, cell: Cell, barrier: Any, stop: Any, log: str) -> None:
-    """A training, with its error in the log."""
+def _logged(name: str, log: str, job: Any, *arguments: Any) -> None:
+    """A job, with its error in the log."""
     import traceback
 
     try:
-        job(cell, barrier, stop)
+        job(*arguments)
     except BaseException:
-        text = f"{cell.name}\n{traceback.format_exc()}"
+        text = f"{name}\n{traceback.format_exc()}"
         print(text, flush=True)
         with open(log, "a", encoding="utf-8") as file:
             file.write(text)
-        if barrier is not None:
-            barrier.abort()
+        for argument in arguments:
+            if hasattr(argument, "abort"):  # a barrier that another process would wait at
+                argument.abort()
         raise SystemExit(1) from None
 
 
-_device = "cpu"
-
-
-def _open(counter: Any, devices: list[str]) -> None:
-    """A measuring process's device, opened before it is needed."""
-    global _device
-    import torch
-    from transformers.utils import logging
-
-    import reverse.evaluation.scenes  # noqa: F401
-
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    logging.disable_progress_bar()
-    torch.set_num_threads(1)
-    with counter.get_lock():
-        _device = devices[counter.value % len(devices)]
-        counter.value += 1
-    if _device != "cpu":
-        torch.cuda.set_device(_device)
-        torch.zeros(1, device=_device)
-
-
-def _judge(task: dict[str, Any], folder: str, slots: int) -> dict[str, Any]:
-    """The piece of one contender: what it answers about one split, counted."""
-    from reverse.data.scenes import make_scene
-    from reverse.evaluation.scenes import Contender, answer, score, yes_no
-    from reverse.models import load
-
-    began = time.time()
-    row, twin = task["row"], "twin" in task["row"]
-    settings: dict[str, Any] = {"engine": "dynamic"}  # float32: the same answers in any batch
-    if row in ("on", "strict"):
-        settings |= SETTINGS
-    elif row == "yesno_on":
-        settings |= YES_NO
-    mode = "plain" if twin or row == "off" else "resample"
-    contender = Contender(row, folder, mode, task["threshold"], settings=settings)
-    loaded = load(folder, dtype="float32", device=_device, require_tokens=not twin)
-    scenes = [make_scene(task["split"], k) for k in range(task["count"])]
-    if row.startswith("yesno"):
-        counts = yes_no(contender, loaded, scenes, batch_size=slots)
-        found: dict[str, Any] = {name: [each[name] for each in counts] for name in ("right", "asked")}
-        examples: list[str] = []
-    else:
-        results = answer(contender, loaded, scenes, batch_size=slots)
-        rows = [score(scene, result) for scene, result in zip(scenes, results, strict=True)]
-        found = columns(rows, phrases=row == "off")
-        examples = [result.text for result in results[:3]]
-    made_with = {**settings, "mode": mode}
-    return {
-        **task, "settings": made_with, "columns": found, "examples": examples,
-        "seconds": round(time.time() - began, 1), "device": _device,
-    }  # fmt: skip
-
-
-# ---------------------------------------------------------------------- files
-def _read_pieces(paths: list[Any]) -> list[dict[str, Any]]:
-    """Every whole line of the files; a last line that was cut off is left out."""
-    found = []
-    for path in map(Path, paths):
-        if path.exists():
-            for line in path.read_bytes().splitlines(keepends=True):
-                if line.endswith(b"\n"):
-                    piece = json.loads(line)
-                    found.append(piece) if "columns" in piece or "kind" in piece else None
-    return [piece for piece in found if "columns" in piece] + [piece for piece in found if "kind" in piece]
-
-
-def _write_results(path: Path, lines: list[dict[str, Any]], options: argparse.Namespace) -> None:
-    from reverse.evaluation.scenes import _finite, environment
-
-    pieces = [line for line in lines if "columns" in line]
-    on_cuda = any(str(piece.get("device", "")).startswith("cuda") for piece in pieces)
-    trained = [line for line in lines if line.get("kind") == "training"]
-    report = environment("cpu")
-    if trained:
-        report["device"] = f"{options.gpus or ''} {trained[-1]['device']}".strip()
-    report |= {
-        "command": shlex.join(["python", "benchmarks/scenes_training.py", *sys.argv[1:]]),
-        "measured_on": "cuda, float32" if on_cuda else "cpu, float32",
-        "scenes": {
-            split: max((p["count"] for p in pieces if p["split"] == split), default=0)
-            for split in ("test", "shift")
-        },
-        "settings": {"on, strict": SETTINGS, "yes/no": YES_NO, "library": "the library's defaults"},
-        **merge(pieces),
-        "training": [{k: v for k, v in line.items() if k != "kind"} for line in trained],
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(_finite(report), indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
-    for family, splits in report["claims"].items():
-        for split, claims in splits.items():
-            print(family, split, {name: [round(x, 4) for x in value] for name, value in claims.items()})
-    for family, variants in report["ablations"].items():
-        for variant, line in variants.items():
-            shown = {
-                name: [round(x, 4) for x in line[name]]
-                for name in ("auroc", "chair_i_drop", "coverage_change")
-            }
-            print(family, variant, shown)
-
-
-def _tar(path: Path, folders: dict[str, Path]) -> None:
-    temporary = path.with_suffix(".tmp")
-    with tarfile.open(temporary, "w") as file:
-        for name, folder in folders.items():
-            file.add(folder, arcname=name)
+def _pack(folder: Path, path: Path) -> None:
+    temporary = path.with_name(f".{path.name}")
+    with tarfile.open(temporary, "w:xz", preset=2) as file:
+        file.add(folder, arcname=folder.name)
     temporary.replace(path)
 
 
@@ -570,53 +373,57 @@ def _roomiest() -> str | None:
     return str(shared) if shared.is_dir() and shutil.disk_usage(shared).free > 80e9 else None
 
 
-def _variants(options: argparse.Namespace) -> list[str]:
-    names = options.variants or [name for name in VARIANTS if name != "main"]
-    return ["reference", *(name for name in names if name != "reference")]
+def _variant(word: str) -> tuple[str, str]:
+    family, _, variant = word.partition(":")
+    if family not in WEIGHT or variant not in VARIANTS or variant == "main":
+        names = ", ".join(sorted(set(VARIANTS) - {"main"}))
+        raise argparse.ArgumentTypeError(f"{word!r} is not FAMILY:VARIANT: llava or qwen, and one of {names}")
+    return family, variant
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--out", help="folder for what comes back")
-    parser.add_argument("--minutes", type=float, default=9.3, help="in total (default: %(default)s)")
-    parser.add_argument("--evaluation", type=float, default=0.27, help="share of them for measuring")
-    parser.add_argument("--families", nargs="+", default=["llava", "qwen"], choices=["llava", "qwen"])
-    parser.add_argument(
-        "--seeds", nargs="+", type=int, default=None, help="default: 0 1 2; with --ablations 0"
+    add = parser.add_argument
+    add("--out", help="folder for what comes back")
+    add("--minutes", type=float, default=9.3, help="in total (default: %(default)s)")
+    add("--base", type=float, default=0.45, help="when the bases are done, as a share of training")
+    add("--evaluation", type=float, default=0.27, help="share of all for measuring")
+    add("--families", nargs="+", default=["llava", "qwen"], choices=["llava", "qwen"])
+    add(
+        "--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the second stage; the first is the base's"
     )
-    parser.add_argument("--ablations", action="store_true", help="variants of the second stage, on test")
-    parser.add_argument("--variants", nargs="*", choices=sorted(VARIANTS), help="which (default: all)")
-    parser.add_argument("--bases", help="bases.tar of an earlier call: no base is trained where it has one")
-    parser.add_argument("--hinted-prejudice", type=float, default=0.0, help="see SceneDataset")
-    parser.add_argument("--jitter", type=float, default=0.5, help="share of pictures, in training")
-    parser.add_argument("--count", type=int, default=500, help="scenes of test and of shift")
-    parser.add_argument("--val-count", type=int, default=400)
-    parser.add_argument("--base-slabs", type=int, default=384, help=f"of {SLAB} pictures")
-    parser.add_argument("--second-slabs", type=int, default=256)
-    parser.add_argument(
-        "--renderers", type=int, default=0, help="processes that draw (default: 0.8 a processor)"
-    )
-    parser.add_argument("--judges", type=int, default=0, help="processes that measure (default: 6 a GPU)")
-    parser.add_argument("--slots", type=int, default=0, help="answers side by side (default: 128; CPU: 8)")
-    parser.add_argument("--steps", type=int, default=0, help="of each stage, instead of a time")
-    parser.add_argument("--work", help="folder for what may be lost (default: shared memory)")
-    parser.add_argument("--tiny", action="store_true", help="a rehearsal: models that learn nothing")
-    parser.add_argument("--merge", nargs="+", help="pieces.jsonl of several calls: merge and do nothing else")
-    parser.add_argument("--results", help="with --merge: where to")
-    parser.add_argument("--gpus", help="how many GPUs, for the record, such as '4 x'")
+    add("--variants", nargs="*", type=_variant, default=[], help="ablations, FAMILY:VARIANT each")
+    add("--train-only", action="store_true", help="pack the models and measure nothing")
+    add("--hold", help="a file without which no first step is taken; scenes are drawn meanwhile")
+    add("--models", help="train nothing: measure the runs packed in this folder")
+    add("--hinted-prejudice", type=float, default=0.0, help="see SceneDataset")
+    add("--jitter", type=float, default=0.5, help="share of pictures, in training")
+    add("--count", type=int, default=500, help="scenes of test and of shift")
+    add("--val-count", type=int, default=300)
+    add("--base-slabs", type=int, default=384, help=f"of {SLAB} pictures")
+    add("--second-slabs", type=int, default=192)
+    add("--renderers", type=int, default=0, help="processes that draw (default: 0.7 a processor)")
+    add("--judges", type=int, default=0, help="processes that measure (default: 6 a GPU; CPU: one a core)")
+    add("--slots", type=int, default=0, help="answers side by side (default: 128; CPU: 16)")
+    add("--steps", type=int, default=0, help="of each stage, instead of a time")
+    add("--work", help="folder for what may be lost (default: shared memory)")
+    add("--keep-work", action="store_true", help="do not remove it")
+    add("--tiny", action="store_true", help="a rehearsal: models that learn nothing")
+    add("--merge", nargs="+", help="pieces.jsonl of several calls: merge and do nothing else")
+    add("--results", help="with --merge and --models: the file of results")
+    add("--gpus", default="", help="how many GPUs, for the record, such as '2 x'")
     options = parser.parse_args()
     if not options.merge and not options.out:
         parser.error("--out is missing: name a folder for what comes back")
-    if options.merge and not options.results:
-        parser.error("--results is missing: name the file that the merged figures go to")
+    if (options.merge or options.models) and not options.results:
+        parser.error("--results is missing: name the file that the figures go to")
     import torch
 
     gpus = torch.cuda.device_count()
     processors = os.cpu_count() or 1
-    options.seeds = options.seeds or ([0] if options.ablations else [0, 1, 2])
-    options.renderers = options.renderers or max(1, int(0.8 * processors) if gpus else 1)
-    options.judges = options.judges or (6 * gpus if gpus else 1)
-    options.slots = options.slots or (128 if gpus else 8)
+    options.renderers = options.renderers or max(1, int(0.7 * processors) if gpus else 1)
+    options.judges = options.judges or (6 * gpus or processors)
+    options.slots = options.slots or (128 if gpus else 16)
     return options
 
 

@@ -210,14 +210,20 @@ def _change(
 
 
 def _ablations(table: Mapping[tuple[str, str, str, str, int], Piece], family: str) -> dict[str, Any]:
-    """Each variant on test beside the twin of the same grid: one line a variant."""
-    twins = _rows(table, "reference", family, "test").get("twin", {})
+    """Each variant on test against the twin of `main` with the same seed; `main` for those seeds too."""
+    main = _rows(table, "main", family, "test")
+    twins = main.get("twin", {})
+    variants = sorted({key[0] for key in table if key[1] == family} - {"main"})
     lines: dict[str, Any] = {}
-    for variant in sorted({key[0] for key in table if key[1] == family} - {"main"}):
+    met: set[int] = set()
+    for variant in [*variants, "main"]:
         rows = _rows(table, variant, family, "test")
         seeds = [s for s in rows.get("on", {}) if s in twins and s in rows.get("off", {})]
+        if variant == "main":
+            seeds = [s for s in seeds if s in met]
         if not seeds:
             continue
+        met.update(seeds)
         rows = {**rows, "twin": twins}
         pooled = {
             row: _pooled([found[s] for s in seeds]) for row, found in rows.items() if set(seeds) <= set(found)
@@ -231,8 +237,6 @@ def _ablations(table: Mapping[tuple[str, str, str, str, int], Piece], family: st
             "chair_i_drop": _drop(pooled["on"], pooled["twin"]),
             "coverage_change": _change(pooled["on"], pooled["twin"], "coverage"),
         }
-        if "library" in pooled:
-            lines[variant]["library"] = figures(pooled["library"])
         if "strict" in pooled:
             lines[variant]["strict_chair_i_drop"] = _drop(pooled["strict"], pooled["twin"])
             lines[variant]["strict_coverage_change"] = _change(

@@ -1,8 +1,10 @@
-"""One cell of a grid of trainings: a base, then its tagged model and its plain twin, side by side.
+"""One cell of a grid of trainings: a tagged model and its plain twin, side by side, from a base of their own
+or one that several cells share.
 
-Every cell is two processes. The leader trains the base and then the tagged model; the follower waits for the
-base and trains the twin in step with it, so that both take the same number of steps of the same pictures.
-Ends are moments of the clock that all cells share: who starts late trains less and ends with the others.
+A base is a process, a cell one or two. The leader trains the tagged model; the follower trains the twin in
+step with it, so that both take the same number of steps of the same pictures. Both compile their step while
+the base is still being trained, and take its weights when they are there. Ends are moments of the clock
+that all cells share: who starts late trains less and ends with the others.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,16 @@ from typing import Any
 from reverse.training.packs import Diet
 from reverse.training.scenes import Recipe, build_base, build_tokenizer, diet
 
-__all__ = ["VARIANTS", "Cell", "Variant", "diets_of", "prepare_processors", "train_leader", "train_twin"]
+__all__ = [
+    "VARIANTS",
+    "Cell",
+    "Variant",
+    "diets_of",
+    "prepare_processors",
+    "train_base",
+    "train_leader",
+    "train_twin",
+]
 
 
 @dataclass(frozen=True)
@@ -34,7 +45,6 @@ class Variant:
 
 VARIANTS: dict[str, Variant] = {
     "main": Variant(),
-    "reference": Variant(),  # the same with a grid of ablations' budget
     "rows_frozen_random": Variant(frozen_rows=True, init="random"),
     "rows_trained_random": Variant(init="random"),
     "negatives_0.5": Variant(negative_share=0.5),
@@ -61,10 +71,11 @@ class Cell:
     base_until: float  # moments of time.time()
     until: float
     recipe: Recipe
+    base_seed: int
     twin: bool = True
-    owns_base: bool = True  # trains the base where there is none; else it waits for the cell that does
     jitter: float = 0.5  # share of pictures, see reverse.training.resident
     steps: int = 0  # of either stage, for rehearsals; 0: as many as time allows
+    hold: str = ""  # a file that the base's first step waits for
 
     @property
     def name(self) -> str:
@@ -72,7 +83,7 @@ class Cell:
 
     @property
     def base(self) -> Path:
-        return Path(self.work) / f"base-{self.family}-{self.seed}"
+        return Path(self.work) / f"base-{self.family}-{self.base_seed}"
 
     def folder(self, stage: str) -> Path:
         return Path(self.work) / self.name / stage
@@ -106,49 +117,73 @@ def diets_of(
         for variant in variants:
             changed = VARIANTS[variant]
             settings = diet(replace(recipe, **changed.recipe), "tags") | dict(changed.diet)
-            second[f"{family}.{variant}"] = Diet(tagged, settings)
+            second[f"{family}.{_diet_name(variant)}"] = Diet(tagged, settings)
     return base, second
 
 
-def train_leader(cell: Cell, barrier: Any, stop: Any) -> None:
-    """Train the base, where there is none, and the tagged model; both are written below `cell.work`."""
+def _diet_name(variant: str) -> str:
+    """Variants that see the same rows share them."""
+    return variant if VARIANTS[variant].recipe or VARIANTS[variant].diet else "main"
+
+
+def train_base(cell: Cell) -> None:
+    """Train the base that the cell starts from and write it to `cell.base`."""
     _quiet(cell.device)
-    recipe = replace(cell.recipe, seed=cell.seed)
-    if cell.owns_base and not cell.base.exists():
-        model, processor = _with_saved_processor(cell, recipe)
-        _train(cell, "base", model.to(cell.device), processor, recipe)
-        del model
-    from reverse.models import load
+    recipe = replace(cell.recipe, seed=cell.base_seed)
+    model, processor = _untrained(cell, recipe)
+
+    def hold(model: Any) -> None:
+        while cell.hold and not Path(cell.hold).exists():
+            if time.time() > cell.base_until:
+                raise TimeoutError(f"{cell.hold} did not come: what was to be waited for?")
+            time.sleep(0.1)
+
+    _train(cell, "base", model.to(cell.device), processor, recipe, late=hold)
+
+
+def train_leader(cell: Cell, barrier: Any, stop: Any) -> None:
+    """Train the tagged model from the base, which may still be in the making."""
+    _quiet(cell.device)
     from reverse.tokens import add_tokens
 
-    _await_base(cell)
-    model, processor = load(cell.base, require_tokens=False, dtype="float32")
-    variant = VARIANTS[cell.variant]
-    ids = add_tokens(model, processor, seed=cell.seed)
-    if variant.init == "random":
-        _randomise(model, list(ids), cell.seed)
+    recipe = replace(cell.recipe, seed=cell.seed)
+    model, processor = _untrained(cell, recipe)
+    add_tokens(model, processor)
+
+    def take_base(model: Any) -> None:
+        base, its_processor = _await_base(cell)
+        ids = add_tokens(base, its_processor, seed=cell.seed)
+        if VARIANTS[cell.variant].init == "random":
+            _randomise(base, list(ids), cell.seed)
+        model.load_state_dict(base.state_dict())
+
     pace = _pace(barrier, stop, leads=True)
-    _train(cell, "tags", model.to(cell.device), processor, recipe, pace=pace)
+    _train(cell, "tags", model.to(cell.device), processor, recipe, pace, take_base)
 
 
 def train_twin(cell: Cell, barrier: Any, stop: Any) -> None:
-    """Train the plain twin in step with the leader, from the base that it leaves."""
+    """Train the plain twin from the base, in step with the leader."""
     _quiet(cell.twin_device)
+    recipe = replace(cell.recipe, seed=cell.seed)
+    model, processor = _untrained(cell, recipe)
+
+    def take_base(model: Any) -> None:
+        model.load_state_dict(_await_base(cell)[0].state_dict())
+
+    pace = _pace(barrier, stop, leads=False)
+    _train(cell, "twin", model.to(cell.twin_device), processor, recipe, pace, take_base)
+
+
+def _await_base(cell: Cell) -> tuple[Any, Any]:
+    """The base and its processor, on the CPU."""
     from reverse.models import load
 
-    _await_base(cell)
-    model, processor = load(cell.base, require_tokens=False, dtype="float32")
-    recipe = replace(cell.recipe, seed=cell.seed)
-    pace = _pace(barrier, stop, leads=False)
-    _train(cell, "twin", model.to(cell.twin_device), processor, recipe, pace=pace)
-
-
-def _await_base(cell: Cell) -> None:
     end = max(cell.base_until, time.time()) + 120
     while not cell.base.exists():
         if time.time() > end:
             raise TimeoutError(f"no base in {cell.base}: did its training fail?")
-        time.sleep(0.2)
+        time.sleep(0.1)
+    return load(cell.base, device="cpu", require_tokens=False, dtype="float32")
 
 
 def _pace(barrier: Any, stop: Any, leads: bool) -> Any:
@@ -157,12 +192,20 @@ def _pace(barrier: Any, stop: Any, leads: bool) -> Any:
     return None if barrier is None else Pace(barrier, stop, leads)
 
 
-def _train(cell: Cell, stage: str, model: Any, processor: Any, recipe: Recipe, pace: Any = None) -> None:
+def _train(
+    cell: Cell,
+    stage: str,
+    model: Any,
+    processor: Any,
+    recipe: Recipe,
+    pace: Any = None,
+    late: Callable[[Any], None] | None = None,
+) -> None:
     from reverse.training.resident import ResidentConfig, train_resident
 
     base = stage == "base"
     variant = VARIANTS[cell.variant] if stage == "tags" else Variant()
-    diet_name = {"base": "base", "twin": "twin"}.get(stage, cell.variant)
+    diet_name = {"base": "base", "twin": "twin"}.get(stage, _diet_name(cell.variant))
     config = ResidentConfig(
         output=str(cell.base if base else cell.folder(stage)),
         diet=f"{cell.family}.{diet_name}",
@@ -183,13 +226,13 @@ def _train(cell: Cell, stage: str, model: Any, processor: Any, recipe: Recipe, p
     notes = {"recipe": json.loads(json.dumps(recipe.__dict__)), "variant": cell.variant}
     slabs = cell.slabs[0 if base else 1]
     train_resident(
-        model, processor, slabs, config, notes=notes, pace=pace,
+        model, processor, slabs, config, notes=notes, pace=pace, late=late,
         say=lambda line: print(f"{cell.name} {line}", flush=True),
     )  # fmt: skip
 
 
-def _with_saved_processor(cell: Cell, recipe: Recipe) -> tuple[Any, Any]:
-    """A fresh model, with the tokenizer that the packs were written with."""
+def _untrained(cell: Cell, recipe: Recipe) -> tuple[Any, Any]:
+    """A model with random weights and no tags, with the tokenizer that the packs were written with."""
     from transformers import AutoTokenizer
 
     folder = Path(cell.work) / f"processor-{cell.family}"

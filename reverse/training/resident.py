@@ -127,6 +127,7 @@ def train_resident(
     *,
     notes: Mapping[str, Any] | None = None,
     pace: Pace | None = None,
+    late: Callable[[Any], None] | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Train `model` in place on the slabs, in their order and again from the start, and write it.
@@ -137,6 +138,8 @@ def train_resident(
         slabs: paths; one that is not there yet is waited for.
         notes: kept in the manifest.
         pace: keeps step with another training; the leader's clock stops both.
+        late: called with the model when all is compiled, before the first step: it may wait for weights and
+            write them into the model's parameters.
         say: called with a line of progress.
 
     Returns:
@@ -155,7 +158,7 @@ def train_resident(
     shaken = np.random.default_rng([config.seed, 2])
     schedule = Schedule(config.steps or 10**9, config.seconds, config.warmup)
     optimizer = _optimizer(model, config)
-    kept = _tag_rows(model, processor) if config.frozen_rows else []
+    kept: list[tuple[Any, list[int], torch.Tensor]] = []
     passes: UniformPass | None = None
     shape: Shape | None = None
 
@@ -181,6 +184,9 @@ def train_resident(
             if padded is not None:  # compiled before the clock runs, or the rate would skip its warm-up
                 compiled(shown, warp, *padded).backward()
                 optimizer.zero_grad(set_to_none=True)
+            if late is not None:
+                late(model)
+            kept = _tag_rows(model, processor) if config.frozen_rows else []
             began = time.monotonic()
             if config.until is not None:
                 schedule.seconds = max(1.0, config.until - time.time())

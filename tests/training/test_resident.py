@@ -196,3 +196,21 @@ def test_jitter_leaves_some_pictures_and_moves_the_others_as_it_says(tiny_llava)
     row = (seen - seen.min()).sum(dim=1)[28:84].argmax() + 28
     assert abs(int(row) - 34) <= 1  # 44 pixels above the middle became 22
     assert torch.allclose(passes.see(white, torch.eye(2, 3)[None]), passes.see(white), atol=1e-4)
+
+
+def test_weights_that_come_late_are_trained_from(packed, tmp_path):
+    """A tagged model would be trained from the random weights that its step was compiled with."""
+    family, recipe, folder, diets = packed
+    slabs = [slab_path(folder, 0), slab_path(folder, 1)]
+    found = {}
+    for when in ("early", "late"):
+        model, processor = model_of(recipe, diets, family, "main")
+        base = {name: tensor * 1.5 for name, tensor in model.state_dict().items()}
+        if when == "early":
+            model.load_state_dict(base)
+        config = ResidentConfig(str(tmp_path / when), f"{family}.main", steps=3, batch=8, frozen_rows=True)
+        take = None if when == "early" else lambda model, base=base: model.load_state_dict(base)
+        train_resident(model, processor, slabs, config, late=take)
+        found[when] = model.state_dict()
+    for name, tensor in found["early"].items():
+        assert torch.equal(tensor, found["late"][name]), name

@@ -1,0 +1,255 @@
+"""What trained models answer about scenes: thresholds chosen on val, every contender on test and on shift.
+
+Used by `scenes_training.py`. A piece is what one contender of one run answered about one split, counted scene
+by scene; it is a line of `pieces.jsonl`, written when it is there, and never measured again. All of it is
+decoded in float32, so that an answer is the same in any batch, on any device but for its rounding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reverse.evaluation.training_claims import choose_thresholds, columns, figures, merge
+
+# How the tiny models are corrected here. The library's own settings (K=10, T rising by 0.1 up to 0.5, the
+# least suspect phrase kept) are measured beside it, as row "library": at these sizes ten attempts at almost
+# the same temperature repeat one phrase, and keeping the least suspect one keeps what is false.
+SETTINGS = {"local_attempts": 4, "temperature_step": 0.4, "temperature_rise": 1.2, "on_exhausted": "drop"}
+YES_NO = {"yes_no": True, "local_attempts": 4, "temperature_step": 0.4, "temperature_rise": 1.2}
+THRESHOLDS = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.14, 0.2, 0.3)
+SPLITS = ("test", "shift")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained pair: `folder/tags` and, with `twin`, `folder/twin`."""
+
+    family: str
+    seed: int
+    variant: str
+    folder: Path
+    twin: bool
+
+    @property
+    def name(self) -> str:
+        return f"{self.family}-{self.seed}-{self.variant}"
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return SPLITS if self.variant == "main" else ("test",)
+
+
+class Pieces:
+    """`pieces.jsonl`: what was measured, and what was trained (lines with a `kind`)."""
+
+    def __init__(self, path: Path):
+        self.path, self.lock = path, threading.Lock()
+        self.lines = read_pieces([path])
+
+    def find(self, **place: Any) -> dict[str, Any] | None:
+        with self.lock:
+            return next((p for p in self.lines if all(p.get(k) == v for k, v in place.items())), None)
+
+    def append(self, line: dict[str, Any]) -> None:
+        with self.lock, self.path.open("a", encoding="utf-8") as file:
+            self.lines.append(line)
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+class Measuring:
+    """Processes that measure, and what they found."""
+
+    def __init__(self, pieces: Pieces, devices: list[str], options: argparse.Namespace, say: Any):
+        self.pieces, self.devices, self.options, self.say = pieces, devices, options, say
+        self.pool: ProcessPoolExecutor | None = None
+        self.lock = threading.Lock()
+
+    def warm(self) -> None:
+        """Start the processes: importing and opening a GPU takes ten seconds."""
+        with self.lock:
+            if self.pool is not None:
+                return
+            spawn = multiprocessing.get_context("spawn")
+            self.pool = ProcessPoolExecutor(
+                self.options.judges,
+                mp_context=spawn,
+                initializer=_open,
+                initargs=(spawn.Value("i", 0), self.devices),
+            )
+            for _ in range(self.options.judges):
+                self.pool.submit(time.sleep, 0.5)
+
+    def measure(self, run: Run) -> dict[str, float | None]:
+        """All rows of a run; its thresholds, as chosen on val."""
+        self.warm()
+        plain = ["off", "twin"] if run.twin else ["off"]
+        others = [*plain, *(["yesno_twin", "yesno_on"] if run.variant == "main" else [])]
+        # Where no twin was trained, the model with checking off says what coverage is to be kept.
+        goal = self._ask(run, plain[-1], "val")
+        sweep = {t: self._ask(run, "on", "val", t) for t in THRESHOLDS}
+        asked = [self._ask(run, row, split) for split in run.splits for row in others]
+        found = {t: future().get("columns") for t, future in sweep.items()}
+        chosen = choose_thresholds(found, goal()["columns"])
+        self.say(f"{run.name} thresholds {chosen}")
+        rows = {"on": chosen["default"], "strict": chosen["strict"], "library": chosen["default"]}
+        if run.variant != "main":
+            del rows["library"]
+        asked += [self._ask(run, row, split, t) for split in run.splits for row, t in rows.items()]
+        for future in asked:
+            piece = future()
+            shown = figures(piece["columns"])
+            short = {name: round(value[0], 4) for name, value in shown.items() if isinstance(value, list)}
+            self.say(f"{run.name} {piece['split']} {piece['row']} {short} ({piece['seconds']} s)")
+        self.say(f"{run.name} is whole")
+        return chosen
+
+    def mark(self, run: Run, threshold: float) -> tuple[float, float]:
+        """How good a threshold is on val, less is better: coverage that is missing, then CHAIRi."""
+        found = self.pieces.find(run=run.name, row="on", split="val", threshold=threshold)
+        twin = self.pieces.find(run=run.name, row="twin", split="val")
+        assert found is not None and twin is not None
+        shown, other = figures(found["columns"]), figures(twin["columns"])
+        short = max(0.0, other["coverage"][0] - 0.005 - shown["coverage"][0])
+        return round(short, 4), shown["chair_i"][0]
+
+    def _ask(
+        self, run: Run, row: str, split: str, threshold: float | None = None
+    ) -> Callable[[], dict[str, Any]]:
+        """A function that waits for the piece; one that is there is not measured again."""
+        options = self.options
+        task = {
+            "run": run.name, "family": run.family, "seed": run.seed, "variant": run.variant, "row": row,
+            "split": split, "threshold": threshold,
+            "count": options.val_count if split == "val" else options.count,
+        }  # fmt: skip
+        found = self.pieces.find(**task)
+        if found is not None:
+            return lambda: found
+        assert self.pool is not None
+        folder = run.folder / ("twin" if "twin" in row else "tags")
+        future = self.pool.submit(_judge, task, str(folder), options.slots)
+        future.add_done_callback(self._keep)
+        return future.result
+
+    def _keep(self, done: Future[Any]) -> None:
+        if not done.cancelled():
+            if done.exception() is not None:
+                self.say(f"measuring failed: {done.exception()}")
+            else:
+                self.pieces.append(done.result())
+
+
+# ---------------------------------------------------------------------- in other processes
+_device = "cpu"
+
+
+def _open(counter: Any, devices: list[str]) -> None:
+    """A measuring process's device, opened before it is needed."""
+    global _device
+    import torch
+    from transformers.utils import logging
+
+    import reverse.evaluation.scenes  # noqa: F401
+
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    with counter.get_lock():
+        _device = devices[counter.value % len(devices)]
+        counter.value += 1
+    if _device != "cpu":
+        torch.cuda.set_device(_device)
+        torch.zeros(1, device=_device)
+
+
+def _judge(task: dict[str, Any], folder: str, slots: int) -> dict[str, Any]:
+    """The piece of one contender: what it answers about one split, counted."""
+    from reverse.data.scenes import make_scene
+    from reverse.evaluation.scenes import Contender, answer, score, yes_no
+    from reverse.models import load
+
+    began = time.time()
+    row, twin = task["row"], "twin" in task["row"]
+    settings: dict[str, Any] = {"engine": "dynamic"}  # float32: the same answers in any batch
+    if row in ("on", "strict"):
+        settings |= SETTINGS
+    elif row == "yesno_on":
+        settings |= YES_NO
+    mode = "plain" if twin or row == "off" else "resample"
+    contender = Contender(row, folder, mode, task["threshold"], settings=settings)
+    loaded = load(folder, dtype="float32", device=_device, require_tokens=not twin)
+    scenes = [make_scene(task["split"], k) for k in range(task["count"])]
+    if row.startswith("yesno"):
+        counts = yes_no(contender, loaded, scenes, batch_size=slots)
+        found: dict[str, Any] = {name: [each[name] for each in counts] for name in ("right", "asked")}
+        examples: list[str] = []
+    else:
+        results = answer(contender, loaded, scenes, batch_size=slots)
+        rows = [score(scene, result) for scene, result in zip(scenes, results, strict=True)]
+        found = columns(rows, phrases=row == "off")
+        examples = [result.text for result in results[:3]]
+    made_with = {**settings, "mode": mode}
+    return {
+        **task, "settings": made_with, "columns": found, "examples": examples,
+        "seconds": round(time.time() - began, 1), "device": _device,
+    }  # fmt: skip
+
+
+# ---------------------------------------------------------------------- files
+def read_pieces(paths: list[Any]) -> list[dict[str, Any]]:
+    """Every whole line of the files; a last line that was cut off is left out."""
+    found = []
+    for path in map(Path, paths):
+        if path.exists():
+            for line in path.read_bytes().splitlines(keepends=True):
+                if line.endswith(b"\n"):
+                    found.append(json.loads(line))
+    return found
+
+
+def write_results(path: Path, lines: list[dict[str, Any]], command: str, gpus: str = "") -> dict[str, Any]:
+    """Merge the pieces into the file of results, and print the claims."""
+    from reverse.evaluation.scenes import _finite, environment
+
+    pieces = [line for line in lines if "columns" in line]
+    on_cuda = any(str(piece.get("device", "")).startswith("cuda") for piece in pieces)
+    trained = [line for line in lines if line.get("kind") == "training"]
+    report: dict[str, Any] = environment("cpu")
+    report["measured_on"] = "cuda, float32" if on_cuda else f"{report['device']}, float32"
+    if trained:
+        report["device"] = f"{gpus} {trained[-1]['device']}".strip()
+        report["training_versions"] = trained[-1]["versions"]
+    report |= {
+        "command": command,
+        "scenes": {
+            split: max((p["count"] for p in pieces if p["split"] == split), default=0)
+            for split in ("val", *SPLITS)
+        },
+        "settings": {"on, strict": SETTINGS, "yes/no": YES_NO, "library": "the library's defaults"},
+        **merge(pieces),
+        "training": [{k: v for k, v in line.items() if k not in ("kind", "versions")} for line in trained],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(_finite(report), indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)
+    for family, splits in report["claims"].items():
+        for split, claims in splits.items():
+            print(family, split, {name: [round(x, 4) for x in value] for name, value in claims.items()})
+    for family, variants in report["ablations"].items():
+        for variant, line in variants.items():
+            names = ("auroc", "chair_i_drop", "coverage_change")
+            print(family, variant, {name: [round(x, 4) for x in line[name]] for name in names})
+    return report
