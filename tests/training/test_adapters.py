@@ -12,7 +12,7 @@ from reverse.tokens import token_ids
 from reverse.training.adapters import Tuning, select_trained
 from reverse.training.datasets import SceneDataset
 from reverse.training.encoding import Encoder
-from reverse.training.sft import SFTConfig, train
+from reverse.training.sft import SFTConfig, _checkpoint_activations, train
 
 SMALL = {"rank": 4, "alpha": 8.0, "dropout": 0.1}
 
@@ -178,3 +178,33 @@ def test_impossible_tunings_are_refused(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(adapters.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="bitsandbytes"):
         adapters.quantization(Tuning(method="lora", quantize="nf4"), "tiny-llava", torch.bfloat16)
+
+
+@pytest.mark.parametrize(("family", "method"), [("llava", "lora"), ("qwen", "lora"), ("qwen", "full")])
+def test_checkpoints_leave_a_frozen_tower_alone(tiny, tmp_path, family, method):
+    """Its input made to require a gradient: all that it computes kept, and a backward pass for nothing."""
+    losses, asked = [], []
+    for checkpointed in (False, True):
+        model, processor = tiny(family)
+        tower = family_of(model).vision_tower(model)
+        blocks = [module for module in tower.modules() if hasattr(module, "layer_norm1")]
+        blocks = blocks or list(tower.blocks)
+        for block in blocks:
+            block.register_forward_hook(lambda *call: asked.append(call[2].requires_grad))
+        torch.manual_seed(0)  # what the matrices start at
+        tuning = Tuning(method=method, **SMALL)
+        out = tmp_path / str(checkpointed)
+        _, manifest = run(model, processor, out, tuning, checkpoint_activations=checkpointed)
+        losses.append(manifest["losses"])
+        layers = family_of(model).decoder(model).layers
+        assert all(layer.gradient_checkpointing is checkpointed for layer in layers)
+    assert asked and not any(asked)
+    assert losses[0] == losses[1]
+
+
+def test_reentrant_checkpoints_see_an_input_with_a_gradient(tiny):
+    """Without one they would leave the matrices in them untrained."""
+    model, processor = tiny("llava")
+    adapted = select_trained(model, processor, Tuning(method="lora", tokens=False, **SMALL))
+    _checkpoint_activations(adapted, "zero3")
+    assert adapted.get_input_embeddings()(torch.tensor([[1]])).requires_grad
