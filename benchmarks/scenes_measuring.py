@@ -26,7 +26,7 @@ from reverse.evaluation.training_claims import choose_thresholds, columns, figur
 # the same temperature repeat one phrase, and keeping the least suspect one keeps what is false.
 SETTINGS = {"local_attempts": 4, "temperature_step": 0.4, "temperature_rise": 1.2, "on_exhausted": "drop"}
 YES_NO = {"yes_no": True, "local_attempts": 4, "temperature_step": 0.4, "temperature_rise": 1.2}
-THRESHOLDS = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.14, 0.2, 0.3)
+THRESHOLDS = (0.01, 0.02, 0.04, 0.07, 0.1, 0.2, 0.3)
 SPLITS = ("test", "shift")
 
 
@@ -103,10 +103,12 @@ class Measuring:
         found = {t: future().get("columns") for t, future in sweep.items()}
         chosen = choose_thresholds(found, goal()["columns"])
         self.say(f"{run.name} thresholds {chosen}")
-        rows = {"on": chosen["default"], "strict": chosen["strict"], "library": chosen["default"]}
-        if run.variant != "main":
-            del rows["library"]
-        asked += [self._ask(run, row, split, t) for split in run.splits for row, t in rows.items()]
+        rows = {"on": chosen["default"], "strict": chosen["strict"]}
+        places = [(row, split) for split in run.splits for row in rows]
+        if run.variant == "main":
+            rows["library"] = chosen["default"]
+            places.append(("library", "test"))
+        asked += [self._ask(run, row, split, rows[row]) for row, split in places]
         for future in asked:
             piece = future()
             shown = figures(piece["columns"])

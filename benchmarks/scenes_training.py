@@ -399,7 +399,7 @@ def _options() -> argparse.Namespace:
     add("--hinted-prejudice", type=float, default=0.0, help="see SceneDataset")
     add("--jitter", type=float, default=0.5, help="share of pictures, in training")
     add("--count", type=int, default=500, help="scenes of test and of shift")
-    add("--val-count", type=int, default=300)
+    add("--val-count", type=int, default=250, help="scenes that thresholds are chosen on")
     add("--base-slabs", type=int, default=384, help=f"of {SLAB} pictures")
     add("--second-slabs", type=int, default=192)
     add("--renderers", type=int, default=0, help="processes that draw (default: 0.7 a processor)")

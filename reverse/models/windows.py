@@ -3,7 +3,7 @@
 Qwen2.5-VL's tower looks at windows of 8 x 8 patches; without flash-attn transformers calls the attention
 once a window, in every layer: thousands of calls a picture, and a GPU that waits for the host. PyTorch from
 2.10 on brings a kernel for rows of any lengths end to end (`torch.nn.attention.varlen`), and transformers
-lets attention functions be registered by name: this one is used where both are at hand.
+lets attention functions be registered by name: this one is used where both are at hand and agree.
 
     with windows_at_once(model):
         model(**inputs)
@@ -12,8 +12,10 @@ lets attention functions be registered by name: this one is used where both are 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -61,7 +63,36 @@ def _kernel_here(tower: Any) -> bool:
         has_kernel = find_spec("torch.nn.attention.varlen") is not None
     except ImportError:
         return False
-    return has_kernel and torch.cuda.get_device_capability() >= (8, 0)
+    if not has_kernel or torch.cuda.get_device_capability() < (8, 0):
+        return False
+    return _agrees(tower.config.num_heads, tower.config.hidden_size // tower.config.num_heads, "cuda")
+
+
+@lru_cache
+def _agrees(heads: int, width: int, device: str) -> bool:
+    """Whether the kernel gives what the loop gives, values and gradients: asked of every installation once.
+
+    A release that understands lengths, scale or layout otherwise would train on wrong features in silence.
+    """
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(3, 1, heads, 90, width, generator=generator).to(device, torch.bfloat16)
+    starts = torch.tensor([0, 64, 74, 90], dtype=torch.int32, device=device)
+    found = []
+    try:
+        for by_kernel in (True, False):
+            q, k, v = (each.clone().requires_grad_() for each in drawn)
+            with torch.enable_grad():
+                seen = _by_kernel(q, k, v, starts, 64) if by_kernel else _one_by_one(q, k, v, starts)
+                seen.float().square().sum().backward()
+            found.append([seen.detach(), q.grad, k.grad, v.grad])
+        pairs = [(mine.float(), theirs.float()) for mine, theirs in zip(*found, strict=True)]
+        apart = max(float((mine - theirs).norm() / theirs.norm()) for mine, theirs in pairs)
+        fault = None if apart < 2e-2 else f"differs from it by {apart:.2g}"
+    except Exception as error:  # whatever it is, the loop does the same
+        fault = f"failed: {error}"
+    if fault is not None:
+        warnings.warn(f"windows are attended to one by one, for the kernel for all {fault}", stacklevel=2)
+    return fault is None
 
 
 def _attend(
@@ -78,16 +109,25 @@ def _attend(
     usual = scaling is None or math.isclose(scaling, query.shape[-1] ** -0.5)  # older kernels know no other
     if query.device.type != "cuda" or query.dtype not in _KERNEL_TYPES or dropout or not usual:
         return _one_by_one(query, key, value, cu_seq_lens_q, scaling, dropout), None
+    return _by_kernel(query, key, value, cu_seq_lens_q, int(max_length_q)), None
+
+
+def _by_kernel(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, longest: int) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    starts, longest = cu_seq_lens_q.to(torch.int32), int(max_length_q)
+    starts = starts.to(torch.int32)
     q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))
     seen = varlen_attn(q, k, v, cu_seq_q=starts, cu_seq_k=starts, max_q=longest, max_k=longest)
-    return seen.unsqueeze(0), None  # type: ignore[union-attr]  # a tuple only with return_aux
+    return seen.unsqueeze(0)  # type: ignore[union-attr]  # a tuple only with return_aux
 
 
 def _one_by_one(
-    query: Tensor, key: Tensor, value: Tensor, starts: Tensor, scaling: float | None, dropout: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    starts: Tensor,
+    scaling: float | None = None,
+    dropout: float = 0.0,
 ) -> Tensor:
     """What float32 and a tower that stayed on the CPU take: the kernel knows half precision alone."""
     lengths = (starts[1:] - starts[:-1]).tolist()

@@ -60,6 +60,26 @@ def test_nothing_changes_where_it_cannot_be(qwen):
             assert tower.config._attn_implementation == (NAME if on_cuda else before)
 
 
+@pytest.mark.parametrize("fault", ["none", "transposed", "raises"])
+def test_a_kernel_that_does_otherwise_is_not_used(monkeypatch, fault):
+    """A release with another layout would train on wrong features in silence."""
+
+    def kernel(query, key, value, starts, longest):
+        if fault == "raises":
+            raise RuntimeError("no such kernel")
+        seen = windows._one_by_one(query, key, value, starts)
+        return seen.flip(1) if fault == "transposed" else seen
+
+    monkeypatch.setattr(windows, "_by_kernel", kernel)
+    windows._agrees.cache_clear()
+    if fault == "none":
+        assert windows._agrees(2, 16, "cpu")
+    else:
+        with pytest.warns(UserWarning, match="one by one"):
+            assert not windows._agrees(2, 16, "cpu")
+    windows._agrees.cache_clear()
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("grad", [False, True])
