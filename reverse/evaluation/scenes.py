@@ -26,11 +26,13 @@ from typing import Any
 import numpy as np
 from scipy.stats import mannwhitneyu
 
+from reverse.data.files import write_json
 from reverse.data.scenes import Scene, find_objects, make_scene, questions, render
 from reverse.decoding.generate import generate
 from reverse.decoding.trace import Result
 from reverse.evaluation.bootstrap import difference, interval
 from reverse.models import default_threshold, load
+from reverse.models.fingerprint import checkpoint_fingerprint
 from reverse.tokens import strip
 
 __all__ = ["Contender", "answer", "auroc", "measure", "picture", "score", "summarise", "yes_no"]
@@ -180,15 +182,19 @@ def measure(
 
     Each batch is appended and synced before the next begins; a torn one is decoded again. `by` answers in the
     place of `answer()`, for what no setting of `generate()` is; `contender` then names and describes it.
+    Raises ValueError where the file was made otherwise: settings, or what the checkpoint holds.
     """
     path = out / f"{contender.name}.jsonl"
     out.mkdir(parents=True, exist_ok=True)
     made_with = {name: value for name, value in asdict(contender).items() if value != {}}
+    if contender.threshold is None and contender.mode != "plain":
+        made_with["threshold"] = default_threshold(loaded[0])
+    made_with |= {"checkpoint": checkpoint_fingerprint(contender.model)}
     _same_settings(
         path.with_suffix(".settings.json"),
         made_with | {"split": split, "seed": seed, "max_new_tokens": max_new_tokens},
     )
-    rows = _read_whole_batches(path, batch_size)
+    rows = _read_whole_batches(path, batch_size, count)
     with path.open("a", encoding="utf-8") as file:
         while len(rows) < count:
             scenes = [
@@ -223,25 +229,34 @@ def picture(scene: Scene) -> Any:
 def _same_settings(path: Path, settings: dict[str, Any]) -> None:
     """Write down what a file of answers was made with, or refuse to go on with another file's."""
     if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            before = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path} is damaged ({error}): give another folder with --out") from None
         if before != settings:
-            changed = ", ".join(f"{k}={before.get(k)!r}" for k in settings if before.get(k) != settings[k])
+            names = [k for k in {**before, **settings} if before.get(k) != settings.get(k)]
+            changed = ", ".join(f"{k}={before.get(k)!r}, now {settings.get(k)!r}" for k in names)
             raise ValueError(
                 f"{path.parent} holds answers made with {changed}: give another folder with --out"
             )
     else:
-        path.write_text(json.dumps(settings), encoding="utf-8")
+        write_json(path, settings)
 
 
-def _read_whole_batches(path: Path, batch_size: int) -> list[dict[str, Any]]:
-    """What was finished. A torn batch is cut off the file, so that the rest falls into the same batches."""
+def _read_whole_batches(path: Path, batch_size: int, count: int) -> list[dict[str, Any]]:
+    """What was finished. Where there is more to do, a torn batch is cut off the file, so that the rest falls
+    into the same batches."""
     if not path.exists():
         return []
     lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-    whole = lines[: len(lines) // batch_size * batch_size]
-    with path.open("r+b") as file:
-        file.truncate(sum(map(len, whole)))
-    return [json.loads(line) for line in whole]
+    if len(lines) < count:
+        lines = lines[: len(lines) // batch_size * batch_size]
+        with path.open("r+b") as file:
+            file.truncate(sum(map(len, lines)))
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): give another folder with --out") from None
 
 
 def compare(
