@@ -31,6 +31,8 @@ from reverse.data.scenes import Scene, find_objects, make_scene, questions, rend
 from reverse.decoding.generate import generate
 from reverse.decoding.trace import Result
 from reverse.evaluation.bootstrap import difference, interval
+from reverse.evaluation.reading import rows_of
+from reverse.evaluation.sweeping import finite as _finite
 from reverse.models import default_threshold, load
 from reverse.models.fingerprint import checkpoint_fingerprint
 from reverse.tokens import strip
@@ -244,19 +246,16 @@ def _same_settings(path: Path, settings: dict[str, Any]) -> None:
 
 
 def _read_whole_batches(path: Path, batch_size: int, count: int) -> list[dict[str, Any]]:
-    """What was finished. Where there is more to do, a torn batch is cut off the file, so that the rest falls
-    into the same batches."""
+    """What was finished. A torn line is cut off the file and, where more is to be done, a torn batch: so the
+    rest falls into the same batches."""
     if not path.exists():
         return []
     lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
     if len(lines) < count:
         lines = lines[: len(lines) // batch_size * batch_size]
-        with path.open("r+b") as file:
-            file.truncate(sum(map(len, lines)))
-    try:
-        return [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): give another folder with --out") from None
+    with path.open("r+b") as file:
+        file.truncate(sum(map(len, lines)))
+    return [row for _, row in rows_of(path)]
 
 
 def compare(
@@ -379,15 +378,6 @@ def _processor() -> str:
     return f"{name}, {os.cpu_count()} cores"
 
 
-def _finite(value: Any) -> Any:
-    """The same with None for NaN, which JSON does not have."""
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `python -m reverse.evaluation.scenes`."""
     from rich.console import Console
@@ -424,9 +414,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     line = sys.argv[1:] if arguments is None else arguments
     command = shlex.join(["python", "-m", "reverse.evaluation.scenes", *map(str, line)])
     report |= environment(device) | {"command": command, "claims": claims(report)}
-    temporary = given.out / "report.json.tmp"
-    temporary.write_text(json.dumps(_finite(report), indent=1) + "\n", encoding="utf-8")
-    temporary.replace(given.out / "report.json")
+    write_json(given.out / "report.json", _finite(report))
     Console(width=150).print(table(report))
     print(json.dumps(_finite(report["claims"])))
 

@@ -11,7 +11,6 @@ sentence, so its objects may differ from those of the whole answer now and then.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
@@ -21,8 +20,9 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from reverse.evaluation.detector import Detector
+from reverse.evaluation.reading import rows_of
 
-__all__ = ["BenchmarkTruth", "SceneTruth", "Truth", "read_phrases", "read_rows"]
+__all__ = ["BenchmarkTruth", "SceneTruth", "Truth", "read_phrases"]
 
 _SCENE = re.compile(r"(?<![A-Za-z0-9])(train|val|test|shift)-(\d{6,})(?!\d)")
 
@@ -117,7 +117,7 @@ def read_phrases(path: str | Path, truth: Truth | None = None) -> Detector:
     found: list[tuple[int, float, bool | None]] = []
     unjudged: list[tuple[Row, str]] = []
     places: list[int] = []
-    for number, row in read_rows(path):
+    for number, row in rows_of(path):
         where = f"{path}, line {number}"
         if row.get("successful_correction", row.get("resolved")) is not None:
             raise ValueError(
@@ -161,22 +161,3 @@ def _phrases_of(row: Row, where: str) -> Iterator[tuple[str, float, bool | None]
 
 def _picture(row: Row) -> str:
     return str(row.get("image_id", row.get("image", row.get("id", row.get("question_id")))))
-
-
-def read_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, row) of a file of JSON lines. Raises FileNotFoundError, ValueError naming the line."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no answers file {str(path)!r}: `reverse eval` writes one")
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                torn = "" if line.endswith("\n") else " (the last line is torn: start the run again)"
-                raise ValueError(f"{path}, line {number} is no JSON: {error}{torn}") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number} is no JSON object: is it an answers file?")
-            yield number, row

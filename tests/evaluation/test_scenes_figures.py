@@ -148,7 +148,7 @@ def test_a_finished_measurement_is_left_as_it_is(tmp_path, bundled):
     assert scenes.measure(contender, bundled, tmp_path, count=1, by=never, **settings) == whole[:1]
     assert (tmp_path / "on.jsonl").read_bytes() == before
     (tmp_path / "on.jsonl").write_bytes(before.replace(b"{", b"[", 1))
-    with pytest.raises(ValueError, match=r"on\.jsonl is damaged.*--out"):
+    with pytest.raises(ValueError, match=r"on\.jsonl, line 1 is no JSON"):
         scenes.measure(contender, bundled, tmp_path, count=3, **settings)
 
 
