@@ -15,7 +15,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Answers", "kept_rows", "read_answers", "read_run", "rows_of", "run_path", "whole"]
+__all__ = [
+    "Answers",
+    "kept_rows",
+    "read_answers",
+    "read_run",
+    "read_settings",
+    "rows_of",
+    "run_path",
+    "whole",
+]
 
 SHOWN = 3  # ids in an error
 
@@ -187,3 +196,15 @@ def read_run(path: str | Path) -> dict[str, Any] | None:
             "alone"
         ) from error
     return run
+
+
+def read_settings(path: str | Path) -> dict[str, Any] | None:
+    """What the answers of `reverse.evaluation.scenes` in `path` were made with, written beside them in
+    .settings.json; None without it. Raises ValueError where it is damaged."""
+    file = Path(path).with_suffix(".settings.json")
+    if not file.is_file():
+        return None
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file} is damaged ({error}): give another folder with --out") from None

@@ -31,7 +31,7 @@ from reverse.data.scenes import Scene, find_objects, make_scene, questions, rend
 from reverse.decoding.generate import generate
 from reverse.decoding.trace import Result
 from reverse.evaluation.bootstrap import difference, interval
-from reverse.evaluation.reading import rows_of
+from reverse.evaluation.reading import read_settings, rows_of
 from reverse.evaluation.sweeping import finite as _finite
 from reverse.models import default_threshold, load
 from reverse.models.fingerprint import checkpoint_fingerprint
@@ -68,6 +68,7 @@ def score(scene: Scene, result: Result) -> dict[str, Any]:
         "words": len(result.text.split()),
         "empty": int(not result.text.strip()),
         "unresolved": int(result.resolved is False),
+        "resolved": result.resolved,  # None: checking off
         "kept": result.usage.kept,
         "generated": result.usage.kept + result.usage.discarded,
         "attempts": len(result.trace),
@@ -192,10 +193,7 @@ def measure(
     if contender.threshold is None and contender.mode != "plain":
         made_with["threshold"] = default_threshold(loaded[0])
     made_with |= {"checkpoint": checkpoint_fingerprint(contender.model)}
-    _same_settings(
-        path.with_suffix(".settings.json"),
-        made_with | {"split": split, "seed": seed, "max_new_tokens": max_new_tokens},
-    )
+    _same_settings(path, made_with | {"split": split, "seed": seed, "max_new_tokens": max_new_tokens})
     rows = _read_whole_batches(path, batch_size, count)
     with path.open("a", encoding="utf-8") as file:
         while len(rows) < count:
@@ -230,19 +228,13 @@ def picture(scene: Scene) -> Any:
 
 def _same_settings(path: Path, settings: dict[str, Any]) -> None:
     """Write down what a file of answers was made with, or refuse to go on with another file's."""
-    if path.exists():
-        try:
-            before = dict(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path} is damaged ({error}): give another folder with --out") from None
-        if before != settings:
-            names = [k for k in {**before, **settings} if before.get(k) != settings.get(k)]
-            changed = ", ".join(f"{k}={before.get(k)!r}, now {settings.get(k)!r}" for k in names)
-            raise ValueError(
-                f"{path.parent} holds answers made with {changed}: give another folder with --out"
-            )
-    else:
-        write_json(path, settings)
+    before = read_settings(path)
+    if before is None:
+        write_json(path.with_suffix(".settings.json"), settings)
+    elif before != settings:
+        names = [k for k in {**before, **settings} if before.get(k) != settings.get(k)]
+        changed = ", ".join(f"{k}={before.get(k)!r}, now {settings.get(k)!r}" for k in names)
+        raise ValueError(f"{path.parent} holds answers made with {changed}: give another folder with --out")
 
 
 def _read_whole_batches(path: Path, batch_size: int, count: int) -> list[dict[str, Any]]:
