@@ -108,7 +108,7 @@ def sweep(
     out: Annotated[Path, typer.Option(help="Folder for figures, CSV and plots.")] = Path("sweep"),
     truth: Annotated[str, typer.Option(help=TRUTH)] = "scenes",
     world_seed: Annotated[int, typer.Option(help="Of the scenes.")] = 0,
-    bins: Annotated[int, typer.Option(help="Of reliability and ECE, each with as many phrases.")] = 15,
+    bins: Annotated[int, typer.Option(min=1, help="Of reliability and ECE, each with as many phrases.")] = 15,
     rounds: Annotated[int, typer.Option(help="Of the bootstrap over images.")] = 1000,
     model: Annotated[str | None, typer.Option(help="Decodes anew: folder, hub id, bundled name.")] = None,
     decode: Annotated[str, typer.Option(help="Thresholds to decode at, such as 0.3,0.1,0.03.")] = "",
@@ -142,9 +142,9 @@ def sweep(
     shown = Table(title=f"{found['phrases']} phrases of {found['images']} pictures, {found['wrong']} wrong")
     for name in ("", "value", "95 % over pictures"):
         shown.add_column(name, justify="left" if not name else "right")
-    from reverse.evaluation.detector import METRICS
+    from reverse.evaluation.detector import metrics
 
-    for each in METRICS:
+    for each in metrics(bins):
         figure = found["figures"][each.name]
         shown.add_row(each.title, f"{figure['point']:.4f}", _range(figure["low"], figure["high"], 4))
     console.print(shown)

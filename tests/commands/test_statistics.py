@@ -106,6 +106,21 @@ def test_sweep_of_stored_answers(tmp_path, answers):
     assert len(lines) == 1201
 
 
+def test_bins_are_those_of_the_figure_and_the_plot(tmp_path, answers):
+    """--bins would change the plot and leave the ECE beside it at 15 bins."""
+    from reverse.evaluation.detector import ece
+    from reverse.evaluation.truth import read_phrases
+
+    words = ("sweep", answers[0], "--truth", "stored", "--out", tmp_path, "--rounds", 20, "--bins")
+    assert "ECE (4 bins" in call(*words, 4)
+    found = json.loads((tmp_path / "detector.json").read_text())
+    detector = read_phrases(answers[0])
+    assert found["ece_bins"] == 4 and len(found["reliability"]["p"]) == 4
+    assert found["figures"]["ece"]["point"] == pytest.approx(ece(detector.p, detector.wrong, 4))
+    assert found["figures"]["ece"]["point"] != pytest.approx(ece(detector.p, detector.wrong, 15))
+    call(*words, 0, code=2)
+
+
 def test_sweep_decodes_scenes_anew(tmp_path):
     """Hallucination, coverage and tokens at a threshold could not be seen."""
     words = (
