@@ -37,7 +37,9 @@ def compare(
     out: Annotated[Path | None, typer.Option(help="Folder for compare.json and the forest plot.")] = None,
     method: Annotated[str, typer.Option(help="bca or percentile.")] = "bca",
     rounds: Annotated[int, typer.Option(help="Of the bootstrap.")] = 2000,
-    permutations: Annotated[int, typer.Option(help="Of the test; fewer images are tried exactly.")] = 9999,
+    permutations: Annotated[
+        int, typer.Option(min=1, help="Of the test; fewer images are tried exactly.")
+    ] = 9999,
     level: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="The comparison as JSON.")] = False,
@@ -109,12 +111,12 @@ def sweep(
     truth: Annotated[str, typer.Option(help=TRUTH)] = "scenes",
     world_seed: Annotated[int, typer.Option(help="Of the scenes.")] = 0,
     bins: Annotated[int, typer.Option(min=1, help="Of reliability and ECE, each with as many phrases.")] = 15,
-    rounds: Annotated[int, typer.Option(help="Of the bootstrap over images.")] = 1000,
+    rounds: Annotated[int, typer.Option(min=1, help="Of the bootstrap over images.")] = 1000,
     model: Annotated[str | None, typer.Option(help="Decodes anew: folder, hub id, bundled name.")] = None,
     decode: Annotated[str, typer.Option(help="Thresholds to decode at, such as 0.3,0.1,0.03.")] = "",
     split: Annotated[str, typer.Option(help="Of the scenes to decode.")] = "test",
-    count: Annotated[int, typer.Option(help="How many scenes to decode.")] = 200,
-    batch_size: Annotated[int, typer.Option(help="Answers side by side.")] = 16,
+    count: Annotated[int, typer.Option(min=1, help="How many scenes to decode.")] = 200,
+    batch_size: Annotated[int, typer.Option(min=1, help="Answers side by side.")] = 16,
     device: Annotated[str | None, typer.Option(help="cuda where there is one, else cpu.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
 ) -> None:
@@ -161,7 +163,7 @@ def calibrate(
     rule: Annotated[str, typer.Option(help="betting, hoeffding-bentkus or conformal.")] = "betting",
     truth: Annotated[str, typer.Option(help=TRUTH)] = "scenes",
     world_seed: Annotated[int, typer.Option(help="Of the scenes.")] = 0,
-    resplits: Annotated[int, typer.Option(help="Times to divide the pictures anew and look.")] = 200,
+    resplits: Annotated[int, typer.Option(min=1, help="Times to divide the pictures anew and look.")] = 200,
     model: Annotated[str | None, typer.Option(help="Checkpoint for --write and --decode.")] = None,
     write: Annotated[
         bool, typer.Option("--write", help="Make it the default of --model's config.json.")
@@ -170,7 +172,7 @@ def calibrate(
         bool, typer.Option("--decode", help="Decode scenes at the threshold, and look.")
     ] = False,
     split: Annotated[str, typer.Option(help="Of the scenes of --decode: not those of ANSWERS.")] = "test",
-    count: Annotated[int, typer.Option(help="Scenes of --decode.")] = 300,
+    count: Annotated[int, typer.Option(min=1, help="Scenes of --decode.")] = 300,
     out: Annotated[Path | None, typer.Option(help="Folder for calibration.json and decoded answers.")] = None,
     device: Annotated[str | None, typer.Option(help="cuda where there is one, else cpu.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
@@ -219,6 +221,8 @@ def calibrate(
             count=count,
             device=_device(device),
             seed=seed,
+            # known scenes of another world have the names of these, and are others
+            given_by=() if truth == "scenes" and world_seed != seed else detector.images,
         )
         content["promised_of_decoding"] = found.to_dict()
     if out is not None:  # before anything can be refused
@@ -253,7 +257,9 @@ def report(
     folders: Annotated[list[Path], typer.Argument(help="Folders with answers, scored files, plots.")],
     out: Annotated[Path, typer.Option(help="Folder for report.html and report.md.")] = Path("report"),
     title: Annotated[str, typer.Option(help="Of the page.")] = "Evaluation",
-    examples: Annotated[int, typer.Option(help="Answers shown of each file, corrected ones first.")] = 6,
+    examples: Annotated[
+        int, typer.Option(min=0, help="Answers shown of each file, corrected ones first.")
+    ] = 6,
     images: Annotated[Path | None, typer.Option(help="Folder of the examples' pictures.")] = None,
     method: Annotated[str, typer.Option(help="bca or percentile.")] = "bca",
     rounds: Annotated[int, typer.Option(help="Of the bootstrap.")] = 2000,

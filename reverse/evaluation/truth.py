@@ -22,7 +22,7 @@ import numpy as np
 from reverse.evaluation.detector import Detector
 from reverse.evaluation.reading import read_run, read_settings, rows_of
 
-__all__ = ["BenchmarkTruth", "SceneTruth", "Truth", "read_phrases"]
+__all__ = ["BenchmarkTruth", "SceneTruth", "Truth", "read_phrases", "same_picture"]
 
 _SCENE = re.compile(r"(?<![A-Za-z0-9])(train|val|test|shift)-(\d{6,})(?!\d)")
 
@@ -208,6 +208,12 @@ def _phrases_of(row: Row, where: str) -> Iterator[tuple[str, float, bool | None]
 def _p_or_none(phrase: Mapping[str, Any]) -> bool:
     p = phrase.get("p_un")
     return p is None or isinstance(p, (int, float))
+
+
+def same_picture(image: str) -> str:
+    """What a picture is called wherever it stands: a scene's id, else the file's name without folders."""
+    match = _SCENE.search(image)
+    return match[0] if match else PurePosixPath(image).name
 
 
 def _picture(row: Row) -> str:
