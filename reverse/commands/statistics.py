@@ -306,7 +306,7 @@ def _differences(found: list[Any], first: str, second: str, level: float, benchm
             f"{each.first * scale:.{digits}f}",
             f"{each.second * scale:.{digits}f}",
             Text(f"{gap.point * scale:+.{digits}f}", colours[each.verdict]),
-            _range(gap.low, gap.high, digits, scale) if gap.low < gap.high else "–",
+            _range(gap.low, gap.high, digits, scale),
             f"{each.p:.4f}" + ("=" if each.exact else ""),
             f"{each.p_holm:.4f}",
         )
@@ -403,7 +403,7 @@ def _decoded_risk(tried: list[dict[str, Any]]) -> Table:
 
 
 def _range(low: float | None, high: float | None, digits: int, scale: float = 1) -> str:
-    if low is None or high is None or low != low or high != high:
+    if low is None or high is None or not low < high:  # NaN, or rounds that all agree: no width is known
         return "–"
     between = "–" if low >= 0 else " to "
     return f"{low * scale:.{digits}f}{between}{high * scale:.{digits}f}"
