@@ -28,9 +28,11 @@ __all__ = [
     "locate",
     "make_table",
     "of_a_whole_run",
+    "once",
     "read_answers",
     "read_json",
     "read_rows",
+    "same_image",
 ]
 
 SHOWN = 5  # names in an error
@@ -157,8 +159,9 @@ def listed(names: Iterable[Any]) -> str:
 def all_answered(what: str, asked: Iterable[str], answers: Sequence[Answer], partial: bool = False) -> None:
     """Refuse answers to questions that nobody asked, and, unless `partial`, questions without an answer.
 
-    Raises ValueError: another benchmark (no id is known), unknown ids, missing ones.
+    Raises ValueError: another benchmark (no id is known), unknown ids, missing ones, ids that stand twice.
     """
+    once(answers)
     wanted = dict.fromkeys(asked)
     given = {answer.question_id for answer in answers}
     unknown = [name for name in given if name not in wanted]
@@ -176,6 +179,32 @@ def all_answered(what: str, asked: Iterable[str], answers: Sequence[Answer], par
         raise ValueError(
             f"{len(missing)} of {len(wanted)} questions of {what} have no answer: {listed(missing)}; start "
             "`reverse eval` again to answer them, or give --partial to score the others"
+        )
+
+
+def once(answers: Sequence[Answer]) -> None:
+    """Refuse a question that is answered twice, with another prompt too. Raises ValueError."""
+    seen: dict[str, int] = {}
+    for answer in answers:
+        if answer.question_id in seen:
+            raise ValueError(
+                f"line {answer.line}: question {answer.question_id!r} is answered in line "
+                f"{seen[answer.question_id]} already, with another prompt: keep the answers of one run"
+            )
+        seen[answer.question_id] = answer.line
+
+
+def same_image(answer: Answer, image: Any) -> None:
+    """Refuse an answer about another picture than its question's, as far as both are file names.
+
+    Raises ValueError: a list of another benchmark, or of another order, has the same ids.
+    """
+    asked = PurePosixPath(str(image or "")).name
+    given, known = PurePosixPath(answer.image), PurePosixPath(asked)
+    if given.suffix and known.suffix and given.stem != known.stem:
+        raise ValueError(
+            f"line {answer.line}: question {answer.question_id!r} is about {asked}, its answer about "
+            f"{answer.image}: are these answers to another list of questions?"
         )
 
 
