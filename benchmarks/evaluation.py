@@ -201,6 +201,7 @@ def _detector(given: argparse.Namespace, tagged: Any, report: dict[str, Any]) ->
         of_decoding, tried = calibrate_decoding(
             given.tagged, chosen.threshold, given.out / "decoding_risk", risk=given.risk, split="test",
             count=given.count, batch_size=given.batch_size, seed=given.seed, loaded=tagged,
+            given_by=val.images,
         )  # fmt: skip
         report["calibration"]["of_decoding"] = {"chosen": of_decoding.to_dict(), "tried": tried}
 

@@ -106,16 +106,14 @@ def language(
         raise ValueError(f"NLTK still finds no {', '.join(still)}")
 
 
-def _intervals(table: Any, metrics: Any, rounds: int, seed: int) -> dict[str, tuple[float, float, float]]:
-    """(point, low, high) of every metric by name."""
-    from reverse.evaluation.intervals import intervals
+def _intervals(table: Any, metrics: Any, rounds: int, seed: int) -> dict[str, Any]:
+    """The interval of every metric by name."""
+    from reverse.evaluation.intervals import Interval, intervals
 
     if rounds == 0:
-        sums = table.sums()
-        nan = float("nan")
-        return {metric.name: (float(metric.of(sums)), nan, nan) for metric in metrics}
-    found = intervals(table, metrics, rounds=rounds, seed=seed)
-    return {name: tuple(interval) for name, interval in found.items()}  # type: ignore[misc]
+        sums, nan = table.sums(), float("nan")
+        return {m.name: Interval(float(m.of(sums)), nan, nan, "none", rounds=0) for m in metrics}
+    return intervals(table, metrics, rounds=rounds, seed=seed)
 
 
 def _report(table: Any, metrics: Any, found: Any, rounds: int) -> dict[str, Any]:
@@ -130,6 +128,7 @@ def _report(table: Any, metrics: Any, found: Any, rounds: int) -> dict[str, Any]
         "metrics": {
             metric.name: dict(zip(("value", "low", "high"), map(plain, found[metric.name]), strict=True))
             | {"better": metric.better, "unit": metric.unit, "title": metric.title}
+            | ({"note": note} if (note := found[metric.name].note) else {})
             for metric in metrics
         },
         "notes": dict(table.notes),
@@ -147,7 +146,10 @@ def _print(console: Console, table: Any, metrics: Any, found: Any, rounds: int) 
     for metric in metrics:
         arrow = {"low": " ↓", "high": " ↑", "neither": ""}[metric.better]
         value, low, high = (_number(x, metric.unit) for x in found[metric.name])
-        between = f"{low} to {high}" if found[metric.name][1] == found[metric.name][1] else ""
+        # rounds that all agree do not say that the width is zero
+        between = (
+            f"{low} to {high}" if found[metric.name].low < found[metric.name].high else "–" * (rounds > 0)
+        )
         unit = {"": "", "%": " %"}.get(metric.unit, f" {metric.unit}")
         shown.add_row((metric.title or metric.name) + arrow, value + unit, between)
     console.print(shown)

@@ -37,7 +37,9 @@ def compare(
     out: Annotated[Path | None, typer.Option(help="Folder for compare.json and the forest plot.")] = None,
     method: Annotated[str, typer.Option(help="bca or percentile.")] = "bca",
     rounds: Annotated[int, typer.Option(help="Of the bootstrap.")] = 2000,
-    permutations: Annotated[int, typer.Option(help="Of the test; fewer images are tried exactly.")] = 9999,
+    permutations: Annotated[
+        int, typer.Option(min=1, help="Of the test; fewer images are tried exactly.")
+    ] = 9999,
     level: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="The comparison as JSON.")] = False,
@@ -108,13 +110,13 @@ def sweep(
     out: Annotated[Path, typer.Option(help="Folder for figures, CSV and plots.")] = Path("sweep"),
     truth: Annotated[str, typer.Option(help=TRUTH)] = "scenes",
     world_seed: Annotated[int, typer.Option(help="Of the scenes.")] = 0,
-    bins: Annotated[int, typer.Option(help="Of reliability and ECE, each with as many phrases.")] = 15,
-    rounds: Annotated[int, typer.Option(help="Of the bootstrap over images.")] = 1000,
+    bins: Annotated[int, typer.Option(min=1, help="Of reliability and ECE, each with as many phrases.")] = 15,
+    rounds: Annotated[int, typer.Option(min=1, help="Of the bootstrap over images.")] = 1000,
     model: Annotated[str | None, typer.Option(help="Decodes anew: folder, hub id, bundled name.")] = None,
     decode: Annotated[str, typer.Option(help="Thresholds to decode at, such as 0.3,0.1,0.03.")] = "",
     split: Annotated[str, typer.Option(help="Of the scenes to decode.")] = "test",
-    count: Annotated[int, typer.Option(help="How many scenes to decode.")] = 200,
-    batch_size: Annotated[int, typer.Option(help="Answers side by side.")] = 16,
+    count: Annotated[int, typer.Option(min=1, help="How many scenes to decode.")] = 200,
+    batch_size: Annotated[int, typer.Option(min=1, help="Answers side by side.")] = 16,
     device: Annotated[str | None, typer.Option(help="cuda where there is one, else cpu.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
 ) -> None:
@@ -142,9 +144,9 @@ def sweep(
     shown = Table(title=f"{found['phrases']} phrases of {found['images']} pictures, {found['wrong']} wrong")
     for name in ("", "value", "95 % over pictures"):
         shown.add_column(name, justify="left" if not name else "right")
-    from reverse.evaluation.detector import METRICS
+    from reverse.evaluation.detector import metrics
 
-    for each in METRICS:
+    for each in metrics(bins):
         figure = found["figures"][each.name]
         shown.add_row(each.title, f"{figure['point']:.4f}", _range(figure["low"], figure["high"], 4))
     console.print(shown)
@@ -161,7 +163,7 @@ def calibrate(
     rule: Annotated[str, typer.Option(help="betting, hoeffding-bentkus or conformal.")] = "betting",
     truth: Annotated[str, typer.Option(help=TRUTH)] = "scenes",
     world_seed: Annotated[int, typer.Option(help="Of the scenes.")] = 0,
-    resplits: Annotated[int, typer.Option(help="Times to divide the pictures anew and look.")] = 200,
+    resplits: Annotated[int, typer.Option(min=1, help="Times to divide the pictures anew and look.")] = 200,
     model: Annotated[str | None, typer.Option(help="Checkpoint for --write and --decode.")] = None,
     write: Annotated[
         bool, typer.Option("--write", help="Make it the default of --model's config.json.")
@@ -170,7 +172,7 @@ def calibrate(
         bool, typer.Option("--decode", help="Decode scenes at the threshold, and look.")
     ] = False,
     split: Annotated[str, typer.Option(help="Of the scenes of --decode: not those of ANSWERS.")] = "test",
-    count: Annotated[int, typer.Option(help="Scenes of --decode.")] = 300,
+    count: Annotated[int, typer.Option(min=1, help="Scenes of --decode.")] = 300,
     out: Annotated[Path | None, typer.Option(help="Folder for calibration.json and decoded answers.")] = None,
     device: Annotated[str | None, typer.Option(help="cuda where there is one, else cpu.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
@@ -219,6 +221,8 @@ def calibrate(
             count=count,
             device=_device(device),
             seed=seed,
+            # known scenes of another world have the names of these, and are others
+            given_by=() if truth == "scenes" and world_seed != seed else detector.images,
         )
         content["promised_of_decoding"] = found.to_dict()
     if out is not None:  # before anything can be refused
@@ -253,7 +257,9 @@ def report(
     folders: Annotated[list[Path], typer.Argument(help="Folders with answers, scored files, plots.")],
     out: Annotated[Path, typer.Option(help="Folder for report.html and report.md.")] = Path("report"),
     title: Annotated[str, typer.Option(help="Of the page.")] = "Evaluation",
-    examples: Annotated[int, typer.Option(help="Answers shown of each file, corrected ones first.")] = 6,
+    examples: Annotated[
+        int, typer.Option(min=0, help="Answers shown of each file, corrected ones first.")
+    ] = 6,
     images: Annotated[Path | None, typer.Option(help="Folder of the examples' pictures.")] = None,
     method: Annotated[str, typer.Option(help="bca or percentile.")] = "bca",
     rounds: Annotated[int, typer.Option(help="Of the bootstrap.")] = 2000,
@@ -300,7 +306,7 @@ def _differences(found: list[Any], first: str, second: str, level: float, benchm
             f"{each.first * scale:.{digits}f}",
             f"{each.second * scale:.{digits}f}",
             Text(f"{gap.point * scale:+.{digits}f}", colours[each.verdict]),
-            _range(gap.low, gap.high, digits, scale) if gap.low < gap.high else "–",
+            _range(gap.low, gap.high, digits, scale),
             f"{each.p:.4f}" + ("=" if each.exact else ""),
             f"{each.p_holm:.4f}",
         )
@@ -397,7 +403,7 @@ def _decoded_risk(tried: list[dict[str, Any]]) -> Table:
 
 
 def _range(low: float | None, high: float | None, digits: int, scale: float = 1) -> str:
-    if low is None or high is None or low != low or high != high:
+    if low is None or high is None or not low < high:  # NaN, or rounds that all agree: no width is known
         return "–"
     between = "–" if low >= 0 else " to "
     return f"{low * scale:.{digits}f}{between}{high * scale:.{digits}f}"

@@ -26,12 +26,12 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from io import BufferedRandom
 from pathlib import Path
 from typing import Any
 
 from reverse.data.files import sync_folder, whole_file, write_json
+from reverse.evaluation.reading import Answers, kept_rows, read_answers, read_run, rows_of, run_path, whole
 
 __all__ = [
     "Answers",
@@ -40,13 +40,14 @@ __all__ = [
     "config_hash",
     "locked",
     "read_answers",
+    "read_run",
+    "rows_of",
     "settle",
     "without_timing",
 ]
 
 FORMAT = 1
 SYNC_EVERY = 16  # rows
-SHOWN = 3  # ids in an error
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
@@ -122,7 +123,7 @@ class AnswersFile:
             self._file = self.own.open("a+b")
             try:
                 _claim(self._file, self.own)
-                self._file.truncate(_whole(self.own.read_bytes()))
+                self._file.truncate(whole(self.own.read_bytes()))
                 self.done = set(_offsets(self.path, self.config))
                 for shard in _shards(self.path):
                     self.done |= set(_offsets(shard, self.config))
@@ -171,7 +172,7 @@ def settle(path: str | Path, ids: Sequence[Any], config: str) -> bool:
             if file.exists():
                 data = file.read_bytes()
                 found = _offsets(file, config)
-                lines = {name: data[start:end] for name, (start, end) in found.items()} | lines
+                lines = {name: data[span] for name, span in found.items()} | lines
         wanted = [str(i) for i in ids]
         if any(name not in lines for name in wanted):
             return False
@@ -185,177 +186,39 @@ def settle(path: str | Path, ids: Sequence[Any], config: str) -> bool:
     return True
 
 
-@dataclass(frozen=True)
-class Answers:
-    """An answers file as it was read."""
-
-    path: Path
-    rows: list[dict[str, Any]]
-    run: dict[str, Any] | None  # None: no .run.json beside it
-    torn: bool = False  # the last line was cut off, and left out
-    missing: list[Any] = field(default_factory=list)  # ids that were to be asked and have no row
-
-    @property
-    def benchmark(self) -> str | None:
-        """By the run's record, else by the rows, else not known."""
-        if self.run is not None:
-            return self.run["config"].get("benchmark")
-        return next((name for row in self.rows if (name := _benchmark(row))), None)
-
-    def problems(self) -> list[str]:
-        """What a reader should be told before figures are made of it."""
-        told = []
-        if self.torn:
-            told.append(f"{self.path}: the last line was torn and is left out")
-        if self.missing:
-            shown = ", ".join(map(str, self.missing[:SHOWN]))
-            told.append(f"{self.path}: {len(self.missing)} questions have no answer (first: {shown})")
-        return told
-
-
-def read_answers(
-    path: str | Path,
-    *,
-    benchmark: str | None = None,
-    ids: Sequence[Any] | None = None,
-    complete: bool = False,
-) -> Answers:
-    """Read an answers file, of this library or of the published code (question_id and text are enough).
-
-    Args:
-        benchmark: refuse a file of another one, as far as it says what it is.
-        ids: of the questions; refuse answers to others, and list in `missing` those without an answer. By
-            default those of the .run.json beside it.
-        complete: refuse a file with missing answers or a torn end.
-
-    Raises FileNotFoundError; ValueError naming the line, for damage, duplicate ids, another benchmark.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no answers file {path}: `reverse eval` writes one")
-    data = path.read_bytes()
-    whole = _whole(data)
-    rows: list[dict[str, Any]] = []
-    seen: dict[str, int] = {}
-    for number, row in _rows(path, data[:whole]):
-        if "text" not in row:
-            raise ValueError(f"{path}, line {number}: no text, only {', '.join(row)}: is it an answers file?")
-        name = str(row["question_id"])
-        if name in seen:
-            raise ValueError(
-                f"{path}: question {name!r} is answered in line {seen[name]} and again in line {number}: "
-                "keep one of them"
-            )
-        seen[name] = number
-        rows.append(row)
-    run = _read_run(path)
-    if ids is None and run is not None:
-        ids = run["questions"]["ids"]
-    answers = Answers(path, rows, run, whole < len(data), [i for i in ids or () if str(i) not in seen])
-    _same_benchmark(answers, benchmark, ids)
-    if complete and answers.problems():
-        raise ValueError(f"{'; '.join(answers.problems())}: the same `reverse eval` command goes on")
-    return answers
-
-
-def _same_benchmark(answers: Answers, benchmark: str | None, ids: Sequence[Any] | None) -> None:
-    found = answers.benchmark
-    if benchmark is not None and found is not None and found != benchmark:
-        raise ValueError(f"{answers.path} holds answers to {found}, not to {benchmark}: name another file")
-    if ids is None or answers.run is not None:
-        return
-    known = {str(i) for i in ids}
-    strange = [row["question_id"] for row in answers.rows if str(row["question_id"]) not in known]
-    if strange:
-        shown = ", ".join(repr(i) for i in strange[:SHOWN])
-        raise ValueError(
-            f"{answers.path}: {len(strange)} of {len(answers.rows)} answers are to no question of "
-            f"{benchmark or 'this benchmark'} (first: {shown}): is it a file of another benchmark?"
-        )
-
-
-def _benchmark(row: Mapping[str, Any]) -> str | None:
-    metadata = row.get("metadata")
-    return metadata.get("benchmark") if isinstance(metadata, dict) else None
-
-
 def _round(p: float | None) -> float | None:
     return None if p is None else float(f"{p:.4g}")
 
 
-def _whole(data: bytes) -> int:
-    """Where the last whole line ends."""
-    return data.rfind(b"\n") + 1
-
-
-def _rows(path: Path, data: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(data.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
-            raise ValueError(
-                f"{path}, line {number} is damaged ({error}): remove that line, and its question is "
-                "asked again"
-            ) from error
-        if not isinstance(row, dict) or "question_id" not in row:
-            raise ValueError(f"{path}, line {number} is no answer: it has no question_id")
-        yield number, row
-
-
-def _offsets(path: Path, config: str) -> dict[str, tuple[int, int]]:
+def _offsets(path: Path, config: str) -> dict[str, slice]:
     """Where the line of each id lies. Raises ValueError for rows of another configuration."""
     if not path.exists():
         return {}
-    found: dict[str, tuple[int, int]] = {}
+    found: dict[str, slice] = {}
     data = path.read_bytes()
-    data = data[: _whole(data)]
-    start = 0
-    for number, line in enumerate(data.splitlines(keepends=True), 1):
-        for _, row in _rows(path, line):
-            name = str(row["question_id"])
-            if row.get("config") != config:
-                raise ValueError(
-                    f"{path}, line {number} was made with the configuration {row.get('config')!r}, not "
-                    f"{config!r}: give another folder with --out"
-                )
-            if name in found:
-                raise ValueError(f"{path}: question {name!r} is answered twice: keep one of the lines")
-            found[name] = (start, start + len(line))
-        start += len(line)
+    for number, span, row in kept_rows(path, data[: whole(data)]):
+        name = str(row["question_id"])
+        if row.get("config") != config:
+            raise ValueError(
+                f"{path}, line {number} was made with the configuration {row.get('config')!r}, not "
+                f"{config!r}: give another folder with --out"
+            )
+        if name in found:
+            raise ValueError(f"{path}: question {name!r} is answered twice: keep one of the lines")
+        found[name] = span
     return found
-
-
-def _run_path(path: Path) -> Path:
-    return path.with_suffix(".run.json")
-
-
-def _read_run(path: Path) -> dict[str, Any] | None:
-    file = _run_path(path)
-    if not file.is_file():
-        return None
-    try:
-        run = json.loads(file.read_text(encoding="utf-8"))
-        list(run["questions"]["ids"]), dict(run["config"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{file} is no record of a run ({type(error).__name__}: {error}): remove it to read the answers "
-            "alone"
-        ) from error
-    return run
 
 
 def _write_run(path: Path, run: Mapping[str, Any], config: str) -> None:
     """Keep what the run is, or refuse to mix it with another."""
-    before = _read_run(path)
+    before = read_run(path)
     if before is None:
         if path.exists() and path.stat().st_size:
             raise ValueError(
-                f"{path} is there without {_run_path(path).name}, so nobody knows what made it: give another "
+                f"{path} is there without {run_path(path).name}, so nobody knows what made it: give another "
                 "folder with --out"
             )
-        write_json(_run_path(path), {"format": FORMAT, "config_hash": config, **run})
+        write_json(run_path(path), {"format": FORMAT, "config_hash": config, **run})
         return
     if config_hash(before["config"]) != config:
         changed = _difference(before["config"], run["config"])
@@ -372,7 +235,7 @@ def _write_run(path: Path, run: Mapping[str, Any], config: str) -> None:
         merged["questions"] = before["questions"]
         merged["images"] = before.get("images")
     if merged != before:
-        write_json(_run_path(path), merged)
+        write_json(run_path(path), merged)
 
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

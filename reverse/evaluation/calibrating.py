@@ -27,6 +27,7 @@ from scipy.stats import binom
 
 from reverse.data.files import write_json
 from reverse.evaluation.detector import Detector
+from reverse.evaluation.truth import same_picture
 
 __all__ = [
     "GRID",
@@ -252,7 +253,7 @@ def check(detector: Detector, found: Calibration, seed: int = 0) -> dict[str, An
 
 def joined(first: Detector, second: Detector) -> Detector:
     """The phrases of two sets of pictures. Raises ValueError where they share any."""
-    both = sorted(set(first.images) & set(second.images))
+    both = sorted(set(map(same_picture, first.images)) & set(map(same_picture, second.images)))
     if both:
         raise ValueError(
             f"{len(both)} pictures are in both files ({', '.join(both[:3])}): check on others than calibrate"

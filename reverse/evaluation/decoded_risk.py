@@ -6,12 +6,13 @@ Striking out what is above a threshold and decoding anew are two things: a phras
 a rejected one has been chosen for its low p. So a few thresholds, fixed before these pictures are looked at
 (the one given, a half, a quarter, …), are decoded in truth, the largest first, and "risk > what is asked" is
 tested of each at an equal part of what the confidence leaves (Bonferroni, Learn-then-Test's plainest form,
-arXiv:2110.01052, §2.2.1). Answers are kept, so a stopped run goes on. `start` must come from other pictures.
+arXiv:2110.01052, §2.2.1). Answers are kept, so a stopped run goes on. `start` must come from other pictures,
+which `given_by` makes sure of.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 
 from reverse.evaluation.bootstrap import interval
 from reverse.evaluation.calibrating import TESTS, Calibration
+from reverse.evaluation.truth import same_picture
 
 __all__ = ["calibrate_decoding", "decoded_losses"]
 
@@ -39,15 +41,18 @@ def calibrate_decoding(
     device: Any = None,
     seed: int = 0,
     loaded: Any = None,
+    given_by: Iterable[str] = (),
 ) -> tuple[Calibration, list[dict[str, Any]]]:
     """The largest of the thresholds whose decoding can be promised, and what was tried.
 
-    Raises ValueError for a start outside (0, 1] or a rule that is no test.
+    `given_by` are the pictures that `start` was found with, of the same world. Raises ValueError for a start
+    outside (0, 1], a rule that is no test, or a picture of theirs among those to be decoded.
     """
     if not 0 < start <= 1:
         raise ValueError(f"start must lie in (0, 1], got {start}: it is a probability of </UN>")
     if rule not in TESTS:
         raise ValueError(f"rule must be one of {', '.join(TESTS)} for decoding, got {rule!r}")
+    _others(given_by, split, count)
     from reverse.evaluation.scenes import Contender, measure
     from reverse.models import load
 
@@ -84,6 +89,17 @@ def calibrate_decoding(
             chosen = Calibration(threshold, risk, confidence, rule, len(rows), observed, kept, decoded=True)
             break
     return chosen, tried
+
+
+def _others(pictures: Iterable[str], split: str, count: int) -> None:
+    """Refuse to test a threshold on the scenes that chose it."""
+    both = sorted({same_picture(each) for each in pictures} & {f"{split}-{i:06d}" for i in range(count)})
+    if both:
+        raise ValueError(
+            f"{len(both)} of the {count} scenes of {split!r} that are to be decoded gave the threshold "
+            f"({', '.join(both[:3])}): a promise is tested on others: decode another --split (val, test or "
+            "shift) or calibrate with answers about another"
+        )
 
 
 def decoded_losses(rows: Sequence[dict[str, Any]], threshold: float) -> tuple[np.ndarray, float]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ import numpy as np
 from reverse.evaluation.intervals import DEFAULT, Interval, Method, intervals
 from reverse.evaluation.tables import Metric, Table
 
-__all__ = ["BINS", "Detector"]
+__all__ = ["BINS", "Detector", "metrics"]
 
 BINS = 15
 
@@ -66,7 +66,7 @@ class Detector:
         return average_precision(self.p, self.wrong)
 
     def brier(self) -> float:
-        return float(np.mean((self.p - self.wrong) ** 2))
+        return brier(self.p, self.wrong)
 
     def reliability(self, bins: int = BINS) -> dict[str, np.ndarray]:
         """Bins of equal mass, fewer where p ties: `p` its mean, `wrong` the share, `count`."""
@@ -107,14 +107,19 @@ class Detector:
         return Table("detector", [self.images[i] for i in self.image], {"p": self.p, "wrong": self.wrong})
 
     def figures(
-        self, method: Method = DEFAULT, rounds: int = 1000, level: float = 0.95, seed: int = 0
+        self,
+        method: Method = DEFAULT,
+        rounds: int = 1000,
+        level: float = 0.95,
+        seed: int = 0,
+        bins: int = BINS,
     ) -> dict[str, Interval]:
         """auroc, average_precision, ece, brier, aurc and the share wrong, with intervals over images.
 
         ECE is biased upwards in small samples, and every resample adds to it, so BCa intervals of it may lie
         below what its rounds show.
         """
-        return intervals(self.table(), METRICS, method, rounds, level, seed)
+        return intervals(self.table(), metrics(bins), method, rounds, level, seed)
 
 
 # ---------------------------------------------------------------------- functions of p and wrong
@@ -157,6 +162,10 @@ def ece(p: np.ndarray, wrong: np.ndarray, bins: int = BINS) -> float:
     return float((table["count"] * np.abs(table["p"] - table["wrong"])).sum() / len(p))
 
 
+def brier(p: np.ndarray, wrong: np.ndarray) -> float:
+    return float(np.mean((p - wrong) ** 2))
+
+
 def aurc(p: np.ndarray, wrong: np.ndarray) -> float:
     _, bad, good = _levels(p, wrong)
     size = (bad + good).astype(int)
@@ -176,11 +185,15 @@ def _of(function: Any) -> Any:
     return rows
 
 
-METRICS = (
-    Metric("auroc", "high", rows=_of(auroc), unit="", title="AUROC"),
-    Metric("average_precision", "high", rows=_of(average_precision), unit="", title="average precision"),
-    Metric("ece", "low", rows=_of(ece), unit="", title=f"ECE ({BINS} bins of equal mass)"),
-    Metric("brier", "low", rows=_of(lambda p, w: float(np.mean((p - w) ** 2))), unit="", title="Brier score"),
-    Metric("aurc", "low", rows=_of(aurc), unit="", title="AURC"),
-    Metric("wrong", "low", rows=_of(lambda p, w: float(np.mean(w))), title="wrong phrases"),
-)
+def metrics(bins: int = BINS) -> tuple[Metric, ...]:
+    """The figures of a detector, in the order in which they are shown; `bins` are those of ECE."""
+    return (
+        Metric("auroc", "high", rows=_of(auroc), unit="", title="AUROC"),
+        Metric("average_precision", "high", rows=_of(average_precision), unit="", title="average precision"),
+        Metric(
+            "ece", "low", rows=_of(partial(ece, bins=bins)), unit="", title=f"ECE ({bins} bins of equal mass)"
+        ),
+        Metric("brier", "low", rows=_of(brier), unit="", title="Brier score"),
+        Metric("aurc", "low", rows=_of(aurc), unit="", title="AURC"),
+        Metric("wrong", "low", rows=_of(lambda p, w: float(np.mean(w))), title="wrong phrases"),
+    )

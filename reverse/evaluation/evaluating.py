@@ -56,9 +56,11 @@ def evaluate(plan: Plan, at: Place | None = None, watch: Watch | None = None) ->
     for bench in chosen:
         bench.questions(root, plan.limit)
     from reverse.models import load
+    from reverse.models.fingerprint import checkpoint_fingerprint
 
     device, dtype = _device(plan.device, at), plan.dtype
     loaded = load(plan.model, device=device, dtype=dtype, require_tokens=plan.decoding.mode != "plain")
+    fingerprint = checkpoint_fingerprint(plan.model)
     outcomes = []
     for bench in chosen:
         for seed in range(plan.decoding.seed, plan.decoding.seed + plan.decode_seeds):
@@ -78,6 +80,7 @@ def evaluate(plan: Plan, at: Place | None = None, watch: Watch | None = None) ->
                     name=bench.name if first else f"{bench.name}.seed{seed}",
                     progress=None if watch is None else _watching(watch, bench, seed),
                     command=plan.command,
+                    checkpoint=fingerprint,
                 )
             )
     return looked_at_again(outcomes)

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from reverse.data.files import whole_file
+from reverse.evaluation.reading import rows_of
 from reverse.evaluation.reporting import Run
 from reverse.evaluation.tables import Metric, Table
-from reverse.evaluation.truth import read_rows
 
 __all__ = ["export_lmms_eval", "samples"]
 
@@ -82,7 +82,7 @@ def samples(
 
 def _matching(path: Path, table: Table) -> list[dict[str, Any]] | None:
     """The file's rows in the table's order; None where they are not those of the table."""
-    by_key = {str(row.get("question_id", row.get("id"))): row for _, row in read_rows(path)}
+    by_key = {str(row.get("question_id", row.get("id"))): row for _, row in rows_of(path)}
     if not table.keys or any(key not in by_key for key in table.keys):
         return None
     return [by_key[key] for key in table.keys]

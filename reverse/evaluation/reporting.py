@@ -18,8 +18,8 @@ from typing import Any
 from reverse.data.files import whole_file
 from reverse.evaluation.intervals import DEFAULT, Interval, Method, OverSeeds, intervals, over_seeds
 from reverse.evaluation.naming import heading
+from reverse.evaluation.reading import rows_of
 from reverse.evaluation.tables import Metric, Table, load
-from reverse.evaluation.truth import read_rows
 
 __all__ = ["Answers", "Run", "collect", "markdown", "write_report"]
 
@@ -268,7 +268,7 @@ def _answers(path: Path, folder: Path, examples: int) -> Answers | None:
     sums: dict[str, list[float]] = {"tokens": [], "seconds": [], "unresolved": []}
     corrected: list[Mapping[str, Any]] = []
     others: list[Mapping[str, Any]] = []
-    for _, row in read_rows(path):
+    for _, row in rows_of(path):
         if not isinstance(row.get("text"), str):
             return None
         count += 1

@@ -100,6 +100,7 @@ def run(
     progress: Callable[[int, int], None] | None = None,
     ask: Ask | None = None,
     command: str | None = None,
+    checkpoint: str | None = None,
 ) -> Outcome:
     """Answer the questions of a benchmark that are not answered yet.
 
@@ -112,6 +113,9 @@ def run(
         name: of the answers file in `out`; by default the benchmark's.
         progress: called with (answered, to be answered by this process).
         ask: in place of `generate_many()`.
+        checkpoint: `checkpoint_fingerprint` of what was loaded, so that answers of another one of the same
+            name are refused; without it only samples of the weights are compared, no tokenizer and no
+            processor.
 
     Raises FileNotFoundError, ValueError for missing or damaged files, and answers made otherwise;
     KeyboardInterrupt after what was finished is written.
@@ -123,6 +127,8 @@ def run(
     windows = [questions[i : i + window] for i in range(0, len(questions), window)][at.rank :: at.world]
     settings = _settled(bench, loaded[0], decoding)
     config = _config(bench, loaded[0], decoding, settings, model_id, data)
+    if checkpoint is not None:
+        config["checkpoint"] = checkpoint
     record = _record(bench, data, questions, config, command)
     record["batching"] = [{"slots": slots, "window": window, "processes": at.world}]
     path = answers_path(out, name or bench.name)

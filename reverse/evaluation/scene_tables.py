@@ -1,21 +1,19 @@
 """Answers about scenes as scored tables, so that they are compared and reported like any benchmark.
 
-table = scene_table(read_lines("out/on.jsonl"))
+table = scene_table([row for _, row in rows_of("out/on.jsonl")])
 compare(scene_table(on), scene_table(twin), METRICS)
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from reverse.evaluation.tables import Table, ratio
 
-__all__ = ["METRICS", "read_lines", "scene_table"]
+__all__ = ["METRICS", "scene_table"]
 
 COLUMNS = ("wrong", "mentions", "named", "objects", "words", "empty", "unresolved", "kept", "generated")
 METRICS = (
@@ -36,8 +34,3 @@ def scene_table(rows: Sequence[Mapping[str, Any]], notes: Mapping[str, Any] | No
     columns["answers"] = np.ones(len(rows))
     ids = [str(row["id"]) for row in rows]
     return Table("scenes", ids, columns, keys=ids, notes=dict(notes or {}))
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

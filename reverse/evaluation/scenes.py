@@ -26,11 +26,15 @@ from typing import Any
 import numpy as np
 from scipy.stats import mannwhitneyu
 
+from reverse.data.files import write_json
 from reverse.data.scenes import Scene, find_objects, make_scene, questions, render
 from reverse.decoding.generate import generate
 from reverse.decoding.trace import Result
 from reverse.evaluation.bootstrap import difference, interval
+from reverse.evaluation.reading import read_settings, rows_of
+from reverse.evaluation.sweeping import finite as _finite
 from reverse.models import default_threshold, load
+from reverse.models.fingerprint import checkpoint_fingerprint
 from reverse.tokens import strip
 
 __all__ = ["Contender", "answer", "auroc", "measure", "picture", "score", "summarise", "yes_no"]
@@ -64,6 +68,7 @@ def score(scene: Scene, result: Result) -> dict[str, Any]:
         "words": len(result.text.split()),
         "empty": int(not result.text.strip()),
         "unresolved": int(result.resolved is False),
+        "resolved": result.resolved,  # None: checking off
         "kept": result.usage.kept,
         "generated": result.usage.kept + result.usage.discarded,
         "attempts": len(result.trace),
@@ -180,15 +185,16 @@ def measure(
 
     Each batch is appended and synced before the next begins; a torn one is decoded again. `by` answers in the
     place of `answer()`, for what no setting of `generate()` is; `contender` then names and describes it.
+    Raises ValueError where the file was made otherwise: settings, or what the checkpoint holds.
     """
     path = out / f"{contender.name}.jsonl"
     out.mkdir(parents=True, exist_ok=True)
     made_with = {name: value for name, value in asdict(contender).items() if value != {}}
-    _same_settings(
-        path.with_suffix(".settings.json"),
-        made_with | {"split": split, "seed": seed, "max_new_tokens": max_new_tokens},
-    )
-    rows = _read_whole_batches(path, batch_size)
+    if contender.threshold is None and contender.mode != "plain":
+        made_with["threshold"] = default_threshold(loaded[0])
+    made_with |= {"checkpoint": checkpoint_fingerprint(contender.model)}
+    _same_settings(path, made_with | {"split": split, "seed": seed, "max_new_tokens": max_new_tokens})
+    rows = _read_whole_batches(path, batch_size, count)
     with path.open("a", encoding="utf-8") as file:
         while len(rows) < count:
             scenes = [
@@ -222,26 +228,26 @@ def picture(scene: Scene) -> Any:
 
 def _same_settings(path: Path, settings: dict[str, Any]) -> None:
     """Write down what a file of answers was made with, or refuse to go on with another file's."""
-    if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        if before != settings:
-            changed = ", ".join(f"{k}={before.get(k)!r}" for k in settings if before.get(k) != settings[k])
-            raise ValueError(
-                f"{path.parent} holds answers made with {changed}: give another folder with --out"
-            )
-    else:
-        path.write_text(json.dumps(settings), encoding="utf-8")
+    before = read_settings(path)
+    if before is None:
+        write_json(path.with_suffix(".settings.json"), settings)
+    elif before != settings:
+        names = [k for k in {**before, **settings} if before.get(k) != settings.get(k)]
+        changed = ", ".join(f"{k}={before.get(k)!r}, now {settings.get(k)!r}" for k in names)
+        raise ValueError(f"{path.parent} holds answers made with {changed}: give another folder with --out")
 
 
-def _read_whole_batches(path: Path, batch_size: int) -> list[dict[str, Any]]:
-    """What was finished. A torn batch is cut off the file, so that the rest falls into the same batches."""
+def _read_whole_batches(path: Path, batch_size: int, count: int) -> list[dict[str, Any]]:
+    """What was finished. A torn line is cut off the file and, where more is to be done, a torn batch: so the
+    rest falls into the same batches."""
     if not path.exists():
         return []
     lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-    whole = lines[: len(lines) // batch_size * batch_size]
+    if len(lines) < count:
+        lines = lines[: len(lines) // batch_size * batch_size]
     with path.open("r+b") as file:
-        file.truncate(sum(map(len, whole)))
-    return [json.loads(line) for line in whole]
+        file.truncate(sum(map(len, lines)))
+    return [row for _, row in rows_of(path)]
 
 
 def compare(
@@ -364,15 +370,6 @@ def _processor() -> str:
     return f"{name}, {os.cpu_count()} cores"
 
 
-def _finite(value: Any) -> Any:
-    """The same with None for NaN, which JSON does not have."""
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `python -m reverse.evaluation.scenes`."""
     from rich.console import Console
@@ -409,9 +406,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     line = sys.argv[1:] if arguments is None else arguments
     command = shlex.join(["python", "-m", "reverse.evaluation.scenes", *map(str, line)])
     report |= environment(device) | {"command": command, "claims": claims(report)}
-    temporary = given.out / "report.json.tmp"
-    temporary.write_text(json.dumps(_finite(report), indent=1) + "\n", encoding="utf-8")
-    temporary.replace(given.out / "report.json")
+    write_json(given.out / "report.json", _finite(report))
     Console(width=150).print(table(report))
     print(json.dumps(_finite(report["claims"])))
 

@@ -47,7 +47,7 @@ def sweep(
         "images": len(detector.images),
         "ece_bins": bins,
         "figures": {
-            name: asdict(each) for name, each in detector.figures(method, rounds, level, seed).items()
+            name: asdict(each) for name, each in detector.figures(method, rounds, level, seed, bins).items()
         },
         "reliability": {name: column.tolist() for name, column in detector.reliability(bins).items()},
     }

@@ -11,7 +11,6 @@ sentence, so its objects may differ from those of the whole answer now and then.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
@@ -21,8 +20,9 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from reverse.evaluation.detector import Detector
+from reverse.evaluation.reading import read_run, read_settings, rows_of
 
-__all__ = ["BenchmarkTruth", "SceneTruth", "Truth", "read_phrases", "read_rows"]
+__all__ = ["BenchmarkTruth", "SceneTruth", "Truth", "read_phrases", "same_picture"]
 
 _SCENE = re.compile(r"(?<![A-Za-z0-9])(train|val|test|shift)-(\d{6,})(?!\d)")
 
@@ -86,6 +86,14 @@ class BenchmarkTruth:
 
     def judge(self, phrases: Sequence[tuple[Row, str]]) -> list[bool | None]:
         """As `Truth.judge`: one call of the benchmark's scorer, each phrase as an answer of its own."""
+        for row, _ in phrases if self.benchmark == "amber-g" else ():  # CHAIR knows them by picture
+            metadata = row.get("metadata")
+            named = metadata.get("benchmark") if isinstance(metadata, Mapping) else None
+            if named not in (None, self.benchmark):
+                raise ValueError(
+                    f"question {row.get('question_id')!r} is one of {named}, not of {self.benchmark}: its "
+                    "ids mean other pictures there, name the truth of its own benchmark"
+                )
         if not phrases:
             return []
         answer = import_module("reverse.evaluation.scoring.rows").Answer
@@ -96,7 +104,7 @@ class BenchmarkTruth:
                 PurePosixPath(_picture(row)).name,
                 str(row.get("prompt", "")),
                 phrase,
-                row.get("metadata") or {},
+                {},
                 {},
                 i,
             )
@@ -111,19 +119,25 @@ def read_phrases(path: str | Path, truth: Truth | None = None) -> Detector:
     """Every object phrase with a p of an answers file, judged.
 
     Raises FileNotFoundError; ValueError for a file that is no answers file, for answers that were corrected
-    while they were made, and where no phrase can be judged.
+    while they were made or given twice, for a run that is not finished, and where no phrase can be judged.
     """
+    _made_with_checking_off(path)
     images: dict[str, int] = {}
+    seen: dict[tuple[str, ...], int] = {}
     found: list[tuple[int, float, bool | None]] = []
     unjudged: list[tuple[Row, str]] = []
     places: list[int] = []
-    for number, row in read_rows(path):
+    for number, row in rows_of(path):
         where = f"{path}, line {number}"
-        if row.get("successful_correction", row.get("resolved")) is not None:
+        if _corrected(row):
+            raise ValueError(f"{where} was made with checking on{_GONE}")
+        key = str(row.get("question_id", row.get("id", number))), _picture(row), str(row.get("prompt", ""))
+        if key in seen:
             raise ValueError(
-                f"{where} was made with checking on, so phrases above its threshold are gone: "
-                "answer again with --mode plain, which stores p of every phrase"
+                f"{where}: {key[0]!r} is answered in line {seen[key]} already and would count twice: "
+                "one run a file"
             )
+        seen[key] = number
         place = images.setdefault(_picture(row), len(images))
         for text, p, label in _phrases_of(row, where):
             if label is None:
@@ -132,6 +146,7 @@ def read_phrases(path: str | Path, truth: Truth | None = None) -> Detector:
                 unjudged.append((row, text))
                 places.append(len(found))
             found.append((place, p, label))
+    _of_a_whole_run(path, [key[0] for key in seen])
     if truth is not None:
         for at, judged in zip(places, truth.judge(unjudged), strict=True):
             found[at] = (*found[at][:2], judged)
@@ -144,39 +159,62 @@ def read_phrases(path: str | Path, truth: Truth | None = None) -> Detector:
     )
 
 
+_GONE = (
+    ", so phrases above its threshold are gone: answer again with --mode plain, which stores p of every "
+    "phrase"
+)
+
+
+def _made_with_checking_off(path: str | Path) -> None:
+    """Refuse answers whose run or settings, written beside them, say another mode than "plain"."""
+    run = read_run(path)
+    told = (run["config"] if run is not None else read_settings(path)) or {}
+    if told.get("mode", "plain") != "plain":
+        raise ValueError(f"{path} was made with checking on (mode {told['mode']!r}){_GONE}")
+
+
+def _of_a_whole_run(path: str | Path, answered: Sequence[str]) -> None:
+    run = read_run(path)
+    missing = [] if run is None else [i for i in run["questions"]["ids"] if str(i) not in set(answered)]
+    if missing:
+        raise ValueError(
+            f"{path} is of a run that is not finished, {len(missing)} questions have no answer (first: "
+            f"{missing[0]}): the same `reverse eval` command goes on"
+        )
+
+
+def _corrected(row: Row) -> bool:
+    """Whether a row tells of checking: what became of it, or anything that was taken back."""
+    said = (row.get("successful_correction"), row.get("resolved"))
+    left = (row.get("attempts"), row.get("generation_history"), row.get("unresolved"))
+    return any(value is not None for value in said) or any(left)
+
+
 def _phrases_of(row: Row, where: str) -> Iterator[tuple[str, float, bool | None]]:
     """(text, p, wrong or None) of every phrase with a p. Raises ValueError for another shape."""
     listed = row.get("phrases")
     if not isinstance(listed, list):
         raise ValueError(f"{where} has no list of phrases: was it made by `reverse eval`?")
     for phrase in listed:
-        if isinstance(phrase, list) and len(phrase) == 3:
+        if isinstance(phrase, list) and len(phrase) == 3 and isinstance(phrase[1], (int, float)):
             yield str(phrase[0]), float(phrase[1]), bool(phrase[2])
-        elif isinstance(phrase, Mapping) and isinstance(phrase.get("text"), str):
+        elif isinstance(phrase, Mapping) and isinstance(phrase.get("text"), str) and _p_or_none(phrase):
             if phrase.get("p_un") is not None:
                 yield phrase["text"], float(phrase["p_un"]), None
         else:
             raise ValueError(f"{where} has a phrase of another shape: {phrase!r:.60}")
 
 
+def _p_or_none(phrase: Mapping[str, Any]) -> bool:
+    p = phrase.get("p_un")
+    return p is None or isinstance(p, (int, float))
+
+
+def same_picture(image: str) -> str:
+    """What a picture is called wherever it stands: a scene's id, else the file's name without folders."""
+    match = _SCENE.search(image)
+    return match[0] if match else PurePosixPath(image).name
+
+
 def _picture(row: Row) -> str:
     return str(row.get("image_id", row.get("image", row.get("id", row.get("question_id")))))
-
-
-def read_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, row) of a file of JSON lines. Raises FileNotFoundError, ValueError naming the line."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no answers file {str(path)!r}: `reverse eval` writes one")
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                torn = "" if line.endswith("\n") else " (the last line is torn: start the run again)"
-                raise ValueError(f"{path}, line {number} is no JSON: {error}{torn}") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number} is no JSON object: is it an answers file?")
-            yield number, row

@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from reverse.cli import app
+from reverse.data.scenes import make_scene
 from reverse.evaluation.tables import Table, ratio, save
 
 
@@ -106,6 +107,21 @@ def test_sweep_of_stored_answers(tmp_path, answers):
     assert len(lines) == 1201
 
 
+def test_bins_are_those_of_the_figure_and_the_plot(tmp_path, answers):
+    """--bins would change the plot and leave the ECE beside it at 15 bins."""
+    from reverse.evaluation.detector import ece
+    from reverse.evaluation.truth import read_phrases
+
+    words = ("sweep", answers[0], "--truth", "stored", "--out", tmp_path, "--rounds", 20, "--bins")
+    assert "ECE (4 bins" in call(*words, 4)
+    found = json.loads((tmp_path / "detector.json").read_text())
+    detector = read_phrases(answers[0])
+    assert found["ece_bins"] == 4 and len(found["reliability"]["p"]) == 4
+    assert found["figures"]["ece"]["point"] == pytest.approx(ece(detector.p, detector.wrong, 4))
+    assert found["figures"]["ece"]["point"] != pytest.approx(ece(detector.p, detector.wrong, 15))
+    call(*words, 0, code=2)
+
+
 def test_sweep_decodes_scenes_anew(tmp_path):
     """Hallucination, coverage and tokens at a threshold could not be seen."""
     words = (
@@ -159,6 +175,77 @@ def test_calibrate_promises_and_writes(tmp_path, answers):
     assert content["test"]["observed"] <= 0.05
     assert "not of decoding with the threshold" in call(*words, "--write")
     assert json.loads((tmp_path / "out" / "calibration.json").read_text()) == content
+
+
+@pytest.fixture
+def about_scenes(tmp_path):
+    """As `reverse eval --mode plain` about test scenes writes them: wrong phrases have the higher p."""
+    lines = []
+    for i in range(120):
+        scene = make_scene("test", i)
+        absent = next(name for name in ("dog", "pizza", "train", "bed") if name not in scene.truth)
+        said = [(f"a {name}", 0.001) for name in sorted(scene.truth)[:3]] + [(f"a {absent}", 0.9)]
+        phrases = [{"text": text, "p_un": p} for text, p in said]
+        row = {"question_id": i, "image_id": f"images/{scene.id}.png", "text": "", "phrases": phrases}
+        lines.append(json.dumps(row) + "\n")
+    path = tmp_path / "off.jsonl"
+    path.write_text("".join(lines))
+    return path
+
+
+def test_a_threshold_is_not_tested_on_the_scenes_that_chose_it(tmp_path, about_scenes):
+    """A promise would be checked on the very pictures it was fitted to, and hold there."""
+    words = (
+        "calibrate",
+        about_scenes,
+        "--model",
+        "tiny-llava",
+        "--decode",
+        "--resplits",
+        2,
+        "--out",
+        tmp_path,
+    )
+    shown = " ".join(call(*words, "--count", 200, code=2).split())
+    assert "120 of the 200 scenes of 'test' that are to be decoded gave the threshold" in shown
+    assert "(test-000000, test-000001, test-000002)" in shown and "another --split" in shown
+    assert not (tmp_path / "decoded").exists()  # refused before anything is decoded
+    call(
+        *words, "--count", 2, "--split", "val", code=1
+    )  # others: too few for a promise, but they are decoded
+    assert len(list((tmp_path / "decoded").glob("on_*.jsonl"))) == 5
+
+
+def test_scenes_of_another_world_are_others(tmp_path, about_scenes, monkeypatch):
+    """The same names stand for other scenes where the world has another seed."""
+    from reverse.evaluation import decoded_risk
+
+    given = []
+
+    def decoding(*_, given_by, **__):
+        given.append(list(given_by))
+        raise ValueError("reached")
+
+    monkeypatch.setattr(decoded_risk, "calibrate_decoding", decoding)
+    words = ("calibrate", about_scenes, "--model", "tiny-llava", "--decode", "--resplits", 2)
+    assert "reached" in call(*words, "--seed", 3, code=2)
+    assert "reached" in call(*words, code=2)
+    assert given[0] == [] and len(given[1]) == 120
+
+
+def test_calibrate_sees_one_picture_under_two_names(tmp_path, about_scenes):
+    """The same pictures in another folder would pass for others, and the check say what the fit said."""
+    moved = tmp_path / "moved.jsonl"
+    moved.write_text(about_scenes.read_text().replace("images/test-", "elsewhere/COCO_test-"))
+    shown = " ".join(call("calibrate", about_scenes, "--test", moved, code=2).split())
+    assert "120 pictures are in both files (test-000000" in shown
+
+
+@pytest.mark.parametrize("option", ["--count", "--batch-size", "--rounds"])
+def test_nothing_is_not_a_number_of_things(tmp_path, answers, option):
+    """A batch of no answers would never end; no rounds would be a traceback."""
+    shown = call("sweep", answers[0], "--truth", "stored", "--out", tmp_path, option, 0, code=2)
+    assert option in shown
 
 
 def test_calibrate_says_when_nothing_can_be_promised(tmp_path, answers):

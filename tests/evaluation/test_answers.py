@@ -239,3 +239,30 @@ def test_seed_of_a_question_does_not_depend_on_its_place():
     """Answers would depend on the limit, the number of processes, or where a run was stopped."""
     assert question_seed(0, 7) == question_seed(0, 7) != question_seed(1, 7)
     assert question_seed(0, 7) != question_seed(0, 8) and 0 <= question_seed(3, "a") < 2**48
+
+
+def test_every_reader_names_the_same_line(data, unbroken, tmp_path):
+    """One command would name a damaged line, another crash on it or pass it over."""
+    from reverse.evaluation.reading import rows_of
+    from reverse.evaluation.scoring.rows import read_answers as scored
+    from reverse.evaluation.truth import read_phrases
+
+    lines = unbroken.read_bytes().split(b"\n")[:-1]  # an answer holds U+2028, which ends no line
+    assert [number for number, _ in rows_of(unbroken)] == list(range(1, len(lines) + 1))
+    assert [row for _, row in rows_of(unbroken)] == read_answers(unbroken).rows
+    assert [answer.row for answer in scored(unbroken)] == read_answers(unbroken).rows
+    path = tmp_path / "pope.jsonl"
+    for damage in (b'{"question_id": 3, ', b"\xff\xfe\x00", b"[" * 100_000):
+        path.write_bytes(b"\n".join([*lines[:3], damage, lines[4], b""]))
+        for read in (lambda p: list(rows_of(p)), scored, read_phrases, read_answers):
+            with pytest.raises(ValueError, match=r"line (4 is|1 was)"):
+                read(path)
+
+
+def test_going_on_names_the_damaged_line(data, tmp_path):
+    """A run that cannot go on would call every damaged line its first."""
+    answered(data, tmp_path, images=2)
+    path = tmp_path / "pope.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'{"question_id": 3', b'{"question_id" 3', 1))
+    with pytest.raises(ValueError, match=r"pope\.jsonl, line 4 is damaged.*asked again"):
+        answered(data, tmp_path, images=2)

@@ -135,7 +135,17 @@ def test_phrases_are_judged_by_the_scene(tmp_path):
         ('{"image_id": "x.jpg", "phrases": [{"text": "a dog", "p_un": 0.1}]}\n', "'x.jpg' is no scene"),
         ('{"image_id": "test-000001", "phrases": [{"text": "hm", "p_un": 0.1}]}\n', "no phrase has a p"),
         ('{"image_id": "test-000001", "phrases": [], "successful_correction": true}\n', "checking on"),
+        (
+            '{"image_id": "test-000001", "phrases": [], "successful_correction": null, "resolved": true}\n',
+            "checking on",
+        ),
+        ('{"image_id": "test-000001", "phrases": [], "generation_history": ["a dog"]}\n', "checking on"),
+        ('{"id": "test-000001", "phrases": [["a dog", 0.2, 1]], "attempts": 2}\n', "checking on"),
+        ('{"id": "test-000001", "phrases": [["a dog", 0.2, 1]], "unresolved": 1}\n', "checking on"),
         ('{"image_id": "test-000001", "phrases": [7]}\n', "another shape"),
+        ('{"image_id": "test-000001", "phrases": [{"text": "a dog", "p_un": "0.1"}]}\n', "another shape"),
+        ('{"id": "test-000001", "phrases": [["a dog", null, 1]]}\n', "another shape"),
+        ('{"id": "test-000001", "phrases": []}\n' * 2, "answered in line 1 already"),
         ('{"image_id": "test-000001", "phrases": [{"text": "a dog", "p_un": 1.5}]}\n', r"outside \[0, 1\]"),
     ],
 )
@@ -145,6 +155,46 @@ def test_files_that_cannot_be_judged_are_refused(tmp_path, row, says):
     path.write_text(row)
     with pytest.raises(ValueError, match=says):
         read_phrases(path, SceneTruth())
+
+
+def test_corrected_answers_do_not_pass_for_plain_ones(tmp_path):
+    """Phrases above the threshold are gone from them: AUROC and promises would be of what is left."""
+    from reverse.decoding.trace import Phrase, Result, Usage
+    from reverse.evaluation.scenes import score
+
+    path = tmp_path / "on_0.1.jsonl"
+    scene = make_scene("test", 1)
+    marked = (Phrase("a dog", 0, 5, 0.05, "accepted"),)
+    for resolved, refused in ((None, False), (True, True)):  # nothing was taken back, all was checked
+        row = score(scene, Result("a dog", "a dog", marked, resolved, "eos", (), Usage(9, 0, 9, 0.1), ()))
+        path.write_text(json.dumps(row) + "\n")
+        if refused:
+            with pytest.raises(ValueError, match=r"line 1 was made with checking on.*--mode plain"):
+                read_phrases(path)
+    del row["resolved"]  # as older files are: what they were made with lies beside them
+    path.write_text(json.dumps(row) + "\n")
+    assert len(read_phrases(path).p) == 1
+    path.with_suffix(".settings.json").write_text(json.dumps({"name": "on", "mode": "resample"}))
+    with pytest.raises(ValueError, match=r"on_0\.1\.jsonl was made with checking on \(mode 'resample'\)"):
+        read_phrases(path)
+    run = {"questions": {"ids": [scene.id, "test-000002"]}, "config": {"mode": "resample"}}
+    path.with_suffix(".run.json").write_text(json.dumps(run))
+    with pytest.raises(ValueError, match="checking on"):
+        read_phrases(path)
+    path.with_suffix(".run.json").write_text(json.dumps(run | {"config": {"mode": "plain"}}))
+    with pytest.raises(ValueError, match=r"not finished, 1 questions have no answer \(first: test-000002\)"):
+        read_phrases(path)
+
+
+def test_phrases_of_another_benchmark_are_not_judged(tmp_path):
+    """AMBER knows answers by number: captions of another list would be judged by other pictures."""
+    from reverse.evaluation.truth import BenchmarkTruth
+
+    row = {"question_id": 1, "phrases": [{"text": "a dog", "p_un": 0.1}], "metadata": {"benchmark": "chair"}}
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match="question 1 is one of chair, not of amber-g"):
+        read_phrases(path, BenchmarkTruth(tmp_path, "amber-g"))
 
 
 def test_plots_of_the_detector(tmp_path):

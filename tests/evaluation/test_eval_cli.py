@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from reverse.cli import app
 from reverse.evaluation.answers import read_answers, without_timing
 from reverse.evaluation.evaluating import Plan, evaluate
 from reverse.evaluation.running import Decoding, Place
+from reverse.models.loading import ASSETS
 
 ROOT = Path(__file__).resolve().parents[2]
 SCENES = ("--data", "scenes", "--scenes", "12")
@@ -288,3 +290,16 @@ def test_answers_are_plain_json(answered):
     out, _ = answered
     for line in (out / "pope.jsonl").read_text(encoding="utf-8").split("\n")[:-1]:
         assert json.loads(line)["metadata"]["label"] in ("yes", "no")
+
+
+def test_another_checkpoint_in_the_same_folder_is_refused(answered, tmp_path):
+    """A folder that was trained or converted anew would go on with the answers of the one before."""
+    folder = tmp_path / "model"
+    shutil.copytree(ASSETS / "tiny-llava", folder)
+    data = answered[0] / "data"
+    common = ("mme-hall", "--model", folder, "--data", data, "--limit", "1", "--out", tmp_path)
+    assert run(*common).exit_code == 0
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text() + "\n")
+    result = run(*common)
+    assert result.exit_code == 2 and "other settings (checkpoint: " in result.stderr

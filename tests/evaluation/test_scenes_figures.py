@@ -1,6 +1,7 @@
 """The figures of the scenes measurement, against counting by hand and independent formulas."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -91,6 +92,64 @@ def test_answers_of_other_settings_are_not_taken(tmp_path, bundled):
     other = scenes.Contender("on", "tiny-llava", threshold=0.2)
     with pytest.raises(ValueError, match=r"threshold=0\.1.*--out"):
         scenes.measure(other, bundled, tmp_path, **settings)
+
+
+def test_answers_of_another_checkpoint_at_the_same_path_are_not_taken(tmp_path, bundled):
+    """A model that was trained further in its folder would be given the answers of the one before."""
+    from safetensors.torch import load_file, save_file
+
+    from reverse.models.loading import ASSETS
+
+    folder = tmp_path / "model"
+    shutil.copytree(ASSETS / "tiny-llava", folder)
+    settings = {"count": 3, "batch_size": 2, "quiet": True}
+    contender = scenes.Contender("on", str(folder), threshold=0.1)
+    before = scenes.measure(contender, bundled, tmp_path / "out", **settings)
+    config = json.loads((folder / "config.json").read_text())
+    config["reverse"] = {"threshold": 0.5}  # as `calibrate --write` does: another default, the same model
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "training.json").write_text("{}")
+    assert scenes.measure(contender, bundled, tmp_path / "out", **settings) == before
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name, value in weights.items() if value.dim() == 2)
+    weights[name][0, 0] += 1
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"checkpoint='\w{16}', now '\w{16}'.*--out"):
+        scenes.measure(contender, bundled, tmp_path / "out", **settings)
+
+
+def test_another_default_threshold_is_another_setting(tmp_path, bundled):
+    """A checkpoint that was calibrated anew would be given the answers of its old default."""
+    from reverse.models import default_threshold, set_default_threshold
+
+    settings = {"count": 1, "batch_size": 1, "quiet": True}
+    contender = scenes.Contender("on", "tiny-llava")
+    scenes.measure(contender, bundled, tmp_path, **settings)
+    kept = default_threshold(bundled[0])
+    set_default_threshold(bundled[0], 0.77)
+    try:
+        with pytest.raises(ValueError, match=r"threshold=.*now 0\.77"):
+            scenes.measure(contender, bundled, tmp_path, **settings)
+    finally:
+        set_default_threshold(bundled[0], kept)
+
+
+def test_a_finished_measurement_is_left_as_it_is(tmp_path, bundled):
+    """Its last batch would be decoded again each time, and cut off where fewer scenes are asked for."""
+    contender = scenes.Contender("on", "tiny-llava", threshold=0.1)
+    settings = {"batch_size": 2, "quiet": True}
+
+    def never(_):
+        raise AssertionError("decoded again")
+
+    whole = scenes.measure(contender, bundled, tmp_path, count=3, **settings)
+    before = (tmp_path / "on.jsonl").read_bytes()
+    assert scenes.measure(contender, bundled, tmp_path, count=3, by=never, **settings) == whole
+    assert scenes.measure(contender, bundled, tmp_path, count=1, by=never, **settings) == whole[:1]
+    assert (tmp_path / "on.jsonl").read_bytes() == before
+    (tmp_path / "on.jsonl").write_bytes(before.replace(b"{", b"[", 1))
+    with pytest.raises(ValueError, match=r"on\.jsonl, line 1 is no JSON"):
+        scenes.measure(contender, bundled, tmp_path, count=3, **settings)
 
 
 @pytest.fixture(scope="module")

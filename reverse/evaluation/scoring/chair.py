@@ -20,7 +20,16 @@ import numpy as np
 from reverse.evaluation.scoring import language
 from reverse.evaluation.scoring.chair_words import mentions
 from reverse.evaluation.scoring.coco_truth import PLACES, coco_truth
-from reverse.evaluation.scoring.rows import Answer, all_answered, listed, locate, make_table, read_rows
+from reverse.evaluation.scoring.rows import (
+    Answer,
+    all_answered,
+    listed,
+    locate,
+    make_table,
+    once,
+    read_rows,
+    same_image,
+)
 from reverse.evaluation.tables import Metric, Table, ratio
 
 __all__ = ["METRICS", "score"]
@@ -46,11 +55,17 @@ def score(
     Raises ValueError for an image that is not in the truth, and, where the published list of questions lies
     beside the truth and the answers are to it, for questions without an answer.
     """
+    once(answers)
     questions = locate(truth, PLACES, [_QUESTIONS])
-    asked = [str(row.get("question_id")) for path in questions for row in read_rows(path)]
-    published = bool(asked) and {answer.question_id for answer in answers} <= set(asked)
+    rows = [row for path in questions for row in read_rows(path) if isinstance(row, dict)]
+    asked = {str(row.get("question_id")): row.get("image") for row in rows}
+    ours = [answer for answer in answers if answer.question_id in asked]
+    # more than half to the list: its answers, and those that are none of it a mistake
+    published = 2 * len(ours) > len(answers)
     if published:
         all_answered("CHAIR", asked, answers, partial)
+        for answer in answers:
+            same_image(answer, asked[answer.question_id])
     known = coco_truth(truth, workers, progress)
     unknown = []
     for answer in answers:

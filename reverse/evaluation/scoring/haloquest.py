@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from reverse.evaluation.scoring.judge import Judge, chat
-from reverse.evaluation.scoring.rows import Answer, all_answered, locate, make_table, read_rows
+from reverse.evaluation.scoring.rows import Answer, all_answered, locate, make_table, read_rows, same_image
 from reverse.evaluation.scoring.yesno import by_group
 from reverse.evaluation.tables import Metric, Table, ratio
 
@@ -59,6 +59,8 @@ def score(
     items = _items(truth)
     all_answered("HaloQuest", items, answers, partial)
     asked = [items[answer.question_id] for answer in answers]
+    for item, answer in zip(asked, answers, strict=True):
+        same_image(answer, item.get("image"))
     chats = [messages(item, answer.text) for item, answer in zip(asked, answers, strict=True)]
     verdicts = judge.ask(chats, read_verdict, progress)
     given = verdicts.values

@@ -95,7 +95,7 @@ class Judge:
                 if why:
                     failures[number] = why
                 silent = silent + 1 if why.startswith("unreachable") else 0
-                if silent >= IN_A_ROW:
+                if silent == min(IN_A_ROW, len(chats)):
                     raise ValueError(
                         f"{silent} answers in a row got no reply from {self.endpoint.shown_url} ({why}): "
                         f"see that it "

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from reverse.evaluation.scoring.rows import Answer, listed, locate, make_table, read_rows
+from reverse.evaluation.scoring.rows import Answer, listed, locate, make_table, read_rows, same_image
 from reverse.evaluation.scoring.yesno import both_readings, by_group, read_mme
 from reverse.evaluation.tables import Metric, Table, ratio, total
 
@@ -53,6 +53,7 @@ def score(
         if label is None:
             unknown.append(answer.question_id)
             continue
+        same_image(answer, PurePosixPath(answer.question_id.partition("#")[0]).name)
         if question in given[(task, picture)]:
             raise ValueError(f"line {answer.line}: {question!r} about {task}/{picture} is answered twice")
         given[(task, picture)].add(question)

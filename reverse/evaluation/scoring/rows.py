@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from reverse.evaluation.reading import read_run, rows_of
 from reverse.evaluation.tables import Metric, Table, ratio
 
 __all__ = [
@@ -27,9 +28,11 @@ __all__ = [
     "locate",
     "make_table",
     "of_a_whole_run",
+    "once",
     "read_answers",
     "read_json",
     "read_rows",
+    "same_image",
 ]
 
 SHOWN = 5  # names in an error
@@ -54,26 +57,15 @@ def read_answers(path: str | Path) -> list[Answer]:
     Raises FileNotFoundError; ValueError for an empty file, a line that is no JSON object (a torn last line is
     named as such), a row without `question_id` or `text`, and a question that is answered twice.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no answers file {path}: `reverse eval` writes one")
     answers: list[Answer] = []
     seen: dict[tuple[str, str], int] = {}
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error})") from None
-    lines = text.split("\n")
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        answer = _answer(path, line, number, last=number == len(lines))
+    for number, row in rows_of(path):
+        answer = _answer(path, row, number)
         key = answer.question_id, answer.prompt
         if key in seen:
             raise ValueError(
                 f"{path}, line {number}: question {answer.question_id!r} is answered in line {seen[key]} "
-                f"already: "
-                "one run a file"
+                "already: one run a file"
             )
         seen[key] = number
         answers.append(answer)
@@ -82,19 +74,7 @@ def read_answers(path: str | Path) -> list[Answer]:
     return answers
 
 
-def _answer(path: Path, line: str, number: int, last: bool) -> Answer:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        if last:
-            raise ValueError(
-                f"{path}: the last line ({number}) is torn, the run was cut there: start `reverse eval` "
-                f"again, "
-                "it goes on behind the last whole line"
-            ) from None
-        raise ValueError(f"{path}, line {number} is no JSON: {error}") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"{path}, line {number} is no JSON object but {line[:40]!r}: is it an answers file?")
+def _answer(path: str | Path, row: dict[str, Any], number: int) -> Answer:
     for name in ("question_id", "text"):
         if name not in row:
             raise ValueError(f"{path}, line {number} has no {name!r}: is it an answers file?")
@@ -118,17 +98,13 @@ def of_a_whole_run(path: str | Path, answers: Sequence[Answer]) -> None:
 
     Raises ValueError naming what is missing.
     """
-    run = Path(path).with_suffix(".run.json")
-    if not run.is_file():
-        return
-    content = read_json(run)
-    questions = content.get("questions") if isinstance(content, dict) else None
-    ids = questions.get("ids") if isinstance(questions, dict) else None
+    run = read_run(path)
+    ids = run["questions"]["ids"] if run is not None else []
     given = {answer.question_id for answer in answers}
-    missing = [name for name in map(str, ids or ()) if name not in given]
+    missing = [name for name in map(str, ids) if name not in given]
     if missing:
         raise ValueError(
-            f"{path} is of a run that is not finished, {len(missing)} of {len(ids or ())} questions have no "
+            f"{path} is of a run that is not finished, {len(missing)} of {len(ids)} questions have no "
             f"answer: {listed(missing)}; start `reverse eval` again, or give --partial to score the others"
         )
 
@@ -183,8 +159,9 @@ def listed(names: Iterable[Any]) -> str:
 def all_answered(what: str, asked: Iterable[str], answers: Sequence[Answer], partial: bool = False) -> None:
     """Refuse answers to questions that nobody asked, and, unless `partial`, questions without an answer.
 
-    Raises ValueError: another benchmark (no id is known), unknown ids, missing ones.
+    Raises ValueError: another benchmark (no id is known), unknown ids, missing ones, ids that stand twice.
     """
+    once(answers)
     wanted = dict.fromkeys(asked)
     given = {answer.question_id for answer in answers}
     unknown = [name for name in given if name not in wanted]
@@ -202,6 +179,32 @@ def all_answered(what: str, asked: Iterable[str], answers: Sequence[Answer], par
         raise ValueError(
             f"{len(missing)} of {len(wanted)} questions of {what} have no answer: {listed(missing)}; start "
             "`reverse eval` again to answer them, or give --partial to score the others"
+        )
+
+
+def once(answers: Sequence[Answer]) -> None:
+    """Refuse a question that is answered twice, with another prompt too. Raises ValueError."""
+    seen: dict[str, int] = {}
+    for answer in answers:
+        if answer.question_id in seen:
+            raise ValueError(
+                f"line {answer.line}: question {answer.question_id!r} is answered in line "
+                f"{seen[answer.question_id]} already, with another prompt: keep the answers of one run"
+            )
+        seen[answer.question_id] = answer.line
+
+
+def same_image(answer: Answer, image: Any) -> None:
+    """Refuse an answer about another picture than its question's, as far as both are file names.
+
+    Raises ValueError: a list of another benchmark, or of another order, has the same ids.
+    """
+    asked = PurePosixPath(str(image or "")).name
+    given, known = PurePosixPath(answer.image), PurePosixPath(asked)
+    if given.suffix and known.suffix and given.stem != known.stem:
+        raise ValueError(
+            f"line {answer.line}: question {answer.question_id!r} is about {asked}, its answer about "
+            f"{answer.image}: are these answers to another list of questions?"
         )
 
 

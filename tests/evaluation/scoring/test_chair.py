@@ -222,6 +222,29 @@ def test_streaming_equals_loading(made):
             assert found == {k: v for k, v in whole.items() if k in ("annotations", "images", "categories")}
 
 
+def test_one_foreign_answer_does_not_make_another_list(made, tmp_path):
+    """One strange id would turn the check for missing questions off, and the rest pass for a whole run."""
+    folder, _, rows, _ = made
+    questions = folder / "chair-500.jsonl"
+    listed = [{"question_id": r["question_id"], "image": r["image_id"]} for r in rows[:5]]
+    questions.write_text("".join(json.dumps(each) + "\n" for each in listed))
+    try:
+        strange = write_answers(tmp_path / "a.jsonl", [*rows[:4], rows[4] | {"question_id": "mine"}])
+        with pytest.raises(ValueError, match="1 answered questions are not in the truth of CHAIR: mine"):
+            score_file(strange, folder, "chair", partial=True)
+        k, other = [i for i, r in enumerate(rows) if str(r["image_id"]).endswith(".jpg")][:2]
+        listed = [{"question_id": r["question_id"], "image": r["image_id"]} for r in rows[: k + 1]]
+        questions.write_text("".join(json.dumps(each) + "\n" for each in listed))
+        mixed = [*rows[:k], rows[k] | {"image_id": rows[other]["image_id"]}]
+        with pytest.raises(ValueError, match=rf"line {k + 1}: question '{k}' is about .*, its answer about "):
+            score_file(write_answers(tmp_path / "b.jsonl", mixed), folder, "chair")
+        twice = [*rows[: k + 1], rows[0] | {"prompt": "And now?"}]
+        with pytest.raises(ValueError, match=f"line {k + 2}: question '0' is answered in line 1 already"):
+            score_file(write_answers(tmp_path / "c.jsonl", twice), folder, "chair")
+    finally:
+        questions.unlink()
+
+
 def test_questions_beside_the_truth_must_be_answered(made, tmp_path):
     """A run that was cut short would be reported as the benchmark."""
     folder, _, rows, _ = made

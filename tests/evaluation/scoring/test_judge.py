@@ -274,6 +274,9 @@ def test_a_server_that_is_gone(mmhal_files, tmp_path, serve):
         ValueError, match=r"20 answers in a row got no reply .* verdicts that were given are kept"
     ):
         score_file(path, folder, judge=a_judge(server, tmp_path, attempts=1))
+    few = write_answers(tmp_path / "few.jsonl", [row(n, "a dog", f"{n}.jpg") for n in range(3)])
+    with pytest.raises(ValueError, match="3 answers in a row got no reply"):
+        score_file(few, folder, "mmhal", judge=a_judge(server, tmp_path, attempts=1), partial=True)
     with pytest.raises(ValueError, match="set REVERSE_LLM_KEY"):
         score_file(path, folder, judge=a_judge(serve(lambda n, body: (401, "")), tmp_path))
 
@@ -319,4 +322,18 @@ def test_answers_that_do_not_fit(mmhal_files, serve, tmp_path):
         score_file(write_answers(path, rows), folder, "mmhal", judge=a_judge(server, tmp_path))
     with pytest.raises(ValueError, match="scored by a judge"):
         score_file(path, folder, "mmhal")
+    assert not server.bodies
+
+
+def test_answers_about_other_pictures(halo_files, serve, tmp_path):
+    """Ids are small numbers in many lists: answers to another would be judged as if to these questions."""
+    folder, path = halo_files
+    server = serve(lambda n, body: (200, right(body)))
+    rows = [row(f"q{n}", "a dog", f"{n + 1}.jpg") for n in range(60)]
+    with pytest.raises(ValueError, match=r"line 1: question 'q0' is about 0\.jpg, its answer about 1\.jpg"):
+        score_file(write_answers(path, rows), folder, "haloquest", judge=a_judge(server, tmp_path))
+    rows = [row(f"q{n}", "a dog", f"{n}.png") for n in (*range(60), 7)]  # the same, in another format
+    rows[-1]["prompt"] = "once more"
+    with pytest.raises(ValueError, match="line 61: question 'q7' is answered in line 8 already"):
+        score_file(write_answers(path, rows), folder, "haloquest", judge=a_judge(server, tmp_path))
     assert not server.bodies

@@ -57,6 +57,20 @@ def test_scored_on_the_command_line(scenes, tmp_path):
     assert {m.name: float(m.of(table.sums())) for m in metrics} == pytest.approx(value)
 
 
+def test_no_width_is_not_a_width_of_zero(scenes, tmp_path):
+    """No empty answer among six would read as "0 %, surely", with an interval from 0 to 0."""
+    folder, rows = scenes
+    path = write_answers(tmp_path / "a.jsonl", [r | {"text": "A dog."} for r in rows])
+    (shown,) = [line for line in run(path, "--truth", folder).stdout.splitlines() if "empty" in line]
+    assert "0.00 %" in shown and "–" in shown and " to " not in shown
+    figures = json.loads(run(path, "--truth", folder, "--json").stdout)["metrics"]
+    assert "the width is not known" in figures["empty"]["note"]
+    assert (
+        "note"
+        not in json.loads(run(path, "--truth", folder, "--json", "--rounds", 0).stdout)["metrics"]["empty"]
+    )
+
+
 def test_without_costs_there_are_no_columns_of_them(scenes, tmp_path):
     """An answers file of another program could not be scored, or would cost nothing."""
     folder, rows = scenes

@@ -1,0 +1,210 @@
+"""Answers files as they are read: by going on, scoring, statistics and reports alike.
+
+    for number, row in rows_of("answers.jsonl"): ...          # any file of JSON lines, whoever wrote it
+    answers = read_answers("out/chair.jsonl", benchmark="chair")
+    answers.rows[0]["text"], answers.missing, answers.torn
+
+What a row holds, and how it is written, is told in `reverse.evaluation.answers`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+__all__ = [
+    "Answers",
+    "kept_rows",
+    "read_answers",
+    "read_run",
+    "read_settings",
+    "rows_of",
+    "run_path",
+    "whole",
+]
+
+SHOWN = 3  # ids in an error
+
+
+@dataclass(frozen=True)
+class Answers:
+    """An answers file as it was read."""
+
+    path: Path
+    rows: list[dict[str, Any]]
+    run: dict[str, Any] | None  # None: no .run.json beside it
+    torn: bool = False  # the last line was cut off, and left out
+    missing: list[Any] = field(default_factory=list)  # ids that were to be asked and have no row
+
+    @property
+    def benchmark(self) -> str | None:
+        """By the run's record, else by the rows, else not known."""
+        if self.run is not None:
+            return self.run["config"].get("benchmark")
+        return next((name for row in self.rows if (name := _benchmark(row))), None)
+
+    def problems(self) -> list[str]:
+        """What a reader should be told before figures are made of it."""
+        told = []
+        if self.torn:
+            told.append(f"{self.path}: the last line was torn and is left out")
+        if self.missing:
+            shown = ", ".join(map(str, self.missing[:SHOWN]))
+            told.append(f"{self.path}: {len(self.missing)} questions have no answer (first: {shown})")
+        return told
+
+
+def read_answers(
+    path: str | Path,
+    *,
+    benchmark: str | None = None,
+    ids: Sequence[Any] | None = None,
+    complete: bool = False,
+) -> Answers:
+    """Read an answers file, of this library or of the published code (question_id and text are enough).
+
+    Args:
+        benchmark: refuse a file of another one, as far as it says what it is.
+        ids: of the questions; refuse answers to others, and list in `missing` those without an answer. By
+            default those of the .run.json beside it.
+        complete: refuse a file with missing answers or a torn end.
+
+    Raises FileNotFoundError; ValueError naming the line, for damage, duplicate ids, another benchmark.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no answers file {path}: `reverse eval` writes one")
+    data = path.read_bytes()
+    end = whole(data)
+    rows: list[dict[str, Any]] = []
+    seen: dict[str, int] = {}
+    for number, _, row in kept_rows(path, data[:end]):
+        if "text" not in row:
+            raise ValueError(f"{path}, line {number}: no text, only {', '.join(row)}: is it an answers file?")
+        name = str(row["question_id"])
+        if name in seen:
+            raise ValueError(
+                f"{path}: question {name!r} is answered in line {seen[name]} and again in line {number}: "
+                "keep one of them"
+            )
+        seen[name] = number
+        rows.append(row)
+    run = read_run(path)
+    if ids is None and run is not None:
+        ids = run["questions"]["ids"]
+    answers = Answers(path, rows, run, end < len(data), [i for i in ids or () if str(i) not in seen])
+    _same_benchmark(answers, benchmark, ids)
+    if complete and answers.problems():
+        raise ValueError(f"{'; '.join(answers.problems())}: the same `reverse eval` command goes on")
+    return answers
+
+
+def _same_benchmark(answers: Answers, benchmark: str | None, ids: Sequence[Any] | None) -> None:
+    found = answers.benchmark
+    if benchmark is not None and found is not None and found != benchmark:
+        raise ValueError(f"{answers.path} holds answers to {found}, not to {benchmark}: name another file")
+    if ids is None or answers.run is not None:
+        return
+    known = {str(i) for i in ids}
+    strange = [row["question_id"] for row in answers.rows if str(row["question_id"]) not in known]
+    if strange:
+        shown = ", ".join(repr(i) for i in strange[:SHOWN])
+        raise ValueError(
+            f"{answers.path}: {len(strange)} of {len(answers.rows)} answers are to no question of "
+            f"{benchmark or 'this benchmark'} (first: {shown}): is it a file of another benchmark?"
+        )
+
+
+def _benchmark(row: Mapping[str, Any]) -> str | None:
+    metadata = row.get("metadata")
+    return metadata.get("benchmark") if isinstance(metadata, dict) else None
+
+
+def whole(data: bytes) -> int:
+    """Where the last whole line ends."""
+    return data.rfind(b"\n") + 1
+
+
+def rows_of(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, row) of any file of JSON lines, whoever wrote it.
+
+    Raises FileNotFoundError; ValueError naming the line that is no JSON object, and a torn end as such.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no answers file {path}: `reverse eval` writes one")
+    data = path.read_bytes()
+    for number, span, row, why in _lines(data):
+        if why and span.stop == len(data) and not data.endswith(b"\n"):
+            raise ValueError(
+                f"{path}, line {number} is no JSON ({why}): the last line ({number}) is torn, the run was "
+                "cut there: start it again, it goes on behind the last whole line"
+            )
+        if why:
+            raise ValueError(f"{path}, line {number} is no JSON: {why}")
+        if not isinstance(row, dict):
+            raise ValueError(
+                f"{path}, line {number} is no JSON object but {row!r:.40}: is it an answers file?"
+            )
+        yield number, row
+
+
+def _lines(data: bytes) -> Iterator[tuple[int, slice, Any, str]]:
+    """(line number, where it lies, what it holds, why it holds nothing) of every line that is not blank."""
+    start = 0
+    for number, line in enumerate(data.split(b"\n"), 1):
+        span = slice(start, min(start + len(line) + 1, len(data)))
+        start = span.stop
+        if not line.strip():
+            continue
+        try:
+            yield number, span, json.loads(line), ""
+        except (ValueError, RecursionError) as error:  # JSONDecodeError, UnicodeDecodeError
+            yield number, span, None, str(error) or type(error).__name__
+
+
+def kept_rows(path: Path, data: bytes) -> Iterator[tuple[int, slice, dict[str, Any]]]:
+    """(line number, where it lies, row) of a file that a run goes on with."""
+    for number, span, row, why in _lines(data):
+        if why:
+            raise ValueError(
+                f"{path}, line {number} is damaged ({why}): remove that line, and its question is asked again"
+            )
+        if not isinstance(row, dict) or "question_id" not in row:
+            raise ValueError(f"{path}, line {number} is no answer: it has no question_id")
+        yield number, span, row
+
+
+def run_path(path: Path) -> Path:
+    return path.with_suffix(".run.json")
+
+
+def read_run(path: str | Path) -> dict[str, Any] | None:
+    """The .run.json beside an answers file, None without one. Raises ValueError where it is none of ours."""
+    file = run_path(Path(path))
+    if not file.is_file():
+        return None
+    try:
+        run = json.loads(file.read_text(encoding="utf-8"))
+        list(run["questions"]["ids"]), dict(run.setdefault("config", {}))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{file} is no record of a run ({type(error).__name__}: {error}): remove it to read the answers "
+            "alone"
+        ) from error
+    return run
+
+
+def read_settings(path: str | Path) -> dict[str, Any] | None:
+    """What the answers of `reverse.evaluation.scenes` in `path` were made with, written beside them in
+    .settings.json; None without it. Raises ValueError where it is damaged."""
+    file = Path(path).with_suffix(".settings.json")
+    if not file.is_file():
+        return None
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file} is damaged ({error}): give another folder with --out") from None
