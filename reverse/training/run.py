@@ -61,6 +61,7 @@ def run_recipe(recipe: Recipe, *, resume: bool = True, quiet: bool = False) -> d
     if recipe.data.pad_to_square:
         _pad_to_square(processor)
     encoder = Encoder(processor, max_length=recipe.data.max_length)
+    _check_stops(model, encoder)
     dataset: Any = RecordDataset(
         recipe.data.records,
         recipe.data.images,
@@ -150,6 +151,18 @@ def _load(recipe: Recipe) -> tuple[Any, Any, int | None]:
         add_tokens(model, processor, seed=recipe.seed)
         return model, processor, recipe.seed
     return model, processor, None
+
+
+def _check_stops(model: Any, encoder: Encoder) -> None:
+    """Generation must stop at what the model learns to end its turns with."""
+    known = model.generation_config.eos_token_id
+    ends = [] if known is None else [known] if isinstance(known, int) else list(known)
+    end = int(encoder.end[0])
+    if end not in ends:
+        raise ValueError(
+            f"the chat template ends a turn with {encoder.end_text!r} (id {end}), and generation stops at "
+            f'{ends} only: write "eos_token_id": {[*ends, end]} into the generation_config.json of the model'
+        )
 
 
 def _set_pixels(processor: Any, recipe: Recipe) -> None:
