@@ -25,7 +25,7 @@ from reverse.tokens import add_tokens, token_ids
 from reverse.training.adapters import check_tuning, quantization, select_trained
 from reverse.training.datasets import RecordDataset
 from reverse.training.encoding import Encoder
-from reverse.training.parallel import check_parallel
+from reverse.training.parallel import check_parallel, check_shared
 from reverse.training.recipe import Recipe, as_yaml
 from reverse.training.saving import MANIFEST
 from reverse.training.sft import SFTConfig, train
@@ -53,6 +53,7 @@ def run_recipe(recipe: Recipe, *, resume: bool = True, quiet: bool = False) -> d
     set_seed(recipe.seed)  # of LoRA's matrices too: every process makes its own, and they must be alike
     check_tuning(recipe.tune)
     _check_files(recipe)
+    check_shared(Path(recipe.output))
     finished = _finished(recipe, resume)
     if finished is not None:
         return finished
