@@ -136,7 +136,7 @@ def load_recipe(name_or_path: str, settings: Sequence[str] = ()) -> Recipe:
     path = _find(name_or_path)
     try:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(given, dict):
         kind = type(given).__name__
