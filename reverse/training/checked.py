@@ -238,12 +238,14 @@ def _read(path: Path, key: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _message(dataset: RecordDataset, numbers: list[int], shown: list[Bad], count: int, mend: str) -> str:
-    lines = [f"data.records: {len(numbers):,} of {count:,} records of {dataset.path} cannot be trained"]
+    lines = [
+        f"data.records: {len(numbers):,} of {count:,} records of {dataset.path} cannot be trained: {mend}"
+    ]
     lines += [f"  record {bad.number}: {bad.reason}; the record: {bad.record}" for bad in shown]
     more = [str(number) for number in numbers[len(shown) :]]
     if more:
         lines.append(f"  and {len(more):,} more: {', '.join(more[:20])}{', …' if len(more) > 20 else ''}")
-    return "\n".join([*lines, mend])
+    return "\n".join(lines)
 
 
 def _beginning(dataset: RecordDataset, number: int) -> str:
