@@ -4,12 +4,13 @@
     reverse generate tiny-llava --image kitchen.png --prompt "Describe this image."
 
 Heavy imports stand inside the commands, so that `reverse --help` is there at once. What the library refuses
-(ValueError, TypeError, OSError) is one line on stderr and exit code 2; `reverse --debug …` or
-REVERSE_DEBUG=1 shows the traceback instead.
+(ValueError, TypeError, OSError) is one line on stderr, or a line and a list, and exit code 2;
+`reverse --debug …` or REVERSE_DEBUG=1 shows the traceback instead.
 """
 
 import json
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -31,7 +32,7 @@ REFUSALS = (ValueError, TypeError, OSError)
 
 
 class _Commands(TyperGroup):
-    """All commands; an error that the library explains becomes one line."""
+    """All commands; an error that the library explains becomes one line, and a list in it stays one."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -39,7 +40,9 @@ class _Commands(TyperGroup):
         except REFUSALS as error:
             if isinstance(error, BrokenPipeError) or ctx.params.get("debug"):
                 raise
-            line = Text(f"error: {' '.join(str(error).split())}", style="red")
+            # Items of a list begin with two spaces (transformers breaks its lines anywhere).
+            said = "\n  ".join(" ".join(part.split()) for part in re.split(r"\n  (?=\S)", str(error)))
+            line = Text(f"error: {said}", style="red")
             Console(stderr=True).print(line, soft_wrap=True)
             raise typer.Exit(2) from error
 

@@ -95,6 +95,9 @@ def negatives(
     )
     if without:
         typer.echo(f"{out}.failures.jsonl: which and why")
+    if without and not made and counts.get("without_negative.no_phrase") == without:
+        typer.echo(f"no answer of {source} has a marked phrase: `reverse data tag` marks them", err=True)
+        raise typer.Exit(1)
     if by == "llm":
         typer.echo(_cost(counts, (price_in, price_out)))
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from reverse.data.images import resolve_image
+from reverse.data.images import look_for_images
 from reverse.data.published import Progress, arrow, read_manifest, records_path, scan_records
 from reverse.data.records import IMAGE_TOKEN
 from reverse.data.scanning import Broken, Item
@@ -265,16 +265,9 @@ def _strings(values: list[str]) -> Any:
 
 def _pictures(root: Path, images: Counter[str], first: dict[str, int]) -> dict[str, Any]:
     """Which pictures are not there, and which paths leave the root."""
-    missing: list[str] = []
-    refused: list[str] = []
-    for image in images:
-        try:
-            if not resolve_image(root, image).is_file():
-                missing.append(image)
-        except (ValueError, OSError):
-            refused.append(image)
+    missing, refused = look_for_images(root, images)
     found = {"root": str(root), "different": len(images)}
-    for kind, names in (("missing", missing), ("refused", refused)):
+    for kind, names in (("missing", missing), ("refused", list(refused))):
         examples = [{"index": first[name], "image": name} for name in names[:EXAMPLES]]
         found |= {
             kind: len(names),

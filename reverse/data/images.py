@@ -8,7 +8,9 @@ file costs nothing and says what is wrong with it.
 """
 
 import io
+import os
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +39,43 @@ def resolve_image(root: str | Path, relative: str | Path) -> Path:
             f"image path {str(relative)!r} leaves {root}: pictures must lie under that directory"
         )
     return path
+
+
+def look_for_images(root: str | Path, relatives: Iterable[str]) -> tuple[list[str], dict[str, str]]:
+    """Of pictures under `root`: those that are no file there, and those that `resolve_image` refuses (why).
+
+    Each folder is listed once: a disk in the network answers a question about every picture much more slowly.
+    """
+    folders: dict[str, list[str]] = {}
+    for relative in relatives:
+        folders.setdefault(os.path.split(relative)[0], []).append(relative)
+    missing: list[str] = []
+    refused: dict[str, str] = {}
+    for folder, names in folders.items():
+        there: set[str] = set()
+        try:
+            path = resolve_image(root, folder or ".")
+            if not path.is_dir():
+                missing += names
+                continue
+            there = _files_of(path)
+        except (ValueError, OSError):
+            pass  # each of them is asked for below, and says why
+        for relative in names:
+            if relative[len(folder) :].lstrip("/") in there:
+                continue
+            try:
+                if not resolve_image(root, relative).is_file():
+                    missing.append(relative)
+            except (ValueError, OSError) as error:
+                refused[relative] = str(error)
+    return missing, refused
+
+
+def _files_of(folder: Path) -> set[str]:
+    """The plain files of a folder; links are left out, for they may lead anywhere."""
+    with os.scandir(folder) as entries:
+        return {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
 
 
 def open_image(source: str | Path | bytes | Image.Image) -> Image.Image:

@@ -10,8 +10,9 @@ import bisect
 import json
 import mmap
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -81,6 +82,8 @@ class ImportedRecords:
     them itself.
     """
 
+    broken: Mapping[int, str] = MappingProxyType({})  # an import keeps none
+
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
@@ -101,6 +104,9 @@ class ImportedRecords:
         """The record as it stands in the source."""
         batch, row = self._find(index)
         return batch.column(0)[row].as_py()
+
+    def raw(self, index: int) -> bytes:
+        return self.text(index).encode("utf-8")
 
     def where(self, index: int) -> str:
         """For messages: where the record stood in the source."""
@@ -173,13 +179,21 @@ class FileRecords:
     """The records of a JSON list or of JSON lines, the file mapped: of each, two offsets are kept (21 MB).
 
     The file is read through once, to find and check them: 2 GB take half a minute each time it is opened.
+    What is no record is an error; with `keep_broken` it keeps its number, is listed in `broken` (number:
+    why), and is an error when it is asked for.
     """
 
-    def __init__(self, path: str | Path, progress: Progress | None = None):
+    def __init__(self, path: str | Path, progress: Progress | None = None, *, keep_broken: bool = False):
         self.path = Path(path)
+        self.broken: dict[int, str] = {}
         spans = array("q")
-        for item in _checked(self.path, progress):
-            spans.extend((item.offset, item.offset + len(item.raw)))
+        for item in scan_records(self.path, progress):
+            size = item.size if isinstance(item, Broken) else len(item.raw)
+            if isinstance(item, Broken):
+                if not keep_broken:
+                    raise ValueError(f"{self.path}, {item.where}: {item.reason}")
+                self.broken[len(spans) // 2] = item.reason
+            spans.extend((item.offset, item.offset + size))
         if not spans:
             raise ValueError(f"{self.path} holds no records")
         self.spans = np.array(spans, dtype=np.int64).reshape(-1, 2)  # (records, 2), bytes
@@ -193,13 +207,19 @@ class FileRecords:
 
     def text(self, index: int) -> str:
         """The record as it stands in the file."""
+        if index in self.broken:
+            raise ValueError(f"{self.where(index)}: {self.broken[index]}")
+        return self.raw(index).decode("utf-8")
+
+    def raw(self, index: int) -> bytes:
+        """The same in bytes, and what stands there if it is broken."""
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         if self._file is None:
             with self.path.open("rb") as file:
                 self._file = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         start, end = self.spans[index]
-        return self._file[start:end].decode("utf-8")
+        return self._file[start:end]
 
     def where(self, index: int) -> str:
         return f"{self.path}, record {index} (byte {self.spans[index, 0]})"
@@ -217,13 +237,14 @@ class FileRecords:
 Records = ImportedRecords | FileRecords
 
 
-def open_records(path: str | Path, progress: Progress | None = None) -> Records:
+def open_records(path: str | Path, progress: Progress | None = None, *, keep_broken: bool = False) -> Records:
     """The records of an imported folder, of a folder of scenes, or of a JSON file.
 
-    Raises FileNotFoundError for what is not there, ValueError for what holds no records.
+    Raises FileNotFoundError for what is not there, ValueError for what holds no records and, unless
+    `keep_broken` is set, for what is broken in a JSON file (an import has left it out or stopped).
     """
     path = records_path(path)
-    return ImportedRecords(path) if path.is_dir() else FileRecords(path, progress)
+    return ImportedRecords(path) if path.is_dir() else FileRecords(path, progress, keep_broken=keep_broken)
 
 
 def records_path(path: str | Path) -> Path:

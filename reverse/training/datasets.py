@@ -64,6 +64,7 @@ class RecordDataset(Dataset[Item]):
         hint_share: probability, 0 for none.
         seed: of the draws.
         limit: the first so many records only; None: all.
+        keep_broken: what is no record of a JSON file is an error when it is drawn, not at once.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class RecordDataset(Dataset[Item]):
         hint_share: float = HINT_SHARE,
         seed: int = 0,
         limit: int | None = None,
+        keep_broken: bool = False,
     ):
         self.path = Path(path)
         self.image_root = Path(image_root)
@@ -82,13 +84,19 @@ class RecordDataset(Dataset[Item]):
         self.pictures = PictureEncoder(encoder.processor)
         self.hint_share = hint_share
         self.seed = seed
-        self.records = open_records(self.path)
-        self.limit = limit
+        self.records = open_records(self.path, keep_broken=keep_broken)
+        count = len(self.records)
+        self.kept = np.arange(count if limit is None else min(limit, count))  # (items,), numbers of records
 
     def __len__(self) -> int:
-        return len(self.records) if self.limit is None else min(self.limit, len(self.records))
+        return len(self.kept)
+
+    def leave_out(self, numbers: Sequence[int]) -> None:
+        """From now on without these records; the others keep their numbers, and so what is drawn for them."""
+        self.kept = np.setdiff1d(self.kept, np.array(numbers, dtype=np.int64))
 
     def __getitem__(self, index: int) -> Item:
+        index = int(self.kept[index])
         record = self.record(index)
         if record.get("image") is None:
             return Item((self._row(index, record, None),), None)
@@ -99,28 +107,29 @@ class RecordDataset(Dataset[Item]):
 
     def row(self, index: int, image_tokens: int) -> Row:
         """Ids and labels of a record without opening its picture, which would take `image_tokens` ids."""
+        index = int(self.kept[index])
         record = self.record(index)
         return self._row(index, record, None if record.get("image") is None else image_tokens)
 
     def _row(self, index: int, record: Mapping[str, Any], image_tokens: int | None) -> Row:
-        turns = self._with_hints(record, random.Random(f"{self.seed} record {index}"))
         try:
-            return self.encoder.row(turns, image_tokens)
+            return self.encoder.row(self.turns(index, record), image_tokens)
         except ValueError as error:
             said = json.dumps(record, ensure_ascii=False)
             raise ValueError(f"{self.path}, record {index}: {error}; the record: {said[:600]}") from error
 
     def lengths(self) -> npt.NDArray[np.int64]:
         """About how long each record is, (records,) int64, in characters; negative without a picture."""
-        texts = map(self.records.text, range(len(self)))
+        texts = map(self.records.text, self.kept.tolist())
         return np.array([len(t) if '"image"' in t else -len(t) for t in texts], dtype=np.int64)
 
-    def record(self, index: int) -> dict[str, Any]:
-        """Record number `index` as it stands in the file."""
-        return self.records[index]
+    def record(self, number: int) -> dict[str, Any]:
+        """Record `number` as it stands in the file."""
+        return self.records[number]
 
-    def _with_hints(self, record: Mapping[str, Any], rng: random.Random) -> list[Turn]:
-        turns = []
+    def turns(self, number: int, record: Mapping[str, Any]) -> list[Turn]:
+        """What record `number` says, with the hints that are drawn for it."""
+        rng, turns = random.Random(f"{self.seed} record {number}"), []
         for turn, said in zip(turns_of(record), record["conversations"][1::2], strict=True):
             if _may_be_hinted(said) and rng.random() < self.hint_share:
                 turn = replace(turn, hints=choose_hints(rng, turn.answer, own=[said["hint"]]))

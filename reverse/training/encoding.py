@@ -6,9 +6,10 @@
 
 The prompt's ids are those that decoding prefills: template and question are tokenised together, up to the
 place where the assistant begins. The answer is tokenised after the template's last words and joined to
-them, and its end of turn (`</s>`, `<|im_end|>`) is a target. So the place of every answer is known from how
-the sample was put together. Where a tokenizer or a template does not allow this, an error says so: no sample
-is dropped (LLaVA's "tokenization mismatch (ignored)", haotian-liu/LLaVA#779).
+them, and its end of turn is a target: the one that the template writes (`</s>`, `<|im_end|>`, Llama-3.1's
+`<|eot_id|>`), whatever the tokenizer calls its end of sequence. So the place of every answer is known from
+how the sample was put together. Where a tokenizer or a template does not allow this, an error says so: no
+sample is dropped (LLaVA's "tokenization mismatch (ignored)", haotian-liu/LLaVA#779).
 """
 
 from __future__ import annotations
@@ -73,9 +74,8 @@ class Encoder:
         self.max_length = max_length
         self.hints = HintWriter(processor)
         self.image_id = int(processor.image_token_id)
-        if self.tokenizer.eos_token_id is None:
-            raise ValueError("the tokenizer has no eos_token: name the token that ends the assistant's turn")
-        self.end = np.array([self.tokenizer.eos_token_id], dtype=np.int64)
+        self.end_text = self._end_of_turn()  # of an assistant's turn
+        self.end = self._tokenise(self.end_text)  # (1,)
         self._tags = _tags(self.tokenizer)
         self._cache_size = cache
         self._pieces: dict[tuple[tuple[str, ...], bool], list[Ids]] = {}  # what stands before each answer
@@ -90,11 +90,13 @@ class Encoder:
             image_tokens: ids that stand for the picture, None where there is none.
 
         Raises:
-            ValueError: no turns, a first turn longer than `max_length`, a `</UN>` without its `<SPAN>`, or
-            text that cannot be taken apart.
+            ValueError: no turns, a turn that says nothing, a picture's token in a text, a first turn longer
+            than `max_length`, a `</UN>` without its `<SPAN>`, or text that cannot be taken apart.
         """
         if not turns:
             raise ValueError("a conversation needs at least one question and answer, got none")
+        for k, turn in enumerate(turns):
+            _check_said(turn, k, about_picture=image_tokens is not None and k == 0)
         prompts = self._prompts(tuple(turn.question for turn in turns), image_tokens is not None)
         answers = self._answers([turn.answer for turn in turns])
         segments: list[Segment] = []
@@ -141,6 +143,11 @@ class Encoder:
                     f"the answer in {text!r} cannot be tokenised apart from the prompt: it is blank, or the "
                     "tokenizer merges its first characters with the template's last ones"
                 )
+            if self.image_id in ids:
+                raise ValueError(
+                    f"an answer says {self.processor.image_token!r}, which stands for a picture and cannot "
+                    f"be trained as text: take it out of {text[len(self._anchor + self._lead) :][:80]!r}"
+                )
         return [np.array(ids[cut:], dtype=np.int64) for ids in encoded]
 
     def _prompts(self, questions: tuple[str, ...], picture: bool) -> list[Ids]:
@@ -174,15 +181,36 @@ class Encoder:
             if not part.endswith(self._lead):
                 raise ValueError(f"the chat template opens a later answer differently: {part!r}")
             part = part[: len(part) - len(self._lead)]
-            end = self.tokenizer.eos_token
+            end = self.end_text
             # Templates that write no end of turn (llava-1.5-hf) get the one the model was trained with.
             before.append(self._tokenise(part.removeprefix(end) if part.startswith(end) else part.lstrip()))
         found_images = sum(int((piece == self.image_id).sum()) for piece in before)
         if found_images != int(picture):
             raise ValueError(
-                f"a prompt with {int(picture)} picture carries {found_images} image tokens: {prompt!r}"
+                f"a conversation with {int(picture)} picture carries {found_images} image tokens: take "
+                f"{self.processor.image_token!r} out of the questions' text: {' | '.join(questions)[:300]!r}"
             )
         return before
+
+    def _end_of_turn(self) -> str:
+        """The token that the template writes after an answer; the tokenizer's own where it writes none."""
+        mark = _MARK.format(0)
+        whole = self._render(_messages(["question"], [mark], False), add_generation_prompt=False)
+        text = whole.partition(mark)[2].strip()
+        if not text:
+            if self.tokenizer.eos_token is None:
+                raise ValueError(
+                    f"nothing ends the assistant's turn: the chat template writes {whole!r}, and the "
+                    "tokenizer has no eos_token: name one"
+                )
+            return str(self.tokenizer.eos_token)
+        ids = self._tokenise(text)
+        if len(ids) != 1 or int(ids[0]) not in self.tokenizer.added_tokens_decoder:
+            raise ValueError(
+                f"the chat template ends the assistant's turn with {text!r}, ids {ids.tolist()}: it must be "
+                f"one token of its own that generation stops at; the template writes {whole!r}"
+            )
+        return text
 
     def _answer_start(self) -> tuple[str, str]:
         """(what the template writes between generation prompt and answer, its last words before that)."""
@@ -214,6 +242,9 @@ class Encoder:
 def turns_of(record: Mapping[str, Any]) -> list[Turn]:
     """The turns of a published record, without hints; `<image>` is taken out of the text.
 
+    In this format `<image>` is the place of the picture and never text: it stands once in the first question
+    of a record with an image, or nowhere (then the picture comes first).
+
     Raises:
         ValueError: questions and answers do not alternate, or `<image>` stands elsewhere than in the first.
     """
@@ -227,10 +258,29 @@ def turns_of(record: Mapping[str, Any]) -> list[Turn]:
         if question.count(IMAGE) > (1 if k == 0 and record.get("image") else 0):
             raise ValueError(
                 f"record {record.get('id')!r}: one {IMAGE} may stand in the first question of a record "
-                f"with an image, got turn {k}: {question[:80]!r}"
+                f"with an image, got turn {k}: {_around(question, IMAGE)!r}"
+            )
+        if IMAGE in gpt["value"]:
+            raise ValueError(
+                f"record {record.get('id')!r}: {IMAGE} stands for the picture and cannot be part of an "
+                f"answer, got turn {k}: {_around(gpt['value'], IMAGE)!r}"
             )
         turns.append(Turn(question.replace(IMAGE, "").strip(), gpt["value"]))
     return turns
+
+
+def _around(text: str, found: str) -> str:
+    """Some characters about the last place of `found`, for messages."""
+    at = text.rfind(found)
+    return text[max(0, at - 40) : at + 40]
+
+
+def _check_said(turn: Turn, k: int, about_picture: bool) -> None:
+    """Refuse a turn that says nothing: a blank answer would teach silence; a picture may stand alone."""
+    if not turn.answer.strip():
+        raise ValueError(f"turn {k} has a blank answer: leave it out; it asks {turn.question[:80]!r}")
+    if not (turn.question.strip() or about_picture):
+        raise ValueError(f"turn {k} has a blank question: leave it out; its answer is {turn.answer[:80]!r}")
 
 
 def _messages(questions: Sequence[str], answers: Sequence[str], picture: bool) -> list[dict[str, Any]]:

@@ -13,9 +13,17 @@ holds:
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import itertools
+import json
 import os
+import socket
+import time
+import uuid
 from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +33,8 @@ from reverse.models import family_of
 __all__ = [
     "MODES",
     "check_parallel",
+    "check_shared",
+    "exchange",
     "is_first",
     "is_sharded",
     "parallel_arguments",
@@ -40,9 +50,71 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def rank() -> int:
+    """Which of them this one is."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def is_first() -> bool:
     """Whether this process is the one that shows and writes."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return rank() == 0
+
+
+def exchange(value: Any) -> list[Any]:
+    """What every process of the run says here (JSON), in the order of ranks; all of them call it alike.
+
+    It goes through the launcher's store, before the devices are joined: any number of minutes may pass until
+    the last one comes.
+    """
+    if processes() == 1:
+        return [json.loads(json.dumps(value))]
+    store, call = _store(), next(_CALLS)
+    store.set(f"{call}/{rank()}", json.dumps(value))
+    return [json.loads(store.get(f"{call}/{other}")) for other in range(processes())]
+
+
+_CALLS = itertools.count()
+
+
+@functools.cache
+def _store() -> Any:
+    """Of torchrun's agent, or kept by the first process; process groups that come later use it too."""
+    import torch.distributed as dist
+
+    store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(hours=6)))
+    # Processes that torchrun started again find what their forerunners said.
+    return dist.PrefixStore(f"reverse/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def check_shared(output: Path, patience: float = 30.0) -> None:
+    """Raise ValueError unless all processes see what the first one writes beside `output`.
+
+    Checkpoints are read by all and, with weights shared out, written by all, so several machines need a disk
+    in common. A marker file is written and looked for, `patience` seconds long, for such disks are slow to
+    tell.
+    """
+    if processes() == 1:
+        return
+    marker = output.parent / f".{output.name}.{uuid.uuid4().hex}.marker"
+    if is_first():
+        output.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+    try:
+        marker = output.parent / exchange(marker.name)[0]
+        end = time.monotonic() + patience
+        while not (seen := marker.exists()) and time.monotonic() < end:
+            time.sleep(0.2)
+        found = exchange([seen, f"process {rank()} on {socket.gethostname()} ({output.absolute()})"])
+    finally:
+        if is_first():
+            marker.unlink(missing_ok=True)
+    blind = [who for seen, who in found if not seen]
+    if blind:
+        raise ValueError(
+            f"output: what {found[0][1]} writes is not seen by {', '.join(blind[:8])}"
+            f"{f' and {len(blind) - 8} more' if len(blind) > 8 else ''}: all machines of a run write to and "
+            "read from one folder; put output on a disk that they share"
+        )
 
 
 def is_sharded(parallel: str) -> bool:

@@ -44,6 +44,13 @@ class PictureEncoder:
             inputs = {"pixel_values": torch.from_numpy(_look_up(table, picture))}
         return inputs, self._count(inputs, picture)
 
+    def most(self) -> int:
+        """As many ids as a picture can take, where one's size decides; else as many as each of them takes."""
+        images = self.processor.image_processor
+        if "longest_edge" in images.size and hasattr(images, "merge_size"):
+            return int(images.size["longest_edge"]) // (images.patch_size * images.merge_size) ** 2
+        return self(np.full((64, 64, 3), 127, dtype=np.uint8))[1]
+
     def _slow(self, picture: Any) -> dict[str, Tensor]:
         return dict(self.processor.image_processor(images=[picture], return_tensors="pt"))
 

@@ -40,6 +40,7 @@ class Data:
     records: str  # a JSON list or JSONL in the published shape
     images: str = "."  # what the records' pictures are relative to
     limit: int | None = None  # the first so many records, for a trial
+    skip_bad: bool = False  # leave out records that cannot be trained, and list them; else they are an error
     hint_share: float = 0.2  # of the positive general answers name wrong phrases
     max_length: int | None = 2048  # ids of a row, the picture's included
     min_pixels: int | None = None  # of a picture, for processors that keep its size (Qwen2.5-VL)
@@ -135,7 +136,7 @@ def load_recipe(name_or_path: str, settings: Sequence[str] = ()) -> Recipe:
     path = _find(name_or_path)
     try:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(given, dict):
         kind = type(given).__name__

@@ -23,9 +23,10 @@ from reverse.data.published import records_path
 from reverse.models import load
 from reverse.tokens import add_tokens, token_ids
 from reverse.training.adapters import check_tuning, quantization, select_trained
+from reverse.training.checked import check_records, checked_file
 from reverse.training.datasets import RecordDataset
 from reverse.training.encoding import Encoder
-from reverse.training.parallel import check_parallel
+from reverse.training.parallel import check_parallel, check_shared, is_first
 from reverse.training.recipe import Recipe, as_yaml
 from reverse.training.saving import MANIFEST
 from reverse.training.sft import SFTConfig, train
@@ -53,6 +54,7 @@ def run_recipe(recipe: Recipe, *, resume: bool = True, quiet: bool = False) -> d
     set_seed(recipe.seed)  # of LoRA's matrices too: every process makes its own, and they must be alike
     check_tuning(recipe.tune)
     _check_files(recipe)
+    check_shared(Path(recipe.output))
     finished = _finished(recipe, resume)
     if finished is not None:
         return finished
@@ -61,6 +63,7 @@ def run_recipe(recipe: Recipe, *, resume: bool = True, quiet: bool = False) -> d
     if recipe.data.pad_to_square:
         _pad_to_square(processor)
     encoder = Encoder(processor, max_length=recipe.data.max_length)
+    _check_stops(model, encoder)
     dataset: Any = RecordDataset(
         recipe.data.records,
         recipe.data.images,
@@ -68,15 +71,29 @@ def run_recipe(recipe: Recipe, *, resume: bool = True, quiet: bool = False) -> d
         hint_share=recipe.data.hint_share,
         seed=recipe.seed,
         limit=recipe.data.limit,
+        keep_broken=True,
     )
+    data = _data_manifest(recipe)
+    left_out = check_records(
+        dataset,
+        recipe.output,
+        identity=data,
+        skip_bad=recipe.data.skip_bad,
+        resume=resume,
+        say=lambda line: _say(recipe, line) if is_first() and not quiet else None,
+    )
+    data |= {"count": len(dataset), "left_out": {"count": len(left_out), "records": left_out}}
     model = select_trained(model, processor, recipe.tune, parallel=recipe.compute.parallel).train()
     config = _config(recipe, quiet)
     # Where it runs does not decide what comes out; SFTConfig says which of the rest does.
-    notes = {"recipe": _outcome(recipe), "data": _data_manifest(recipe, len(dataset))}
+    notes = {"recipe": _outcome(recipe), "data": data}
     files = {"recipe.yaml": as_yaml(recipe)}
-    return train(
+    manifest = train(
         model, processor, dataset, config, resume=resume, notes=notes, files=files, added_seed=added_seed
     )
+    if is_first():
+        checked_file(recipe.output).unlink(missing_ok=True)
+    return manifest
 
 
 def _finished(recipe: Recipe, resume: bool) -> dict[str, Any] | None:
@@ -93,7 +110,7 @@ def _finished(recipe: Recipe, resume: bool) -> dict[str, Any] | None:
         raise FileExistsError(f"output: {output} holds other files than a run's: name a folder of its own")
     if not resume:
         return None
-    same_data = found["data"].get("sha256") == _data_manifest(recipe, 0)["sha256"]
+    same_data = found["data"].get("sha256") == _data_manifest(recipe)["sha256"]
     if found["recipe"] != json.loads(json.dumps(_outcome(recipe))) or not same_data:
         raise FileExistsError(
             f"output: {output} holds a run of another recipe or other data: name another folder, or start "
@@ -150,6 +167,22 @@ def _load(recipe: Recipe) -> tuple[Any, Any, int | None]:
         add_tokens(model, processor, seed=recipe.seed)
         return model, processor, recipe.seed
     return model, processor, None
+
+
+def _say(recipe: Recipe, line: str) -> None:
+    print(f"{Path(recipe.output).name}: {line}", flush=True)
+
+
+def _check_stops(model: Any, encoder: Encoder) -> None:
+    """Generation must stop at what the model learns to end its turns with."""
+    known = model.generation_config.eos_token_id
+    ends = [] if known is None else [known] if isinstance(known, int) else list(known)
+    end = int(encoder.end[0])
+    if end not in ends:
+        raise ValueError(
+            f"the chat template ends a turn with {encoder.end_text!r} (id {end}), and generation stops at "
+            f'{ends} only: write "eos_token_id": {[*ends, end]} into the generation_config.json of the model'
+        )
 
 
 def _set_pixels(processor: Any, recipe: Recipe) -> None:
@@ -228,13 +261,12 @@ def _outcome(recipe: Recipe) -> dict[str, Any]:
     return settings
 
 
-def _data_manifest(recipe: Recipe, count: int) -> dict[str, Any]:
+def _data_manifest(recipe: Recipe) -> dict[str, Any]:
     """The data as they were: a run on others is another run."""
     path = records_path(recipe.data.records)
     path = path / "manifest.json" if path.is_dir() else path  # it names the hash of what was imported
     return {
         "records": str(path),
-        "count": count,
         "bytes": path.stat().st_size,
         "sha256": sha256(path),
         "hint_share": recipe.data.hint_share,

@@ -333,6 +333,12 @@ def plain(tmp_path):
     return path
 
 
+def test_untagged_data_are_noticed(tmp_path, plain):
+    """Without it: a set without one negative looks like a success, and is trained on."""
+    result = run("data", "negatives", plain, tmp_path / "train.json")
+    assert result.exit_code == 1 and "has a marked phrase: `reverse data tag`" in result.output
+
+
 def test_commands_from_plain_to_training_data(tmp_path, plain):
     """Without it: the two commands do not fit together, or the manifest's numbers are not the file's."""
     assert run("data", "tag", plain, tmp_path / "tagged.jsonl").exit_code == 0

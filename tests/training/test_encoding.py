@@ -1,5 +1,7 @@
 """Rows: prompts are those that decoding prefills, answers stand where they were put."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -217,3 +219,113 @@ def test_items_of_one_length_come_together():
     assert all((batch > 0).all() or (batch < 0).all() for batch in batches)
     padding = np.abs(batches).max(1, keepdims=True) - np.abs(batches)
     assert padding.mean() < 60  # at random: about 330
+
+
+def with_llama31(processor):
+    """A copy of `processor` that chats as LLaVA-MORE does; its end of sequence is not its end of turn."""
+    import copy
+
+    from reverse.models.original_llava.words import chat_template
+
+    processor = copy.deepcopy(processor)
+    tokens = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+    processor.tokenizer.add_tokens(tokens, special_tokens=True)
+    processor.chat_template = chat_template(processor.tokenizer, None)
+    return processor
+
+
+def with_vicuna(processor):
+    """A copy that chats as the published LLaVA-1.5 does, its system prompt before the first question."""
+    import copy
+
+    from reverse.models.original_llava.words import chat_template
+
+    processor = copy.deepcopy(processor)
+    processor.chat_template = chat_template(processor.tokenizer, None)
+    return processor
+
+
+def with_other_eos(processor):
+    """A copy whose tokenizer calls `<|endoftext|>` its end of sequence, as Qwen's base models do."""
+    import copy
+
+    processor = copy.deepcopy(processor)
+    processor.tokenizer.eos_token = "<|endoftext|>"
+    return processor
+
+
+ENDS = {
+    "llava_more": ("tiny_llava", with_llama31, "<|eot_id|>", "<|eot_id|><|start_header_id|>user"),
+    "vicuna": ("tiny_llava", with_vicuna, "</s>", "</s>USER:"),
+    "qwen": ("tiny_qwen", lambda processor: processor, "<|im_end|>", "<|im_end|>\n<|im_start|>user"),
+    "qwen_base": ("tiny_qwen", with_other_eos, "<|im_end|>", "<|im_end|>\n<|im_start|>user"),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_turns_end_as_the_template_ends_them(request, name):
+    """A model trained to end with the tokenizer's eos would meet `<|eot_id|>` in every earlier turn."""
+    fixture, change, end, after = ENDS[name]
+    processor = change(request.getfixturevalue(fixture)[1])
+    tokenizer = processor.tokenizer
+    encoder = Encoder(processor)
+    assert encoder.end.tolist() == [tokenizer.convert_tokens_to_ids(end)]
+    row = encoder.row([Turn("One?", "A dog"), Turn("Two?", "B cups")], 3)
+    targets = tokenizer.decode(row.labels[row.labels != IGNORE])
+    assert targets.replace(" ", "") == f"Adog{end}Bcups{end}"
+    assert tokenizer.decode(row.ids).count(f"A dog{after}") == 1
+
+
+def test_a_turn_without_an_end_of_its_own_is_shown(tiny_llava):
+    """The words after an answer would be taken for its end, and generation would not stop there."""
+    import copy
+
+    processor = copy.deepcopy(tiny_llava[1])
+    processor.chat_template = processor.chat_template.replace("eos_token", "' over and out'")
+    with pytest.raises(ValueError, match=r"ends the assistant's turn with 'over and out'.*USER: question"):
+        Encoder(processor)
+    processor = copy.deepcopy(tiny_llava[1])
+    processor.chat_template = processor.chat_template.replace("{{ eos_token }}", "")
+    assert Encoder(processor).end_text == "</s>"
+    processor.tokenizer.eos_token = None
+    with pytest.raises(ValueError, match=r"nothing ends the assistant's turn.*USER: question"):
+        Encoder(processor)
+
+
+def test_image_is_a_place_and_no_text(tiny_any):
+    """In an answer or twice in a question it would ask for a second picture, hours into a run."""
+    human, gpt = {"from": "human", "value": "<image>\nOne?"}, {"from": "gpt", "value": "A"}
+    asked = {"id": "7", "image": "a.png"}
+    turns = [human | {"value": "Where?\n<image>"}, gpt, human | {"value": "And?"}, gpt]
+    assert turns_of(asked | {"conversations": turns})[0] == Turn("Where?", "A")
+    assert turns_of(asked | {"conversations": [human | {"value": "One?"}, gpt]}) == [Turn("One?", "A")]
+    wrong = {
+        "part of an answer": [human, gpt | {"value": "An <image> tag"}],
+        "first question": [human | {"value": "<image>\nWhat is <image>?"}, gpt],
+        "got turn 1": [human, gpt, human, gpt],
+    }
+    for said, conversation in wrong.items():
+        with pytest.raises(ValueError, match=rf"record '7': .*{said}.*<image>"):
+            turns_of(asked | {"conversations": conversation})
+    with pytest.raises(ValueError, match="with an image, got turn 0"):
+        turns_of({"id": "8", "conversations": [human, gpt]})
+    processor = tiny_any[1]
+    encoder, token = Encoder(processor), processor.image_token  # <image> or <|image_pad|>
+    with pytest.raises(ValueError, match=rf"an answer says .*take it out of 'See {re.escape(token)}"):
+        encoder.row([Turn("One?", f"See {token}.")], 3)
+    for tokens, count in ((None, 0), (3, 1)):
+        with pytest.raises(ValueError, match=rf"with {count} picture carries {count + 1} image tokens"):
+            encoder.row([Turn(f"See {token}?", "A")], tokens)
+
+
+def test_turns_that_say_nothing_are_refused(tiny_any):
+    """A blank answer teaches silence; LLaVA's template took it, Qwen's failed in the middle of a run."""
+    encoder = Encoder(tiny_any[1])
+    for answer in ("", " \n"):
+        with pytest.raises(ValueError, match=r"turn 1 has a blank answer.*Two\?"):
+            encoder.row([Turn("One?", "A"), Turn("Two?", answer)], 3)
+    with pytest.raises(ValueError, match="turn 0 has a blank question"):
+        encoder.row([Turn("", "A")], None)
+    with pytest.raises(ValueError, match="turn 1 has a blank question"):
+        encoder.row([Turn("", "A"), Turn(" ", "B")], 3)
+    assert len(encoder.row([Turn("", "A")], 3).ids)  # a picture says enough

@@ -114,3 +114,14 @@ def test_what_stands_at_the_output_is_kept(tmp_path):
     with pytest.raises(FileExistsError, match=r"another recipe.*--restart"):
         run_recipe(load_recipe(recipe, ["optim.lr=0.02"]), quiet=True)
     assert run_recipe(load_recipe(recipe, ["optim.lr=0.02"]), quiet=True, resume=False)["steps"] == 2
+
+
+def test_generation_must_stop_where_turns_end(tmp_path):
+    """A trained model would end its turn, and generate() would go on to the length limit."""
+    write_base(tmp_path, build_tiny_llava)
+    write_scenes(tmp_path / "scenes", "train", 3, 0)
+    path = tmp_path / "base/generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": [0, 1]}))
+    recipe = write_recipe(tmp_path, tmp_path / "base", tmp_path / "scenes")
+    with pytest.raises(ValueError, match=r"ends a turn with '</s>' \(id 2\).*\"eos_token_id\": \[0, 1, 2\]"):
+        run_recipe(load_recipe(recipe, []), quiet=True)

@@ -132,6 +132,38 @@ def test_sharded_gradients_are_those_of_the_whole(tmp_path):
     assert len(compared) == 4 and min(compared) > 10, done.stderr[-2000:]
 
 
+APART = """
+import os
+from pathlib import Path
+from reverse.training.parallel import check_shared, exchange
+
+folder = Path(os.environ["FOLDER"])
+assert exchange({"rank": int(os.environ["RANK"])}) == [{"rank": 0}, {"rank": 1}]
+check_shared(folder / "common/out")
+assert exchange("done") == ["done", "done"] and not list((folder / "common").iterdir())
+try:
+    check_shared(folder / os.environ["RANK"] / "out", patience=1.0)
+except ValueError as error:
+    print(f"refused: {error}", flush=True)
+assert exchange("end") == ["end", "end"]
+"""
+
+
+def test_machines_without_a_common_disk_are_told(tmp_path):
+    """Each machine would look for checkpoints that only the first one has, and hang or start over."""
+    for name in ("0", "1"):
+        (tmp_path / name).mkdir()
+    script = tmp_path / "apart.py"
+    script.write_text(APART)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "FOLDER": str(tmp_path)}
+    done = subprocess.run([*command, str(script)], env=env, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("refused: output: what process 0 on ") == 2
+    assert done.stdout.count("is not seen by process 1 on ") == 2 and "disk that they share" in done.stdout
+    assert not list((tmp_path / "0").iterdir())
+
+
 def test_modes_that_cannot_be_are_refused(monkeypatch):
     """Eight processes would train eight models, or a sharded run on CPUs would not be sharded."""
     with pytest.raises(ValueError, match="torchrun"):

@@ -44,6 +44,13 @@ def test_faults_are_named(written, text, match):
         load_recipe(written(text))
 
 
+def test_a_file_that_is_no_text_is_named(tmp_path):
+    """The error would speak of a byte, and not of the file."""
+    (tmp_path / "model.yaml").write_bytes(b"\x89PNG\x00")
+    with pytest.raises(ValueError, match=r"model\.yaml is not YAML"):
+        load_recipe(str(tmp_path / "model.yaml"))
+
+
 def test_settings_go_over_the_file(written):
     """`--set` would be dropped, or typed as text."""
     path = written(LEAST + "optim: {lr: 2e-5, steps: 7}")

@@ -1,0 +1,252 @@
+"""Before the first step all records are looked at, so that none stops a run hours later.
+
+    bad = find_bad(dataset)             # of a RecordDataset: [Bad(17, "no such picture: …", "{…}"), …]
+    numbers = check_records(dataset, "out/run", identity={"sha256": …}, skip_bad=False)
+
+Nearly all records are recognised as good at a glance: their tags match one pattern, and their texts are so
+short that, at a byte an id, they fit. What is left is encoded as in training, which then says what is wrong.
+So the glance must never pass what the encoder refuses, and need not know why it does. Beyond what the encoder
+refuses, malformed tags are bad, as in `reverse data check`, and so are pictures that are not there; they are
+not opened. Each process of a run looks at a share of the records and learns what the others found.
+
+The outcome is kept in `OUTPUT.checked.json` until the run has ended, for this data, these settings and this
+processor, so that a run that goes on does not look again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from array import array
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from reverse.data.files import write_json
+from reverse.data.images import look_for_images
+from reverse.tokens.spans import CN, SPAN, UN, problems
+from reverse.training.datasets import RecordDataset
+from reverse.training.encoding import IMAGE, Encoder, Turn
+from reverse.training.parallel import exchange, is_first, processes, rank
+
+__all__ = ["Bad", "check_records", "checked_file", "find_bad"]
+
+FORMAT = 1  # of the file
+SHOWN = 5  # bad records in a message
+LARGEST_SHARE = 0.5  # of records that may be left out: more are no bad records but a wrong setting
+_HINT = 64  # ids that a hint takes beside its phrase, and more
+
+_TAG = re.compile(f"{SPAN}|{CN}|{UN}")
+# Every "<" belongs to a tag that opens or closes a phrase with something in it.
+_WELL_FORMED = re.compile(rf"[^<]*(?:{SPAN}[^<]+(?:{CN}|{UN})[^<]*)*")
+
+
+class Bad(NamedTuple):
+    """A record that cannot be trained: its number in the file, why, and its beginning."""
+
+    number: int
+    reason: str
+    record: str
+
+
+def check_records(
+    dataset: RecordDataset,
+    output: str | Path,
+    *,
+    identity: Mapping[str, Any],
+    skip_bad: bool = False,
+    resume: bool = True,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[int]:
+    """Look at all records of `dataset`; the numbers of those that are bad, which it leaves out from now on.
+
+    Every process of a run calls it.
+
+    Args:
+        dataset: opened with `keep_broken`.
+        output: of the run; what was found is kept beside it.
+        identity: what the data are, JSON.
+        skip_bad: leave bad records out; False: they are an error.
+        resume: take what an earlier start found, where it is of the same data and settings.
+        say: is told what goes on.
+
+    Raises:
+        ValueError: there are bad records and `skip_bad` is not set, or more than half are bad.
+    """
+    path, count = checked_file(output), len(dataset)
+    key = json.loads(json.dumps({"format": FORMAT, **identity, **_settings(dataset)}))
+    kept = _read(path, key) if resume and is_first() else None
+    known = exchange(kept)[0]
+    if known is None:
+        say(f"checking {count:,} records")
+        began = time.monotonic()
+        first, end = (count * k // processes() for k in (rank(), rank() + 1))
+        bad = find_bad(dataset, first, end)
+        shares = exchange([[one.number for one in bad], bad[:SHOWN]])
+        numbers = sorted(number for share, _ in shares for number in share)
+        shown = [Bad(*one) for _, some in shares for one in some][:SHOWN]
+        say(f"checked {count:,} records in {time.monotonic() - began:.0f} s: {len(numbers):,} are bad")
+    else:
+        numbers, shown = known["bad"], [Bad(*one) for one in known["shown"]]
+    if numbers and not skip_bad:
+        mend = "mend them (`reverse data check` looks at tags and pictures), or leave them out with "
+        raise ValueError(_message(dataset, numbers, shown, count, mend + "data.skip_bad=true"))
+    if len(numbers) > LARGEST_SHARE * count:
+        mend = "data.skip_bad leaves out half of them at most: is data.images the right folder?"
+        raise ValueError(_message(dataset, numbers, shown, count, mend))
+    if known is None and is_first():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"key": key, "bad": numbers, "shown": shown})
+    if numbers:
+        say(f"left out {len(numbers):,} bad records, the first of them {numbers[:10]}: {shown[0].reason}")
+        dataset.leave_out(numbers)
+    return numbers
+
+
+def checked_file(output: str | Path) -> Path:
+    """Where the outcome is kept while a run goes on."""
+    output = Path(output)
+    return output.with_name(output.name + ".checked.json")
+
+
+def find_bad(dataset: RecordDataset, first: int = 0, end: int | None = None) -> list[Bad]:
+    """The records of items `first` to `end` that cannot be trained, in order."""
+    glance = _Glance(dataset)
+    places: dict[str, int] = {}  # of a picture among the different ones
+    shown = array("q")  # of each record, the place of its picture, or -1
+    numbers = dataset.kept[first:end].tolist()
+    bad: dict[int, str] = {}
+    for number in numbers:
+        place = -1
+        if number in dataset.records.broken:
+            bad[number] = dataset.records.broken[number]
+        else:
+            record = dataset.record(number)
+            image = record.get("image")
+            if image is not None:
+                place = places.setdefault(image, len(places))
+            if not glance.is_good(record):
+                reason = glance.verdict(number, record)
+                if reason is not None:
+                    bad[number] = reason
+        shown.append(place)
+    missing, refused = look_for_images(dataset.image_root, places)
+    lost = {name: f"no such picture: {dataset.image_root / name}" for name in missing} | refused
+    if lost:
+        why = {places[name]: reason for name, reason in lost.items()}
+        pictures = np.frombuffer(shown, dtype=np.int64)
+        for k in np.flatnonzero(np.isin(pictures, list(why))).tolist():
+            bad.setdefault(numbers[k], why[int(pictures[k])])
+    return [Bad(number, bad[number], _beginning(dataset, number)) for number in sorted(bad)]
+
+
+class _Glance:
+    """Tells records that are good beyond doubt; encodes the others."""
+
+    def __init__(self, dataset: RecordDataset):
+        # Without a cache: what is encoded here is odd, and would fill the one that training lives on.
+        encoder = dataset.encoder
+        self.dataset = dataset
+        self.encoder = Encoder(encoder.processor, max_length=encoder.max_length, cache=0)
+        self.most = dataset.pictures.most()
+        longest = encoder.max_length
+        # Ids of the template, those of the two letters counted twice.
+        template = len(Encoder(encoder.processor).row([Turn("a", "a")], None).ids) + 16
+        self.room = None if longest is None else longest - template - _HINT
+        self.room_beside = None if self.room is None else self.room - self.most
+
+    def is_good(self, record: Mapping[str, Any]) -> bool:
+        """True only where encoding cannot fail; False says nothing."""
+        said = record["conversations"]
+        picture = record.get("image") is not None
+        for k in range(0, len(said), 2):
+            question, answer = said[k]["value"], said[k + 1]["value"]
+            here = picture and k == 0
+            if "<" in question:
+                places = question.count(IMAGE)
+                if not here or places != 1 or question.count("<") != 1:
+                    return False
+            elif not (here or question.strip()):
+                return False
+            if "<" in answer and not _WELL_FORMED.fullmatch(answer):
+                return False
+            if not answer.strip():
+                return False
+        room = self.room_beside if picture else self.room
+        if room is None:
+            return True
+        first = said[0]["value"] + said[1]["value"] + (said[1].get("hint") or "")
+        # An id stands for a byte at least; where texts are normalised, one beyond ASCII may become two.
+        return len(first) <= room if first.isascii() else 2 * len(first.encode("utf-8", "replace")) <= room
+
+    def verdict(self, number: int, record: Mapping[str, Any]) -> str | None:
+        """Why this record cannot be trained; None where it can."""
+        for k, turn in enumerate(record["conversations"]):
+            if k % 2 == 0 and (tag := _TAG.search(turn["value"])):
+                return f"turn {k // 2} has {tag.group()} in its question"
+            if k % 2 and (found := problems(turn["value"])):
+                return f"turn {k // 2} has malformed tags: {found[0].message}"
+        picture = record.get("image") is not None
+        try:
+            turns = self.dataset.turns(number, record)
+            try:
+                self.encoder.row(turns, self.most if picture else None)
+            except ValueError:
+                if not picture:
+                    raise
+                # The picture may be smaller than the largest one. What else is wrong is found as well.
+                self.encoder.row(turns, self._ids_of(record["image"]))
+        except FileNotFoundError:
+            return None  # the picture's absence is found with the others'
+        except (ValueError, OSError) as error:
+            return str(error)
+        return None
+
+    def _ids_of(self, image: str) -> int:
+        from reverse.data.images import open_image, resolve_image
+
+        return self.dataset.pictures(open_image(resolve_image(self.dataset.image_root, image)))[1]
+
+
+def _settings(dataset: RecordDataset) -> dict[str, Any]:
+    """What of the settings and the processor decides which records are bad."""
+    processor = dataset.encoder.processor
+    backend = getattr(processor.tokenizer, "backend_tokenizer", None)
+    texts = [str(processor.chat_template), str(processor.image_processor)]
+    texts += [] if backend is None else [backend.to_str()]
+    return {
+        "images": str(dataset.image_root.resolve()),
+        "items": len(dataset),
+        "max_length": dataset.encoder.max_length,
+        "hint_share": dataset.hint_share,
+        "seed": dataset.seed,
+        "processor": hashlib.sha256("\n".join(texts).encode("utf-8", "replace")).hexdigest(),
+    }
+
+
+def _read(path: Path, key: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What was found before, of the same data and settings."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return found if found["key"] == key else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _message(dataset: RecordDataset, numbers: list[int], shown: list[Bad], count: int, mend: str) -> str:
+    lines = [
+        f"data.records: {len(numbers):,} of {count:,} records of {dataset.path} cannot be trained: {mend}"
+    ]
+    lines += [f"  record {bad.number}: {bad.reason}; the record: {bad.record}" for bad in shown]
+    more = [str(number) for number in numbers[len(shown) :]]
+    if more:
+        lines.append(f"  and {len(more):,} more: {', '.join(more[:20])}{', …' if len(more) > 20 else ''}")
+    return "\n".join(lines)
+
+
+def _beginning(dataset: RecordDataset, number: int) -> str:
+    return dataset.records.raw(number)[:300].decode("utf-8", "replace")

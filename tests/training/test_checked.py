@@ -1,0 +1,256 @@
+"""All records are looked at before the first step: what would stop a run is found, and named."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from reverse.cli import app
+from reverse.data.images import look_for_images
+from reverse.data.importing import import_records
+from reverse.data.scenes import write_scenes
+from reverse.training import checked
+from reverse.training.checked import check_records, checked_file, find_bad
+from reverse.training.datasets import RecordDataset
+from reverse.training.encoding import Encoder
+from reverse.training.recipe import load_recipe
+from reverse.training.run import run_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+GOOD = "There is <SPAN>a dog</CN> and <SPAN>two cups</UN>"
+
+
+def said(*texts, image=None, **further):
+    turns = [{"from": ("human", "gpt")[k % 2], "value": text} for k, text in enumerate(texts)]
+    return {"id": "x", **({} if image is None else {"image": image}), "conversations": turns, **further}
+
+
+BAD = {  # what is wrong: the record
+    "closes no": said("Q?", "A dog</UN>"),
+    "opens inside": said("Q?", "<SPAN>a <SPAN>dog</CN>"),
+    "is never closed": said("Q?", "<SPAN>a dog"),
+    "is empty": said("Q?", "<SPAN></CN>"),
+    "</CN> in its question": said("Q</CN>?", "A dog"),
+    "turn 1 has a blank answer": said("Q?", "A", "B?", "  "),
+    "turn 0 has a blank question": said(" ", "A"),
+    "cannot be part of an answer": said("<image>\nQ?", "An <image>", image="images/1.png"),
+    "one <image> may stand": said("<image>\n<image>\nQ?", "A", image="images/1.png"),
+    "with an image, got turn 0": said("<image>\nQ?", "A"),
+    "with an image, got turn 1": said("<image>\nQ?", "A", "<image> B?", "C", image="images/1.png"),
+    "the first turn takes": said("Q?", "dog " * 1200),
+    "no such picture": said("<image>\nQ?", "A", image="images/none.png"),
+    "no such picture: ": said("<image>\nQ?", GOOD, image="nowhere/1.png"),
+    "leaves": said("<image>\nQ?", "A", image="../1.png"),
+    "must be relative": said("<image>\nQ?", "A", image="/1.png"),
+    "human": {"id": "x", "conversations": said("Q?", "A")["conversations"][::-1]},
+}
+FINE = [
+    said("Q?", GOOD),
+    said("<image>\nQ?", GOOD, "And?", "<SPAN>Two</CN>", image="images/1.png"),
+    said("<image>", "A dog", image="images/1.png"),  # a picture says enough
+    said("Q?", "a < b and b > c, <b>bold</b>"),
+    said("Is 鳥 a <bird>?", "Yes 🙂 </SPAN>"),
+    said("Q?", "dog " * 100, "And?", "dog " * 1200),  # a later turn is left out, as ever
+]
+
+
+@pytest.fixture(params=["llava", "qwen"])
+def encoder(request):
+    return Encoder(request.getfixturevalue(f"tiny_{request.param}")[1], max_length=1000)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (112, 112)).save(tmp_path / "images/1.png")
+    return tmp_path
+
+
+def write(folder, records, name="records.json"):
+    (folder / name).write_text(json.dumps(records, ensure_ascii=False))
+    return folder / name
+
+
+def opened(path, encoder, **options):
+    return RecordDataset(path, path.parent, encoder, keep_broken=True, **options)
+
+
+def test_each_fault_is_found_and_named(encoder, folder):
+    """Each of these stops a run when it is drawn, after hours."""
+    records = FINE + [record for bad in BAD.values() for record in (bad, FINE[0])]
+    found = find_bad(opened(write(folder, records), encoder))
+    assert [bad.number for bad in found] == list(range(len(FINE), len(records), 2))
+    for bad, reason in zip(found, BAD, strict=True):
+        assert reason in bad.reason, bad
+        assert bad.record.startswith('{"id": "x"')
+
+
+def test_what_passes_can_be_trained(encoder, folder):
+    """A glance that passes what the encoder refuses would be no check at all; nor may it refuse the good."""
+    dataset = opened(write(folder, FINE + list(BAD.values())), encoder)
+    bad = {one.number for one in find_bad(dataset)}
+    for number in range(len(dataset)):
+        if number not in bad:
+            assert len(dataset[number].rows[0].ids) <= 1000
+    assert bad == set(range(len(FINE), len(dataset)))
+
+
+def test_length_counts_the_picture_as_large_as_it_is(tiny_qwen, folder):
+    """Qwen's pictures differ: the largest thinkable one would condemn a record that fits."""
+    record = said("<image>\nQ?", "A dog", image="images/1.png")
+    dataset = opened(write(folder, [record]), Encoder(tiny_qwen[1]))
+    needed = len(dataset[0].rows[0].ids)
+    Image.new("RGB", (56, 56)).save(folder / "images/1.png")
+    least = len(dataset[0].rows[0].ids)
+    assert least < needed
+    for longest, count in ((needed, 0), (least, 0), (least - 1, 1)):
+        tight = opened(folder / "records.json", Encoder(tiny_qwen[1], max_length=longest))
+        assert len(find_bad(tight)) == count
+
+
+def test_broken_json_is_among_them(encoder, folder):
+    """Of several broken records only the first would be told, one at each start."""
+    lines = [json.dumps(FINE[0]), '{"id": 1, "conversations": [', json.dumps(FINE[1]), '{"id": 2}', "\udcff"]
+    path = folder / "records.jsonl"
+    path.write_bytes("\n".join(lines).encode("utf-8", "surrogateescape"))
+    dataset = opened(path, encoder)
+    found = find_bad(dataset)
+    assert [bad.number for bad in found] == [1, 3, 4]
+    assert "not valid JSON" in found[0].reason and "conversations" in found[1].reason
+    with pytest.raises(ValueError, match=r"record 3 .*conversations"):
+        dataset[3]
+    with pytest.raises(ValueError, match="line 2"):
+        RecordDataset(path, folder, encoder)
+    dataset.leave_out([1, 3, 4])
+    assert len(dataset) == 2 == len(dataset.lengths()) and len(dataset[1].rows[0].ids)
+
+
+def test_shares_are_the_whole(tiny_llava, folder):
+    """A record between two processes' shares would not be looked at."""
+    dataset = opened(write(folder, FINE + list(BAD.values())), Encoder(tiny_llava[1], max_length=1000))
+    whole = find_bad(dataset)
+    for cut in range(len(dataset) + 1):
+        assert find_bad(dataset, 0, cut) + find_bad(dataset, cut) == whole
+
+
+def test_what_is_left_out_moves_nothing_else(tiny_llava, tmp_path):
+    """Hints are drawn by a record's number: all that come after a bad one would be others."""
+    write_scenes(tmp_path, "train", 4, 0)
+    encoder = Encoder(tiny_llava[1])
+    dataset = RecordDataset(tmp_path, tmp_path, encoder, hint_share=0.5, limit=20)
+    before = [dataset[k].rows[0].ids.tolist() for k in range(20)]
+    dataset.leave_out([0, 7])
+    after = [dataset[k].rows[0].ids.tolist() for k in range(len(dataset))]
+    assert after == [ids for k, ids in enumerate(before) if k not in (0, 7)]
+
+
+def test_outcome_is_kept_for_the_same_data_only(tiny_llava, folder, monkeypatch):
+    """A run that goes on would read 1.3 million records again; one on other data would not read them."""
+    encoder = Encoder(tiny_llava[1], max_length=1000)
+    records = FINE * 4 + [BAD["is empty"]]
+    path, output, calls = write(folder, records), folder / "out/run", []
+    find = checked.find_bad
+    monkeypatch.setattr(checked, "find_bad", lambda *args: calls.append(args) or find(*args))
+
+    def again(identity="a", **options):
+        dataset = opened(path, encoder)
+        return check_records(dataset, output, identity={"sha256": identity}, **options), len(dataset)
+
+    with pytest.raises(ValueError, match=r"1 of 25 rec.*skip_bad=true\n  record 24: turn 0 .*empty.*"):
+        again()
+    assert not checked_file(output).exists()  # it may be mended
+    assert again(skip_bad=True) == again(skip_bad=True) == ([24], 24)
+    assert len(calls) == 2
+    with pytest.raises(ValueError, match="cannot be trained"):
+        again()
+    again(skip_bad=True, resume=False), again("b", skip_bad=True)
+    assert len(calls) == 4
+    checked_file(output).write_text("{")
+    again("b", skip_bad=True)
+    assert len(calls) == 5
+
+
+def test_half_of_the_data_is_not_left_out(tiny_llava, folder):
+    """With the wrong folder of pictures, skip_bad would train on what has none, and say nothing."""
+    dataset = opened(write(folder, [FINE[1]] * 30 + [FINE[0]] * 3), Encoder(tiny_llava[1], max_length=1000))
+    dataset.image_root = folder / "images"
+    with pytest.raises(ValueError, match=r"30 of 33 .*data.images(?s:.*)and 25 more: 5, 6.*…"):
+        check_records(dataset, folder / "run", identity={}, skip_bad=True)
+
+
+def test_pictures_are_looked_for_by_folder(tmp_path):
+    """A link out of the folder would be followed, or a picture behind a harmless one missed."""
+    (tmp_path / "root/a").mkdir(parents=True)
+    for name in ("secret.png", "root/a/1.png", "root/2.png"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "root/a/in.png").symlink_to("1.png")
+    (tmp_path / "root/a/out.png").symlink_to(tmp_path / "secret.png")
+    (tmp_path / "root/b").symlink_to("a")
+    (tmp_path / "root/outside").symlink_to(tmp_path)
+    good = ["a/1.png", "2.png", "./2.png", "a/in.png", "b/1.png", "a//1.png", "a/../2.png"]
+    lost = ["a/3.png", "c/1.png", "a", "a/", "A/1.png"]
+    refused = ["../secret.png", "a/out.png", "outside/secret.png", "/2.png", "a/\0.png", ""]
+    missing, why = look_for_images(tmp_path / "root", good + lost + refused)
+    assert sorted(missing) == sorted(lost) and sorted(why) == sorted(refused)
+    assert "leaves" in why["a/out.png"] and "relative" in why["/2.png"]
+
+
+@pytest.fixture
+def recipe(tiny, folder):
+    model, processor = tiny("llava", init_std=0.02)
+    model.save_pretrained(folder / "base")
+    processor.save_pretrained(folder / "base")
+    settings = {
+        "model": str(folder / "base"),
+        "output": str(folder / "out"),
+        "data": {"records": str(folder / "records.json"), "images": str(folder), "workers": 0},
+        "tune": {"method": "lora", "rank": 4, "alpha": 8},
+        "optim": {"steps": 2, "batch": 1, "global_batch": 2},
+        "log": {"save_steps": 0},
+    }
+    (folder / "recipe.yaml").write_text(json.dumps(settings))
+    return str(folder / "recipe.yaml")
+
+
+def test_a_run_names_what_it_leaves_out(recipe, folder, capsys):
+    """A record would stop the run in the middle of it, or be dropped in silence."""
+    write(folder, [*FINE, BAD["closes no"], *FINE, BAD["no such picture"]])
+    with pytest.raises(ValueError, match="2 of 14 records"):
+        run_recipe(load_recipe(recipe), quiet=True)
+    assert not (folder / "out").exists() and not (folder / "out.checkpoints").exists()
+    import_records(folder / "records.json", folder / "imported")
+    for records, name in ((folder / "records.json", "one"), (folder / "imported", "two")):
+        settings = [f"data.records={records}", f"output={folder / name}", "data.skip_bad=true"]
+        manifest = run_recipe(load_recipe(recipe, settings))
+        assert manifest["data"]["count"] == 12
+        assert manifest["data"]["left_out"] == {"count": 2, "records": [6, 13]}
+        assert not checked_file(folder / name).exists()
+        assert f"{name}: left out 2 bad records" in capsys.readouterr().out
+    assert json.loads((folder / "one/training.json").read_text())["data"]["left_out"]["records"] == [6, 13]
+
+
+def test_the_command_lists_them(recipe, folder):
+    """Records and reasons would run into one line of thousands of characters."""
+    write(folder, [*FINE, BAD["closes no"], *FINE, BAD["no such picture"]])
+    result = CliRunner().invoke(app, ["train", recipe, "--quiet"])
+    lines = [line for line in result.stderr.splitlines() if "record" in line]
+    assert result.exit_code == 2 and "data.skip_bad=true" in lines[0], result.stderr
+    assert lines[1].startswith("  record 6: ") and lines[2].startswith("  record 13: no such picture")
+
+
+def test_processes_leave_out_the_same(recipe, folder):
+    """Each would know of its own share alone: data of other lengths, and a hang at the end."""
+    write(folder, [BAD["closes no"], *FINE, BAD["no such picture"]])
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    command += ["reverse", "train", recipe, "--set", "compute.parallel=ddp", "--set", "data.skip_bad=true"]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    manifest = json.loads((folder / "out/training.json").read_text())
+    assert manifest["data"]["left_out"]["records"] == [0, 7] and manifest["processes"] == 2
+    assert done.stdout.count("left out 2 bad records") == 1
