@@ -10,8 +10,9 @@ resampling as pairs, with Holm's correction over the metrics of a pair. The dete
 answers with checking off; its threshold is calibrated on val and checked on test, over 200 divisions.
 
 `OUT` holds every answer (a stopped run goes on), a scored file and a forest plot for each contender, and
-evaluation.json; `--results FILE` merges that into a file of claims and keeps those made elsewhere
-(`chair_parity_captions`, `chair_score_seconds_500`, `kills_survived`).
+evaluation.json; `--results FILE` merges that into a file of several models, whose claims are those of the
+worse one, and keeps claims made elsewhere (`chair_parity_captions`, `chair_score_seconds_500`,
+`kills_survived`).
 """
 
 from __future__ import annotations
@@ -80,10 +81,26 @@ def main() -> None:
     report |= environment(device) | {"command": command}
     write_json(given.out / "evaluation.json", finite(report))
     if given.results:
-        before = json.loads(given.results.read_text(encoding="utf-8")) if given.results.exists() else {}
-        report["claims"] = {**before.get("claims", {}), **report["claims"]}
-        write_json(given.results, finite({**before, **report}))
+        write_json(given.results, finite(_merged(given, report)))
     print(json.dumps(finite(report["claims"])))
+
+
+def _merged(given: argparse.Namespace, report: dict[str, Any]) -> dict[str, Any]:
+    """The file of results with this model in it; its claims are those of the worse model."""
+    before = json.loads(given.results.read_text(encoding="utf-8")) if given.results.exists() else {}
+    models = {**before.get("models", {}), Path(given.tagged).name: report}
+    each = [model["claims"] for model in models.values()]
+    riskiest = max(each, key=lambda claims: claims["calibrated_risk_observed"])
+    claims = {
+        "resampling_over_best_of_n": max(claims["resampling_over_best_of_n"] for claims in each),
+        "auroc": min(claims["auroc"] for claims in each),
+        "ece": max(claims["ece"] for claims in each),
+        **{name: riskiest[name] for name in riskiest if name.startswith("calibrated_")},
+    }
+    if "coverage_of_intervals" in each[-1]:
+        claims["coverage_of_intervals"] = each[-1]["coverage_of_intervals"]
+    about = {name: report[name] for name in ("device", "torch", "transformers", "python", "date")}
+    return {**about, "claims": {**before.get("claims", {}), **claims}, "models": models}
 
 
 def _contenders(

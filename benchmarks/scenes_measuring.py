@@ -19,14 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reverse.evaluation.training_claims import choose_thresholds, columns, figures, merge
+from reverse.evaluation.training_claims import STRICT_COVERAGE, choose_thresholds, columns, figures, merge
 
 # How the tiny models are corrected here. The library's own settings (K=10, T rising by 0.1 up to 0.5, the
 # least suspect phrase kept) are measured beside it, as row "library": at these sizes ten attempts at almost
 # the same temperature repeat one phrase, and keeping the least suspect one keeps what is false.
 SETTINGS = {"local_attempts": 4, "temperature_step": 0.4, "temperature_rise": 1.2, "on_exhausted": "drop"}
 YES_NO = {"yes_no": True, "local_attempts": 4, "temperature_step": 0.4, "temperature_rise": 1.2}
-THRESHOLDS = (0.01, 0.02, 0.04, 0.07, 0.1, 0.2, 0.3)
+THRESHOLDS = (0.5, 0.3, 0.2, 0.14, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01)
 SPLITS = ("test", "shift")
 
 
@@ -97,11 +97,10 @@ class Measuring:
         plain = ["off", "twin"] if run.twin else ["off"]
         others = [*plain, *(["yesno_twin", "yesno_on"] if run.variant == "main" else [])]
         # Where no twin was trained, the model with checking off says what coverage is to be kept.
-        goal = self._ask(run, plain[-1], "val")
-        sweep = {t: self._ask(run, "on", "val", t) for t in THRESHOLDS}
+        waited = self._ask(run, plain[-1], "val")
         asked = [self._ask(run, row, split) for split in run.splits for row in others]
-        found = {t: future().get("columns") for t, future in sweep.items()}
-        chosen = choose_thresholds(found, goal()["columns"])
+        goal = waited()["columns"]
+        chosen = choose_thresholds(self._sweep(run, goal), goal)
         self.say(f"{run.name} thresholds {chosen}")
         rows = {"on": chosen["default"], "strict": chosen["strict"]}
         places = [(row, split) for split in run.splits for row in rows]
@@ -116,6 +115,17 @@ class Measuring:
             self.say(f"{run.name} {piece['split']} {piece['row']} {short} ({piece['seconds']} s)")
         self.say(f"{run.name} is whole")
         return chosen
+
+    def _sweep(self, run: Run, goal: Any) -> dict[float, Any]:
+        """Columns on val at falling thresholds, until more coverage is lost than even the strict one may."""
+        found: dict[float, Any] = {}
+        ahead = max(1, self.options.judges // 4)  # asked for at a time
+        for at in range(0, len(THRESHOLDS), ahead):
+            sweep = {t: self._ask(run, "on", "val", t) for t in THRESHOLDS[at : at + ahead]}
+            found |= {t: future()["columns"] for t, future in sweep.items()}
+            if any(_coverage(columns) < STRICT_COVERAGE * _coverage(goal) for columns in found.values()):
+                break
+        return found
 
     def mark(self, run: Run, threshold: float) -> tuple[float, float]:
         """How good a threshold is on val, less is better: coverage that is missing, then CHAIRi."""
@@ -151,6 +161,10 @@ class Measuring:
                 self.say(f"measuring failed: {done.exception()}")
             else:
                 self.pieces.append(done.result())
+
+
+def _coverage(columns: Any) -> float:
+    return sum(columns["named"]) / sum(columns["objects"])
 
 
 # ---------------------------------------------------------------------- in other processes

@@ -1,7 +1,8 @@
 """What tagging gains on scenes: both families, several seeds, on all GPUs of a machine, in a given time.
 
     python benchmarks/scenes_training.py --out OUT --minutes 9 --variants qwen:hints_0
-    python benchmarks/scenes_training.py --out OUT --minutes 7 --train-only         # and measure elsewhere:
+    python benchmarks/scenes_training.py --out OUT --minutes 7 --bases-only         # in three calls:
+    python benchmarks/scenes_training.py --out OUT --minutes 7 --bases OUT --train-only
     python benchmarks/scenes_training.py --out OUT --models OUT --results FILE.json
     python benchmarks/scenes_training.py --merge OUT/pieces.jsonl OUT2/pieces.jsonl --results FILE.json
     python benchmarks/scenes_training.py --out OUT --minutes 1 --tiny                # rehearsal on a CPU
@@ -12,8 +13,8 @@ plain twin start from it and go in step (`reverse.training.grid`). A variant is 
 the first seed. Then every contender answers every split (`scenes_measuring.py`), here or elsewhere.
 
 `OUT` holds at any moment what is finished: `pieces.jsonl` (a line for each contender, run and split; none is
-measured twice), `RUN.tar.xz` (tagged model and twin of each run), `scenes_training.json` (merged),
-`best.json` (of each family the seed that val likes best, and its threshold), `log.txt`.
+measured twice), `base-*.tar.xz` and `RUN.tar.xz` (tagged model and twin of each), `scenes_training.json`
+(merged), `best.json` (of each family the seed that val likes best, and its threshold), `log.txt`.
 """
 
 from __future__ import annotations
@@ -94,8 +95,10 @@ class Grid:
         total = 60 * options.minutes
         self.end = self.began + total - (2 if options.tiny else 4)
         share = 0.5 if options.tiny else options.evaluation
-        self.until = self.began + total * (1 - share) if not options.train_only else self.end - 14
-        self.base_until = self.began + options.base * (self.until - self.began)
+        no_measuring = options.train_only or options.bases_only
+        self.until = self.end - 14 if no_measuring else self.began + total * (1 - share)
+        part = 1.0 if options.bases_only else options.base
+        self.base_until = self.began + part * (self.until - self.began)
         given: dict[str, Any] = {"base_batch": 256, "tags_batch": 160, "tags_lr": 8e-4}
         given |= {"hinted_prejudice": options.hinted_prejudice, "compile": self.devices != ["cpu"]}
         given |= TINY if options.tiny else {}
@@ -115,6 +118,9 @@ class Grid:
     def run(self, command: str) -> None:
         self.say(f"{len(self.devices)} devices, {os.cpu_count()} processors, in {self.work}")
         try:
+            if self.options.bases:
+                for path in Path(self.options.bases).glob("base-*.tar.xz"):
+                    _unpack(path, self.work)
             self._prepare()
             self._train_and_measure(self._cells())
         finally:
@@ -172,9 +178,11 @@ class Grid:
             base |= found[0]
             second |= found[1]
         folders = [self.work / "packs" / stage for stage in ("base", "second")]
-        bases = [(str(folders[0]), k, base, self.slab, 0) for k in range(self.counts[0])]
+        there = all((self.work / f"base-{f}-{self.options.seeds[0]}").is_dir() for f in self.recipes)
+        bases = [(str(folders[0]), k, base, self.slab, 0) for k in range(0 if there else self.counts[0])]
         order = _interleaved(self.counts[1], 3)
         seconds = [(str(folders[1]), k, second, self.slab, SECOND_STAGE) for k in order]
+        seconds = [] if self.options.bases_only else seconds
         # The first ones of the second stage early: its trainings compile while the bases are trained.
         jobs = [*bases[:48], *seconds[:3], *bases[48:], *seconds[3:]]
         self.renderers = ProcessPoolExecutor(
@@ -200,10 +208,17 @@ class Grid:
     # ------------------------------------------------------------------ training
     def _train_and_measure(self, cells: list[Cell]) -> None:
         bases = {cell.base: cell for cell in reversed(cells)}
-        for k, (_, cell) in enumerate(sorted(bases.items())):
+        trainers = []
+        for k, (path, cell) in enumerate(sorted(bases.items())):
             owner = replace(cell, device=self.devices[k % len(self.devices)])
-            self._start(f"base of {cell.family}", train_base, owner)
+            if not path.is_dir():
+                trainers.append(threading.Thread(target=self._base, args=(owner,), daemon=True))
+                trainers[-1].start()
         self._hold()
+        if self.options.bases_only:
+            for trainer in trainers:
+                trainer.join(max(0.0, self.end - time.time()))
+            return
         if not self.options.train_only:
             warm = threading.Timer(max(0.0, self.until - 25 - time.time()), self.measuring.warm)
             warm.daemon = True
@@ -216,6 +231,16 @@ class Grid:
         late = sum(thread.is_alive() for thread in threads)
         if late:
             self.say(f"time is up: {late} runs are not whole")
+
+    def _base(self, cell: Cell) -> None:
+        process = self._start(f"base of {cell.family}", train_base, cell)
+        process.join()
+        if process.exitcode != 0:
+            self.say(f"training the base of {cell.family} failed, see above")
+            return
+        self._remember(cell.base.name, "base", cell.base)
+        self.say(f"{cell.base.name} trained")
+        _pack(cell.base, self.out / f"{cell.base.name}.tar.xz")
 
     def _guarded(self, cell: Cell) -> None:
         try:
@@ -233,10 +258,9 @@ class Grid:
         failed = [process.name for process in processes if process.exitcode != 0]
         if failed:
             raise RuntimeError(f"training failed: {', '.join(failed)}, see above")
-        for stage in ("base", "tags", "twin"):
-            folder = cell.base if stage == "base" else cell.folder(stage)
-            if folder.exists() and (stage != "base" or self.pieces.find(run=folder.name) is None):
-                self._remember(cell.name if stage != "base" else folder.name, stage, folder)
+        for stage in ("tags", "twin"):
+            if cell.folder(stage).exists():
+                self._remember(cell.name, stage, cell.folder(stage))
         self.say(f"{cell.name} trained")
         _pack(cell.folder("tags").parent, self.out / f"{cell.name}.tar.xz")
         run = Run(cell.family, cell.seed, cell.variant, Path(cell.work) / cell.name, cell.twin)
@@ -262,18 +286,17 @@ class Grid:
     # ------------------------------------------------------------------ measuring
     def measure_packed(self) -> None:
         """Measure every run that was packed in the folder `--models`."""
-        packed = sorted(Path(self.options.models).glob("*.tar.xz"))
+        packed = sorted(Path(self.options.models).glob("[!b]*-*-*.tar.xz"))  # runs, not their bases
         if not packed:
             raise FileNotFoundError(f"no *.tar.xz in {self.options.models}: name the --out of a --train-only")
         runs = []
         for path in packed:
-            with tarfile.open(path) as file:
-                file.extractall(self.work, filter="data")
+            _unpack(path, self.work)
             family, seed, variant = path.name.removesuffix(".tar.xz").split("-")
             folder = self.work / f"{family}-{seed}-{variant}"
             runs.append(Run(family, int(seed), variant, folder, (folder / "twin").is_dir()))
         # Two at a time: the processes that measure have no gaps, and a run is whole early.
-        waiting = sorted(runs, key=lambda run: (run.variant != "main", run.seed))
+        waiting = sorted(runs, key=lambda run: (run.variant != "main", run.family, run.seed))
         workers = [threading.Thread(target=self._measure_all, args=(waiting,)) for _ in range(2)]
         for worker in workers:
             worker.start()
@@ -312,7 +335,7 @@ class Grid:
         for process in self.children:
             if process.is_alive():
                 process.terminate()
-        if not self.options.train_only:
+        if not (self.options.train_only or self.options.bases_only):
             write_results(self.out / "scenes_training.json", self.pieces.lines, command, self.options.gpus)
         if not self.options.keep_work:
             shutil.rmtree(self.work, ignore_errors=True)
@@ -360,6 +383,11 @@ def _pack(folder: Path, path: Path) -> None:
     temporary.replace(path)
 
 
+def _unpack(path: Path, folder: Path) -> None:
+    with tarfile.open(path) as file:
+        file.extractall(folder, filter="data")
+
+
 def _interleaved(count: int, ways: int) -> list[int]:
     """0, a third, two thirds, 1, …: seeds that begin at different places all find their first slabs."""
     starts = [k * count // ways for k in range(ways)]
@@ -393,6 +421,8 @@ def _options() -> argparse.Namespace:
         "--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the second stage; the first is the base's"
     )
     add("--variants", nargs="*", type=_variant, default=[], help="ablations, FAMILY:VARIANT each")
+    add("--bases-only", action="store_true", help="train and pack the bases and nothing else")
+    add("--bases", help="a folder of packed bases: train none where it has one")
     add("--train-only", action="store_true", help="pack the models and measure nothing")
     add("--hold", help="a file without which no first step is taken; scenes are drawn meanwhile")
     add("--models", help="train nothing: measure the runs packed in this folder")

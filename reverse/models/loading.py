@@ -21,7 +21,7 @@ from reverse.models.families import Family, family_named, stored_threshold
 from reverse.models.processors import load_processor
 from reverse.tokens.vocabulary import ensure_ordinary, token_ids
 
-BUNDLED = ("tiny-llava",)
+BUNDLED = ("tiny-llava", "tiny-qwen")
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")

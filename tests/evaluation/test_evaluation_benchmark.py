@@ -13,9 +13,10 @@ def test_every_contender_is_answered_compared_and_claimed(tmp_path, monkeypatch)
     words = ["--count", "3", "--calibration", "3", "--batch-size", "3", "--out", tmp_path / "out"]
     monkeypatch.setattr(sys, "argv", ["evaluation.py", *map(str, words), "--results", str(results)])
     evaluation.main()
-    report = json.loads(results.read_text())
+    merged = json.loads(results.read_text())
+    assert merged["claims"]["kills_survived"] == 20 and merged["device"] != "before"
+    report = merged["models"]["tiny-llava"]
     assert set(report["table"]) == {"off", "on", "library", "best_likelihood", "best_confidence", "vcd"}
-    assert report["claims"]["kills_survived"] == 20 and report["device"] != "before"
     assert set(report["claims"]) >= {
         "resampling_over_best_of_n", "auroc", "ece", "calibrated_risk_promised", "calibrated_risk_observed",
         "coverage_of_intervals",
