@@ -57,7 +57,7 @@ class ResidentConfig:
     negative_share: float = 1.0  # of the rows with a false phrase are shown
     jitter: float = 0.0  # share of the pictures that are zoomed and turned a little, see `jittered`
     frozen_rows: bool = False  # the three tokens' rows stay as they are, as published LoRA recipes leave them
-    save_dtype: str | None = None  # of the weights on disk
+    save_dtype: str | None = None  # of the weights on disk; they are loaded as float32 all the same
     compile: bool = False  # torch.compile for batches of one shape: 2.3 times as fast after half a minute
     log_steps: int = 200
     seed: int = 0
@@ -390,5 +390,10 @@ def _write(model: Any, processor: Any, output: Path, manifest: dict[str, Any], d
     model.eval()
     model.save_pretrained(partial)
     processor.save_pretrained(partial)
+    if dtype is not None:
+        # It halves the file; computed in is what was trained in, or answers would depend on their batch.
+        config = json.loads((partial / "config.json").read_text(encoding="utf-8"))
+        config["dtype"] = "float32"
+        (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (partial / "training.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     partial.rename(output)
