@@ -6,8 +6,9 @@
 Contenders describe the same test scenes: the plain twin (where one is given), the tagged model with checking
 off and on (with the settings of the scenes claims, and the library's own), best of n by likelihood and by
 mean p(`</CN>`), n chosen so that it costs at least the tokens of resampling, and VCD. All are compared with
-resampling as pairs, with Holm's correction over the metrics of a pair. The detector is measured on the
-answers with checking off; its threshold is calibrated on val and checked on test, over 200 divisions.
+resampling as pairs, with Holm's correction over the metrics of a pair; off and on describe the shifted
+split too. The detector is measured on the answers with checking off; its threshold is calibrated on val and
+checked on test, over 200 divisions.
 
 `OUT` holds every answer (a stopped run goes on), a scored file and a forest plot for each contender, and
 evaluation.json; `--results FILE` merges that into a file of several models, whose claims are those of the
@@ -170,7 +171,27 @@ def _contenders(
         ),
     )
     run(Contender("off", name, "plain"), tagged, split="val", count=given.calibration)
+    shifted = {
+        each.name: scene_table(run(each, tagged, split="shift"))
+        for each in (
+            Contender("off", name, "plain"),
+            Contender("on", name, threshold=threshold, settings=SETTINGS),
+        )
+    }
+    report["shift"] = {
+        **{row: _figures(table, given.seed) for row, table in shifted.items()},
+        "on_minus_off": _differences(shifted["on"], shifted["off"], "off", given.seed),
+    }
     return rows
+
+
+def _figures(table: Any, seed: int) -> dict[str, list[float]]:
+    return {metric: list(each) for metric, each in intervals(table, METRICS, seed=seed).items()}
+
+
+def _differences(ours: Any, theirs: Any, name: str, seed: int) -> dict[str, Any]:
+    found = compare(ours, theirs, METRICS, names=("on", name), seed=seed)
+    return {each.metric: each.to_dict() for each in found}
 
 
 def _table(given: argparse.Namespace, rows: dict[str, list[dict[str, Any]]], report: dict[str, Any]) -> None:
@@ -179,8 +200,7 @@ def _table(given: argparse.Namespace, rows: dict[str, list[dict[str, Any]]], rep
     report["table"], report["on_minus"] = {}, {}
     for name, table in tables.items():
         save(given.out / f"{name}.json", table, METRICS)
-        found = intervals(table, METRICS, seed=given.seed)
-        report["table"][name] = {metric: list(each) for metric, each in found.items()}
+        report["table"][name] = _figures(table, given.seed)
         if name == "on":
             continue
         differences = compare(tables["on"], table, METRICS, names=("on", name), seed=given.seed)
