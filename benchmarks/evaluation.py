@@ -35,7 +35,7 @@ from reverse.evaluation.decoded_risk import calibrate_decoding
 from reverse.evaluation.intervals import intervals
 from reverse.evaluation.plots import forest
 from reverse.evaluation.scene_tables import METRICS, scene_table
-from reverse.evaluation.scenes import PROMPT, Contender, environment, measure, picture
+from reverse.evaluation.scenes import PROMPT, Contender, auroc, environment, measure, picture
 from reverse.evaluation.sweeping import finite, sweep
 from reverse.evaluation.tables import save
 from reverse.evaluation.truth import read_phrases
@@ -172,15 +172,18 @@ def _contenders(
     )
     run(Contender("off", name, "plain"), tagged, split="val", count=given.calibration)
     shifted = {
-        each.name: scene_table(run(each, tagged, split="shift"))
+        each.name: run(each, tagged, split="shift")
         for each in (
             Contender("off", name, "plain"),
             Contender("on", name, threshold=threshold, settings=SETTINGS),
         )
     }
+    off, on = (scene_table(shifted[row]) for row in ("off", "on"))
     report["shift"] = {
-        **{row: _figures(table, given.seed) for row, table in shifted.items()},
-        "on_minus_off": _differences(shifted["on"], shifted["off"], "off", given.seed),
+        "off": _figures(off, given.seed),
+        "on": _figures(on, given.seed),
+        "on_minus_off": _differences(on, off, "off", given.seed),
+        "auroc": auroc(shifted["off"]),
     }
     return rows
 

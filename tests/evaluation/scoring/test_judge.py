@@ -256,7 +256,10 @@ def test_killed_and_started_again(mmhal_files, serve, tmp_path):
     process.wait()
     with cache.open("r+b") as file:
         file.truncate(cache.stat().st_size - 9)  # a torn line
-    kept, before = cache.read_bytes().count(b"\n"), len(server.bodies)
+    kept, before = cache.read_bytes().count(b"\n"), -1
+    while before != len(server.bodies):  # what was under way when it was killed is still being read
+        before = len(server.bodies)
+        time.sleep(0.5)
     pace[0] = 0
     done = subprocess.run(
         [*command, "--json", "--rounds", "0"], env=environment, capture_output=True, text=True
