@@ -18,8 +18,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
-from queue import Queue
+from queue import Empty, Queue
 from threading import Thread
 from typing import Any
 
@@ -248,7 +249,11 @@ def _batches(
         try:
             turn = 0
             while not closed:
-                path = _wait_for(Path(slabs[turn % len(slabs)]), lambda: closed)
+                path = Path(slabs[turn % len(slabs)])
+                while not path.exists():
+                    if closed:
+                        return
+                    time.sleep(0.05)
                 slab = read_slab(path, [config.diet])
                 held.put((turn, slab, _send(slab.pictures, device)))
                 turn += 1
@@ -257,8 +262,14 @@ def _batches(
 
     Thread(target=fetch, daemon=True).start()
     try:
-        while True:
-            got = held.get()
+        for number in count():
+            try:
+                # Patience is that of a training that waits, not of a thread that reads ahead for one.
+                got = held.get(timeout=PATIENCE)
+            except Empty:
+                raise TimeoutError(
+                    f"{slabs[number % len(slabs)]} did not come within {PATIENCE:g} s: did the renderer stop?"
+                ) from None
             if isinstance(got, BaseException):
                 raise got
             turn, slab, pictures = got
@@ -272,15 +283,6 @@ def _batches(
         closed = True
         while not held.empty():
             held.get()
-
-
-def _wait_for(path: Path, given_up: Callable[[], bool]) -> Path:
-    end = time.monotonic() + PATIENCE
-    while not path.exists():
-        if time.monotonic() > end or given_up():
-            raise TimeoutError(f"{path} did not come within {PATIENCE:g} s: did the renderer stop?")
-        time.sleep(0.05)
-    return path
 
 
 def _send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -217,3 +217,23 @@ def test_weights_that_come_late_are_trained_from(packed, tmp_path):
         found[when] = model.state_dict()
     for name, tensor in found["early"].items():
         assert torch.equal(tensor, found["late"][name]), name
+
+
+def test_patience_counts_only_while_a_training_waits(packed, tmp_path, monkeypatch):
+    """A run that waits for its base would die of a slab that came in the meantime."""
+    import shutil
+    import time
+    from threading import Timer
+
+    from reverse.training import resident
+
+    family, recipe, folder, diets = packed
+    model, processor = model_of(recipe, diets, family, "main")
+    monkeypatch.setattr(resident, "PATIENCE", 0.3)
+    second = tmp_path / "second.safetensors"
+    Timer(0.8, shutil.copy, [slab_path(folder, 1), tmp_path / "partial"]).start()
+    Timer(0.9, lambda: (tmp_path / "partial").replace(second)).start()
+    config = ResidentConfig(str(tmp_path / "x"), f"{family}.main", steps=4, batch=8)  # two of each slab
+    paths = [slab_path(folder, 0), second]
+    manifest = train_resident(model, processor, paths, config, late=lambda model: time.sleep(1.5))
+    assert manifest["steps"] == 4
