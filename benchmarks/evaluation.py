@@ -91,7 +91,8 @@ def _merged(given: argparse.Namespace, report: dict[str, Any]) -> dict[str, Any]
     before = json.loads(given.results.read_text(encoding="utf-8")) if given.results.exists() else {}
     models = {**before.get("models", {}), Path(given.tagged).name: report}
     each = [model["claims"] for model in models.values()]
-    riskiest = max(each, key=lambda claims: claims["calibrated_risk_observed"])
+    risks = [claims["calibrated_risk_observed"] for claims in each]  # None: nothing could be promised
+    riskiest = each[max(range(len(each)), key=lambda k: 1.0 if risks[k] is None else risks[k])]
     claims = {
         "resampling_over_best_of_n": max(claims["resampling_over_best_of_n"] for claims in each),
         "auroc": min(claims["auroc"] for claims in each),

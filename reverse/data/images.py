@@ -78,6 +78,19 @@ def _files_of(folder: Path) -> set[str]:
         return {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
 
 
+_ORIENTATION = 0x0112  # of EXIF; from 5 on a picture lies on its side
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) as `open_image` gives it, read off the file's beginning.
+
+    Raises what PIL raises for a file that is no picture.
+    """
+    with Image.open(path) as picture:
+        width, height = picture.size
+        return (width, height) if picture.getexif().get(_ORIENTATION, 1) >= 5 else (height, width)
+
+
 def open_image(source: str | Path | bytes | Image.Image) -> Image.Image:
     """The picture as a decoded PIL image in RGB: upright (EXIF), first frame, transparency on white.
 

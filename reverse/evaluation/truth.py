@@ -98,21 +98,32 @@ class BenchmarkTruth:
             return []
         answer = import_module("reverse.evaluation.scoring.rows").Answer
         scorer = import_module(f"reverse.evaluation.scoring.{self.benchmark.split('-')[0]}")
-        asked = [
-            answer(
-                str(row.get("question_id")),
-                PurePosixPath(_picture(row)).name,
-                str(row.get("prompt", "")),
-                phrase,
-                {},
-                {},
-                i,
-            )
-            for i, (row, phrase) in enumerate(phrases, 1)
-        ]
-        table, _ = scorer.score(asked, self.folder, partial=True)
-        wrong, named = (table.columns[name] for name in self.COLUMNS[self.benchmark])
-        return [bool(w > 0) if n > 0 else None for w, n in zip(wrong, named, strict=True)]
+        # A scorer takes one answer a question: the first phrases of all answers, then the second ones, …
+        turns: dict[int, list[int]] = {}
+        met: dict[str, int] = {}
+        for i, (row, _) in enumerate(phrases):
+            question = str(row.get("question_id"))
+            met[question] = met.get(question, -1) + 1
+            turns.setdefault(met[question], []).append(i)
+        found: list[bool | None] = [None] * len(phrases)
+        for turn in turns.values():
+            asked = [
+                answer(
+                    str(phrases[i][0].get("question_id")),
+                    PurePosixPath(_picture(phrases[i][0])).name,
+                    str(phrases[i][0].get("prompt", "")),
+                    phrases[i][1],
+                    {},
+                    {},
+                    i + 1,
+                )
+                for i in turn
+            ]
+            table, _ = scorer.score(asked, self.folder, partial=True)
+            wrong, named = (table.columns[name] for name in self.COLUMNS[self.benchmark])
+            for i, w, n in zip(turn, wrong, named, strict=True):
+                found[i] = bool(w > 0) if n > 0 else None
+        return found
 
 
 def read_phrases(path: str | Path, truth: Truth | None = None) -> Detector:
@@ -175,7 +186,8 @@ def _made_with_checking_off(path: str | Path) -> None:
 
 def _of_a_whole_run(path: str | Path, answered: Sequence[str]) -> None:
     run = read_run(path)
-    missing = [] if run is None else [i for i in run["questions"]["ids"] if str(i) not in set(answered)]
+    known = set(answered)
+    missing = [] if run is None else [i for i in run["questions"]["ids"] if str(i) not in known]
     if missing:
         raise ValueError(
             f"{path} is of a run that is not finished, {len(missing)} questions have no answer (first: "

@@ -41,6 +41,7 @@ LARGEST_SHARE = 0.5  # of records that may be left out: more are no bad records 
 _HINT = 64  # ids that a hint takes beside its phrase, and more
 
 _TAG = re.compile(f"{SPAN}|{CN}|{UN}")
+_HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair, as JSON may hold it: no tokenizer takes it
 # Every "<" belongs to a tag that opens or closes a phrase with something in it.
 _WELL_FORMED = re.compile(rf"[^<]*(?:{SPAN}[^<]+(?:{CN}|{UN})[^<]*)*")
 
@@ -174,8 +175,13 @@ class _Glance:
                 return False
             if "<" in answer and not _WELL_FORMED.fullmatch(answer):
                 return False
-            if not answer.strip():
+            if not answer.strip() or answer[0].isspace():  # may be one token with the prompt's last newline
                 return False
+            if not (question.isascii() and answer.isascii()) and _HALF.search(question + answer):
+                return False
+        hints = "".join(turn.get("hint") or "" for turn in said)
+        if not hints.isascii() and _HALF.search(hints):
+            return False
         room = self.room_beside if picture else self.room
         if room is None:
             return True
@@ -186,6 +192,8 @@ class _Glance:
     def verdict(self, number: int, record: Mapping[str, Any]) -> str | None:
         """Why this record cannot be trained; None where it can."""
         for k, turn in enumerate(record["conversations"]):
+            if _HALF.search(turn["value"]) or _HALF.search(turn.get("hint") or ""):
+                return f"turn {k // 2} holds half of a surrogate pair, which is no text"
             if k % 2 == 0 and (tag := _TAG.search(turn["value"])):
                 return f"turn {k // 2} has {tag.group()} in its question"
             if k % 2 and (found := problems(turn["value"])):
@@ -207,9 +215,9 @@ class _Glance:
         return None
 
     def _ids_of(self, image: str) -> int:
-        from reverse.data.images import open_image, resolve_image
+        from reverse.data.images import image_size, resolve_image
 
-        return self.dataset.pictures(open_image(resolve_image(self.dataset.image_root, image)))[1]
+        return self.dataset.pictures.of_size(*image_size(resolve_image(self.dataset.image_root, image)))
 
 
 def _settings(dataset: RecordDataset) -> dict[str, Any]:

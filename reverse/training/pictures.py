@@ -51,6 +51,13 @@ class PictureEncoder:
             return int(images.size["longest_edge"]) // (images.patch_size * images.merge_size) ** 2
         return self(np.full((64, 64, 3), 127, dtype=np.uint8))[1]
 
+    def of_size(self, height: int, width: int) -> int:
+        """How many ids a picture of so many pixels takes, without looking at one."""
+        images = self.processor.image_processor
+        if hasattr(images, "get_number_of_image_patches") and hasattr(images, "merge_size"):
+            return int(images.get_number_of_image_patches(height, width, {})) // images.merge_size**2
+        return self.most()
+
     def _slow(self, picture: Any) -> dict[str, Tensor]:
         return dict(self.processor.image_processor(images=[picture], return_tensors="pt"))
 

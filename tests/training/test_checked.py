@@ -254,3 +254,51 @@ def test_processes_leave_out_the_same(recipe, folder):
     manifest = json.loads((folder / "out/training.json").read_text())
     assert manifest["data"]["left_out"]["records"] == [0, 7] and manifest["processes"] == 2
     assert done.stdout.count("left out 2 bad records") == 1
+
+
+def test_an_answer_that_begins_with_a_line_is_encoded(encoder, folder):
+    """Joined with the prompt's last newline to one token, it would pass here and be refused in training."""
+    dataset = RecordDataset(write(folder, [said("Q?", "A dog")]), folder, encoder, keep_broken=True)
+    glance = checked._Glance(dataset)
+    assert glance.is_good(said("Q?", "A dog"))
+    assert not glance.is_good(said("Q?", "\nA dog")) and not glance.is_good(said("Q?", " A dog"))
+    assert not glance.is_good(said("Q?", "A dog", "B?", "A \ud83d"))
+
+
+def test_pictures_are_measured_by_their_size_alone(encoder, folder, monkeypatch):
+    """A model whose largest picture fills a row would decode a million pictures before the first step."""
+    from reverse.training.pictures import PictureEncoder
+
+    turned = Image.new("RGB", (56, 224))
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(folder / "images/2.jpg", exif=exif)
+    encoder.max_length = 1 << 30
+    pictures = PictureEncoder(encoder.processor)
+    for name in ("1.png", "2.jpg"):
+        from reverse.data.images import image_size, open_image
+
+        path = folder / "images" / name
+        assert image_size(path) == open_image(path).size[::-1]
+        assert pictures.of_size(*image_size(path)) == pictures(open_image(path))[1]
+    if not hasattr(encoder.processor.image_processor, "merge_size"):
+        return  # all pictures take the same
+    turns = [said("<image>\nQ?", GOOD, image=f"images/{name}") for name in ("1.png", "2.jpg")]
+    encoder.max_length = 400
+    dataset = RecordDataset(write(folder, turns), folder, encoder, keep_broken=True)
+    monkeypatch.setattr(PictureEncoder, "most", lambda self: 16384)
+    monkeypatch.setattr(PictureEncoder, "__call__", None)
+    assert find_bad(dataset) == []
+
+
+def test_half_a_surrogate_pair_is_a_bad_record(encoder, folder):
+    """JSON may hold what no tokenizer takes: the check itself would end, whatever data.skip_bad says."""
+    records = [
+        said("Q?", "A dog \ud83d then"), said("Q? \ude00", "if a < b"), said("Q?", GOOD),
+        said("Q?", GOOD, hint="a \ud83d"),
+    ]  # fmt: skip
+    records[3]["conversations"][1]["hint"] = "a \ud83d"
+    (folder / "records.json").write_text(json.dumps(records))
+    bad = find_bad(RecordDataset(folder / "records.json", folder, encoder, keep_broken=True))
+    assert [each.number for each in bad] == [0, 1, 3]
+    assert all("half of a surrogate pair" in each.reason for each in bad)

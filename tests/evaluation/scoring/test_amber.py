@@ -171,3 +171,16 @@ def test_bad_input(made, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"relation\.json"):
         (tmp_path / "annotations.json").write_text((folder / "annotations.json").read_text())
         score_file(path, tmp_path, "amber-g", partial=True)
+
+
+def test_phrases_of_one_answer_are_judged_apart(made):
+    """Calibration and sweep would refuse every answer with two phrases, or mix their verdicts up."""
+    from reverse.evaluation.truth import BenchmarkTruth
+
+    folder, _, captions, _ = made
+    said = [(answer, answer["text"]) for answer in captions[:3] for _ in range(2)]
+    said += [(captions[0], "it is so")]
+    found = BenchmarkTruth(folder, "amber-g").judge(said)
+    assert found[0] == found[1] and found[2] == found[3] and found[4] == found[5] and found[6] is None
+    alone = [BenchmarkTruth(folder, "amber-g").judge([each])[0] for each in said]
+    assert found == alone

@@ -259,3 +259,18 @@ def test_questions_beside_the_truth_must_be_answered(made, tmp_path):
         assert len(chair.score(read_answers(path), folder, partial=True)[0].clusters) == 2
     finally:
         questions.unlink()
+
+
+def test_phrases_of_one_answer_are_judged_apart(made):
+    """Calibration and sweep would refuse every answer with two phrases, or mix their verdicts up."""
+    from reverse.evaluation.truth import BenchmarkTruth
+
+    folder, _, rows, objects = made
+    said = [(rows[n], f"a {word}") for n in (0, 1, 2) for word in ("dog", "cat", "sky", "car")]
+    found = BenchmarkTruth(folder, "chair").judge(said)
+    for (answer, phrase), verdict in zip(said, found, strict=True):
+        digits = str(answer["image_id"]).rpartition("_")[2].removesuffix(".jpg")
+        word = phrase.removeprefix("a ")
+        expected = None if word == "sky" else word not in objects[int(digits)]
+        assert verdict == expected, (answer, phrase)
+    assert {True, None} <= set(found)
