@@ -47,7 +47,7 @@ _WELL_FORMED = re.compile(rf"[^<]*(?:{SPAN}[^<]+(?:{CN}|{UN})[^<]*)*")
 
 
 class Bad(NamedTuple):
-    """A record that cannot be trained: its number in the file, why, and its beginning."""
+    """A record that cannot be trained: its number in the file, why, and, of the first few, its beginning."""
 
     number: int
     reason: str
@@ -142,7 +142,10 @@ def find_bad(dataset: RecordDataset, first: int = 0, end: int | None = None) -> 
         pictures = np.frombuffer(shown, dtype=np.int64)
         for k in np.flatnonzero(np.isin(pictures, list(why))).tolist():
             bad.setdefault(numbers[k], why[int(pictures[k])])
-    return [Bad(number, bad[number], _beginning(dataset, number)) for number in sorted(bad)]
+    return [
+        Bad(number, bad[number], _beginning(dataset, number) if k < SHOWN else "")
+        for k, number in enumerate(sorted(bad))
+    ]
 
 
 class _Glance:
