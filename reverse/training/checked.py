@@ -30,12 +30,12 @@ from reverse.data.files import write_json
 from reverse.data.images import look_for_images
 from reverse.tokens.spans import CN, SPAN, UN, problems
 from reverse.training.datasets import RecordDataset
-from reverse.training.encoding import IMAGE, Encoder, Turn
+from reverse.training.encoding import IMAGE, MARK, Encoder, Turn, holds_half
 from reverse.training.parallel import exchange, is_first, processes, rank
 
 __all__ = ["Bad", "check_records", "checked_file", "find_bad"]
 
-FORMAT = 1  # of the file
+FORMAT = 2  # of the file
 SHOWN = 5  # bad records in a message
 LARGEST_SHARE = 0.5  # of records that may be left out: more are no bad records but a wrong setting
 _HINT = 64  # ids that a hint takes beside its phrase, and more
@@ -141,7 +141,7 @@ def find_bad(dataset: RecordDataset, first: int = 0, end: int | None = None) -> 
         pictures = np.frombuffer(shown, dtype=np.int64)
         for k in np.flatnonzero(np.isin(pictures, list(why))).tolist():
             bad.setdefault(numbers[k], why[int(pictures[k])])
-    return [Bad(number, bad[number], _beginning(dataset, number)) for number in sorted(bad)]
+    return [Bad(number, _shown(bad[number]), _beginning(dataset, number)) for number in sorted(bad)]
 
 
 class _Glance:
@@ -174,7 +174,12 @@ class _Glance:
                 return False
             if "<" in answer and not _WELL_FORMED.fullmatch(answer):
                 return False
-            if not answer.strip():
+            # Tokenizers may merge newlines and signs with the template's last ones.
+            if not answer.strip() or not (answer[0].isalnum() or answer.startswith(SPAN)):
+                return False
+            if not question.isascii() and MARK[0] in question:
+                return False
+            if holds_half(question) or holds_half(answer) or holds_half(said[k + 1].get("hint") or ""):
                 return False
         room = self.room_beside if picture else self.room
         if room is None:
@@ -246,6 +251,11 @@ def _message(dataset: RecordDataset, numbers: list[int], shown: list[Bad], count
     if more:
         lines.append(f"  and {len(more):,} more: {', '.join(more[:20])}{', …' if len(more) > 20 else ''}")
     return "\n".join(lines)
+
+
+def _shown(reason: str) -> str:
+    """As a terminal takes it: a name of a picture may hold half of a surrogate pair."""
+    return reason if reason.isascii() else reason.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _beginning(dataset: RecordDataset, number: int) -> str:
