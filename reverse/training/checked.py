@@ -4,10 +4,11 @@
     numbers = check_records(dataset, "out/run", identity={"sha256": …}, skip_bad=False)
 
 Nearly all records are recognised as good at a glance: their tags match one pattern, and their texts are so
-short that, at a byte an id, they fit. What is left is encoded as in training, which then says what is wrong.
+short that, at a byte an id, they fit; where the largest thinkable picture would leave no room for them, the
+picture's header says how large it is. What is left is encoded as in training, which then says what is wrong.
 So the glance must never pass what the encoder refuses, and need not know why it does. Beyond what the encoder
 refuses, malformed tags are bad, as in `reverse data check`, and so are pictures that are not there; they are
-not opened. Each process of a run looks at a share of the records and learns what the others found.
+not decoded. Each process of a run looks at a share of the records and learns what the others found.
 
 The outcome is kept in `OUTPUT.checked.json` until the run has ended, for this data, these settings and this
 processor, so that a run that goes on does not look again.
@@ -27,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from reverse.data.files import write_json
-from reverse.data.images import look_for_images
+from reverse.data.images import image_size, look_for_images, resolve_image
 from reverse.tokens.spans import CN, SPAN, UN, problems
 from reverse.training.datasets import RecordDataset
 from reverse.training.encoding import IMAGE, MARK, Encoder, Turn, holds_half
@@ -83,6 +84,12 @@ def check_records(
     known = exchange(kept)[0]
     if known is None:
         say(f"checking {count:,} records")
+        most, longest = dataset.pictures.most(), dataset.encoder.max_length
+        if longest is not None and most >= longest and dataset.pictures.keeps_size:
+            say(
+                f"a picture may take {most:,} ids and a row holds {longest:,} (data.max_length): the sizes "
+                "of all pictures are read, and what does not fit is bad; data.max_pixels makes them smaller"
+            )
         began = time.monotonic()
         first, end = (count * k // processes() for k in (rank(), rank() + 1))
         bad = find_bad(dataset, first, end)
@@ -153,6 +160,7 @@ class _Glance:
         self.dataset = dataset
         self.encoder = Encoder(encoder.processor, max_length=encoder.max_length, cache=0)
         self.most = dataset.pictures.most()
+        self._last: tuple[str | None, int] = (None, 0)  # a picture and its ids
         longest = encoder.max_length
         # Ids of the template, those of the two letters counted twice.
         template = len(Encoder(encoder.processor).row([Turn("a", "a")], None).ids) + 16
@@ -181,12 +189,17 @@ class _Glance:
                 return False
             if holds_half(question) or holds_half(answer) or holds_half(said[k + 1].get("hint") or ""):
                 return False
-        room = self.room_beside if picture else self.room
-        if room is None:
+        if self.room is None or self.room_beside is None:
             return True
         first = said[0]["value"] + said[1]["value"] + (said[1].get("hint") or "")
         # An id stands for a byte at least; where texts are normalised, one beyond ASCII may become two.
-        return len(first) <= room if first.isascii() else 2 * len(first.encode("utf-8", "replace")) <= room
+        needed = len(first) if first.isascii() else 2 * len(first.encode("utf-8", "replace"))
+        if not picture or needed <= self.room_beside or needed > self.room:
+            return needed <= (self.room_beside if picture else self.room)
+        try:
+            return needed <= self.room - self._ids_of(record["image"])
+        except (ValueError, OSError):
+            return False
 
     def verdict(self, number: int, record: Mapping[str, Any]) -> str | None:
         """Why this record cannot be trained; None where it can."""
@@ -212,9 +225,12 @@ class _Glance:
         return None
 
     def _ids_of(self, image: str) -> int:
-        from reverse.data.images import open_image, resolve_image
-
-        return self.dataset.pictures(open_image(resolve_image(self.dataset.image_root, image)))[1]
+        if not self.dataset.pictures.keeps_size:
+            return self.most
+        if image != self._last[0]:  # records about one picture stand together
+            size = image_size(resolve_image(self.dataset.image_root, image))
+            self._last = image, self.dataset.pictures.count(*size)
+        return self._last[1]
 
 
 def _settings(dataset: RecordDataset) -> dict[str, Any]:
