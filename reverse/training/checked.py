@@ -1,6 +1,6 @@
 """Before the first step all records are looked at, so that none stops a run hours later.
 
-    bad = find_bad(dataset)             # of a RecordDataset: [Bad(17, "no such picture: …", "{…}"), …]
+    bad = find_bad(dataset)             # of a RecordDataset: [Bad(17, "no such picture: …"), …]
     numbers = check_records(dataset, "out/run", identity={"sha256": …}, skip_bad=False)
 
 Nearly all records are recognised as good at a glance: their tags match one pattern, and their texts are so
@@ -47,11 +47,10 @@ _WELL_FORMED = re.compile(rf"[^<]*(?:{SPAN}[^<]+(?:{CN}|{UN})[^<]*)*")
 
 
 class Bad(NamedTuple):
-    """A record that cannot be trained: its number in the file, why, and its beginning."""
+    """A record that cannot be trained: its number in the file, and why."""
 
     number: int
     reason: str
-    record: str
 
 
 def check_records(
@@ -93,12 +92,13 @@ def check_records(
         began = time.monotonic()
         first, end = (count * k // processes() for k in (rank(), rank() + 1))
         bad = find_bad(dataset, first, end)
-        shares = exchange([[one.number for one in bad], bad[:SHOWN]])
+        samples = [[*one, _beginning(dataset, one.number)] for one in bad[:SHOWN]]
+        shares = exchange([[one.number for one in bad], samples])
         numbers = sorted(number for share, _ in shares for number in share)
-        shown = [Bad(*one) for _, some in shares for one in some][:SHOWN]
+        shown = [one for _, some in shares for one in some][:SHOWN]
         say(f"checked {count:,} records in {time.monotonic() - began:.0f} s: {len(numbers):,} are bad")
     else:
-        numbers, shown = known["bad"], [Bad(*one) for one in known["shown"]]
+        numbers, shown = known["bad"], known["shown"]
     if numbers and not skip_bad:
         mend = "mend them (`reverse data check` looks at tags and pictures), or leave them out with "
         raise ValueError(_message(dataset, numbers, shown, count, mend + "data.skip_bad=true"))
@@ -109,7 +109,7 @@ def check_records(
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"key": key, "bad": numbers, "shown": shown})
     if numbers:
-        say(f"left out {len(numbers):,} bad records, the first of them {numbers[:10]}: {shown[0].reason}")
+        say(f"left out {len(numbers):,} bad records, the first of them {numbers[:10]}: {shown[0][1]}")
         dataset.leave_out(numbers)
     return numbers
 
@@ -148,7 +148,7 @@ def find_bad(dataset: RecordDataset, first: int = 0, end: int | None = None) -> 
         pictures = np.frombuffer(shown, dtype=np.int64)
         for k in np.flatnonzero(np.isin(pictures, list(why))).tolist():
             bad.setdefault(numbers[k], why[int(pictures[k])])
-    return [Bad(number, _shown(bad[number]), _beginning(dataset, number)) for number in sorted(bad)]
+    return [Bad(number, _shown(bad[number])) for number in sorted(bad)]
 
 
 class _Glance:
@@ -258,11 +258,12 @@ def _read(path: Path, key: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
 
 
-def _message(dataset: RecordDataset, numbers: list[int], shown: list[Bad], count: int, mend: str) -> str:
+def _message(dataset: RecordDataset, numbers: list[int], shown: list[Any], count: int, mend: str) -> str:
+    """`shown`: number, reason and beginning of the first ones."""
     lines = [
         f"data.records: {len(numbers):,} of {count:,} records of {dataset.path} cannot be trained: {mend}"
     ]
-    lines += [f"  record {bad.number}: {bad.reason}; the record: {bad.record}" for bad in shown]
+    lines += [f"  record {number}: {reason}; the record: {record}" for number, reason, record in shown]
     more = [str(number) for number in numbers[len(shown) :]]
     if more:
         lines.append(f"  and {len(more):,} more: {', '.join(more[:20])}{', …' if len(more) > 20 else ''}")
