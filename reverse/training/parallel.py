@@ -69,10 +69,19 @@ def exchange(value: Any) -> list[Any]:
     if processes() == 1:
         return [json.loads(json.dumps(value))]
     store, call = _store(), next(_CALLS)
-    store.set(f"{call}/{rank()}", json.dumps(value))
-    return [json.loads(store.get(f"{call}/{other}")) for other in range(processes())]
+    said = json.dumps(value)  # ASCII
+    pieces = [said[at : at + PIECE] for at in range(0, len(said), PIECE)]
+    for k, piece in enumerate(pieces):
+        store.set(f"{call}/{rank()}/{k}", piece)
+    store.set(f"{call}/{rank()}", str(len(pieces)))
+    return [json.loads(_said(store, f"{call}/{other}")) for other in range(processes())]
 
 
+def _said(store: Any, key: str) -> bytes:
+    return b"".join(store.get(f"{key}/{k}") for k in range(int(store.get(key))))
+
+
+PIECE = 4 << 20  # bytes: the store refuses more than 8 MiB at once
 _CALLS = itertools.count()
 
 

@@ -64,6 +64,26 @@ def test_two_processes_do_what_one_does(recipe, tmp_path):
         assert (mine - other).abs().max() < 1e-4, name
 
 
+EXCHANGED = """
+from reverse.training.parallel import exchange, rank
+
+said = exchange([rank(), list(range(1_000_000, 2_100_000)), "ü"])  # 10 MiB
+assert [one[0] for one in said] == [0, 1] and all(len(one[1]) == 1_100_000 and one[2] == "ü" for one in said)
+assert exchange(rank()) == [0, 1]
+"""
+
+
+def test_what_is_exchanged_may_be_large(tmp_path):
+    """The launcher's store breaks off above 8 MiB: a million bad records ended a run without names."""
+    (tmp_path / "exchanged.py").write_text(EXCHANGED)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, str(tmp_path / "exchanged.py")], env=env, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 SHARDED = """
 import os
 
