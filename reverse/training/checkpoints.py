@@ -9,6 +9,7 @@ is lost at most.
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import re
@@ -20,7 +21,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-__all__ = ["last_checkpoint", "load_weights", "names_not_missed", "prepare_folder"]
+__all__ = ["last_checkpoint", "load_weights", "names_not_missed", "prepare_folder", "with_later_keys"]
 
 _STATE = "trainer_state.json"
 
@@ -34,6 +35,7 @@ def prepare_folder(folder: Path, settings: Mapping[str, Any], resume: bool) -> N
     run = folder / "run.json"
     if resume and last_checkpoint(folder) is not None:
         before = json.loads(run.read_text(encoding="utf-8")) if run.is_file() else {}
+        before, settings = with_later_keys(before), with_later_keys(settings)
         if before != settings:
             names = sorted(settings.keys() | before.keys())
             changed = [name for name in names if before.get(name) != settings.get(name)]
@@ -47,6 +49,24 @@ def prepare_folder(folder: Path, settings: Mapping[str, Any], resume: bool) -> N
     written = folder / "run.json.partial"
     written.write_text(json.dumps(settings) + "\n", encoding="utf-8")
     written.rename(run)
+
+
+_LATER: tuple[tuple[tuple[str, ...], Any], ...] = (
+    (("recipe", "data", "skip_bad"), False),
+    (("data", "left_out"), {"count": 0, "records": []}),
+)
+
+
+def with_later_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings or a manifest of a recipe's run, with the defaults of keys that came later than it did."""
+    filled: dict[str, Any] = copy.deepcopy(dict(settings))
+    for path, default in _LATER:
+        place: Any = filled.get("notes", filled)
+        for name in path[:-1]:
+            place = place.get(name) if isinstance(place, dict) else None
+        if isinstance(place, dict):
+            place.setdefault(path[-1], default)
+    return filled
 
 
 def last_checkpoint(folder: Path, processes: int | None = None) -> str | None:

@@ -24,6 +24,7 @@ from reverse.models import load
 from reverse.tokens import add_tokens, token_ids
 from reverse.training.adapters import check_tuning, quantization, select_trained
 from reverse.training.checked import check_records, checked_file
+from reverse.training.checkpoints import with_later_keys
 from reverse.training.datasets import RecordDataset
 from reverse.training.encoding import Encoder
 from reverse.training.parallel import check_parallel, check_shared, is_first
@@ -111,7 +112,8 @@ def _finished(recipe: Recipe, resume: bool) -> dict[str, Any] | None:
     if not resume:
         return None
     same_data = found["data"].get("sha256") == _data_manifest(recipe)["sha256"]
-    if found["recipe"] != json.loads(json.dumps(_outcome(recipe))) or not same_data:
+    before = with_later_keys(found)["recipe"]
+    if before != json.loads(json.dumps(_outcome(recipe))) or not same_data:
         raise FileExistsError(
             f"output: {output} holds a run of another recipe or other data: name another folder, or start "
             "over in its place with --restart"

@@ -19,7 +19,9 @@ from reverse.data.importing import import_records
 from reverse.data.records import ANSWER_TYPE
 from reverse.data.scenes import write_scenes
 from reverse.training import checked
+from reverse.training import checkpoints as checkpointing
 from reverse.training.checked import check_records, checked_file, find_bad
+from reverse.training.checkpoints import prepare_folder
 from reverse.training.datasets import RecordDataset
 from reverse.training.encoding import Encoder
 from reverse.training.recipe import load_recipe
@@ -327,6 +329,32 @@ def test_a_run_names_what_it_leaves_out(recipe, folder, capsys):
         assert not checked_file(folder / name).exists()
         assert f"{name}: left out 2 bad records" in capsys.readouterr().out
     assert json.loads((folder / "one/training.json").read_text())["data"]["left_out"]["records"] == [6, 13]
+
+
+def test_runs_from_before_skip_bad_go_on(recipe, folder):
+    """A run that was finished or stopped before the key existed would be refused as another recipe's."""
+    write(folder, FINE)
+    run_recipe(load_recipe(recipe), quiet=True)
+    path = folder / "out/training.json"
+    manifest = json.loads(path.read_text())
+    before = json.loads(path.read_text())
+    del before["recipe"]["data"]["skip_bad"], before["data"]["left_out"]
+    path.write_text(json.dumps(before))
+    assert run_recipe(load_recipe(recipe), quiet=True) == before
+    with pytest.raises(FileExistsError, match="another recipe"):
+        run_recipe(load_recipe(recipe, ["data.skip_bad=true"]), quiet=True)
+    checkpoints = folder / "some.checkpoints"
+    settings = {"batch": 1, "notes": {name: manifest[name] for name in ("recipe", "data")}}
+    stopped = {"batch": 1, "notes": {name: before[name] for name in ("recipe", "data")}}
+    prepare_folder(checkpoints, stopped, resume=False)
+    (checkpoints / "checkpoint-1").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpointing, "last_checkpoint", lambda folder: "checkpoint-1")
+        prepare_folder(checkpoints, settings, resume=True)
+        settings["notes"]["data"]["left_out"] = {"count": 1, "records": [3]}
+        with pytest.raises(ValueError, match="other settings"):
+            prepare_folder(checkpoints, settings, resume=True)
+    assert (checkpoints / "checkpoint-1").is_dir()
 
 
 def test_the_command_lists_them(recipe, folder):
