@@ -78,17 +78,15 @@ def _files_of(folder: Path) -> set[str]:
         return {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
 
 
-_ORIENTATION = 0x0112  # of EXIF; from 5 on a picture lies on its side
-
-
 def image_size(path: str | Path) -> tuple[int, int]:
-    """(height, width) as `open_image` gives it, read off the file's beginning.
+    """Width and height of a picture as its header says them, before EXIF turns it; no pixel is decoded.
 
-    Raises what PIL raises for a file that is no picture.
+    Raises FileNotFoundError and ValueError as `open_image` does; that a file is damaged is not seen here.
     """
-    with Image.open(path) as picture:
-        width, height = picture.size
-        return (width, height) if picture.getexif().get(_ORIENTATION, 1) >= 5 else (height, width)
+    with Path(path).open("rb") as stream:
+        image = _read_header(stream, str(path))
+        _check_size(image, str(path))
+        return image.size
 
 
 def open_image(source: str | Path | bytes | Image.Image) -> Image.Image:
@@ -118,11 +116,15 @@ def open_image(source: str | Path | bytes | Image.Image) -> Image.Image:
 
 
 def _open(stream, name: str) -> Image.Image:
+    return _decode(_read_header(stream, name), name)
+
+
+def _read_header(stream, name: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             # Ours is the limit that speaks: PIL's own warns from 89 megapixels on and raises at 179.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(stream)
+            return Image.open(stream)
     except Image.DecompressionBombError as error:
         raise ValueError(
             f"{name} is larger than {MAX_PIXELS} pixels ({error}): scale it down first"
@@ -131,10 +133,9 @@ def _open(stream, name: str) -> Image.Image:
         raise ValueError(
             f"{name} is not a picture that can be read ({error}): save it again as PNG or JPEG"
         ) from error
-    return _decode(image, name)
 
 
-def _decode(image: Image.Image, name: str) -> Image.Image:
+def _check_size(image: Image.Image, name: str) -> None:
     width, height = image.size
     if min(width, height) < MIN_SIDE:
         raise ValueError(
@@ -148,6 +149,10 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
         raise ValueError(
             f"{name} is {width}x{height} pixels, a side over {MAX_RATIO} times the other: crop it"
         )
+
+
+def _decode(image: Image.Image, name: str) -> Image.Image:
+    _check_size(image, name)
     try:
         if image.tell():
             image.seek(0)

@@ -1,13 +1,14 @@
 """Before the first step all records are looked at, so that none stops a run hours later.
 
-    bad = find_bad(dataset)             # of a RecordDataset: [Bad(17, "no such picture: …", "{…}"), …]
+    bad = find_bad(dataset)             # of a RecordDataset: [Bad(17, "no such picture: …"), …]
     numbers = check_records(dataset, "out/run", identity={"sha256": …}, skip_bad=False)
 
 Nearly all records are recognised as good at a glance: their tags match one pattern, and their texts are so
-short that, at a byte an id, they fit. What is left is encoded as in training, which then says what is wrong.
+short that, at a byte an id, they fit; where the largest thinkable picture would leave no room for them, the
+picture's header says how large it is. What is left is encoded as in training, which then says what is wrong.
 So the glance must never pass what the encoder refuses, and need not know why it does. Beyond what the encoder
 refuses, malformed tags are bad, as in `reverse data check`, and so are pictures that are not there; they are
-not opened. Each process of a run looks at a share of the records and learns what the others found.
+not decoded. Each process of a run looks at a share of the records and learns what the others found.
 
 The outcome is kept in `OUTPUT.checked.json` until the run has ended, for this data, these settings and this
 processor, so that a run that goes on does not look again.
@@ -27,15 +28,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from reverse.data.files import write_json
-from reverse.data.images import look_for_images
+from reverse.data.images import image_size, look_for_images, resolve_image
 from reverse.tokens.spans import CN, SPAN, UN, problems
 from reverse.training.datasets import RecordDataset
-from reverse.training.encoding import IMAGE, Encoder, Turn
+from reverse.training.encoding import IMAGE, MARK, Encoder, Turn, holds_half
 from reverse.training.parallel import exchange, is_first, processes, rank
 
 __all__ = ["Bad", "check_records", "checked_file", "find_bad"]
 
-FORMAT = 1  # of the file
+FORMAT = 2  # of the file
 SHOWN = 5  # bad records in a message
 LARGEST_SHARE = 0.5  # of records that may be left out: more are no bad records but a wrong setting
 _HINT = 64  # ids that a hint takes beside its phrase, and more
@@ -47,11 +48,10 @@ _WELL_FORMED = re.compile(rf"[^<]*(?:{SPAN}[^<]+(?:{CN}|{UN})[^<]*)*")
 
 
 class Bad(NamedTuple):
-    """A record that cannot be trained: its number in the file, why, and, of the first few, its beginning."""
+    """A record that cannot be trained: its number in the file, and why."""
 
     number: int
     reason: str
-    record: str
 
 
 def check_records(
@@ -84,15 +84,22 @@ def check_records(
     known = exchange(kept)[0]
     if known is None:
         say(f"checking {count:,} records")
+        most, longest = dataset.pictures.most(), dataset.encoder.max_length
+        if longest is not None and most >= longest and dataset.pictures.keeps_size:
+            say(
+                f"a picture may take {most:,} ids and a row holds {longest:,} (data.max_length): the sizes "
+                "of all pictures are read, and what does not fit is bad; data.max_pixels makes them smaller"
+            )
         began = time.monotonic()
         first, end = (count * k // processes() for k in (rank(), rank() + 1))
         bad = find_bad(dataset, first, end)
-        shares = exchange([[one.number for one in bad], bad[:SHOWN]])
+        samples = [[*one, _beginning(dataset, one.number)] for one in bad[:SHOWN]]
+        shares = exchange([[one.number for one in bad], samples])
         numbers = sorted(number for share, _ in shares for number in share)
-        shown = [Bad(*one) for _, some in shares for one in some][:SHOWN]
+        shown = [one for _, some in shares for one in some][:SHOWN]
         say(f"checked {count:,} records in {time.monotonic() - began:.0f} s: {len(numbers):,} are bad")
     else:
-        numbers, shown = known["bad"], [Bad(*one) for one in known["shown"]]
+        numbers, shown = known["bad"], known["shown"]
     if numbers and not skip_bad:
         mend = "mend them (`reverse data check` looks at tags and pictures), or leave them out with "
         raise ValueError(_message(dataset, numbers, shown, count, mend + "data.skip_bad=true"))
@@ -103,7 +110,7 @@ def check_records(
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"key": key, "bad": numbers, "shown": shown})
     if numbers:
-        say(f"left out {len(numbers):,} bad records, the first of them {numbers[:10]}: {shown[0].reason}")
+        say(f"left out {len(numbers):,} bad records, the first of them {numbers[:10]}: {shown[0][1]}")
         dataset.leave_out(numbers)
     return numbers
 
@@ -142,10 +149,7 @@ def find_bad(dataset: RecordDataset, first: int = 0, end: int | None = None) -> 
         pictures = np.frombuffer(shown, dtype=np.int64)
         for k in np.flatnonzero(np.isin(pictures, list(why))).tolist():
             bad.setdefault(numbers[k], why[int(pictures[k])])
-    return [
-        Bad(number, bad[number], _beginning(dataset, number) if k < SHOWN else "")
-        for k, number in enumerate(sorted(bad))
-    ]
+    return [Bad(number, _shown(bad[number])) for number in sorted(bad)]
 
 
 class _Glance:
@@ -157,6 +161,7 @@ class _Glance:
         self.dataset = dataset
         self.encoder = Encoder(encoder.processor, max_length=encoder.max_length, cache=0)
         self.most = dataset.pictures.most()
+        self._last: tuple[str | None, int] = (None, 0)  # a picture and its ids
         longest = encoder.max_length
         # Ids of the template, those of the two letters counted twice.
         template = len(Encoder(encoder.processor).row([Turn("a", "a")], None).ids) + 16
@@ -178,19 +183,24 @@ class _Glance:
                 return False
             if "<" in answer and not _WELL_FORMED.fullmatch(answer):
                 return False
-            if not answer.strip() or answer[0].isspace():  # may be one token with the prompt's last newline
+            # Tokenizers may merge newlines and signs with the template's last ones.
+            if not answer.strip() or not (answer[0].isalnum() or answer.startswith(SPAN)):
                 return False
-            if not (question.isascii() and answer.isascii()) and _HALF.search(question + answer):
+            if not question.isascii() and MARK[0] in question:
                 return False
-        hints = "".join(turn.get("hint") or "" for turn in said)
-        if not hints.isascii() and _HALF.search(hints):
-            return False
-        room = self.room_beside if picture else self.room
-        if room is None:
+            if holds_half(question) or holds_half(answer) or holds_half(said[k + 1].get("hint") or ""):
+                return False
+        if self.room is None or self.room_beside is None:
             return True
         first = said[0]["value"] + said[1]["value"] + (said[1].get("hint") or "")
         # An id stands for a byte at least; where texts are normalised, one beyond ASCII may become two.
-        return len(first) <= room if first.isascii() else 2 * len(first.encode("utf-8", "replace")) <= room
+        needed = len(first) if first.isascii() else 2 * len(first.encode("utf-8", "replace"))
+        if not picture or needed <= self.room_beside or needed > self.room:
+            return needed <= (self.room_beside if picture else self.room)
+        try:
+            return needed <= self.room - self._ids_of(record["image"])
+        except (ValueError, OSError):
+            return False
 
     def verdict(self, number: int, record: Mapping[str, Any]) -> str | None:
         """Why this record cannot be trained; None where it can."""
@@ -218,9 +228,12 @@ class _Glance:
         return None
 
     def _ids_of(self, image: str) -> int:
-        from reverse.data.images import image_size, resolve_image
-
-        return self.dataset.pictures.of_size(*image_size(resolve_image(self.dataset.image_root, image)))
+        if not self.dataset.pictures.keeps_size:
+            return self.most
+        if image != self._last[0]:  # records about one picture stand together
+            size = image_size(resolve_image(self.dataset.image_root, image))
+            self._last = image, self.dataset.pictures.count(*size)
+        return self._last[1]
 
 
 def _settings(dataset: RecordDataset) -> dict[str, Any]:
@@ -248,15 +261,21 @@ def _read(path: Path, key: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
 
 
-def _message(dataset: RecordDataset, numbers: list[int], shown: list[Bad], count: int, mend: str) -> str:
+def _message(dataset: RecordDataset, numbers: list[int], shown: list[Any], count: int, mend: str) -> str:
+    """`shown`: number, reason and beginning of the first ones."""
     lines = [
         f"data.records: {len(numbers):,} of {count:,} records of {dataset.path} cannot be trained: {mend}"
     ]
-    lines += [f"  record {bad.number}: {bad.reason}; the record: {bad.record}" for bad in shown]
+    lines += [f"  record {number}: {reason}; the record: {record}" for number, reason, record in shown]
     more = [str(number) for number in numbers[len(shown) :]]
     if more:
         lines.append(f"  and {len(more):,} more: {', '.join(more[:20])}{', …' if len(more) > 20 else ''}")
     return "\n".join(lines)
+
+
+def _shown(reason: str) -> str:
+    """As a terminal takes it: a name of a picture may hold half of a surrogate pair."""
+    return reason if reason.isascii() else reason.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _beginning(dataset: RecordDataset, number: int) -> str:

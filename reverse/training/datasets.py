@@ -115,7 +115,8 @@ class RecordDataset(Dataset[Item]):
         try:
             return self.encoder.row(self.turns(index, record), image_tokens)
         except ValueError as error:
-            said = json.dumps(record, ensure_ascii=False)
+            # It is shown on terminals, which take no half of a surrogate pair.
+            said = json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace").decode("utf-8")
             raise ValueError(f"{self.path}, record {index}: {error}; the record: {said[:600]}") from error
 
     def lengths(self) -> npt.NDArray[np.int64]:

@@ -14,6 +14,7 @@ sample is dropped (LLaVA's "tokenization mismatch (ignored)", haotian-liu/LLaVA#
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +30,8 @@ __all__ = ["Encoder", "Item", "Row", "Turn", "turns_of"]
 
 Ids = npt.NDArray[np.int64]
 IMAGE = "<image>"  # stands for the picture in records, whatever the model writes for it
-_MARK = "\u2983{}\u2984"  # stands for an answer while a template is taken apart
+_HALF = re.compile(r"[\ud800-\udfff]")  # JSON may hold half of a surrogate pair; tokenizers cannot take it
+MARK = "\u2983{}\u2984"  # stands for an answer while a template is taken apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +92,9 @@ class Encoder:
             image_tokens: ids that stand for the picture, None where there is none.
 
         Raises:
-            ValueError: no turns, a turn that says nothing, a picture's token in a text, a first turn longer
-            than `max_length`, a `</UN>` without its `<SPAN>`, or text that cannot be taken apart.
+            ValueError: no turns, a turn that says nothing or holds half of a surrogate pair, a picture's
+            token in a text, a first turn longer than `max_length`, a `</UN>` without its `<SPAN>`, or text
+            that cannot be taken apart.
         """
         if not turns:
             raise ValueError("a conversation needs at least one question and answer, got none")
@@ -161,7 +164,7 @@ class Encoder:
 
     def _take_apart(self, questions: tuple[str, ...], picture: bool) -> list[Ids]:
         """Ids before each answer: the conversation is rendered with marks for answers and cut at them."""
-        marks = [_MARK.format(k) for k in range(len(questions))]
+        marks = [MARK.format(k) for k in range(len(questions))]
         messages = _messages(questions, marks, picture)
         prompt = self._render(messages[:1], add_generation_prompt=True)
         parts = []
@@ -194,7 +197,7 @@ class Encoder:
 
     def _end_of_turn(self) -> str:
         """The token that the template writes after an answer; the tokenizer's own where it writes none."""
-        mark = _MARK.format(0)
+        mark = MARK.format(0)
         whole = self._render(_messages(["question"], [mark], False), add_generation_prompt=False)
         text = whole.partition(mark)[2].strip()
         if not text:
@@ -214,7 +217,7 @@ class Encoder:
 
     def _answer_start(self) -> tuple[str, str]:
         """(what the template writes between generation prompt and answer, its last words before that)."""
-        mark = _MARK.format(0)
+        mark = MARK.format(0)
         messages = _messages(["question"], [mark], False)
         prompt = self._render(messages[:1], add_generation_prompt=True)
         whole = self._render(messages, add_generation_prompt=False)
@@ -276,11 +279,30 @@ def _around(text: str, found: str) -> str:
 
 
 def _check_said(turn: Turn, k: int, about_picture: bool) -> None:
-    """Refuse a turn that says nothing: a blank answer would teach silence; a picture may stand alone."""
+    """Refuse a turn that says nothing, for a blank answer would teach silence, or is no text.
+
+    A picture may stand alone.
+    """
+    for name, text in (
+        ("question", turn.question),
+        ("answer", turn.answer),
+        *(("hint", h) for h in turn.hints),
+    ):
+        if holds_half(text):
+            at = _HALF.search(text).start()  # type: ignore[union-attr]
+            near = ascii(text[max(0, at - 40) : at + 40])
+            raise ValueError(
+                f"turn {k} holds half of a surrogate pair in its {name}: mend it; it says {near}"
+            )
     if not turn.answer.strip():
         raise ValueError(f"turn {k} has a blank answer: leave it out; it asks {turn.question[:80]!r}")
     if not (turn.question.strip() or about_picture):
         raise ValueError(f"turn {k} has a blank question: leave it out; its answer is {turn.answer[:80]!r}")
+
+
+def holds_half(text: str) -> bool:
+    """Whether half of a surrogate pair stands in it (`\\ud83d` in JSON, where an emoji was cut through)."""
+    return not text.isascii() and _HALF.search(text) is not None
 
 
 def _messages(questions: Sequence[str], answers: Sequence[str], picture: bool) -> list[dict[str, Any]]:

@@ -47,16 +47,22 @@ class PictureEncoder:
     def most(self) -> int:
         """As many ids as a picture can take, where one's size decides; else as many as each of them takes."""
         images = self.processor.image_processor
-        if "longest_edge" in images.size and hasattr(images, "merge_size"):
+        if self.keeps_size:
             return int(images.size["longest_edge"]) // (images.patch_size * images.merge_size) ** 2
         return self(np.full((64, 64, 3), 127, dtype=np.uint8))[1]
 
-    def of_size(self, height: int, width: int) -> int:
-        """How many ids a picture of so many pixels takes, without looking at one."""
+    @property
+    def keeps_size(self) -> bool:
+        """Whether the image processor scales a picture by a rule of its own (Qwen2.5-VL)."""
         images = self.processor.image_processor
-        if hasattr(images, "get_number_of_image_patches") and hasattr(images, "merge_size"):
-            return int(images.get_number_of_image_patches(height, width, {})) // images.merge_size**2
-        return self.most()
+        return "longest_edge" in images.size and hasattr(images, "merge_size")
+
+    def count(self, width: int, height: int) -> int:
+        """How many ids a picture of this size takes, without the picture; sides may be exchanged."""
+        images = self.processor.image_processor
+        if not self.keeps_size:
+            return self.most()
+        return int(images.get_number_of_image_patches(height, width)) // images.merge_size**2
 
     def _slow(self, picture: Any) -> dict[str, Tensor]:
         return dict(self.processor.image_processor(images=[picture], return_tensors="pt"))

@@ -1,18 +1,22 @@
 """All records are looked at before the first step: what would stop a run is found, and named."""
 
+import copy
 import json
 import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
 from reverse.cli import app
-from reverse.data.images import look_for_images
+from reverse.data.images import look_for_images, open_image
 from reverse.data.importing import import_records
+from reverse.data.records import ANSWER_TYPE
 from reverse.data.scenes import write_scenes
 from reverse.training import checked
 from reverse.training import checkpoints as checkpointing
@@ -49,6 +53,11 @@ BAD = {  # what is wrong: the record
     "no such picture: ": said("<image>\nQ?", GOOD, image="nowhere/1.png"),
     "leaves": said("<image>\nQ?", "A", image="../1.png"),
     "must be relative": said("<image>\nQ?", "A", image="/1.png"),
+    "half of a surrogate pair in its question": said("Q? \ud83d", "A dog"),
+    "half of a surrogate pair in its answer": said("Q?", "<SPAN>A \ud83d</CN>, and 1 < 2"),
+    "turn 1 holds half of a surrogate pair": said("Q?", "A", "B?", "A cut \udc00"),
+    "ures/\\ud83d": said("<image>\nQ?", "A", image="pictures/\ud83d.png"),
+    "writes": said("Is \u29830\u2984 a sign?", "Yes"),  # the mark of an answer's place
     "human": {"id": "x", "conversations": said("Q?", "A")["conversations"][::-1]},
 }
 FINE = [
@@ -74,7 +83,7 @@ def folder(tmp_path):
 
 
 def write(folder, records, name="records.json"):
-    (folder / name).write_text(json.dumps(records, ensure_ascii=False))
+    (folder / name).write_text(json.dumps(records))
     return folder / name
 
 
@@ -89,7 +98,6 @@ def test_each_fault_is_found_and_named(encoder, folder):
     assert [bad.number for bad in found] == list(range(len(FINE), len(records), 2))
     for bad, reason in zip(found, BAD, strict=True):
         assert reason in bad.reason, bad
-        assert bad.record.startswith('{"id": "x"')
 
 
 def test_what_passes_can_be_trained(encoder, folder):
@@ -100,6 +108,79 @@ def test_what_passes_can_be_trained(encoder, folder):
         if number not in bad:
             assert len(dataset[number].rows[0].ids) <= 1000
     assert bad == set(range(len(FINE), len(dataset)))
+
+
+def test_what_begins_with_a_newline_goes_to_the_encoder(tiny_qwen, folder):
+    """Qwen2.5 and Llama-3.1 join newlines with the template's last one: the run stops when it is drawn."""
+    processor = copy.deepcopy(tiny_qwen[1])
+    backend = json.loads(processor.tokenizer.backend_tokenizer.to_str())
+    vocabulary = backend["model"]["vocab"]
+    name = next(name for name in list(vocabulary)[::-1] if len(name) > 3)
+    vocabulary["ĊĊ"] = vocabulary.pop(name)
+    kept = [pair for pair in backend["model"]["merges"] if name not in "".join(pair)]
+    backend["model"]["merges"] = [*kept, ["Ċ", "Ċ"]]
+    split = {"type": "Split", "pattern": {"Regex": r"\s*[\r\n]+|\s+|[^\s]+"}, "behavior": "Isolated"}
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    backend["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split | {"invert": False}, level]}
+    processor.tokenizer._tokenizer = Tokenizer.from_str(json.dumps(backend))
+    texts = ("ok", "\nHello", "two\n\n", "\n\nHello", "(a)", "<SPAN>a</CN>")
+    records = [said("Q?", text) for text in texts]
+    dataset = opened(write(folder, records), Encoder(processor, max_length=1000))
+    refused = []
+    for k in range(len(dataset)):
+        try:
+            dataset[k]
+        except ValueError:
+            refused.append(k)
+    assert refused and [bad.number for bad in find_bad(dataset)] == refused
+
+
+def test_pictures_are_not_decoded_to_know_their_size(tiny_qwen, folder, monkeypatch):
+    """Without data.max_pixels a picture of Qwen's may be longer than a row: the check took 30 ms a record."""
+    processor, shown = copy.deepcopy(tiny_qwen[1]), []
+    images = processor.image_processor
+    side = images.patch_size * images.merge_size
+    images.size = type(images.size)(shortest_edge=images.size["shortest_edge"], longest_edge=2000 * side**2)
+    sizes, records = [(56, 56), (640, 480), (31, 1200), (8, 8), (1000, 999), (2000, 2000)], []
+    for k, size in enumerate(sizes):
+        exif = Image.Exif()
+        exif[0x0112] = 6  # turned
+        Image.new("RGB", size).save(folder / f"images/{k}.jpg", exif=exif)
+        records.append(said("<image>\nQ?", "A dog", image=f"images/{k}.jpg"))
+    dataset = opened(write(folder, records), Encoder(processor, max_length=1500))
+    refused = []
+    for k, size in enumerate(sizes):
+        picture = open_image(folder / f"images/{k}.jpg")
+        assert dataset.pictures(picture)[1] == dataset.pictures.count(*size)
+        try:
+            dataset[k]
+        except ValueError:
+            refused.append(k)
+    assert 0 < len(refused) < len(sizes)
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    monkeypatch.setattr(type(dataset.pictures), "_slow", lambda *args: pytest.fail("preprocessed"))
+    assert check_records(dataset, folder / "run", identity={}, skip_bad=True, say=shown.append) == refused
+    assert "data.max_pixels" in shown[1]
+
+
+def test_half_of_a_surrogate_pair(encoder, folder, capsys):
+    """An emoji that was cut through is a TypeError of the tokenizer, in the run or in the check itself."""
+    hinted = said("Q?", "good")
+    hinted["conversations"][1] |= {"A_type": ANSWER_TYPE, "hint": "a \ud800"}
+    records = [said("Q?", GOOD)] * 5 + [said("Q?", "if a < b \ud83d then"), said("\udc00?", "b"), hinted]
+    (folder / "records.json").write_text(json.dumps(records))
+    sure = opened(folder / "records.json", encoder, hint_share=1.0)
+    for number in (5, 6, 7):
+        with pytest.raises(
+            ValueError, match=rf"record {number}: turn 0 holds half of a surrogate pair"
+        ) as error:
+            sure[number]
+        print(error.value)
+    assert check_records(sure, folder / "run", identity={}, skip_bad=True, say=print) == [5, 6, 7]
+    capsys.readouterr().out.encode("utf-8")
+    never = opened(folder / "records.json", encoder, hint_share=0.0)
+    assert [bad.number for bad in find_bad(never)] == [5, 6]
+    assert len(never[7].rows[0].ids)  # a hint that is not drawn harms nobody
 
 
 def test_length_counts_the_picture_as_large_as_it_is(tiny_qwen, folder):
@@ -175,6 +256,20 @@ def test_outcome_is_kept_for_the_same_data_only(tiny_llava, folder, monkeypatch)
     checked_file(output).write_text("{")
     again("b", skip_bad=True)
     assert len(calls) == 5
+
+
+def test_bad_records_cost_little_memory(tiny_llava, folder):
+    """With the wrong folder all 1.3 million are bad, and the beginning of each would take a gigabyte."""
+    record = said("<image>\nQ?", "A <SPAN>dog</CN> is here. " * 40, image="none/1.png")
+    dataset = opened(write(folder, [record] * 2000), Encoder(tiny_llava[1], max_length=2000))
+    tracemalloc.start()
+    found = find_bad(dataset)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(found) == 2000 and kept < 250 * 2000, kept
+    with pytest.raises(ValueError) as error:
+        check_records(dataset, folder / "run", identity={})
+    assert str(error.value).count('; the record: {"id": "x"') == checked.SHOWN
 
 
 def test_half_of_the_data_is_not_left_out(tiny_llava, folder):
