@@ -42,7 +42,6 @@ LARGEST_SHARE = 0.5  # of records that may be left out: more are no bad records 
 _HINT = 64  # ids that a hint takes beside its phrase, and more
 
 _TAG = re.compile(f"{SPAN}|{CN}|{UN}")
-_HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair, as JSON may hold it: no tokenizer takes it
 # Every "<" belongs to a tag that opens or closes a phrase with something in it.
 _WELL_FORMED = re.compile(rf"[^<]*(?:{SPAN}[^<]+(?:{CN}|{UN})[^<]*)*")
 
@@ -205,8 +204,6 @@ class _Glance:
     def verdict(self, number: int, record: Mapping[str, Any]) -> str | None:
         """Why this record cannot be trained; None where it can."""
         for k, turn in enumerate(record["conversations"]):
-            if _HALF.search(turn["value"]) or _HALF.search(turn.get("hint") or ""):
-                return f"turn {k // 2} holds half of a surrogate pair, which is no text"
             if k % 2 == 0 and (tag := _TAG.search(turn["value"])):
                 return f"turn {k // 2} has {tag.group()} in its question"
             if k % 2 and (found := problems(turn["value"])):
