@@ -38,11 +38,10 @@ from reverse.evaluation.scene_tables import METRICS, scene_table
 from reverse.evaluation.scenes import PROMPT, Contender, auroc, environment, measure, picture
 from reverse.evaluation.sweeping import finite, sweep
 from reverse.evaluation.tables import save
+from reverse.evaluation.training_claims import CORRECTING
 from reverse.evaluation.truth import read_phrases
 from reverse.models import default_threshold, load
 
-# As in benchmarks/scenes_training.py: ten attempts at almost one temperature repeat one phrase here.
-SETTINGS = {"local_attempts": 4, "temperature_step": 0.4, "temperature_rise": 1.2, "on_exhausted": "drop"}
 BASELINES = ("likelihood", "confidence")
 
 
@@ -70,7 +69,7 @@ def main() -> None:
     threshold = given.threshold or default_threshold(tagged[0])
     report: dict[str, Any] = {
         "threshold": threshold,
-        "settings": SETTINGS,
+        "settings": CORRECTING,
         "seconds": {},
         "count": given.count,
     }
@@ -133,7 +132,7 @@ def _contenders(
         twin = load(given.twin, device=device, dtype="float32", require_tokens=False)
         rows["twin"] = run(Contender("twin", given.twin, "plain"), twin)
     rows["off"] = run(Contender("off", name, "plain"), tagged)
-    rows["on"] = run(Contender("on", name, threshold=threshold, settings=SETTINGS), tagged)
+    rows["on"] = run(Contender("on", name, threshold=threshold, settings=CORRECTING), tagged)
     rows["library"] = run(Contender("library", name, threshold=threshold), tagged)
     made = sum(row["generated"] for row in rows["on"]) / sum(row["generated"] for row in rows["off"])
     n = candidates_for(made)
@@ -176,7 +175,7 @@ def _contenders(
         each.name: run(each, tagged, split="shift")
         for each in (
             Contender("off", name, "plain"),
-            Contender("on", name, threshold=threshold, settings=SETTINGS),
+            Contender("on", name, threshold=threshold, settings=CORRECTING),
         )
     }
     off, on = (scene_table(shifted[row]) for row in ("off", "on"))

@@ -19,7 +19,8 @@ import time
 from pathlib import Path
 
 from reverse.data.files import write_json
-from reverse.evaluation.answers import read_answers, without_timing
+from reverse.evaluation.answers import without_timing
+from reverse.evaluation.reading import read_answers
 
 
 def start(given: argparse.Namespace, out: Path) -> subprocess.Popen[bytes]:

@@ -19,30 +19,38 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reverse.evaluation.training_claims import STRICT_COVERAGE, choose_thresholds, columns, figures, merge
+from reverse.data.files import write_json
+from reverse.evaluation.sweeping import finite
+from reverse.evaluation.training_claims import (
+    CORRECTING,
+    CORRECTING_YES_NO,
+    STRICT_COVERAGE,
+    choose_thresholds,
+    columns,
+    merge,
+    points,
+)
 
-# How the tiny models are corrected here. The library's own settings (K=10, T rising by 0.1 up to 0.5, the
-# least suspect phrase kept) are measured beside it, as row "library": at these sizes ten attempts at almost
-# the same temperature repeat one phrase, and keeping the least suspect one keeps what is false.
-SETTINGS = {"local_attempts": 4, "temperature_step": 0.4, "temperature_rise": 1.2, "on_exhausted": "drop"}
-YES_NO = {"yes_no": True, "local_attempts": 4, "temperature_step": 0.4, "temperature_rise": 1.2}
 THRESHOLDS = (0.5, 0.3, 0.2, 0.14, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01)
 SPLITS = ("test", "shift")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A trained pair: `folder/tags` and, with `twin`, `folder/twin`."""
+    """A tagged model, `folder/tags`, and its twin, `folder/twin`, where there is one."""
 
     family: str
     seed: int
     variant: str
     folder: Path
-    twin: bool
 
     @property
     def name(self) -> str:
         return f"{self.family}-{self.seed}-{self.variant}"
+
+    @property
+    def twin(self) -> bool:
+        return (self.folder / "twin").is_dir()
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -110,20 +118,20 @@ class Measuring:
         asked += [self._ask(run, row, split, rows[row]) for row, split in places]
         for future in asked:
             piece = future()
-            shown = figures(piece["columns"])
-            short = {name: round(value[0], 4) for name, value in shown.items() if isinstance(value, list)}
-            self.say(f"{run.name} {piece['split']} {piece['row']} {short} ({piece['seconds']} s)")
+            shown = {name: round(value, 4) for name, value in points(piece["columns"]).items()}
+            self.say(f"{run.name} {piece['split']} {piece['row']} {shown} ({piece['seconds']} s)")
         self.say(f"{run.name} is whole")
         return chosen
 
     def _sweep(self, run: Run, goal: Any) -> dict[float, Any]:
         """Columns on val at falling thresholds, until more coverage is lost than even the strict one may."""
         found: dict[float, Any] = {}
+        least = STRICT_COVERAGE * points(goal)["coverage"]
         ahead = max(1, self.options.judges // 4)  # asked for at a time
         for at in range(0, len(THRESHOLDS), ahead):
             sweep = {t: self._ask(run, "on", "val", t) for t in THRESHOLDS[at : at + ahead]}
             found |= {t: future()["columns"] for t, future in sweep.items()}
-            if any(_coverage(columns) < STRICT_COVERAGE * _coverage(goal) for columns in found.values()):
+            if min(points(each)["coverage"] for each in found.values()) < least:
                 break
         return found
 
@@ -132,9 +140,8 @@ class Measuring:
         found = self.pieces.find(run=run.name, row="on", split="val", threshold=threshold)
         twin = self.pieces.find(run=run.name, row="twin", split="val")
         assert found is not None and twin is not None
-        shown, other = figures(found["columns"]), figures(twin["columns"])
-        short = max(0.0, other["coverage"][0] - 0.005 - shown["coverage"][0])
-        return round(short, 4), shown["chair_i"][0]
+        ours, other = points(found["columns"]), points(twin["columns"])
+        return round(max(0.0, other["coverage"] - 0.005 - ours["coverage"]), 4), ours["chair_i"]
 
     def _ask(
         self, run: Run, row: str, split: str, threshold: float | None = None
@@ -161,10 +168,6 @@ class Measuring:
                 self.say(f"measuring failed: {done.exception()}")
             else:
                 self.pieces.append(done.result())
-
-
-def _coverage(columns: Any) -> float:
-    return sum(columns["named"]) / sum(columns["objects"])
 
 
 # ---------------------------------------------------------------------- in other processes
@@ -200,9 +203,9 @@ def _judge(task: dict[str, Any], folder: str, slots: int) -> dict[str, Any]:
     row, twin = task["row"], "twin" in task["row"]
     settings: dict[str, Any] = {"engine": "dynamic"}  # float32: the same answers in any batch
     if row in ("on", "strict"):
-        settings |= SETTINGS
+        settings |= CORRECTING
     elif row == "yesno_on":
-        settings |= YES_NO
+        settings |= CORRECTING_YES_NO
     mode = "plain" if twin or row == "off" else "resample"
     contender = Contender(row, folder, mode, task["threshold"], settings=settings)
     loaded = load(folder, dtype="float32", device=_device, require_tokens=not twin)
@@ -237,7 +240,7 @@ def read_pieces(paths: list[Any]) -> list[dict[str, Any]]:
 
 def write_results(path: Path, lines: list[dict[str, Any]], command: str, gpus: str = "") -> dict[str, Any]:
     """Merge the pieces into the file of results, and print the claims."""
-    from reverse.evaluation.scenes import _finite, environment
+    from reverse.evaluation.scenes import environment
 
     pieces = [line for line in lines if "columns" in line]
     on_cuda = any(str(piece.get("device", "")).startswith("cuda") for piece in pieces)
@@ -253,14 +256,16 @@ def write_results(path: Path, lines: list[dict[str, Any]], command: str, gpus: s
             split: max((p["count"] for p in pieces if p["split"] == split), default=0)
             for split in ("val", *SPLITS)
         },
-        "settings": {"on, strict": SETTINGS, "yes/no": YES_NO, "library": "the library's defaults"},
+        "settings": {
+            "on, strict": CORRECTING,
+            "yes/no": CORRECTING_YES_NO,
+            "library": "the library's defaults",
+        },
         **merge(pieces),
         "training": [{k: v for k, v in line.items() if k not in ("kind", "versions")} for line in trained],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(_finite(report), indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_json(path, finite(report))
     for family, splits in report["claims"].items():
         for split, claims in splits.items():
             print(family, split, {name: [round(x, 4) for x in value] for name, value in claims.items()})

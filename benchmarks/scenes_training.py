@@ -37,6 +37,7 @@ from typing import Any
 
 from scenes_measuring import Measuring, Pieces, Run, read_pieces, write_results
 
+from reverse.data.files import write_json
 from reverse.training.grid import (
     VARIANTS,
     Cell,
@@ -126,13 +127,6 @@ class Grid:
         finally:
             self._finish(command)
 
-    def _hold(self) -> None:
-        """Scenes are drawn meanwhile, and the bases' steps are compiled."""
-        while self.options.hold and not Path(self.options.hold).exists():
-            if time.time() > self.until - 60:
-                raise TimeoutError(f"{self.options.hold} did not come: what was to be waited for?")
-            time.sleep(0.2)
-
     def _cells(self) -> list[Cell]:
         options, cells, loads = self.options, [], dict.fromkeys(self.devices, 0.0)
         places = [(f, s, "main") for f in options.families for s in options.seeds]
@@ -145,7 +139,7 @@ class Grid:
                 Cell(
                     family, seed, variant, str(self.work), self._slabs(seed), device, device, self.base_until,
                     self.until, self.recipes[family], options.seeds[0], twin=variant == "main",
-                    jitter=options.jitter, steps=options.steps, hold=options.hold or "",
+                    jitter=options.jitter, steps=options.steps,
                 )
             )  # fmt: skip
         for k, cell in enumerate(cells):
@@ -214,7 +208,6 @@ class Grid:
             if not path.is_dir():
                 trainers.append(threading.Thread(target=self._base, args=(owner,), daemon=True))
                 trainers[-1].start()
-        self._hold()
         if self.options.bases_only:
             for trainer in trainers:
                 trainer.join(max(0.0, self.end - time.time()))
@@ -263,7 +256,7 @@ class Grid:
                 self._remember(cell.name, stage, cell.folder(stage))
         self.say(f"{cell.name} trained")
         _pack(cell.folder("tags").parent, self.out / f"{cell.name}.tar.xz")
-        run = Run(cell.family, cell.seed, cell.variant, Path(cell.work) / cell.name, cell.twin)
+        run = Run(cell.family, cell.seed, cell.variant, cell.folder("tags").parent)
         if not self.options.train_only:
             self._measure(run)
 
@@ -293,8 +286,7 @@ class Grid:
         for path in packed:
             _unpack(path, self.work)
             family, seed, variant = path.name.removesuffix(".tar.xz").split("-")
-            folder = self.work / f"{family}-{seed}-{variant}"
-            runs.append(Run(family, int(seed), variant, folder, (folder / "twin").is_dir()))
+            runs.append(Run(family, int(seed), variant, self.work / f"{family}-{seed}-{variant}"))
         # Two at a time: the processes that measure have no gaps, and a run is whole early.
         waiting = sorted(runs, key=lambda run: (run.variant != "main", run.family, run.seed))
         workers = [threading.Thread(target=self._measure_all, args=(waiting,)) for _ in range(2)]
@@ -322,9 +314,7 @@ class Grid:
             if run.family not in self.best or mark < self.best[run.family][0]:
                 self.best[run.family] = (mark, run.seed, chosen)
             best = {f: {"seed": seed, "threshold": t} for f, (_, seed, t) in self.best.items()}
-            temporary = self.out / "best.tmp"
-            temporary.write_text(json.dumps(best, indent=1) + "\n", encoding="utf-8")
-            temporary.replace(self.out / "best.json")
+            write_json(self.out / "best.json", best)
 
     def _finish(self, command: str) -> None:
         for pool in (getattr(self, "renderers", None), self.measuring.pool):
@@ -337,8 +327,7 @@ class Grid:
                 process.terminate()
         if not (self.options.train_only or self.options.bases_only):
             write_results(self.out / "scenes_training.json", self.pieces.lines, command, self.options.gpus)
-        if not self.options.keep_work:
-            shutil.rmtree(self.work, ignore_errors=True)
+        shutil.rmtree(self.work, ignore_errors=True)
         self.say("finished")
         sys.stdout.flush()
         os._exit(0)  # threads may still wait for processes that are gone
@@ -424,7 +413,6 @@ def _options() -> argparse.Namespace:
     add("--bases-only", action="store_true", help="train and pack the bases and nothing else")
     add("--bases", help="a folder of packed bases: train none where it has one")
     add("--train-only", action="store_true", help="pack the models and measure nothing")
-    add("--hold", help="a file without which no first step is taken; scenes are drawn meanwhile")
     add("--models", help="train nothing: measure the runs packed in this folder")
     add("--hinted-prejudice", type=float, default=0.0, help="see SceneDataset")
     add("--jitter", type=float, default=0.5, help="share of pictures, in training")
@@ -437,7 +425,6 @@ def _options() -> argparse.Namespace:
     add("--slots", type=int, default=0, help="answers side by side (default: 128; CPU: 16)")
     add("--steps", type=int, default=0, help="of each stage, instead of a time")
     add("--work", help="folder for what may be lost (default: shared memory)")
-    add("--keep-work", action="store_true", help="do not remove it")
     add("--tiny", action="store_true", help="a rehearsal: models that learn nothing")
     add("--merge", nargs="+", help="pieces.jsonl of several calls: merge and do nothing else")
     add("--results", help="with --merge and --models: the file of results")

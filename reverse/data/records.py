@@ -7,6 +7,7 @@ stand on the answers ("gpt") only, and a record about no picture has no "image".
     >>> validate(record)
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from reverse.data.scanning import Broken, scan
 
 ANSWER_TYPE = "general_answer"
 IMAGE_TOKEN = "<image>"
+_HALF = re.compile(r"[\ud800-\udfff]")
 
 
 def make_record(
@@ -35,6 +37,16 @@ def make_record(
         {"from": "gpt", "value": answer, "A_type": answer_type, "hint": hint},
     ]
     return record
+
+
+def half_pair(text: str) -> re.Match[str] | None:
+    """The first half of a surrogate pair; JSON may hold it (an emoji cut through), no tokenizer takes it."""
+    return None if text.isascii() else _HALF.search(text)
+
+
+def whole_text(text: str) -> str:
+    """The same, as long, with a replacement character for each half of a surrogate pair."""
+    return _HALF.sub("\ufffd", text)
 
 
 def validate(record: Any, where: str = "record") -> None:

@@ -34,6 +34,7 @@ from reverse.data.phrasing import (
     protected,
     trimmed,
 )
+from reverse.data.records import whole_text
 from reverse.tokens.spans import Phrase, render, strip
 
 __all__ = ["Tagger", "tag_records"]
@@ -48,7 +49,6 @@ _ASKS_NAME = re.compile(
     r"\b(?:title|name|author|called|wrote|written|brand|genre|type of (?:this )?book)\b", re.I
 )
 _SENTENCE_END = re.compile(r"[.!?。！？]\s*\Z")
-_HALF = re.compile(r"[\ud800-\udfff]")  # half a surrogate, which JSON may hold and the parser cannot read
 _CJK = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 _PREDICATES = ("acomp", "attr", "oprd", "conj", "ROOT", "amod", "advmod")
 _SAID_OF_THINGS = ("adjective", "opposite")
@@ -90,7 +90,7 @@ class Tagger:
             parts = {i: protected(answers[i][0]) for i in some}
             # Line by line: no phrase goes over a line's end, and a list is no sentence.
             lines = [(i, *line) for i in some for line in _lines(masked(answers[i][0], parts[i]))]
-            shown = [_HALF.sub("\ufffd", line) for _, _, line in lines]  # of the same length
+            shown = [whole_text(line) for _, _, line in lines]
             docs = self.nlp.pipe(shown, batch_size=batch)
             parsed: dict[int, list[tuple[int, Any]]] = {i: [] for i in some}
             for (i, offset, _), doc in zip(lines, docs, strict=True):

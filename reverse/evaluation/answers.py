@@ -1,7 +1,6 @@
-"""Answers on disk: JSON lines that can be killed at any moment, gone on with, divided and read back.
+"""Answers on disk: JSON lines that can be killed at any moment, gone on with and divided.
 
-    answers = read_answers("out/chair.jsonl", benchmark="chair")
-    answers.rows[0]["text"], answers.missing, answers.torn
+They are read back by `reverse.evaluation.reading`.
 
 A row holds what the published code writes (question_id, prompt, image_id, text, generation_history,
 answer_id, model_id, successful_correction, metadata) and `resolved`, `finish_reason`, `phrases` (text, start,
@@ -31,17 +30,13 @@ from pathlib import Path
 from typing import Any
 
 from reverse.data.files import sync_folder, whole_file, write_json
-from reverse.evaluation.reading import Answers, kept_rows, read_answers, read_run, rows_of, run_path, whole
+from reverse.evaluation.reading import kept_rows, read_run, run_path, whole
 
 __all__ = [
-    "Answers",
     "AnswersFile",
     "answer_row",
     "config_hash",
     "locked",
-    "read_answers",
-    "read_run",
-    "rows_of",
     "settle",
     "without_timing",
 ]

@@ -113,7 +113,7 @@ def evaluate_on_ray(plan: Plan, workers: int) -> list[Outcome]:
 
 def looked_at_again(outcomes: Sequence[Outcome]) -> list[Outcome]:
     """The same after what other processes finished since: whoever ends last sees that all is there."""
-    from reverse.evaluation.answers import read_answers
+    from reverse.evaluation.reading import read_answers
 
     now = []
     for outcome in outcomes:
@@ -164,7 +164,7 @@ def _device(asked: str | None, at: Place) -> str:
 
 def summary(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     """What stands in each file: counts that go beside every score."""
-    from reverse.evaluation.answers import read_answers
+    from reverse.evaluation.reading import read_answers
 
     rows = []
     for outcome in outcomes:

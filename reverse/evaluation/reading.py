@@ -10,19 +10,21 @@ What a row holds, and how it is written, is told in `reverse.evaluation.answers`
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 __all__ = [
     "Answers",
+    "benchmark_of",
     "kept_rows",
     "read_answers",
     "read_run",
     "read_settings",
     "rows_of",
     "run_path",
+    "unanswered",
     "whole",
 ]
 
@@ -44,7 +46,7 @@ class Answers:
         """By the run's record, else by the rows, else not known."""
         if self.run is not None:
             return self.run["config"].get("benchmark")
-        return next((name for row in self.rows if (name := _benchmark(row))), None)
+        return next((name for row in self.rows if (name := benchmark_of(row))), None)
 
     def problems(self) -> list[str]:
         """What a reader should be told before figures are made of it."""
@@ -118,7 +120,8 @@ def _same_benchmark(answers: Answers, benchmark: str | None, ids: Sequence[Any] 
         )
 
 
-def _benchmark(row: Mapping[str, Any]) -> str | None:
+def benchmark_of(row: Mapping[str, Any]) -> str | None:
+    """The benchmark that a row says it answers, None where it does not."""
     metadata = row.get("metadata")
     return metadata.get("benchmark") if isinstance(metadata, dict) else None
 
@@ -196,6 +199,11 @@ def read_run(path: str | Path) -> dict[str, Any] | None:
             "alone"
         ) from error
     return run
+
+
+def unanswered(run: Mapping[str, Any] | None, answered: Container[str]) -> list[Any]:
+    """Ids of the questions of a run (as `read_run` gives it) that are not among those answered."""
+    return [] if run is None else [i for i in run["questions"]["ids"] if str(i) not in answered]
 
 
 def read_settings(path: str | Path) -> dict[str, Any] | None:

@@ -32,7 +32,7 @@ from reverse.decoding.generate import generate
 from reverse.decoding.trace import Result
 from reverse.evaluation.bootstrap import difference, interval
 from reverse.evaluation.reading import read_settings, rows_of
-from reverse.evaluation.sweeping import finite as _finite
+from reverse.evaluation.sweeping import finite
 from reverse.models import default_threshold, load
 from reverse.models.fingerprint import checkpoint_fingerprint
 from reverse.tokens import strip
@@ -228,6 +228,7 @@ def picture(scene: Scene) -> Any:
 
 def _same_settings(path: Path, settings: dict[str, Any]) -> None:
     """Write down what a file of answers was made with, or refuse to go on with another file's."""
+    settings = json.loads(json.dumps(settings))  # as it is read again: a tuple is a list there
     before = read_settings(path)
     if before is None:
         write_json(path.with_suffix(".settings.json"), settings)
@@ -406,9 +407,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     line = sys.argv[1:] if arguments is None else arguments
     command = shlex.join(["python", "-m", "reverse.evaluation.scenes", *map(str, line)])
     report |= environment(device) | {"command": command, "claims": claims(report)}
-    write_json(given.out / "report.json", _finite(report))
+    write_json(given.out / "report.json", finite(report))
     Console(width=150).print(table(report))
-    print(json.dumps(_finite(report["claims"])))
+    print(json.dumps(finite(report["claims"])))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from reverse.evaluation.detector import Detector
-from reverse.evaluation.reading import read_run, read_settings, rows_of
+from reverse.evaluation.reading import benchmark_of, read_run, read_settings, rows_of, unanswered
 
 __all__ = ["BenchmarkTruth", "SceneTruth", "Truth", "read_phrases", "same_picture"]
 
@@ -87,8 +87,7 @@ class BenchmarkTruth:
     def judge(self, phrases: Sequence[tuple[Row, str]]) -> list[bool | None]:
         """As `Truth.judge`: one call of the benchmark's scorer, each phrase as an answer of its own."""
         for row, _ in phrases if self.benchmark == "amber-g" else ():  # CHAIR knows them by picture
-            metadata = row.get("metadata")
-            named = metadata.get("benchmark") if isinstance(metadata, Mapping) else None
+            named = benchmark_of(row)
             if named not in (None, self.benchmark):
                 raise ValueError(
                     f"question {row.get('question_id')!r} is one of {named}, not of {self.benchmark}: its "
@@ -98,32 +97,21 @@ class BenchmarkTruth:
             return []
         answer = import_module("reverse.evaluation.scoring.rows").Answer
         scorer = import_module(f"reverse.evaluation.scoring.{self.benchmark.split('-')[0]}")
-        # A scorer takes one answer a question: the first phrases of all answers, then the second ones, …
-        turns: dict[int, list[int]] = {}
-        met: dict[str, int] = {}
-        for i, (row, _) in enumerate(phrases):
-            question = str(row.get("question_id"))
-            met[question] = met.get(question, -1) + 1
-            turns.setdefault(met[question], []).append(i)
-        found: list[bool | None] = [None] * len(phrases)
-        for turn in turns.values():
-            asked = [
-                answer(
-                    str(phrases[i][0].get("question_id")),
-                    PurePosixPath(_picture(phrases[i][0])).name,
-                    str(phrases[i][0].get("prompt", "")),
-                    phrases[i][1],
-                    {},
-                    {},
-                    i + 1,
-                )
-                for i in turn
-            ]
-            table, _ = scorer.score(asked, self.folder, partial=True)
-            wrong, named = (table.columns[name] for name in self.COLUMNS[self.benchmark])
-            for i, w, n in zip(turn, wrong, named, strict=True):
-                found[i] = bool(w > 0) if n > 0 else None
-        return found
+        asked = [
+            answer(
+                str(row.get("question_id")),
+                PurePosixPath(_picture(row)).name,
+                str(row.get("prompt", "")),
+                phrase,
+                {},
+                {},
+                i,
+            )
+            for i, (row, phrase) in enumerate(phrases, 1)
+        ]
+        table, _ = scorer.score(asked, self.folder, partial=True)
+        wrong, named = (table.columns[name] for name in self.COLUMNS[self.benchmark])
+        return [bool(w > 0) if n > 0 else None for w, n in zip(wrong, named, strict=True)]
 
 
 def read_phrases(path: str | Path, truth: Truth | None = None) -> Detector:
@@ -132,7 +120,8 @@ def read_phrases(path: str | Path, truth: Truth | None = None) -> Detector:
     Raises FileNotFoundError; ValueError for a file that is no answers file, for answers that were corrected
     while they were made or given twice, for a run that is not finished, and where no phrase can be judged.
     """
-    _made_with_checking_off(path)
+    run = read_run(path)
+    _made_with_checking_off(path, run)
     images: dict[str, int] = {}
     seen: dict[tuple[str, ...], int] = {}
     found: list[tuple[int, float, bool | None]] = []
@@ -157,7 +146,12 @@ def read_phrases(path: str | Path, truth: Truth | None = None) -> Detector:
                 unjudged.append((row, text))
                 places.append(len(found))
             found.append((place, p, label))
-    _of_a_whole_run(path, [key[0] for key in seen])
+    missing = unanswered(run, {key[0] for key in seen})
+    if missing:
+        raise ValueError(
+            f"{path} is of a run that is not finished, {len(missing)} questions have no answer (first: "
+            f"{missing[0]}): the same `reverse eval` command goes on"
+        )
     if truth is not None:
         for at, judged in zip(places, truth.judge(unjudged), strict=True):
             found[at] = (*found[at][:2], judged)
@@ -176,23 +170,11 @@ _GONE = (
 )
 
 
-def _made_with_checking_off(path: str | Path) -> None:
+def _made_with_checking_off(path: str | Path, run: Row | None) -> None:
     """Refuse answers whose run or settings, written beside them, say another mode than "plain"."""
-    run = read_run(path)
     told = (run["config"] if run is not None else read_settings(path)) or {}
     if told.get("mode", "plain") != "plain":
         raise ValueError(f"{path} was made with checking on (mode {told['mode']!r}){_GONE}")
-
-
-def _of_a_whole_run(path: str | Path, answered: Sequence[str]) -> None:
-    run = read_run(path)
-    known = set(answered)
-    missing = [] if run is None else [i for i in run["questions"]["ids"] if str(i) not in known]
-    if missing:
-        raise ValueError(
-            f"{path} is of a run that is not finished, {len(missing)} questions have no answer (first: "
-            f"{missing[0]}): the same `reverse eval` command goes on"
-        )
 
 
 def _corrected(row: Row) -> bool:

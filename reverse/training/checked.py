@@ -29,9 +29,10 @@ import numpy as np
 
 from reverse.data.files import write_json
 from reverse.data.images import image_size, look_for_images, resolve_image
+from reverse.data.records import half_pair
 from reverse.tokens.spans import CN, SPAN, UN, problems
 from reverse.training.datasets import RecordDataset
-from reverse.training.encoding import IMAGE, MARK, Encoder, Turn, holds_half
+from reverse.training.encoding import IMAGE, MARK, Encoder, Turn
 from reverse.training.parallel import exchange, is_first, processes, rank
 
 __all__ = ["Bad", "check_records", "checked_file", "find_bad"]
@@ -187,7 +188,7 @@ class _Glance:
                 return False
             if not question.isascii() and MARK[0] in question:
                 return False
-            if holds_half(question) or holds_half(answer) or holds_half(said[k + 1].get("hint") or ""):
+            if half_pair(question) or half_pair(answer) or half_pair(said[k + 1].get("hint") or ""):
                 return False
         if self.room is None or self.room_beside is None:
             return True

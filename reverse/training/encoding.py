@@ -14,7 +14,6 @@ sample is dropped (LLaVA's "tokenization mismatch (ignored)", haotian-liu/LLaVA#
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,14 +22,14 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from reverse.data.records import IMAGE_TOKEN as IMAGE
+from reverse.data.records import half_pair
 from reverse.tokens import TokenIds, token_ids
 from reverse.training.labels import Segment, join
 
 __all__ = ["Encoder", "Item", "Row", "Turn", "turns_of"]
 
 Ids = npt.NDArray[np.int64]
-IMAGE = "<image>"  # stands for the picture in records, whatever the model writes for it
-_HALF = re.compile(r"[\ud800-\udfff]")  # JSON may hold half of a surrogate pair; tokenizers cannot take it
 MARK = "\u2983{}\u2984"  # stands for an answer while a template is taken apart
 
 
@@ -288,9 +287,8 @@ def _check_said(turn: Turn, k: int, about_picture: bool) -> None:
         ("answer", turn.answer),
         *(("hint", h) for h in turn.hints),
     ):
-        if holds_half(text):
-            at = _HALF.search(text).start()  # type: ignore[union-attr]
-            near = ascii(text[max(0, at - 40) : at + 40])
+        if half := half_pair(text):
+            near = ascii(text[max(0, half.start() - 40) : half.start() + 40])
             raise ValueError(
                 f"turn {k} holds half of a surrogate pair in its {name}: mend it; it says {near}"
             )
@@ -298,11 +296,6 @@ def _check_said(turn: Turn, k: int, about_picture: bool) -> None:
         raise ValueError(f"turn {k} has a blank answer: leave it out; it asks {turn.question[:80]!r}")
     if not (turn.question.strip() or about_picture):
         raise ValueError(f"turn {k} has a blank question: leave it out; its answer is {turn.answer[:80]!r}")
-
-
-def holds_half(text: str) -> bool:
-    """Whether half of a surrogate pair stands in it (`\\ud83d` in JSON, where an emoji was cut through)."""
-    return not text.isascii() and _HALF.search(text) is not None
 
 
 def _messages(questions: Sequence[str], answers: Sequence[str], picture: bool) -> list[dict[str, Any]]:

@@ -71,11 +71,10 @@ class Cell:
     base_until: float  # moments of time.time()
     until: float
     recipe: Recipe
-    base_seed: int
+    base_seed: int  # of the base that it starts from
     twin: bool = True
     jitter: float = 0.5  # share of pictures, see reverse.training.resident
     steps: int = 0  # of either stage, for rehearsals; 0: as many as time allows
-    hold: str = ""  # a file that the base's first step waits for
 
     @property
     def name(self) -> str:
@@ -131,14 +130,7 @@ def train_base(cell: Cell) -> None:
     _quiet(cell.device)
     recipe = replace(cell.recipe, seed=cell.base_seed)
     model, processor = _untrained(cell, recipe)
-
-    def hold(model: Any) -> None:
-        while cell.hold and not Path(cell.hold).exists():
-            if time.time() > cell.base_until:
-                raise TimeoutError(f"{cell.hold} did not come: what was to be waited for?")
-            time.sleep(0.1)
-
-    _train(cell, "base", model.to(cell.device), processor, recipe, late=hold)
+    _train(cell, "base", model.to(cell.device), processor, recipe)
 
 
 def train_leader(cell: Cell, barrier: Any, stop: Any) -> None:

@@ -45,6 +45,10 @@ __all__ = [
 MODES = ("none", "ddp", "fsdp", "zero2", "zero3")
 
 
+PIECE = 4 << 20  # bytes that go into the launcher's store at once: it refuses more than 8 MiB
+_CALLS = itertools.count()
+
+
 def processes() -> int:
     """How many processes this run has, as its launcher says."""
     return int(os.environ.get("WORLD_SIZE", "1"))
@@ -79,10 +83,6 @@ def exchange(value: Any) -> list[Any]:
 
 def _said(store: Any, key: str) -> bytes:
     return b"".join(store.get(f"{key}/{k}") for k in range(int(store.get(key))))
-
-
-PIECE = 4 << 20  # bytes: the store refuses more than 8 MiB at once
-_CALLS = itertools.count()
 
 
 @functools.cache

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from reverse.data.scenes.benches import write_benches
-from reverse.evaluation.answers import read_answers, without_timing
+from reverse.evaluation.answers import without_timing
+from reverse.evaluation.reading import read_answers
 from reverse.evaluation.running import Place, question_seed
 from tests.evaluation.mock_run import answered
 

@@ -11,8 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from reverse.cli import app
-from reverse.evaluation.answers import read_answers, without_timing
+from reverse.evaluation.answers import without_timing
 from reverse.evaluation.evaluating import Plan, evaluate
+from reverse.evaluation.reading import read_answers
 from reverse.evaluation.running import Decoding, Place
 from reverse.models.loading import ASSETS
 

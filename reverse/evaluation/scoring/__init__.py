@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reverse.evaluation.scoring.rows import Answer, cost_metrics, of_a_whole_run, read_answers
+from reverse.evaluation.scoring.rows import Answer, cost_metrics, of_a_whole_run, once, read_answers
 from reverse.evaluation.tables import Metric, Table
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ def score_file(
     name = benchmark_of(answers, truth) if benchmark is None else _agreed(_known(benchmark), answers)
     if not Path(truth).exists():
         raise FileNotFoundError(f"no truth at {truth}: give the benchmark's folder")
+    if not name.startswith(("pope", "mme")):  # their ids stand for several questions, told apart there
+        once(answers)
     table, metrics = _score(name, answers, truth, judge, partial, workers, progress)
     return table, metrics + cost_metrics(table)
 

@@ -26,7 +26,6 @@ from reverse.evaluation.scoring.rows import (
     listed,
     locate,
     make_table,
-    once,
     read_rows,
     same_image,
 )
@@ -55,7 +54,6 @@ def score(
     Raises ValueError for an image that is not in the truth, and, where the published list of questions lies
     beside the truth and the answers are to it, for questions without an answer.
     """
-    once(answers)
     questions = locate(truth, PLACES, [_QUESTIONS])
     rows = [row for path in questions for row in read_rows(path) if isinstance(row, dict)]
     asked = {str(row.get("question_id")): row.get("image") for row in rows}

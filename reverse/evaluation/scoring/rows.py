@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from reverse.evaluation.reading import read_run, rows_of
+from reverse.evaluation.reading import read_run, rows_of, unanswered
 from reverse.evaluation.tables import Metric, Table, ratio
 
 __all__ = [
@@ -99,12 +99,11 @@ def of_a_whole_run(path: str | Path, answers: Sequence[Answer]) -> None:
     Raises ValueError naming what is missing.
     """
     run = read_run(path)
-    ids = run["questions"]["ids"] if run is not None else []
-    given = {answer.question_id for answer in answers}
-    missing = [name for name in map(str, ids) if name not in given]
-    if missing:
+    missing = unanswered(run, {answer.question_id for answer in answers})
+    if run is not None and missing:
         raise ValueError(
-            f"{path} is of a run that is not finished, {len(missing)} of {len(ids)} questions have no "
+            f"{path} is of a run that is not finished, {len(missing)} of "
+            f"{len(run['questions']['ids'])} questions have no "
             f"answer: {listed(missing)}; start `reverse eval` again, or give --partial to score the others"
         )
 
@@ -159,9 +158,8 @@ def listed(names: Iterable[Any]) -> str:
 def all_answered(what: str, asked: Iterable[str], answers: Sequence[Answer], partial: bool = False) -> None:
     """Refuse answers to questions that nobody asked, and, unless `partial`, questions without an answer.
 
-    Raises ValueError: another benchmark (no id is known), unknown ids, missing ones, ids that stand twice.
+    Raises ValueError: another benchmark (no id is known), unknown ids, missing ones.
     """
-    once(answers)
     wanted = dict.fromkeys(asked)
     given = {answer.question_id for answer in answers}
     unknown = [name for name in given if name not in wanted]
