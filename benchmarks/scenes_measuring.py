@@ -8,6 +8,7 @@ decoded in float32, so that an answer is the same in any batch, on any device bu
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
@@ -31,7 +32,7 @@ from reverse.evaluation.training_claims import (
     points,
 )
 
-THRESHOLDS = (0.5, 0.3, 0.2, 0.14, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01)
+THRESHOLDS = (0.5, 0.3, 0.2, 0.14, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.005, 0.002, 0.001)
 SPLITS = ("test", "shift")
 
 
@@ -190,7 +191,8 @@ def _open(counter: Any, devices: list[str]) -> None:
         counter.value += 1
     if _device != "cpu":
         torch.cuda.set_device(_device)
-        torch.zeros(1, device=_device)
+        with contextlib.suppress(torch.OutOfMemoryError):  # trainings that end may still fill it
+            torch.zeros(1, device=_device)
 
 
 def _judge(task: dict[str, Any], folder: str, slots: int) -> dict[str, Any]:
@@ -243,10 +245,10 @@ def write_results(path: Path, lines: list[dict[str, Any]], command: str, gpus: s
     from reverse.evaluation.scenes import environment
 
     pieces = [line for line in lines if "columns" in line]
-    on_cuda = any(str(piece.get("device", "")).startswith("cuda") for piece in pieces)
+    kinds = sorted({str(piece.get("device", "")).split(":")[0] for piece in pieces})
     trained = [line for line in lines if line.get("kind") == "training"]
     report: dict[str, Any] = environment("cpu")
-    report["measured_on"] = "cuda, float32" if on_cuda else f"{report['device']}, float32"
+    report["measured_on"] = f"{' and '.join(kinds)}, float32"
     if trained:
         report["device"] = f"{gpus} {trained[-1]['device']}".strip()
         report["training_versions"] = trained[-1]["versions"]

@@ -51,6 +51,7 @@ from reverse.training.scenes import SECOND_STAGE, Recipe
 
 WEIGHT = {"llava": 1.0, "qwen": 0.7}  # of a training, on the GPU
 SLAB = 2048  # pictures
+STAGGER = 45.0  # seconds that the first training of a family is ahead: the others find its step compiled
 TINY = {
     "vision_layers": 1, "vision_hidden": 32, "vision_inner": 32, "vision_heads": 2, "text_layers": 1,
     "text_hidden": 32, "text_inner": 32, "text_heads": 2, "patch": 14, "tokenizer_scenes": 100,
@@ -85,6 +86,7 @@ class Grid:
         if options.work:
             Path(options.work).mkdir(parents=True, exist_ok=True)
         self.work = Path(tempfile.mkdtemp(prefix="scenes-", dir=options.work or _roomiest()))
+        self.packs = Path(options.packs or self.work / "packs")
         os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "3")  # of each training; there are many
         self.devices = [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"]
         self.spawn = multiprocessing.get_context("spawn")
@@ -155,7 +157,7 @@ class Grid:
 
         orders = []
         for stage, count in zip(("base", "second"), self.counts, strict=True):
-            paths = [str(slab_path(self.work / "packs" / stage, k)) for k in range(count)]
+            paths = [str(slab_path(self.packs / stage, k)) for k in range(count)]
             at = seed % 3 * count // 3 if stage == "second" else 0
             orders.append(tuple(paths[at:] + paths[:at]))
         return orders[0], orders[1]
@@ -171,7 +173,7 @@ class Grid:
             found = diets_of(self.work, variants[family], {family: recipe})
             base |= found[0]
             second |= found[1]
-        folders = [self.work / "packs" / stage for stage in ("base", "second")]
+        folders = [self.packs / stage for stage in ("base", "second")]
         there = all((self.work / f"base-{f}-{self.options.seeds[0]}").is_dir() for f in self.recipes)
         bases = [(str(folders[0]), k, base, self.slab, 0) for k in range(0 if there else self.counts[0])]
         order = _interleaved(self.counts[1], 3)
@@ -216,9 +218,12 @@ class Grid:
             warm = threading.Timer(max(0.0, self.until - 25 - time.time()), self.measuring.warm)
             warm.daemon = True
             warm.start()
-        threads = [threading.Thread(target=self._guarded, args=(cell,), daemon=True) for cell in cells]
-        for thread in threads:
-            thread.start()
+        first = {cell.family: cell.name for cell in reversed(cells)}
+        threads = []
+        for cell in cells:
+            wait = 0.0 if cell.name == first[cell.family] or self.devices == ["cpu"] else STAGGER
+            threads.append(threading.Thread(target=self._guarded, args=(cell, wait), daemon=True))
+            threads[-1].start()
         for thread in threads:
             thread.join(max(0.0, self.end - time.time()))
         late = sum(thread.is_alive() for thread in threads)
@@ -235,7 +240,8 @@ class Grid:
         self.say(f"{cell.base.name} trained")
         _pack(cell.base, self.out / f"{cell.base.name}.tar.xz")
 
-    def _guarded(self, cell: Cell) -> None:
+    def _guarded(self, cell: Cell, wait: float) -> None:
+        time.sleep(wait)
         try:
             self._one(cell)
         except Exception as error:
@@ -425,6 +431,7 @@ def _options() -> argparse.Namespace:
     add("--slots", type=int, default=0, help="answers side by side (default: 128; CPU: 16)")
     add("--steps", type=int, default=0, help="of each stage, instead of a time")
     add("--work", help="folder for what may be lost (default: shared memory)")
+    add("--packs", help="folder of drawn scenes, kept: later calls with the same variants find them drawn")
     add("--tiny", action="store_true", help="a rehearsal: models that learn nothing")
     add("--merge", nargs="+", help="pieces.jsonl of several calls: merge and do nothing else")
     add("--results", help="with --merge and --models: the file of results")

@@ -26,13 +26,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import transformers
 
 from reverse.tokens import token_ids
 from reverse.training.labels import IGNORE
 from reverse.training.packs import Rows, Slab, read_slab
 from reverse.training.schedule import Schedule
+from reverse.training.shapes import Shape
 from reverse.training.uniform import UniformPass
 
 __all__ = ["Pace", "ResidentConfig", "jittered", "train_resident"]
@@ -62,44 +62,6 @@ class ResidentConfig:
     compile: bool = False  # torch.compile for batches of one shape: 2.3 times as fast after half a minute
     log_steps: int = 200
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What all batches are padded to, so that one compiled step serves them; larger ones go uncompiled."""
-
-    rows: int
-    length: int
-    targets: int
-
-    @classmethod
-    def of(cls, rows: Rows, batch: int, least: int) -> Shape:
-        """Room for nearly every batch of `batch` pictures, judged by a slab; `least` ids long."""
-        pictures = len(rows.begins) - 1
-        spare = 1.06 * batch / pictures
-        targets = int((rows.labels[:, 1:] != IGNORE).sum())
-        return cls(
-            _up(len(rows.ids) * spare, 16), _up(max(least, rows.ids.shape[1]), 16), _up(targets * spare, 256)
-        )
-
-    def pad(self, batch: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
-        """(ids, which, at, targets) of this shape and with the same loss; None where it does not fit."""
-        ids, which, at, targets = batch
-        count, length = ids.shape
-        if count > self.rows or length > self.length or len(at) > self.targets:
-            return None
-        at = at // length * self.length + at % length
-        more = self.targets - len(at)
-        return (
-            F.pad(ids, (0, self.length - length, 0, self.rows - count)),
-            F.pad(which, (0, self.rows - count), value=-1),
-            F.pad(at, (0, more)),
-            F.pad(targets, (0, more), value=IGNORE),
-        )
-
-
-def _up(n: float, block: int) -> int:
-    return -(-int(n) // block) * block
 
 
 @dataclass
@@ -171,6 +133,7 @@ def train_resident(
     compiled = torch.compile(loss_of, dynamic=False) if config.compile else loss_of
     uncompiled = 0
     losses: list[tuple[int, float]] = []
+    queued: list[Any] = []  # ends of steps that the device may still be at
     rows_seen, step, began = 0, 0, None
     for pictures, rows, chosen in _batches(slabs, config, device):
         if passes is None:
@@ -207,6 +170,10 @@ def train_resident(
         optimizer.zero_grad(set_to_none=True)
         for weight, ids, before in kept:
             weight.data[ids] = before
+        if device.type == "cuda":
+            _wait_asleep(queued)
+            if config.compile and padded is None:  # it took twice the memory, and others share the device
+                torch.cuda.empty_cache()
         rows_seen += len(batch[0])
         schedule.spent = time.monotonic() - began
         step += 1
@@ -294,6 +261,15 @@ def _send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
         sent = tensor.pin_memory().to(device, non_blocking=True)
     stream.synchronize()
     return sent
+
+
+def _wait_asleep(queued: list[Any], most: int = 3) -> None:
+    """Let the device be `most` steps behind: launching into a full queue keeps a processor busy waiting,
+    and the processes that draw need it."""
+    queued.append(torch.cuda.Event(blocking=True))
+    queued[-1].record()
+    if len(queued) > most:
+        queued.pop(0).synchronize()
 
 
 def _without_some_negatives(slab: Slab, config: ResidentConfig, turn: int) -> Rows:

@@ -11,8 +11,9 @@ from reverse.training.datasets import SceneDataset
 from reverse.training.encoding import Encoder
 from reverse.training.grid import diets_of, prepare_processors
 from reverse.training.packs import read_slab, slab_path, write_slab
-from reverse.training.resident import ResidentConfig, Shape, _assemble, train_resident
+from reverse.training.resident import ResidentConfig, _assemble, train_resident
 from reverse.training.scenes import Recipe, build_base
+from reverse.training.shapes import Shape
 
 SMALL = {
     "vision_layers": 1, "vision_hidden": 32, "vision_inner": 32, "vision_heads": 2, "text_layers": 1,
@@ -106,6 +107,7 @@ def test_padding_changes_no_loss(packed):
     features = passes.see(slab.pictures)
     config = ResidentConfig("x", "x", batch=10)
     shape = Shape.of(rows, 10, rows.first + rows.count + 1)
+    assert shape.rows == 20  # a positive and its negative each: no row is computed for nothing
     for chosen in (torch.arange(10), torch.arange(8, 18)):
         batch = _assemble(rows, chosen, config, passes, model.device)
         padded = shape.pad(batch)
