@@ -17,7 +17,7 @@ from PIL import Image
 
 import reverse
 from reverse.data.scenes import make_scene, render
-from reverse.evaluation.scenes import environment
+from reverse.evaluation.environment import environment
 
 
 def main() -> None:

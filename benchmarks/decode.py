@@ -33,7 +33,7 @@ from reverse.decoding.static.engine import Engine
 from reverse.decoding.static.state import Reading, Style
 from reverse.decoding.static.weights import text_model
 from reverse.decoding.verifier import Verifier
-from reverse.evaluation.scenes import environment
+from reverse.evaluation.environment import environment
 from reverse.models import family_of, prepare_inputs
 from reverse.tokens import token_ids
 

@@ -32,10 +32,11 @@ from reverse.evaluation import calibrating
 from reverse.evaluation.baselines import best_of_n, candidates_for, contrastive
 from reverse.evaluation.comparing import compare
 from reverse.evaluation.decoded_risk import calibrate_decoding
+from reverse.evaluation.environment import environment
 from reverse.evaluation.intervals import intervals
 from reverse.evaluation.plots import forest
 from reverse.evaluation.scene_tables import METRICS, scene_table
-from reverse.evaluation.scenes import PROMPT, Contender, auroc, environment, measure, picture
+from reverse.evaluation.scenes import PROMPT, Contender, auroc, measure, picture
 from reverse.evaluation.sweeping import finite, sweep
 from reverse.evaluation.tables import save
 from reverse.evaluation.training_claims import CORRECTING

@@ -242,7 +242,7 @@ def read_pieces(paths: list[Any]) -> list[dict[str, Any]]:
 
 def write_results(path: Path, lines: list[dict[str, Any]], command: str, gpus: str = "") -> dict[str, Any]:
     """Merge the pieces into the file of results, and print the claims."""
-    from reverse.evaluation.scenes import environment
+    from reverse.evaluation.environment import environment
 
     pieces = [line for line in lines if "columns" in line]
     kinds = sorted({str(piece.get("device", "")).split(":")[0] for piece in pieces})

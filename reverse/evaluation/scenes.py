@@ -13,13 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +29,7 @@ from reverse.data.scenes import Scene, find_objects, make_scene, questions, rend
 from reverse.decoding.generate import generate
 from reverse.decoding.trace import Result
 from reverse.evaluation.bootstrap import difference, interval
+from reverse.evaluation.environment import environment
 from reverse.evaluation.reading import read_settings, rows_of
 from reverse.evaluation.sweeping import finite
 from reverse.models import default_threshold, load
@@ -342,33 +341,6 @@ def claims(report: dict[str, Any]) -> dict[str, Any]:
         "tokens_ratio": rows["on"]["tokens_ratio"][0],
         "scenes_per_second": throughput()["scenes_per_second"],
     }
-
-
-def environment(device: str) -> dict[str, str]:
-    """Device, versions and date, for results that are kept."""
-    import torch
-    import transformers
-
-    from reverse import __version__
-
-    name = torch.cuda.get_device_name() if device.startswith("cuda") else _processor()
-    return {
-        "device": name,
-        "reverse": __version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

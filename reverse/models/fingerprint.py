@@ -6,8 +6,9 @@ Small files are hashed whole: configuration, tokenizer, chat template, image pro
 MiB it takes the size, the header (names, shapes, types), 4 KiB of every MiB, and the last 4 MiB of each
 matrix with as many rows as a vocabulary, where new tokens stand: under a hundredth of what loading reads,
 and nothing of times or places. What training changed shows; a hand-made change of a few values elsewhere
-may not. The section "reverse" of config.json is left out: a default threshold decides nothing where one is
-given, so whoever takes the default compares it beside the fingerprint.
+may not. Where a tokenizer.json is, the vocabulary files that it was made from are left out: loading does not
+read them, and a cache may gain them later. So is the section "reverse" of config.json: a default threshold
+decides nothing where one is given, so whoever takes the default compares it beside the fingerprint.
 """
 
 import hashlib
@@ -33,6 +34,9 @@ _DECIDING = (
 )  # fmt: skip
 
 
+_SOURCES = {"tokenizer.model", "vocab.json", "merges.txt"}  # of a tokenizer.json
+
+
 def checkpoint_fingerprint(path_or_id: str | os.PathLike) -> str:
     """16 hexadecimal digits over the files of a checkpoint that decide what it says.
 
@@ -44,7 +48,10 @@ def checkpoint_fingerprint(path_or_id: str | os.PathLike) -> str:
         raise FileNotFoundError(f"{place!r} has no config.json: name the folder of a checkpoint")
     folder = Path(config).parent
     digest = hashlib.sha256()
-    for file in sorted({found for name in _DECIDING for found in folder.glob(name) if found.is_file()}):
+    files = {found for name in _DECIDING for found in folder.glob(name) if found.is_file()}
+    if folder / "tokenizer.json" in files:
+        files = {file for file in files if file.name not in _SOURCES}
+    for file in sorted(files):
         digest.update(f"{file.name}\0".encode())
         for part in _config(file) if file.name == "config.json" else _parts(file):
             digest.update(part)

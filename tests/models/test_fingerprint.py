@@ -40,6 +40,18 @@ def test_a_default_threshold_is_not_of_it(folder):
     assert checkpoint_fingerprint(folder) != found
 
 
+def test_sources_of_a_tokenizer_are_not_of_it(folder):
+    """A cache that gained them later would refuse to resume what was begun with the same model."""
+    found = checkpoint_fingerprint(folder)
+    for name in ("vocab.json", "merges.txt", "tokenizer.model"):
+        (folder / name).write_text("{}")
+    assert checkpoint_fingerprint(folder) == found
+    (folder / "tokenizer.json").unlink()
+    without = checkpoint_fingerprint(folder)
+    (folder / "merges.txt").write_text("a b")
+    assert checkpoint_fingerprint(folder) != without
+
+
 @pytest.mark.parametrize("name", ["chat_template.jinja", "processor_config.json", "tokenizer_config.json"])
 def test_text_and_pictures_are_of_it(folder, name):
     """Another template or picture size gives other answers from the same weights."""
