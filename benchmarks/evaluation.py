@@ -158,10 +158,10 @@ def _contenders(
     for rule in BASELINES:
         what = {"best_of": n, "by": rule, "temperature": given.temperature}
         rows[f"best_{rule}"] = run(
-            Contender(f"best_{rule}", name, "plain", settings=what), tagged, choose(rule)
+            Contender(f"best_{rule}", name, "best_of_n", settings=what), tagged, choose(rule)
         )
     rows["vcd"] = run(
-        Contender("vcd", name, "plain", settings={"alpha": 1.0, "beta": 0.1, "step": 500}),
+        Contender("vcd", name, "contrastive", settings={"alpha": 1.0, "beta": 0.1, "step": 500}),
         tagged,
         lambda scenes: contrastive(
             *tagged,

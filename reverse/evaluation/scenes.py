@@ -47,7 +47,7 @@ class Contender:
 
     name: str
     model: str  # path or bundled name
-    mode: str = "resample"  # of generate()
+    mode: str = "resample"  # of generate(), or what another decoder is called
     threshold: float | None = None
     hints: int = 5
     settings: Mapping[str, Any] = field(default_factory=dict)  # further fields of ResamplingConfig

@@ -165,8 +165,7 @@ def read_phrases(path: str | Path, truth: Truth | None = None) -> Detector:
 
 
 _GONE = (
-    ", so phrases above its threshold are gone: answer again with --mode plain, which stores p of every "
-    "phrase"
+    ", so suspect phrases are gone from it: answer again with --mode plain, which stores p of every phrase"
 )
 
 
@@ -174,7 +173,7 @@ def _made_with_checking_off(path: str | Path, run: Row | None) -> None:
     """Refuse answers whose run or settings, written beside them, say another mode than "plain"."""
     told = (run["config"] if run is not None else read_settings(path)) or {}
     if told.get("mode", "plain") != "plain":
-        raise ValueError(f"{path} was made with checking on (mode {told['mode']!r}){_GONE}")
+        raise ValueError(f"{path} was not made with checking off (mode {told['mode']!r}){_GONE}")
 
 
 def _corrected(row: Row) -> bool:

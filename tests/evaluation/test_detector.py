@@ -175,11 +175,13 @@ def test_corrected_answers_do_not_pass_for_plain_ones(tmp_path):
     path.write_text(json.dumps(row) + "\n")
     assert len(read_phrases(path).p) == 1
     path.with_suffix(".settings.json").write_text(json.dumps({"name": "on", "mode": "resample"}))
-    with pytest.raises(ValueError, match=r"on_0\.1\.jsonl was made with checking on \(mode 'resample'\)"):
+    with pytest.raises(
+        ValueError, match=r"on_0\.1\.jsonl was not made with checking off \(mode 'resample'\)"
+    ):
         read_phrases(path)
     run = {"questions": {"ids": [scene.id, "test-000002"]}, "config": {"mode": "resample"}}
     path.with_suffix(".run.json").write_text(json.dumps(run))
-    with pytest.raises(ValueError, match="checking on"):
+    with pytest.raises(ValueError, match="not made with checking off"):
         read_phrases(path)
     path.with_suffix(".run.json").write_text(json.dumps(run | {"config": {"mode": "plain"}}))
     with pytest.raises(ValueError, match=r"not finished, 1 questions have no answer \(first: test-000002\)"):
