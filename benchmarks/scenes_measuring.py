@@ -32,7 +32,7 @@ from reverse.evaluation.training_claims import (
     points,
 )
 
-THRESHOLDS = (0.5, 0.3, 0.2, 0.14, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.005, 0.002, 0.001)
+THRESHOLDS = (0.5, 0.3, 0.2, 0.14, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.005)
 SPLITS = ("test", "shift")
 
 
@@ -175,9 +175,22 @@ class Measuring:
 _device = "cpu"
 
 
+def end_with_parent() -> None:
+    """A process whose parent was killed would go on, or wait for work for ever."""
+
+    def follow() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
 def _open(counter: Any, devices: list[str]) -> None:
     """A measuring process's device, opened before it is needed."""
     global _device
+    end_with_parent()
     import torch
     from transformers.utils import logging
 

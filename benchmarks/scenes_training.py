@@ -35,7 +35,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from scenes_measuring import Measuring, Pieces, Run, read_pieces, write_results
+from scenes_measuring import Measuring, Pieces, Run, end_with_parent, read_pieces, write_results
 
 from reverse.data.files import write_json
 from reverse.training.grid import (
@@ -349,6 +349,7 @@ def _draw(folder: str, number: int, diets: Any, count: int, start: int) -> str:
 def _renice() -> None:
     import torch
 
+    end_with_parent()
     os.nice(5)
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -358,6 +359,7 @@ def _logged(name: str, log: str, job: Any, *arguments: Any) -> None:
     """A job, with its error in the log."""
     import traceback
 
+    end_with_parent()
     try:
         job(*arguments)
     except BaseException:
