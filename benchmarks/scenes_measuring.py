@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,7 @@ class Measuring:
         self.pieces, self.devices, self.options, self.say = pieces, devices, options, say
         self.pool: ProcessPoolExecutor | None = None
         self.lock = threading.Lock()
+        self.asked: dict[str, Future[dict[str, Any]]] = {}
 
     def warm(self) -> None:
         """Start the processes: importing and opening a GPU takes ten seconds."""
@@ -105,8 +106,7 @@ class Measuring:
         self.warm()
         plain = ["off", "twin"] if run.twin else ["off"]
         others = [*plain, *(["yesno_twin", "yesno_on"] if run.variant == "main" else [])]
-        # Where no twin was trained, the model with checking off says what coverage is to be kept.
-        waited = self._ask(run, plain[-1], "val")
+        waited = self._goal(run)
         asked = [self._ask(run, row, split) for split in run.splits for row in others]
         goal = waited()["columns"]
         chosen = choose_thresholds(self._sweep(run, goal), goal)
@@ -123,6 +123,17 @@ class Measuring:
             self.say(f"{run.name} {piece['split']} {piece['row']} {shown} ({piece['seconds']} s)")
         self.say(f"{run.name} is whole")
         return chosen
+
+    def _goal(self, run: Run) -> Callable[[], dict[str, Any]]:
+        """Whose coverage on val is to be kept: that of the seed's twin, also by an ablation, which is held
+        against it later; where there is none, that of the model itself with checking off.
+        """
+        main = replace(run, variant="main", folder=run.folder.with_name(f"{run.family}-{run.seed}-main"))
+        count = self.options.val_count
+        found = self.pieces.find(run=main.name, row="twin", split="val", count=count)
+        if found is not None:
+            return lambda: found
+        return self._ask(main, "twin", "val") if main.twin else self._ask(run, "off", "val")
 
     def _sweep(self, run: Run, goal: Any) -> dict[float, Any]:
         """Columns on val at falling thresholds, until more coverage is lost than even the strict one may."""
@@ -157,11 +168,14 @@ class Measuring:
         found = self.pieces.find(**task)
         if found is not None:
             return lambda: found
-        assert self.pool is not None
         folder = run.folder / ("twin" if "twin" in row else "tags")
-        future = self.pool.submit(_judge, task, str(folder), options.slots)
-        future.add_done_callback(self._keep)
-        return future.result
+        with self.lock:
+            assert self.pool is not None
+            key = json.dumps(task)
+            if key not in self.asked:  # several runs may ask for one twin
+                self.asked[key] = self.pool.submit(_judge, task, str(folder), options.slots)
+                self.asked[key].add_done_callback(self._keep)
+            return self.asked[key].result
 
     def _keep(self, done: Future[Any]) -> None:
         if not done.cancelled():
