@@ -136,9 +136,8 @@ def find_folder(path_or_id: str | os.PathLike) -> Path:
         return Path(snapshot_download(name, allow_patterns=HUB_FILES))
     except Exception as error:  # the hub's own, and those of the network below it
         raise FileNotFoundError(
-            f"there is no folder {name!r}, and it cannot be fetched as a hub id ({error:.200}): check the "
-            f"name "
-            "and the connection"
+            f"there is no folder {name!r}, and it cannot be fetched as a hub id ({error!s:.200}): "
+            "check the name and the connection"
         ) from error
 
 

@@ -9,6 +9,7 @@ has a default but `model`, `output` and `data.records`, and `Recipe` is where al
 from __future__ import annotations
 
 import difflib
+import operator
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
@@ -135,7 +136,7 @@ def load_recipe(name_or_path: str, settings: Sequence[str] = ()) -> Recipe:
 
     path = _find(name_or_path)
     try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+        given = yaml.load(path.read_text(encoding="utf-8"), Loader=_strict_loader())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(given, dict):
@@ -155,20 +156,44 @@ def load_recipe(name_or_path: str, settings: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
+def _strict_loader() -> type:
+    """yaml.safe_load's, but a key that stands twice is an error: the first one's values would be lost."""
+    import yaml
+
+    class Strict(yaml.SafeLoader):
+        pass
+
+    def mapping(loader: Any, node: Any) -> dict[Any, Any]:
+        places: dict[str, int] = {}
+        for key, _ in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in places:
+                raise yaml.YAMLError(f"{name!r} stands twice, in lines {places[name]} and {line}")
+            places[name] = line
+        return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+
+    Strict.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    return Strict
+
+
 _LEAST = {
     "data.limit": 1, "data.max_length": 1, "data.workers": 0, "data.hint_share": 0, "optim.lr": 0,
     "optim.epochs": 0, "optim.steps": 1, "optim.global_batch": 1, "optim.batch": 1, "optim.weight_decay": 0,
-    "tune.rank": 1, "log.steps": 1, "log.save_steps": 0,
+    "optim.projector_lr": 0, "optim.warmup": 0, "optim.beta2": 0, "optim.clip": 0, "tune.rank": 1,
+    "tune.dropout": 0, "log.steps": 1, "log.save_steps": 0,
 }  # fmt: skip
-_MOST = {"data.hint_share": 1, "optim.warmup": 1, "tune.dropout": 1}
+_MOST = {"data.hint_share": 1, "tune.dropout": 1}
+_BELOW = {"optim.warmup": 1, "optim.beta2": 1}
 
 
 def _check_ranges(recipe: Recipe) -> None:
-    for bounds, words in ((_LEAST, "at least"), (_MOST, "at most")):
+    for bounds, words, within in (
+        (_LEAST, "at least", operator.ge), (_MOST, "at most", operator.le), (_BELOW, "below", operator.lt)
+    ):  # fmt: skip
         for key, bound in bounds.items():
             section, name = key.split(".")
             value = getattr(getattr(recipe, section), name)
-            if value is not None and (value < bound if bounds is _LEAST else value > bound):
+            if value is not None and not within(value, bound):
                 raise ValueError(f"{key} must be {words} {bound}, got {value}")
 
 

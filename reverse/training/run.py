@@ -129,6 +129,9 @@ def _check_files(recipe: Recipe) -> None:
         raise FileNotFoundError(f"data.records: {error}") from None
     if not Path(recipe.data.images).is_dir():
         raise FileNotFoundError(f"data.images: no such folder: {recipe.data.images}")
+    above = next(folder for folder in Path(recipe.output).absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise FileExistsError(f"output: {recipe.output} would lie in {above}, a file: name another folder")
     if recipe.compute.attention not in _ATTENTION:
         raise ValueError(
             f"compute.attention must be one of {', '.join(_ATTENTION)}, got {recipe.compute.attention!r}"

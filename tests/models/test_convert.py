@@ -530,3 +530,20 @@ def test_the_commands(write, tmp_path, tiny):
     assert result.exit_code == 2 and "no adapter_config.json" in result.stderr
     with pytest.raises(ValueError, match="is a LoRA adapter: merge it first"):
         load(tmp_path / "lora")
+
+
+def test_a_hub_id_that_cannot_be_fetched_is_named(monkeypatch):
+    """The hub's own errors have no format of their own: the sentence about them would be lost."""
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    from reverse.models.shards import find_folder
+
+    def fail(name, **_):
+        raise LocalEntryNotFoundError("offline")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(
+        FileNotFoundError, match=r"'nope/none', and it cannot be fetched .*\(offline\): check"
+    ):
+        find_folder("nope/none")

@@ -36,6 +36,8 @@ def written(tmp_path):
         ("model: m\noutput: o\ndata: {images: i}", r"lacks data\.records"),
         ("- model", "must hold keys and values"),
         ("model: [", "is not YAML"),
+        (LEAST + "optim: {lr: 1e-5}\noptim: {steps: 2}", r"'optim' stands twice, in lines 4 and 5"),
+        (LEAST + "optim: {lr: 1e-5, lr: 1e-4}", r"'lr' stands twice"),
     ],
 )
 def test_faults_are_named(written, text, match):
@@ -137,10 +139,30 @@ def test_reporter_that_is_not_installed_is_named(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "setting", ["data.limit=0", "data.limit=-5", "data.hint_share=5", "optim.steps=0", "optim.batch=0"]
+    "setting",
+    [
+        "data.limit=0",
+        "data.limit=-5",
+        "data.hint_share=5",
+        "optim.steps=0",
+        "optim.batch=0",
+        "optim.warmup=1",
+        "optim.beta2=2",
+    ],
 )
 def test_values_out_of_range_are_refused(setting):
     """A run of no steps would be one over all data, or half of the answers carry five hints."""
     key = setting.partition("=")[0]
-    with pytest.raises(ValueError, match=rf"{key} must be at (least|most) 1"):
+    with pytest.raises(ValueError, match=rf"{key} must be (at least|at most|below) 1"):
         load_recipe("llava_v15_lora", [setting])
+
+
+def test_an_output_inside_a_file_is_refused_first(tmp_path):
+    """The model would be loaded and all records checked before a bare "File exists"."""
+    from reverse.training.run import run_recipe
+
+    records = tmp_path / "r.json"
+    records.write_text("[]")
+    given = [f"output={records}/x", f"data.records={records}", f"data.images={tmp_path}", "model=tiny-qwen"]
+    with pytest.raises(FileExistsError, match=r"output: .*r\.json, a file: name another folder"):
+        run_recipe(load_recipe("qwen25_vl_3b_full", given))

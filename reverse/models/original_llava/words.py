@@ -113,7 +113,7 @@ def read_tokenizer(folder: Path) -> tuple[PreTrainedTokenizerFast, str | None]:
             _read_as_legacy(found.backend_tokenizer)
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise ValueError(
-            f"the tokenizer of {str(folder)!r} is damaged ({error:.200}): fetch it again"
+            f"the tokenizer of {str(folder)!r} is damaged ({error!s:.200}): fetch it again"
         ) from error
     template = found.chat_template
     found.add_tokens([AddedToken(LLAVA.image_token, special=True, normalized=False)])
