@@ -32,7 +32,7 @@ from reverse.evaluation.training_claims import (
     points,
 )
 
-THRESHOLDS = (0.5, 0.3, 0.2, 0.14, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.005)
+THRESHOLDS = (0.5, 0.3, 0.2, 0.14, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01)
 SPLITS = ("test", "shift")
 
 
