@@ -93,7 +93,7 @@ class LossRecord(TrainerCallback):
                 "that are not finite, or compute.precision is too narrow for it, try float32"
             )
         good = last_checkpoint(self.checkpoints, processes(), before=after)
-        kept = f"the last good checkpoint is {good}" if good else "no checkpoint is left from before"
+        kept = f"the last good checkpoint is {good}" if good else "there is no good checkpoint"
         raise ValueError(
             f"{found}: lower lr (optim.lr in a recipe), now {self.lr:g}, and start over with resume=False "
             f"(--restart); {kept}"

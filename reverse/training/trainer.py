@@ -2,7 +2,8 @@
 
 What is other than in transformers: the loss is a sum over targets, divided by the weight of all targets of an
 optimizer step (all its batches, on all devices), so that a step is the same however it is cut into batches
-and devices; parameters fall into groups with a rate and a decay each; nothing is counted that nobody reads.
+and devices; parameters fall into groups with a rate and a decay each; every step's loss is kept on record
+(`reverse.training.record`); nothing is counted that nobody reads.
 """
 
 from __future__ import annotations
