@@ -69,16 +69,17 @@ def with_later_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
     return filled
 
 
-def last_checkpoint(folder: Path, processes: int | None = None) -> str | None:
+def last_checkpoint(folder: Path, processes: int | None = None, before: int | None = None) -> str | None:
     """The newest whole checkpoint in `folder`, None where there is none.
 
     Args:
         folder: `OUTPUT.checkpoints`; need not exist.
         processes: of which the random state must be there; None: not looked at.
+        before: of a step before this one; None: of any.
     """
     found = [(int(name[1]), path) for path in folder.glob("checkpoint-*") if (name := _NAME.match(path.name))]
     for step, path in sorted(found, reverse=True):
-        if _is_whole(path, step, processes):
+        if (before is None or step < before) and _is_whole(path, step, processes):
             return str(path)
     return None
 

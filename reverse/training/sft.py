@@ -48,6 +48,7 @@ from reverse.training.parallel import (
     processes,
     set_fsdp_precision,
 )
+from reverse.training.record import LossRecord
 from reverse.training.saving import MANIFEST, save_run
 from reverse.training.schedule import Clock, Progress, Schedule
 from reverse.training.trainer import StepTrainer, parameter_groups
@@ -126,7 +127,8 @@ def train(
 
     Raises:
         ValueError: a setting out of its range, nothing to train, checkpoints of a run with other settings, or
-            a loss that is not a number at the end.
+            a loss or weights that are not finite. These are found where the run logs, saves or ends; neither
+            a checkpoint nor the output is written of them.
     """
     accumulate = _check(config, dataset)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are forked
@@ -168,6 +170,7 @@ def train(
         trainer = StepTrainer(
             loss=loss,
             rate=schedule,
+            record=LossRecord(checkpoints, config.lr),
             groups=groups,
             betas=(0.9, config.beta2),
             model=model,
@@ -183,9 +186,9 @@ def train(
         if last is not None and config.parallel in ("none", "ddp"):
             load_weights(model, last)
             stack.enter_context(names_not_missed())
-        result = trainer.train(resume_from_checkpoint=last)
+        trainer.train(resume_from_checkpoint=last)
     wall = time.monotonic() - began
-    manifest = {**(notes or {}), **_manifest(model, config, trainer, schedule, result, rows, wall)}
+    manifest = {**(notes or {}), **_manifest(model, config, trainer, schedule, rows, wall)}
     dtype = None if config.save_dtype is None else _DTYPES[config.save_dtype]
     save_run(trainer, model, processor, output, manifest, parallel=config.parallel, dtype=dtype, files=files)
     if trainer.is_world_process_zero():
@@ -356,7 +359,6 @@ def _manifest(
     config: SFTConfig,
     trainer: Trainer,
     schedule: Schedule,
-    result: Any,
     rows: int,
     wall: float,
 ) -> dict[str, Any]:
@@ -366,10 +368,7 @@ def _manifest(
     import reverse
 
     steps = trainer.state.global_step
-    entries = [entry for entry in trainer.state.log_history if "loss" in entry]  # of resumed runs too
-    final = float(entries[-1]["loss"]) if entries else float(result.training_loss)
-    if not final == final:
-        raise ValueError(f"the loss is {final} after {steps} steps: lower lr, now {config.lr}")
+    losses = LossRecord.losses(trainer.state)
     spent = max(schedule.spent, 1e-9)
     cuda = torch.cuda.is_available()
     return {
@@ -394,6 +393,6 @@ def _manifest(
         "startup_seconds": round(max(0.0, wall - schedule.spent), 3),  # workers, first batch, resuming
         "steps_per_second": round(steps / spent, 3),
         "rows_per_second": round(steps * rows / spent, 1),
-        "final_loss": round(final, 5),
-        "losses": [[entry["step"], entry["loss"]] for entry in entries],
+        "final_loss": round(losses[-1][1], 5),
+        "losses": losses,  # of every step
     }

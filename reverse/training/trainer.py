@@ -2,7 +2,8 @@
 
 What is other than in transformers: the loss is a sum over targets, divided by the weight of all targets of an
 optimizer step (all its batches, on all devices), so that a step is the same however it is cut into batches
-and devices; parameters fall into groups with a rate and a decay each; nothing is counted that nobody reads.
+and devices; parameters fall into groups with a rate and a decay each; every step's loss is kept on record
+(`reverse.training.record`); nothing is counted that nobody reads.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from transformers import Trainer
 
 from reverse.models import family_of
 from reverse.training.loss import LossConfig
+from reverse.training.record import LossRecord
 from reverse.training.schedule import Schedule
 
 __all__ = ["StepTrainer", "parameter_groups"]
@@ -29,6 +31,7 @@ class StepTrainer(Trainer):
     Args:
         loss: what targets weigh.
         rate: factor of the learning rates.
+        record: told of every step's loss; a callback too.
         groups: names of parameters with their settings, from `parameter_groups`.
         betas: of AdamW.
         kwargs: for `Trainer`.
@@ -39,12 +42,15 @@ class StepTrainer(Trainer):
         *,
         loss: LossConfig,
         rate: Schedule,
+        record: LossRecord,
         groups: list[Group],
         betas: tuple[float, float],
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.loss, self.rate, self.groups, self.betas = loss, rate, groups, betas
+        self.record = record
+        self.add_callback(record)
         # The loss below is divided by the whole step's targets: not once more by the number of its batches.
         self.model_accepts_loss_kwargs = True
 
@@ -76,6 +82,9 @@ class StepTrainer(Trainer):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
         """The batches of one step, and what their targets weigh together, on all devices."""
+        if self.rate.done(self.state.global_step) >= 1:  # resumed where it was at its end: not one step more
+            self.control.should_training_stop = True
+            return [], None
         samples = []
         for _ in range(num_batches):
             batch = next(epoch_iterator, None)
@@ -92,6 +101,11 @@ class StepTrainer(Trainer):
         if self.args.world_size > 1:
             weight = self.accelerator.reduce(torch.as_tensor(weight, dtype=torch.float64, device=device))
         return samples, weight
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss: Tensor = super().training_step(*args, **kwargs)
+        self.record.add(self.state.global_step + 1, loss)
+        return loss
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None

@@ -42,11 +42,16 @@ def recipe(tiny, tmp_path):
     return written
 
 
-def run_two(recipe, output):
+def launch_two(recipe, output, *settings):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
     command += ["reverse", "train", str(recipe), "--set", f"output={output}", "--set", "compute.parallel=ddp"]
+    command += [part for setting in settings for part in ("--set", setting)]
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+
+
+def run_two(recipe, output):
+    done = launch_two(recipe, output)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads((output / "training.json").read_text()), done.stdout
 
@@ -62,6 +67,16 @@ def test_two_processes_do_what_one_does(recipe, tmp_path):
     double, _ = load(tmp_path / "two")
     for (name, mine), other in zip(single.named_parameters(), double.parameters(), strict=True):
         assert (mine - other).abs().max() < 1e-4, name
+
+
+def test_two_processes_that_diverge_stop_together(recipe, tmp_path):
+    """One would raise and the other wait for it, or a model of NaN be written by the first."""
+    done = launch_two(
+        recipe, tmp_path / "out", "optim.lr=1e30", "optim.clip=0", "log.steps=50", "log.save_steps=3"
+    )
+    assert done.returncode != 0 and "lower lr (optim.lr in a recipe), now 1e+30" in done.stderr
+    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out.checkpoints").glob("checkpoint-*"))
 
 
 EXCHANGED = """
@@ -150,6 +165,48 @@ def test_sharded_gradients_are_those_of_the_whole(tmp_path):
     done = subprocess.run([*command, str(script)], env=env, capture_output=True, text=True, timeout=240)
     compared = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("compared")]
     assert len(compared) == 4 and min(compared) > 10, done.stderr[-2000:]
+
+
+SPOILT = """
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from accelerate import PartialState
+from reverse.training.record import LossRecord
+
+PartialState(cpu=True)
+rank = dist.get_rank()
+model = fully_shard(torch.nn.Linear(4, 1), mesh=init_device_mesh("cpu", (2,)))  # the second holds no weight
+record, state = LossRecord(Path("none"), 1e-3), SimpleNamespace(global_step=2, log_history=[])
+for step in (1, 2):
+    for share in (0.25, 0.5):  # batches
+        record.add(step, torch.tensor(share * step + rank))
+record.on_train_end(None, state, None, model=model)
+assert record.losses(state) == [[1, 1.75], [2, 2.5]], state.log_history
+if rank == 0:
+    model.weight.to_local().data[0, 2] = float("inf")
+try:
+    record.on_train_end(None, state, None, model=model)
+except ValueError as error:
+    print(f"refused: {error}\\n", end="", flush=True)
+os._exit(0)
+"""
+
+
+def test_what_one_process_holds_stops_all(tmp_path):
+    """With weights shared out, those of one process alone may be spoilt: the others would wait for it."""
+    (tmp_path / "spoilt.py").write_text(SPOILT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, str(tmp_path / "spoilt.py")], env=env, capture_output=True, text=True, timeout=240
+    )
+    assert done.stdout.count("refused: weights are not finite after step 2") == 2, done.stderr[-2000:]
 
 
 APART = """

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from reverse.tokens import add_tokens
 from reverse.training import schedule
 from reverse.training.datasets import SceneDataset
 from reverse.training.encoding import Encoder
+from reverse.training.record import LossRecord
 from reverse.training.schedule import Schedule
 from reverse.training.sft import SFTConfig, train
 
@@ -44,6 +46,22 @@ class StopAt(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == self.step:
             raise KeyboardInterrupt
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.step is None:
+            raise KeyboardInterrupt
+
+
+class Poison(TrainerCallback):
+    """After `step` steps a weight is NaN, before or after that of the last one is saved."""
+
+    def __init__(self, when, step):
+        setattr(self, when, self.spoil)
+        self.step = step
+
+    def spoil(self, args, state, control, model=None, **kwargs):
+        if state.global_step == self.step:
+            next(p for p in model.parameters() if p.requires_grad).data.fill_(float("nan"))
 
 
 class Rates(TrainerCallback):
@@ -104,6 +122,86 @@ def test_resumed_equals_unbroken(tmp_path):
     assert torch.equal(weights(unbroken), weights(resumed))
     assert manifest["steps"] == 6 and (tmp_path / "broken" / "model.safetensors").is_file()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "unbroken"]
+
+
+@pytest.mark.parametrize(
+    ("log_steps", "save_steps", "stopped"), [(3, 2, 5), (2, 3, 7), (50, 4, 6), (1, 2, 3), (3, 2, None)]
+)
+def test_losses_of_a_resumed_run_are_those_of_an_unbroken_one(log_steps, save_steps, stopped, tmp_path):
+    """What was summed up for the next line would be lost with the process, or a step trained twice."""
+    settings = {"steps": 8, "log_steps": log_steps, "save_steps": save_steps, "batch": 1, "accumulate": 2}
+    unbroken, whole = run(tmp_path / "unbroken", **settings)
+    with pytest.raises(KeyboardInterrupt):  # None: the run is over, and not yet written
+        run(tmp_path / "broken", callbacks=[StopAt(stopped)], **settings)
+    model, resumed = run(tmp_path / "broken", **settings | {"log_steps": 1})
+    assert [step for step, _ in whole["losses"]] == list(range(1, 9))
+    assert resumed["losses"] == whole["losses"] and resumed["final_loss"] == whole["final_loss"]
+    assert resumed["steps"] == 8 and torch.equal(weights(unbroken), weights(model))
+
+
+def test_a_step_in_parts_has_the_loss_of_the_whole(tmp_path):
+    """The record would hold a part of a step's loss, that of its last batch say."""
+    _, whole = run(tmp_path / "whole", steps=3, batch=4, log_steps=2)
+    _, parts = run(tmp_path / "parts", steps=3, batch=1, accumulate=4, log_steps=2)
+    for (step, loss), (same, of_parts) in zip(whole["losses"], parts["losses"], strict=True):
+        assert step == same and of_parts == pytest.approx(loss, abs=1e-4)
+
+
+def test_the_last_step_has_its_line(tmp_path, capsys):
+    """What was shown last would be the first step's loss."""
+    run(tmp_path / "out", steps=5, log_steps=3, quiet=False)
+    shown = capsys.readouterr().out
+    assert [step for step in range(1, 6) if f"step {step} " in shown] == [1, 3, 5]
+
+
+def test_a_run_that_diverges_is_stopped_and_not_written(tmp_path):
+    """A model of NaN would be saved as trained, with the loss of step 1."""
+    with pytest.raises(ValueError, match=r"loss of step [2-8] is (nan|inf): lower lr .*optim\.lr.*1e\+30"):
+        run(tmp_path / "out", steps=8, log_steps=10, lr=1e30, clip=0.0)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.checkpoints"]
+    assert [path.name for path in (tmp_path / "out.checkpoints").iterdir()] == ["run.json"]
+
+
+@pytest.mark.parametrize(
+    ("when", "step", "save_steps", "said", "left"),
+    [
+        ("on_step_begin", 5, 2, "the loss of step 6 is nan.*good checkpoint is .*checkpoint-4$", [2, 4]),
+        ("on_step_begin", 4, 2, "the loss of step 5 is nan.*good checkpoint is .*checkpoint-2$", [2, 4]),
+        ("on_step_end", 6, 2, "not finite after step 6.*good checkpoint is .*checkpoint-4$", [2, 4]),
+        ("on_step_end", 8, None, "not finite after step 8.*there is no good checkpoint", []),
+        ("on_step_begin", 0, 2, "loss of step 1 is nan, before any weight was changed.*float32", []),
+    ],
+)
+def test_checkpoints_that_are_good_stay(when, step, save_steps, said, left, tmp_path):
+    """Newer ones of NaN would displace them, or be named as those to go on from."""
+    with pytest.raises(ValueError, match=said):
+        run(tmp_path / "out", steps=8, log_steps=50, save_steps=save_steps, callbacks=[Poison(when, step)])
+    assert not (tmp_path / "out").exists()
+    found = (tmp_path / "out.checkpoints").glob("checkpoint-*")
+    assert sorted(path.name for path in found) == [f"checkpoint-{saved}" for saved in left]
+
+
+def test_padding_of_shares_is_no_weight():
+    """ZeRO-3 leaves what was in memory behind the end of the last share: a good run would be stopped."""
+    model = torch.nn.Linear(3, 1, bias=False)
+    model.weight.ds_tensor = torch.tensor([1.0, 2.0, 3.0, float("nan")])
+    model.weight.ds_numel = 3
+    record = LossRecord(Path("none"), 1e-3)
+    record._check_weights(SimpleNamespace(global_step=2), model)
+    model.weight.ds_tensor[2] = float("inf")
+    with pytest.raises(ValueError, match="not finite after step 2"):
+        record._check_weights(SimpleNamespace(global_step=2), model)
+
+
+def test_losses_are_fetched_where_the_run_logs(tmp_path, monkeypatch):
+    """Every step would wait for the device."""
+    fetched = []
+    whole = LossRecord._fetch
+    monkeypatch.setattr(
+        LossRecord, "_fetch", lambda self, state: (fetched.append(len(self._waiting)), whole(self, state))
+    )
+    run(tmp_path / "out", steps=8, log_steps=3)
+    assert fetched == [1, 2, 3, 2, 0]
 
 
 def test_checkpoints_of_another_run_are_not_continued(tmp_path):
