@@ -12,6 +12,7 @@ and renamed, with `training.json`.
 from __future__ import annotations
 
 import json
+import math
 import platform
 import shutil
 import time
@@ -184,7 +185,7 @@ def train_resident(
                 f"{schedule.spent:6.1f} s  loss {losses[-1][1]:.4f}  {step / schedule.spent:.1f} steps/s"
             )
     final = float(loss.detach())
-    if final != final:
+    if not math.isfinite(final):
         raise ValueError(f"the loss is {final} after {step} steps: lower lr, now {config.lr}")
     manifest = {
         **(notes or {}),
