@@ -98,8 +98,11 @@ def subsample(
         )  # fmt: skip
     typer.echo(f"{out}: {n:,} records, seed {seed}")
     if plain is not None:
+        negatives = (
+            f" ({manifest['neg_ids']:,} of them negatives, X-neg for X)" if manifest["neg_ids"] else ""
+        )
         typer.echo(
-            f"{target}: the same ids; {manifest['same_questions']:,} ask the same, "
+            f"{target}: the same ids{negatives}; {manifest['same_questions']:,} ask the same, "
             f"{manifest['other_questions']:,} are matched by id alone; ids that one set lacks: "
             f"{manifest['ids_only_tagged']:,} the plain, {manifest['ids_only_plain']:,} the tagged"
         )

@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-FORMAT = 1  # of what is written: a part of another is not gone on with
+FORMAT = 2  # of what is written: a part of another is not gone on with
 
 
 def register(data: typer.Typer) -> None:
@@ -95,9 +95,18 @@ def negatives(
     )
     if without:
         typer.echo(f"{out}.failures.jsonl: which and why")
-    if without and not made and counts.get("without_negative.no_phrase") == without:
-        typer.echo(f"no answer of {source} has a marked phrase: `reverse data tag` marks them", err=True)
-        raise typer.Exit(1)
+    before = counts.get("without_negative.negative_already", 0)
+    if before:
+        typer.echo(
+            f"{before} answers of {source} have their negatives already: they are passed on as they are"
+        )
+    if without and not counts.get("hints"):
+        if counts.get("without_negative.no_phrase") == without:
+            typer.echo(f"no answer of {source} has a marked phrase: `reverse data tag` marks them", err=True)
+            raise typer.Exit(1)
+        if before:
+            typer.echo(f"no negative was made: {source} holds them already, and may be trained on", err=True)
+            raise typer.Exit(1)
     if by == "llm":
         typer.echo(_cost(counts, (price_in, price_out)))
 
@@ -109,8 +118,9 @@ def _by_lexicon(source: Path, out: Path, plan: dict[str, Any]) -> None:
         if part is None:
             return
         with _bar("records") as progress:
-            for made, counts, failures in lexicon_negatives(records, plan["seed"]):
-                part.write(made, counts, failures)
+            pairs = _pairs(source, plan["limit"])
+            for made, counts, failures in lexicon_negatives(records, plan["seed"], pairs):
+                part.write(made, counts, _placed(failures, part.done))
                 progress(part.done, "")
         part.finish()
 
@@ -126,8 +136,10 @@ def _by_model(
         client = Client(endpoint, cache, concurrency)
         total = part.counts()
         try:
-            async for made, counts, failures in ask_for_negatives(records, client, plan["seed"], concurrency):
-                part.write(made, counts, failures)
+            async for made, counts, failures in ask_for_negatives(
+                records, client, plan["seed"], concurrency, pairs=_pairs(source, plan["limit"])
+            ):
+                part.write(made, counts, _placed(failures, part.done))
                 total.update(counts)
                 progress(part.done, _cost(total, prices))
         finally:
@@ -140,6 +152,22 @@ def _by_model(
         with _bar("records") as progress:
             asyncio.run(run(part, records, progress))
         part.finish()
+
+
+def _pairs(source: Path, limit: int | None) -> frozenset[int]:
+    """What tells the records that are paired already; the set is read through once for it."""
+    from reverse.data.negatives import pairs_in
+    from reverse.data.published import scan_records
+    from reverse.data.scanning import Item
+
+    # What is broken is reported when its turn comes: what stands before it is made and kept.
+    records = (item.value for item in scan_records(source) if isinstance(item, Item))
+    return pairs_in(islice(records, limit))
+
+
+def _placed(failures: list[dict[str, Any]], number: int) -> list[dict[str, Any]]:
+    """Failures with the number of their record in the input, where no id says which it is."""
+    return [line if line["id"] is not None else line | {"record": number} for line in failures]
 
 
 @contextmanager

@@ -27,6 +27,9 @@ _TENS_WORD = rf"(?:{'|'.join(TENS)})(?:[- ](?:{'|'.join(ONES[1:10])}))?"
 _WORD = rf"(?:{_TENS_WORD}|{'|'.join(sorted(ONES, key=len, reverse=True))})"
 _ORDINAL_WORD = "|".join(ORDINALS)
 
+LONGEST = 200  # characters: what is longer counts nothing, and int() refuses it
+FARTHEST = 1000  # steps from a count to another
+
 # Kinds in the order in which they are tried; each pattern matches a whole number.
 KINDS = {
     "box": r"\[\s*\d*\.\d+(?:\s*,\s*\d*\.\d+){3}\s*\]",
@@ -74,6 +77,8 @@ def change(text: str, rng: Random, *, least: int = 0) -> str | None:
     if match is None:
         return None
     old, kind = match.group(), match.lastgroup or ""
+    if len(old) > LONGEST:
+        return None
     new = _CHANGES[kind](old, rng, least)
     return None if new is None else text[: match.start()] + match_case(old, new) + text[match.end() :]
 
@@ -90,13 +95,16 @@ def match_case(old: str, new: str) -> str:
 
 def _near(value: int, rng: Random, least: int = 0) -> int:
     """Another count that one might take for `value`: 1 to 3 away, or up to a tenth for a large one."""
-    reach = max(3, value // 10)
+    reach = min(max(3, value // 10), FARTHEST)
     steps = [step for step in range(-reach, reach + 1) if step and value + step >= least]
     return value + rng.choices(steps, [1 / abs(step) for step in steps])[0]
 
 
-def _word(old: str, rng: Random, least: int) -> str:
-    value = sum(WORDS[part] for part in re.split(r"[- ]", old.lower()))
+def _word(old: str, rng: Random, least: int) -> str | None:
+    parts = re.split(r"[- ]", old.lower())
+    if not all(part in WORDS for part in parts):
+        return None  # "fıve", "ſix": letters that match others where case is ignored
+    value = sum(WORDS[part] for part in parts)
     return spell(_near(value, rng, least), hyphen=" " if " " in old else "-")
 
 
@@ -158,7 +166,9 @@ def _ordinal(old: str, rng: Random, least: int) -> str:
     return f"{value}{ending}"
 
 
-def _ordinal_word(old: str, rng: Random, least: int) -> str:
+def _ordinal_word(old: str, rng: Random, least: int) -> str | None:
+    if old.lower() not in ORDINALS:
+        return None  # as in `_word`
     place = ORDINALS.index(old.lower())
     near = [other for other in range(max(0, place - 3), min(len(ORDINALS), place + 4)) if other != place]
     return ORDINALS[rng.choice(near)]

@@ -228,4 +228,7 @@ def lock(file: Any, path: Path) -> None:
 
 
 def _json(content: Any) -> bytes:
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+    try:
+        return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    except UnicodeEncodeError:  # half of a surrogate pair, which UTF-8 lacks: it stands as an escape
+        return json.dumps(content, separators=(",", ":")).encode("ascii")

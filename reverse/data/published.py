@@ -48,7 +48,7 @@ def problem_of(item: Item | Broken) -> str | None:
     return None
 
 
-def id_text(record: dict[str, Any]) -> str | None:
+def id_text(record: Mapping[str, Any]) -> str | None:
     """The record's id as text, by which records of two files are matched: 7 and "7" are the same id."""
     name = record.get("id")
     if name is None:

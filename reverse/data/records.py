@@ -16,6 +16,7 @@ from reverse.data.scanning import Broken, scan
 
 ANSWER_TYPE = "general_answer"
 IMAGE_TOKEN = "<image>"
+NEGATIVE = "-neg"  # what the id of a record's negative ends with; the published set repeats the id
 _HALF = re.compile(r"[\ud800-\udfff]")
 
 

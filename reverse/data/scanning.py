@@ -228,13 +228,15 @@ class _ListScan:
 
     def __init__(self, window: _Window, number: int, state: Literal["first", "item", "separator"]):
         self.window, self.number, self.state = window, number, state
+        self.told = False  # that the file ends too soon, with the item that was passed over last
 
     def items(self) -> Iterator[Item | Broken]:
         window = self.window
         while True:
             char = window.peek()
             if char == "":
-                yield self._broken(window.offset, "the file ends before the list does: was it cut off?")
+                if not self.told:
+                    yield self._broken(window.offset, "the file ends before the list does: was it cut off?")
                 return
             if char == "]" and self.state != "item":
                 break
@@ -283,6 +285,7 @@ class _ListScan:
         self.state = "item" if self._find_record(search) else "separator"
         if self.window.whole and self.window.at == len(self.window.text):
             reason += "; nothing readable follows: was the file cut off?"
+            self.told = True
         return self._broken(begin, reason)
 
     def _find_record(self, search: int) -> bool:

@@ -5,7 +5,9 @@
 
 Both parts have `n` records in the same order, record k of one with the id of record k of the other. Ids
 repeat in the published sets: one tagged record is drawn for each id, and goes with the plain record that asks
-the same questions, or, where none does, with the first of that id. The text of a record is not touched.
+the same questions, or, where none does, with the first of that id. A negative that is named after its record
+(`X-neg`, of `reverse data negatives` and of scenes) counts as one of id X, unless the plain set has its own
+id too. The text of a record is not touched.
 
 Crash safety: parts are written under temporary names and renamed, then the manifests beside them; a stopped
 run leaves no part, and is run again.
@@ -22,10 +24,11 @@ import numpy.typing as npt
 
 from reverse.data.files import sha256, whole_file, write_json
 from reverse.data.published import ImportedRecords, Progress, Records, id_text, open_records
-from reverse.data.records import IMAGE_TOKEN
+from reverse.data.records import IMAGE_TOKEN, NEGATIVE
 
 KIND = "reverse subset"
 Ints = npt.NDArray[np.int64]
+Hashes = npt.NDArray[np.uint64]
 
 
 def subsample(
@@ -95,8 +98,9 @@ def _match(
     progress: Progress | None,
 ) -> tuple[Ints, Ints, dict[str, Any]]:
     """Indices of both, in the order of the tagged set, and what the manifest says of the matching."""
-    ids, questions = _keys(tagged, progress)
-    plain_ids, plain_questions = _keys(plain, progress)
+    own_ids, of_records, questions = _keys(tagged, progress)
+    plain_ids, _, plain_questions = _keys(plain, progress)
+    ids = np.where(np.isin(own_ids, plain_ids), own_ids, of_records)
     lost = np.flatnonzero(~np.isin(ids, plain_ids))
     facts = {
         "ids_only_tagged": len(np.unique(ids[lost])),
@@ -124,24 +128,24 @@ def _match(
         same = [p for p in of_id if plain_questions[p] == questions[k]]
         alike += bool(same)
         second.append((same or of_id)[0])
-    facts |= {"same_questions": alike, "other_questions": n - alike}
+    named = int(np.count_nonzero(ids[first] != own_ids[first]))
+    facts |= {"same_questions": alike, "other_questions": n - alike, "neg_ids": named}
     return first, np.array(second, dtype=np.int64), facts
 
 
-def _keys(
-    records: Records, progress: Progress | None
-) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
-    """Of each record 64 bits of its id and of its questions (in any order, without `<image>`)."""
-    ids = np.empty(len(records), dtype=np.uint64)
-    questions = np.empty(len(records), dtype=np.uint64)
+def _keys(records: Records, progress: Progress | None) -> tuple[Hashes, Hashes, Hashes]:
+    """Of each record 64 bits of its id, of its id without "-neg", and of its questions (in any order,
+    without `<image>`)."""
+    ids, of_records, questions = (np.empty(len(records), dtype=np.uint64) for _ in range(3))
     for k, item in enumerate(records.scan(progress)):
         name = id_text(item.value)
         if name is None:
             raise ValueError(f"{records.where(k)} has no id: records are matched by id, so each needs one")
         asked = {turn["value"].replace(IMAGE_TOKEN, "").strip() for turn in item.value["conversations"][::2]}
         ids[k] = _hash(name)
+        of_records[k] = _hash(name.removesuffix(NEGATIVE)) if name.endswith(NEGATIVE) else ids[k]
         questions[k] = _hash("\0".join(sorted(asked)))
-    return ids, questions
+    return ids, of_records, questions
 
 
 def _hash(text: str) -> int:

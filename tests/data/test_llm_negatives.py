@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from reverse.cli import app
 from reverse.data.llm import Cache, Client, Endpoint, Reply
+from reverse.data.negatives import lexicon_negatives
 from reverse.data.negatives.asking import ask_for_negatives
 from reverse.data.negatives.prompt import messages, read_reply
 from reverse.data.negatives.turns import turns_of
@@ -319,6 +320,17 @@ def test_the_command_says_what_it_cost(serve, tmp_path, monkeypatch):
     assert not any(b"secret-key" in path.read_bytes() for path in tmp_path.iterdir())
     manifest = json.loads((tmp_path / "out.json.manifest.json").read_text())
     assert manifest["counts"]["tokens_in"] == 500 and manifest["prompt"] == 1 and manifest["model"] == "m"
+
+
+def test_no_money_is_spent_on_pairs(serve, tmp_path, monkeypatch):
+    """A set that has its negatives would be paid for again, and hold each of them twice."""
+    source, server = tmp_path / "tagged.json", serve()
+    paired = [made for pair, _, _ in lexicon_negatives(records(5)) for made in pair]
+    source.write_text(json.dumps(paired + [record | {"id": "new"} for record in records(1)]))
+    assert run(monkeypatch, server, source, tmp_path / "out.json").exit_code == 0
+    made = list(read_records(tmp_path / "out.json"))
+    assert made[:10] == paired and {record["id"] for record in made[10:]} == {"new", "new-neg"}
+    assert len(server.asked) == 1
 
 
 def test_without_an_address_the_variables_are_named(tmp_path, monkeypatch):

@@ -219,6 +219,18 @@ def test_corrupt_records_stop_or_are_listed(form, tmp_path, small_shards):
     assert found == list(bad)
 
 
+def test_a_record_cut_off_at_the_end_is_one(tmp_path, small_shards):
+    """The manifest would say that two records of a half-finished download are lost where one is."""
+    records = unusual_records(100)
+    whole = write(tmp_path / "all.json", records).read_bytes()
+    path = tmp_path / "cut.json"
+    path.write_bytes(whole[: whole.rindex(b"ndchen")])
+    manifest = import_records(path, tmp_path / "set", skip_corrupt=True)
+    assert (manifest["records"], manifest["left_out"]) == (99, 1)
+    assert [broken["number"] for broken in manifest["corrupt"]] == [99]
+    assert "cut off" in manifest["corrupt"][0]["reason"]
+
+
 def test_nothing_but_broken_records(tmp_path):
     """An empty set would be trained on for zero steps, without an error."""
     path = tmp_path / "all.json"

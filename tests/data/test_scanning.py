@@ -177,13 +177,16 @@ def test_faults_of_the_list_itself(text, words):
     assert words in broken(text.encode())[-1].reason
 
 
-def test_a_file_cut_anywhere_is_told(monkeypatch):
-    """Half a download would be trained on as if it were the set."""
+@pytest.mark.parametrize("chunk", [7, 1 << 20])
+def test_a_file_cut_anywhere_is_told_once(chunk, monkeypatch):
+    """Half a download would be trained on as if it were the set, or its one torn record counted as two."""
+    monkeypatch.setattr(scanning, "CHUNK", chunk)
     data = f"[{', '.join(text_of(RECORDS[:2]))}]".encode()
     for end in range(1, len(data), 3):
-        found = items(data[:end])
-        assert isinstance(found[-1], Broken)
-        assert "cut off" in found[-1].reason or data[:end].rstrip().endswith(b"]")
+        for cut in (data[:end], data[:end] + b" \r\n"):
+            found = items(cut)
+            assert [isinstance(one, Broken) for one in found] == [False] * (len(found) - 1) + [True]
+            assert "cut off" in found[-1].reason or data[:end].rstrip().endswith(b"]")
 
 
 @pytest.mark.parametrize("lines", [True, False])

@@ -6,9 +6,12 @@ import json
 import pytest
 
 from reverse.data.importing import import_records
+from reverse.data.negatives import lexicon_negatives
 from reverse.data.records import make_record
+from reverse.data.scenes import make_scene, scene_records
 from reverse.data.subsets import manifest_path, subsample
 from reverse.tokens import strip
+from reverse.tokens.spans import UN
 
 
 def write(path, records):
@@ -63,6 +66,68 @@ def test_parts_have_the_same_ids(files, imported, tmp_path):
     digests = {part["file"]: part["sha256"] for part in manifest["parts"]}
     assert digests["part.json"] == hashlib.sha256(out.read_bytes()).hexdigest()
     assert manifest["parts"][0]["source"]["records"] == len(all_tagged)
+
+
+def tagged(count):
+    """What `data tag` writes; every third record has two answers."""
+    for k in range(count):
+        record = make_record(f"é{k}" if k % 5 else k, f"{k}.jpg", "What?", f"<SPAN>a dog {k}</CN>.")
+        if k % 3 == 0:
+            record["conversations"] += make_record("", None, "How many?", "<SPAN>3</CN>")["conversations"]
+        yield record
+
+
+def without_tags(record):
+    turns = [turn | {"value": strip(turn["value"])} for turn in record["conversations"]]
+    return record | {"conversations": turns}
+
+
+@pytest.mark.parametrize("made_by", ["negatives", "scenes"])
+def test_negatives_are_records_of_the_plain_id(made_by, tmp_path):
+    """The part would be refused, or hold not one wrong answer, and the set be trained without them."""
+    if made_by == "negatives":
+        right = list(tagged(60))
+        paired = [record for made, _, _ in lexicon_negatives(right) for record in made]
+    else:
+        scenes = [make_scene("train", k) for k in range(12)]
+        right = [record for scene in scenes for record in scene_records(scene, negatives=False)]
+        paired = [record for scene in scenes for record in scene_records(scene)]
+    both = write(tmp_path / "paired.json", paired)
+    plain = write(tmp_path / "plain.json", [without_tags(record) for record in right])
+    n = len(right)
+    out, plain_out = tmp_path / "part.json", tmp_path / "plain-part.json"
+    manifest = subsample(both, out, n, plain=plain, plain_out=plain_out)
+    one, other = json.loads(out.read_text()), json.loads(plain_out.read_text())
+    names = [str(record["id"]).removesuffix("-neg") for record in one]
+    assert names == [str(record["id"]) for record in other] and len(set(names)) == n
+    assert all(record in paired for record in one)
+    for record, bare in zip(one, other, strict=True):
+        questions = [[turn["value"] for turn in each["conversations"][::2]] for each in (record, bare)]
+        assert questions[0] == questions[1] and record["image"] == bare["image"]
+    assert {key: manifest[key] for key in ("ids_only_tagged", "ids_only_plain", "same_questions")} == {
+        "ids_only_tagged": 0, "ids_only_plain": 0, "same_questions": n
+    }  # fmt: skip
+    wrong = sum(UN in record["conversations"][1]["value"] for record in one)
+    assert 0.25 * n < wrong < 0.75 * n
+    assert manifest["neg_ids"] == sum(str(record["id"]).endswith("-neg") for record in one) > 0
+
+
+def test_an_id_of_the_plain_set_that_ends_as_a_negatives(tmp_path):
+    """The plain record `a-neg` would never be drawn, and its tagged record go with another picture."""
+    plain = [make_record(name, None, "What?", "a dog") for name in ("a", "a-neg", "b")]
+    marked = [
+        make_record(name, None, "What?", "<SPAN>a dog</CN>")
+        for name in ("a", "a-neg", "a-neg-neg", "b-neg", "c", "c-neg")
+    ]
+    files = write(tmp_path / "tagged.json", marked), tmp_path / "part.json", 3
+    into = {"plain": write(tmp_path / "plain.json", plain), "plain_out": tmp_path / "plain-part.json"}
+    with pytest.raises(ValueError, match="1 ids are not in the plain set, the first is 'c' of record 4"):
+        subsample(*files, **into)
+    manifest = subsample(*files, **into, allow_missing=True)
+    assert [record["id"] for record in json.loads(into["plain_out"].read_text())] == ["a", "a-neg", "b"]
+    drawn = [record["id"] for record in json.loads(files[1].read_text())]
+    assert drawn[0] == "a" and drawn[1].startswith("a-neg") and drawn[2] == "b-neg"
+    assert (manifest["ids_only_tagged"], manifest["ids_only_plain"]) == (1, 0)
 
 
 def test_the_seed_decides(files, tmp_path):

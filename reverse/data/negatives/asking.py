@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from typing import Any
 
 from reverse.data.lexicon import load_lexicon
@@ -46,11 +46,13 @@ async def ask_for_negatives(
     seed: int = 0,
     concurrency: int = 16,
     in_a_row: int = IN_A_ROW,
+    pairs: Collection[int] = frozenset(),
 ) -> AsyncIterator[Made]:
     """What comes of each record, in order; at most 4 × `concurrency` records are in hand at a time.
 
     Answers that got no reply count as failures; what follows the first of them is held back until another
-    answer gets a reply, so that a server which went away costs nothing.
+    answer gets a reply, so that a server which went away costs nothing. Records of `pairs` (see `pairs_in`)
+    are passed on as they are.
 
     Raises ServerGone after `in_a_row` of them without a reply between.
     """
@@ -61,7 +63,7 @@ async def ask_for_negatives(
     try:
         while True:
             while len(running) < 4 * concurrency and (record := next(source, None)) is not None:
-                running.append(asyncio.ensure_future(_of_record(record, client, seed)))
+                running.append(asyncio.ensure_future(_of_record(record, client, seed, pairs)))
             if not running:
                 break
             made = await running.popleft()
@@ -86,8 +88,8 @@ async def ask_for_negatives(
         await asyncio.gather(*running, return_exceptions=True)
 
 
-async def _of_record(record: Mapping[str, Any], client: Client, seed: int) -> Made:
-    turns = turns_of(record)
+async def _of_record(record: Mapping[str, Any], client: Client, seed: int, pairs: Collection[int]) -> Made:
+    turns = turns_of(record, pairs)
     spent: Counter[str] = Counter()
     outcomes = await asyncio.gather(*(_of_turn(turn, client, seed, spent) for turn in turns))
     records, counts, failures = pair(record, turns, outcomes, seed)

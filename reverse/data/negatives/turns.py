@@ -4,14 +4,17 @@ A negative keeps the answer up to one phrase, says that phrase wrongly and stops
 
     There are <SPAN>three players</CN> <SPAN>on a field</CN>.      ->  There are <SPAN>five players</UN>
 
-Layout, after the published set, which holds each conversation twice: of a record come two, `id` and `id-neg`,
-with the same questions. Each answer that has a negative stands rightly in one and wrongly in the other; which
-in which is drawn, half and half. An answer without negative stays right in both. Where no answer has one, the
-second record is left out.
+Layout, after the published set, which holds each conversation twice: of a record come two, `id` and `id-neg`
+(both without id where it has none), with the same questions. Each answer that has a negative stands rightly
+in one and wrongly in the other; which in which is drawn, half and half. An answer without negative stays
+right in both. Where no answer has one, the second record is left out. Records of a pair that was made before
+are passed on as they are (`pairs_in`).
 """
 
+import hashlib
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from random import Random
@@ -23,10 +26,13 @@ from reverse.data.lexicon import Lexicon, load_lexicon
 from reverse.data.negatives.filters import Context, is_given, trivial
 from reverse.data.negatives.rules import Slot, replacements
 from reverse.data.phrasing import PREPOSITIONS
+from reverse.data.published import id_text
+from reverse.data.records import NEGATIVE
 from reverse.tokens.spans import UN, Parsed, Phrase, parse, problems, render, strip
 
 PASS_ON = ("no_phrase", "malformed", "negative_already")  # answers that are left as they are
 TRIES = 24  # replacements of one phrase that are looked at
+_NEGATIVE = re.compile(rf"(?:{NEGATIVE})+\Z")
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,8 @@ class Turn:
     def rng(self, seed: int, purpose: str = "negative") -> Random:
         """Random numbers of this answer alone: by id, place and words, not by when or where it is worked
         on."""
-        return Random(f"{seed}\n{purpose}\n{self.name}\n{self.at}\n{self.question}\n{self.answer.text}")
+        drawn_by = f"{seed}\n{purpose}\n{self.name}\n{self.at}\n{self.question}\n{self.answer.text}"
+        return Random(drawn_by.encode("utf-8", "surrogatepass"))  # JSON may hold halves of a surrogate
 
     def context(self, phrase: Phrase) -> Context:
         others = tuple(other.text for other in self.answer.phrases if other is not phrase)
@@ -77,8 +84,17 @@ class Outcome:
     detail: str = ""
 
 
-def turns_of(record: Mapping[str, Any]) -> list[Turn]:
-    """The answers of a record, in order."""
+def pairs_in(records: Iterable[Mapping[str, Any]]) -> frozenset[int]:
+    """Which conversations of a set have a wrong answer already, as `turns_of` takes them.
+
+    The right record of a pair looks like any other, so the set is read for this before negatives are made.
+    """
+    return frozenset(_pair_key(record) for record in records if _holds_negative(record))
+
+
+def turns_of(record: Mapping[str, Any], pairs: Collection[int] = frozenset()) -> list[Turn]:
+    """The answers of a record, in order; of one of `pairs` none is to get a negative."""
+    paired = bool(pairs) and _pair_key(record) in pairs
     conversation = record["conversations"]
     answers = [parse(turn["value"]) for turn in conversation[1::2]]
     turns = []
@@ -96,7 +112,7 @@ def turns_of(record: Mapping[str, Any]) -> list[Turn]:
                 answers[i],
                 kind,
                 said,
-                _problem(told["value"], answers[i]),
+                _problem(told["value"], answers[i]) or ("negative_already" if paired else None),
             )
         )
     return turns
@@ -159,6 +175,7 @@ def pair(
 ) -> tuple[list[dict[str, Any]], Counter[str], list[dict[str, Any]]]:
     """The records that come of one, what is to be counted, and a line for each answer without a negative."""
     counts: Counter[str] = Counter(records_in=1, answers=len(turns))
+    wrong_before = sum(UN in turn["value"] for turn in record["conversations"][1::2])
     failures = []
     for turn, outcome in zip(turns, outcomes, strict=True):
         counts.update({f"filtered.{reason}": many for reason, many in outcome.refused.items()})
@@ -175,24 +192,29 @@ def pair(
     rng = turns[0].rng(seed, "order")
     wrong_first = set(rng.sample(made, (len(made) + rng.randrange(2)) // 2 if made else 0))
     first = _record(record, turns, outcomes, wrong_first)
-    counts["positive_answers"] += len(turns) - len(wrong_first)
-    counts["negative_answers"] += len(wrong_first)
+    counts["positive_answers"] += len(turns) - len(wrong_first) - wrong_before
+    counts["negative_answers"] += len(wrong_first) + wrong_before
     if not made:
         return [first], counts, failures
     wrong_second = set(made) - wrong_first
     second = _record(record, turns, outcomes, wrong_second)
     if len(made) == len(turns) == 1:  # a name should not say "neg" of what is right
         first, second = (first, second) if 0 in wrong_second else (second, first)
-        pairs = [first, second | {"id": f"{record.get('id', '')}-neg"}]
+        pairs = [first, _named_negative(second)]
         if 0 in wrong_first:
             pairs.reverse()
     else:
-        pairs = [first, second | {"id": f"{record.get('id', '')}-neg"}]
-    counts["positive_answers"] += len(turns) - len(wrong_second)
-    counts["negative_answers"] += len(wrong_second)
+        pairs = [first, _named_negative(second)]
+    counts["positive_answers"] += len(turns) - len(wrong_second) - wrong_before
+    counts["negative_answers"] += len(wrong_second) + wrong_before
     counts["negative_first"] += min(made) in wrong_first
     counts["pairs"] += 1
     return pairs, counts, failures
+
+
+def _named_negative(record: dict[str, Any]) -> dict[str, Any]:
+    name = id_text(record)
+    return record if name is None else record | {"id": name + NEGATIVE}
 
 
 def _record(
@@ -211,8 +233,22 @@ def _record(
     return dict(record) | {"conversations": conversation}
 
 
+def _holds_negative(record: Mapping[str, Any]) -> bool:
+    return any(UN in turn["value"] for turn in record["conversations"][1::2])
+
+
+def _pair_key(record: Mapping[str, Any]) -> int:
+    """64 bits of what both records of a pair share: the id without "-neg", or else the picture, and the
+    questions."""
+    name = id_text(record)
+    shared = record.get("image") or "" if name is None else _NEGATIVE.sub("", name)
+    asked = (turn["value"] for turn in record["conversations"][::2])
+    text = "\0".join((shared, *asked)).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+
 def _problem(value: str, answer: Parsed) -> str | None:
-    if problems(value):
+    if problems(value) or not all(phrase.text.strip() for phrase in answer.phrases):
         return "malformed"
     if not answer.phrases:
         return "no_phrase"

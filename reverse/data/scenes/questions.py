@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reverse.data.records import make_record
+from reverse.data.records import NEGATIVE, make_record
 from reverse.data.scenes.captions import (
     CN,
     PLACES,
@@ -106,7 +106,7 @@ def scene_records(
             continue
         records.append(make_record(name, image, question, answer, kind, hint))
         if negatives:
-            records.append(make_record(f"{name}-neg", image, question, wrong, kind, hint))
+            records.append(make_record(name + NEGATIVE, image, question, wrong, kind, hint))
     return records
 
 
