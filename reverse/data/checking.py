@@ -19,7 +19,7 @@ from reverse.data.images import look_for_images
 from reverse.data.published import Progress, arrow, read_manifest, records_path, scan_records
 from reverse.data.records import IMAGE_TOKEN
 from reverse.data.scanning import Broken, Item
-from reverse.tokens.spans import CN, SPAN, UN, problems
+from reverse.tokens.spans import CN, SPAN, UN, WELL_FORMED, problems
 
 BATCH = 8192  # records
 EXAMPLES = 10  # of each kind of problem; all are counted
@@ -28,8 +28,7 @@ PERCENTILES = (50, 90, 95, 99, 100)
 COLUMNS = ("answers", "confident", "unconfident", "negatives", "hints")
 TEXT_ONLY = "text-only"
 
-# Every "<" belongs to a tag that opens or closes a phrase with something in it; no such text has a problem.
-_WELL_FORMED = rf"\A(?:[^<]|{SPAN}[^<]+(?:{CN}|{UN}))*\z"
+_WELL_FORMED = rf"\A{WELL_FORMED}\z"
 _ANY_TAG = f"(?:{SPAN}|{CN}|{UN})"
 _GOES_ON = rf"{UN}\s*\S"
 

@@ -30,7 +30,7 @@ import numpy as np
 from reverse.data.files import write_json
 from reverse.data.images import image_size, look_for_images, resolve_image
 from reverse.data.records import half_pair
-from reverse.tokens.spans import CN, SPAN, UN, problems
+from reverse.tokens.spans import CN, SPAN, UN, WELL_FORMED, problems
 from reverse.training.datasets import RecordDataset
 from reverse.training.encoding import IMAGE, MARK, Encoder, Turn
 from reverse.training.parallel import exchange, is_first, processes, rank
@@ -43,8 +43,7 @@ LARGEST_SHARE = 0.5  # of records that may be left out: more are no bad records 
 _HINT = 64  # ids that a hint takes beside its phrase, and more
 
 _TAG = re.compile(f"{SPAN}|{CN}|{UN}")
-# Every "<" belongs to a tag that opens or closes a phrase with something in it.
-_WELL_FORMED = re.compile(rf"[^<]*(?:{SPAN}[^<]+(?:{CN}|{UN})[^<]*)*")
+_WELL_FORMED = re.compile(WELL_FORMED)
 
 
 class Bad(NamedTuple):

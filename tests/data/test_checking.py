@@ -103,6 +103,8 @@ def one(answer, question="What?", image=None, **changes):
         (one("a") | {"image": "a.png"}, set(), {"picture_not_asked_about"}),
         (one("1 < 2 <b>bold</b> <SPAN>x > y</CN>"), set(), set()),
         (one("<SPAN>1 < 2</CN>"), set(), set()),
+        (one("<SPAN> </CN>"), {"empty_phrase"}, set()),
+        (one("A <SPAN>\u00a0\u2003\v</CN>."), {"empty_phrase"}, set()),
         (one("</CN>"), {"close_without_open"}, set()),
     ],
 )

@@ -41,6 +41,7 @@ BAD = {  # what is wrong: the record
     "opens inside": said("Q?", "<SPAN>a <SPAN>dog</CN>"),
     "is never closed": said("Q?", "<SPAN>a dog"),
     "is empty": said("Q?", "<SPAN></CN>"),
+    "at 2 is empty": said("Q?", "A <SPAN> \u00a0</CN>"),
     "</CN> in its question": said("Q</CN>?", "A dog"),
     "turn 1 has a blank answer": said("Q?", "A", "B?", "  "),
     "turn 0 has a blank question": said(" ", "A"),
