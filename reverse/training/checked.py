@@ -6,8 +6,8 @@
 Nearly all records are recognised as good at a glance: their tags match one pattern, and their texts are so
 short that, at a byte an id, they fit; where the largest thinkable picture would leave no room for them, the
 picture's header says how large it is. What is left is encoded as in training, which then says what is wrong.
-So the glance must never pass what the encoder refuses, and need not know why it does. Beyond what the encoder
-refuses, malformed tags are bad, as in `reverse data check`, and so are pictures that are not there; they are
+So the glance must never pass what the encoder refuses, and need not know why it does. What `reverse data
+check` calls wrong is bad here too (`reverse.data.faults`), and so are pictures that are not there; they are
 not decoded. Each process of a run looks at a share of the records and learns what the others found.
 
 The outcome is kept in `OUTPUT.checked.json` until the run has ended, for this data, these settings and this
@@ -27,10 +27,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from reverse.data.faults import faults
 from reverse.data.files import write_json
 from reverse.data.images import image_size, look_for_images, resolve_image
 from reverse.data.records import half_pair
-from reverse.tokens.spans import CN, SPAN, UN, WELL_FORMED, problems
+from reverse.tokens.spans import SPAN, WELL_FORMED
 from reverse.training.datasets import RecordDataset
 from reverse.training.encoding import IMAGE, MARK, Encoder, Turn
 from reverse.training.parallel import exchange, is_first, processes, rank
@@ -42,7 +43,6 @@ SHOWN = 5  # bad records in a message
 LARGEST_SHARE = 0.5  # of records that may be left out: more are no bad records but a wrong setting
 _HINT = 64  # ids that a hint takes beside its phrase, and more
 
-_TAG = re.compile(f"{SPAN}|{CN}|{UN}")
 _WELL_FORMED = re.compile(WELL_FORMED)
 
 
@@ -100,8 +100,8 @@ def check_records(
     else:
         numbers, shown = known["bad"], known["shown"]
     if numbers and not skip_bad:
-        mend = "mend them (`reverse data check` looks at tags and pictures), or leave them out with "
-        raise ValueError(_message(dataset, numbers, shown, count, mend + "data.skip_bad=true"))
+        mend = "mend them (`reverse data check` names what no model is trained on), or leave them out "
+        raise ValueError(_message(dataset, numbers, shown, count, mend + "with data.skip_bad=true"))
     if len(numbers) > LARGEST_SHARE * count:
         mend = "data.skip_bad leaves out half of them at most: is data.images the right folder?"
         raise ValueError(_message(dataset, numbers, shown, count, mend))
@@ -203,11 +203,8 @@ class _Glance:
 
     def verdict(self, number: int, record: Mapping[str, Any]) -> str | None:
         """Why this record cannot be trained; None where it can."""
-        for k, turn in enumerate(record["conversations"]):
-            if k % 2 == 0 and (tag := _TAG.search(turn["value"])):
-                return f"turn {k // 2} has {tag.group()} in its question"
-            if k % 2 and (found := problems(turn["value"])):
-                return f"turn {k // 2} has malformed tags: {found[0].message}"
+        for fault in faults(record, hints=False):  # those that are drawn are the encoder's to look at
+            return fault.message
         picture = record.get("image") is not None
         try:
             turns = self.dataset.turns(number, record)

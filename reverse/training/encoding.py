@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from reverse.data.faults import misplaced_images, unsayable
 from reverse.data.records import IMAGE_TOKEN as IMAGE
-from reverse.data.records import half_pair
 from reverse.tokens import TokenIds, token_ids
 from reverse.training.labels import Segment, join
 
@@ -98,7 +98,9 @@ class Encoder:
         if not turns:
             raise ValueError("a conversation needs at least one question and answer, got none")
         for k, turn in enumerate(turns):
-            _check_said(turn, k, about_picture=image_tokens is not None and k == 0)
+            about_picture = image_tokens is not None and k == 0
+            for fault in unsayable(k, turn.question, turn.answer, turn.hints, about_picture):
+                raise ValueError(fault.message)
         prompts = self._prompts(tuple(turn.question for turn in turns), image_tokens is not None)
         answers = self._answers([turn.answer for turn in turns])
         segments: list[Segment] = []
@@ -257,45 +259,11 @@ def turns_of(record: Mapping[str, Any]) -> list[Turn]:
     turns = []
     for k, (human, gpt) in enumerate(zip(said[::2], said[1::2], strict=True)):
         question = human["value"]
-        if question.count(IMAGE) > (1 if k == 0 and record.get("image") else 0):
-            raise ValueError(
-                f"record {record.get('id')!r}: one {IMAGE} may stand in the first question of a record "
-                f"with an image, got turn {k}: {_around(question, IMAGE)!r}"
-            )
-        if IMAGE in gpt["value"]:
-            raise ValueError(
-                f"record {record.get('id')!r}: {IMAGE} stands for the picture and cannot be part of an "
-                f"answer, got turn {k}: {_around(gpt['value'], IMAGE)!r}"
-            )
+        about_picture = k == 0 and bool(record.get("image"))
+        for fault in misplaced_images(k, question, gpt["value"], about_picture):
+            raise ValueError(f"record {record.get('id')!r}: {fault.message}")
         turns.append(Turn(question.replace(IMAGE, "").strip(), gpt["value"]))
     return turns
-
-
-def _around(text: str, found: str) -> str:
-    """Some characters about the last place of `found`, for messages."""
-    at = text.rfind(found)
-    return text[max(0, at - 40) : at + 40]
-
-
-def _check_said(turn: Turn, k: int, about_picture: bool) -> None:
-    """Refuse a turn that says nothing, for a blank answer would teach silence, or is no text.
-
-    A picture may stand alone.
-    """
-    for name, text in (
-        ("question", turn.question),
-        ("answer", turn.answer),
-        *(("hint", h) for h in turn.hints),
-    ):
-        if half := half_pair(text):
-            near = ascii(text[max(0, half.start() - 40) : half.start() + 40])
-            raise ValueError(
-                f"turn {k} holds half of a surrogate pair in its {name}: mend it; it says {near}"
-            )
-    if not turn.answer.strip():
-        raise ValueError(f"turn {k} has a blank answer: leave it out; it asks {turn.question[:80]!r}")
-    if not (turn.question.strip() or about_picture):
-        raise ValueError(f"turn {k} has a blank question: leave it out; its answer is {turn.answer[:80]!r}")
 
 
 def _messages(questions: Sequence[str], answers: Sequence[str], picture: bool) -> list[dict[str, Any]]:

@@ -113,6 +113,10 @@ def test_parse_reads_the_published_form():
         (f"{SPAN} {CN}", ["empty_phrase"]),
         (f"{SPAN}\n\u00a0\x85{UN}", ["empty_phrase"]),
         (f"{SPAN} a {CN}", []),
+        ("<span>a dog</cn>", ["near_tag"]),
+        (f"{SPAN}a dog</CN >", ["never_closed", "near_tag"]),
+        ("<SPAN >a dog< / un\n>", ["near_tag", "near_tag"]),
+        (f"<span>a</span> </SPAN> {SPAN}b{CN}", []),  # HTML
         (f"{UN}{SPAN}a{SPAN}", ["close_without_open", "nested_open", "never_closed"]),
     ],
 )

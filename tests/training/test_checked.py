@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
 from reverse.cli import app
+from reverse.data.checking import check
 from reverse.data.images import look_for_images, open_image
 from reverse.data.importing import import_records
 from reverse.data.records import ANSWER_TYPE
@@ -109,6 +110,19 @@ def test_what_passes_can_be_trained(encoder, folder):
         if number not in bad:
             assert len(dataset[number].rows[0].ids) <= 1000
     assert bad == set(range(len(FINE), len(dataset)))
+
+
+def test_data_check_reports_what_no_model_takes(encoder, folder):
+    """Training's refusal sends its reader to `reverse data check`, which found nothing wrong."""
+    by_model = ("the first turn takes", "writes")
+    for reason, record in BAD.items():
+        report = check(write(folder, [FINE[0], record]), images=folder)
+        assert report.ok == (reason in by_model), reason
+    report = check(write(folder, FINE), images=folder)
+    assert report.ok and not report.malformed
+    near = said("Q?", "<span>a dog</cn>")
+    assert not check(write(folder, [near])).ok
+    assert len(find_bad(opened(write(folder, [near]), encoder))) == 1
 
 
 def test_what_begins_with_a_newline_goes_to_the_encoder(tiny_qwen, folder):
