@@ -38,7 +38,7 @@ from reverse.training.parallel import exchange, is_first, processes, rank
 
 __all__ = ["Bad", "check_records", "checked_file", "find_bad"]
 
-FORMAT = 2  # of the file
+FORMAT = 3  # of the file
 SHOWN = 5  # bad records in a message
 LARGEST_SHARE = 0.5  # of records that may be left out: more are no bad records but a wrong setting
 _HINT = 64  # ids that a hint takes beside its phrase, and more
@@ -173,6 +173,7 @@ class _Glance:
         picture = record.get("image") is not None
         for k in range(0, len(said), 2):
             question, answer = said[k]["value"], said[k + 1]["value"]
+            hint = said[k + 1].get("hint") or ""
             here = picture and k == 0
             if "<" in question:
                 places = question.count(IMAGE)
@@ -187,7 +188,10 @@ class _Glance:
                 return False
             if not question.isascii() and MARK[0] in question:
                 return False
-            if half_pair(question) or half_pair(answer) or half_pair(said[k + 1].get("hint") or ""):
+            if half_pair(question) or half_pair(answer) or half_pair(hint):
+                return False
+            asked = question.replace(IMAGE, "") + "\n" + hint.lower() if hint else question.replace(IMAGE, "")
+            if self.encoder.not_in_question.search(asked) or self.encoder.not_in_answer.search(answer):
                 return False
         if self.room is None or self.room_beside is None:
             return True

@@ -8,13 +8,17 @@ The prompt's ids are those that decoding prefills: template and question are tok
 place where the assistant begins. The answer is tokenised after the template's last words and joined to
 them, and its end of turn is a target: the one that the template writes (`</s>`, `<|im_end|>`, Llama-3.1's
 `<|eot_id|>`), whatever the tokenizer calls its end of sequence. So the place of every answer is known from
-how the sample was put together. Where a tokenizer or a template does not allow this, an error says so: no
-sample is dropped (LLaVA's "tokenization mismatch (ignored)", haotian-liu/LLaVA#779).
+how the sample was put together. A text that holds one of the tokenizer's own tokens is refused: `</s>` in
+HTML would be a true end of turn, trained in mid-sentence. (Decoding prefills such a question as the processor
+tokenises it, `</s>` as the token: no model is trained on one.) Where a tokenizer or a template does not
+allow this, an error says so: no sample is dropped (LLaVA's "tokenization mismatch (ignored)",
+haotian-liu/LLaVA#779).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,13 +28,14 @@ from torch import Tensor
 
 from reverse.data.faults import misplaced_images, unsayable
 from reverse.data.records import IMAGE_TOKEN as IMAGE
-from reverse.tokens import TokenIds, token_ids
+from reverse.tokens import TAGS, TokenIds, token_ids
 from reverse.training.labels import Segment, join
 
 __all__ = ["Encoder", "Item", "Row", "Turn", "turns_of"]
 
 Ids = npt.NDArray[np.int64]
 MARK = "\u2983{}\u2984"  # stands for an answer while a template is taken apart
+_LIKE_A_TAG = re.compile(r"<[^\s<>]+>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +83,9 @@ class Encoder:
         self.end_text = self._end_of_turn()  # of an assistant's turn
         self.end = self._tokenise(self.end_text)  # (1,)
         self._tags = _tags(self.tokenizer)
+        own = _own_tokens(self.tokenizer)
+        self.not_in_question = _any_of(own)  # what no question or hint may hold
+        self.not_in_answer = _any_of(own - set(TAGS))
         self._cache_size = cache
         self._pieces: dict[tuple[tuple[str, ...], bool], list[Ids]] = {}  # what stands before each answer
         self._lead, self._anchor = self._answer_start()
@@ -91,9 +99,9 @@ class Encoder:
             image_tokens: ids that stand for the picture, None where there is none.
 
         Raises:
-            ValueError: no turns, a turn that says nothing or holds half of a surrogate pair, a picture's
-            token in a text, a first turn longer than `max_length`, a `</UN>` without its `<SPAN>`, or text
-            that cannot be taken apart.
+            ValueError: no turns, a turn that says nothing or holds half of a surrogate pair, a token of the
+            tokenizer's own in a text (the three in an answer are no error), a first turn longer than
+            `max_length`, a `</UN>` without its `<SPAN>`, or text that cannot be taken apart.
         """
         if not turns:
             raise ValueError("a conversation needs at least one question and answer, got none")
@@ -101,6 +109,7 @@ class Encoder:
             about_picture = image_tokens is not None and k == 0
             for fault in unsayable(k, turn.question, turn.answer, turn.hints, about_picture):
                 raise ValueError(fault.message)
+            self._check_text(turn, k)
         prompts = self._prompts(tuple(turn.question for turn in turns), image_tokens is not None)
         answers = self._answers([turn.answer for turn in turns])
         segments: list[Segment] = []
@@ -125,6 +134,21 @@ class Encoder:
             said = " | ".join(f"{turn.question[:80]} -> {turn.answer}" for turn in turns)
             raise ValueError(f"{error}; the sample: {said[:600]}") from error
 
+    def _check_text(self, turn: Turn, k: int) -> None:
+        """Refuse a text that is not all text to the tokenizer."""
+        for name, text, refused in (
+            ("question", turn.question, self.not_in_question),
+            ("answer", turn.answer, self.not_in_answer),
+            *(("hint", hint.lower(), self.not_in_question) for hint in turn.hints),  # as it is written
+        ):
+            if found := refused.search(text):
+                near = text[max(0, found.start() - 40) : found.end() + 40]
+                raise ValueError(
+                    f"turn {k} says {found.group()!r} in its {name}, which this tokenizer reads as a token "
+                    "of its own (an end of turn, a picture) and not as text: write it with a blank inside "
+                    f"or leave the record out; it says {near!r}"
+                )
+
     def _with_hints(self, prompt: Ids, phrases: Sequence[str]) -> Ids:
         """Where and how decoding writes them: ids of `HintWriter` at the place that it names."""
         if not phrases:
@@ -146,11 +170,6 @@ class Encoder:
                 raise ValueError(
                     f"the answer in {text!r} cannot be tokenised apart from the prompt: it is blank, or the "
                     "tokenizer merges its first characters with the template's last ones"
-                )
-            if self.image_id in ids:
-                raise ValueError(
-                    f"an answer says {self.processor.image_token!r}, which stands for a picture and cannot "
-                    f"be trained as text: take it out of {text[len(self._anchor + self._lead) :][:80]!r}"
                 )
         return [np.array(ids[cut:], dtype=np.int64) for ids in encoded]
 
@@ -191,8 +210,8 @@ class Encoder:
         found_images = sum(int((piece == self.image_id).sum()) for piece in before)
         if found_images != int(picture):
             raise ValueError(
-                f"a conversation with {int(picture)} picture carries {found_images} image tokens: take "
-                f"{self.processor.image_token!r} out of the questions' text: {' | '.join(questions)[:300]!r}"
+                f"the chat template writes {found_images} times {self.processor.image_token!r} in a "
+                f"conversation with {int(picture)} picture: {''.join(parts)[:300]!r}"
             )
         return before
 
@@ -277,6 +296,21 @@ def _messages(questions: Sequence[str], answers: Sequence[str], picture: bool) -
             {"role": "assistant", "content": [{"type": "text", "text": answer}]},
         ]
     return messages
+
+
+def _own_tokens(tokenizer: Any) -> set[str]:
+    """What the tokenizer takes out of a text before it splits the rest: `</s>`, `<|im_end|>`, `<SPAN>`.
+
+    Added tokens that look like words or blanks are text (some tokenizers keep runs of spaces so).
+    """
+    added = tokenizer.added_tokens_decoder.values()
+    return {token.content for token in added if token.special or _LIKE_A_TAG.fullmatch(token.content)}
+
+
+def _any_of(words: Set[str]) -> re.Pattern[str]:
+    """Finds any of them, the longest where several begin; none where there are none."""
+    longest_first = sorted(filter(str.strip, words), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
 def _tags(tokenizer: Any) -> TokenIds:

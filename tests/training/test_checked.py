@@ -198,6 +198,25 @@ def test_half_of_a_surrogate_pair(encoder, folder, capsys):
     assert len(never[7].rows[0].ids)  # a hint that is not drawn harms nobody
 
 
+def test_tokens_in_a_text_are_bad_records(tiny_any, folder):
+    """A few `<s>` of HTML in 1.3 million records: a false end of turn each, or no way to train the others."""
+    processor = copy.deepcopy(tiny_any[1])
+    processor.tokenizer.add_tokens(["[INST]"], special_tokens=True)  # without the bracket that is looked for
+    end = processor.tokenizer.eos_token
+    hinted = said("Q?", "good")
+    hinted["conversations"][1] |= {"A_type": ANSWER_TYPE, "hint": f"a {end.upper()}"}
+    wrong = [said("Q?", f"It is {end}new."), said(f"{end}?", "b"), said("Q [INST]?", "b"), hinted]
+    wrong += [said("Q?", "say [INST]"), said("<image>\n[IN<image>ST]", "b", image="images/1.png")]
+    wrong += [said("[IN<image>ST]", "b", image="images/1.png")]
+    dataset = opened(write(folder, FINE * 2 + wrong), Encoder(processor, max_length=1000), hint_share=1.0)
+    bad = list(range(2 * len(FINE), len(dataset)))
+    found = find_bad(dataset)
+    assert [one.number for one in found] == bad
+    assert f"says {end!r} in its answer" in found[0].reason and "in its hint" in found[3].reason
+    assert check_records(dataset, folder / "run", identity={}, skip_bad=True) == bad
+    assert all(len(dataset[k].rows[0].ids) for k in range(len(dataset)))
+
+
 def test_length_counts_the_picture_as_large_as_it_is(tiny_qwen, folder):
     """Qwen's pictures differ: the largest thinkable one would condemn a record that fits."""
     record = said("<image>\nQ?", "A dog", image="images/1.png")
