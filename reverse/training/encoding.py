@@ -53,6 +53,7 @@ class Row:
 
     ids: Ids
     labels: Ids
+    cut: int = 0  # turns that did not fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,8 @@ class Encoder:
 
     Args:
         processor: with a chat template; the three tokens are optional (without them nothing is masked).
-        max_length: rows longer than this lose turns from the end; a first turn that is too long is an error.
+        max_length: rows longer than this lose turns from the end (`Row.cut` says how many); a first turn that
+            is too long is an error.
         cache: how many lists of questions are remembered.
     """
 
@@ -113,8 +115,8 @@ class Encoder:
         prompts = self._prompts(tuple(turn.question for turn in turns), image_tokens is not None)
         answers = self._answers([turn.answer for turn in turns])
         segments: list[Segment] = []
-        length = 0
-        for turn, before, answer in zip(turns, prompts, answers, strict=True):
+        length = cut = 0
+        for k, (turn, before, answer) in enumerate(zip(turns, prompts, answers, strict=True)):
             prompt = self._with_hints(before, turn.hints)
             if not segments and image_tokens is not None:
                 prompt = self._write_out(prompt, image_tokens)
@@ -125,11 +127,12 @@ class Encoder:
                         f"the first turn takes {length} ids and max_length is {self.max_length}: raise it, "
                         f"or leave the sample out; it asks {turn.question[:80]!r}"
                     )
+                cut = len(turns) - k
                 break
             segments += [Segment(prompt, False), Segment(np.concatenate([answer, self.end]), True)]
         tags = {"span_id": self._tags.span, "cn_id": self._tags.cn, "un_id": self._tags.un}
         try:
-            return Row(*join(segments, **tags))
+            return Row(*join(segments, **tags), cut=cut)
         except ValueError as error:
             said = " | ".join(f"{turn.question[:80]} -> {turn.answer}" for turn in turns)
             raise ValueError(f"{error}; the sample: {said[:600]}") from error

@@ -85,7 +85,8 @@ def test_text_only_and_too_long(tiny_llava, picture):
     short = encoder.row([Turn("Hello?", "Hi")], None)
     assert not (short.ids == processor.image_token_id).any()
     both = [Turn("Hello?", "Hi"), Turn("Again?", "Hi again")]
-    assert np.array_equal(Encoder(processor, max_length=len(short.ids)).row(both, None).ids, short.ids)
+    cut = Encoder(processor, max_length=len(short.ids)).row(both, None)
+    assert np.array_equal(cut.ids, short.ids) and (short.cut, cut.cut) == (0, 1)
     with pytest.raises(ValueError, match="max_length"):
         Encoder(processor, max_length=3).row(both, None)
 
