@@ -19,6 +19,14 @@ CN = "</CN>"  # closes a phrase the model is confident of
 UN = "</UN>"  # closes a phrase the model is not confident of
 TAGS = (SPAN, CN, UN)
 
+# What `str.isspace` is true of, for a character class of `re` or RE2, whose own `\s` knows ASCII alone.
+BLANKS = "\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+# Every "<" belongs to a tag that opens or closes a phrase with something in it. No text that matches as a
+# whole has a problem, and no match costs more than a pass: a glance for millions of texts, in `re` and RE2.
+WELL_FORMED = f"[^<]*(?:{SPAN}[{BLANKS}]*[^<{BLANKS}][^<]*(?:{CN}|{UN})[^<]*)*"
+
+# A tag but for case or blanks. `<span>` and `<SPAN>` alone are HTML's; a phrase has a closing tag as well.
+_NEAR_TAG = re.compile(r"<\s*/\s*(?:[cC][nN]|[uU][nN])\s*>|<\s*SPAN\s*>")
 _UP_TO_BRACKET = re.compile(r"[^>]*>|[^>]+")  # every tag ends at a bracket
 
 
@@ -61,7 +69,8 @@ class Parsed:
 class Problem:
     """One place where tags are not well-formed; `offset` counts characters of the tagged text.
 
-    `kind` is one of "nested_open", "close_without_open", "never_closed", "empty_phrase".
+    `kind` is one of "nested_open", "close_without_open", "never_closed", "empty_phrase" (blanks say nothing),
+    "near_tag" (`</cn>`, `</CN >`: text to a tokenizer, and to `parse`).
     """
 
     kind: str
@@ -132,8 +141,11 @@ def render(text: str, phrases: Iterable[Phrase]) -> str:
 
 
 def problems(tagged: str) -> list[Problem]:
-    """Where the tags of `tagged` are malformed; an empty list when they are well-formed."""
-    _, tags = _scan(tagged)
+    """Where the tags of `tagged` are malformed; an empty list when they are well-formed.
+
+    Stricter than `parse`, which reads what a model has written: there a phrase of blanks is a phrase.
+    """
+    text, tags = _scan(tagged)
     found = []
     opened = None
     for tag in tags:
@@ -152,13 +164,17 @@ def problems(tagged: str) -> list[Problem]:
                 Problem("close_without_open", tag.offset, f"{tag.tag} at {tag.offset} closes nothing")
             )
         else:
-            if opened.place == tag.place:
+            if not text[opened.place : tag.place].strip():
                 found.append(
                     Problem("empty_phrase", opened.offset, f"the phrase at {opened.offset} is empty")
                 )
             opened = None
     if opened is not None:
         found.append(Problem("never_closed", opened.offset, f"{SPAN} at {opened.offset} is never closed"))
+    for near in _NEAR_TAG.finditer(tagged):
+        if near.group() not in TAGS:
+            message = f"{near.group()!r} at {near.start()} is no tag: write {', '.join(TAGS)} exactly so"
+            found.append(Problem("near_tag", near.start(), message))
     return found
 
 

@@ -1,14 +1,16 @@
 """Before the first step all records are looked at, so that none stops a run hours later.
 
     bad = find_bad(dataset)             # of a RecordDataset: [Bad(17, "no such picture: …"), …]
-    numbers = check_records(dataset, "out/run", identity={"sha256": …}, skip_bad=False)
+    checked = check_records(dataset, "out/run", identity={"sha256": …}, skip_bad=False)
+    checked.bad, checked.cut            # numbers of records; how much of the others does not fit
 
 Nearly all records are recognised as good at a glance: their tags match one pattern, and their texts are so
-short that, at a byte an id, they fit; where the largest thinkable picture would leave no room for them, the
-picture's header says how large it is. What is left is encoded as in training, which then says what is wrong.
-So the glance must never pass what the encoder refuses, and need not know why it does. Beyond what the encoder
-refuses, malformed tags are bad, as in `reverse data check`, and so are pictures that are not there; they are
-not decoded. Each process of a run looks at a share of the records and learns what the others found.
+short that, at a byte an id, all turns fit. Longer texts are tokenised; where the largest thinkable picture
+would leave no room for them, the picture's header says how large it is. What is left is encoded as in
+training, which then says what is wrong, and how many turns do not fit. So the glance must never pass what the
+encoder refuses or cuts, and need not know why it does. What `reverse data check` calls wrong is bad here too
+(`reverse.data.faults`), and so are pictures that are not there; they are not decoded. Each process of a run
+looks at a share of the records and learns what the others found.
 
 The outcome is kept in `OUTPUT.checked.json` until the run has ended, for this data, these settings and this
 processor, so that a run that goes on does not look again.
@@ -27,24 +29,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from reverse.data.faults import faults
 from reverse.data.files import write_json
 from reverse.data.images import image_size, look_for_images, resolve_image
 from reverse.data.records import half_pair
-from reverse.tokens.spans import CN, SPAN, UN, problems
-from reverse.training.datasets import RecordDataset
-from reverse.training.encoding import IMAGE, MARK, Encoder, Turn
+from reverse.tokens.spans import SPAN, WELL_FORMED
+from reverse.training.datasets import RecordDataset, may_be_hinted
+from reverse.training.encoding import IMAGE, MARK, Encoder, Row, Turn
 from reverse.training.parallel import exchange, is_first, processes, rank
 
-__all__ = ["Bad", "check_records", "checked_file", "find_bad"]
+__all__ = ["Bad", "Checked", "Cut", "check_records", "checked_file", "find_bad"]
 
-FORMAT = 2  # of the file
+FORMAT = 4  # of the file
 SHOWN = 5  # bad records in a message
+FIRST = 10  # numbers in a line
 LARGEST_SHARE = 0.5  # of records that may be left out: more are no bad records but a wrong setting
-_HINT = 64  # ids that a hint takes beside its phrase, and more
+_HINT = 48  # ids that a hint takes beside its phrase, at a byte an id
+_APART = 4  # ids that a text may take more where it stands between others
 
-_TAG = re.compile(f"{SPAN}|{CN}|{UN}")
-# Every "<" belongs to a tag that opens or closes a phrase with something in it.
-_WELL_FORMED = re.compile(rf"[^<]*(?:{SPAN}[^<]+(?:{CN}|{UN})[^<]*)*")
+_WELL_FORMED = re.compile(WELL_FORMED)
 
 
 class Bad(NamedTuple):
@@ -52,6 +55,21 @@ class Bad(NamedTuple):
 
     number: int
     reason: str
+
+
+class Cut(NamedTuple):
+    """Of records that can be trained: how many lose turns that do not fit, and how many turns they lose."""
+
+    records: int
+    turns: int
+    first: list[int]  # some of the records' numbers
+
+
+class Checked(NamedTuple):
+    """What was found: numbers of bad records, and what is cut of the others."""
+
+    bad: list[int]
+    cut: Cut
 
 
 def check_records(
@@ -62,8 +80,8 @@ def check_records(
     skip_bad: bool = False,
     resume: bool = True,
     say: Callable[[str], None] = lambda line: None,
-) -> list[int]:
-    """Look at all records of `dataset`; the numbers of those that are bad, which it leaves out from now on.
+) -> Checked:
+    """Look at all records of `dataset`, which leaves out those that are bad from now on.
 
     Every process of a run calls it.
 
@@ -92,27 +110,35 @@ def check_records(
             )
         began = time.monotonic()
         first, end = (count * k // processes() for k in (rank(), rank() + 1))
-        bad = find_bad(dataset, first, end)
+        bad, cut_turns = _look(dataset, first, end)
         samples = [[*one, _beginning(dataset, one.number)] for one in bad[:SHOWN]]
-        shares = exchange([[one.number for one in bad], samples])
-        numbers = sorted(number for share, _ in shares for number in share)
-        shown = [one for _, some in shares for one in some][:SHOWN]
+        shares = exchange([[one.number for one in bad], samples, _summed(cut_turns)])
+        numbers = sorted(number for share, _, _ in shares for number in share)
+        shown = [one for _, some, _ in shares for one in some][:SHOWN]
+        cuts = [Cut(*cut) for _, _, cut in shares]
+        firsts = [number for cut in cuts for number in cut.first][:FIRST]
+        cut = Cut(sum(cut.records for cut in cuts), sum(cut.turns for cut in cuts), firsts)
         say(f"checked {count:,} records in {time.monotonic() - began:.0f} s: {len(numbers):,} are bad")
     else:
-        numbers, shown = known["bad"], known["shown"]
+        numbers, shown, cut = known["bad"], known["shown"], Cut(*known["cut"])
     if numbers and not skip_bad:
-        mend = "mend them (`reverse data check` looks at tags and pictures), or leave them out with "
-        raise ValueError(_message(dataset, numbers, shown, count, mend + "data.skip_bad=true"))
+        mend = "mend them (`reverse data check` names what no model is trained on), or leave them out "
+        raise ValueError(_message(dataset, numbers, shown, count, mend + "with data.skip_bad=true"))
     if len(numbers) > LARGEST_SHARE * count:
         mend = "data.skip_bad leaves out half of them at most: is data.images the right folder?"
         raise ValueError(_message(dataset, numbers, shown, count, mend))
     if known is None and is_first():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"key": key, "bad": numbers, "shown": shown})
+        write_json(path, {"key": key, "bad": numbers, "shown": shown, "cut": cut})
     if numbers:
-        say(f"left out {len(numbers):,} bad records, the first of them {numbers[:10]}: {shown[0][1]}")
+        say(f"left out {len(numbers):,} bad records, the first of them {numbers[:FIRST]}: {shown[0][1]}")
         dataset.leave_out(numbers)
-    return numbers
+    if cut.records:
+        say(
+            f"{cut.turns:,} turns of {cut.records:,} records do not fit in data.max_length="
+            f"{dataset.encoder.max_length} and are left out, from the end; the first records: {cut.first}"
+        )
+    return Checked(numbers, cut)
 
 
 def checked_file(output: str | Path) -> Path:
@@ -123,11 +149,17 @@ def checked_file(output: str | Path) -> Path:
 
 def find_bad(dataset: RecordDataset, first: int = 0, end: int | None = None) -> list[Bad]:
     """The records of items `first` to `end` that cannot be trained, in order."""
+    return _look(dataset, first, end)[0]
+
+
+def _look(dataset: RecordDataset, first: int = 0, end: int | None = None) -> tuple[list[Bad], dict[int, int]]:
+    """Bad records, and of the others: how many turns do not fit (number of the record: turns)."""
     glance = _Glance(dataset)
     places: dict[str, int] = {}  # of a picture among the different ones
     shown = array("q")  # of each record, the place of its picture, or -1
     numbers = dataset.kept[first:end].tolist()
     bad: dict[int, str] = {}
+    cut: dict[int, int] = {}
     for number in numbers:
         place = -1
         if number in dataset.records.broken:
@@ -138,9 +170,11 @@ def find_bad(dataset: RecordDataset, first: int = 0, end: int | None = None) -> 
             if image is not None:
                 place = places.setdefault(image, len(places))
             if not glance.is_good(record):
-                reason = glance.verdict(number, record)
+                reason, turns = glance.verdict(number, record)
                 if reason is not None:
                     bad[number] = reason
+                elif turns:
+                    cut[number] = turns
         shown.append(place)
     missing, refused = look_for_images(dataset.image_root, places)
     lost = {name: f"no such picture: {dataset.image_root / name}" for name in missing} | refused
@@ -149,7 +183,13 @@ def find_bad(dataset: RecordDataset, first: int = 0, end: int | None = None) -> 
         pictures = np.frombuffer(shown, dtype=np.int64)
         for k in np.flatnonzero(np.isin(pictures, list(why))).tolist():
             bad.setdefault(numbers[k], why[int(pictures[k])])
-    return [Bad(number, _shown(bad[number])) for number in sorted(bad)]
+    for number in bad.keys() & cut.keys():  # its picture is not there
+        del cut[number]
+    return [Bad(number, _shown(bad[number])) for number in sorted(bad)], cut
+
+
+def _summed(cut: Mapping[int, int]) -> Cut:
+    return Cut(len(cut), sum(cut.values()), sorted(cut)[:FIRST])
 
 
 class _Glance:
@@ -164,16 +204,18 @@ class _Glance:
         self._last: tuple[str | None, int] = (None, 0)  # a picture and its ids
         longest = encoder.max_length
         # Ids of the template, those of the two letters counted twice.
-        template = len(Encoder(encoder.processor).row([Turn("a", "a")], None).ids) + 16
-        self.room = None if longest is None else longest - template - _HINT
-        self.room_beside = None if self.room is None else self.room - self.most
+        two = [len(Encoder(encoder.processor).row([Turn("a", "a")] * k, None).ids) + 16 for k in (1, 2)]
+        template, self.later = two[0], two[1] - two[0] + 4  # of the first turn, of each after it
+        self.room = None if longest is None else longest - template
 
     def is_good(self, record: Mapping[str, Any]) -> bool:
-        """True only where encoding cannot fail; False says nothing."""
+        """True only where encoding cannot fail and all turns fit; False says nothing."""
         said = record["conversations"]
+        needed = (len(said) // 2 - 1) * self.later
         picture = record.get("image") is not None
         for k in range(0, len(said), 2):
             question, answer = said[k]["value"], said[k + 1]["value"]
+            hint = said[k + 1].get("hint") or ""
             here = picture and k == 0
             if "<" in question:
                 places = question.count(IMAGE)
@@ -188,42 +230,60 @@ class _Glance:
                 return False
             if not question.isascii() and MARK[0] in question:
                 return False
-            if half_pair(question) or half_pair(answer) or half_pair(said[k + 1].get("hint") or ""):
+            if half_pair(question) or half_pair(answer) or half_pair(hint):
                 return False
-        if self.room is None or self.room_beside is None:
+            asked = question.replace(IMAGE, "") + "\n" + hint.lower() if hint else question.replace(IMAGE, "")
+            if self.encoder.not_in_question.search(asked) or self.encoder.not_in_answer.search(answer):
+                return False
+            hint = hint if hint and may_be_hinted(said[k + 1]) else ""
+            needed += _most_ids(question) + _most_ids(answer) + (_most_ids(hint) + _HINT if hint else 0)
+        image = record.get("image")
+        return self._fits(needed, image) or self._fits(self._counted(said), image)
+
+    def _fits(self, ids: int, image: str | None) -> bool:
+        """Whether so many ids of texts find room beside the picture, which is looked at if need be."""
+        if self.room is None or ids <= self.room - (self.most if image is not None else 0):
             return True
-        first = said[0]["value"] + said[1]["value"] + (said[1].get("hint") or "")
-        # An id stands for a byte at least; where texts are normalised, one beyond ASCII may become two.
-        needed = len(first) if first.isascii() else 2 * len(first.encode("utf-8", "replace"))
-        if not picture or needed <= self.room_beside or needed > self.room:
-            return needed <= (self.room_beside if picture else self.room)
+        if image is None or not self.dataset.pictures.keeps_size:
+            return False
         try:
-            return needed <= self.room - self._ids_of(record["image"])
+            return ids <= self.room - self._ids_of(image)
         except (ValueError, OSError):
             return False
 
-    def verdict(self, number: int, record: Mapping[str, Any]) -> str | None:
-        """Why this record cannot be trained; None where it can."""
-        for k, turn in enumerate(record["conversations"]):
-            if k % 2 == 0 and (tag := _TAG.search(turn["value"])):
-                return f"turn {k // 2} has {tag.group()} in its question"
-            if k % 2 and (found := problems(turn["value"])):
-                return f"turn {k // 2} has malformed tags: {found[0].message}"
-        picture = record.get("image") is not None
+    def _counted(self, said: list[Mapping[str, Any]]) -> int:
+        """Ids of the texts, and more: each alone takes about as many as beside the template's words."""
+        hints = [turn["hint"] for turn in said[1::2] if turn.get("hint") and may_be_hinted(turn)]
+        texts = [turn["value"] for turn in said] + hints
+        ids = self.encoder.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)
+        needed = (len(said) // 2 - 1) * self.later + len(hints) * _HINT + _APART * len(texts)
+        return needed + sum(map(len, ids["input_ids"]))
+
+    def verdict(self, number: int, record: Mapping[str, Any]) -> tuple[str | None, int]:
+        """Why this record cannot be trained, None where it can, and how many of its turns do not fit."""
+        for fault in faults(record, hints=False):  # those that are drawn are the encoder's to look at
+            return fault.message, 0
         try:
-            turns = self.dataset.turns(number, record)
-            try:
-                self.encoder.row(turns, self.most if picture else None)
-            except ValueError:
-                if not picture:
-                    raise
-                # The picture may be smaller than the largest one. What else is wrong is found as well.
-                self.encoder.row(turns, self._ids_of(record["image"]))
+            return None, self._row(self.dataset.turns(number, record), record.get("image")).cut
         except FileNotFoundError:
-            return None  # the picture's absence is found with the others'
+            return None, 0  # the picture's absence is found with the others'
         except (ValueError, OSError) as error:
-            return str(error)
-        return None
+            return str(error), 0
+
+    def _row(self, turns: list[Turn], image: str | None) -> Row:
+        """As in training; the picture's size is read only where it matters."""
+        if image is None:
+            return self.encoder.row(turns, None)
+        if not self.dataset.pictures.keeps_size:
+            return self.encoder.row(turns, self.most)
+        if self.room is None or self.room > self.most:
+            try:
+                row = self.encoder.row(turns, self.most)
+                if not row.cut:
+                    return row
+            except ValueError:  # if it is not for the length, it comes again
+                pass
+        return self.encoder.row(turns, self._ids_of(image))
 
     def _ids_of(self, image: str) -> int:
         if not self.dataset.pictures.keeps_size:
@@ -232,6 +292,14 @@ class _Glance:
             size = image_size(resolve_image(self.dataset.image_root, image))
             self._last = image, self.dataset.pictures.count(*size)
         return self._last[1]
+
+
+def _most_ids(text: str) -> int:
+    """An id stands for a byte at least; where texts are normalised, one beyond ASCII may become two."""
+    if text.isascii():
+        return len(text)
+    size = len(text.encode("utf-8", "replace"))
+    return size + 2 * (size - len(text))  # of two bytes or more each, so half of them at least are surplus
 
 
 def _settings(dataset: RecordDataset) -> dict[str, Any]:

@@ -36,6 +36,8 @@ def prepare_folder(folder: Path, settings: Mapping[str, Any], resume: bool) -> N
     if resume and last_checkpoint(folder) is not None:
         before = json.loads(run.read_text(encoding="utf-8")) if run.is_file() else {}
         before, settings = with_later_keys(before), with_later_keys(settings)
+        for one in (before, settings):  # what is cut follows from the rest; older runs did not count it
+            one.get("notes", {}).get("data", {}).pop("cut", None)
         if before != settings:
             names = sorted(settings.keys() | before.keys())
             changed = [name for name in names if before.get(name) != settings.get(name)]

@@ -31,7 +31,7 @@ from reverse.training.encoding import Encoder, Item, Row, Turn, turns_of
 from reverse.training.hints import choose_hints
 from reverse.training.pictures import PictureEncoder
 
-__all__ = ["RecordDataset", "SceneDataset", "Talk"]
+__all__ = ["RecordDataset", "SceneDataset", "Talk", "may_be_hinted"]
 
 Conversation = tuple[Turn, ...]
 
@@ -132,7 +132,7 @@ class RecordDataset(Dataset[Item]):
         """What record `number` says, with the hints that are drawn for it."""
         rng, turns = random.Random(f"{self.seed} record {number}"), []
         for turn, said in zip(turns_of(record), record["conversations"][1::2], strict=True):
-            if _may_be_hinted(said) and rng.random() < self.hint_share:
+            if may_be_hinted(said) and rng.random() < self.hint_share:
                 turn = replace(turn, hints=choose_hints(rng, turn.answer, own=[said["hint"]]))
             turns.append(turn)
         return turns
@@ -252,7 +252,7 @@ class SceneDataset(Dataset[Item]):
     def _pair(self, scene: Scene, pair: Sequence[Mapping[str, Any]], hinted: bool) -> list[Turn]:
         turns = [turns_of(record)[0] for record in pair]
         said = pair[0]["conversations"][1]
-        if not (hinted and self.write_hints and _may_be_hinted(said)):
+        if not (hinted and self.write_hints and may_be_hinted(said)):
             return turns
         # A generator of its own: the twin draws nothing here, and must choose the same answers.
         rng = random.Random(f"{self.seed} hints {scene.split} {scene.index}")
@@ -283,7 +283,7 @@ class SceneDataset(Dataset[Item]):
         return Talk(tuple((Turn(asked.question, answer),) for answer in answers), False)
 
 
-def _may_be_hinted(answer: Mapping[str, Any]) -> bool:
+def may_be_hinted(answer: Mapping[str, Any]) -> bool:
     """A general answer with a hint and without a wrong phrase."""
     return answer.get("A_type") == ANSWER_TYPE and bool(answer.get("hint")) and UN not in answer["value"]
 

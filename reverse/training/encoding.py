@@ -8,13 +8,17 @@ The prompt's ids are those that decoding prefills: template and question are tok
 place where the assistant begins. The answer is tokenised after the template's last words and joined to
 them, and its end of turn is a target: the one that the template writes (`</s>`, `<|im_end|>`, Llama-3.1's
 `<|eot_id|>`), whatever the tokenizer calls its end of sequence. So the place of every answer is known from
-how the sample was put together. Where a tokenizer or a template does not allow this, an error says so: no
-sample is dropped (LLaVA's "tokenization mismatch (ignored)", haotian-liu/LLaVA#779).
+how the sample was put together. A text that holds one of the tokenizer's own tokens is refused: `</s>` in
+HTML would be a true end of turn, trained in mid-sentence. (Decoding prefills such a question as the processor
+tokenises it, `</s>` as the token: no model is trained on one.) Where a tokenizer or a template does not
+allow this, an error says so: no sample is dropped (LLaVA's "tokenization mismatch (ignored)",
+haotian-liu/LLaVA#779).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,15 +26,16 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from reverse.data.faults import misplaced_images, unsayable
 from reverse.data.records import IMAGE_TOKEN as IMAGE
-from reverse.data.records import half_pair
-from reverse.tokens import TokenIds, token_ids
+from reverse.tokens import TAGS, TokenIds, token_ids
 from reverse.training.labels import Segment, join
 
 __all__ = ["Encoder", "Item", "Row", "Turn", "turns_of"]
 
 Ids = npt.NDArray[np.int64]
 MARK = "\u2983{}\u2984"  # stands for an answer while a template is taken apart
+_LIKE_A_TAG = re.compile(r"<[^\s<>]+>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,7 @@ class Row:
 
     ids: Ids
     labels: Ids
+    cut: int = 0  # turns that did not fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +69,8 @@ class Encoder:
 
     Args:
         processor: with a chat template; the three tokens are optional (without them nothing is masked).
-        max_length: rows longer than this lose turns from the end; a first turn that is too long is an error.
+        max_length: rows longer than this lose turns from the end (`Row.cut` says how many); a first turn that
+            is too long is an error.
         cache: how many lists of questions are remembered.
     """
 
@@ -78,6 +85,9 @@ class Encoder:
         self.end_text = self._end_of_turn()  # of an assistant's turn
         self.end = self._tokenise(self.end_text)  # (1,)
         self._tags = _tags(self.tokenizer)
+        own = _own_tokens(self.tokenizer)
+        self.not_in_question = _any_of(own)  # what no question or hint may hold
+        self.not_in_answer = _any_of(own - set(TAGS))
         self._cache_size = cache
         self._pieces: dict[tuple[tuple[str, ...], bool], list[Ids]] = {}  # what stands before each answer
         self._lead, self._anchor = self._answer_start()
@@ -91,19 +101,22 @@ class Encoder:
             image_tokens: ids that stand for the picture, None where there is none.
 
         Raises:
-            ValueError: no turns, a turn that says nothing or holds half of a surrogate pair, a picture's
-            token in a text, a first turn longer than `max_length`, a `</UN>` without its `<SPAN>`, or text
-            that cannot be taken apart.
+            ValueError: no turns, a turn that says nothing or holds half of a surrogate pair, a token of the
+            tokenizer's own in a text (the three in an answer are no error), a first turn longer than
+            `max_length`, a `</UN>` without its `<SPAN>`, or text that cannot be taken apart.
         """
         if not turns:
             raise ValueError("a conversation needs at least one question and answer, got none")
         for k, turn in enumerate(turns):
-            _check_said(turn, k, about_picture=image_tokens is not None and k == 0)
+            about_picture = image_tokens is not None and k == 0
+            for fault in unsayable(k, turn.question, turn.answer, turn.hints, about_picture):
+                raise ValueError(fault.message)
+            self._check_text(turn, k)
         prompts = self._prompts(tuple(turn.question for turn in turns), image_tokens is not None)
         answers = self._answers([turn.answer for turn in turns])
         segments: list[Segment] = []
-        length = 0
-        for turn, before, answer in zip(turns, prompts, answers, strict=True):
+        length = cut = 0
+        for k, (turn, before, answer) in enumerate(zip(turns, prompts, answers, strict=True)):
             prompt = self._with_hints(before, turn.hints)
             if not segments and image_tokens is not None:
                 prompt = self._write_out(prompt, image_tokens)
@@ -114,14 +127,30 @@ class Encoder:
                         f"the first turn takes {length} ids and max_length is {self.max_length}: raise it, "
                         f"or leave the sample out; it asks {turn.question[:80]!r}"
                     )
+                cut = len(turns) - k
                 break
             segments += [Segment(prompt, False), Segment(np.concatenate([answer, self.end]), True)]
         tags = {"span_id": self._tags.span, "cn_id": self._tags.cn, "un_id": self._tags.un}
         try:
-            return Row(*join(segments, **tags))
+            return Row(*join(segments, **tags), cut=cut)
         except ValueError as error:
             said = " | ".join(f"{turn.question[:80]} -> {turn.answer}" for turn in turns)
             raise ValueError(f"{error}; the sample: {said[:600]}") from error
+
+    def _check_text(self, turn: Turn, k: int) -> None:
+        """Refuse a text that is not all text to the tokenizer."""
+        for name, text, refused in (
+            ("question", turn.question, self.not_in_question),
+            ("answer", turn.answer, self.not_in_answer),
+            *(("hint", hint.lower(), self.not_in_question) for hint in turn.hints),  # as it is written
+        ):
+            if found := refused.search(text):
+                near = text[max(0, found.start() - 40) : found.end() + 40]
+                raise ValueError(
+                    f"turn {k} says {found.group()!r} in its {name}, which this tokenizer reads as a token "
+                    "of its own (an end of turn, a picture) and not as text: write it with a blank inside "
+                    f"or leave the record out; it says {near!r}"
+                )
 
     def _with_hints(self, prompt: Ids, phrases: Sequence[str]) -> Ids:
         """Where and how decoding writes them: ids of `HintWriter` at the place that it names."""
@@ -144,11 +173,6 @@ class Encoder:
                 raise ValueError(
                     f"the answer in {text!r} cannot be tokenised apart from the prompt: it is blank, or the "
                     "tokenizer merges its first characters with the template's last ones"
-                )
-            if self.image_id in ids:
-                raise ValueError(
-                    f"an answer says {self.processor.image_token!r}, which stands for a picture and cannot "
-                    f"be trained as text: take it out of {text[len(self._anchor + self._lead) :][:80]!r}"
                 )
         return [np.array(ids[cut:], dtype=np.int64) for ids in encoded]
 
@@ -189,8 +213,8 @@ class Encoder:
         found_images = sum(int((piece == self.image_id).sum()) for piece in before)
         if found_images != int(picture):
             raise ValueError(
-                f"a conversation with {int(picture)} picture carries {found_images} image tokens: take "
-                f"{self.processor.image_token!r} out of the questions' text: {' | '.join(questions)[:300]!r}"
+                f"the chat template writes {found_images} times {self.processor.image_token!r} in a "
+                f"conversation with {int(picture)} picture: {''.join(parts)[:300]!r}"
             )
         return before
 
@@ -257,45 +281,11 @@ def turns_of(record: Mapping[str, Any]) -> list[Turn]:
     turns = []
     for k, (human, gpt) in enumerate(zip(said[::2], said[1::2], strict=True)):
         question = human["value"]
-        if question.count(IMAGE) > (1 if k == 0 and record.get("image") else 0):
-            raise ValueError(
-                f"record {record.get('id')!r}: one {IMAGE} may stand in the first question of a record "
-                f"with an image, got turn {k}: {_around(question, IMAGE)!r}"
-            )
-        if IMAGE in gpt["value"]:
-            raise ValueError(
-                f"record {record.get('id')!r}: {IMAGE} stands for the picture and cannot be part of an "
-                f"answer, got turn {k}: {_around(gpt['value'], IMAGE)!r}"
-            )
+        about_picture = k == 0 and bool(record.get("image"))
+        for fault in misplaced_images(k, question, gpt["value"], about_picture):
+            raise ValueError(f"record {record.get('id')!r}: {fault.message}")
         turns.append(Turn(question.replace(IMAGE, "").strip(), gpt["value"]))
     return turns
-
-
-def _around(text: str, found: str) -> str:
-    """Some characters about the last place of `found`, for messages."""
-    at = text.rfind(found)
-    return text[max(0, at - 40) : at + 40]
-
-
-def _check_said(turn: Turn, k: int, about_picture: bool) -> None:
-    """Refuse a turn that says nothing, for a blank answer would teach silence, or is no text.
-
-    A picture may stand alone.
-    """
-    for name, text in (
-        ("question", turn.question),
-        ("answer", turn.answer),
-        *(("hint", h) for h in turn.hints),
-    ):
-        if half := half_pair(text):
-            near = ascii(text[max(0, half.start() - 40) : half.start() + 40])
-            raise ValueError(
-                f"turn {k} holds half of a surrogate pair in its {name}: mend it; it says {near}"
-            )
-    if not turn.answer.strip():
-        raise ValueError(f"turn {k} has a blank answer: leave it out; it asks {turn.question[:80]!r}")
-    if not (turn.question.strip() or about_picture):
-        raise ValueError(f"turn {k} has a blank question: leave it out; its answer is {turn.answer[:80]!r}")
 
 
 def _messages(questions: Sequence[str], answers: Sequence[str], picture: bool) -> list[dict[str, Any]]:
@@ -309,6 +299,21 @@ def _messages(questions: Sequence[str], answers: Sequence[str], picture: bool) -
             {"role": "assistant", "content": [{"type": "text", "text": answer}]},
         ]
     return messages
+
+
+def _own_tokens(tokenizer: Any) -> set[str]:
+    """What the tokenizer takes out of a text before it splits the rest: `</s>`, `<|im_end|>`, `<SPAN>`.
+
+    Added tokens that look like words or blanks are text (some tokenizers keep runs of spaces so).
+    """
+    added = tokenizer.added_tokens_decoder.values()
+    return {token.content for token in added if token.special or _LIKE_A_TAG.fullmatch(token.content)}
+
+
+def _any_of(words: Set[str]) -> re.Pattern[str]:
+    """Finds any of them, the longest where several begin; none where there are none."""
+    longest_first = sorted(filter(str.strip, words), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
 def _tags(tokenizer: Any) -> TokenIds:

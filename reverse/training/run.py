@@ -75,7 +75,7 @@ def run_recipe(recipe: Recipe, *, resume: bool = True, quiet: bool = False) -> d
         keep_broken=True,
     )
     data = _data_manifest(recipe)
-    left_out = check_records(
+    checked = check_records(
         dataset,
         recipe.output,
         identity=data,
@@ -83,7 +83,11 @@ def run_recipe(recipe: Recipe, *, resume: bool = True, quiet: bool = False) -> d
         resume=resume,
         say=lambda line: _say(recipe, line) if is_first() and not quiet else None,
     )
-    data |= {"count": len(dataset), "left_out": {"count": len(left_out), "records": left_out}}
+    data |= {
+        "count": len(dataset),
+        "left_out": {"count": len(checked.bad), "records": checked.bad},
+        "cut": {"records": checked.cut.records, "turns": checked.cut.turns},
+    }
     model = select_trained(model, processor, recipe.tune, parallel=recipe.compute.parallel).train()
     config = _config(recipe, quiet)
     # Where it runs does not decide what comes out; SFTConfig says which of the rest does.

@@ -34,7 +34,8 @@ def random_records(count, seed=0):
         for turn in record["conversations"][1::2]:
             good = "".join(rng.choice(["<SPAN>a\ndog</CN> ", "so ", "<SPAN>é</CN>."]) for _ in range(3))
             wild = "".join(rng.choice(PIECES) for _ in range(6))
-            turn["value"] = rng.choice([good, good + "<SPAN>a cat</UN>", wild])
+            blank = " \n"[: rng.randrange(3)]
+            turn["value"] = rng.choice([good, good + "<SPAN>a cat</UN>", wild, wild, blank])
             turn["A_type"] = rng.choice(["general_answer", "yes/no", None])
             turn["hint"] = rng.choice([None, "", "a cat"])
         records.append(record)
@@ -59,6 +60,8 @@ def counted(records):
             source.update(row)
             types.setdefault(turn.get("A_type") or "(none)", Counter()).update(row)
             kinds.update(problem.kind for problem in problems(value))
+            kinds["half_surrogate_pair"] += "\ud83d" in value
+            kinds["empty_answer"] += not value.strip()
     return sources, types, kinds
 
 
@@ -76,13 +79,13 @@ def test_counts_are_those_of_plain_python(form, tmp_path, monkeypatch):
     sources, types, kinds = counted(records)
     assert report.sources == sources and report.types == types
     assert {kind: seen["count"] for kind, seen in report.malformed.items()} == kinds
-    assert len(kinds) == 4  # every kind was there
+    assert len(kinds) == 6 and all(kinds.values())  # every kind of tags', and two more
     for seen in report.malformed.values():
         assert len(seen["examples"]) <= 10
     for kind, seen in report.malformed.items():
         for example in seen["examples"]:
             said = records[example["index"]]["conversations"][1::2][example["turn"]]["value"]
-            assert kind in {problem.kind for problem in problems(said)}
+            assert kind in counted([one(said)])[2]
     assert not report.ok and report.counts["records"] == 600
     json.dumps(report.to_dict())
 
@@ -98,11 +101,25 @@ def one(answer, question="What?", image=None, **changes):
         (one("<SPAN>a dog</UN> and so on"), set(), {"text_after_un"}),
         (one("<SPAN>a dog</UN> \n"), set(), set()),
         (one("a dog", question="A <SPAN>dog</CN>?"), {"tag_in_question"}, set()),
-        (one(" \n"), set(), {"empty_answer"}),
-        (one("a", question="<image> What?"), set(), {"question_without_picture"}),
+        (one(" \n\u3000"), {"empty_answer"}, set()),
+        (one("a", question="\t"), {"empty_question"}, set()),
+        (one("a", question="", image="a.png"), set(), set()),
+        (one("a", question="<image> What?"), {"misplaced_image"}, set()),
+        (one("a", question="<image>\nWhat?", image="a.png"), {"misplaced_image"}, set()),
+        (one("An <image>", image="a.png"), {"image_in_answer"}, set()),
+        (one("An <image>"), {"image_in_answer"}, set()),
+        (one("a cut \ud83d"), {"half_surrogate_pair"}, set()),
+        (one("a", question="\udc00?"), {"half_surrogate_pair"}, set()),
+        (make_record("1", None, "What?", "a", hint="a \ud800"), {"half_surrogate_pair"}, set()),
+        (one("<span>a dog</cn>"), {"near_tag"}, set()),
+        (one("<SPAN>a dog</CN >"), {"near_tag", "never_closed"}, set()),
+        (one("< SPAN>a dog< /un>"), {"near_tag"}, set()),
+        (one("<span>in</span> <SPAN>a dog</CN> <span class='x'>"), set(), set()),
         (one("a") | {"image": "a.png"}, set(), {"picture_not_asked_about"}),
         (one("1 < 2 <b>bold</b> <SPAN>x > y</CN>"), set(), set()),
         (one("<SPAN>1 < 2</CN>"), set(), set()),
+        (one("<SPAN> </CN>"), {"empty_phrase"}, set()),
+        (one("A <SPAN>\u00a0\u2003\v</CN>."), {"empty_phrase"}, set()),
         (one("</CN>"), {"close_without_open"}, set()),
     ],
 )
@@ -113,8 +130,24 @@ def test_what_is_wrong_and_what_is_unusual(record, malformed, notes, tmp_path):
     report = check(path)
     assert (set(report.malformed), set(report.notes)) == (malformed, notes)
     assert report.ok == (not malformed)
-    for seen in (report.malformed | report.notes).values():
-        assert seen["count"] == 1 and seen["examples"][0]["index"] == 1
+    for kind, seen in (report.malformed | report.notes).items():
+        assert seen["count"] == 1 + (record["conversations"][1]["value"][:2] == "< " and kind == "near_tag")
+        assert seen["examples"][0]["index"] == 1
+
+
+def test_later_turns_are_looked_at(tmp_path):
+    """A picture asked for in a later question stops training, and only first ones would be seen."""
+    later = one("a", image="a.png")
+    later["conversations"] += one("A <SPAN>dog</CN>", question="<image> And?")["conversations"]
+    blank = one("a", image="a.png")
+    blank["conversations"] += one("a", question=" ")["conversations"]
+    path = tmp_path / "all.json"
+    path.write_text(json.dumps([one("yes"), later, blank]))
+    found = check(path).malformed
+    places = {
+        kind: (seen["examples"][0]["index"], seen["examples"][0]["turn"]) for kind, seen in found.items()
+    }
+    assert places == {"misplaced_image": (1, 1), "empty_question": (2, 1)}
 
 
 def test_pictures_that_are_not_there(tmp_path):

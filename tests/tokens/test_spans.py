@@ -1,5 +1,6 @@
 """Without these, a tag could reach the user's text, or a phrase's offsets could point beside the phrase."""
 
+import re
 import subprocess
 import sys
 
@@ -7,7 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reverse.tokens.spans import CN, SPAN, TAGS, UN, Phrase, TokenIds, parse, problems, render, strip
+from reverse.tokens.spans import (
+    CN,
+    SPAN,
+    TAGS,
+    UN,
+    WELL_FORMED,
+    Phrase,
+    TokenIds,
+    parse,
+    problems,
+    render,
+    strip,
+)
 
 # pieces of tags too: what is left when a tag is taken out may be a tag
 PIECES = st.sampled_from(
@@ -97,12 +110,38 @@ def test_parse_reads_the_published_form():
         (f"{SPAN}a dog{CN}{CN}", ["close_without_open"]),
         (f"{SPAN}a dog", ["never_closed"]),
         (f"{SPAN}{CN}", ["empty_phrase"]),
+        (f"{SPAN} {CN}", ["empty_phrase"]),
+        (f"{SPAN}\n\u00a0\x85{UN}", ["empty_phrase"]),
+        (f"{SPAN} a {CN}", []),
+        ("<span>a dog</cn>", ["near_tag"]),
+        (f"{SPAN}a dog</CN >", ["never_closed", "near_tag"]),
+        ("<SPAN >a dog< / un\n>", ["near_tag", "near_tag"]),
+        (f"<span>a</span> </SPAN> {SPAN}b{CN}", []),  # HTML
         (f"{UN}{SPAN}a{SPAN}", ["close_without_open", "nested_open", "never_closed"]),
     ],
 )
 def test_problems_are_named(tagged, kinds):
     """Malformed training data would pass unnoticed."""
     assert [problem.kind for problem in problems(tagged)] == kinds
+
+
+@given(TAGGED)
+def test_a_glance_passes_no_problem(text):
+    """Malformed answers among millions would never be looked at."""
+    if re.fullmatch(WELL_FORMED, text):
+        assert not problems(text)
+
+
+def test_blanks_are_all_that_strip_takes():
+    """A phrase of some rarer blank would be well-formed at a glance and empty to `problems`."""
+    for code in (*range(0xD800), *range(0xE000, 0x30000)):
+        blank = re.fullmatch(WELL_FORMED, f"{SPAN}{chr(code)}{CN}") is None
+        assert blank == (chr(code).isspace() or chr(code) == "<"), hex(code)
+
+
+def test_parse_reads_a_phrase_of_blanks():
+    """What a model writes is read as before: the phrase counts, and its probability is looked at."""
+    assert parse(f"a{SPAN} {CN}").phrases == (Phrase(" ", 1, 2, True),)
 
 
 def test_problem_offset_counts_the_tagged_text():

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
 from reverse.cli import app
+from reverse.data.checking import check
 from reverse.data.images import look_for_images, open_image
 from reverse.data.importing import import_records
 from reverse.data.records import ANSWER_TYPE
@@ -41,6 +42,7 @@ BAD = {  # what is wrong: the record
     "opens inside": said("Q?", "<SPAN>a <SPAN>dog</CN>"),
     "is never closed": said("Q?", "<SPAN>a dog"),
     "is empty": said("Q?", "<SPAN></CN>"),
+    "at 2 is empty": said("Q?", "A <SPAN> \u00a0</CN>"),
     "</CN> in its question": said("Q</CN>?", "A dog"),
     "turn 1 has a blank answer": said("Q?", "A", "B?", "  "),
     "turn 0 has a blank question": said(" ", "A"),
@@ -110,6 +112,19 @@ def test_what_passes_can_be_trained(encoder, folder):
     assert bad == set(range(len(FINE), len(dataset)))
 
 
+def test_data_check_reports_what_no_model_takes(encoder, folder):
+    """Training's refusal sends its reader to `reverse data check`, which found nothing wrong."""
+    by_model = ("the first turn takes", "writes")
+    for reason, record in BAD.items():
+        report = check(write(folder, [FINE[0], record]), images=folder)
+        assert report.ok == (reason in by_model), reason
+    report = check(write(folder, FINE), images=folder)
+    assert report.ok and not report.malformed
+    near = said("Q?", "<span>a dog</cn>")
+    assert not check(write(folder, [near])).ok
+    assert len(find_bad(opened(write(folder, [near]), encoder))) == 1
+
+
 def test_what_begins_with_a_newline_goes_to_the_encoder(tiny_qwen, folder):
     """Qwen2.5 and Llama-3.1 join newlines with the template's last one: the run stops when it is drawn."""
     processor = copy.deepcopy(tiny_qwen[1])
@@ -159,7 +174,7 @@ def test_pictures_are_not_decoded_to_know_their_size(tiny_qwen, folder, monkeypa
     assert 0 < len(refused) < len(sizes)
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
     monkeypatch.setattr(type(dataset.pictures), "_slow", lambda *args: pytest.fail("preprocessed"))
-    assert check_records(dataset, folder / "run", identity={}, skip_bad=True, say=shown.append) == refused
+    assert check_records(dataset, folder / "run", identity={}, skip_bad=True, say=shown.append).bad == refused
     assert "data.max_pixels" in shown[1]
 
 
@@ -176,11 +191,30 @@ def test_half_of_a_surrogate_pair(encoder, folder, capsys):
         ) as error:
             sure[number]
         print(error.value)
-    assert check_records(sure, folder / "run", identity={}, skip_bad=True, say=print) == [5, 6, 7]
+    assert check_records(sure, folder / "run", identity={}, skip_bad=True, say=print).bad == [5, 6, 7]
     capsys.readouterr().out.encode("utf-8")
     never = opened(folder / "records.json", encoder, hint_share=0.0)
     assert [bad.number for bad in find_bad(never)] == [5, 6]
     assert len(never[7].rows[0].ids)  # a hint that is not drawn harms nobody
+
+
+def test_tokens_in_a_text_are_bad_records(tiny_any, folder):
+    """A few `<s>` of HTML in 1.3 million records: a false end of turn each, or no way to train the others."""
+    processor = copy.deepcopy(tiny_any[1])
+    processor.tokenizer.add_tokens(["[INST]"], special_tokens=True)  # without the bracket that is looked for
+    end = processor.tokenizer.eos_token
+    hinted = said("Q?", "good")
+    hinted["conversations"][1] |= {"A_type": ANSWER_TYPE, "hint": f"a {end.upper()}"}
+    wrong = [said("Q?", f"It is {end}new."), said(f"{end}?", "b"), said("Q [INST]?", "b"), hinted]
+    wrong += [said("Q?", "say [INST]"), said("<image>\n[IN<image>ST]", "b", image="images/1.png")]
+    wrong += [said("[IN<image>ST]", "b", image="images/1.png")]
+    dataset = opened(write(folder, FINE * 2 + wrong), Encoder(processor, max_length=1000), hint_share=1.0)
+    bad = list(range(2 * len(FINE), len(dataset)))
+    found = find_bad(dataset)
+    assert [one.number for one in found] == bad
+    assert f"says {end!r} in its answer" in found[0].reason and "in its hint" in found[3].reason
+    assert check_records(dataset, folder / "run", identity={}, skip_bad=True).bad == bad
+    assert all(len(dataset[k].rows[0].ids) for k in range(len(dataset)))
 
 
 def test_length_counts_the_picture_as_large_as_it_is(tiny_qwen, folder):
@@ -194,6 +228,38 @@ def test_length_counts_the_picture_as_large_as_it_is(tiny_qwen, folder):
     for longest, count in ((needed, 0), (least, 0), (least - 1, 1)):
         tight = opened(folder / "records.json", Encoder(tiny_qwen[1], max_length=longest))
         assert len(find_bad(tight)) == count
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen"])
+def test_turns_that_do_not_fit_are_counted(request, folder, name):
+    """Answers vanished from what was trained, and neither a line nor training.json said so."""
+    processor, lines = request.getfixturevalue(f"tiny_{name}")[1], []
+    filler = "dog " * 30
+    records = [said("Q?", "A", "And?", "dog " * 1200), said("Q?", "dog " * 1200)]
+    for k in range(1, 40):  # about the edge: of some the last turn fits, of some it does not
+        hinted = said("<image>\nQ?", "good", "And?", filler, *["More?", "dog " * k] * 3, image="images/1.png")
+        hinted["conversations"][1] |= {"A_type": ANSWER_TYPE, "hint": "cat " * (k % 4)}
+        records.append(hinted)
+    records.append(said("<image>\nQ?", "A", "And?", "dog " * 1200, image="images/none.png"))
+    tokens = len(Encoder(processor).row(RecordDataset.turns(
+        opened(write(folder, records), Encoder(processor)), 22, records[22]), 3).ids)  # fmt: skip
+    picture = opened(folder / "records.json", Encoder(processor)).pictures.most() if name == "llava" else 16
+    dataset = opened(folder / "records.json", Encoder(processor, max_length=tokens + picture), hint_share=0.5)
+    bad = [one.number for one in find_bad(dataset)]
+    cut = {}
+    for number in range(len(dataset)):
+        if number not in bad and (turns := dataset[number].rows[0].cut):
+            cut[number] = turns
+    assert bad == [1, 41] and len({*cut.values()}) > 1 and 5 < len(cut) < 38
+    assert checked._look(dataset)[1] == cut
+    for _ in range(2):  # looked at, and kept
+        found = check_records(dataset, folder / "run", identity={}, skip_bad=True, say=lines.append).cut
+        assert (found.records, found.turns) == (len(cut), sum(cut.values()))
+        assert (
+            f"{sum(cut.values()):,} turns of {len(cut):,} records do not fit in data.max_length" in lines[-1]
+        )
+        assert found.first == sorted(cut)[:10]
+        dataset = opened(folder / "records.json", dataset.encoder, hint_share=0.5)
 
 
 def test_broken_json_is_among_them(encoder, folder):
@@ -237,12 +303,12 @@ def test_outcome_is_kept_for_the_same_data_only(tiny_llava, folder, monkeypatch)
     encoder = Encoder(tiny_llava[1], max_length=1000)
     records = FINE * 4 + [BAD["is empty"]]
     path, output, calls = write(folder, records), folder / "out/run", []
-    find = checked.find_bad
-    monkeypatch.setattr(checked, "find_bad", lambda *args: calls.append(args) or find(*args))
+    find = checked._look
+    monkeypatch.setattr(checked, "_look", lambda *args: calls.append(args) or find(*args))
 
     def again(identity="a", **options):
         dataset = opened(path, encoder)
-        return check_records(dataset, output, identity={"sha256": identity}, **options), len(dataset)
+        return check_records(dataset, output, identity={"sha256": identity}, **options).bad, len(dataset)
 
     with pytest.raises(ValueError, match=r"1 of 25 rec.*skip_bad=true\n  record 24: turn 0 .*empty.*"):
         again()
@@ -323,11 +389,15 @@ def test_a_run_names_what_it_leaves_out(recipe, folder, capsys):
     import_records(folder / "records.json", folder / "imported")
     for records, name in ((folder / "records.json", "one"), (folder / "imported", "two")):
         settings = [f"data.records={records}", f"output={folder / name}", "data.skip_bad=true"]
+        settings.append("data.max_length=1000")
         manifest = run_recipe(load_recipe(recipe, settings))
         assert manifest["data"]["count"] == 12
         assert manifest["data"]["left_out"] == {"count": 2, "records": [6, 13]}
+        assert manifest["data"]["cut"] == {"records": 2, "turns": 2}
         assert not checked_file(folder / name).exists()
-        assert f"{name}: left out 2 bad records" in capsys.readouterr().out
+        printed = capsys.readouterr().out
+        assert f"{name}: left out 2 bad records" in printed
+        assert f"{name}: 2 turns of 2 records do not fit in data.max_length=1000" in printed
     assert json.loads((folder / "one/training.json").read_text())["data"]["left_out"]["records"] == [6, 13]
 
 
@@ -338,7 +408,7 @@ def test_runs_from_before_skip_bad_go_on(recipe, folder):
     path = folder / "out/training.json"
     manifest = json.loads(path.read_text())
     before = json.loads(path.read_text())
-    del before["recipe"]["data"]["skip_bad"], before["data"]["left_out"]
+    del before["recipe"]["data"]["skip_bad"], before["data"]["left_out"], before["data"]["cut"]
     path.write_text(json.dumps(before))
     assert run_recipe(load_recipe(recipe), quiet=True) == before
     with pytest.raises(FileExistsError, match="another recipe"):

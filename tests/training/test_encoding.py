@@ -85,7 +85,8 @@ def test_text_only_and_too_long(tiny_llava, picture):
     short = encoder.row([Turn("Hello?", "Hi")], None)
     assert not (short.ids == processor.image_token_id).any()
     both = [Turn("Hello?", "Hi"), Turn("Again?", "Hi again")]
-    assert np.array_equal(Encoder(processor, max_length=len(short.ids)).row(both, None).ids, short.ids)
+    cut = Encoder(processor, max_length=len(short.ids)).row(both, None)
+    assert np.array_equal(cut.ids, short.ids) and (short.cut, cut.cut) == (0, 1)
     with pytest.raises(ValueError, match="max_length"):
         Encoder(processor, max_length=3).row(both, None)
 
@@ -311,11 +312,54 @@ def test_image_is_a_place_and_no_text(tiny_any):
         turns_of({"id": "8", "conversations": [human, gpt]})
     processor = tiny_any[1]
     encoder, token = Encoder(processor), processor.image_token  # <image> or <|image_pad|>
-    with pytest.raises(ValueError, match=rf"an answer says .*take it out of 'See {re.escape(token)}"):
-        encoder.row([Turn("One?", f"See {token}.")], 3)
-    for tokens, count in ((None, 0), (3, 1)):
-        with pytest.raises(ValueError, match=rf"with {count} picture carries {count + 1} image tokens"):
+    for tokens in (None, 3):
+        with pytest.raises(ValueError, match=rf"says '{re.escape(token)}' in its answer"):
+            encoder.row([Turn("One?", f"See {token}.")], tokens)
+        with pytest.raises(ValueError, match=rf"says '{re.escape(token)}' in its question"):
             encoder.row([Turn(f"See {token}?", "A")], tokens)
+
+
+OWN = {
+    "tiny_llava": ("<s>", "</s>", "<unk>", "<pad>", "<image>"),
+    "tiny_qwen": ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|video_pad|>", "<|vision_start|>"),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_tokens_in_a_text_are_refused(request, name):
+    """`<s>old</s>` of HTML taught an end of turn in mid-sentence; others a picture, a beginning."""
+    encoder = Encoder(request.getfixturevalue(name)[1])
+    for token in OWN[name]:
+        shown = re.escape(repr(token))
+        for place, turn in (
+            ("answer", Turn("What?", f"It is {token}new.")),
+            ("answer", Turn("What?", f"<SPAN>It {token}</CN>")),
+            ("question", Turn(f"What is a{token}b?", "A")),
+            ("hint", Turn("What?", "A", ("cat", f"a {token.upper()}"))),
+        ):
+            with pytest.raises(
+                ValueError, match=rf"turn 1 says {shown} in its {place}.*leave the record out"
+            ):
+                encoder.row([Turn("One?", "A"), turn], 3)
+    with pytest.raises(ValueError, match="turn 0 says '</CN>' in its question"):
+        encoder.row([Turn("A dog</CN>?", "A")], None)
+    text = "A < b, <b>bold</b>, < s>, <S>, </SPAN>, <|im|>, <|im_END|>, [INST], <tool>"
+    row = encoder.row([Turn(text, f"{text} <SPAN>a dog</CN>")], None)
+    ends = (row.labels == encoder.end).nonzero()[0].tolist()
+    assert ends == [len(row.ids) - 1]
+
+
+def test_added_words_are_text(tiny_llava):
+    """Tokenizers that keep runs of spaces or a user's own words as tokens would refuse every text."""
+    import copy
+
+    processor = copy.deepcopy(tiny_llava[1])
+    processor.tokenizer.add_tokens(["  ", "brontosaurus"])
+    processor.tokenizer.add_tokens(["[INST]"], special_tokens=True)
+    encoder = Encoder(processor)
+    assert len(encoder.row([Turn("A  brontosaurus?", "No  brontosaurus")], None).ids)
+    with pytest.raises(ValueError, match=r"says '\[INST\]' in its answer"):
+        encoder.row([Turn("A?", "No [INST]")], None)
 
 
 def test_turns_that_say_nothing_are_refused(tiny_any):
