@@ -66,15 +66,16 @@ def join(segments: Sequence[Segment], *, span_id: int, cn_id: int, un_id: int) -
         ValueError: no id is a target, so that the sample would teach nothing, or a `</UN>` closes no phrase.
     """
     ids = [np.asarray(segment.ids, dtype=np.int64) for segment in segments]
+    labels = []
     for segment, piece in zip(segments, ids, strict=True):
-        if segment.target:
+        if not segment.target:
+            labels.append(np.full_like(piece, IGNORE))
+        elif not (piece == un_id).any():  # nothing is masked: most answers, and the mask is not cheap
+            labels.append(piece)
+        else:
             _check_closed(piece, span_id, cn_id, un_id)
-    labels = [
-        np.where(span_mask(piece, span_id=span_id, cn_id=cn_id, un_id=un_id), piece, IGNORE)
-        if segment.target
-        else np.full_like(piece, IGNORE)
-        for segment, piece in zip(segments, ids, strict=True)
-    ]
+            mask = span_mask(piece, span_id=span_id, cn_id=cn_id, un_id=un_id)
+            labels.append(np.where(mask, piece, IGNORE))
     joined = np.concatenate(labels) if labels else np.empty(0, dtype=np.int64)
     if not (joined != IGNORE).any():
         raise ValueError(
