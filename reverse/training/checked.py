@@ -23,7 +23,8 @@ import json
 import re
 import time
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,6 +44,7 @@ __all__ = ["Bad", "Checked", "Cut", "check_records", "checked_file", "find_bad"]
 FORMAT = 4  # of the file
 SHOWN = 5  # bad records in a message
 FIRST = 10  # numbers in a line
+TOGETHER = 512  # long records that are tokenised in one call
 LARGEST_SHARE = 0.5  # of records that may be left out: more are no bad records but a wrong setting
 _HINT = 48  # ids that a hint takes beside its phrase, at a byte an id
 _APART = 4  # ids that a text may take more where it stands between others
@@ -160,6 +162,21 @@ def _look(dataset: RecordDataset, first: int = 0, end: int | None = None) -> tup
     numbers = dataset.kept[first:end].tolist()
     bad: dict[int, str] = {}
     cut: dict[int, int] = {}
+    long: list[tuple[int, Mapping[str, Any]]] = []
+
+    def encode(number: int, record: Mapping[str, Any]) -> None:
+        reason, turns = glance.verdict(number, record)
+        if reason is not None:
+            bad[number] = reason
+        elif turns:
+            cut[number] = turns
+
+    def tokenise_long() -> None:
+        for (number, record), ids in zip(long, glance.counted([record for _, record in long]), strict=True):
+            if not glance.fits(ids, record.get("image")):
+                encode(number, record)
+        long.clear()
+
     for number in numbers:
         place = -1
         if number in dataset.records.broken:
@@ -169,13 +186,15 @@ def _look(dataset: RecordDataset, first: int = 0, end: int | None = None) -> tup
             image = record.get("image")
             if image is not None:
                 place = places.setdefault(image, len(places))
-            if not glance.is_good(record):
-                reason, turns = glance.verdict(number, record)
-                if reason is not None:
-                    bad[number] = reason
-                elif turns:
-                    cut[number] = turns
+            needed = glance.most_ids(record)
+            if needed is None:
+                encode(number, record)
+            elif not glance.fits(needed, image):
+                long.append((number, record))
         shown.append(place)
+        if len(long) >= TOGETHER:
+            tokenise_long()
+    tokenise_long()
     missing, refused = look_for_images(dataset.image_root, places)
     lost = {name: f"no such picture: {dataset.image_root / name}" for name in missing} | refused
     if lost:
@@ -201,15 +220,15 @@ class _Glance:
         self.dataset = dataset
         self.encoder = Encoder(encoder.processor, max_length=encoder.max_length, cache=0)
         self.most = dataset.pictures.most()
-        self._last: tuple[str | None, int] = (None, 0)  # a picture and its ids
+        self._ids_of = lru_cache(maxsize=4 * TOGETHER)(self._ids_of_picture)
         longest = encoder.max_length
         # Ids of the template, those of the two letters counted twice.
         two = [len(Encoder(encoder.processor).row([Turn("a", "a")] * k, None).ids) + 16 for k in (1, 2)]
         template, self.later = two[0], two[1] - two[0] + 4  # of the first turn, of each after it
         self.room = None if longest is None else longest - template
 
-    def is_good(self, record: Mapping[str, Any]) -> bool:
-        """True only where encoding cannot fail and all turns fit; False says nothing."""
+    def most_ids(self, record: Mapping[str, Any]) -> int | None:
+        """No less than the ids of its texts; None where encoding may fail for another reason than length."""
         said = record["conversations"]
         needed = (len(said) // 2 - 1) * self.later
         picture = record.get("image") is not None
@@ -220,27 +239,26 @@ class _Glance:
             if "<" in question:
                 places = question.count(IMAGE)
                 if not here or places != 1 or question.count("<") != 1:
-                    return False
+                    return None
             elif not (here or question.strip()):
-                return False
+                return None
             if "<" in answer and not _WELL_FORMED.fullmatch(answer):
-                return False
+                return None
             # Tokenizers may merge newlines and signs with the template's last ones.
             if not answer.strip() or not (answer[0].isalnum() or answer.startswith(SPAN)):
-                return False
+                return None
             if not question.isascii() and MARK[0] in question:
-                return False
+                return None
             if half_pair(question) or half_pair(answer) or half_pair(hint):
-                return False
+                return None
             asked = question.replace(IMAGE, "") + "\n" + hint.lower() if hint else question.replace(IMAGE, "")
             if self.encoder.not_in_question.search(asked) or self.encoder.not_in_answer.search(answer):
-                return False
+                return None
             hint = hint if hint and may_be_hinted(said[k + 1]) else ""
             needed += _most_ids(question) + _most_ids(answer) + (_most_ids(hint) + _HINT if hint else 0)
-        image = record.get("image")
-        return self._fits(needed, image) or self._fits(self._counted(said), image)
+        return needed
 
-    def _fits(self, ids: int, image: str | None) -> bool:
+    def fits(self, ids: int, image: str | None) -> bool:
         """Whether so many ids of texts find room beside the picture, which is looked at if need be."""
         if self.room is None or ids <= self.room - (self.most if image is not None else 0):
             return True
@@ -251,13 +269,31 @@ class _Glance:
         except (ValueError, OSError):
             return False
 
-    def _counted(self, said: list[Mapping[str, Any]]) -> int:
-        """Ids of the texts, and more: each alone takes about as many as beside the template's words."""
-        hints = [turn["hint"] for turn in said[1::2] if turn.get("hint") and may_be_hinted(turn)]
-        texts = [turn["value"] for turn in said] + hints
-        ids = self.encoder.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)
-        needed = (len(said) // 2 - 1) * self.later + len(hints) * _HINT + _APART * len(texts)
-        return needed + sum(map(len, ids["input_ids"]))
+    def counted(self, records: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Ids of each record's texts, and more: each alone takes about as many as beside the template's.
+
+        All are tokenised in one call, on as many processors as the tokenizer takes.
+        """
+        texts: list[str] = []
+        added, ends = [], []
+        for record in records:
+            said = record["conversations"]
+            hints = [turn["hint"] for turn in said[1::2] if turn.get("hint") and may_be_hinted(turn)]
+            texts += [turn["value"] for turn in said] + hints
+            ends.append(len(texts))
+            added.append((len(said) // 2 - 1) * self.later + len(hints) * _HINT)
+        if not texts:
+            return []
+        tokenizer = self.encoder.tokenizer
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        ids: Any  # without offsets and lists it takes half of the time
+        if backend is not None:
+            ids = backend.encode_batch_fast(texts, add_special_tokens=False)
+        else:
+            ids = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        lengths = [len(each) + _APART for each in ids]
+        begins = [0, *ends[:-1]]
+        return [more + sum(lengths[a:b]) for more, a, b in zip(added, begins, ends, strict=True)]
 
     def verdict(self, number: int, record: Mapping[str, Any]) -> tuple[str | None, int]:
         """Why this record cannot be trained, None where it can, and how many of its turns do not fit."""
@@ -285,13 +321,10 @@ class _Glance:
                 pass
         return self.encoder.row(turns, self._ids_of(image))
 
-    def _ids_of(self, image: str) -> int:
+    def _ids_of_picture(self, image: str) -> int:
         if not self.dataset.pictures.keeps_size:
             return self.most
-        if image != self._last[0]:  # records about one picture stand together
-            size = image_size(resolve_image(self.dataset.image_root, image))
-            self._last = image, self.dataset.pictures.count(*size)
-        return self._last[1]
+        return self.dataset.pictures.count(*image_size(resolve_image(self.dataset.image_root, image)))
 
 
 def _most_ids(text: str) -> int:
