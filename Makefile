@@ -33,6 +33,7 @@ demo: $(STAMP)  ## what the library is for, on three pictures
 
 test: lint  ## the whole suite, after style and types
 	@$(BIN)/reverse data language
+	@$(BIN)/python -m compileall -q reverse  # once, not in each of the many processes that tests start
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --durations=15
 
 lint: $(STAMP)  ## style and types
