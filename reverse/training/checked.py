@@ -286,7 +286,7 @@ class _Glance:
             return []
         tokenizer = self.encoder.tokenizer
         backend = getattr(tokenizer, "backend_tokenizer", None)
-        ids: Any  # without offsets and lists it takes half of the time
+        ids: Any  # counted only: made into no lists where that can be spared
         if backend is not None:
             ids = backend.encode_batch_fast(texts, add_special_tokens=False)
         else:
@@ -322,8 +322,6 @@ class _Glance:
         return self.encoder.row(turns, self._ids_of(image))
 
     def _ids_of_picture(self, image: str) -> int:
-        if not self.dataset.pictures.keeps_size:
-            return self.most
         return self.dataset.pictures.count(*image_size(resolve_image(self.dataset.image_root, image)))
 
 

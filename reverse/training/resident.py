@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,11 +26,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 
 from reverse.tokens import token_ids
 from reverse.training.labels import IGNORE
 from reverse.training.packs import Rows, Slab, read_slab
+from reverse.training.saving import versions
 from reverse.training.schedule import Schedule
 from reverse.training.shapes import Shape
 from reverse.training.uniform import UniformPass
@@ -190,7 +189,7 @@ def train_resident(
     manifest = {
         **(notes or {}),
         "config": asdict(config),
-        "versions": _versions(),
+        "versions": versions(),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "parameters": sum(p.numel() for p in model.parameters()),
         "steps": step,
@@ -347,17 +346,6 @@ def _optimizer(model: Any, config: ResidentConfig) -> torch.optim.Optimizer:
     ]
     fused = model.device.type == "cuda"
     return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2), fused=fused)
-
-
-def _versions() -> dict[str, str | None]:
-    import reverse
-
-    return {
-        "reverse": getattr(reverse, "__version__", None),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
 
 
 def _write(model: Any, processor: Any, output: Path, manifest: dict[str, Any], dtype: str | None) -> None:

@@ -8,20 +8,34 @@ from __future__ import annotations
 
 import copy
 import json
+import platform
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import Trainer
 
 from reverse.training.adapters import is_adapted
 from reverse.training.parallel import is_sharded
 
-__all__ = ["MANIFEST", "save_run"]
+__all__ = ["MANIFEST", "save_run", "versions"]
 
 MANIFEST = "training.json"
+
+
+def versions() -> dict[str, str]:
+    """What a run was made with, for its manifest."""
+    from reverse import __version__
+
+    return {
+        "reverse": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
 
 
 def save_run(

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
@@ -49,7 +47,7 @@ from reverse.training.parallel import (
     set_fsdp_precision,
 )
 from reverse.training.record import LossRecord
-from reverse.training.saving import MANIFEST, save_run
+from reverse.training.saving import MANIFEST, save_run, versions
 from reverse.training.schedule import Clock, Progress, Schedule
 from reverse.training.trainer import StepTrainer, parameter_groups
 
@@ -365,22 +363,13 @@ def _manifest(
     import accelerate
     import peft
 
-    import reverse
-
     steps = trainer.state.global_step
     losses = LossRecord.losses(trainer.state)
     spent = max(schedule.spent, 1e-9)
     cuda = torch.cuda.is_available()
     return {
         "config": asdict(config),
-        "versions": {
-            "reverse": getattr(reverse, "__version__", None),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "accelerate": accelerate.__version__,
-            "peft": peft.__version__,
-        },
+        "versions": versions() | {"accelerate": accelerate.__version__, "peft": peft.__version__},
         "device": torch.cuda.get_device_name() if cuda else f"cpu ({torch.get_num_threads()} threads)",
         "gpu_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if cuda else None,
         "parameters": sum(p.numel() for p in model.parameters()),

@@ -2,11 +2,7 @@
 
 import copy
 import json
-import os
-import subprocess
-import sys
 import tracemalloc
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -27,8 +23,8 @@ from reverse.training.datasets import RecordDataset
 from reverse.training.encoding import Encoder
 from reverse.training.recipe import load_recipe
 from reverse.training.run import run_recipe
+from tests.training.two import on_two
 
-ROOT = Path(__file__).resolve().parents[2]
 GOOD = "There is <SPAN>a dog</CN> and <SPAN>two cups</UN>"
 
 
@@ -439,10 +435,8 @@ def test_the_command_lists_them(recipe, folder):
 def test_processes_leave_out_the_same(recipe, folder):
     """Each would know of its own share alone: data of other lengths, and a hang at the end."""
     write(folder, [BAD["closes no"], *FINE, BAD["no such picture"]])
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
-    command += ["reverse", "train", recipe, "--set", "compute.parallel=ddp", "--set", "data.skip_bad=true"]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+    settings = ("--set", "compute.parallel=ddp", "--set", "data.skip_bad=true")
+    done = on_two("-m", "reverse", "train", recipe, *settings)
     assert done.returncode == 0, done.stderr[-2000:]
     manifest = json.loads((folder / "out/training.json").read_text())
     assert manifest["data"]["left_out"]["records"] == [0, 7] and manifest["processes"] == 2

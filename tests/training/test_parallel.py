@@ -1,10 +1,6 @@
 """Several processes: the same losses and weights as one, and refusals that name the mend."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -14,8 +10,7 @@ from reverse.training import parallel
 from reverse.training.parallel import check_parallel
 from reverse.training.recipe import load_recipe
 from reverse.training.run import run_recipe
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.training.two import ROOT, on_two
 
 
 @pytest.fixture
@@ -43,11 +38,9 @@ def recipe(tiny, tmp_path):
 
 
 def launch_two(recipe, output, *settings):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
-    command += ["reverse", "train", str(recipe), "--set", f"output={output}", "--set", "compute.parallel=ddp"]
-    command += [part for setting in settings for part in ("--set", setting)]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+    given = (f"output={output}", "compute.parallel=ddp", *settings)
+    changed = (part for setting in given for part in ("--set", setting))
+    return on_two("-m", "reverse", "train", recipe, *changed)
 
 
 def run_two(recipe, output):
@@ -91,11 +84,7 @@ assert exchange(rank()) == [0, 1]
 def test_what_is_exchanged_may_be_large(tmp_path):
     """The launcher's store breaks off above 8 MiB: a million bad records ended a run without names."""
     (tmp_path / "exchanged.py").write_text(EXCHANGED)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, str(tmp_path / "exchanged.py")], env=env, capture_output=True, text=True, timeout=120
-    )
+    done = on_two(tmp_path / "exchanged.py")
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -160,9 +149,7 @@ def test_sharded_gradients_are_those_of_the_whole(tmp_path):
     """The loss would read a head or token rows that this process holds a share of (FSDP2)."""
     script = tmp_path / "sharded.py"
     script.write_text(SHARDED)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, str(script)], env=env, capture_output=True, text=True, timeout=240)
+    done = on_two(script, PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}")
     compared = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("compared")]
     assert len(compared) == 4 and min(compared) > 10, done.stderr[-2000:]
 
@@ -201,11 +188,7 @@ os._exit(0)
 def test_what_one_process_holds_stops_all(tmp_path):
     """With weights shared out, those of one process alone may be spoilt: the others would wait for it."""
     (tmp_path / "spoilt.py").write_text(SPOILT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, str(tmp_path / "spoilt.py")], env=env, capture_output=True, text=True, timeout=240
-    )
+    done = on_two(tmp_path / "spoilt.py")
     assert done.stdout.count("refused: weights are not finite after step 2") == 2, done.stderr[-2000:]
 
 
@@ -232,9 +215,7 @@ def test_machines_without_a_common_disk_are_told(tmp_path):
         (tmp_path / name).mkdir()
     script = tmp_path / "apart.py"
     script.write_text(APART)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "FOLDER": str(tmp_path)}
-    done = subprocess.run([*command, str(script)], env=env, capture_output=True, text=True, timeout=240)
+    done = on_two(script, FOLDER=str(tmp_path))
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("refused: output: what process 0 on ") == 2
     assert done.stdout.count("is not seen by process 1 on ") == 2 and "disk that they share" in done.stdout
