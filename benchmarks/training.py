@@ -1,14 +1,14 @@
-"""Training: the same recipe on one and on several GPUs, and its speed and memory against TRL's `SFTTrainer`.
+"""Training and evaluation on one and on two GPUs, and training's speed and memory against TRL's `SFTTrainer`.
 
     python benchmarks/training.py                                  # all parts, on a machine with two GPUs
-    python benchmarks/training.py --parts qwen3b                   # one of parallel, qwen3b, llava7b
+    python benchmarks/training.py --parts qwen3b                   # or losses, scaling, eval, llava7b
+    python benchmarks/training.py --parts parallel                 # losses, scaling
     python benchmarks/training.py --tiny --out /tmp/results        # a rehearsal on a CPU
 
-`parallel`: a tiny model in float32, one recipe; losses of ddp, zero2, zero3 and fsdp on two processes against
-one process, full and with LoRA. `qwen3b` (full) and `llava7b` (LoRA, three token rows, projector): random
-weights of the real sizes, bfloat16, gradient checkpointing, one GPU, the same tensors in every step, each
-side in a process of its own; warm-up steps, then timed ones. TRL gets an attention mask too, as its own
-collator gives it.
+`losses`, `scaling` and `eval` compare two processes with one; `benchmarks/two_gpus.py` says how. `qwen3b`
+(full) and `llava7b` (LoRA, three token rows, projector): random weights of the real sizes, bfloat16, gradient
+checkpointing, one GPU, the same tensors in every step, each side in a process of its own; warm-up steps, then
+timed ones. TRL gets an attention mask too, as its own collator gives it.
 
 Writes `training_<device>.json` below `--out`, part by part; what a part finds missing is in it.
 """
@@ -16,14 +16,15 @@ Writes `training_<device>.json` below `--out`, part by part; what a part finds m
 from __future__ import annotations
 
 import argparse
+import datetime
 import importlib.metadata
 import importlib.util
 import json
 import math
 import os
 import re
+import shlex
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -38,6 +39,7 @@ import numpy as np
 import torch
 from geometry import build, picture
 from transformers import TrainerCallback
+from two_gpus import PARALLEL_MODES, compare_eval, compare_losses, run_json
 
 from reverse.models import family_of
 from reverse.tokens import token_ids
@@ -49,8 +51,8 @@ from reverse.training.pictures import PictureEncoder
 from reverse.training.sft import SFTConfig, train
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("parallel", "qwen3b", "llava7b")
-TOLERANCE = 1e-3  # of a loss, relative; float32 without TF32, sums in another order
+PARTS = ("losses", "scaling", "eval", "qwen3b", "llava7b")
+TOGETHER = {"parallel": "losses,scaling"}
 RATE = 2e-5
 # samples a batch, the shortest and the longest row in ids, what is trained
 SIZES = {
@@ -129,6 +131,9 @@ def items_of(name: str, model: Any, processor: Any, tiny: bool) -> list[Item]:
 def run_side(name: str, side: str, options: argparse.Namespace) -> dict[str, Any]:
     """One side of one model in this process: seconds a step, memory, loss at the first step."""
     cuda = torch.cuda.is_available()
+    rank, world = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if cuda:
+        torch.cuda.set_device(rank)
     torch.manual_seed(0)
     built = "tiny" if options.tiny else name
     if options.tiny and name == "qwen3b":
@@ -149,8 +154,8 @@ def run_side(name: str, side: str, options: argparse.Namespace) -> dict[str, Any
     with suppress(Done):
         (ours if side == "ours" else trl)(model, processor, items, tuning, watch, options)
     seconds = statistics.median(watch.seconds[options.warm :])
-    tokens = sum(len(row.ids) for item in items for row in item.rows)
-    targets = sum(int((row.labels != IGNORE).sum()) for item in items for row in item.rows)
+    tokens = world * sum(len(row.ids) for item in items for row in item.rows)
+    targets = world * sum(int((row.labels != IGNORE).sum()) for item in items for row in item.rows)
     return {
         "tokens_per_second": round(tokens / seconds, 1),
         "seconds_per_step": round(seconds, 4),
@@ -160,7 +165,7 @@ def run_side(name: str, side: str, options: argparse.Namespace) -> dict[str, Any
         "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 3) if cuda else _resident(),
         "tokens_per_step": tokens,
         "targets_per_step": targets,
-        "samples_per_step": len(items),
+        "samples_per_step": world * len(items),
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
     }
 
@@ -181,14 +186,16 @@ def ours(
 ) -> None:
     """This library's training loop."""
     model = select_trained(model, processor, tuning)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
     steps = options.warm + options.steps
     cuda = torch.cuda.is_available()
     config = SFTConfig(
         output=str(Path(options.scratch) / "ours"), steps=steps, batch=len(items), lr=RATE, beta2=0.999,
         shuffle=False, precision="bfloat16" if cuda else "float32", pixels="bfloat16" if cuda else "float32",
         checkpoint_activations=True, loss_kernel=options.loss, log_steps=10_000, quiet=True,
+        parallel=options.mode,
     )  # fmt: skip
-    dataset = Fixed(items, steps * len(items))
+    dataset = Fixed(items, steps * len(items) * world)  # every process sees the same items in every step
     train(model, processor, dataset, config, resume=False, callbacks=[watch])
 
 
@@ -268,7 +275,7 @@ def compare(name: str, options: argparse.Namespace) -> dict[str, Any]:
             options.scratch,
         ]
         command += ["--steps", str(options.steps), "--warm", str(options.warm), "--loss", options.loss]
-        found[side] = _run([*command, *(["--tiny"] if options.tiny else [])], {}, options.limit)
+        found[side] = run_json([*command, *(["--tiny"] if options.tiny else [])], {}, options.limit)
     if all("tokens_per_second" in found[side] for side in ("ours", "trl")):
         mine, other = found["ours"], found["trl"]
         found["tokens_over_trl"] = round(mine["tokens_per_second"] / other["tokens_per_second"], 4)
@@ -276,91 +283,38 @@ def compare(name: str, options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def _run(command: list[str], env: dict[str, str], limit: float) -> dict[str, Any]:
-    """What a process printed as its last line of JSON; or why there is none."""
-    path = {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
-    try:
-        done = subprocess.run(
-            command, env=os.environ | path | env, capture_output=True, text=True, timeout=limit, cwd=ROOT
-        )
-    except subprocess.TimeoutExpired:
-        return {"failed": f"no end after {limit:.0f} s"}
-    for line in reversed(done.stdout.splitlines()):
-        if line.startswith("{"):
-            return json.loads(line)
-    return {"failed": (done.stderr or done.stdout)[-1500:], "code": done.returncode}
-
-
-# ---------------------------------------------------------------- one recipe, several processes
-
-
-def parallel(options: argparse.Namespace) -> dict[str, Any]:
-    """Losses of one recipe in every mode, against one process."""
-    from reverse.data.scenes import write_scenes
-    from reverse.models.tiny import build_tiny_llava
-    from reverse.tokens import add_tokens
-
-    folder = Path(options.scratch)
-    write_scenes(folder / "scenes", "train", 12, 0)
-    records = json.loads((folder / "scenes/instruct.json").read_text(encoding="utf-8"))
-    said = [{"from": "human", "value": "Hello?"}, {"from": "gpt", "value": "Hi"}]
-    # Texts without a picture in between: processes that share weights out would wait for each other for ever.
-    for place in range(0, 40, 2):
-        records.insert(place, {"id": f"text {place}", "conversations": said})
-    (folder / "scenes/instruct.json").write_text(json.dumps(records), encoding="utf-8")
-    model, processor = build_tiny_llava(seed=0)
-    add_tokens(model, processor)
-    model.save_pretrained(folder / "base")
-    processor.save_pretrained(folder / "base")
-    recipe = {
-        "model": str(folder / "base"),
-        "output": "",
-        "data": {
-            "records": str(folder / "scenes/instruct.json"), "images": str(folder / "scenes"), "workers": 0,
-        },
-        "tune": {"rank": 4, "alpha": 8, "dropout": 0.0},
-        "optim": {"lr": 1e-3, "steps": 6, "global_batch": 8, "batch": 2, "weight_decay": 0.1},
-        "compute": {"precision": "float32", "weights": "float32", "save_dtype": None},
-        "log": {"steps": 1, "save_steps": 0},
-    }  # fmt: skip
-    path = folder / "recipe.yaml"
-    path.write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML
-    modes = ["none", "ddp", "fsdp", "zero3"]
-    plan = [("full", mode) for mode in modes] + [
-        ("lora", mode) for mode in ("none", "fsdp", "zero3", "zero2")
-    ]
-    losses: dict[str, Any] = {}
-    for method, mode in plan:
-        losses[f"{method}_{mode}"] = _losses(method, mode, path, folder, options)
-    found: dict[str, Any] = {"tolerance": TOLERANCE, "losses": losses, "difference": {}}
-    for name, got in losses.items():
-        single = losses[f"{name.split('_')[0]}_none"]
-        if isinstance(got, list) and isinstance(single, list) and not name.endswith("_none"):
-            apart = max(abs(a - b) / max(abs(b), 1e-9) for a, b in zip(got, single, strict=True))
-            found["difference"][name] = apart
-    found["all_within_tolerance"] = all(apart <= TOLERANCE for apart in found["difference"].values())
-    found["compared"] = sorted(found["difference"])
+def scale(options: argparse.Namespace) -> dict[str, Any]:
+    """Ids a second of both models on one GPU and on two, the same batch a GPU."""
+    found: dict[str, Any] = {}
+    for name, modes in PARALLEL_MODES.items():
+        sides: dict[str, Any] = {}
+        for mode in ("none", *modes):
+            launch = (
+                []
+                if mode == "none"
+                else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+            )
+            command = [
+                sys.executable,
+                *launch,
+                str(Path(__file__).resolve()),
+                "--side",
+                "ours",
+                "--mode",
+                mode,
+            ]
+            command += ["--parts", name, "--scratch", options.scratch, "--steps", str(options.steps)]
+            command += ["--warm", str(options.warm), "--loss", options.loss]
+            env = {"OMP_NUM_THREADS": "4"}  # torchrun's default is another one than a single process has
+            sides[mode] = run_json([*command, *(["--tiny"] if options.tiny else [])], env, options.limit)
+        one = sides["none"].get("tokens_per_second")
+        ratios = {
+            mode: round(sides[mode]["tokens_per_second"] / one, 4)
+            for mode in modes
+            if one and "tokens_per_second" in sides[mode]
+        }
+        found[name] = {**sides, "two_over_one": ratios}
     return found
-
-
-def _losses(method: str, mode: str, recipe: Path, folder: Path, options: argparse.Namespace) -> Any:
-    if mode.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
-        return {"missing": "deepspeed is not installed"}
-    if mode in ("fsdp", "zero2", "zero3") and torch.cuda.device_count() < 2:
-        return {"missing": "needs two GPUs"}
-    output = folder / f"{method}_{mode}"
-    launch = (
-        [] if mode == "none" else ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    )
-    command = [sys.executable, "-m", *launch, "reverse", "train", str(recipe), "--quiet"]
-    for setting in (f"output={output}", f"tune.method={method}", f"compute.parallel={mode}"):
-        command += ["--set", setting]
-    env = {"NVIDIA_TF32_OVERRIDE": "0", "REVERSE_DEBUG": "1", "OMP_NUM_THREADS": "1"}
-    outcome = _run(command, env, options.limit)
-    manifest = output / "training.json"
-    if not manifest.is_file():
-        return outcome
-    return [loss for _, loss in json.loads(manifest.read_text(encoding="utf-8"))["losses"]]
 
 
 # ---------------------------------------------------------------- results
@@ -378,6 +332,25 @@ def versions() -> dict[str, str]:
     return found
 
 
+def claims(result: dict[str, Any]) -> dict[str, float]:
+    """What the parts show, the worse of the models or modes."""
+    found = {}
+    models = [result[m] for m in SIZES if "tokens_over_trl" in result.get(m, {})]
+    if models:
+        found["tokens_over_trl"] = min(model["tokens_over_trl"] for model in models)
+        found["memory_over_trl"] = max(model["memory_over_trl"] for model in models)
+    if result.get("losses", {}).get("difference"):
+        found["parallel_loss_difference"] = max(result["losses"]["difference"].values())
+    ratios = [
+        ratio for model in result.get("scaling", {}).values() for ratio in model["two_over_one"].values()
+    ]
+    if ratios:
+        found["two_over_one_tokens"] = min(ratios)
+    if result.get("eval", {}).get("two_over_one"):
+        found["eval_two_over_one"] = result["eval"]["two_over_one"]
+    return found
+
+
 def write(options: argparse.Namespace, part: str, found: dict[str, Any]) -> Path:
     """Put one part into the file, and the claims that follow from all of them."""
     cuda = torch.cuda.is_available()
@@ -388,13 +361,14 @@ def write(options: argparse.Namespace, part: str, found: dict[str, Any]) -> Path
     path = Path(options.out) / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    result |= {"device": device, "devices": torch.cuda.device_count(), "versions": versions(), part: found}
-    models = [result[m] for m in SIZES if "tokens_over_trl" in result.get(m, {})]
-    if models:
-        result["claims"] = {
-            "tokens_over_trl": min(model["tokens_over_trl"] for model in models),  # the worse of the models
-            "memory_over_trl": max(model["memory_over_trl"] for model in models),
-        }
+    made = {
+        "date": datetime.date.today().isoformat(),
+        "command": shlex.join(["python", "benchmarks/training.py", *options.arguments]),
+        "devices": torch.cuda.device_count(),
+        "versions": versions(),
+    }
+    result |= {"device": device, part: made | found}
+    result["claims"] = claims(result)
     written = path.with_suffix(".partial")
     written.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     written.rename(path)
@@ -412,20 +386,29 @@ def main() -> None:
     parser.add_argument("--loss", default="auto", help="loss.kernel of ours")
     parser.add_argument("--limit", type=float, default=140, help="seconds a process may take")
     parser.add_argument("--side", help=argparse.SUPPRESS)
+    parser.add_argument("--mode", default="none", help=argparse.SUPPRESS)
     parser.add_argument("--scratch", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    options.arguments = [word for word in sys.argv[1:] if not word.startswith(("/", options.out))]
     if options.side:
         found = run_side(options.parts, options.side, options)
         if not math.isfinite(found["tokens_per_second"]):
             raise ValueError(f"no steps were timed: {found}")
-        print(json.dumps(found), flush=True)
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(json.dumps(found), flush=True)
         return
-    unknown = set(options.parts.split(",")) - set(PARTS)
+    parts = ",".join(TOGETHER.get(part, part) for part in options.parts.split(",")).split(",")
+    unknown = set(parts) - set(PARTS)
     if unknown:
-        parser.error(f"unknown parts {', '.join(sorted(unknown))}: there are {', '.join(PARTS)}")
-    for part in options.parts.split(","):
+        parser.error(
+            f"unknown parts {', '.join(sorted(unknown))}: there are {', '.join([*PARTS, *TOGETHER])}"
+        )
+    for part in parts:
         with tempfile.TemporaryDirectory() as options.scratch:
-            found = parallel(options) if part == "parallel" else compare(part, options)
+            if part in ("losses", "scaling", "eval"):
+                found = {"losses": compare_losses, "scaling": scale, "eval": compare_eval}[part](options)
+            else:
+                found = compare(part, options)
         path = write(options, part, found)
         print(json.dumps({part: found}))
     print(path)
