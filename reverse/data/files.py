@@ -1,4 +1,4 @@
-"""Write a file whole or not at all: temporary name, flush to disk, rename."""
+"""Write a file whole or not at all: temporary name, flush to disk, rename; one process at a time."""
 
 import hashlib
 import json
@@ -8,20 +8,29 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from reverse.data.locking import output_lock
+
+WAIT = 5.0  # seconds for another process that writes the same file: most are written in less
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A binary stream that becomes `path` when the block ends well, and is thrown away when it does not."""
+    """A binary stream that becomes `path` when the block ends well, and is thrown away when it does not.
+
+    Folders above `path` are made. Raises OutputInUseError where another process writes the same file, and
+    goes on doing so for `WAIT` seconds.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    with output_lock(path, wait=WAIT):
+        try:
+            with temporary.open("wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -14,18 +14,17 @@ says where in the source the next shard begins. A restart goes on behind the las
 read once more for the source's hash, and not taken apart. A folder without manifest.json is not read.
 """
 
-import fcntl
 import hashlib
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from reverse.data.files import sha256, whole_file, write_json
+from reverse.data.locking import output_lock
 from reverse.data.published import (
     FORMAT,
     KIND,
@@ -67,6 +66,11 @@ def import_records(
     path, out = records_path(path), Path(out)
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}: give a JSON list or JSONL of instruct records")
+    with output_lock(out, reentrant=False):
+        return _import(path, out, skip_corrupt, progress)
+
+
+def _import(path: Path, out: Path, skip_corrupt: bool, progress: Any) -> dict[str, Any]:
     source = _source(path)
     finished = _finished(path, out, source)
     if finished is not None:
@@ -75,7 +79,7 @@ def import_records(
     known = [broken for part in parts for broken in part["corrupt"]]
     if known and not skip_corrupt:
         raise ValueError(f"{path}, {known[0]['where']}: {known[0]['reason']}: {_MEND}")
-    with _alone(out), path.open("rb") as stream:
+    with path.open("rb") as stream:
         hashed = _Hashed(stream, source["size"], progress)
         _import_rest(path, out, hashed, parts, skip_corrupt)
         hashed.drain()
@@ -212,7 +216,7 @@ def _begun(out: Path, source: dict[str, Any]) -> list[dict[str, Any]]:
         return []
     if out.is_dir():
         for other in out.rglob("*"):
-            if other.name != "plan.json.tmp" and not other.is_dir():
+            if other.name not in ("plan.json.tmp", ".lock") and not other.is_dir():
                 raise ValueError(f"{out} holds {other.relative_to(out)}: name a new or an empty folder")
     (out / "parts").mkdir(parents=True, exist_ok=True)
     write_json(out / "parts" / "plan.json", plan)
@@ -229,19 +233,6 @@ def _parts(out: Path) -> list[dict[str, Any]]:
             break
         parts.append(part)
     return parts
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Two imports into one folder would write the same shards; a lock goes with its process."""
-    with (out / "parts" / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ValueError(
-                f"another import writes to {out}: wait for it, or name another folder"
-            ) from error
-        yield
 
 
 def _manifest(source: dict[str, Any], parts: list[dict[str, Any]]) -> dict[str, Any]:

@@ -18,13 +18,14 @@ import random
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from reverse.data.parts import lock
+from reverse.data.locking import output_lock
 
 BASE_URL, MODEL, KEY = "REVERSE_LLM_BASE_URL", "REVERSE_LLM_MODEL", "REVERSE_LLM_KEY"
 SETTINGS: Mapping[str, Any] = {"temperature": 0, "max_tokens": 256}
@@ -99,8 +100,16 @@ class Cache:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._places: dict[bytes, int] = {}
+        self._lock = ExitStack()
+        self._lock.enter_context(output_lock(self.path, reentrant=False))
+        try:
+            self._read()
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _read(self) -> None:
         self._file = self.path.open("a+b")
-        lock(self._file, self.path)
         self._file.seek(0)
         good = 0
         for line in self._file:
@@ -141,6 +150,7 @@ class Cache:
 
     def close(self) -> None:
         self._file.close()
+        self._lock.close()
 
 
 class Client:

@@ -18,9 +18,12 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from io import BufferedRandom
 from pathlib import Path
 from typing import Any
+
+from reverse.data.locking import output_lock
 
 LINES = (".jsonl", ".ndjson")
 SYNC_EVERY = 1 << 20  # bytes: what a power cut may cost; a killed process loses nothing that was written
@@ -54,8 +57,14 @@ class PartFile:
         self.part = self.out.with_name(self.out.name + ".part")
         self.manifest_path = self.out.with_name(self.out.name + ".manifest.json")
         self.failures_path = self.out.with_name(self.out.name + ".failures.jsonl")
-        if self.part.exists() or not self._is_finished():
-            self._open()
+        self._lock = ExitStack()
+        self._lock.enter_context(output_lock(self.out, reentrant=False))
+        try:
+            if self.part.exists() or not self._is_finished():
+                self._open()
+        except BaseException:
+            self.close()
+            raise
 
     def write(
         self,
@@ -125,6 +134,7 @@ class PartFile:
         if self._file is not None:
             self._file.close()
             self._file = None
+        self._lock.close()
 
     def __enter__(self) -> "PartFile":
         return self
@@ -146,7 +156,6 @@ class PartFile:
         if not self.part.exists():
             self.part.touch()
         self._file = self.part.open("r+b")
-        lock(self._file, self.part)
         good = 0
         for number, line in enumerate(self._file):
             try:
@@ -212,19 +221,6 @@ class _replacing:
         self.stream.close()
         if kind is None:
             self.temporary.replace(self.path)
-
-
-def lock(file: Any, path: Path) -> None:
-    """Refuse a file that another process holds: both would do the same work, or mix up their lines."""
-    try:
-        import fcntl
-    except ImportError:  # not a POSIX system: the user sees to it
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        raise ValueError(f"another process is writing {path}: wait for it, or name another file") from error
 
 
 def _json(content: Any) -> bytes:

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reverse.data.files import sha256, whole_file, write_json
+from reverse.data.locking import output_lock
 from reverse.data.published import ImportedRecords, Progress, Records, id_text, open_records
 from reverse.data.records import IMAGE_TOKEN, NEGATIVE
 
@@ -61,27 +62,30 @@ def subsample(
     outputs = [Path(name) for name in (out, plain_out) if name is not None]
     if len({name.resolve() for name in outputs}) < len(outputs):
         raise ValueError(f"both parts would be written to {outputs[0]}: name two files")
-    for name in outputs:
-        if name.exists() or manifest_path(name).exists():
-            raise ValueError(f"{name} or its manifest exists: remove it, or name another file")
-        name.parent.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(seed)
-    tagged = open_records(path, progress)
-    sources = [tagged]
-    facts: dict[str, Any] = {}
-    if plain is None:
-        if n > len(tagged):
-            raise ValueError(f"n must be at most {len(tagged)}, the records of {path}, got {n}")
-        chosen = [np.sort(rng.choice(len(tagged), n, replace=False))]
-    else:
-        sources.append(open_records(plain, progress))
-        first, second, facts = _match(sources[0], sources[1], n, rng, allow_missing, progress)
-        chosen = [first, second]
-    digests = _write(outputs, sources, chosen)
-    manifest = _manifest(sources, outputs, digests, n, seed, facts)
-    for name in outputs:
-        write_json(manifest_path(name), manifest)
-    return manifest
+    with ExitStack() as locks:
+        for name in outputs:
+            locks.enter_context(output_lock(name))
+        for name in outputs:
+            if name.exists() or manifest_path(name).exists():
+                raise ValueError(f"{name} or its manifest exists: remove it, or name another file")
+            name.parent.mkdir(parents=True, exist_ok=True)
+        rng = np.random.default_rng(seed)
+        tagged = open_records(path, progress)
+        sources = [tagged]
+        facts: dict[str, Any] = {}
+        if plain is None:
+            if n > len(tagged):
+                raise ValueError(f"n must be at most {len(tagged)}, the records of {path}, got {n}")
+            chosen = [np.sort(rng.choice(len(tagged), n, replace=False))]
+        else:
+            sources.append(open_records(plain, progress))
+            first, second, facts = _match(sources[0], sources[1], n, rng, allow_missing, progress)
+            chosen = [first, second]
+        digests = _write(outputs, sources, chosen)
+        manifest = _manifest(sources, outputs, digests, n, seed, facts)
+        for name in outputs:
+            write_json(manifest_path(name), manifest)
+        return manifest
 
 
 def manifest_path(out: str | Path) -> Path:

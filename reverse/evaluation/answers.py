@@ -12,24 +12,24 @@ Crash safety. `NAME.run.json` (configuration, question and picture ids, versions
 rename. Rows are appended to `NAME.jsonl` and flushed one by one, synced every 16 rows: a killed process loses
 none that was written, a power cut at most 16. A restart cuts off a torn last line, refuses another
 configuration, and asks only what is not answered. With several processes each writes a shard
-(`NAME.shard-0001-of-0004.jsonl`); whoever finds all questions answered, under `.lock`, writes `NAME.jsonl`
-anew in the order of the questions, by rename, and then removes the shards. So a shard vouches for its rows
-until the whole file has them.
+(`NAME.shard-0001-of-0004.jsonl`); whoever finds all questions answered, under the lock of the folder, writes
+`NAME.jsonl` anew in the order of the questions, by rename, and then removes the shards. So a shard vouches
+for its rows until the whole file has them.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from io import BufferedRandom
 from pathlib import Path
 from typing import Any
 
 from reverse.data.files import sync_folder, whole_file, write_json
+from reverse.data.locking import output_lock
 from reverse.evaluation.reading import kept_rows, read_run, run_path, whole
 
 __all__ = [
@@ -113,17 +113,18 @@ class AnswersFile:
         self.config = config_hash(run["config"])
         self._file: BufferedRandom | None = None
         self._unsynced = 0
+        self._lock = ExitStack()
         with locked(self.path.parent):
             _write_run(self.path, run, self.config)
-            self._file = self.own.open("a+b")
+            self._lock.enter_context(output_lock(self.own, reentrant=False))
             try:
-                _claim(self._file, self.own)
+                self._file = self.own.open("a+b")
                 self._file.truncate(whole(self.own.read_bytes()))
                 self.done = set(_offsets(self.path, self.config))
                 for shard in _shards(self.path):
                     self.done |= set(_offsets(shard, self.config))
             except BaseException:
-                self._file.close()
+                self._release()
                 raise
 
     def write(self, row: Mapping[str, Any]) -> None:
@@ -144,8 +145,13 @@ class AnswersFile:
     def close(self) -> None:
         if self._file is not None:
             self._sync()
+        self._release()
+
+    def _release(self) -> None:
+        if self._file is not None:
             self._file.close()
             self._file = None
+        self._lock.close()
 
     def __enter__(self) -> AnswersFile:
         return self
@@ -248,14 +254,6 @@ def _shards(path: Path) -> list[Path]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One process at a time looks after the files of a folder."""
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    """One process at a time looks after the files of a folder; the others wait."""
+    with output_lock(folder, wait=-1):
         yield
-
-
-def _claim(file: BufferedRandom, path: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise ValueError(f"another process is writing to {path}: wait for it, or stop it") from error

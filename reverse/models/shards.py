@@ -22,6 +22,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from reverse.data.locking import output_lock
+
 SHARD_BYTES = 2_000_000_000
 HUB_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors", "*.bin", "LICENSE*", "*.md"]
 
@@ -277,7 +279,11 @@ def whole_folder(out: Path) -> Iterator[Path]:
     is killed leaves `.out.*` behind, which may be deleted.
     """
     check_new(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    with output_lock(out):
+        yield from _fill(out)
+
+
+def _fill(out: Path) -> Iterator[Path]:
     whole = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         yield whole

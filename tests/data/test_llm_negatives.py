@@ -384,7 +384,7 @@ def test_a_cache_has_one_writer(tmp_path):
     path = tmp_path / "replies.jsonl"
     first = Cache(path)
     first.put("aa", Reply("one", 1, 1))
-    with pytest.raises(ValueError, match="another process is writing"):
+    with pytest.raises(ValueError, match="being written by another process"):
         Cache(path)
     first.close()
     second = Cache(path)

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from reverse.data.files import whole_file
+from reverse.data.locking import output_lock
 from reverse.data.scenes.export import write_scenes
 from reverse.data.scenes.names import COCO_IDS, noun_phrase, plural
 from reverse.data.scenes.questioning import (
@@ -66,7 +67,13 @@ def write_benches(
     A finished folder is left as it is; a killed run called again goes on. Raises ValueError as
     `write_scenes`, and where `out` holds benchmarks made with other arguments.
     """
-    out = Path(out)
+    with output_lock(out):
+        return _write_benches(Path(out), split, count, seed, workers, progress)
+
+
+def _write_benches(
+    out: Path, split: str, count: int, seed: int, workers: int, progress: Callable[[int, int], None] | None
+) -> dict[str, Any]:
     scenes_manifest = write_scenes(out, split, count, seed, workers, progress)
     plan = {key: scenes_manifest[key] for key in ("world", "split", "count", "seed", "side")}
     plan = {"benches": BENCHES_FORMAT} | plan

@@ -30,6 +30,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
+from reverse.data.locking import output_lock
 from reverse.data.scenes.captions import PREJUDICE, caption, scene_rng
 from reverse.data.scenes.names import COCO_IDS
 from reverse.data.scenes.questions import scene_records, strip
@@ -65,9 +66,15 @@ def write_scenes(
         "format": 1, "world": WORLD_VERSION, "split": split, "count": count, "seed": seed, "side": side,
         "prejudice": prejudice, "numpy": np.__version__, "pillow": PIL.__version__,
     }  # fmt: skip
-    finished = _check_plan(out, plan)
-    if finished is not None:
-        return finished
+    with output_lock(out):
+        finished = _check_plan(out, plan)
+        return finished if finished is not None else _write_all(out, plan, workers, progress)
+
+
+def _write_all(
+    out: Path, plan: dict[str, Any], workers: int, progress: Callable[[int, int], None] | None
+) -> dict[str, Any]:
+    count = plan["count"]
     blocks = [(str(out), plan, start) for start in range(0, count, BLOCK)]
     todo = [block for block in blocks if not _part(out, block[2]).exists()]
     done = len(blocks) - len(todo)
@@ -138,7 +145,7 @@ def _refuse_others(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file: name a folder to write, which need not exist")
     for path in out.rglob("*"):
-        if path.name != "plan.json.tmp" and (path.is_symlink() or not path.is_dir()):
+        if path.name not in ("plan.json.tmp", ".lock") and (path.is_symlink() or not path.is_dir()):
             raise ValueError(f"{out} holds {path.relative_to(out)}, which is no scene: name an empty folder")
 
 
