@@ -16,6 +16,8 @@ from reverse.data.scanning import Broken, scan
 
 ANSWER_TYPE = "general_answer"
 IMAGE_TOKEN = "<image>"
+# What the templates of Qwen2.5-VL write themselves; `<image>` stands for them in every prompt and record.
+MODEL_PLACEHOLDERS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
 NEGATIVE = "-neg"  # what the id of a record's negative ends with; the published set repeats the id
 _HALF = re.compile(r"[\ud800-\udfff]")
 
@@ -38,6 +40,11 @@ def make_record(
         {"from": "gpt", "value": answer, "A_type": answer_type, "hint": hint},
     ]
     return record
+
+
+def is_set(value: Any) -> bool:
+    """Whether a key of a record or message says anything: null, "" and empty lists and objects do not."""
+    return value is not None and not (isinstance(value, (str, bytes, list, tuple, dict)) and not value)
 
 
 def half_pair(text: str) -> re.Match[str] | None:

@@ -5,21 +5,20 @@
 torch.Size([1, 606])
 """
 
-import base64
-import binascii
 from collections.abc import Mapping, Sequence
-from numbers import Integral
-from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 from transformers import BatchFeature
 
-from reverse.data.images import MAX_PIXELS, open_image
+from reverse.data.records import IMAGE_TOKEN, is_set
 from reverse.models.families import Family
+from reverse.models.picture_parts import open_picture, resize, source_of
+from reverse.models.places import check_text, place_pictures, split_at_places
 
 _PARTS = ("text", "image", "image_url")  # of a message's content
-_SIZE_KEYS = ("min_pixels", "max_pixels", "resized_height", "resized_width")  # of qwen-vl-utils' messages
+_ROLES = ("system", "user", "assistant")
+# What other libraries' messages hold beside their content; a model would not see it.
+_UNSEEN = ("image", "images", "video", "videos", "audio", "audios", "tools", "tool_calls", "function_call")
 
 
 def prepare_inputs(
@@ -35,14 +34,16 @@ def prepare_inputs(
 
     Args:
         processor: of `family`, as `load` returns it.
-        images: one entry per prompt: a picture (path, PIL image or bytes), a list of them, or None. One
-            picture or None may stand for a batch of one. None where the chats name their pictures themselves.
+        images: one entry per prompt: a picture (whatever `reverse.data.images.open_image` takes: a path, PIL
+            image, bytes, open file, uint8 array or tensor), a list of them, or None. One picture or None may
+            stand for a batch of one. None where the chats name their pictures themselves.
         prompts: plain prompts, which become the user's turn of the chat template; or chats, lists of messages
-            `{"role": …, "content": …}` whose content may hold `{"type": "image", "image": path | PIL image |
-            "file://…" | "data:image/…;base64,…"}` (qwen-vl-utils' sizes, `max_pixels` and so on, are followed
-            for Qwen2.5-VL). Plain prompts and chats may stand in one batch.
+            `{"role": …, "content": …}` whose content may hold `{"type": "image", "image" | "path" | "url":
+            picture | "file://…" | "data:image/…;base64,…"}` (qwen-vl-utils' sizes, `max_pixels` and so on,
+            are followed for Qwen2.5-VL). Plain prompts and chats may stand in one batch. `<image>` in the
+            user's text is the place of a picture (see `reverse.models.places`).
         family: of the model.
-        system: text of a system turn put before plain prompts.
+        system: text of a system turn put before every prompt, and every chat without one.
         context_length: the model's, in tokens (`family.context_length(model.config)`); longer prompts are
             refused. None: not checked.
 
@@ -53,14 +54,15 @@ def prepare_inputs(
 
     Raises:
         ValueError: no prompts, an empty one, or a chat that does not end with the user's turn; a video; a
-            malformed part of a chat; not one entry of `images` per prompt; more or fewer placeholders than
-            pictures; a prompt longer than `context_length`.
-        TypeError: a prompt, a message, its content or a picture is of the wrong kind.
+            malformed part of a chat; half of a surrogate pair in a text; not one entry of `images` per
+            prompt; more or fewer placeholders than pictures; `system` beside a chat that has a system turn; a
+            prompt longer than `context_length`.
+        TypeError: a prompt, `system`, a message, its content or a picture is of the wrong kind.
     """
     chats, per_chat = _as_chats(images, prompts, family, system)
     pictures, texts = [], []
     for row, (chat, given) in enumerate(zip(chats, per_chat, strict=True)):
-        chat, found = _collect_pictures(chat, given, processor)
+        chat, found = _collect_pictures(row, chat, given, processor)
         text = processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         _check_placeholders(row, text, len(found), family)
         pictures.append(found)
@@ -95,6 +97,7 @@ def _as_chats(
             images = [list(images)]  # several pictures of one prompt
     if len(prompts) == 0:
         raise ValueError("prompts is empty: give at least one prompt")
+    _check_system(system)
     for row, prompt in enumerate(prompts):
         _refuse_videos(row, prompt)
     per_chat = _per_prompt(images, len(prompts))
@@ -105,11 +108,40 @@ def _as_chats(
                 raise ValueError(
                     f"prompt {row} is empty, got {prompt!r}: ask something, 'Describe this image.'"
                 )
-            chats.append(family.messages(prompt, given, system))
+            check_text(prompt, f"prompt {row}")
+            chats.append(_as_chat(row, prompt, given, family, system))
             per_chat[row] = []  # they stand in the messages now
         else:
-            chats.append(_check_chat(row, prompt))
+            chats.append(_with_system(row, _check_chat(row, prompt), system))
     return chats, per_chat
+
+
+def _check_system(system: Any) -> None:
+    if system is None:
+        return
+    if not isinstance(system, str):
+        raise TypeError(f"system must be a text or None, got {system!r:.80}: try 'Answer briefly.'")
+    check_text(system, "system")
+    if IMAGE_TOKEN in system:
+        raise ValueError(f"system holds {IMAGE_TOKEN!r}: pictures stand in the user's turn, take it out")
+
+
+def _as_chat(row: int, prompt: str, given: list[Any], family: Family, system: str | None) -> list[dict]:
+    """A plain prompt as the user's turn, its pictures at the places that `<image>` names, or first."""
+    if IMAGE_TOKEN not in prompt:
+        return family.messages(prompt, given, system)
+    parts = split_at_places(prompt, len(given), f"prompt {row}")
+    pictures = iter(given)
+    content = [{**part, "image": next(pictures)} if part["type"] == "image" else part for part in parts]
+    return [*family.messages("", [], system)[:-1], {"role": "user", "content": content}]
+
+
+def _with_system(row: int, chat: list[dict], system: str | None) -> list[dict]:
+    if system is None:
+        return chat
+    if any(message["role"] == "system" for message in chat):
+        raise ValueError(f"chat {row} has a system turn, and system={system!r:.80} is given too: give one")
+    return [{"role": "system", "content": system}, *chat]
 
 
 def _per_prompt(images: Any, n: int) -> list[list[Any]]:
@@ -157,7 +189,19 @@ def _check_chat(row: int, chat: Any) -> list[dict]:
             )
         if "role" not in message or "content" not in message:
             raise ValueError(
-                f"chat {row} has the message {message!r}: every message needs 'role' and 'content'"
+                f"chat {row} has the message {message!r:.200}: every message needs 'role' and 'content'"
+            )
+        if message["role"] not in _ROLES:
+            raise ValueError(
+                f"chat {row} has a turn of {message['role']!r:.80}: roles are {', '.join(_ROLES)}, and a "
+                "template would take any other for the assistant's"
+            )
+        unseen = [key for key in _UNSEEN if is_set(message.get(key))]
+        if unseen:
+            raise ValueError(
+                f"chat {row} has a message with {', '.join(map(repr, unseen))} beside its content, which the "
+                "model would not see: put pictures into the content as {'type': 'image', 'image': …}, and "
+                "leave the others out"
             )
         _check_content(row, message["content"])
     messages = [dict(message) for message in chat]
@@ -168,13 +212,14 @@ def _check_chat(row: int, chat: Any) -> list[dict]:
         )
     if not _has_text_or_image(messages[-1]["content"]):
         raise ValueError(
-            f"the last turn of chat {row} is empty, got {messages[-1]['content']!r}: ask something"
+            f"the last turn of chat {row} is empty, got {messages[-1]['content']!r:.80}: ask something"
         )
     return messages
 
 
 def _check_content(row: int, content: Any) -> None:
     if isinstance(content, str):
+        check_text(content, f"chat {row}")
         return
     if not isinstance(content, (list, tuple)):
         raise TypeError(
@@ -189,13 +234,15 @@ def _check_content(row: int, content: Any) -> None:
         kind = part.get("type")
         if kind not in _PARTS:
             raise ValueError(
-                f"content of type {kind!r} in chat {row} is not understood: give 'text' or 'image'"
+                f"content of type {kind!r:.80} in chat {row} is not understood: give 'text' or 'image'"
             )
         if kind == "text" and not isinstance(part.get("text"), str):
             raise ValueError(
                 f"a text part of chat {row} has the text {part.get('text')!r:.80}: give {{'type': 'text', "
                 "'text': 'Describe this image.'}"
             )
+        if kind == "text":
+            check_text(part["text"], f"chat {row}")
 
 
 def _has_text_or_image(content: Any) -> bool:
@@ -204,10 +251,12 @@ def _has_text_or_image(content: Any) -> bool:
     return any(part["type"] != "text" or part["text"].strip() for part in content)
 
 
-def _collect_pictures(chat: list[dict], given: list[Any], processor: Any) -> tuple[list[dict], list[Any]]:
+def _collect_pictures(
+    row: int, chat: list[dict], given: list[Any], processor: Any
+) -> tuple[list[dict], list[Any]]:
     """The chat in plain content parts, and its pictures in order, opened.
 
-    `{"type": "image"}` without a picture takes the next of `given`.
+    `{"type": "image"}` without a picture, and `<image>` in a text, take the next of `given`.
     """
     remaining = list(given)
     plain, pictures = [], []
@@ -216,92 +265,18 @@ def _collect_pictures(chat: list[dict], given: list[Any], processor: Any) -> tup
         if isinstance(content, str):
             content = [{"type": "text", "text": content}]
         parts = []
-        for part in content:
+        for part in place_pictures(content, message["role"], f"prompt {row}"):
             if part["type"] == "text":
                 parts.append({"type": "text", "text": part["text"]})
                 continue
-            source = part.get("image", part.get("image_url"))
-            if isinstance(source, Mapping):  # {"image_url": {"url": …}}
-                if "url" not in source:
-                    raise ValueError(
-                        f"a picture is given as {source!r:.80}: give a path, PIL image or bytes, or "
-                        "{'url': …}"
-                    )
-                source = source["url"]
+            source = source_of(part)
             if source is None and remaining:
                 source = remaining.pop(0)
             if source is not None:
-                pictures.append(_resize(_open(source), part, processor))
+                pictures.append(resize(open_picture(source), part, processor))
             parts.append({"type": "image"})
         plain.append({"role": message["role"], "content": parts})
-    return plain, pictures + [_open(source) for source in remaining]
-
-
-def _open(source: Any) -> Any:
-    """A picture from a path, PIL image, bytes, `file://` address or base64 data URI."""
-    scheme = source[:8].lower() if isinstance(source, str) else ""
-    if scheme.startswith("data:"):
-        head, _, body = source.partition(",")
-        if not head.endswith(";base64"):
-            raise ValueError(
-                f"data URI starts with {head[:40]!r}: only 'data:image/…;base64,…' is understood"
-            )
-        try:
-            return open_image(base64.b64decode(body, validate=True))
-        except binascii.Error as error:
-            raise ValueError(
-                f"the base64 of a data URI cannot be read ({error}): encode the picture again"
-            ) from error
-    if scheme.startswith(("http://", "https://")):
-        raise ValueError(
-            f"picture {source!r} is on the network: nothing is fetched from there, download it first"
-        )
-    if scheme.startswith("file://"):
-        source = source[len("file://") :]
-        if not Path(source).exists():  # written as addresses are: file:///my%20pictures/dog.png
-            source = unquote(source)
-    return open_image(source)
-
-
-def _resize(picture: Any, part: Mapping, processor: Any) -> Any:
-    """The size that a message asks for a picture, as qwen-vl-utils understands it (`max_pixels`, …)."""
-    asked = {key: part[key] for key in _SIZE_KEYS if key in part}
-    if not asked:
-        return picture
-    patch_size = getattr(processor.image_processor, "patch_size", None)
-    if patch_size is None:
-        raise ValueError(
-            f"a message sets {', '.join(asked)}, but this model sees every picture at one size: leave it out"
-        )
-    for key, value in asked.items():
-        asked[key] = _check_size(key, value)
-    if ("resized_height" in asked) != ("resized_width" in asked):
-        raise ValueError(f"a message sets {asked}: resized_height and resized_width go together")
-    if asked.get("min_pixels", 0) > asked.get("max_pixels", MAX_PIXELS):
-        raise ValueError(f"a message sets {asked}: min_pixels may not be above max_pixels")
-    try:
-        from qwen_vl_utils import fetch_image  # imports torchvision
-    except ImportError as error:
-        raise ValueError(
-            f"a message sets {', '.join(asked)}, which needs qwen-vl-utils ({error}): `pip install "
-            "qwen-vl-utils torchvision`, or leave it out and set the size in the processor"
-        ) from error
-    try:
-        return fetch_image({"image": picture, **asked}, image_patch_size=patch_size)
-    except (AssertionError, ValueError) as error:
-        raise ValueError(
-            f"a message sets {asked} for a picture of {picture.width}x{picture.height} pixels, which cannot "
-            f"be met ({error}): set max_pixels=1003520, or leave it out"
-        ) from error
-
-
-def _check_size(key: str, value: Any) -> int:
-    if not isinstance(value, Integral) or isinstance(value, bool) or not 1 <= int(value) <= MAX_PIXELS:
-        raise ValueError(
-            f"a message sets {key}={value!r:.40}, which must be a whole number of pixels from 1 to "
-            f"{MAX_PIXELS}"
-        )
-    return int(value)
+    return plain, pictures + [open_picture(source) for source in remaining]
 
 
 def _check_placeholders(row: int, text: str, n_pictures: int, family: Family) -> None:
@@ -310,8 +285,8 @@ def _check_placeholders(row: int, text: str, n_pictures: int, family: Family) ->
     if found == wanted:
         return
     mend = (
-        f"give a picture for each, or take {family.image_token!r} out of the prompt: pictures are put in "
-        "by themselves"
+        f"give a picture for each, or take {IMAGE_TOKEN!r} out of the prompt: pictures are put in by "
+        "themselves"
         if found > wanted
         else "give fewer pictures, or a {'type': 'image'} part for each in the chat"
     )

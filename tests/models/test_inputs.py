@@ -277,12 +277,6 @@ def test_sizes_that_cannot_be_met(tiny_qwen, picture, sizes, message):
         prepare_inputs(processor, None, [{"role": "user", "content": content}], family_of(model))
 
 
-def test_a_placeholder_in_the_prompt_is_one_too_many(prepare, picture):
-    """Prompts of the original LLaVA carry `<image>` themselves."""
-    with pytest.raises(ValueError, match="2 image placeholders for 1 pictures: give a picture for each"):
-        prepare(picture(), f"{prepare.family.image_token} {PROMPT}")
-
-
 def test_more_pictures_than_placeholders(prepare, picture):
     """The last picture would silently go unseen."""
     chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}]
