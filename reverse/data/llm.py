@@ -6,6 +6,9 @@ Every reply is appended to a cache (JSON lines) and flushed before it is used, u
 was asked (model, settings, messages): a run that is killed and started again asks only what had not been
 answered. The cache keeps the tokens of every reply, so that the cost of a pass survives with it. Its index
 takes about 150 MB a million replies; the replies themselves stay on disk.
+
+No reply ends a run. A reply is bounded in bytes (`reverse.data.replies`), an attempt in total time
+(`Endpoint.timeout`); whatever is wrong with one is tried again and at last counted as a failure.
 """
 
 from __future__ import annotations
@@ -26,15 +29,23 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from reverse.data.locking import output_lock
+from reverse.data.records import whole_text
+from reverse.data.replies import BadReply, plain_line, read_body, read_completion
 
 BASE_URL, MODEL, KEY = "REVERSE_LLM_BASE_URL", "REVERSE_LLM_MODEL", "REVERSE_LLM_KEY"
 SETTINGS: Mapping[str, Any] = {"temperature": 0, "max_tokens": 256}
 LONGEST_WAIT = 60.0  # seconds between two attempts
+ERROR_BYTES = 4096  # that are read of a reply which is an error
+DENIED = 20  # refusals of the key or the address, one after the other: they are wrong now
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where to ask and how: `attempts` of one request, `timeout` in seconds of each, first wait `backoff`."""
+    """Where to ask and how: `attempts` of one request, `timeout` in seconds of each from start to the last
+    byte of its reply, first wait `backoff`.
+
+    Raises ValueError for a key that no HTTP header can hold.
+    """
 
     base_url: str
     model: str
@@ -43,6 +54,14 @@ class Endpoint:
     attempts: int = 6
     backoff: float = 1.0
     names: tuple[str, ...] = (BASE_URL, MODEL, KEY)  # of the variables it came from, for errors
+
+    def __post_init__(self) -> None:
+        place = next((i for i, c in enumerate(self.key or "", 1) if not "!" <= c <= "~"), None)
+        if place is not None:  # the key itself is not shown
+            raise ValueError(
+                f"{self.names[2]} has a character at place {place} of {len(self.key or '')} that no HTTP "
+                "header can hold (a space, a line end, or none of ASCII): copy the key anew"
+            )
 
     @classmethod
     def from_environment(
@@ -64,7 +83,7 @@ class Endpoint:
                     f"by the name {names[1]}, with {names[2]} if it wants a key{otherwise}"
                 )
         if urlsplit(base_url).scheme not in ("http", "https"):
-            raise ValueError(f"{names[0]} must begin with http:// or https://, got {base_url!r}")
+            raise ValueError(f"{names[0]} must begin with http:// or https://, got {base_url[:80]!r}")
         return cls(base_url.rstrip("/"), model, key or None, names=names, **settings)
 
     @property
@@ -114,10 +133,10 @@ class Cache:
         good = 0
         for line in self._file:
             try:
-                key = json.loads(line)["key"] if line.endswith(b"\n") else None
+                key = _entry(line)[0] if line.endswith(b"\n") else None
                 if key is not None:
-                    self._places[bytes.fromhex(key)] = good
-            except (ValueError, KeyError, TypeError) as error:
+                    self._places[key] = good
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 if line.endswith(b"\n"):
                     raise ValueError(
                         f"{self.path}, byte {good}: no reply of a model: is it another file?"
@@ -136,8 +155,7 @@ class Cache:
         if place is None:
             return None
         self._file.seek(place)
-        line = json.loads(self._file.readline())
-        return Reply(line["reply"], line["tokens_in"], line["tokens_out"], cached=True)
+        return _entry(self._file.readline())[1]
 
     def put(self, key: str, reply: Reply) -> None:
         """On disk when this returns (against a kill; a power cut may cost the last seconds)."""
@@ -153,6 +171,15 @@ class Cache:
         self._lock.close()
 
 
+def _entry(line: bytes) -> tuple[bytes, Reply]:
+    """Key and reply of a line of the cache. Raises ValueError, KeyError or TypeError for another line."""
+    content = json.loads(line)
+    text, spent = content["reply"], (content["tokens_in"], content["tokens_out"])
+    if not isinstance(text, str) or not all(isinstance(count, int) for count in spent):
+        raise TypeError(f"no reply of a model: {line[:60]!r}")
+    return bytes.fromhex(content["key"]), Reply(text, *spent, cached=True)
+
+
 class Client:
     """Asks an endpoint, at most `concurrency` requests at a time, through a cache.
 
@@ -160,8 +187,9 @@ class Client:
     that double, with jitter, never above a minute; a Retry-After is kept to. `retries` counts them by reason,
     `asked` the replies that were paid for in this process.
 
-    `settings` go into every request (temperature, seed, …) and into the key of the cache. Raises ImportError
-    where httpx is not installed.
+    `settings` go into every request (temperature, seed, …) and into the key of the cache, `identity` into the
+    key alone. With `fresh` nothing is taken from the cache; new replies take the place of those in it. Raises
+    ImportError where httpx is not installed.
     """
 
     def __init__(
@@ -170,6 +198,8 @@ class Client:
         cache: Cache,
         concurrency: int = 16,
         settings: Mapping[str, Any] = SETTINGS,
+        identity: Mapping[str, Any] = {},
+        fresh: bool = False,
     ):
         try:
             import httpx
@@ -177,10 +207,13 @@ class Client:
             raise ImportError('asking a model needs httpx: pip install "reverse-vlm[llm]"') from error
         if concurrency < 1:
             raise ValueError(f"concurrency must be at least 1, got {concurrency}")
-        self._errors = httpx.HTTPError
         self._invalid = httpx.InvalidURL
         self.endpoint, self.cache, self.settings = endpoint, cache, dict(settings)
-        headers = {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
+        self.identity, self.fresh = dict(identity), fresh
+        # Unpacked replies are bounded whatever comes; most servers then send them as they are.
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        if endpoint.key:
+            headers["Authorization"] = f"Bearer {endpoint.key}"
         limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
         self._http = httpx.AsyncClient(
             headers=headers, timeout=endpoint.timeout, limits=limits, trust_env=True
@@ -189,60 +222,106 @@ class Client:
         self._running: dict[str, asyncio.Task[Reply]] = {}
         self._jitter = random.Random(0)
         self.retries: Counter[str] = Counter()
-        self.asked = 0
+        self.asked = self._denied = 0
 
-    async def ask(self, messages: Sequence[Mapping[str, str]]) -> Reply:
-        """The reply to a chat. Raises Unanswered; ValueError where no request can succeed (key, address)."""
-        body = {"model": self.endpoint.model, **self.settings, "messages": list(messages)}
-        key = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:32]
-        cached = self.cache.get(key)
+    async def ask(self, messages: Sequence[Mapping[str, str]], keep: bool = True) -> Reply:
+        """The reply to a chat, kept in the cache unless `keep` is false (see `keep`).
+
+        Raises Unanswered; ValueError where no request can succeed (key, address).
+        """
+        body = self._body(messages)
+        key = self._key(body)
+        cached = None if self.fresh else self.cache.get(key)
         if cached is not None:
             return cached
         if key in self._running:  # the same question at the same time: one request
             reply = await asyncio.shield(self._running[key])
             return Reply(reply.text, reply.tokens_in, reply.tokens_out, cached=True)
-        task = asyncio.ensure_future(self._request(body, key))
+        task = asyncio.ensure_future(self._request(body, key if keep else None))
         self._running[key] = task
         try:
             return await task
         finally:
             self._running.pop(key, None)
 
+    def cached(self, messages: Sequence[Mapping[str, str]]) -> Reply | None:
+        """The reply to a chat that is in the cache; None without one, and for a `fresh` client."""
+        return None if self.fresh else self.cache.get(self._key(self._body(messages)))
+
+    def keep(self, messages: Sequence[Mapping[str, str]], reply: Reply) -> None:
+        """Put a reply into the cache as the one to this chat."""
+        self.cache.put(self._key(self._body(messages)), reply)
+
     async def aclose(self) -> None:
         await self._http.aclose()
 
-    async def _request(self, body: dict[str, Any], key: str) -> Reply:
+    def _body(self, messages: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+        return {"model": self.endpoint.model, **self.settings, "messages": list(messages)}
+
+    def _key(self, body: Mapping[str, Any]) -> str:
+        asked = {**self.identity, **body}
+        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:32]
+
+    async def _request(self, body: dict[str, Any], key: str | None) -> Reply:
+        """One reply, after as many attempts as it takes; put into the cache under `key`, None: not kept."""
+        data = whole_text(json.dumps(body, ensure_ascii=False)).encode()
         trouble = ""
         for attempt in range(self.endpoint.attempts):
             wait = 0.0
             async with self._free:
                 try:
-                    response = await self._http.post(f"{self.endpoint.base_url}/chat/completions", json=body)
+                    status, content, again_after = await self._exchange(data)
+                    reply = Reply(*read_completion(content)) if status == 200 else None
                 except self._invalid as error:
                     raise ValueError(
                         f"{self.endpoint.names[0]} {self.endpoint.shown_url!r} is no address: {error}"
                     ) from error
-                except self._errors as error:
-                    trouble, reason = f"{type(error).__name__} {error}".strip(), type(error).__name__
+                except BadReply as error:
+                    trouble, reason = f"HTTP 200, but {error}", "200"
+                except TimeoutError:
+                    trouble, reason = f"no whole reply in {self.endpoint.timeout:g} s", "ReadTimeout"
+                except Exception as error:  # of httpx, or whatever a reply makes it raise
+                    reason = type(error).__name__
+                    trouble = f"{reason} {plain_line(str(error))}".strip()
                 else:
-                    reply = _completion(response)
                     if reply is not None:
-                        self.cache.put(key, reply)
+                        if key is not None:
+                            self.cache.put(key, reply)
                         self.asked += 1
+                        self._denied = 0
                         return reply
-                    self._give_up_if_hopeless(response)
-                    reason = str(response.status_code)
-                    trouble = f"HTTP {reason}: {response.text[:200]}"
-                    wait = _retry_after(response.headers.get("retry-after"))
+                    said = plain_line(content.decode(errors="replace"))
+                    self._give_up_if_hopeless(status, said)
+                    reason, trouble = str(status), f"HTTP {status}: {said}"
+                    wait = _retry_after(again_after)
             self.retries[reason] += 1
             if attempt + 1 < self.endpoint.attempts:
                 drawn = self.endpoint.backoff * 2**attempt * (0.5 + self._jitter.random())
                 await asyncio.sleep(min(LONGEST_WAIT, max(drawn, wait)))
         raise Unanswered("unreachable", f"{self.endpoint.attempts} attempts, the last: {trouble}")
 
-    def _give_up_if_hopeless(self, response: Any) -> None:
-        status = response.status_code
+    async def _exchange(self, data: bytes) -> tuple[int, bytes, str | None]:
+        """Status, body and Retry-After of one request, within its time as a whole and not by the chunk."""
+        url = f"{self.endpoint.base_url}/chat/completions"
+        async with (
+            asyncio.timeout(self.endpoint.timeout),
+            self._http.stream("POST", url, content=data) as got,
+        ):
+            if got.status_code == 200:
+                return 200, await read_body(got), None
+            try:
+                said = await read_body(got, ERROR_BYTES, cut=True)
+            except BadReply as error:
+                said = str(error).encode()
+            return got.status_code, said, got.headers.get("retry-after")
+
+    def _give_up_if_hopeless(self, status: int, said: str) -> None:
+        """Raise ValueError where no request can succeed, Unanswered where this one cannot."""
         base_url, model, key = self.endpoint.names
+        if status in (401, 403, 404):
+            self._denied += 1
+            if self.asked and self._denied < DENIED:  # others get replies: one server of several, or one chat
+                raise Unanswered("refused", f"HTTP {status}: {said}")
         if status in (401, 403):
             raise ValueError(f"{self.endpoint.shown_url} refuses the key (HTTP {status}): set {key}")
         if status == 404:
@@ -251,21 +330,7 @@ class Client:
                 f"(HTTP 404): check {base_url}, which usually ends in /v1, and {model}"
             )
         if 300 <= status < 500 and status not in (408, 409, 425, 429):
-            raise Unanswered("refused", f"HTTP {status}: {response.text[:200]}")
-
-
-def _completion(response: Any) -> Reply | None:
-    """The reply of a good response; None for one that is no chat completion."""
-    if response.status_code != 200:
-        return None
-    try:
-        content = response.json()
-        text = content["choices"][0]["message"]["content"]
-        usage = content.get("usage") or {}
-        spent = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        return None
-    return Reply(text, *spent) if isinstance(text, str) else None
+            raise Unanswered("refused", f"HTTP {status}: {said}")
 
 
 def _retry_after(value: str | None) -> float:
@@ -278,5 +343,5 @@ def _retry_after(value: str | None) -> float:
         pass
     try:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
+    except Exception:  # a date of the year 0 or 99999 overflows, an odd zone is a TypeError
         return 0.0

@@ -21,6 +21,7 @@ from reverse.evaluation.scoring.judge import Judge, chat
 from reverse.evaluation.scoring.rows import Answer, all_answered, locate, make_table, read_rows, same_image
 from reverse.evaluation.scoring.yesno import by_group
 from reverse.evaluation.tables import Metric, Table, ratio
+from reverse.evaluation.values import shown
 
 __all__ = ["PROMPT", "messages", "read_verdict", "score"]
 
@@ -104,7 +105,7 @@ def read_verdict(reply: Mapping[str, Any]) -> float:
     if isinstance(verdict, str) and verdict.strip().lower() in ("true", "false"):
         verdict = verdict.strip().lower() == "true"
     if not isinstance(verdict, bool):
-        raise ValueError(f'"correct" must be true or false, got {verdict!r:.40}')
+        raise ValueError(f'"correct" must be true or false, got {shown(verdict)}')
     return float(verdict)
 
 

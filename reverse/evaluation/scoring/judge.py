@@ -5,7 +5,9 @@
 (REVERSE_LLM_… where they are not set.) Each verdict is one JSON object. A reply that is none is handed back
 with the reason, twice at most; requests that fail are repeated with growing waits. What then has no verdict
 is counted as failed and stays in every denominator. Replies are cached by all that was asked (model,
-settings, seed, messages): a run that is killed and started again asks only for what it lacks.
+settings, seed, messages) and of whom (address), once they give a verdict and not before: a run that is killed
+and started again asks only for what it lacks. A run in which more than a tenth of the answers got no verdict
+has no figure to report, see `refuse_without_verdicts`.
 
 The judge sees the question, the reference and the answer's text, nothing of how the answer came about.
 """
@@ -14,19 +16,24 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from reverse.data.llm import Cache, Client, Endpoint, Unanswered
+from reverse.data.llm import Cache, Client, Endpoint, Reply, Unanswered
+from reverse.data.replies import plain_line
+from reverse.data.text_files import MAX_DEPTH, is_deeper
+from reverse.evaluation.scoring.markup import LONGEST, without_reasoning
+from reverse.evaluation.tables import Table
 
-__all__ = ["Judge", "Verdicts", "chat", "object_in"]
+__all__ = ["MOST_WITHOUT_VERDICT", "Judge", "Verdicts", "chat", "object_in", "refuse_without_verdicts"]
 
 REPLIES = 3  # for one answer, the first included
 IN_A_ROW = 20  # answers without a reply, one after the other: the server is gone
+MOST_WITHOUT_VERDICT = 0.1  # share of the answers: with more, a score says little of the model
+MOST_OBJECTS = 50  # places of a reply where a JSON object may begin
 Read = Callable[[Mapping[str, Any]], float]  # the verdict of a reply's object; ValueError says what is wrong
 
 
@@ -41,7 +48,10 @@ class Verdicts:
 
 @dataclass(frozen=True)
 class Judge:
-    """Who judges and how. `cache` is a file of replies; prices are money a million tokens."""
+    """Who judges and how. `cache` is a file of replies; prices are money a million tokens.
+
+    `fresh` asks for every verdict again, also where the cache has one, and keeps the new ones.
+    """
 
     endpoint: Endpoint
     cache: Path
@@ -51,6 +61,7 @@ class Judge:
     price_in: float = 0.0
     price_out: float = 0.0
     extra: Mapping[str, Any] = field(default_factory=dict)  # further fields of the request
+    fresh: bool = False
 
     @classmethod
     def from_environment(cls, cache: str | Path, timeout: float = 120.0, **settings: Any) -> Judge:
@@ -77,7 +88,15 @@ class Judge:
         settings = {"temperature": 0, "max_tokens": self.max_tokens, "seed": self.seed, **self.extra}
         self.cache.parent.mkdir(parents=True, exist_ok=True)
         replies = Cache(self.cache)
-        client = Client(self.endpoint, replies, self.concurrency, settings)
+        # A model of the same name at another address is another judge.
+        client = Client(
+            self.endpoint,
+            replies,
+            self.concurrency,
+            settings,
+            {"address": self.endpoint.base_url},
+            self.fresh,
+        )
         spent: Counter[str] = Counter()
         values: list[float | None] = [None] * len(chats)
         failures: dict[int, str] = {}
@@ -122,6 +141,7 @@ class Judge:
         return {
             "judge": self.endpoint.model,
             "address": self.endpoint.shown_url,
+            "cache": str(self.cache),
             "prompt": prompt,
             "seed": self.seed,
             "failed": len(verdicts.failures),
@@ -133,52 +153,93 @@ class Judge:
 async def _verdict(
     client: Client, chat: Sequence[Mapping[str, str]], read: Read, spent: Counter[str]
 ) -> tuple[float | None, str]:
-    """The verdict, or None and why."""
+    """The verdict, or None and why. Only a reply that gives one is kept, with the tokens of all before it."""
+    known = client.cached(chat)
+    if known is not None:
+        try:
+            value = read(object_in(known.text))
+        except ValueError:
+            pass  # of a program that kept what gave no verdict: asked again
+        else:
+            spent.update(replies=1, cached=1, tokens_in=known.tokens_in, tokens_out=known.tokens_out)
+            return value, ""
     why = ""
+    tokens_in = tokens_out = 0
     messages = list(chat)
     for _ in range(REPLIES):
         try:
-            reply = await client.ask(messages)
+            reply = await client.ask(messages, keep=False)
         except Unanswered as error:
             return None, f"{error.kind}: {error.detail}"
         spent.update(
             replies=1, cached=int(reply.cached), tokens_in=reply.tokens_in, tokens_out=reply.tokens_out
         )
+        tokens_in, tokens_out = tokens_in + reply.tokens_in, tokens_out + reply.tokens_out
         try:
-            return read(object_in(reply.text)), ""
+            value = read(object_in(reply.text))
         except ValueError as error:
-            why = str(error)
+            why = plain_line(str(error))
             spent["garbage"] += 1
+        else:
+            if not reply.cached:  # else the answer with the same text keeps it
+                client.keep(chat, Reply(reply.text, tokens_in, tokens_out))
+            return value, ""
         messages += [
-            {"role": "assistant", "content": reply.text[:2000]},
+            {"role": "assistant", "content": reply.text[:2000] or "(empty)"},
             {"role": "user", "content": f"That cannot be used: {why}. Answer with the JSON object alone."},
         ]
     return None, f"garbage: {why}"
 
 
+def refuse_without_verdicts(table: Table) -> None:
+    """Raise ValueError where too many answers of a scored table have no verdict of the judge."""
+    failed = table.columns.get("failed")
+    if failed is None or not len(failed) or failed.mean() <= MOST_WITHOUT_VERDICT:
+        return
+    reasons = ", ".join(f"{many} {why}" for why, many in table.notes.get("failures", {}).items())
+    raise ValueError(
+        f"{int(failed.sum())} of {len(failed)} answers got no verdict of {table.notes.get('judge')} at "
+        f"{table.notes.get('address')} ({reasons}): the figures are those of a judge that failed. Verdicts "
+        f"that were given are kept in {table.notes.get('cache')}; the same command asks for the others, "
+        "with --fresh for all"
+    )
+
+
 def object_in(text: str) -> dict[str, Any]:
     """The JSON object of a reply, with or without words or a code fence around it, thoughts taken off.
 
-    Raises ValueError where there is none, or more than one that says something else.
+    Raises ValueError where there is none, or more than one that says something else, and for a reply that is
+    longer or holds more braces than can be looked through in linear time.
     """
-    text = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL)
-    decoder = json.JSONDecoder()
+    text = without_reasoning(text)
+    if len(text) > LONGEST:
+        raise ValueError(f"the reply has {len(text):,} characters: at most {LONGEST:,} are read")
+    decoder = json.JSONDecoder(parse_constant=_refuse_constant)
     found: list[dict[str, Any]] = []
+    tried = 0
     at = text.find("{")
     while at >= 0:
+        tried += 1
+        if tried > MOST_OBJECTS:
+            raise ValueError(f"the reply has more than {MOST_OBJECTS} places where an object may begin")
         try:
             value, end = decoder.raw_decode(text, at)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):
             end = at + 1
         else:
-            if isinstance(value, dict):
-                found.append(value)
+            found.append(value)
         at = text.find("{", end)
+    if any(is_deeper(each, MAX_DEPTH) for each in found):
+        raise ValueError("the JSON of the reply is nested too deeply")
     if not found:
         raise ValueError("there is no JSON object in the reply")
     if any(other != found[0] for other in found[1:]):
         raise ValueError("there are several JSON objects in the reply")
     return found[0]
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
 
 
 def chat(system: str, fields: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -21,6 +21,7 @@ from reverse.evaluation.scoring.judge import Judge, chat
 from reverse.evaluation.scoring.rows import Answer, all_answered, locate, make_table, read_rows, same_image
 from reverse.evaluation.scoring.yesno import by_group
 from reverse.evaluation.tables import Metric, Table, ratio
+from reverse.evaluation.values import shown
 
 __all__ = ["PROMPT", "messages", "read_rating", "score"]
 
@@ -121,7 +122,7 @@ def read_rating(reply: Mapping[str, Any]) -> float:
     if isinstance(rating, str) and rating.strip().isdigit():
         rating = int(rating)
     if isinstance(rating, bool) or not isinstance(rating, (int, float)) or rating not in range(BEST + 1):
-        raise ValueError(f'"rating" must be a whole number from 0 to {BEST}, got {rating!r:.40}')
+        raise ValueError(f'"rating" must be a whole number from 0 to {BEST}, got {shown(rating)}')
     return float(rating)
 
 

@@ -1,0 +1,99 @@
+"""Take off an answer what is no part of it: reasoning, code fences, JSON and markup. All in linear time.
+
+    plain("<think>Is it? No.</think> **Yes**")        # "Yes"
+    plain('{"reason": "not a cat", "answer": "yes"}')  # "yes"
+
+Reasoning is what stands between tags such as <think> and </think>. Where a model's template opens it, the
+text holds the closing tag alone; where the length limit ends it, the opening tag alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+__all__ = ["LONGEST", "plain", "without_reasoning"]
+
+LONGEST = 100_000  # characters of one answer or reply that are read
+_REASONING = re.compile(r"[<\[◁](/?)(?:think|thinking|thought|reasoning|reflection)[>\]▷]", re.IGNORECASE)
+_ANSWER = re.compile(r"<(/?)answer>", re.IGNORECASE)
+_FENCE = re.compile(r"^[ \t]*```[a-z]*[ \t]*$", re.IGNORECASE | re.MULTILINE)
+_TAG = re.compile(r"<[/a-z][^<>]*>", re.IGNORECASE)
+_EMPHASIS = re.compile(r"[*`#~]+|(?<!\w)_+|_+(?!\w)")
+_VERDICTS = (
+    "answer",
+    "final_answer",
+    "final answer",
+    "prediction",
+    "verdict",
+    "response",
+    "output",
+    "result",
+)
+
+
+def without_reasoning(text: str) -> str:
+    """The text without what stands between reasoning tags, nested ones too."""
+    kept: list[str] = []
+    depth = at = 0
+    for tag in _REASONING.finditer(text):
+        if not tag[1]:
+            if depth == 0:
+                kept.append(text[at : tag.start()])
+            depth += 1
+        elif depth == 0:  # opened by the template: all before it is reasoning
+            kept.clear()
+        else:
+            depth -= 1
+        at = tag.end()
+    return "".join(kept) + ("" if depth else text[at:])
+
+
+def plain(text: str) -> str:
+    """What an answer says: without reasoning, the text of <answer> or of a JSON verdict, without markup.
+
+    A verdict is the value of "answer" and the like, or the only value of the object; true and false are yes
+    and no. A JSON object without one says nothing: "".
+    """
+    said = _FENCE.sub("", _last_answer(without_reasoning(text))).strip()
+    if said[:1] in ("{", "["):
+        found = _verdict(said)
+        if found is not None:
+            said = found
+    return _EMPHASIS.sub("", _TAG.sub(" ", said)).strip()
+
+
+def _last_answer(text: str) -> str:
+    """What stands in the last <answer>, closed or not; the text itself without one."""
+    tags = list(_ANSWER.finditer(text))
+    opened = [i for i, tag in enumerate(tags) if not tag[1]]
+    if not opened:
+        return text
+    start, after = tags[opened[-1]], tags[opened[-1] + 1 :]
+    return text[start.end() : after[0].start() if after else len(text)]
+
+
+def _verdict(text: str) -> str | None:
+    """The verdict of a text that is JSON; None where it is none."""
+    try:
+        value = json.loads(text[:LONGEST])
+        for _ in range(2):  # a list of one object
+            if isinstance(value, list) and len(value) == 1:
+                value = value[0]
+        if isinstance(value, list):
+            return ""
+    except (ValueError, RecursionError):
+        return None
+    if isinstance(value, dict):
+        named = [each for key in _VERDICTS for name, each in value.items() if name.strip().lower() == key]
+        if not named and len(value) == 1:
+            named = list(value.values())
+        value = named[0] if named else ""
+    return _word(value)
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return value if isinstance(value, str) else ""
