@@ -31,7 +31,13 @@ import numpy as np
 
 from reverse.evaluation.scoring import language
 from reverse.evaluation.scoring.rows import Answer, all_answered, locate, make_table, read_json, read_rows
-from reverse.evaluation.scoring.yesno import both_readings, by_group, quartet, read_amber
+from reverse.evaluation.scoring.yesno import (
+    both_readings,
+    by_group,
+    quartet,
+    read_amber,
+    unanswered_metrics,
+)
 from reverse.evaluation.tables import Metric, Table, ratio
 
 __all__ = ["GENERATIVE", "Close", "annotation_file", "by_similarity", "score", "vectors"]
@@ -244,9 +250,7 @@ def _discriminative(
     metrics = _quartets("", present)
     if differ:
         metrics += _quartets("strict_", present)
-        metrics.append(
-            ratio("no_answer", "strict_none", "answers", "low", title="neither yes nor no (strict)")
-        )
+        metrics += unanswered_metrics(columns)
     return table, metrics
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from reverse.evaluation.scoring.rows import Answer, listed, locate, make_table, read_rows, same_image
-from reverse.evaluation.scoring.yesno import both_readings, by_group, read_mme
+from reverse.evaluation.scoring.yesno import both_readings, by_group, read_mme, unanswered_metrics
 from reverse.evaluation.tables import Metric, Table, ratio, total
 
 __all__ = ["COGNITION", "HALLUCINATION", "PERCEPTION", "score"]
@@ -78,9 +78,7 @@ def score(
     metrics = _metrics("", present)
     if differ:
         metrics += _metrics("strict_", present)
-        metrics.append(
-            ratio("no_answer", "strict_none", "answers", "low", title="neither yes nor no (strict)")
-        )
+        metrics += unanswered_metrics(columns)
     return table, metrics
 
 

@@ -4,8 +4,10 @@
     strict("His eyes are blue.")          # "other"       strict("No, it isn't.")              # "no"
 
 The published readings look for letters: POPE's takes whatever does not deny for yes, empty answers too;
-AMBER's finds "yes" in "eyes" and "no" in "snow"; MME's looks at four letters. `strict` looks for words. Where
-the two disagree on any answer, every figure is reported in both readings, the strict one as `strict_…`.
+AMBER's finds "yes" in "eyes" and "no" in "snow"; MME's looks at four letters. `strict` takes off reasoning,
+JSON and markup (`reverse.evaluation.scoring.markup`) and looks for words; what is not English it does not
+read, and says so ("unread"). Where the two disagree on any answer, every figure is reported in both readings,
+the strict one as `strict_…`.
 
 POPE (https://arxiv.org/abs/2305.10355): accuracy, precision, recall, F1 ("yes" positive), share of yes, for
 each setting and their mean. Differences from the published script, each tested: answers are matched with
@@ -23,12 +25,14 @@ from typing import Any, Literal
 
 import numpy as np
 
+from reverse.evaluation.scoring.english import is_english
+from reverse.evaluation.scoring.markup import LONGEST, plain
 from reverse.evaluation.scoring.rows import Answer, listed, locate, make_table, read_rows
 from reverse.evaluation.tables import Metric, Table, f1, macro, ratio
 
 __all__ = ["Reading", "read_amber", "read_mme", "read_pope", "score", "strict"]
 
-Reading = Literal["yes", "no", "other", "empty"]
+Reading = Literal["yes", "no", "other", "empty", "unread"]
 
 # ---------------------------------------------------------------------- readings
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
@@ -58,15 +62,21 @@ def read_mme(text: str) -> Reading:
 
 
 def strict(text: str) -> Reading:
-    """By words: the first yes, no or denial (not, n't, none, without …) of the first sentence; else the first
-    later sentence that begins with yes or no.
+    """By words, without reasoning and markup: the first yes, no or denial (not, n't, none, without …) of the
+    first sentence; else the first later sentence that begins with yes or no.
 
-    "empty" where there is no word at all, "other" where neither is said.
+    "empty" where there is no word at all, "other" where neither is said, "unread" for another language than
+    English and for an answer of more than `LONGEST` characters.
     """
-    lowered = text.lower().replace("’", "'")
+    said = plain(text)
+    if len(said) > LONGEST:
+        return "unread"
+    lowered = said.lower().replace("’", "'")
     sentences = [words for part in _SENTENCE.split(lowered) if (words := _WORD.findall(part))]
     if not sentences:
         return "empty"
+    if sentences[0][0] not in _YES and not is_english([word for words in sentences for word in words]):
+        return "unread"
     for word in sentences[0]:
         if word in _YES:
             return "yes"
@@ -82,9 +92,9 @@ def strict(text: str) -> Reading:
 def confusion(
     readings: Sequence[Reading], labels: Sequence[str], positive: str, prefix: str = ""
 ) -> dict[str, np.ndarray]:
-    """0/1 columns hit, false_alarm, miss, right, said (the positive), none (neither yes nor no), empty.
+    """0/1 columns hit, false_alarm, miss, right, said (the positive), none (neither yes nor no), unread.
 
-    An answer that is neither is wrong: a miss where the label is positive.
+    An answer that is neither, or unread, is wrong: a miss where the label is positive.
     """
     said = np.array(readings, dtype=object)
     label = np.array(labels, dtype=object)
@@ -95,6 +105,7 @@ def confusion(
         "right": said == label,
         "said": said == positive,
         "none": np.isin(said, ["other", "empty"]),
+        "unread": said == "unread",
     }
     return {prefix + name: column.astype(float) for name, column in columns.items()}
 
@@ -144,6 +155,22 @@ def both_readings(
     return columns, sum(
         a != b and not {a, b} <= {"other", "empty"} for a, b in zip(first, second, strict=True)
     )
+
+
+def unanswered_metrics(columns: Mapping[str, np.ndarray]) -> list[Metric]:
+    """How many answers the strict reading took for neither yes nor no, and how many it could not read."""
+    made = [ratio("no_answer", "strict_none", "answers", "low", title="neither yes nor no (strict)")]
+    if columns["strict_unread"].any():
+        made.append(
+            ratio(
+                "not_read",
+                "strict_unread",
+                "answers",
+                "low",
+                title="not read: no English, or too long (strict)",
+            )
+        )
+    return made
 
 
 # ---------------------------------------------------------------------- POPE
@@ -200,9 +227,7 @@ def score(
     metrics = _metrics("", names)
     if differ:
         metrics += _metrics("strict_", names)
-        metrics.append(
-            ratio("no_answer", "strict_none", "answers", "low", title="neither yes nor no (strict)")
-        )
+        metrics += unanswered_metrics(columns)
     return table, metrics
 
 
