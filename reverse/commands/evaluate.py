@@ -70,6 +70,9 @@ def evaluate(
     device: Annotated[str | None, typer.Option(help="cuda where there is one, else cpu.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; else as saved.")] = None,
     ray: Annotated[int | None, typer.Option(min=1, help="Workers of a Ray cluster (extra: ray).")] = None,
+    score: Annotated[
+        bool, typer.Option("--score", help="Score what was answered; tables beside the answers, .json.")
+    ] = False,
 ) -> None:
     """Answer benchmarks with a checkpoint; every answer is kept as it comes."""
     if where:
@@ -107,6 +110,8 @@ def evaluate(
         str(model), tuple(benches), str(out), data, decoding, decode_seeds, slots, window, limit, scenes,
         split, device, dtype, shlex.join(["reverse", *sys.argv[1:]]),
     )  # fmt: skip
+    if score:
+        _check_scoring(plan)
     at = place()
     try:
         with _bars(at.rank == 0 and ray is None) as watch:
@@ -116,7 +121,33 @@ def evaluate(
         Console(stderr=True).print(told, soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
     if at.world == 1 or all(outcome.complete for outcome in outcomes):
-        _report(plan, outcomes)
+        _report(plan, outcomes, score)
+
+
+def _check_scoring(plan: Any) -> None:
+    """Refuse before the model is loaded what could not be scored after hours of answering."""
+    from reverse.evaluation.benches import named
+    from reverse.evaluation.evaluating import SCENES
+    from reverse.evaluation.scoring.readiness import check_scoring
+
+    check_scoring(named(*plan.benches), None if plan.data == SCENES else plan.data)
+
+
+def _score(path: Path, root: Path, plan: Any) -> str:
+    """Score one file as `reverse score` does; what stopped it, or nothing."""
+    from reverse.commands.score import is_judged, make_judge, score_and_show
+    from reverse.evaluation.reading import read_run
+
+    run = read_run(path)
+    name = str(run["config"]["benchmark"]) if run else path.stem.partition(".")[0]
+    try:
+        judge = make_judge(path.with_name(path.name + ".judge.jsonl")) if is_judged(name) else None
+        score_and_show(
+            path, root, name, judge=judge, partial=plan.limit is not None, save=path.with_suffix(".json")
+        )
+    except (ValueError, OSError) as error:
+        return f"{path}: {error}"
+    return ""
 
 
 def _where(benches: list[str] | None, data: str) -> None:
@@ -132,7 +163,7 @@ def _where(benches: list[str] | None, data: str) -> None:
     typer.echo("without any of these files: reverse eval all --model tiny-llava --data scenes --out out/eval")
 
 
-def _report(plan: Any, outcomes: list[Any]) -> None:
+def _report(plan: Any, outcomes: list[Any], score: bool = False) -> None:
     from reverse.evaluation.evaluating import SCENES, summary
 
     for row in summary(outcomes):
@@ -141,9 +172,16 @@ def _report(plan: Any, outcomes: list[Any]) -> None:
         notes.append(row["published"])
         typer.echo(f"{row['path']}: {', '.join(notes)}")
     root = Path(plan.out) / "data" if plan.data == SCENES else Path(plan.data)
+    complete = [Path(outcome.path) for outcome in outcomes if outcome.complete]
+    if score:
+        failed = [said for path in complete if (said := _score(path, root, plan))]
+        if failed:  # the others are scored
+            told = "\n  ".join(failed)
+            raise ValueError(f"{len(failed)} of {len(complete)} files of answers have no score:\n  {told}")
+        return
     part = " --partial" if plan.limit is not None else ""
     typer.echo("next:")
-    for path in (Path(outcome.path) for outcome in outcomes if outcome.complete):
+    for path in complete:
         names = shlex.join([str(path), "--truth", str(root), "--save", str(path.with_suffix(".json"))])
         typer.echo(f"  reverse score {names}{part}")
 

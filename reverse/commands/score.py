@@ -37,28 +37,71 @@ def score(
     judge_cache: Annotated[
         Path | None, typer.Option(help="Replies of the judge; else beside the answers, .judge.jsonl.")
     ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Ask the judge again, also what its cache holds.")
+    ] = False,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests to the judge at a time.")] = 8,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds of one request to the judge.")] = 120.0,
     price_in: Annotated[float, typer.Option(min=0, help="Money a million tokens the judge reads.")] = 0.0,
     price_out: Annotated[float, typer.Option(min=0, help="Money a million tokens it writes.")] = 0.0,
 ) -> None:
     """Score an answers file exactly as published, with intervals and costs beside."""
-    from reverse.evaluation.scoring import JUDGED, benchmark_of, score_file
+    from reverse.evaluation.scoring import benchmark_of
+    from reverse.evaluation.scoring.readiness import check_output_file
     from reverse.evaluation.scoring.rows import read_answers
 
+    if save is not None:
+        check_output_file(save)
     name = benchmark or benchmark_of(read_answers(answers), truth)
     judge = None
-    if name.lower() in (*JUDGED, "mmhal-bench"):
-        from reverse.evaluation.scoring.judge import Judge
-
-        judge = Judge.from_environment(
+    if is_judged(name):
+        judge = make_judge(
             judge_cache or answers.with_name(answers.name + ".judge.jsonl"),
-            timeout,
+            timeout=timeout,
             seed=seed,
             concurrency=concurrency,
             price_in=price_in,
             price_out=price_out,
+            fresh=fresh,
         )
+    score_and_show(
+        answers, truth, name, judge=judge, partial=partial, rounds=rounds, seed=seed, as_json=as_json,
+        save=save,
+    )  # fmt: skip
+
+
+def is_judged(benchmark: str) -> bool:
+    from reverse.evaluation.scoring import JUDGED
+
+    return benchmark.strip().lower().replace("_", "-") in (*JUDGED, "mmhal-bench")
+
+
+def make_judge(cache: Path, **settings: Any) -> Any:
+    """The judge that the environment names, with its file of replies."""
+    from reverse.evaluation.scoring.judge import Judge
+
+    return Judge.from_environment(cache, **settings)
+
+
+def score_and_show(
+    answers: Path,
+    truth: Path,
+    name: str,
+    *,
+    judge: Any = None,
+    partial: bool = False,
+    rounds: int = 2000,
+    seed: int = 0,
+    as_json: bool = False,
+    save: Path | None = None,
+) -> None:
+    """Score a file, print the figures and then write them: what was computed is seen whatever happens after.
+
+    Raises as `score_file`; ValueError where a judge gave too few verdicts, after everything is shown.
+    """
+    from reverse.evaluation.scoring import score_file
+    from reverse.evaluation.scoring.judge import refuse_without_verdicts
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
@@ -76,14 +119,15 @@ def score(
                 console.print(f"stopped; the verdicts so far are in {judge.cache}, the same command goes on")
             raise
     found = _intervals(table, metrics, rounds, seed)
-    if save is not None:
-        from reverse.evaluation.tables import save as write
-
-        write(save, table, metrics)
     if as_json:
         typer.echo(json.dumps(_report(table, metrics, found, rounds), indent=1, ensure_ascii=False))
     else:
         _print(Console(), table, metrics, found, rounds)
+    if save is not None:
+        from reverse.evaluation.tables import save as write
+
+        write(save, table, metrics)
+    refuse_without_verdicts(table)
 
 
 def language(

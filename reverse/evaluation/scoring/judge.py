@@ -69,6 +69,13 @@ class Judge:
         endpoint = Endpoint.from_environment("REVERSE_JUDGE", "", timeout=timeout)
         return cls(endpoint, Path(cache), **settings)
 
+    def check(self) -> None:
+        """Raise ImportError where the package that asks is not installed."""
+        try:
+            import httpx  # noqa: F401
+        except ImportError as error:
+            raise ImportError('asking a judge needs httpx: pip install "reverse-vlm[eval]"') from error
+
     def ask(
         self,
         chats: Sequence[Sequence[Mapping[str, str]]],

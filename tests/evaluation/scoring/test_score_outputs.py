@@ -1,0 +1,139 @@
+"""`reverse score` and `reverse eval --score`: checked first, printed always, written where it can be."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from typer.testing import CliRunner
+
+from reverse.cli import app
+from reverse.evaluation.tables import load
+from tests.evaluation.scoring.making import row, write_answers
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, list(map(str, arguments)))
+
+
+@pytest.fixture
+def pope(tmp_path):
+    """A setting of POPE with two questions, and their answers."""
+    asked = [
+        {"question_id": n, "image": f"{n}.jpg", "text": f"Is it {n}?", "label": ("no", "yes")[n]}
+        for n in (0, 1)
+    ]
+    (tmp_path / "coco_pope_random.json").write_text("".join(json.dumps(each) + "\n" for each in asked))
+    rows = [row(n, ("No", "Yes")[n], f"{n}.jpg", f"Is it {n}?") for n in (0, 1)]
+    return write_answers(tmp_path / "a.jsonl", rows), tmp_path
+
+
+def test_saved_into_a_folder_that_is_not_there(pope):
+    """Figures that took an hour would be lost to a folder that nobody made."""
+    answers, folder = pope
+    out = folder / "new" / "deep" / "table.json"
+    result = run("score", answers, "--truth", folder, "--rounds", 0, "--save", out)
+    assert result.exit_code == 0 and "accuracy" in result.stdout, result.stderr
+    assert load(out)[0].benchmark == "pope"
+    assert sorted(path.name for path in out.parent.iterdir()) == ["table.json"]
+
+
+def test_a_place_that_cannot_be_written_is_refused_first(pope, monkeypatch):
+    """An answer file of thousands would be judged, and then there is nowhere to write."""
+    answers, folder = pope
+    monkeypatch.setattr("reverse.evaluation.scoring.score_file", lambda *_, **__: pytest.fail("scored"))
+    result = run("score", answers, "--truth", folder, "--save", folder)
+    assert result.exit_code == 2 and "is a folder: name a file" in result.stderr
+    result = run("score", answers, "--truth", folder, "--save", answers / "table.json")
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1
+
+
+def test_figures_are_printed_though_they_cannot_be_written(pope, monkeypatch):
+    """A disk that is full by then would take the figures with it."""
+    answers, folder = pope
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("reverse.evaluation.tables.save", full)
+    result = run("score", answers, "--truth", folder, "--rounds", 0, "--save", folder / "t.json")
+    assert result.exit_code == 2 and "accuracy" in result.stdout and "No space left" in result.stderr
+
+
+class Judge(BaseHTTPRequestHandler):
+    def do_POST(self):
+        chat = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"]
+        number = int(json.loads(chat[1]["content"])["answer of the model"].split()[1])
+        self.server.asked += 1
+        content = '{"rating": 4}' if number >= self.server.failing else "no idea"
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"choices": [{"message": {"content": content}}]}).encode())
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def mmhal(tmp_path, monkeypatch):
+    """Ten answers and a judge that gives no verdict on the first `failing` of them."""
+    items = [{"question": f"What is {n}?", "gt_answer": f"It is {n}."} for n in range(10)]
+    (tmp_path / "response_template.json").write_text(json.dumps(items))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Judge)
+    server.failing = server.asked = 0
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    monkeypatch.setenv("REVERSE_JUDGE_BASE_URL", f"http://127.0.0.1:{server.server_address[1]}/v1")
+    monkeypatch.setenv("REVERSE_JUDGE_MODEL", "m")
+    path = write_answers(tmp_path / "a.jsonl", [row(n, f"answer {n}") for n in range(10)])
+    command = ("score", path, "--truth", tmp_path, "--benchmark", "mmhal", "--rounds", 0)
+    yield server, tmp_path, command
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_judge_without_verdicts_is_no_score(mmhal):
+    """A judge that never answers would give 0.00 with exit code 0, now and from the cache for ever."""
+    server, folder, command = mmhal
+    server.failing = 2
+    result = run(*command, "--save", folder / "t.json")
+    assert result.exit_code == 2 and "score (0 to 6)" in result.stdout
+    said = result.stderr
+    assert "2 of 10 answers got no verdict of m at http://127.0.0.1" in said and "2 garbage" in said
+    assert f"{folder / 'a.jsonl.judge.jsonl'}" in said and "--fresh" in said
+    assert load(folder / "t.json")[0].notes["failed"] == 2
+    server.failing, server.asked = 0, 0
+    result = run(*command, "--json")
+    assert result.exit_code == 0 and server.asked == 2
+    assert json.loads(result.stdout)["metrics"]["score"]["value"] == 4
+    run(*command, "--fresh")
+    assert server.asked == 12
+
+
+def test_a_tenth_without_a_verdict_is_borne(mmhal):
+    """One slip of the judge would cost a run of a hundred answers."""
+    server, _, command = mmhal
+    server.failing = 1
+    result = run(*command)
+    assert result.exit_code == 0 and "without a verdict" in result.stdout
+
+
+def test_answers_are_scored_as_they_are_made(tmp_path):
+    """Answering and scoring would stay two commands, with paths that have to be copied."""
+    out = tmp_path / "out"
+    options = ("--model", "tiny-llava", "--data", "scenes", "--scenes", 4, "--limit", 2, "--out", out)
+    result = run("eval", "chair", *options, "--max-new-tokens", 24, "--score")
+    assert result.exit_code == 0, result.stderr
+    assert "CHAIRi" in result.stdout and "reverse score" not in result.stdout
+    assert load(out / "chair.json")[0].benchmark == "chair"
+
+
+def test_what_cannot_be_scored_is_said_before_the_model_is_loaded(tmp_path, monkeypatch):
+    """Hours of answering would end in a judge that nobody named, or a truth that is not there."""
+    for name in ("JUDGE", "LLM"):
+        monkeypatch.delenv(f"REVERSE_{name}_BASE_URL", raising=False)
+    options = ("--model", tmp_path / "no-model", "--out", tmp_path / "out")
+    result = run("eval", "mmhal", *options, "--data", "scenes", "--score")
+    assert result.exit_code == 2 and "REVERSE_JUDGE_BASE_URL is not set" in result.stderr
+    result = run("eval", "chair", "amber-d", *options, "--data", tmp_path, "--score")
+    assert result.exit_code == 2 and "COCO instances" in result.stderr and "annotations.json" in result.stderr
+    assert not (tmp_path / "out").exists()
