@@ -1,0 +1,1 @@
+"""Fuzzers: what files, pictures, replies, recipes, checkpoints and models may hold, mutated at random."""

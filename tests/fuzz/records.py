@@ -1,0 +1,121 @@
+"""Files of instruct records: scanning against `json`, reading, checking and making negatives of what is there."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import json
+import math
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from reverse.data.checking import check as check_file
+from reverse.data.faults import faults
+from reverse.data.negatives import lexicon_negatives
+from reverse.data.records import read_records, validate
+from reverse.data.scanning import Broken, scan
+from tests.fuzz.mutating import dumps, encode, mutate_bytes, mutate_json
+from tests.fuzz.running import REFUSALS, Target, check_refusal, expect
+from tests.fuzz.scratch import folder
+
+RECORDS: list[dict[str, Any]] = [
+    {
+        "id": "1", "image": "coco/1.png",
+        "conversations": [
+            {"from": "human", "value": "<image>\nWhat is there?"},
+            {"from": "gpt", "value": "<SPAN>Two cups</CN> and <SPAN>a dog</CN>.", "A_type": "general_answer", "hint": None},
+        ],
+    },
+    {
+        "id": 7,
+        "conversations": [
+            {"from": "human", "value": "Is the sky blue?"},
+            {"from": "gpt", "value": "<SPAN>Yes</CN>.", "A_type": "yes_no", "hint": "a grey sky"},
+            {"from": "human", "value": "How many moons are there?"},
+            {"from": "gpt", "value": "<SPAN>One</CN>.", "A_type": "number", "hint": None},
+        ],
+    },
+    {
+        "id": "1-neg", "image": "coco/1.png",
+        "conversations": [
+            {"from": "human", "value": "<image>\nWhat is there?"},
+            {"from": "gpt", "value": "<SPAN>Three cups</UN>", "A_type": "general_answer", "hint": None},
+        ],
+    },
+]  # fmt: skip
+
+
+def make(rng: Random) -> bytes:
+    records: Any = [rng.choice(RECORDS) for _ in range(rng.randint(1, 4))]
+    if rng.random() < 0.7:
+        records = mutate_json(rng, records)
+    if rng.random() < 0.5 and isinstance(records, list):
+        text = "\n".join(dumps(record) for record in records) + rng.choice(("\n", ""))
+    else:
+        text = dumps(records, rng)
+    data = encode(rng, text)
+    return mutate_bytes(rng, data, header=len(data)) if rng.random() < 0.5 else data
+
+
+def check(data: bytes) -> str:
+    items = list(scan(io.BytesIO(data)))
+    broken = [item for item in items if isinstance(item, Broken)]
+    expected = read_slowly(data)
+    if expected is not None:
+        expect(not broken, "json reads all of it", broken)
+        values = [item.value for item in items if not isinstance(item, Broken)]
+        expect(same(values, expected), "other values than json reads", values, expected)
+    elif not broken:
+        expect(read_slowly(data, strict=False) is not None, "json refuses it, and nothing is broken", items)
+    path = folder() / "records.json"
+    path.write_bytes(data)
+    outcome = read_all(path)
+    report = check_file(path)
+    json.dumps(report.to_dict())
+    expect(report.counts["broken"] >= len(broken), "fewer broken records than items", report.counts)
+    expect(not (report.ok and outcome == "refused"), "data check finds nothing wrong, reading refuses it")
+    return outcome
+
+
+def read_all(path: Path) -> str:
+    try:
+        records = list(read_records(path))
+    except REFUSALS as error:
+        return check_refusal(error, path.name)
+    for record in records:
+        validate(record)
+        try:
+            list(faults(record))
+            made = [list(pair) for pair, *_ in lexicon_negatives([record])]
+        except REFUSALS as error:
+            check_refusal(error)
+        else:
+            expect(len(made) == 1 and made[0], "a record is lost among its negatives", record)
+    return "read"
+
+
+def read_slowly(data: bytes, strict: bool = True) -> list[Any] | None:
+    """The values of a list or of lines as `json` reads them; None where it refuses any, or reads it loosely."""
+
+    def constant(_: str) -> Any:
+        if strict:
+            raise ValueError
+        return math.nan
+
+    data = data.removeprefix(codecs.BOM_UTF8)
+    try:
+        text = data.decode("utf-8")
+        if text.lstrip(" \t\r\n").startswith("["):
+            return json.loads(text, parse_constant=constant)
+        lines = [line.strip(b" \t\r\n") for line in data.split(b"\n")]
+        return [json.loads(line.decode("utf-8"), parse_constant=constant) for line in lines if line]
+    except (ValueError, RecursionError):
+        return None
+
+
+def same(one: Any, other: Any) -> bool:
+    return repr(one) == repr(other)  # NaN equals itself here
+
+
+TARGET = Target("records", make, check, share=0.15, quick=250)
