@@ -1,12 +1,12 @@
 """Commands killed with SIGKILL again and again, each against an unbroken run.
 
-    python benchmarks/kills.py --out /tmp/kills                                   # CPU, 60 kills, about 15 minutes
-    python benchmarks/kills.py --out /tmp/kills --command eval --kills 20 --results benchmarks/results/evaluation.json
+    python benchmarks/kills.py --out /tmp/kills         # CPU, 60 kills, about 15 minutes
+    python benchmarks/kills.py --out /tmp/kills --command eval --kills 20
 
-A kill falls at a random moment between the start of the command and its end. The command is started again as it
-was; where it ends by itself, its result is compared with that of the unbroken run and it begins anew. What must
-be the same: answers but for their timings, adapters and losses bit for bit, scenes, imported, tagged and paired
-records byte for byte.
+A kill falls at a random moment between the start of the command and its end. The command is started again
+as it was; where it ends by itself, its result is compared with that of the unbroken run and it begins anew.
+What must be the same: answers but for their timings, adapters and losses bit for bit, scenes, imported,
+tagged and paired records byte for byte.
 """
 
 from __future__ import annotations
@@ -44,7 +44,10 @@ def start(words: list[str]) -> subprocess.Popen[bytes]:
     """A command in a process of its own, on one thread."""
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, "-m", "reverse", *words], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "reverse", *words],
+        env=env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
 
 
@@ -94,7 +97,9 @@ def jobs(folder: Path, model: str, limit: int) -> dict[str, Callable[[], Job]]:
         "scenes": lambda: Job(lambda out: ["data", "scenes", str(out), "--count", "400"], files_of),
         "import": lambda: import_job(folder),
         "tag": lambda: records_job("tag", plain_records(folder / "plain.jsonl", 3000, tagged=False)),
-        "negatives": lambda: records_job("negatives", plain_records(folder / "tagged.jsonl", 8000, tagged=True)),
+        "negatives": lambda: records_job(
+            "negatives", plain_records(folder / "tagged.jsonl", 8000, tagged=True)
+        ),
     }
 
 
@@ -106,7 +111,20 @@ def eval_job(model: str, limit: int) -> Job:
         path = next(iter(out.glob("pope*.jsonl")))
         return [json.dumps(without_timing(row)) for row in read_answers(path, complete=True).rows]
 
-    words = ["eval", "pope", "--model", model, "--data", "scenes", "--limit", str(limit), "--slots", "8", "--window", "16"]
+    words = [
+        "eval",
+        "pope",
+        "--model",
+        model,
+        "--data",
+        "scenes",
+        "--limit",
+        str(limit),
+        "--slots",
+        "8",
+        "--window",
+        "16",
+    ]
     return Job(lambda out: [*words, "--out", str(out)], rows)
 
 
@@ -122,12 +140,17 @@ def train_job(folder: Path) -> Job:
     processor.save_pretrained(folder / "base")
     write_scenes(folder / "scenes", "train", 2, 0)
     recipe = {
-        "model": str(folder / "base"), "output": "",
-        "data": {"records": str(folder / "scenes/instruct.json"), "images": str(folder / "scenes"), "workers": 0},
+        "model": str(folder / "base"),
+        "output": "",
+        "data": {
+            "records": str(folder / "scenes/instruct.json"),
+            "images": str(folder / "scenes"),
+            "workers": 0,
+        },
         "tune": {"method": "lora", "rank": 4, "alpha": 8, "dropout": 0.1},
         "optim": {"lr": 1e-3, "steps": 24, "global_batch": 4, "batch": 2, "projector_lr": 1e-4},
         "log": {"steps": 1, "save_steps": 3},
-    }  # fmt: skip
+    }
     path = folder / "recipe.yaml"
     path.write_text(json.dumps(recipe), encoding="utf-8")
 
@@ -183,9 +206,13 @@ def _hash(path: Path) -> str:
 
 
 def measure(
-    out: Path, kills: dict[str, int] | None = None, model: str = "tiny-llava", limit: int = 60, seed: int = 0,
+    out: Path,
+    kills: dict[str, int] | None = None,
+    model: str = "tiny-llava",
+    limit: int = 60,
+    seed: int = 0,
     tell: Callable[[str], None] = print,
-) -> dict[str, int]:  # fmt: skip
+) -> dict[str, int]:
     """The kills survived of each command. Raises SystemExit where one leaves another result."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
@@ -214,7 +241,9 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="file of claims to merge into")
     given = parser.parse_args()
     wanted = {name: given.kills or KILLS[name] for name in given.command or KILLS}
-    found = measure(given.out, wanted, given.model, given.limit, given.seed, lambda line: print(line, flush=True))
+    found = measure(
+        given.out, wanted, given.model, given.limit, given.seed, lambda line: print(line, flush=True)
+    )
     total = sum(found.values())
     print(f"{total} kills survived: {', '.join(f'{name} {count}' for name, count in found.items())}")
     if given.results:

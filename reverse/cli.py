@@ -40,11 +40,44 @@ class _Commands(TyperGroup):
         except REFUSALS as error:
             if isinstance(error, BrokenPipeError) or ctx.params.get("debug"):
                 raise
-            # Items of a list begin with two spaces (transformers breaks its lines anywhere).
-            said = "\n  ".join(" ".join(part.split()) for part in re.split(r"\n  (?=\S)", str(error)))
-            line = Text(f"error: {said}", style="red")
-            Console(stderr=True).print(line, soft_wrap=True)
+            _print_error(str(error))
             raise typer.Exit(2) from error
+        except Exception as error:
+            said = _wrong_option(error)
+            if said is None or ctx.params.get("debug"):
+                raise
+            _print_error(said)
+            raise typer.Exit(2) from error
+
+
+def _print_error(message: str) -> None:
+    """One line on stderr; items of a list, which begin with two spaces, keep theirs."""
+    # transformers breaks its lines anywhere
+    said = "\n  ".join(" ".join(part.split()) for part in re.split(r"\n  (?=\S)", message))
+    shown = re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\ud800-\udfff]", _escape, said)
+    Console(stderr=True).print(Text(f"error: {shown}", style="red"), soft_wrap=True)
+
+
+def _escape(match: re.Match[str]) -> str:
+    """What would move the cursor, colour the terminal or cannot be encoded, as Python writes it."""
+    return match.group().encode("unicode_escape").decode("ascii")
+
+
+def _wrong_option(error: Exception) -> str | None:
+    """What the parser says of a wrong option or command, with the value; None where it did not raise this.
+
+    Its own message of a number that is none, or out of range, leaves the value out.
+    """
+    if not hasattr(error, "format_message") or type(error).__name__ == "NoArgsIsHelpError":
+        return None
+    said = str(error.format_message()).strip().rstrip(".")
+    causes = getattr(error.__cause__, "errors", None)
+    values = [repr(cause.get("input"))[:80] for cause in causes()] if callable(causes) else []
+    told = [value for value in values if value.strip("'") not in said or value == "''"]
+    if told:
+        said = f"{said}, got {told[0]}"
+    path = getattr(getattr(error, "ctx", None), "command_path", "reverse")
+    return f"{said}: see `{path} --help`"
 
 
 app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)

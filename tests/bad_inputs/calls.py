@@ -1,4 +1,4 @@
-"""Wrong arguments of the public calls: generate, generate_many, stream, retrospective, load and their settings."""
+"""Wrong arguments of generate, generate_many, stream, retrospective and load, and of their settings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,21 @@ from tests.bad_inputs.judging import Entry
 from tests.bad_inputs.world import World
 
 HALF = "\ud83d"
-BAD_NUMBERS: tuple[Any, ...] = (-1, math.nan, math.inf, -math.inf, "3", "abc", None, [], True, 1.5, 10**30, {}, 0)
+BAD_NUMBERS: tuple[Any, ...] = (
+    -1,
+    math.nan,
+    math.inf,
+    -math.inf,
+    "3",
+    "abc",
+    None,
+    [],
+    True,
+    1.5,
+    10**30,
+    {},
+    0,
+)
 # Which of them a setting takes; all others must be refused.
 SETTINGS: dict[str, tuple[Any, ...]] = {
     "threshold": (None,),
@@ -40,14 +54,20 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "temperature": (1.5,),  # with do_sample
     "batch_size": (10**30,),
 }
-EITHER = {("seed", "None"), ("seed", "True"), ("temperature", "None")} | {(name, repr(10**30)) for name in SETTINGS}
+EITHER = {("seed", "None"), ("seed", "True"), ("temperature", "None")} | {
+    (name, repr(10**30)) for name in SETTINGS
+}
 CHOICES = ("check", "score", "commit", "on_exhausted", "engine", "mode")
 FLAGS = ("sentence_checkpoints", "escalation_resets", "yes_no", "open_ended")
 
 
 def ask(changes: dict[str, Any], world: World, family: str = "llava") -> Any:
     model, processor = world[family]
-    settings: dict[str, Any] = {"images": world["kitchen"], "prompt": "Describe this image.", "max_new_tokens": 2}
+    settings: dict[str, Any] = {
+        "images": world["kitchen"],
+        "prompt": "Describe this image.",
+        "max_new_tokens": 2,
+    }
     return reverse.generate(model, processor, **settings | changes)
 
 
@@ -179,7 +199,11 @@ def of_pictures() -> Iterator[Entry]:
         ("an EPS file", partial(other, "eps"), "other.eps"),
         ("a PDF file", partial(other, "pdf"), "other.pdf"),
         ("a JPEG 2000 file", partial(other, "jp2"), "other.jp2"),
-        ("an SVG file", lambda w: _saved(w, "drawing.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>"), "drawing.svg"),
+        (
+            "an SVG file",
+            lambda w: _saved(w, "drawing.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>"),
+            "drawing.svg",
+        ),
         ("a HEIC file", lambda w: _saved(w, "photo.heic", b"\0\0\0\x18ftypheic" + bytes(100)), "photo.heic"),
         ("an MP4 file", lambda w: _saved(w, "film.mp4", b"\0\0\0\x18ftypmp42" + bytes(100)), "film.mp4"),
         ("a PNG that says it is huge", lambda w: _saved(w, "bomb.png", _huge()), "bomb.png"),
@@ -200,7 +224,7 @@ def of_pictures() -> Iterator[Entry]:
         ("bytes", lambda w: Path(w["kitchen"]).read_bytes()),
         ("a file address", lambda w: "file://" + w["kitchen"]),
         ("a stream of bytes", lambda w: io.BytesIO(_png())),
-        ("an open file", lambda w: Path(w["kitchen"]).open("rb")),
+        ("an open file", lambda w: Path(w["kitchen"]).open("rb")),  # noqa: SIM115
         ("an array of bytes", lambda w: np.zeros((32, 32, 3), dtype=np.uint8)),
         ("a grey array", lambda w: np.zeros((32, 32), dtype=np.uint8)),
         ("a tensor of bytes", lambda w: torch.zeros(3, 32, 32, dtype=torch.uint8)),
@@ -215,7 +239,7 @@ def of_pictures() -> Iterator[Entry]:
 
 
 def _closed(world: World) -> Any:
-    file = Path(world["kitchen"]).open("rb")
+    file = Path(world["kitchen"]).open("rb")  # noqa: SIM115
     file.close()
     return file
 
@@ -228,7 +252,12 @@ def _huge() -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(99)))
+        + chunk(b"IEND", b"")
+    )
 
 
 def of_prompts() -> Iterator[Entry]:
@@ -249,7 +278,11 @@ def of_prompts() -> Iterator[Entry]:
         ("too many placeholders", "<image><image> What?", "placeholder"),
         ("longer than the context", "dog " * 3000, "1024"),
         ("a chat of an unknown role", chat([{"type": "image"}, part], "usr"), "usr"),
-        ("a chat that ends with the assistant", [*chat([{"type": "image"}, part]), *chat("A dog.", "assistant")], "user"),
+        (
+            "a chat that ends with the assistant",
+            [*chat([{"type": "image"}, part]), *chat("A dog.", "assistant")],
+            "user",
+        ),
         ("a message without content", [{"role": "user"}], "content"),
         ("a message without role", [{"content": "a"}], "role"),
         ("content that is a number", chat(5), "5"),
@@ -316,14 +349,31 @@ def of_requests() -> Iterator[Entry]:
     )
     for settings, options, value in drops:
         yield Entry(f"retrospective({settings}), {options}", partial(drop_in, settings, options), (value,))
-    yield Entry("retrospective: a processor that is a text", lambda w: reverse.retrospective("tiny-llava"), ("tiny-llava",))
-    yield Entry("generate: a model that is a text", lambda w: reverse.generate("tiny-llava", w["llava"][1], None, "What?"),
-                ("str", "tiny-llava"))  # fmt: skip
-    yield Entry("generate: a processor that is none", lambda w: reverse.generate(w["llava"][0], None, None, "What?"), ("None",))
-    yield Entry("generate: processor of the other family",
-                lambda w: reverse.generate(w["llava"][0], w["qwen"][1], w["kitchen"], max_new_tokens=2), ("rocessor",))  # fmt: skip
-    yield Entry("generate: model and processor exchanged",
-                lambda w: reverse.generate(w["llava"][1], w["llava"][0], None, "What?"), ("rocessor",))  # fmt: skip
+    yield Entry(
+        "retrospective: a processor that is a text",
+        lambda w: reverse.retrospective("tiny-llava"),
+        ("tiny-llava",),
+    )
+    yield Entry(
+        "generate: a model that is a text",
+        lambda w: reverse.generate("tiny-llava", w["llava"][1], None, "What?"),
+        ("str", "tiny-llava"),
+    )
+    yield Entry(
+        "generate: a processor that is none",
+        lambda w: reverse.generate(w["llava"][0], None, None, "What?"),
+        ("None",),
+    )
+    yield Entry(
+        "generate: processor of the other family",
+        lambda w: reverse.generate(w["llava"][0], w["qwen"][1], w["kitchen"], max_new_tokens=2),
+        ("rocessor",),
+    )
+    yield Entry(
+        "generate: model and processor exchanged",
+        lambda w: reverse.generate(w["llava"][1], w["llava"][0], None, "What?"),
+        ("rocessor",),
+    )
 
 
 def of_checkpoints() -> Iterator[Entry]:
@@ -335,7 +385,11 @@ def of_checkpoints() -> Iterator[Entry]:
         ("no tokens", lambda w: reverse.load(w["untagged"]), "<SPAN>"),
         ("a number", lambda w: reverse.load(5), "5"),
         ("none", lambda w: reverse.load(None), "None"),
-        ("trust_remote_code", lambda w: reverse.load("tiny-llava", trust_remote_code=True), "trust_remote_code"),
+        (
+            "trust_remote_code",
+            lambda w: reverse.load("tiny-llava", trust_remote_code=True),
+            "trust_remote_code",
+        ),
         ("a device of letters", lambda w: reverse.load("tiny-llava", device="tpu9"), "tpu9"),
         ("a device that is absent", lambda w: reverse.load("tiny-llava", device="cuda:77"), "cuda:77"),
         ("a dtype of letters", lambda w: reverse.load("tiny-llava", dtype="float99"), "float99"),
@@ -353,9 +407,21 @@ def of_checkpoints() -> Iterator[Entry]:
         ("convert: an empty folder", lambda w: convert(w["empty_folder"], w["new"]), "empty"),
         ("convert: a plain checkpoint", lambda w: convert(w["untagged"], w["new"]), "untagged"),
         ("add: an empty folder", lambda w: add_tokens_to_checkpoint(w["empty_folder"], w["new"]), "empty"),
-        ("add: into a full folder", lambda w: add_tokens_to_checkpoint(w["untagged"], w["busy_folder"]), "busy"),
-        ("add: a start that is empty", lambda w: add_tokens_to_checkpoint(w["untagged"], w["new"], init=""), "init"),
-        ("add: a seed that is a text", lambda w: add_tokens_to_checkpoint(w["untagged"], w["new"], seed="a"), "seed"),
+        (
+            "add: into a full folder",
+            lambda w: add_tokens_to_checkpoint(w["untagged"], w["busy_folder"]),
+            "busy",
+        ),
+        (
+            "add: a start that is empty",
+            lambda w: add_tokens_to_checkpoint(w["untagged"], w["new"], init=""),
+            "init",
+        ),
+        (
+            "add: a seed that is a text",
+            lambda w: add_tokens_to_checkpoint(w["untagged"], w["new"], seed="a"),
+            "seed",
+        ),
     )
     for name, call, value in written:
         yield Entry(name, call, (value,))

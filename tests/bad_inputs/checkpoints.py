@@ -15,7 +15,7 @@ import reverse
 from tests.bad_inputs.judging import Entry
 from tests.bad_inputs.world import World
 
-SLOW = "{% for a in range(10000) %}{% for b in range(10000) %}{% for c in range(10000) %}{% endfor %}{% endfor %}{% endfor %}"
+SLOW = "".join(f"{{% for {name} in range(10000) %}}" for name in "abc") + "{% endfor %}" * 3
 
 
 def edit_json(folder: Path, name: str, keys: str, value: Any) -> None:
@@ -91,12 +91,21 @@ def entries() -> Iterator[Entry]:
         ("config.json is cut", lambda f: write("config.json", (f / "config.json").read_bytes()[:99], f)),
         ("config.json is Latin-1", partial(write, "config.json", b'{"a": "\xe9"}')),
         ("config.json is 100,000 brackets", partial(write, "config.json", b"[" * 100_000)),
-        ("config.json is nested", lambda f: config(f, keys="extra", value=json.loads('{"a":' * 400 + "1" + "}" * 400))),
+        (
+            "config.json is nested",
+            lambda f: config(f, keys="extra", value=json.loads('{"a":' * 400 + "1" + "}" * 400)),
+        ),
         ("weights are missing", partial(remove, "model.safetensors")),
         ("weights are empty", partial(write, "model.safetensors", b"")),
         ("weights are a text", partial(write, "model.safetensors", b"not weights at all, really")),
-        ("weights are cut", lambda f: write("model.safetensors", (f / "model.safetensors").read_bytes()[:-5000], f)),
-        ("weights with a header of 2**60 bytes", partial(write, "model.safetensors", (2**60).to_bytes(8, "little") + b"{}")),
+        (
+            "weights are cut",
+            lambda f: write("model.safetensors", (f / "model.safetensors").read_bytes()[:-5000], f),
+        ),
+        (
+            "weights with a header of 2**60 bytes",
+            partial(write, "model.safetensors", (2**60).to_bytes(8, "little") + b"{}"),
+        ),
         ("tokenizer.json is missing", partial(remove, "tokenizer.json")),
         ("tokenizer.json is empty", partial(write, "tokenizer.json", b"")),
         ("tokenizer.json is an object", partial(write, "tokenizer.json", b"{}")),
@@ -122,7 +131,7 @@ def entries() -> Iterator[Entry]:
         ("an index at a pickle", partial(index, "pytorch_model.bin")),
         ("an index at a missing file", partial(index, "model-00002-of-00002.safetensors")),
         ("an index that is a list", partial(write, "model.safetensors.index.json", b"[]")),
-    ]  # fmt: skip
+    ]
     for keys, values in CONFIG.items():
         for value in values:
             shown = "taken out" if value is ... else repr(value)
@@ -132,10 +141,14 @@ def entries() -> Iterator[Entry]:
     for keys, values in QWEN.items():
         for value in values:
             change = partial(config, keys=keys, value=value)
-            yield Entry(f"checkpoint of Qwen: {keys} is {value!r:.40}", partial(load, change, "tiny-qwen"), ("model",))
+            yield Entry(
+                f"checkpoint of Qwen: {keys} is {value!r:.40}", partial(load, change, "tiny-qwen"), ("model",)
+            )
     for name, template in TEMPLATES.items():
         change = partial(write, "chat_template.jinja", template)
-        yield Entry(f"checkpoint: a chat template {name}", partial(answer, change, "tiny-llava"), ("template",))
+        yield Entry(
+            f"checkpoint: a chat template {name}", partial(answer, change, "tiny-llava"), ("template",)
+        )
 
 
 CONFIG: dict[str, tuple[Any, ...]] = {
@@ -180,8 +193,11 @@ TEMPLATES = {
     "that is empty": "",
     "that says nothing of the question": "USER: hello ASSISTANT:",
     "that reaches into Python": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-    "that grows without end": "{% set ns = namespace(x='aaaaaaaa') %}{% for i in range(40) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x }}",
-}  # fmt: skip
+    "that grows without end": (
+        "{% set ns = namespace(x='aaaaaaaa') %}{% for i in range(40) %}{% set ns.x = ns.x + ns.x %}{% endfor %}"
+        "{{ ns.x }}"
+    ),
+}
 
 
 def load(change: Callable[[Path], Any], name: str, world: World) -> Any:

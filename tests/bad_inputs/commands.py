@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -66,7 +67,7 @@ NUMBERS: tuple[tuple[str, str, bool, float, float, bool], ...] = (
     ("data-view", "--n", True, 1, INF, True),
     ("data-view", "--index", True, 0, 2, True),
     ("data-check", "--token-sample", True, 0, INF, True),
-)  # fmt: skip
+)
 BASES = {
     "generate": "generate tiny-llava --image {kitchen} --max-new-tokens 2",
     "generate-sample": "generate tiny-llava --image {kitchen} --max-new-tokens 2 --do-sample",
@@ -270,9 +271,11 @@ GOOD: tuple[str, ...] = (
     "data subsample {records} {new}.jsonl --n 1",
 )
 ACCEPTED_OR_NOT = {  # what either answer is right for
-    "data check {records} --tokenizer {empty_folder}", "data subsample {records} {new}.json --n 999999",
-    "data language --wheels {missing}", "data language --wheels {notes}",
-}  # fmt: skip
+    "data check {records} --tokenizer {empty_folder}",
+    "data subsample {records} {new}.json --n 999999",
+    "data language --wheels {missing}",
+    "data language --wheels {notes}",
+}
 
 
 def run(words: str, world: World) -> Any:
@@ -286,7 +289,9 @@ def entries() -> Iterator[Entry]:
             if expected is not None:
                 shown = text or "␣␣"
                 words = f"{BASES[base]} {option}={text}"
-                yield Entry(f"{base} {option} {shown}", partial(run, words), _spellings(text, option), expected)
+                yield Entry(
+                    f"{base} {option} {shown}", partial(run, words), _spellings(text, option), expected
+                )
     for words, value in WORDS:
         expected = "either" if words in ACCEPTED_OR_NOT else "refused"
         yield Entry(words, partial(run, words), (value,), expected)
@@ -318,8 +323,6 @@ def _spellings(text: str, option: str) -> tuple[str, ...]:
     if text == "":
         return ("''", option, '""')
     found = [text]
-    try:
+    with suppress(ValueError, OverflowError):
         found += [repr(float(text)), f"{float(text):g}", str(int(float(text)))]
-    except (ValueError, OverflowError):
-        pass
     return tuple(found)

@@ -14,7 +14,13 @@ from tests.bad_inputs.world import FILE_KINDS, World
 # name; command, with {file} for the bad one; what a good one is; suffix; kinds that are right to accept
 READERS: tuple[tuple[str, str, str, str, frozenset[str]], ...] = (
     ("score", "score {file} --truth {scenes} --partial --rounds 10", "pope", ".jsonl", frozenset()),
-    ("score-chair", "score {file} --truth {scenes} --benchmark chair --rounds 10", "chair", ".jsonl", frozenset()),
+    (
+        "score-chair",
+        "score {file} --truth {scenes} --benchmark chair --rounds 10",
+        "chair",
+        ".jsonl",
+        frozenset(),
+    ),
     ("compare", "compare {scored} {file} --rounds 10", "scored", ".json", frozenset()),
     ("sweep", "sweep {file} --out {new} --rounds 10", "chair", ".jsonl", frozenset()),
     ("calibrate", "calibrate {file} --resplits 2", "chair", ".jsonl", frozenset()),
@@ -22,13 +28,25 @@ READERS: tuple[tuple[str, str, str, str, frozenset[str]], ...] = (
     ("subsample", "data subsample {file} {new}.json --n 1", "records", ".json", frozenset()),
     ("view", "data view {file} --images {scenes}", "records", ".json", frozenset()),
     ("tag", "data tag {file} {new}.json", "records", ".json", frozenset({"list", "empty", "blank", "bom"})),
-    ("negatives", "data negatives {file} {new}.json", "records", ".json", frozenset({"list", "empty", "blank", "bom"})),
-    ("records", "train {recipe} --quiet --set output={new} --set data.records={file}", "records", ".json", frozenset()),
+    (
+        "negatives",
+        "data negatives {file} {new}.json",
+        "records",
+        ".json",
+        frozenset({"list", "empty", "blank", "bom"}),
+    ),
+    (
+        "records",
+        "train {recipe} --quiet --set output={new} --set data.records={file}",
+        "records",
+        ".json",
+        frozenset(),
+    ),
     ("train", "train {file} --show", "recipe", ".yaml", frozenset()),
     ("image", "generate tiny-llava --image {file} --max-new-tokens 2", "kitchen", ".png", frozenset()),
-)  # fmt: skip
+)
 CHECKED = ("check", "data check {file}", "records", ".json")
-# The truth of a benchmark: the file inside the folder that is made bad, and the answers that are scored with it.
+# The truth of a benchmark: the file that is made bad, and the answers that are scored with it.
 TRUTHS: tuple[tuple[str, str, str], ...] = (
     ("pope", "pope/coco_pope/coco_pope_random.json", "pope"),
     ("chair", "chair_mscoco/coco/annotations/instances_val2014.json", "chair"),
@@ -42,8 +60,21 @@ QUESTIONS: tuple[tuple[str, str], ...] = (
     ("mmhal", "mmhal/response_template.json"),
     ("haloquest", "haloquest/haloquest-eval.jsonl"),
 )
-TRUTH_KINDS = ("missing", "folder", "empty", "null", "number", "list", "object", "list_of_null", "binary", "deep", "truncated",
-               "latin1", "prose")  # fmt: skip
+TRUTH_KINDS = (
+    "missing",
+    "folder",
+    "empty",
+    "null",
+    "number",
+    "list",
+    "object",
+    "list_of_null",
+    "binary",
+    "deep",
+    "truncated",
+    "latin1",
+    "prose",
+)
 # A cut or an odd byte inside a text is no damage where the format has no end, or no letter of another kind.
 HARMLESS = {("train", "truncated"), ("import", "bom"), ("import", "empty"), ("import", "blank")}
 
@@ -59,14 +90,21 @@ def entries() -> Iterator[Entry]:
     name, words, good, suffix = CHECKED
     for kind in FILE_KINDS:
         expected = "refused" if kind in ("missing", "folder", "loop") else "report"
-        yield Entry(f"{name}: {kind}{suffix}", partial(read, words, good, suffix, kind), (f"-{kind}{suffix}",), expected)
+        yield Entry(
+            f"{name}: {kind}{suffix}",
+            partial(read, words, good, suffix, kind),
+            (f"-{kind}{suffix}",),
+            expected,
+        )
     for bench, file, answers in TRUTHS:
         for kind in TRUTH_KINDS:
             values = (Path(file).name, "truth")
             yield Entry(f"truth {file}: {kind}", partial(score_with, bench, file, answers, kind), values)
     for bench, file in QUESTIONS:
         for kind in TRUTH_KINDS:
-            yield Entry(f"questions {file}: {kind}", partial(ask_with, bench, file, kind), (Path(file).name, bench))
+            yield Entry(
+                f"questions {file}: {kind}", partial(ask_with, bench, file, kind), (Path(file).name, bench)
+            )
 
 
 def read(words: str, good: str, suffix: str, kind: str, world: World) -> Any:
@@ -93,7 +131,9 @@ def bad_folder(file: str, kind: str, world: World) -> Path:
 
 def score_with(bench: str, file: str, answers: str, kind: str, world: World) -> Any:
     root = bad_folder(file, kind, world)
-    return world.run(f"score {world['answers']}/{answers}.jsonl --truth {root} --benchmark {bench.split('-hall')[0]} --rounds 10 --partial")
+    name = bench.removesuffix("-hall")
+    words = f"--truth {root} --benchmark {name} --rounds 10 --partial"
+    return world.run(f"score {world['answers']}/{answers}.jsonl {words}")
 
 
 def ask_with(bench: str, file: str, kind: str, world: World) -> Any:

@@ -19,20 +19,20 @@ from tests.fuzz.running import REFUSALS, TookTooLong, limit_cpu
 LONGEST = 900  # characters of a message; lists of files or keys need some room
 SECONDS = 20.0  # CPU time of one entry
 # What a message says after the value: words of advice, a range, a list of what is allowed.
-_REMEDY = re.compile(
-    r"\b(try|give|name|names|must|use|add|remove|run|set|take|takes|leave|fetch|copy|check|make|keep|save|load|start|install"
-    r"|write|choose|ask|mend|one of|known|did you mean|at least|at most|between|lie in|needs|wait|shorten|scale|crop|see"
-    r"|open|convert|merge|put|is not in the range|not a valid|expected|is missing|missing argument|cut|move|raise|say|spell"
-    r"|requires an argument|cannot|may be|belongs|stop|split|pass|free|stand|has|goes on|knows|no such option)\b|``|`reverse ",
-    re.IGNORECASE,
-)
+_ADVICE = """
+try give name names must use add remove run set take takes leave fetch copy check make keep save load start
+install write choose ask mend known at.least at.most between lie.in needs wait shorten scale crop see open convert
+merge put expected missing cut move raise say spell cannot may.be belongs stop split pass free stand has goes.on
+knows one.of did.you.mean
+"""
+_REMEDY = re.compile(rf"\b({'|'.join(_ADVICE.split())})\b|`reverse ", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Entry:
     """A bad input.
 
-    `try_it` takes the world and returns what `outcome_of` needs: a result of a command, or anything of a call.
+    `try_it` takes the world and returns the result of a command, or whatever a call returns.
     `values`: texts of which the message must hold one. `good`: the input is unusual and must be accepted;
     "either": accepted or clearly refused; "report": the command says on stdout what is wrong, exit code 1.
     """
@@ -63,7 +63,9 @@ def judge(entry: Entry, world: World) -> Verdict:
         return _verdict(entry, _kind(error), f"{error}", refused=True)
     except Exception as error:  # of a call: not of a documented kind
         place = traceback.extract_tb(error.__traceback__)[-1]
-        return Verdict(entry.name, f"a bare {type(error).__name__} at {place.filename}:{place.lineno}", str(error)[:500])
+        return Verdict(
+            entry.name, f"a bare {type(error).__name__} at {place.filename}:{place.lineno}", str(error)[:500]
+        )
     if type(result).__name__ == "Result" and hasattr(result, "exit_code"):
         return _of_command(entry, result)
     return _verdict(entry, "", f"accepted: {result!r:.200}", refused=False)
@@ -134,9 +136,7 @@ def all_entries() -> list[Entry]:
     """The whole table, every name once."""
     from tests.bad_inputs import calls, checkpoints, commands, files, recipes
 
-    made = [
-        entry for module in (calls, commands, files, recipes, checkpoints) for entry in module.entries()
-    ]
+    made = [entry for module in (calls, commands, files, recipes, checkpoints) for entry in module.entries()]
     names = [entry.name for entry in made]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:

@@ -13,17 +13,39 @@ from tests.bad_inputs.world import World
 
 # Least, most, whether least and most themselves are allowed.
 RANGES: dict[str, tuple[float, float, bool, bool]] = {
-    "data.limit": (1, 2**63, True, True), "data.hint_share": (0, 1, True, True), "data.max_length": (1, 2**63, True, True),
-    "data.min_pixels": (1, 2**63, True, True), "data.max_pixels": (1, 2**63, True, True), "data.workers": (0, 2**63, True, True),
-    "tune.rank": (1, 2**31, True, True), "tune.dropout": (0, 1, True, False), "tune.alpha": (0, 2**31, False, True),
-    "optim.lr": (0, 1e9, True, True), "optim.projector_lr": (0, 1e9, True, True), "optim.weight_decay": (0, 1e9, True, True),
-    "optim.warmup": (0, 1, True, False), "optim.beta2": (0, 1, True, False), "optim.clip": (0, 1e9, True, True),
-    "optim.epochs": (0, 1e9, True, True), "optim.steps": (1, 2**63, True, True), "optim.global_batch": (1, 2**31, True, True),
-    "optim.batch": (1, 2**31, True, True), "log.steps": (1, 2**63, True, True), "log.save_steps": (0, 2**63, True, True),
-}  # fmt: skip
+    "data.limit": (1, 2**63, True, True),
+    "data.hint_share": (0, 1, True, True),
+    "data.max_length": (1, 2**63, True, True),
+    "data.min_pixels": (1, 2**63, True, True),
+    "data.max_pixels": (1, 2**63, True, True),
+    "data.workers": (0, 2**63, True, True),
+    "tune.rank": (1, 2**31, True, True),
+    "tune.dropout": (0, 1, True, False),
+    "tune.alpha": (0, 2**31, False, True),
+    "optim.lr": (0, 1e9, True, True),
+    "optim.projector_lr": (0, 1e9, True, True),
+    "optim.weight_decay": (0, 1e9, True, True),
+    "optim.warmup": (0, 1, True, False),
+    "optim.beta2": (0, 1, True, False),
+    "optim.clip": (0, 1e9, True, True),
+    "optim.epochs": (0, 1e9, True, True),
+    "optim.steps": (1, 2**63, True, True),
+    "optim.global_batch": (1, 2**31, True, True),
+    "optim.batch": (1, 2**31, True, True),
+    "log.steps": (1, 2**63, True, True),
+    "log.save_steps": (0, 2**63, True, True),
+}
 TRIED = ("-1", "abc", ".nan", ".inf", "-.inf", "[1]", "{a: 1}", "true", "", "99999999999999999999999")
-CHOICES = ("tune.method", "loss.kernel", "compute.parallel", "compute.precision", "compute.weights", "compute.attention",
-           "compute.save_dtype", "log.report_to")  # fmt: skip
+CHOICES = (
+    "tune.method",
+    "loss.kernel",
+    "compute.parallel",
+    "compute.precision",
+    "compute.weights",
+    "compute.attention",
+    "compute.save_dtype",
+    "log.report_to",
+)
 
 
 def entries() -> Iterator[Entry]:

@@ -1,6 +1,6 @@
 """What bad inputs are tried on: a model that is loaded once, and good files beside the bad ones.
 
-    world.fill("--image {kitchen} --threshold 3")
+world.fill("--image {kitchen} --threshold 3")
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ class World(dict):  # type: ignore[type-arg]
     def make_answers(self) -> str:
         """Answers about the scenes with checking off, of several benchmarks."""
         out = self.root / "answers"
-        words = f"eval chair pope amber-d mme-hall --mode plain --model tiny-llava --data {self['scenes']} --out {out}"
-        result = self.run(words)
+        words = f"--mode plain --model tiny-llava --data {self['scenes']} --out {out}"
+        result = self.run(f"eval chair pope amber-d mme-hall {words}")
         if result.exit_code:
             raise AssertionError(f"eval failed: {result.output} {result.exception!r}")
         return str(out)
@@ -117,12 +117,14 @@ class World(dict):  # type: ignore[type-arg]
     def make_recipe(self) -> str:
         path = self.root / "recipe.yaml"
         settings = {
-            "model": str(ASSETS / "tiny-llava"), "output": str(self.root / "trained"),
+            "model": str(ASSETS / "tiny-llava"),
+            "output": str(self.root / "trained"),
             "data": {"records": self["records"], "images": self["scenes"], "workers": 0},
             "tune": {"method": "lora", "rank": 2, "alpha": 4},
             "optim": {"steps": 1, "batch": 1, "global_batch": 1},
-            "compute": {"precision": "float32", "weights": "float32"}, "log": {"steps": 1, "save_steps": 0},
-        }  # fmt: skip
+            "compute": {"precision": "float32", "weights": "float32"},
+            "log": {"steps": 1, "save_steps": 0},
+        }
         path.write_text(json.dumps(settings))
         return str(path)
 
@@ -192,6 +194,25 @@ def _content(kind: str, good: bytes, lines: bool) -> bytes:
 
 
 FILE_KINDS = (
-    "missing", "folder", "empty", "blank", "bom", "null", "number", "text", "list", "object", "list_of_null", "binary",
-    "deep", "prose", "html", "huge_number", "long_line", "truncated", "latin1", "utf16", "zeros",
-)  # fmt: skip
+    "missing",
+    "folder",
+    "empty",
+    "blank",
+    "bom",
+    "null",
+    "number",
+    "text",
+    "list",
+    "object",
+    "list_of_null",
+    "binary",
+    "deep",
+    "prose",
+    "html",
+    "huge_number",
+    "long_line",
+    "truncated",
+    "latin1",
+    "utf16",
+    "zeros",
+)

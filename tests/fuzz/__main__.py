@@ -3,8 +3,8 @@
     python -m tests.fuzz --cases 1000000 --seed 0 --workers 2 --state /tmp/fuzz.jsonl
     python -m tests.fuzz --target pictures --seed 0 --case 1234      # one case again, with its traceback
 
-With --state every finished piece of work is kept as a line; the same command goes on behind it. Ctrl-C reports
-what there is. Exit code 1 where a case failed.
+With --state every finished piece of work is kept as a line, and the same command goes on behind it. Ctrl-C
+reports what there is. Exit code 1 where a case failed.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ def pieces(names: list[str], cases: int, seed: int) -> Iterator[tuple[str, int, 
     wanted = {name: round(cases * TARGETS[name].share / whole) for name in names}
     wanted[names[0]] += cases - sum(wanted.values())
     queues = {
-        name: [(at, min(PIECE, count - at)) for at in range(0, count, PIECE)] for name, count in wanted.items()
+        name: [(at, min(PIECE, count - at)) for at in range(0, count, PIECE)]
+        for name, count in wanted.items()
     }
     longest = max(map(len, queues.values()), default=0)
     for turn in range(longest):
@@ -153,8 +154,16 @@ def _results(waiting: list[tuple[str, int, int, int]], workers: int) -> Iterator
                         yield line
             except BrokenProcessPool:
                 for name, seed, first, count in running.values():
-                    dead = Found(name, seed, first, f"a process died in cases {first} to {first + count - 1}", "?", "?")
-                    yield {"target": name, "seed": seed, "first": first, "outcomes": {"failed": 1}, "found": [dead.to_dict()]}
+                    dead = Found(
+                        name, seed, first, f"a process died in cases {first} to {first + count - 1}", "?", "?"
+                    )
+                    yield {
+                        "target": name,
+                        "seed": seed,
+                        "first": first,
+                        "outcomes": {"failed": 1},
+                        "found": [dead.to_dict()],
+                    }
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -174,8 +183,10 @@ def _tell(summary: Summary, cases: int, line: dict[str, Any]) -> None:
         left = (cases - summary.cases) / rate if rate else 0
         print(
             f"{summary.cases:,} of {cases:,} cases, {summary.failed} failed, {rate:.0f} a second, "
-            f"{left / 60:.0f} minutes left", file=sys.stderr, flush=True,
-        )  # fmt: skip
+            f"{left / 60:.0f} minutes left",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _lines(state: Path | None) -> Iterator[dict[str, Any]]:

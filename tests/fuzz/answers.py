@@ -1,4 +1,4 @@
-"""Answers files: reading, writing and reading back, phrases and scores of what users and kills leave in them."""
+"""Answers files: read, written and read back, with phrases and scores of whatever stands in them."""
 
 from __future__ import annotations
 
@@ -25,17 +25,34 @@ CONFIG = "0" * 16
 
 def row(number: int, text: str, image: str) -> dict[str, Any]:
     return {
-        "question_id": number, "prompt": "Is there a dog in the image?", "image_id": image, "text": text,
-        "generation_history": [], "answer_id": "x", "model_id": "m", "successful_correction": True,
-        "metadata": {"benchmark": "pope"}, "resolved": True, "finish_reason": "eos",
+        "question_id": number,
+        "prompt": "Is there a dog in the image?",
+        "image_id": image,
+        "text": text,
+        "generation_history": [],
+        "answer_id": "x",
+        "model_id": "m",
+        "successful_correction": True,
+        "metadata": {"benchmark": "pope"},
+        "resolved": True,
+        "finish_reason": "eos",
         "phrases": [{"text": text[:3], "start": 0, "end": 3, "p_un": 0.25, "status": "accepted"}],
         "attempts": [
-            {"kind": "rejected", "phrase": "a dog", "p_un": 0.5, "at": 0, "rewound_to": 0, "temperature": 0.1,
-             "level": 0, "tokens": 4}
+            {
+                "kind": "rejected",
+                "phrase": "a dog",
+                "p_un": 0.5,
+                "at": 0,
+                "rewound_to": 0,
+                "temperature": 0.1,
+                "level": 0,
+                "tokens": 4,
+            }
         ],
-        "usage": {"kept": 6, "discarded": 4, "unused": 0}, "config": CONFIG,
+        "usage": {"kept": 6, "discarded": 4, "unused": 0},
+        "config": CONFIG,
         "timing": {"seconds": 0.5, "forwards": 10, "attempts": [0.1]},
-    }  # fmt: skip
+    }
 
 
 def rows() -> list[dict[str, Any]]:
@@ -66,7 +83,11 @@ def check(data: bytes) -> str:
     path.write_bytes(data)
     whole = data.endswith(b"\n")
     outcomes = []
-    for read in (lambda: list(rows_of(path)), lambda: read_answers(path), lambda: scoring_rows.read_answers(path)):
+    for read in (
+        lambda: list(rows_of(path)),
+        lambda: read_answers(path),
+        lambda: scoring_rows.read_answers(path),
+    ):
         try:
             found = read()
         except REFUSALS as error:
@@ -110,8 +131,10 @@ def read_back(path: Path) -> None:
     again = read_answers(out).rows
     expect(
         json.dumps([without_timing(r) for r in again]) == json.dumps([without_timing(r) for r in given]),
-        "read back it is another answer", given, again,
-    )  # fmt: skip
+        "read back it is another answer",
+        given,
+        again,
+    )
 
 
 TARGET = Target("answers", make, check, share=0.15, quick=200)

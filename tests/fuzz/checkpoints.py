@@ -1,6 +1,6 @@
-"""Hostile checkpoints: mutated config.json, index, tokenizer and processor settings, code and pickles beside them.
+"""Hostile checkpoints: mutated config.json, index, tokenizer and processor settings.
 
-Every case is looked at as `load` looks before it reads weights; one in `LOADED` that passes is loaded as a whole.
+Every case is looked at as `load` looks before it reads weights; one in `LOADED` is loaded as a whole.
 """
 
 from __future__ import annotations
@@ -50,14 +50,30 @@ def make(rng: Random) -> Case:
         tensors = {"a.weight": "model.safetensors", "b.weight": "../model.safetensors"}
         content: Any = {"metadata": {"total_size": 10}, "weight_map": tensors}
         if rng.random() < 0.5:
-            file = rng.choice(("/etc/passwd", "../../x", "model.bin", "pytorch_model.pt", "", "\0", "a/b", "none.safetensors"))
+            file = rng.choice(
+                (
+                    "/etc/passwd",
+                    "../../x",
+                    "model.bin",
+                    "pytorch_model.pt",
+                    "",
+                    "\0",
+                    "a/b",
+                    "none.safetensors",
+                )
+            )
             content["weight_map"] = {"a.weight": file}
     else:
         content = json.loads((base / name).read_text(encoding="utf-8"))
     if rng.random() < 0.9:
         content = mutate_json(rng, content, NUMBERS)
     data = encode(rng, dumps(content, rng))
-    return family, name, mutate_bytes(rng, data, len(data)) if rng.random() < 0.15 else data, rng.randrange(LOADED)
+    return (
+        family,
+        name,
+        mutate_bytes(rng, data, len(data)) if rng.random() < 0.15 else data,
+        rng.randrange(LOADED),
+    )
 
 
 def check(case: Case) -> str:

@@ -1,6 +1,6 @@
 """Decoding with scripted adversaries: whatever a model says, decoding ends and tells the truth about it.
 
-The mock's vocabulary spells tags and control tokens in ordinary pieces too (`<`, `SPAN`, `>`, `</`, `UN`, `<image>`):
+The mock's vocabulary spells tags and control tokens in ordinary pieces too (`<`, `SPAN`, `>`, `</`, `UN`):
 what is spelled is text, and no phrase. Its next logits are a fixed function of the ids before.
 """
 
@@ -25,8 +25,30 @@ from tests.fuzz.running import REFUSALS, Target, check_refusal, expect
 
 BOS, SPAN, CN, UN, EOS, DOT = range(6)
 TAGS = TokenIds(SPAN, CN, UN)
-TEXTS = ["<s>", "<SPAN>", "</CN>", "</UN>", "</s>", ".", " a", " b", "c", "<", "SPAN", ">", "</", "CN", "UN", "<image>",
-         " ", "\n", "狗", "3.5", "<SPAN", "N>"]  # fmt: skip
+TEXTS = [
+    "<s>",
+    "<SPAN>",
+    "</CN>",
+    "</UN>",
+    "</s>",
+    ".",
+    " a",
+    " b",
+    "c",
+    "<",
+    "SPAN",
+    ">",
+    "</",
+    "CN",
+    "UN",
+    "<image>",
+    " ",
+    "\n",
+    "狗",
+    "3.5",
+    "<SPAN",
+    "N>",
+]
 SIZE = len(TEXTS)
 MARKS = ("<SPAN>", "</CN>", "</UN>")
 
@@ -36,7 +58,7 @@ def decode(ids: Any) -> str:
 
 
 def script(kind: str, salt: int, scale: float, words: tuple[int, ...], odd: float) -> Any:
-    """A model: "cycle" says `words` over and over, "noise" anything, "mixed" words with noise; `odd` logits."""
+    """A model: "cycle" says `words` over and over, "noise" anything, "mixed" both; `odd` is a logit."""
 
     def logits(prefix: list[int]) -> np.ndarray:
         digest = hashlib.blake2b(bytes(prefix) + salt.to_bytes(8, "little"), digest_size=8).digest()
@@ -103,7 +125,9 @@ def judge(case: dict[str, Any], config: ResamplingConfig, policy: Policy, result
     ids, phrases = list(result.ids), result.phrases
     expect(len(ids) <= case["room"], "more tokens than there is room", len(ids))
     expect(policy.total <= config.max_attempts, "more attempts than allowed", policy.total)
-    expect(all(result.text[p.start : p.end] == p.text for p in phrases), "a phrase is not where it says", phrases)
+    expect(
+        all(result.text[p.start : p.end] == p.text for p in phrases), "a phrase is not where it says", phrases
+    )
     expect(result.usage.kept == len(ids), "kept", result.usage)
     if not case["checking"]:
         expect(result.resolved is None, "resolved without checking", result.resolved)
@@ -114,14 +138,18 @@ def judge(case: dict[str, Any], config: ResamplingConfig, policy: Policy, result
         expect(not (token == SPAN and opened) and not (token == CN and not opened), "tags are malformed", ids)
         opened = token == SPAN or (opened and token != CN)
         closed += token == CN
-    expect(len(phrases) == closed, "phrases are those of the ids, and no spelled ones", phrases, result.tagged)
+    expect(
+        len(phrases) == closed, "phrases are those of the ids, and no spelled ones", phrases, result.tagged
+    )
     expect(all(p.p_un is not None and math.isfinite(p.p_un) for p in phrases), "a phrase without p", phrases)
     if result.resolved:
         expect(not opened, "resolved with an open phrase", ids)
         expect(all(p.p_un <= config.threshold for p in phrases), "resolved with a suspect phrase", phrases)
         expect(all(p.status == "accepted" for p in phrases), "resolved with an unresolved phrase", phrases)
     spelled = "".join(TEXTS[i] for i in ids if i not in (BOS, EOS, SPAN, CN, UN))
-    expect(result.text == spelled.strip(), "the text is not that of its ordinary tokens", result.text, spelled)
+    expect(
+        result.text == spelled.strip(), "the text is not that of its ordinary tokens", result.text, spelled
+    )
 
 
 TARGET = Target("decoding", make, check, share=0.04, quick=60, seconds=4.0, shrinks=False)

@@ -17,19 +17,53 @@ from tests.fuzz.running import REFUSALS, Target, check_refusal, expect
 from tests.fuzz.scratch import folder
 
 ACCEPTED = re.compile(
-    rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8[79]a|RIFF....WEBP|BM|II\*\0|MM\0\*|II\0\*|MM\*\0|II\+\0|MM\0\+", re.DOTALL
+    rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8[79]a|RIFF....WEBP|BM|II\*\0|MM\0\*|II\0\*|MM\*\0|II\+\0|MM\0\+",
+    re.DOTALL,
 )
 _HOW: tuple[tuple[str, str, dict[str, object]], ...] = (
-    ("PNG", "RGB", {}), ("PNG", "RGBA", {}), ("PNG", "P", {}), ("PNG", "I;16", {}), ("PNG", "1", {}),
-    ("JPEG", "RGB", {"quality": 50}), ("JPEG", "L", {}), ("JPEG", "CMYK", {}), ("JPEG", "RGB", {"progressive": True}),
-    ("WEBP", "RGB", {}), ("WEBP", "RGBA", {"lossless": True}), ("GIF", "P", {}), ("GIF", "L", {}),
-    ("BMP", "RGB", {}), ("BMP", "P", {}), ("BMP", "1", {}), ("TIFF", "RGB", {}), ("TIFF", "L", {}),
-    ("TIFF", "RGB", {"compression": "tiff_lzw"}), ("TIFF", "RGB", {"compression": "tiff_deflate"}),
-    ("TIFF", "RGB", {"compression": "jpeg"}), ("TIFF", "F", {}), ("TIFF", "I;16", {}), ("TIFF", "1", {"compression": "group4"}),
-)  # fmt: skip
+    ("PNG", "RGB", {}),
+    ("PNG", "RGBA", {}),
+    ("PNG", "P", {}),
+    ("PNG", "I;16", {}),
+    ("PNG", "1", {}),
+    ("JPEG", "RGB", {"quality": 50}),
+    ("JPEG", "L", {}),
+    ("JPEG", "CMYK", {}),
+    ("JPEG", "RGB", {"progressive": True}),
+    ("WEBP", "RGB", {}),
+    ("WEBP", "RGBA", {"lossless": True}),
+    ("GIF", "P", {}),
+    ("GIF", "L", {}),
+    ("BMP", "RGB", {}),
+    ("BMP", "P", {}),
+    ("BMP", "1", {}),
+    ("TIFF", "RGB", {}),
+    ("TIFF", "L", {}),
+    ("TIFF", "RGB", {"compression": "tiff_lzw"}),
+    ("TIFF", "RGB", {"compression": "tiff_deflate"}),
+    ("TIFF", "RGB", {"compression": "jpeg"}),
+    ("TIFF", "F", {}),
+    ("TIFF", "I;16", {}),
+    ("TIFF", "1", {"compression": "group4"}),
+)
 _OTHERS = (
-    "PPM", "ICO", "TGA", "PCX", "SGI", "DDS", "EPS", "PDF", "JPEG2000", "XBM", "IM", "SPIDER", "MSP", "ICNS", "DIB", "BLP",
-)  # fmt: skip
+    "PPM",
+    "ICO",
+    "TGA",
+    "PCX",
+    "SGI",
+    "DDS",
+    "EPS",
+    "PDF",
+    "JPEG2000",
+    "XBM",
+    "IM",
+    "SPIDER",
+    "MSP",
+    "ICNS",
+    "DIB",
+    "BLP",
+)
 
 
 @functools.cache
@@ -39,9 +73,13 @@ def samples() -> tuple[list[bytes], list[bytes]]:
     pixels = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
     ours, others = [], []
     for kind, mode, options in _HOW:
-        image = Image.new("F", pixels.size, 0.5) if mode == "F" else pixels.convert("L" if mode == "I;16" else mode)
+        image = (
+            Image.new("F", pixels.size, 0.5)
+            if mode == "F"
+            else pixels.convert("L" if mode == "I;16" else mode)
+        )
         if mode == "I;16":
-            image = Image.fromarray((np.asarray(image).astype(np.uint16) << 8))
+            image = Image.fromarray(np.asarray(image).astype(np.uint16) << 8)
         stream = io.BytesIO()
         image.save(stream, kind, **options)
         ours.append(stream.getvalue())
@@ -97,9 +135,16 @@ def check(data: bytes) -> str:
     expect(ACCEPTED.match(data), "a picture of none of the accepted formats was opened", data[:16])
     expect(image.mode == "RGB", "not RGB", image.mode)
     width, height = image.size
-    expect(size is not None and sorted(size) == sorted(image.size), "another size than its header's", size, image.size)
+    expect(
+        size is not None and sorted(size) == sorted(image.size),
+        "another size than its header's",
+        size,
+        image.size,
+    )
     small, large = min(image.size), max(image.size)
-    expect(small >= MIN_SIDE and width * height <= MAX_PIXELS and large <= MAX_RATIO * small, "size", image.size)
+    expect(
+        small >= MIN_SIDE and width * height <= MAX_PIXELS and large <= MAX_RATIO * small, "size", image.size
+    )
     expect(np.asarray(image).shape == (height, width, 3), "pixels are missing")
     return "read"
 

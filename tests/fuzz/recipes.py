@@ -16,15 +16,45 @@ from tests.fuzz.scratch import folder
 
 SHIPPED = [path.read_text(encoding="utf-8") for path in sorted(RECIPES.glob("*.yaml"))]
 SMALL = {
-    "model": "tiny-llava", "output": "out", "data": {"records": "a.json", "limit": 5, "hint_share": 0.5},
-    "tune": {"method": "lora", "rank": 4, "alpha": 8}, "optim": {"lr": "2e-5", "steps": 10, "warmup": 0.1},
-    "log": {"steps": 1, "save_steps": 0}, "seed": 3,
-}  # fmt: skip
+    "model": "tiny-llava",
+    "output": "out",
+    "data": {"records": "a.json", "limit": 5, "hint_share": 0.5},
+    "tune": {"method": "lora", "rank": 4, "alpha": 8},
+    "optim": {"lr": "2e-5", "steps": 10, "warmup": 0.1},
+    "log": {"steps": 1, "save_steps": 0},
+    "seed": 3,
+}
 BOMB = "a: &a [x, x, x, x, x, x, x, x]\n" + "".join(
-    f"{name}: &{name} [{', '.join([f'*{before}'] * 8)}]\n" for before, name in zip("abcdefg", "bcdefgh", strict=True)
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 8)}]\n"
+    for before, name in zip("abcdefg", "bcdefgh", strict=True)
 )
-PARTS = (*ODD_TEXTS, "\n", "\n  ", ": ", "- ", "&a ", "*a", "<<: *a", "!!python/object:os.system ", "? ", "| ", "{", "[" * 400,
-         BOMB, "!!binary ", "2024-01-01", "0x10", "1_000", "0o17", ".inf", ".nan", "1:30", "---\n", "...\n", "%YAML 9\n")  # fmt: skip
+PARTS = (
+    *ODD_TEXTS,
+    "\n",
+    "\n  ",
+    ": ",
+    "- ",
+    "&a ",
+    "*a",
+    "<<: *a",
+    "!!python/object:os.system ",
+    "? ",
+    "| ",
+    "{",
+    "[" * 400,
+    BOMB,
+    "!!binary ",
+    "2024-01-01",
+    "0x10",
+    "1_000",
+    "0o17",
+    ".inf",
+    ".nan",
+    "1:30",
+    "---\n",
+    "...\n",
+    "%YAML 9\n",
+)
 
 
 def make(rng: Random) -> bytes:
@@ -34,7 +64,9 @@ def make(rng: Random) -> bytes:
     elif draw < 0.75:
         odd = [value for value in ODD_VALUES if not (isinstance(value, str) and len(value) > 100)]
         try:
-            text = yaml.safe_dump(mutate_json(rng, SMALL, odd), allow_unicode=rng.random() < 0.5, sort_keys=False)
+            text = yaml.safe_dump(
+                mutate_json(rng, SMALL, odd), allow_unicode=rng.random() < 0.5, sort_keys=False
+            )
         except (yaml.YAMLError, ValueError, TypeError):
             text = yaml.safe_dump(SMALL)
     else:
@@ -63,7 +95,9 @@ def leaves(value: Any, name: str = "") -> list[tuple[str, Any]]:
     if not dataclasses.is_dataclass(value):
         return [(name, value)]
     return [
-        leaf for field in dataclasses.fields(value) for leaf in leaves(getattr(value, field.name), f"{name}.{field.name}")
+        leaf
+        for field in dataclasses.fields(value)
+        for leaf in leaves(getattr(value, field.name), f"{name}.{field.name}")
     ]
 
 

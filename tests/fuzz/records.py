@@ -1,4 +1,4 @@
-"""Files of instruct records: scanning against `json`, reading, checking and making negatives of what is there."""
+"""Files of instruct records: scanned as `json` reads them, read, checked, paired with negatives."""
 
 from __future__ import annotations
 
@@ -21,10 +21,16 @@ from tests.fuzz.scratch import folder
 
 RECORDS: list[dict[str, Any]] = [
     {
-        "id": "1", "image": "coco/1.png",
+        "id": "1",
+        "image": "coco/1.png",
         "conversations": [
             {"from": "human", "value": "<image>\nWhat is there?"},
-            {"from": "gpt", "value": "<SPAN>Two cups</CN> and <SPAN>a dog</CN>.", "A_type": "general_answer", "hint": None},
+            {
+                "from": "gpt",
+                "value": "<SPAN>Two cups</CN> and <SPAN>a dog</CN>.",
+                "A_type": "general_answer",
+                "hint": None,
+            },
         ],
     },
     {
@@ -37,13 +43,14 @@ RECORDS: list[dict[str, Any]] = [
         ],
     },
     {
-        "id": "1-neg", "image": "coco/1.png",
+        "id": "1-neg",
+        "image": "coco/1.png",
         "conversations": [
             {"from": "human", "value": "<image>\nWhat is there?"},
             {"from": "gpt", "value": "<SPAN>Three cups</UN>", "A_type": "general_answer", "hint": None},
         ],
     },
-]  # fmt: skip
+]
 
 
 def make(rng: Random) -> bytes:
@@ -96,7 +103,7 @@ def read_all(path: Path) -> str:
 
 
 def read_slowly(data: bytes, strict: bool = True) -> list[Any] | None:
-    """The values of a list or of lines as `json` reads them; None where it refuses any, or reads it loosely."""
+    """The values of a list or of lines as `json` reads them; None where it refuses any."""
 
     def constant(_: str) -> Any:
         if strict:

@@ -24,31 +24,49 @@ from tests.fuzz.running import Target, check_refusal, expect
 from tests.fuzz.scratch import folder
 
 SAID = (
-    '{"rating": 4}', '{"score": 0.5}', '{"verdict": "correct"}', '{"index": 1, "phrase": "a cat"}',
-    '<think>{"rating": 1}</think>\n```json\n{"rating": 6}\n```', "no", '{"rating": 2} {"rating": 3}',
-)  # fmt: skip
+    '{"rating": 4}',
+    '{"score": 0.5}',
+    '{"verdict": "correct"}',
+    '{"index": 1, "phrase": "a cat"}',
+    '<think>{"rating": 1}</think>\n```json\n{"rating": 6}\n```',
+    "no",
+    '{"rating": 2} {"rating": 3}',
+)
 STATUS = (200, 200, 200, 200, 200, 200, 204, 301, 400, 401, 404, 408, 418, 429, 500, 503)
 HEADERS = (
-    ("content-type", "application/json"), ("content-type", "text/html; charset=utf-16"),
-    ("content-type", "application/json; charset=klingon"), ("content-type", "text/plain; charset=\x00"),
-    ("retry-after", "0"), ("retry-after", "nan"), ("retry-after", "inf"), ("retry-after", "-5"),
-    ("retry-after", "Wed, 21 Oct 2015 07:28:00 GMT"), ("retry-after", "soon"), ("retry-after", "1e999"),
-    ("retry-after", "Wed, 99 Oct 99999 07:28:00 GMT"), ("content-length", "99999999999"),
-    ("location", "http://127.0.0.1:1/"), ("set-cookie", "a=b"),
-)  # fmt: skip
+    ("content-type", "application/json"),
+    ("content-type", "text/html; charset=utf-16"),
+    ("content-type", "application/json; charset=klingon"),
+    ("content-type", "text/plain; charset=\x00"),
+    ("retry-after", "0"),
+    ("retry-after", "nan"),
+    ("retry-after", "inf"),
+    ("retry-after", "-5"),
+    ("retry-after", "Wed, 21 Oct 2015 07:28:00 GMT"),
+    ("retry-after", "soon"),
+    ("retry-after", "1e999"),
+    ("retry-after", "Wed, 99 Oct 99999 07:28:00 GMT"),
+    ("content-length", "99999999999"),
+    ("location", "http://127.0.0.1:1/"),
+    ("set-cookie", "a=b"),
+)
 
 Case = tuple[int, list[tuple[str, str]], bytes]
 
 
 def make(rng: Random) -> Case | str:
     said = rng.choice(SAID)
-    said = mutate_text(rng, said, (*ODD_TEXTS, '{"a":', "[" * 3000, "{" * 500)) if rng.random() < 0.8 else said
+    said = (
+        mutate_text(rng, said, (*ODD_TEXTS, '{"a":', "[" * 3000, "{" * 500)) if rng.random() < 0.8 else said
+    )
     if rng.random() < 0.3:
         return said
     content: Any = {
-        "id": "x", "object": "chat.completion", "choices": [{"index": 0, "message": {"role": "assistant", "content": said}}],
+        "id": "x",
+        "object": "chat.completion",
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": said}}],
         "usage": {"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15},
-    }  # fmt: skip
+    }
     if rng.random() < 0.7:
         content = mutate_json(rng, content)
     data = encode(rng, dumps(content, rng))
@@ -142,7 +160,9 @@ def check(case: Case | str) -> str:
         return check_refusal(error)
     expect(case[0] == 200, "a reply of a failed request", case[0])
     expect(type(reply.text) is str, "no text", reply)
-    expect(all(type(n) is int and 0 <= n < 2**63 for n in (reply.tokens_in, reply.tokens_out)), "tokens", reply)
+    expect(
+        all(type(n) is int and 0 <= n < 2**63 for n in (reply.tokens_in, reply.tokens_out)), "tokens", reply
+    )
     check_text(reply.text)
     return "read"
 

@@ -1,4 +1,4 @@
-"""One fuzzer is a `Target`: it makes an input from a seeded generator and judges what the library does with it.
+"""One fuzzer is a `Target`: it makes an input by a seed and judges what the library does with it.
 
     target = TARGETS["spans"]
     found = run_case(target, seed=0, number=17)     # None, or what went wrong

@@ -13,7 +13,7 @@ from tests.fuzz.targets import TARGETS
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_no_case_fails(name):
-    """An input that nobody thought of would end in a traceback, a hang or another result than the right one."""
+    """An input that nobody thought of would end in a traceback, a hang or a wrong result."""
     target = TARGETS[name]
     found = [run_case(target, 0, number) for number in range(target.quick)]
     failed = [one for one in found if isinstance(one, Found)]

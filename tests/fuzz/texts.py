@@ -11,9 +11,38 @@ from tests.fuzz.mutating import ODD_TEXTS, mutate_text
 from tests.fuzz.running import Target, expect
 
 PIECES = (
-    *TAGS, *TAGS, SPAN, "a dog", "two cups", ".", " ", "<", ">", "/", "SPAN", "CN", "UN", "<SP", "AN>", "</C", "N>",
-    "</U", "</", "N", "\u3000", "狗", "é", "<span>", "</cn>", "</ CN>", "< SPAN >", "<b>", "\n", "a<b", "\x85",
-)  # fmt: skip
+    *TAGS,
+    *TAGS,
+    SPAN,
+    "a dog",
+    "two cups",
+    ".",
+    " ",
+    "<",
+    ">",
+    "/",
+    "SPAN",
+    "CN",
+    "UN",
+    "<SP",
+    "AN>",
+    "</C",
+    "N>",
+    "</U",
+    "</",
+    "N",
+    "\u3000",
+    "狗",
+    "é",
+    "<span>",
+    "</cn>",
+    "</ CN>",
+    "< SPAN >",
+    "<b>",
+    "\n",
+    "a<b",
+    "\x85",
+)
 
 
 def make(rng: Random) -> str:
@@ -27,7 +56,7 @@ def make(rng: Random) -> str:
 
 
 def read_slowly(tagged: str) -> tuple[str, list[tuple[int, int, bool]]]:
-    """Clean text and (start, end, confident) of the phrases: characters in a list, tags left in it as marks."""
+    """Clean text and (start, end, confident) of phrases: characters in a list, tags left in it as marks."""
     out: list[str] = []  # one character, or a whole tag that was taken out
     for char in tagged:
         out.append(char)
