@@ -8,12 +8,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 JOBS ?= 2
+CASES ?= 100000
+SEED ?= 0
+STATE ?= $(VENV)/fuzz-$(SEED).jsonl
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint clean
+.PHONY: help install demo test fuzz lint clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */make \1	/'
@@ -35,6 +38,9 @@ test: lint  ## the whole suite, after style and types
 	@$(BIN)/reverse data language
 	@$(BIN)/python -m compileall -q reverse  # once, not in each of the many processes that tests start
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --durations=15
+
+fuzz: $(STAMP)  ## the fuzzers for longer: make fuzz CASES=1000000 SEED=1; stopped, it goes on
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --cases $(CASES) --seed $(SEED) --workers $(JOBS) --state $(STATE)
 
 lint: $(STAMP)  ## style and types
 	$(BIN)/ruff check .

@@ -194,8 +194,8 @@ TEMPLATES = {
     "that says nothing of the question": "USER: hello ASSISTANT:",
     "that reaches into Python": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
     "that grows without end": (
-        "{% set ns = namespace(x='aaaaaaaa') %}{% for i in range(40) %}{% set ns.x = ns.x + ns.x %}{% endfor %}"
-        "{{ ns.x }}"
+        "{% set ns = namespace(x='aaaaaaaa') %}"
+        "{% for i in range(40) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x }}"
     ),
 }
 

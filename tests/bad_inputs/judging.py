@@ -20,10 +20,10 @@ LONGEST = 900  # characters of a message; lists of files or keys need some room
 SECONDS = 20.0  # CPU time of one entry
 # What a message says after the value: words of advice, a range, a list of what is allowed.
 _ADVICE = """
-try give name names must use add remove run set take takes leave fetch copy check make keep save load start
-install write choose ask mend known at.least at.most between lie.in needs wait shorten scale crop see open convert
-merge put expected missing cut move raise say spell cannot may.be belongs stop split pass free stand has goes.on
-knows one.of did.you.mean
+try give name names must use add remove run set take takes leave fetch copy check make keep save
+load start install write choose ask mend known at.least at.most between lie.in needs wait shorten
+scale crop see open convert merge put expected missing cut move raise say spell cannot may.be
+belongs stop split pass free stand has goes.on knows one.of did.you.mean
 """
 _REMEDY = re.compile(rf"\b({'|'.join(_ADVICE.split())})\b|`reverse ", re.IGNORECASE)
 

@@ -118,8 +118,8 @@ def fuzz(
     for line in _lines(state):
         if line["seed"] == seed and line["target"] in names:
             summary.add(line)
-            done.add((line["target"], line["first"]))
-    waiting = [p for p in pieces(names, cases, seed) if (p[0], p[2]) not in done]
+            done.add((line["target"], line["first"], sum(line["outcomes"].values())))
+    waiting = [p for p in pieces(names, cases, seed) if (p[0], p[2], p[3]) not in done]
     stream = state.open("a", encoding="utf-8") if state is not None else None
     try:
         for line in _results(waiting, workers):
