@@ -287,6 +287,8 @@ def scale(options: argparse.Namespace) -> dict[str, Any]:
     """Ids a second of both models on one GPU and on two, the same batch a GPU."""
     found: dict[str, Any] = {}
     for name, modes in PARALLEL_MODES.items():
+        if name not in options.models:
+            continue
         sides: dict[str, Any] = {}
         for mode in ("none", *modes):
             launch = (
@@ -313,8 +315,10 @@ def scale(options: argparse.Namespace) -> dict[str, Any]:
             for mode in modes
             if one and "tokens_per_second" in sides[mode]
         }
-        found[name] = {**sides, "two_over_one": ratios}
-    return found
+        found[name] = {**sides, "ratios": ratios}
+        if len(ratios) == len(modes):
+            found[name]["two_over_one"] = min(ratios.values())
+    return {"models": found}
 
 
 # ---------------------------------------------------------------- results
@@ -341,13 +345,10 @@ def claims(result: dict[str, Any]) -> dict[str, float]:
         found["memory_over_trl"] = max(model["memory_over_trl"] for model in models)
     if result.get("losses", {}).get("difference"):
         found["parallel_loss_difference"] = max(result["losses"]["difference"].values())
-    ratios = [
-        ratio for model in result.get("scaling", {}).values() for ratio in model["two_over_one"].values()
-    ]
-    if ratios:
-        found["two_over_one_tokens"] = min(ratios)
-    if result.get("eval", {}).get("two_over_one"):
-        found["eval_two_over_one"] = result["eval"]["two_over_one"]
+    for part, claim in (("scaling", "two_over_one_tokens"), ("eval", "eval_two_over_one")):
+        models = result.get(part, {}).get("models", {}).values()
+        if models and all("two_over_one" in model for model in models):
+            found[claim] = min(model["two_over_one"] for model in models)
     return found
 
 
@@ -367,6 +368,8 @@ def write(options: argparse.Namespace, part: str, found: dict[str, Any]) -> Path
         "devices": torch.cuda.device_count(),
         "versions": versions(),
     }
+    if "models" in found:  # those that this call left out stay
+        found["models"] = result.get(part, {}).get("models", {}) | found["models"]
     result |= {"device": device, part: made | found}
     result["claims"] = claims(result)
     written = path.with_suffix(".partial")
@@ -385,6 +388,12 @@ def main() -> None:
     parser.add_argument("--warm", type=int, default=3, help="steps before them")
     parser.add_argument("--loss", default="auto", help="loss.kernel of ours")
     parser.add_argument("--limit", type=float, default=140, help="seconds a process may take")
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        default=["tiny-llava", *SIZES],
+        help="of scaling and eval; others keep their results",
+    )
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--mode", default="none", help=argparse.SUPPRESS)
     parser.add_argument("--scratch", help=argparse.SUPPRESS)

@@ -7,11 +7,13 @@ An engine stays with its model between calls, since capturing takes seconds; `re
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -24,6 +26,8 @@ from reverse.decoding.static.weights import text_model, unsupported
 
 __all__ = ["ChosenBackend", "release"]
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 _log = logging.getLogger(__name__)
 _idle: WeakKeyDictionary[Any, Engine] = WeakKeyDictionary()
 _guard = threading.Lock()
@@ -51,6 +55,22 @@ def _worth_it(model: Any) -> str | None:
     if find_spec("triton") is None:
         return "triton is not installed"
     return None
+
+
+def _device_context(model: Any) -> AbstractContextManager[Any]:
+    """Make the model's GPU the current one: kernels and graphs run there, not where their tensors are."""
+    return torch.cuda.device(model.device) if model.device.type == "cuda" else nullcontext()
+
+
+def _on_model_device(method: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Run a method of `ChosenBackend` with the model's GPU as the current one."""
+
+    @functools.wraps(method)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with _device_context(args[0].model):  # type: ignore[attr-defined]
+            return method(*args, **kwargs)
+
+    return call
 
 
 class ChosenBackend:
@@ -117,6 +137,7 @@ class ChosenBackend:
             engine.make_room(slots)
         return engine
 
+    @_on_model_device
     def close(self) -> None:
         """Give the engine back to its model, unless something went wrong: NaN in a lane would outlast it."""
         if self.inner is not None:
@@ -136,6 +157,7 @@ class ChosenBackend:
     def free(self) -> int:
         return min(self._slots, AT_ONCE) if self.inner is None else self.inner.free()
 
+    @_on_model_device
     def admit(self, batch: Prefill) -> list[int]:
         if self.inner is None:
             self.inner = self._choose(batch)
@@ -144,18 +166,23 @@ class ChosenBackend:
         self._sound = True
         return rows
 
+    @_on_model_device
     def rewind(self, row: int, ids: Sequence[int]) -> None:
         self.chosen.rewind(row, ids)
 
+    @_on_model_device
     def start(self, row: int, draw: Draw) -> None:
         self.chosen.start(row, draw)
 
+    @_on_model_device
     def fork(self, row: int, draws: Sequence[Draw]) -> None:
         self.chosen.fork(row, draws)
 
+    @_on_model_device
     def adopt(self, row: int, candidate: int) -> int:
         return self.chosen.adopt(row, candidate)
 
+    @_on_model_device
     def extend(self) -> list[tuple[int, int, Run]]:
         if self.inner is None:
             return []
@@ -164,6 +191,7 @@ class ChosenBackend:
         self._sound = True
         return ended
 
+    @_on_model_device
     def finish(self, row: int) -> None:
         if self.inner is not None:
             self.inner.finish(row)

@@ -28,10 +28,11 @@ def _wait(PDL: tl.constexpr):
 
 
 @functools.cache
-def _early() -> bool:
+def _early(device: int) -> bool:
     """Whether a kernel may start before the one before it ends (programmatic dependent launch, Hopper on)."""
-    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
+    return torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def _launching() -> dict:
-    return {"PDL": True, "launch_pdl": True} if _early() else {"PDL": False}
+    early = torch.cuda.is_available() and _early(torch.cuda.current_device())
+    return {"PDL": True, "launch_pdl": True} if early else {"PDL": False}
