@@ -54,6 +54,9 @@ def check(
     ] = None,
     token_sample: Annotated[int, typer.Option(help="Records whose tokens are counted.")] = 20_000,
     seed: Annotated[int, typer.Option(help="Of that sample.")] = 0,
+    decode: Annotated[
+        bool, typer.Option(help="Decode every picture as training does, not only look for it.")
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
 ) -> None:
     """Say what a set holds and what is wrong with it; exit code 1 when something is."""
@@ -62,8 +65,9 @@ def check(
     reader = _tokenizer(tokenizer) if tokenizer is not None else None
     with _bar("check") as progress:
         report = check_records(
-            file, images=images, tokenizer=reader, token_sample=token_sample, seed=seed, progress=progress
-        )
+            file, images=images, tokenizer=reader, token_sample=token_sample, seed=seed, decode=decode,
+            progress=progress,
+        )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(report.to_dict(), indent=2))
     else:
@@ -183,6 +187,8 @@ def _print_report(console: Console, report: Any) -> None:
 
 
 def _print_problems(console: Console, report: Any) -> None:
+    from reverse.data.checking import UNUSABLE
+
     if report.counts["broken"]:
         console.print(Text(f"broken records: {report.counts['broken']:,}", "red"))
         for broken in report.broken:
@@ -193,7 +199,7 @@ def _print_problems(console: Console, report: Any) -> None:
             for example in seen["examples"]:
                 where = f"  record {example['index']}, id {example['id']!r}, turn {example['turn']}"
                 console.print(Text(f"{where}: {example['text']!r}"), soft_wrap=True)
-    for kind in ("missing", "refused") if report.pictures else ():
+    for kind in UNUSABLE if report.pictures else ():
         if report.pictures[kind]:
             console.print(
                 Text(
@@ -203,7 +209,8 @@ def _print_problems(console: Console, report: Any) -> None:
                 )
             )
             for example in report.pictures[f"{kind}_examples"]:
-                console.print(Text(f"  record {example['index']}: {example['image']!r}"), soft_wrap=True)
+                why = f": {example['reason']}" if "reason" in example else ""
+                console.print(Text(f"  record {example['index']}: {example['image']!r}{why}"), soft_wrap=True)
 
 
 def _table(title: str, first: str, rows: dict[str, dict[str, int]], totals: dict[str, int]) -> Table:

@@ -7,18 +7,22 @@ Records that are good beyond doubt are recognised by regular expressions over wh
 are looked at by `reverse.data.faults`, as training does. 1.3 million records take about a minute a core.
 """
 
+import os
 import random
 from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from reverse.data.faults import ANY_TAG, faults
-from reverse.data.images import look_for_images
+from reverse.data.faults import NOT_ASKED, faults
+from reverse.data.images import look_for_images, open_image, resolve_image
 from reverse.data.published import Progress, arrow, read_manifest, records_path, scan_records
-from reverse.data.records import IMAGE_TOKEN, half_pair
+from reverse.data.record_keys import may_be_unseen, picture_of
+from reverse.data.records import IMAGE_TOKEN, half_pair, shorten
 from reverse.data.scanning import Broken, Item
 from reverse.tokens.spans import BLANKS, CN, SPAN, UN, WELL_FORMED
 
@@ -28,6 +32,7 @@ TOKEN_SAMPLE = 20_000  # records of which tokens are counted
 PERCENTILES = (50, 90, 95, 99, 100)
 COLUMNS = ("answers", "confident", "unconfident", "negatives", "hints")
 TEXT_ONLY = "text-only"
+UNUSABLE = ("missing", "refused", "damaged")  # pictures: not there, outside of their root, not to be decoded
 
 _WELL_FORMED = rf"\A{WELL_FORMED}\z"
 _BLANK = rf"\A[{BLANKS}]*\z"
@@ -57,7 +62,7 @@ class Report:
     def ok(self) -> bool:
         """Whether there are records, none broken, none that training refuses, every picture there."""
         wrong = not self.counts["records"] or self.counts["broken"] or self.malformed
-        return not (wrong or (self.pictures and (self.pictures["missing"] or self.pictures["refused"])))
+        return not (wrong or (self.pictures and any(self.pictures[kind] for kind in UNUSABLE)))
 
     def to_dict(self) -> dict[str, Any]:
         return {"ok": self.ok} | self.__dict__
@@ -70,6 +75,7 @@ def check(
     tokenizer: Any = None,
     token_sample: int = TOKEN_SAMPLE,
     seed: int = 0,
+    decode: bool = True,
     progress: Progress | None = None,
 ) -> Report:
     """Read all records of a file or folder and say what they are.
@@ -78,7 +84,9 @@ def check(
         images: what the records' pictures are relative to; None: pictures are not looked for, except those
             of a folder of scenes.
         tokenizer: of transformers; counts the tokens of `token_sample` records drawn by `seed`.
-        progress: called with what is read and the whole, in bytes of a file or records of an imported set.
+        decode: decode every picture as training does; False: see only that they are there.
+        progress: called with what is read and the whole, in bytes of a file or records of an imported set;
+            then with pictures that are decoded and all of them.
 
     Raises FileNotFoundError and ValueError as `open_records`; broken records are counted, not raised.
     """
@@ -102,7 +110,7 @@ def check(
     if where.is_dir():
         report.counts["left_out"] = read_manifest(where)["left_out"]
     if images is not None:
-        report.pictures = _pictures(Path(images), counting.images, counting.first)
+        report.pictures = _pictures(Path(images), counting.images, counting.first, decode, progress)
     if tokenizer is not None:
         report.tokens = _tokens(tokenizer, counting.sample, seed)
     return report
@@ -160,7 +168,7 @@ class _Counting:
             "negatives": (unconfident > 0).astype(np.int64),
             "hints": np.array([bool(answer.get("hint")) for answer in said], dtype=np.int64),
         }
-        sources = np.array([_code(self.source_codes, source_of(r.get("image"))) for r in records])
+        sources = np.array([_code(self.source_codes, source_of(picture_of(r))) for r in records])
         types = np.array([_code(self.type_codes, answer.get("A_type") or "(none)") for answer in said])
         _count(self.by_source, sources[of], columns)
         _count(self.by_type, types, columns)
@@ -184,25 +192,26 @@ class _Counting:
         """The records that are not good beyond doubt, among them all that have a fault."""
         pc = arrow().compute
         questions = _strings(asked)
-        shown = np.array([record.get("image") is not None for record in records])
+        shown = np.array([picture_of(record) is not None for record in records])
         about_picture = shown[of] & (turn == 0)
         masks = [
             ~_mask(pc.match_substring_regex(values, _WELL_FORMED)),
             _mask(pc.match_substring_regex(values, _BLANK)),
-            _mask(pc.match_substring_regex(questions, ANY_TAG)),
+            _mask(pc.match_substring_regex(questions, NOT_ASKED)),
             _mask(pc.match_substring_regex(questions, _BLANK)) & ~about_picture,
             pc.count_substring(questions, IMAGE_TOKEN).to_numpy() > about_picture,
             np.array([
                 bool(half_pair(question) or half_pair(answer["value"]) or half_pair(answer.get("hint") or ""))
                 for question, answer in zip(asked, said, strict=True)
             ]),
+            np.array([may_be_unseen(record) for record in records])[of],
         ]  # fmt: skip
         return np.unique(of[np.logical_or.reduce(masks)]).tolist()
 
     def _add_records(self, batch: list[Item]) -> None:
         for item in batch:
             record = item.value
-            image = record.get("image")
+            image = picture_of(record)
             self.source_records[source_of(image)] += 1
             if image is not None:
                 self.images[image] += 1
@@ -233,7 +242,7 @@ class _Counting:
             begin = max(0, at - 30)
             shown = ("…" if begin else "") + text[begin : at + 50] + ("…" if at + 50 < len(text) else "")
             seen["examples"].append(
-                {"index": item.number, "id": item.value.get("id"), "turn": turn, "text": shown}
+                {"index": item.number, "id": _shown_id(item.value.get("id")), "turn": turn, "text": shown}
             )
 
     def finish(self) -> Report:
@@ -252,6 +261,11 @@ class _Counting:
             column: sum(row[column] for row in report.types.values()) for column in COLUMNS
         }
         return report
+
+
+def _shown_id(name: Any) -> Any:
+    """An id of sane length as it is, any other cut short."""
+    return name if isinstance(name, (int, float)) or len(shorten(name)) < 80 else shorten(name)
 
 
 def _largest_first(rows: dict[str, dict[str, int]], by: str) -> dict[str, dict[str, int]]:
@@ -287,18 +301,49 @@ def _strings(values: list[str]) -> Any:
         )
 
 
-def _pictures(root: Path, images: Counter[str], first: dict[str, int]) -> dict[str, Any]:
-    """Which pictures are not there, and which paths leave the root."""
+def _pictures(
+    root: Path, images: Counter[str], first: dict[str, int], decode: bool, progress: Progress | None
+) -> dict[str, Any]:
+    """Which pictures are not there, which paths leave the root, and which files cannot be decoded."""
     missing, refused = look_for_images(root, images)
-    found = {"root": str(root), "different": len(images)}
-    for kind, names in (("missing", missing), ("refused", list(refused))):
+    lost = {*missing, *refused}
+    there = [name for name in images if name not in lost]
+    damaged = _damaged(root, there, progress) if decode else {}
+    reasons = refused | damaged
+    found: dict[str, Any] = {"root": str(root), "different": len(images), "decoded": decode}
+    for kind, names in zip(UNUSABLE, (missing, list(refused), list(damaged)), strict=True):
         examples = [{"index": first[name], "image": name} for name in names[:EXAMPLES]]
+        for example in examples:
+            if (name := example["image"]) in reasons:
+                example["reason"] = reasons[name]
         found |= {
             kind: len(names),
             f"{kind}_records": sum(images[name] for name in names),
             f"{kind}_examples": examples,
         }
     return found
+
+
+def _damaged(root: Path, names: Sequence[str], progress: Progress | None) -> dict[str, str]:
+    """The pictures that cannot be decoded, and why; threads do it, for decoders let go of the interpreter."""
+    found: dict[str, str] = {}
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(names), 256):
+            some = names[start : start + 256]
+            for name, reason in zip(some, pool.map(lambda name: _why_damaged(root, name), some), strict=True):
+                if reason is not None:
+                    found[name] = reason
+            if progress is not None:
+                progress(start + len(some), len(names))
+    return found
+
+
+def _why_damaged(root: Path, name: str) -> str | None:
+    try:
+        open_image(resolve_image(root, name))
+    except (ValueError, OSError) as error:
+        return str(error)
+    return None
 
 
 def _tokens(tokenizer: Any, texts: list[str], seed: int) -> dict[str, Any]:

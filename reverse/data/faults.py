@@ -12,18 +12,23 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from reverse.data.records import IMAGE_TOKEN, half_pair
+from reverse.data.record_keys import may_be_unseen, picture_of, unseen
+from reverse.data.records import IMAGE_TOKEN, MODEL_PLACEHOLDERS, half_pair
 from reverse.tokens.spans import TAGS, problems
 
 ANY_TAG = "|".join(TAGS)
 _TAG = re.compile(ANY_TAG)
+# What no question may hold; the pattern is read by `re` and RE2.
+NOT_ASKED = "|".join((ANY_TAG, *map(re.escape, MODEL_PLACEHOLDERS)))
+_PLACEHOLDER = re.compile("|".join(map(re.escape, MODEL_PLACEHOLDERS)))
 
 
 class Fault(NamedTuple):
     """One reason, with the question, answer or hint that it is about and the place in it.
 
     `kind` is that of a `reverse.tokens.spans.Problem`, or one of "tag_in_question", "misplaced_image",
-    "image_in_answer", "half_surrogate_pair", "empty_answer", "empty_question".
+    "image_in_answer", "model_placeholder", "unsupported_key", "half_surrogate_pair", "empty_answer",
+    "empty_question".
     """
 
     kind: str
@@ -35,8 +40,11 @@ class Fault(NamedTuple):
 
 def faults(record: Mapping[str, Any], hints: bool = True) -> Iterator[Fault]:
     """All that is wrong with a record, turn by turn; `hints`: look at its hints too, drawn now and then."""
-    picture = record.get("image") is not None
+    picture = picture_of(record) is not None
     said = record["conversations"]
+    for key, value, mend in unseen(record) if may_be_unseen(record) else ():
+        message = f'"{key}" is {value}, which training does not know: {mend}'
+        yield Fault("unsupported_key", 0, f"{key}: {value}", 0, message)
     for k, (human, gpt) in enumerate(zip(said[::2], said[1::2], strict=True)):
         question, answer = human["value"], gpt["value"]
         hint = gpt.get("hint") if hints else None
@@ -44,6 +52,13 @@ def faults(record: Mapping[str, Any], hints: bool = True) -> Iterator[Fault]:
         if tag := _TAG.search(question):
             message = f"turn {k} has {tag.group()} in its question"
             yield Fault("tag_in_question", k, question, tag.start(), message)
+        for text in (question, answer):
+            if found := _PLACEHOLDER.search(text):
+                message = (
+                    f"turn {k} holds {found.group()}, which a model's own template writes: the picture's "
+                    f"place is {IMAGE_TOKEN}; it says {_around(text, found.start())!a}"
+                )
+                yield Fault("model_placeholder", k, text, found.start(), message)
         for problem in problems(answer):
             message = f"turn {k} has malformed tags: {problem.message}"
             yield Fault(problem.kind, k, answer, problem.offset, message)

@@ -35,6 +35,7 @@ from reverse.data.published import (
     read_manifest,
     records_path,
 )
+from reverse.data.record_keys import picture_of
 from reverse.data.scanning import Broken, Item, Place, place_after, scan
 
 SHARD_BYTES = 64 << 20
@@ -142,7 +143,7 @@ def _write_shard(shard: Path, items: Iterator[Item]) -> dict[str, Any]:
             batch.append(item)
             size, rows = size + len(item.raw), rows + 1
             answers += len(item.value["conversations"]) // 2
-            pictures += item.value.get("image") is not None
+            pictures += picture_of(item.value) is not None
             if len(batch) == BATCH or size >= SHARD_BYTES:
                 writer.write_batch(_batch(batch))
                 if size >= SHARD_BYTES:

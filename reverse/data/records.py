@@ -65,13 +65,17 @@ def validate(record: Any, where: str = "record") -> None:
     if not isinstance(record, dict):
         raise ValueError(f"{where} must be an object, got {type(record).__name__}: see reverse.data.records")
     image = record.get("image")
-    if image is not None and not (isinstance(image, str) and image):
-        raise ValueError(
-            f'{where}: "image" must be a relative path, got {image!r}: leave it out for a text record'
-        )
+    if image is not None and not _is_path(image):
+        _check_pictures(image, "image", where)
+    if record.get("images") is not None:
+        _check_pictures(record["images"], "images", where)
     turns = record.get("conversations")
     if not isinstance(turns, list) or len(turns) < 2:
-        raise ValueError(f'{where}: "conversations" must list a question and an answer, got {_short(turns)}')
+        other = next((key for key in _OTHER_SHAPES if is_set(record.get(key))), None)
+        mend = f': it has "{other}", as other libraries write records; see docs/data.md' if other else ""
+        raise ValueError(
+            f'{where}: "conversations" must list a question and an answer, got {shorten(turns)}{mend}'
+        )
     if len(turns) % 2:
         raise ValueError(
             f"{where}: a question and an answer alternate, got {len(turns)} turns: leave one out"
@@ -89,18 +93,35 @@ def validate(record: Any, where: str = "record") -> None:
 
 
 _TEXT_OR_NONE = (str, type(None))
+_OTHER_SHAPES = ("messages", "conversation", "query", "instruction", "prompt", "question", "text")
+LONGEST_PATH = 4096  # characters
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= LONGEST_PATH
+
+
+def _check_pictures(value: Any, key: str, where: str) -> None:
+    """`image` and `images` are a path or a list of paths; an empty list of `images` names none."""
+    names = value if isinstance(value, list) else [value]
+    if key == "images" and not names:
+        return
+    if not names or not all(_is_path(name) for name in names):
+        raise ValueError(
+            f'{where}: "{key}" must be a relative path, got {shorten(value)}: leave it out for a text record'
+        )
 
 
 def _refuse_turn(turn: Any, speaker: str, where: str) -> None:
     if not isinstance(turn, dict) or turn.get("from") != speaker:
         raise ValueError(
-            f'{where} must be {{"from": "{speaker}", "value": …}}, got {_short(turn)}: turns alternate'
+            f'{where} must be {{"from": "{speaker}", "value": …}}, got {shorten(turn)}: turns alternate'
         )
     if not isinstance(turn.get("value"), str):
-        raise ValueError(f'{where}: "value" must be a text, got {_short(turn.get("value"))}')
+        raise ValueError(f'{where}: "value" must be a text, got {shorten(turn.get("value"))}')
     for key in ("A_type", "hint"):
         if not isinstance(turn.get(key), _TEXT_OR_NONE):
-            raise ValueError(f'{where}: "{key}" must be a text or null, got {_short(turn[key])}')
+            raise ValueError(f'{where}: "{key}" must be a text or null, got {shorten(turn[key])}')
 
 
 def read_records(path: str | Path) -> Iterator[dict[str, Any]]:
@@ -120,6 +141,7 @@ def read_records(path: str | Path) -> Iterator[dict[str, Any]]:
             yield item.value
 
 
-def _short(value: Any) -> str:
+def shorten(value: Any) -> str:
+    """A value as Python writes it, for a message: at most 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

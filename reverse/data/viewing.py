@@ -24,6 +24,8 @@ from rich.text import Text
 from reverse.data.files import whole_file
 from reverse.data.images import open_image, resolve_image
 from reverse.data.published import Records
+from reverse.data.record_keys import pictures_of
+from reverse.data.records import shorten
 from reverse.tokens.spans import parse, problems
 
 SIDE = 384  # pixels of a picture on the page, at most
@@ -70,12 +72,12 @@ def show(console: Console, records: Records, indices: Sequence[int], images: str
     """Print records: phrases closed by `</CN>` green, by `</UN>` red, and what is malformed as it stands."""
     for index in indices:
         record = records[index]
-        console.rule(Text(_safe(f"record {index} · id {record.get('id')!r}"), style="bold"))
-        if record.get("image") is not None:
-            picture, problem = _picture(images, record["image"])
+        console.rule(Text(_safe(f"record {index} · id {shorten(record.get('id'))}"), style="bold"))
+        for name in pictures_of(record):
+            picture, problem = _picture(images, name)
             if picture is not None and console.color_system in ("256", "truecolor"):
                 console.print(_blocks(picture))
-            console.print(Text(_safe(record["image"]), style="dim"), soft_wrap=True)
+            console.print(Text(_safe(name), style="dim"), soft_wrap=True)
             if problem:
                 console.print(Text(_safe(problem), style="yellow"), soft_wrap=True)
         for turn in record["conversations"]:
@@ -129,14 +131,14 @@ def _head(title: str, count: int) -> str:
 
 def _article(index: int, record: dict[str, Any], images: str | Path | None) -> str:
     lines = [f'<article id="r{index}"><figure>']
-    if record.get("image") is not None:
-        picture, problem = _picture(images, record["image"])
+    for name in pictures_of(record):
+        picture, problem = _picture(images, name)
         if picture is not None:
             lines.append(f'<img alt="" src="data:image/jpeg;base64,{_jpeg(picture)}">')
-        lines.append(f"<figcaption>{_escape(record['image'])}</figcaption>")
+        lines.append(f"<figcaption>{_escape(name)}</figcaption>")
         if problem:
             lines.append(f'<p class="wrong">{_escape(problem)}</p>')
-    lines.append(f"</figure><div><small>record {index} · id {_escape(repr(record.get('id')))}</small>")
+    lines.append(f"</figure><div><small>record {index} · id {_escape(shorten(record.get('id')))}</small>")
     for turn in record["conversations"]:
         if turn["from"] == "human":
             lines.append(f'<p class="asked">{_escape(turn["value"])}</p>')

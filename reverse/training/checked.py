@@ -33,6 +33,7 @@ import numpy as np
 from reverse.data.faults import faults
 from reverse.data.files import write_json
 from reverse.data.images import image_size, look_for_images, resolve_image
+from reverse.data.record_keys import may_be_unseen, picture_of
 from reverse.data.records import half_pair
 from reverse.tokens.spans import SPAN, WELL_FORMED
 from reverse.training.datasets import RecordDataset, may_be_hinted
@@ -41,7 +42,7 @@ from reverse.training.parallel import exchange, is_first, processes, rank
 
 __all__ = ["Bad", "Checked", "Cut", "check_records", "checked_file", "find_bad"]
 
-FORMAT = 4  # of the file
+FORMAT = 5  # of the file
 SHOWN = 5  # bad records in a message
 FIRST = 10  # numbers in a line
 TOGETHER = 512  # long records that are tokenised in one call
@@ -91,13 +92,15 @@ def check_records(
         dataset: opened with `keep_broken`.
         output: of the run; what was found is kept beside it.
         identity: what the data are, JSON.
-        skip_bad: leave bad records out; False: they are an error.
+        skip_bad: leave bad records out; False: they are an error. Damaged pictures are found when they are
+            drawn, and then the next record is trained, or it is an error.
         resume: take what an earlier start found, where it is of the same data and settings.
         say: is told what goes on.
 
     Raises:
         ValueError: there are bad records and `skip_bad` is not set, or more than half are bad.
     """
+    dataset.replace_damaged = skip_bad  # pictures are decoded when they are drawn, and not before
     path, count = checked_file(output), len(dataset)
     key = json.loads(json.dumps({"format": FORMAT, **identity, **_settings(dataset)}))
     kept = _read(path, key) if resume and is_first() else None
@@ -173,7 +176,7 @@ def _look(dataset: RecordDataset, first: int = 0, end: int | None = None) -> tup
 
     def tokenise_long() -> None:
         for (number, record), ids in zip(long, glance.counted([record for _, record in long]), strict=True):
-            if not glance.fits(ids, record.get("image")):
+            if not glance.fits(ids, picture_of(record)):
                 encode(number, record)
         long.clear()
 
@@ -183,7 +186,7 @@ def _look(dataset: RecordDataset, first: int = 0, end: int | None = None) -> tup
             bad[number] = dataset.records.broken[number]
         else:
             record = dataset.record(number)
-            image = record.get("image")
+            image = picture_of(record)
             if image is not None:
                 place = places.setdefault(image, len(places))
             needed = glance.most_ids(record)
@@ -231,7 +234,9 @@ class _Glance:
         """No less than the ids of its texts; None where encoding may fail for another reason than length."""
         said = record["conversations"]
         needed = (len(said) // 2 - 1) * self.later
-        picture = record.get("image") is not None
+        if may_be_unseen(record):
+            return None
+        picture = picture_of(record) is not None
         for k in range(0, len(said), 2):
             question, answer = said[k]["value"], said[k + 1]["value"]
             hint = said[k + 1].get("hint") or ""
@@ -300,7 +305,7 @@ class _Glance:
         for fault in faults(record, hints=False):  # those that are drawn are the encoder's to look at
             return fault.message, 0
         try:
-            return None, self._row(self.dataset.turns(number, record), record.get("image")).cut
+            return None, self._row(self.dataset.turns(number, record), picture_of(record)).cut
         except FileNotFoundError:
             return None, 0  # the picture's absence is found with the others'
         except (ValueError, OSError) as error:

@@ -10,6 +10,7 @@ worker asks. `collator.Collator` makes a batch of items.
 from __future__ import annotations
 
 import json
+import logging
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ import numpy.typing as npt
 from torch.utils.data import Dataset
 
 from reverse.data.published import open_records
+from reverse.data.record_keys import may_be_unseen, picture_of, unseen
 from reverse.data.records import ANSWER_TYPE
 from reverse.data.scenes import Scene, caption, make_scene, negative, render, scene_records
 from reverse.data.scenes.captions import PREJUDICE
@@ -34,11 +36,13 @@ from reverse.training.pictures import PictureEncoder
 __all__ = ["RecordDataset", "SceneDataset", "Talk", "may_be_hinted"]
 
 Conversation = tuple[Turn, ...]
+_logger = logging.getLogger(__name__)
 
 HINT_SHARE = 0.2  # of the positive general answers name wrong phrases, as published
 # Of the hinted negatives say a phrase that was hinted. A larger share would make every other phrase look
 # safe after a hint: at one half, hints lowered p(</UN>) of new wrong phrases so much that they hurt.
 HINTED_AGAIN = 0.15
+MOST_REPLACED = 100  # records in a row whose pictures are damaged: more are no bad records but a wrong folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,9 @@ class RecordDataset(Dataset[Item]):
         seed: of the draws.
         limit: the first so many records only; None: all.
         keep_broken: what is no record of a JSON file is an error when it is drawn, not at once.
+
+    `replace_damaged`: train the next record in the place of one whose picture cannot be decoded, with a
+    warning, instead of raising; which one it is depends on the index alone.
     """
 
     def __init__(
@@ -84,6 +91,8 @@ class RecordDataset(Dataset[Item]):
         self.pictures = PictureEncoder(encoder.processor)
         self.hint_share = hint_share
         self.seed = seed
+        self.replace_damaged = False
+        self._reported: set[int] = set()  # records whose picture is damaged
         self.records = open_records(self.path, keep_broken=keep_broken)
         count = len(self.records)
         self.kept = np.arange(count if limit is None else min(limit, count))  # (items,), numbers of records
@@ -96,20 +105,50 @@ class RecordDataset(Dataset[Item]):
         self.kept = np.setdiff1d(self.kept, np.array(numbers, dtype=np.int64))
 
     def __getitem__(self, index: int) -> Item:
-        index = int(self.kept[index])
-        record = self.record(index)
-        if record.get("image") is None:
-            return Item((self._row(index, record, None),), None)
+        """The item of a record; with `replace_damaged`, that of the next one whose picture can be decoded.
+
+        Raises ValueError naming the record and its picture where that is damaged.
+        """
+        index = range(len(self))[index]
+        for step in range(min(MOST_REPLACED, len(self))):
+            number = int(self.kept[(index + step) % len(self)])
+            record = self.record(number)
+            name = picture_of(record)
+            if name is None:
+                return Item((self._row(number, record, None),), None)
+            try:
+                picture = self._open(number, name)
+            except ValueError as error:
+                if not self.replace_damaged:
+                    raise
+                if number not in self._reported:
+                    self._reported.add(number)
+                    _logger.warning("%s; the next record is trained in its place", error)
+                continue
+            inputs, tokens = self.pictures(picture)
+            return Item((self._row(number, record, tokens),), inputs)
+        raise ValueError(
+            f"{self.path}, record {self.kept[index]} and those after it: none of {MOST_REPLACED} pictures in "
+            f"a row can be decoded: is {self.image_root} the right folder?"
+        )
+
+    def _open(self, number: int, name: str) -> Any:
+        """The picture of a record, decoded."""
         from reverse.data.images import open_image, resolve_image
 
-        inputs, tokens = self.pictures(open_image(resolve_image(self.image_root, record["image"])))
-        return Item((self._row(index, record, tokens),), inputs)
+        try:
+            return open_image(resolve_image(self.image_root, name))
+        except (ValueError, OSError) as error:
+            raise ValueError(
+                f"{self.path}, record {number}: {error} (`reverse data check --images` finds all such "
+                "pictures, data.skip_bad=true trains the next record in its place)"
+            ) from error
 
     def row(self, index: int, image_tokens: int) -> Row:
         """Ids and labels of a record without opening its picture, which would take `image_tokens` ids."""
         index = int(self.kept[index])
         record = self.record(index)
-        return self._row(index, record, None if record.get("image") is None else image_tokens)
+        return self._row(index, record, None if picture_of(record) is None else image_tokens)
 
     def _row(self, index: int, record: Mapping[str, Any], image_tokens: int | None) -> Row:
         try:
@@ -122,14 +161,20 @@ class RecordDataset(Dataset[Item]):
     def lengths(self) -> npt.NDArray[np.int64]:
         """About how long each record is, (records,) int64, in characters; negative without a picture."""
         texts = map(self.records.text, self.kept.tolist())
-        return np.array([len(t) if '"image"' in t else -len(t) for t in texts], dtype=np.int64)
+        keys = ('"image"', '"images"')
+        return np.array([len(t) if any(k in t for k in keys) else -len(t) for t in texts], dtype=np.int64)
 
     def record(self, number: int) -> dict[str, Any]:
         """Record `number` as it stands in the file."""
         return self.records[number]
 
     def turns(self, number: int, record: Mapping[str, Any]) -> list[Turn]:
-        """What record `number` says, with the hints that are drawn for it."""
+        """What record `number` says, with the hints that are drawn for it.
+
+        Raises ValueError for a key that training would ignore.
+        """
+        for key, value, mend in unseen(record) if may_be_unseen(record) else ():
+            raise ValueError(f'"{key}" is {value}, which training does not know: {mend}')
         rng, turns = random.Random(f"{self.seed} record {number}"), []
         for turn, said in zip(turns_of(record), record["conversations"][1::2], strict=True):
             if may_be_hinted(said) and rng.random() < self.hint_share:

@@ -27,6 +27,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from reverse.data.faults import misplaced_images, unsayable
+from reverse.data.record_keys import picture_of
 from reverse.data.records import IMAGE_TOKEN as IMAGE
 from reverse.tokens import TAGS, TokenIds, token_ids
 from reverse.training.labels import Segment, join
@@ -281,7 +282,7 @@ def turns_of(record: Mapping[str, Any]) -> list[Turn]:
     turns = []
     for k, (human, gpt) in enumerate(zip(said[::2], said[1::2], strict=True)):
         question = human["value"]
-        about_picture = k == 0 and bool(record.get("image"))
+        about_picture = k == 0 and picture_of(record) is not None
         for fault in misplaced_images(k, question, gpt["value"], about_picture):
             raise ValueError(f"record {record.get('id')!r}: {fault.message}")
         turns.append(Turn(question.replace(IMAGE, "").strip(), gpt["value"]))
