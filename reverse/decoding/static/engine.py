@@ -232,7 +232,8 @@ class Engine:
         graph = torch.cuda.CUDAGraph()
         if self._memory is None:
             self._memory = torch.cuda.graph_pool_handle()
-        with torch.cuda.graph(graph, pool=self._memory):
+        # Its own default stream belongs to whichever GPU was captured on first in this process.
+        with torch.cuda.graph(graph, pool=self._memory, stream=side):
             call()
         return graph
 
