@@ -5,7 +5,7 @@ reverse train llava_v15_lora --set data.records=reverse_ft.json --set data.image
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -28,6 +28,9 @@ def register(app: typer.Typer) -> None:
         ] = False,
         show: Annotated[bool, typer.Option("--show", help="Print the whole recipe and leave.")] = False,
         names: Annotated[bool, typer.Option("--list", help="Print the shipped recipes and leave.")] = False,
+        dry: Annotated[
+            bool, typer.Option("--dry-run", help="Load and check everything, count, and write nothing.")
+        ] = False,
         quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
     ) -> None:
         """Train a model as a recipe says; a run that was stopped goes on."""
@@ -48,9 +51,42 @@ def register(app: typer.Typer) -> None:
 
         _hush()
         from reverse.training.parallel import is_first
+
+        if dry:
+            from reverse.training.dry_run import dry_run
+
+            plan = dry_run(chosen, resume=not restart, quiet=quiet)
+            if is_first():
+                _print_plan(chosen.output, plan)
+            return
         from reverse.training.run import run_recipe
 
         manifest = run_recipe(chosen, resume=not restart, quiet=quiet)
         if is_first():
             steps, seconds, loss = manifest["steps"], manifest["seconds"], manifest["final_loss"]
             typer.echo(f"{chosen.output}: {steps} steps in {seconds:.0f} s, loss {loss}")
+
+
+def _print_plan(output: str, plan: dict[str, Any]) -> None:
+    if "finished" in plan:
+        typer.echo(f"{output}: this run is at its end, after {plan['finished']['steps']} steps")
+        return
+    records, tokens, parameters, memory = (
+        plan[name] for name in ("records", "tokens", "parameters", "memory")
+    )
+    about = "" if tokens["exact"] else "about "
+    lines = {
+        "records": f"{records['trained']:,}; left out {records['left_out']:,}, cut {records['cut']:,}",
+        "tokens": f"{about}{tokens['each_pass']:,} a pass, {tokens['mean']:,} a record, "
+        f"longest of {tokens['counted']:,} counted {tokens['longest']:,}",
+        "steps": f"{plan['steps']:,} of {plan['samples_a_step']:,} samples: {plan['accumulate']} batches of "
+        f"{plan['batch']} on {plan['processes']} process{'' if plan['processes'] == 1 else 'es'}",
+        "trained": f"{parameters['trained']:,} of {parameters['all']:,} parameters",
+        "memory": f"{memory['gib']:.2f} GiB a process (weights {memory['weights']:.2f}, gradients "
+        f"{memory['gradients']:.2f}, AdamW {memory['optimizer']:.2f}), activations come on top",
+    }
+    if plan["goes_on_from"] is not None:
+        lines["goes on"] = f"from {plan['goes_on_from']}"
+    for name, text in lines.items():
+        typer.echo(f"{name:9} {text}")
+    typer.echo(f"{output}: nothing stands in the way of this run; nothing was written")

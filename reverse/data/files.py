@@ -1,5 +1,6 @@
 """Write a file whole or not at all: temporary name, flush to disk, rename; one process at a time."""
 
+import errno
 import hashlib
 import json
 import os
@@ -28,6 +29,10 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
                 stream.flush()
                 os.fsync(stream.fileno())
             temporary.replace(path)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
+                raise OSError(error.errno, error.strerror, str(path)) from error  # a write names no file
+            raise
         finally:
             temporary.unlink(missing_ok=True)
         sync_folder(path.parent)
@@ -36,6 +41,14 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 def write_json(path: Path, content: Any) -> None:
     with whole_file(path) as stream:
         stream.write((json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode("utf-8"))
+
+
+def sync_files(folder: Path) -> None:
+    """Flush all files of a folder to the disk: some disks tell only then that they are full."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
 
 
 def sync_folder(path: Path) -> None:

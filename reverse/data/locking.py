@@ -32,7 +32,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-__all__ = ["OutputInUseError", "describe_owner", "lock_path", "output_lock"]
+__all__ = ["OutputInUseError", "check_free", "describe_owner", "lock_path", "output_lock"]
 
 SHOWN = 200  # characters of a command in a message
 _NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK}
@@ -58,6 +58,7 @@ def output_lock(output: str | Path, wait: float = 0.0, *, reentrant: bool = True
     """
     output = Path(output)
     path = lock_path(output)
+    path.parent.mkdir(parents=True, exist_ok=True)
     key = (str(path), threading.get_ident())
     if reentrant and key in _held:
         _held[key] += 1
@@ -81,12 +82,18 @@ def output_lock(output: str | Path, wait: float = 0.0, *, reentrant: bool = True
         lock.release()
 
 
+def check_free(output: str | Path) -> None:
+    """Raise OutputInUseError where another process holds the lock of `output`; makes no file."""
+    if lock_path(output).exists():
+        with output_lock(output):
+            pass
+
+
 def lock_path(output: str | Path) -> Path:
-    """The file that is locked for `output`; makes the folder it lies in."""
+    """The file that is locked for `output`."""
     output = Path(os.path.realpath(output))
     if output.parent == output:  # the root of a disk
         return output / ".lock"
-    output.parent.mkdir(parents=True, exist_ok=True)
     if output.is_dir() and not os.access(output.parent, os.W_OK):  # a mounted folder
         return output / ".lock"
     return output.with_name(f".{output.name[:200]}.lock")

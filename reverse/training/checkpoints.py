@@ -14,16 +14,51 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
-__all__ = ["last_checkpoint", "load_weights", "names_not_missed", "prepare_folder", "with_later_keys"]
+__all__ = [
+    "check_same_run",
+    "last_checkpoint",
+    "load_weights",
+    "names_not_missed",
+    "prepare_folder",
+    "remove_torn",
+    "with_later_keys",
+]
 
 _STATE = "trainer_state.json"
+
+
+def check_same_run(folder: Path, settings: Mapping[str, Any], found: Sequence[str] = ("cut",)) -> None:
+    """Refuse checkpoints in `folder` of a run with other settings.
+
+    Args:
+        settings: of the run that is to go on.
+        found: names under `notes.data` that are not compared: what a look at the records finds.
+            (What is cut follows from the rest; older runs did not count it.)
+
+    Raises:
+        ValueError: there are checkpoints, and the settings beside them are others.
+    """
+    if last_checkpoint(folder) is None:
+        return
+    run = folder / "run.json"
+    before = json.loads(run.read_text(encoding="utf-8")) if run.is_file() else {}
+    before, now = with_later_keys(before), with_later_keys(json.loads(json.dumps(settings)))
+    for one in (before, now):
+        for name in found:
+            one.get("notes", {}).get("data", {}).pop(name, None)
+    if before != now:
+        changed = [name for name in sorted(now.keys() | before.keys()) if before.get(name) != now.get(name)]
+        raise ValueError(
+            f"{folder} holds checkpoints of a run with other settings ({', '.join(changed)}): remove the "
+            "folder, or pass resume=False (--restart) to start over"
+        )
 
 
 def prepare_folder(folder: Path, settings: Mapping[str, Any], resume: bool) -> None:
@@ -34,17 +69,7 @@ def prepare_folder(folder: Path, settings: Mapping[str, Any], resume: bool) -> N
     """
     run = folder / "run.json"
     if resume and last_checkpoint(folder) is not None:
-        before = json.loads(run.read_text(encoding="utf-8")) if run.is_file() else {}
-        before, settings = with_later_keys(before), with_later_keys(settings)
-        for one in (before, settings):  # what is cut follows from the rest; older runs did not count it
-            one.get("notes", {}).get("data", {}).pop("cut", None)
-        if before != settings:
-            names = sorted(settings.keys() | before.keys())
-            changed = [name for name in names if before.get(name) != settings.get(name)]
-            raise ValueError(
-                f"{folder} holds checkpoints of a run with other settings ({', '.join(changed)}): remove the "
-                "folder, or pass resume=False (--restart) to start over"
-            )
+        check_same_run(folder, settings)
         return
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -84,6 +109,14 @@ def last_checkpoint(folder: Path, processes: int | None = None, before: int | No
         if (before is None or step < before) and _is_whole(path, step, processes):
             return str(path)
     return None
+
+
+def remove_torn(folder: Path) -> None:
+    """Remove checkpoints in `folder` that are not whole."""
+    for path in folder.glob("checkpoint-*"):
+        name = _NAME.match(path.name)
+        if name and not _is_whole(path, int(name[1]), None):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 _NAME = re.compile(r"checkpoint-(\d+)$")

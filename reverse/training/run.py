@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,20 +20,23 @@ import torch
 from transformers import set_seed
 
 from reverse.data.files import sha256
+from reverse.data.locking import output_lock
 from reverse.data.published import records_path
 from reverse.models import load
 from reverse.tokens import add_tokens, token_ids
 from reverse.training.adapters import check_tuning, quantization, select_trained
-from reverse.training.checked import check_records, checked_file
-from reverse.training.checkpoints import with_later_keys
+from reverse.training.checked import Checked, check_records, checked_file
+from reverse.training.checkpoints import check_same_run, with_later_keys
 from reverse.training.datasets import RecordDataset
 from reverse.training.encoding import Encoder
+from reverse.training.full_disk import explain_full_disk
 from reverse.training.parallel import check_parallel, check_shared, is_first
 from reverse.training.recipe import Recipe, as_yaml
 from reverse.training.saving import MANIFEST
-from reverse.training.sft import SFTConfig, train
+from reverse.training.settings_check import check_kernel, check_settings, check_size, check_writable
+from reverse.training.sft import SFTConfig, run_settings, train
 
-__all__ = ["run_recipe"]
+__all__ = ["Prepared", "check_before_loading", "prepare", "read_finished", "run_recipe"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _ATTENTION = ("sdpa", "flash_attention_2", "eager")
@@ -49,22 +53,74 @@ def run_recipe(recipe: Recipe, *, resume: bool = True, quiet: bool = False) -> d
 
     Raises:
         FileExistsError: the output holds anything but the same run (with `resume=False`: but a run).
+        OutputInUseError: another process trains to this output.
+        DiskFullError: the disk of the output is full; the last good checkpoint stays.
         ValueError, OSError: what the recipe names is not there, or cannot be done here.
     """
-    check_parallel(recipe.compute.parallel)
-    set_seed(recipe.seed)  # of LoRA's matrices too: every process makes its own, and they must be alike
-    check_tuning(recipe.tune)
-    _check_files(recipe)
-    check_shared(Path(recipe.output))
-    finished = _finished(recipe, resume)
+    with ExitStack() as stack:
+        config = check_before_loading(recipe, quiet)
+        if is_first():
+            stack.enter_context(output_lock(recipe.output))
+        stack.enter_context(explain_full_disk(recipe.output))
+        check_shared(Path(recipe.output))
+        return _run(recipe, config, resume, quiet)
+
+
+@dataclass
+class Prepared:
+    """All that training takes, loaded and checked."""
+
+    model: Any  # not on its device yet
+    processor: Any
+    dataset: RecordDataset
+    config: SFTConfig
+    data: dict[str, Any]  # what the data are and what a look at them found, for the manifest
+    checked: Checked
+    added_seed: int | None  # of tokens that had to be added
+
+
+def _run(recipe: Recipe, config: SFTConfig, resume: bool, quiet: bool) -> dict[str, Any]:
+    finished = read_finished(recipe, resume)
     if finished is not None:
         return finished
+    ready = prepare(recipe, config, recipe.output, resume=resume, quiet=quiet)
+    # Where it runs does not decide what comes out; SFTConfig says which of the rest does.
+    notes = {"recipe": _outcome(recipe), "data": ready.data}
+    files = {"recipe.yaml": as_yaml(recipe)}
+    manifest = train(
+        ready.model, ready.processor, ready.dataset, config, resume=resume, notes=notes, files=files,
+        added_seed=ready.added_seed,
+    )  # fmt: skip
+    if is_first():
+        checked_file(recipe.output).unlink(missing_ok=True)
+    return manifest
+
+
+def prepare(
+    recipe: Recipe, config: SFTConfig, found: str | Path, *, resume: bool = True, quiet: bool = False
+) -> Prepared:
+    """Load the model and look at all records; whatever needs no record is checked first.
+
+    Args:
+        config: that of `recipe`, checked.
+        found: output beside which is kept what a look at the records finds.
+        resume: keep to checkpoints that are there.
+        quiet: no progress.
+    """
+    data = _data_manifest(recipe)
+    if resume:
+        settings = run_settings(config, {"recipe": _outcome(recipe), "data": data})
+        output = Path(recipe.output)
+        folder = output.with_name(output.name + ".checkpoints")
+        check_same_run(folder, settings, found=("count", "left_out", "cut"))
     model, processor, added_seed = _load(recipe)
     _set_pixels(processor, recipe)
     if recipe.data.pad_to_square:
         _pad_to_square(processor)
     encoder = Encoder(processor, max_length=recipe.data.max_length)
     _check_stops(model, encoder)
+    model = select_trained(model, processor, recipe.tune, parallel=recipe.compute.parallel).train()
+    check_kernel(config, model)
     dataset: Any = RecordDataset(
         recipe.data.records,
         recipe.data.images,
@@ -74,34 +130,37 @@ def run_recipe(recipe: Recipe, *, resume: bool = True, quiet: bool = False) -> d
         limit=recipe.data.limit,
         keep_broken=True,
     )
-    data = _data_manifest(recipe)
+    check_size(config, check_settings(config), len(dataset))
     checked = check_records(
         dataset,
-        recipe.output,
+        found,
         identity=data,
         skip_bad=recipe.data.skip_bad,
         resume=resume,
         say=lambda line: _say(recipe, line) if is_first() and not quiet else None,
     )
+    check_size(config, check_settings(config), len(dataset))
     data |= {
         "count": len(dataset),
         "left_out": {"count": len(checked.bad), "records": checked.bad},
         "cut": {"records": checked.cut.records, "turns": checked.cut.turns},
     }
-    model = select_trained(model, processor, recipe.tune, parallel=recipe.compute.parallel).train()
+    return Prepared(model, processor, dataset, config, data, checked, added_seed)
+
+
+def check_before_loading(recipe: Recipe, quiet: bool = False) -> SFTConfig:
+    """All that needs neither the model nor a record; the settings of the run."""
+    check_parallel(recipe.compute.parallel)
+    set_seed(recipe.seed)  # of LoRA's matrices too: every process makes its own, and they must be alike
+    check_tuning(recipe.tune)
+    _check_files(recipe)
     config = _config(recipe, quiet)
-    # Where it runs does not decide what comes out; SFTConfig says which of the rest does.
-    notes = {"recipe": _outcome(recipe), "data": data}
-    files = {"recipe.yaml": as_yaml(recipe)}
-    manifest = train(
-        model, processor, dataset, config, resume=resume, notes=notes, files=files, added_seed=added_seed
-    )
-    if is_first():
-        checked_file(recipe.output).unlink(missing_ok=True)
-    return manifest
+    check_settings(config)
+    check_writable(recipe.output)
+    return config
 
 
-def _finished(recipe: Recipe, resume: bool) -> dict[str, Any] | None:
+def read_finished(recipe: Recipe, resume: bool) -> dict[str, Any] | None:
     """The manifest of the same run where it is at its end already.
 
     Raises FileExistsError where the output holds something else, which the run would put an end to.
@@ -133,9 +192,6 @@ def _check_files(recipe: Recipe) -> None:
         raise FileNotFoundError(f"data.records: {error}") from None
     if not Path(recipe.data.images).is_dir():
         raise FileNotFoundError(f"data.images: no such folder: {recipe.data.images}")
-    above = next(folder for folder in Path(recipe.output).absolute().parents if folder.exists())
-    if not above.is_dir():
-        raise FileExistsError(f"output: {recipe.output} would lie in {above}, a file: name another folder")
     if recipe.compute.attention not in _ATTENTION:
         raise ValueError(
             f"compute.attention must be one of {', '.join(_ATTENTION)}, got {recipe.compute.attention!r}"

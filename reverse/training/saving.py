@@ -1,7 +1,8 @@
 """The end of a run on disk: a folder that is whole or not there.
 
-Model or adapter, processor and manifest are written to `OUTPUT.partial`, which is renamed to `OUTPUT`. All
-processes take part in gathering the weights, the first one writes.
+Model or adapter, processor and manifest are written to `OUTPUT.partial`, which is flushed to the disk (some
+disks tell only then that they are full) and renamed to `OUTPUT`. All processes take part in gathering the
+weights, the first one writes.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 import transformers
 from transformers import Trainer
 
+from reverse.data.files import sync_files
 from reverse.training.adapters import is_adapted
 from reverse.training.parallel import is_sharded
 
@@ -96,6 +98,7 @@ def _write(
     for name, text in files.items():
         (partial / name).write_text(text, encoding="utf-8")
     (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    sync_files(partial)
     if output.exists():
         output.rename(replaced)
     partial.rename(output)

@@ -20,7 +20,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
+from reverse.data.locking import output_lock
 from reverse.models import family_of
 from reverse.models.merging import CARD, adapter_card
 from reverse.models.windows import windows_at_once
@@ -36,11 +36,12 @@ from reverse.training.adapters import inputs_as_they_are, is_adapted
 from reverse.training.checkpoints import last_checkpoint, load_weights, names_not_missed, prepare_folder
 from reverse.training.collator import Collator, blank_item
 from reverse.training.encoding import Item
+from reverse.training.full_disk import explain_full_disk
 from reverse.training.loss import LossConfig, loss_in_forward
 from reverse.training.order import Ordered, grouped_order
-from reverse.training.packing import check_packing, row_positions
+from reverse.training.packing import row_positions
 from reverse.training.parallel import (
-    check_parallel,
+    is_first,
     is_sharded,
     parallel_arguments,
     processes,
@@ -49,12 +50,17 @@ from reverse.training.parallel import (
 from reverse.training.record import LossRecord
 from reverse.training.saving import MANIFEST, save_run, versions
 from reverse.training.schedule import Clock, Progress, Schedule
+from reverse.training.settings_check import (
+    DTYPES,
+    REPORTERS,
+    check_kernel,
+    check_settings,
+    check_size,
+    check_writable,
+)
 from reverse.training.trainer import StepTrainer, parameter_groups
 
-__all__ = ["MANIFEST", "REPORTERS", "SFTConfig", "train"]
-
-REPORTERS = ("none", "tensorboard", "wandb", "trackio")
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+__all__ = ["MANIFEST", "REPORTERS", "SFTConfig", "run_settings", "train"]
 
 
 @dataclass
@@ -127,8 +133,42 @@ def train(
         ValueError: a setting out of its range, nothing to train, checkpoints of a run with other settings, or
             a loss or weights that are not finite. These are found where the run logs, saves or ends; neither
             a checkpoint nor the output is written of them.
+        OutputInUseError: another process trains to this output.
+        DiskFullError: the disk of the output is full; the last good checkpoint stays.
     """
-    accumulate = _check(config, dataset)
+    accumulate = check_settings(config)
+    check_kernel(config, model)
+    steps = check_size(config, accumulate, len(dataset))  # type: ignore[arg-type]
+    check_writable(config.output)
+    with ExitStack() as stack:
+        if is_first():
+            stack.enter_context(output_lock(config.output))
+        stack.enter_context(explain_full_disk(config.output))
+        return _train(
+            model, processor, dataset, config, accumulate, steps, resume=resume, notes=notes,
+            callbacks=callbacks, files=files, added_seed=added_seed,
+        )  # fmt: skip
+
+
+def run_settings(config: SFTConfig, notes: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What the checkpoints of a run are kept with: only a run with the same goes on from them."""
+    return {**_outcome(config), "processes": processes(), "notes": dict(notes or {})}
+
+
+def _train(
+    model: Any,
+    processor: Any,
+    dataset: Dataset[Item],
+    config: SFTConfig,
+    accumulate: int,
+    steps: int,
+    *,
+    resume: bool,
+    notes: Mapping[str, Any] | None,
+    callbacks: Sequence[TrainerCallback],
+    files: Mapping[str, str] | None,
+    added_seed: int | None,
+) -> dict[str, Any]:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are forked
     set_seed(config.seed)
     output = Path(config.output)
@@ -136,7 +176,6 @@ def train(
     # The first item is made here: faults in the data show now, and caches are filled before the fork.
     items = config.batch * accumulate * processes()  # a step
     rows = len(dataset[0].rows) * items
-    steps = config.steps or max(1, int(len(dataset) * config.epochs) // items)  # type: ignore[arg-type]
     loss = LossConfig(_closing_ids(processor), config.confidence_weight, config.loss_kernel)
     groups = parameter_groups(
         model, lr=config.lr, projector_lr=config.projector_lr, weight_decay=config.weight_decay
@@ -153,7 +192,7 @@ def train(
     schedule = Schedule(steps, config.seconds, config.warmup)
     shown = not config.quiet and arguments.process_index == 0
     progress = Progress(schedule, rows, output.name, quiet=not shown)
-    settings = {**_outcome(config), "processes": processes(), "notes": dict(notes or {})}
+    settings = run_settings(config, notes)
     with arguments.main_process_first(local=False):
         if arguments.process_index == 0:
             prepare_folder(checkpoints, settings, resume)
@@ -179,7 +218,7 @@ def train(
         )
         trainer.remove_callback(PrinterCallback)
         if config.parallel == "fsdp":
-            set_fsdp_precision(trainer, _DTYPES[config.precision])
+            set_fsdp_precision(trainer, DTYPES[config.precision])
         last = last_checkpoint(checkpoints, processes())
         if last is not None and config.parallel in ("none", "ddp"):
             load_weights(model, last)
@@ -187,7 +226,7 @@ def train(
         trainer.train(resume_from_checkpoint=last)
     wall = time.monotonic() - began
     manifest = {**(notes or {}), **_manifest(model, config, trainer, schedule, rows, wall)}
-    dtype = None if config.save_dtype is None else _DTYPES[config.save_dtype]
+    dtype = None if config.save_dtype is None else DTYPES[config.save_dtype]
     save_run(trainer, model, processor, output, manifest, parallel=config.parallel, dtype=dtype, files=files)
     if trainer.is_world_process_zero():
         shutil.rmtree(checkpoints, ignore_errors=True)
@@ -198,36 +237,6 @@ def _outcome(config: SFTConfig) -> dict[str, Any]:
     """The settings that decide what comes out of a run."""
     elsewhere = {"output", "workers", "prefetch", "log_steps", "save_steps", "quiet", "report_to"}
     return {name: value for name, value in asdict(config).items() if name not in elsewhere}
-
-
-def _check(config: SFTConfig, dataset: Any) -> int:
-    """Refuse what cannot run; the number of batches to an optimizer step."""
-    check_parallel(config.parallel)
-    for name in ("pixels", "precision", "save_dtype"):
-        value = getattr(config, name)
-        if value is not None and value not in _DTYPES:
-            raise ValueError(f"{name} must be one of {', '.join(_DTYPES)}, got {value!r}")
-    if config.report_to not in REPORTERS:
-        raise ValueError(f"report_to must be one of {', '.join(REPORTERS)}, got {config.report_to!r}")
-    if config.report_to != "none" and find_spec(config.report_to) is None:
-        raise ValueError(
-            f"report_to is {config.report_to!r}, which is not installed: pip install {config.report_to}, or "
-            "report_to=none"
-        )
-    if config.group_by_length and config.packing:
-        raise ValueError("group_by_length saves padding and packing has none: choose one of them")
-    accumulate = config.accumulate
-    if config.global_batch is not None:
-        accumulate, rest = divmod(config.global_batch, config.batch * processes())
-        if rest or not accumulate:
-            raise ValueError(
-                f"global_batch {config.global_batch} is no multiple of batch {config.batch} on {processes()} "
-                "processes: change one of them"
-            )
-    items = config.batch * accumulate * processes()
-    if len(dataset) < items:
-        raise ValueError(f"the data hold {len(dataset)} items, a batch takes {items}: make it smaller")
-    return accumulate
 
 
 def _closing_ids(processor: Any) -> tuple[int, ...]:
@@ -269,11 +278,10 @@ def _checkpoint_activations(model: Any, parallel: str) -> None:
 def _collator(model: Any, processor: Any, config: SFTConfig) -> Collator:
     positions = None
     if config.packing:
-        check_packing(model)
         positions = row_positions(model, processor)
     blank = blank_item(processor) if config.parallel != "none" else None
     return Collator(
-        processor, pixel_dtype=_DTYPES[config.pixels], packed=config.packing, positions=positions, blank=blank
+        processor, pixel_dtype=DTYPES[config.pixels], packed=config.packing, positions=positions, blank=blank
     )
 
 

@@ -127,15 +127,17 @@ def test_command_says_what_is_wrong(tmp_path):
 
 def test_reporter_that_is_not_installed_is_named(monkeypatch, tmp_path):
     """The run would fail at its first line of progress, or report to nobody."""
-    from reverse.training import sft
+    from reverse.training import settings_check
+    from reverse.training.settings_check import check_settings
+    from reverse.training.sft import SFTConfig
 
-    monkeypatch.setattr(sft, "find_spec", lambda name: None)
+    monkeypatch.setattr(settings_check, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install trackio"):
-        sft._check(sft.SFTConfig(str(tmp_path), batch=1, report_to="trackio"), [0])
+        check_settings(SFTConfig(str(tmp_path), batch=1, report_to="trackio"))
     with pytest.raises(ValueError, match="must be one of"):
-        sft._check(sft.SFTConfig(str(tmp_path), batch=1, report_to="comet"), [0])
+        check_settings(SFTConfig(str(tmp_path), batch=1, report_to="comet"))
     with pytest.raises(ValueError, match="no multiple"):
-        sft._check(sft.SFTConfig(str(tmp_path), batch=3, global_batch=8), list(range(9)))
+        check_settings(SFTConfig(str(tmp_path), batch=3, global_batch=8))
 
 
 @pytest.mark.parametrize(
