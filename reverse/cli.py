@@ -27,8 +27,9 @@ from reverse.commands import checkpoints, evaluate, making, statistics
 from reverse.commands import data as data_commands
 from reverse.commands import score as scoring
 from reverse.commands import train as train_command
+from reverse.compatibility import IncompatibleLibraryError
 
-REFUSALS = (ValueError, TypeError, OSError)
+REFUSALS = (ValueError, TypeError, OSError, IncompatibleLibraryError)
 
 
 class _Commands(TyperGroup):

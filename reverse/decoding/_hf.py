@@ -1,35 +1,28 @@
 """Everything of transformers that is private or tied to a version, in one place.
 
-Checked on transformers 5.19 and 5.23. What is used:
-`GenerationMixin._prefill` (encoded images go in here and nowhere else), `generation_config._eos_token_tensor`
-and `._pad_token_tensor`, `DynamicLayer.keys` / `.values` (slots are picked by index for compaction),
-`position_ids` of shape (4, rows, length) for models with multimodal rotary positions, and
+Checked on transformers 5.18, 5.23 and 5.24. What is used, and how it is guarded:
+`GenerationMixin._prefill` (encoded images go in here and nowhere else); the argument of `forward` that takes
+the cache, whose name is read from the signature (`past_key_values` up to 5.23, `cache` from 5.24 on);
+`DynamicLayer.keys` / `.values` (slots are picked by index for compaction); `position_ids` of shape
+(4, rows, length) for models with multimodal rotary positions, text positions first; and
 `mm_encoder_outputs["image"].pooler_output`, a list with one tensor (tokens, width) a picture.
+After every prefill and every step the cache must hold exactly the tokens that were fed. Where something is
+otherwise, IncompatibleLibraryError names the installed version and the supported ones.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import dataclass
+from functools import cache as cached
 from typing import Any
 
 import torch
-from transformers import DynamicCache, GenerationConfig
+from transformers import Cache, DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 from transformers.generation.configuration_utils import GenerationMode
-from transformers.generation.logits_process import (
-    EncoderNoRepeatNGramLogitsProcessor,
-    EncoderRepetitionPenaltyLogitsProcessor,
-    LogitsProcessorList,
-    MinLengthLogitsProcessor,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
-from transformers.generation.logits_process import MinNewTokensLengthLogitsProcessor as _MinNewTokens
 from transformers.generation.stopping_criteria import (
     ConfidenceCriteria,
     EosTokenCriteria,
@@ -39,10 +32,13 @@ from transformers.generation.stopping_criteria import (
     StopStringCriteria,
 )
 
+from reverse.compatibility import IncompatibleLibraryError, warn_of_newer_versions
+from reverse.decoding._hf_processors import caller_processors
 from reverse.decoding.backend import OutOfMemory, Prefill
 
 __all__ = [
     "CallerStops",
+    "cache_argument",
     "caller_processors",
     "caller_stops",
     "check_request",
@@ -56,35 +52,13 @@ __all__ = [
     "rows_of",
 ]
 
+_CACHE_NAMES = ("cache", "past_key_values")  # of the argument of `forward`, newest first
 _OTHER_MODES = (
     "prompt_lookup_num_tokens", "penalty_alpha", "dola_layers", "force_words_ids", "constraints",
     "assistant_early_exit", "use_mtp",
 )  # fmt: skip
 _OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 _OTHER_SAMPLING = {"min_p": 0.0, "top_h": None, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
-_OURS = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper)
-# Processors that carry a state from step to step: after a rewind it would belong to text that is gone.
-_STATEFUL = (
-    "UnbatchedClassifierFreeGuidanceLogitsProcessor",
-    "ClassifierFreeGuidanceLogitsProcessor",
-    "WatermarkLogitsProcessor",
-    "SynthIDTextWatermarkLogitsProcessor",
-    "PrefixConstrainedLogitsProcessor",
-    "WhisperTimeStampLogitsProcessor",
-    "BarkEosPrioritizerLogitsProcessor",
-    "AlternatingCodebooksLogitsProcessor",
-    "DiaClassifierFreeGuidanceLogitsProcessor",
-    "DiaEOSChannelFilterLogitsProcessor",
-    "DiaEOSDelayPatternLogitsProcessor",
-)
-# Those that narrow the distribution after temperature, which rises and falls here.
-_WARPERS = {
-    "MinPLogitsWarper": "min_p",
-    "TypicalLogitsWarper": "typical_p",
-    "EpsilonLogitsWarper": "epsilon_cutoff",
-    "EtaLogitsWarper": "eta_cutoff",
-    "TopHLogitsWarper": "top_h",
-}
 
 
 def check_request(config: GenerationConfig, criteria: StoppingCriteriaList, kwargs: dict[str, Any]) -> None:
@@ -116,17 +90,7 @@ def check_request(config: GenerationConfig, criteria: StoppingCriteriaList, kwar
             )
     if kwargs.get("inputs_embeds") is not None:
         raise ValueError("inputs_embeds cannot be rewound to token ids: pass input_ids")
-    cache = kwargs.get("past_key_values")
-    if cache is not None:
-        if any(type(layer) is not DynamicLayer for layer in getattr(cache, "layers", [])):
-            kinds = sorted({type(layer).__name__ for layer in cache.layers})
-            raise ValueError(
-                f"a cache of {', '.join(kinds)} cannot be rewound: leave cache_implementation at its default"
-            )
-        if cache.get_seq_length() > 0:
-            raise ValueError(
-                f"past_key_values already holds {cache.get_seq_length()} tokens: pass an empty cache or none"
-            )
+    _check_no_own_cache(config, kwargs)
     mask = kwargs.get("attention_mask")
     if mask is not None:
         if mask.dim() != 2:
@@ -136,6 +100,39 @@ def check_request(config: GenerationConfig, criteria: StoppingCriteriaList, kwar
                 "attention_mask has padding on the right or in the middle: set "
                 "tokenizer.padding_side = 'left'"
             )
+
+
+def _check_no_own_cache(config: GenerationConfig, kwargs: dict[str, Any]) -> None:
+    """Refuse every cache but the plain one that `generate()` makes by itself, under any of its names."""
+    for name in _CACHE_NAMES:
+        cache = kwargs.get(name)
+        if cache is None:
+            continue
+        if not isinstance(cache, Cache):
+            raise ValueError(
+                f"{name} must be left out, got a {type(cache).__name__}: the decoder keeps its own"
+            )
+        is_own = getattr(cache, "_is_user_defined", False)
+        if not is_own and config.cache_implementation is None:
+            _check_layers(cache)
+        kinds = _other_layers(cache)
+        if kinds:
+            raise ValueError(
+                f"a cache of {kinds} cannot be rewound: leave cache_implementation at its default"
+            )
+        if cache.get_seq_length() > 0:
+            raise ValueError(f"{name} already holds {cache.get_seq_length()} tokens: leave {name} out")
+        if is_own:
+            raise ValueError(
+                f"{name} is a cache of the caller's own, which would stay empty, since the decoder keeps one "
+                f"that it can rewind: leave {name} out"
+            )
+    kind = config.cache_implementation
+    if kind not in (None, "dynamic"):
+        raise ValueError(
+            f"cache_implementation={kind!r} cannot be rewound row by row: leave cache_implementation at its "
+            "default"
+        )
 
 
 def _check_sampling(config: GenerationConfig) -> None:
@@ -188,81 +185,42 @@ def _is_ours(criterion: EosTokenCriteria, config: GenerationConfig) -> bool:
     return {int(i) for i in criterion.eos_token_id.reshape(-1)} <= eos_ids(config)
 
 
-def caller_processors(
-    processors: LogitsProcessorList, mask: torch.Tensor | None, rows: int
-) -> list[LogitsProcessorList]:
-    """Per row the caller's processors without temperature, top-k and top-p, which our loop owns.
-
-    Each will be shown its row alone, padding included, as lengths were counted with it. Raises ValueError for
-    a processor whose state cannot be rewound, and for one that needs the temperature.
-    """
-    kept = [p for p in processors if not isinstance(p, _OURS)]
-    for processor in kept:
-        name = type(processor).__name__
-        if name in _STATEFUL:
-            raise ValueError(
-                f"{name} keeps a state that cannot be rewound, or acts on more than one row: remove the "
-                "option that adds it"
-            )
-        if name in _WARPERS:
-            raise ValueError(
-                f"{_WARPERS[name]} ({name}) narrows the choice after temperature, which rises and falls with "
-                "the attempts: use the settings top_k and top_p"
-            )
-    # generate() makes a least length of `min_new_tokens` as well, in which the padding is counted already
-    least = {p.prompt_length_to_skip + p.min_new_tokens for p in kept if isinstance(p, _MinNewTokens)}
-    kept = [p for p in kept if not (isinstance(p, MinLengthLogitsProcessor) and p.min_length in least)]
-    padding = [0] * rows if mask is None else (mask == 0).sum(dim=1).tolist()
-    return [_RowProcessors([_for_row(p, row, rows, padding[row]) for p in kept]) for row in range(rows)]
-
-
-class _RowProcessors(LogitsProcessorList):
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        scores = super().__call__(input_ids, scores, **kwargs)
-        if bool(torch.isneginf(scores).all()):
-            names = ", ".join(type(p).__name__ for p in self)
-            raise ValueError(
-                f"{names} and the mask that keeps tags well-formed leave no token to choose after "
-                f"{input_ids.shape[1]} tokens: ban fewer of them"
-            )
-        return scores
-
-
-def _for_row(processor: Any, row: int, rows: int, padding: int) -> Any:
-    """The processor as it would be, had the row been asked about alone: some know the whole batch."""
-    if isinstance(processor, RepetitionPenaltyLogitsProcessor):
-        skip = processor.prompt_ignore_length
-        if isinstance(skip, torch.Tensor):  # generate() has it skip the padding
-            skip = int(skip[row * len(skip) // rows])
-        skip = max(skip or 0, padding)
-        return RepetitionPenaltyLogitsProcessor(processor.penalty, prompt_ignore_length=skip)
-    if isinstance(processor, MinLengthLogitsProcessor):
-        return MinLengthLogitsProcessor(processor.min_length + padding, processor.eos_token_id)
-    if isinstance(processor, EncoderRepetitionPenaltyLogitsProcessor):
-        prompts = processor.encoder_input_ids
-        alone = EncoderRepetitionPenaltyLogitsProcessor(
-            1.0, prompts[row * len(prompts) // rows, None, padding:]
-        )
-        alone.penalty = processor.penalty
-        return alone
-    if isinstance(processor, EncoderNoRepeatNGramLogitsProcessor):
-        ngrams = processor.generated_ngrams
-        alone = copy(processor)
-        alone.batch_size, alone.generated_ngrams = 1, [ngrams[row * len(ngrams) // rows]]
-        return alone
-    return processor
-
-
 def eos_ids(config: GenerationConfig) -> frozenset[int]:
-    tensor = getattr(config, "_eos_token_tensor", None)
-    return frozenset() if tensor is None else frozenset(int(i) for i in tensor.reshape(-1))
+    return frozenset(_eos_list(config))
 
 
 def pad_id(config: GenerationConfig) -> int:
-    tensor = getattr(config, "_pad_token_tensor", None)
-    if tensor is not None:
-        return int(tensor)
-    return min(eos_ids(config), default=0)
+    if config.pad_token_id is not None:
+        return int(config.pad_token_id)
+    return min(_eos_list(config)[:1], default=0)
+
+
+def _eos_list(config: GenerationConfig) -> list[int]:
+    ids = config.eos_token_id
+    return [] if ids is None else [int(i) for i in torch.as_tensor(ids).reshape(-1)]
+
+
+def cache_argument(model: Any) -> str:
+    """The name under which `forward` of a model takes its cache, whatever wraps the model."""
+    while True:
+        if hasattr(model, "get_base_model"):  # peft
+            model = model.get_base_model()
+        elif hasattr(model, "_orig_mod"):  # torch.compile
+            model = model._orig_mod
+        else:
+            return _cache_argument_of(type(model))  # type: ignore[arg-type]
+
+
+@cached
+def _cache_argument_of(kind: Any) -> str:
+    """Read from the class: on an instance `forward` may be replaced by a wrapper that names no arguments."""
+    known = inspect.signature(kind.forward).parameters
+    for name in _CACHE_NAMES:
+        if name in known:
+            return name
+    raise IncompatibleLibraryError(
+        "transformers", f"{kind.__name__}.forward takes no cache under the names {', '.join(_CACHE_NAMES)}"
+    )
 
 
 def prefill(model: Any, batch: Prefill) -> tuple[torch.Tensor, DynamicCache, torch.Tensor | None]:
@@ -271,14 +229,68 @@ def prefill(model: Any, batch: Prefill) -> tuple[torch.Tensor, DynamicCache, tor
     Returns logits of the last position, shape (rows, vocabulary); a new cache; and for models with multimodal
     rotary positions their distance from text positions after the images, shape (rows,) int64 on the CPU.
     """
+    warn_of_newer_versions()
+    if not hasattr(model, "_prefill"):
+        raise IncompatibleLibraryError("transformers", f"{type(model).__name__} has no method _prefill")
     cache = DynamicCache(config=model.config.get_text_config())
-    kwargs = {**batch.kwargs, "past_key_values": cache, "logits_to_keep": 1, "use_cache": True}
-    positions = kwargs.get("position_ids")
-    distance = None
-    if positions is not None and positions.dim() == 3:
-        distance = (positions[1, :, -1] - positions[0, :, -1]).cpu()
+    kwargs = {name: value for name, value in batch.kwargs.items() if name not in _CACHE_NAMES}
+    kwargs |= {cache_argument(model): cache, "logits_to_keep": 1, "use_cache": True}
+    distance = _rope_distance(kwargs.get("position_ids"), batch)
     outputs = model._prefill(batch.input_ids, batch.config, kwargs)
+    _check_cache(cache, *batch.input_ids.shape)
     return outputs.logits[:, -1], cache, distance
+
+
+def _rope_distance(positions: torch.Tensor | None, batch: Prefill) -> torch.Tensor | None:
+    """How far rotary positions are from text positions after each prompt; None where they are the same."""
+    if positions is None or positions.dim() != 3:
+        return None
+    mask = batch.kwargs.get("attention_mask")
+    rows, length = batch.input_ids.shape
+    count = torch.full((rows,), length) if mask is None else mask.sum(dim=1).cpu()
+    last = positions[:, :, -1].cpu()
+    if len(positions) != 4 or not torch.equal(last[0], count - 1):
+        raise IncompatibleLibraryError(
+            "transformers",
+            f"position_ids have the shape {tuple(positions.shape)} and end with {last.tolist()}, where "
+            f"(4, rows, length) was expected, text positions first, ending with {(count - 1).tolist()}",
+        )
+    return last[1] - last[0]
+
+
+def _check_cache(cache: DynamicCache, rows: int, length: int) -> None:
+    """Raise unless every layer holds keys and values of exactly `length` tokens of `rows` rows."""
+    _check_layers(cache)
+    for i, layer in enumerate(cache.layers):
+        for name in ("keys", "values"):
+            held = getattr(layer, name, None)
+            shape = None if held is None else tuple(held.shape)
+            if shape is None or len(shape) != 4 or (shape[0], shape[2]) != (rows, length):
+                raise _other_cache(f"{name} of layer {i}", shape, rows, length)
+
+
+def _check_layers(cache: Any) -> None:
+    """Refuse a model whose own cache has layers that forget tokens, or states in their place."""
+    if kinds := _other_layers(cache):
+        raise ValueError(
+            f"the model keeps its cache in {kinds}, which cannot be rewound: only models with full attention "
+            "in every layer can be decoded"
+        )
+
+
+def _other_layers(cache: Any) -> str:
+    return ", ".join(
+        sorted({type(layer).__name__ for layer in cache.layers if type(layer) is not DynamicLayer})
+    )
+
+
+def _other_cache(what: str, shape: Any, rows: int, length: int) -> IncompatibleLibraryError:
+    found = "nothing" if shape is None else f"shape {shape}"
+    return IncompatibleLibraryError(
+        "transformers",
+        f"after {length} tokens were fed to each of {rows} rows the cache holds {found} as {what}, where "
+        "(rows, heads, tokens, width) was expected",
+    )
 
 
 def rows_of(batch: Prefill, rows: list[int], image_token: int | None) -> Prefill:
@@ -334,15 +346,21 @@ def forward(
     if distance is not None:
         rotary = positions + distance
         positions = torch.stack((positions, rotary, rotary, rotary))
+    length = cache.get_seq_length() + ids.shape[1]
     outputs = model(
         input_ids=ids,
         attention_mask=mask,
         position_ids=positions,
-        past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
         return_dict=True,
+        **{cache_argument(model): cache},
     )
+    for layer in (cache.layers[0], cache.layers[-1]):  # they stand for the rest: this is done at every step
+        if layer.keys is None or layer.keys.shape[2] != length:
+            raise _other_cache(
+                "keys", None if layer.keys is None else tuple(layer.keys.shape), len(ids), length
+            )
     return outputs.logits[:, -1]
 
 
@@ -368,6 +386,8 @@ def gather_slots(sources: list[tuple[DynamicCache, list[int], torch.Tensor]]) ->
             cache.layers[i].keys = cache.layers[i].values = None
         layer.keys = keys[0] if len(keys) == 1 else torch.cat(keys)
         layer.values = values[0] if len(values) == 1 else torch.cat(values)
+    if first.get_seq_length() != first.layers[0].keys.shape[2]:
+        raise _other_cache("length", first.get_seq_length(), *first.layers[0].keys.shape[:3:2])
     return first
 
 

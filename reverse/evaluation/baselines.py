@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from reverse.decoding._hf import cache_argument
 from reverse.decoding.generate import generate
 from reverse.decoding.trace import Phrase, Result, Usage
 from reverse.models import family_of, prepare_inputs
@@ -173,10 +174,10 @@ class NoisedPicture(LogitsProcessor):
             # no mask: without padding there is none, and Qwen2.5-VL would count positions from its beginning
             output = self.model(
                 input_ids=input_ids[:, -1:],
-                past_key_values=self.cache,
                 use_cache=True,
+                **{cache_argument(self.model): self.cache},
             )
-        self.cache = output.past_key_values
+        self.cache = output[cache_argument(self.model)]
         scores = scores.float()
         other = output.logits[:, -1].float()
         unlikely = scores < scores.max(dim=-1, keepdim=True).values + math.log(self.beta)

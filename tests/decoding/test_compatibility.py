@@ -1,0 +1,255 @@
+"""A release of transformers that behaves in another way than assumed ends in an error, never in nonsense."""
+
+import inspect
+import logging
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, StaticCache
+from transformers.generation import logits_process
+
+import reverse
+from reverse import compatibility
+from reverse.compatibility import IncompatibleLibraryError, requirement, supported_range
+from reverse.decoding import _hf, _hf_processors
+from reverse.decoding.backend import Prefill
+
+ROOT = Path(__file__).resolve().parents[2]
+RANGE = f"supported is transformers {supported_range('transformers')}"
+
+
+@pytest.fixture
+def changed(tiny_llava, monkeypatch, picture):
+    """`changed(forward, **names)`: generate() on a model whose class has another forward.
+
+    The signature is the old one but for `names`, arguments that are renamed (old="new").
+    """
+    model, processor = tiny_llava
+    original = type(model).forward
+    own = _hf.cache_argument(model)
+
+    def call(body, engine="dynamic", **names):
+        def forward(self, *args, **kwargs):
+            return original(self, *args, **body(own, kwargs))
+
+        signature = inspect.signature(original)
+        renamed = [p.replace(name=names.get(p.name, p.name)) for p in signature.parameters.values()]
+        forward.__signature__ = signature.replace(parameters=renamed)
+        monkeypatch.setattr(model, "__class__", type("Changed", (type(model),), {"forward": forward}))
+        return reverse.generate(
+            model,
+            processor,
+            picture(),
+            "Describe this image.",
+            max_new_tokens=4,
+            threshold=0.5,
+            engine=engine,
+        )
+
+    return call
+
+
+def test_a_renamed_cache_argument_is_an_error(changed):
+    """The model would take no cache and go on without context, with exit code 0."""
+    with pytest.raises(IncompatibleLibraryError, match=RANGE) as caught:
+        changed(lambda name, kwargs: kwargs, cache="kv_store", past_key_values="kv_store")
+    assert "Changed.forward takes no cache under the names cache, past_key_values" in str(caught.value)
+    assert requirement("transformers") in str(caught.value)
+
+
+@pytest.mark.parametrize("engine", ["dynamic", "static"])
+def test_a_cache_that_the_prefill_does_not_fill_is_an_error(changed, engine):
+    """An argument that is taken and not used would decode without the prompt and the picture."""
+
+    def without(name, kwargs):
+        return kwargs | {name: None}
+
+    with pytest.raises(
+        IncompatibleLibraryError, match="tokens were fed to each of 1 rows the cache holds nothing"
+    ):
+        changed(without, engine)
+
+
+def test_a_cache_that_a_step_does_not_grow_is_an_error(changed):
+    """Only steps would lose their context, and the answer go astray after the first token."""
+
+    def first_alone(name, kwargs):
+        return kwargs if kwargs["input_ids"].shape[1] > 1 else kwargs | {name: DynamicCache()}
+
+    with pytest.raises(IncompatibleLibraryError, match=r"the cache holds shape \(1, .*" + RANGE):
+        changed(first_alone)
+
+
+def test_a_step_of_several_ids_is_checked_too(tiny_llava):
+    """A cache that keeps one id of several would be found at the next row that catches up, or never."""
+    model, _ = tiny_llava
+    cache = DynamicCache(config=model.config.get_text_config())
+    ids = torch.tensor([[5, 6, 7]])
+    _hf.forward(model, cache, ids, None, torch.arange(3)[None], None)
+    cache.layers[-1].keys = cache.layers[-1].keys[:, :, 1:]
+    with pytest.raises(IncompatibleLibraryError, match="after 4 tokens were fed"):
+        _hf.forward(model, cache, ids[:, :1], None, torch.tensor([[3]]), None)
+
+
+def test_compaction_checks_that_the_cache_believes_in_its_length(tiny_llava):
+    """A layer that counts its tokens apart from its keys would mask the wrong ones after a compaction."""
+    model, _ = tiny_llava
+    cache = DynamicCache(config=model.config.get_text_config())
+    _hf.forward(model, cache, torch.tensor([[5, 6, 7]]), None, torch.arange(3)[None], None)
+    cache.layers[0].get_seq_length = lambda: 3
+    with pytest.raises(IncompatibleLibraryError, match="the cache holds shape 3 as length"):
+        _hf.gather_slots([(cache, [0], torch.tensor([[0, 2]]))])
+
+
+@pytest.mark.parametrize("positions", [torch.zeros(3, 1, 4), torch.arange(4).expand(4, 1, 4) + 1])
+def test_other_multimodal_positions_are_an_error(positions):
+    """Rotary positions would be counted from the wrong row, and every token stand at a wrong place."""
+    batch = Prefill(
+        torch.tensor([[1, 2, 3, 4]]), kwargs={"attention_mask": torch.ones(1, 4, dtype=torch.int64)}
+    )
+    with pytest.raises(IncompatibleLibraryError, match="position_ids have the shape"):
+        _hf._rope_distance(positions.long(), batch)
+
+
+def test_a_model_without_prefill_is_an_error(tiny_llava):
+    """An AttributeError would say nothing of versions."""
+
+    class Bare:
+        config = tiny_llava[0].config
+
+    with pytest.raises(IncompatibleLibraryError, match="Bare has no method _prefill.*" + RANGE):
+        _hf.prefill(Bare(), Prefill(torch.tensor([[1]])))
+
+
+def test_the_name_of_the_cache_is_read_below_wrappers(tiny_llava):
+    """Wrappers take any arguments, so their own signature tells nothing."""
+    model, _ = tiny_llava
+    name = _hf.cache_argument(model)
+    assert name in inspect.signature(type(model).forward).parameters
+
+    class Adapted:
+        def get_base_model(self):
+            return model
+
+        def forward(self, *args, **kwargs): ...
+
+    class Compiled:
+        _orig_mod = Adapted()
+
+        def forward(self, *args, **kwargs): ...
+
+    assert _hf.cache_argument(Compiled()) == _hf.cache_argument(Adapted()) == name
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_a_cache_of_the_callers_own_is_refused(drop_in, tiny_any, name):
+    """It would stay empty, and the next call that continues from it lose the conversation."""
+    text = tiny_any[0].config.get_text_config()
+    refused = (
+        r"not used by the model: \['cache'\]"  # by transformers itself, which does not know the name yet
+    )
+    with pytest.raises(ValueError, match=f"is a cache of the caller's own|{refused}"):
+        drop_in(**{name: DynamicCache(config=text)})
+    with pytest.raises(ValueError, match=f"a cache of StaticLayer cannot be rewound|{refused}"):
+        drop_in(**{name: StaticCache(config=text, max_cache_len=512)})
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_a_cache_is_refused_under_both_of_its_names(tiny_llava, name):
+    """The name changed with a release of transformers, and the check would look at an empty place."""
+    text = tiny_llava[0].config.get_text_config()
+    own, held = DynamicCache(config=text), DynamicCache(config=text)
+    own._is_user_defined = True
+    heads, width = text.num_key_value_heads, text.hidden_size // text.num_attention_heads
+    for layer in range(text.num_hidden_layers):
+        held.update(torch.zeros(1, heads, 3, width), torch.zeros(1, heads, 3, width), layer)
+    for cache, message in (
+        (own, f"{name} is a cache of the caller's own"),
+        (held, f"{name} already holds 3 tokens: leave {name} out"),
+        (torch.zeros(2), f"{name} must be left out, got a Tensor"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            _hf.check_request(GenerationConfig(), [], {name: cache})
+    static = StaticCache(config=text, max_cache_len=512)
+    with pytest.raises(
+        ValueError, match="a cache of StaticLayer cannot be rewound: leave cache_implementation"
+    ):
+        _hf.check_request(GenerationConfig(cache_implementation="static"), [], {name: static})
+
+
+def test_a_cache_implementation_is_refused_by_its_name(drop_in):
+    """An offloaded cache would be made, left empty, and memory run out all the same."""
+    with pytest.raises(ValueError, match="cache_implementation='offloaded' cannot be rewound"):
+        drop_in(cache_implementation="offloaded")
+
+
+def test_sliding_windows_are_refused(tiny_llava, picture, monkeypatch):
+    """A layer that forgets old tokens by itself cannot be rewound to them."""
+    model, processor = tiny_llava
+    text = model.config.get_text_config()
+    kinds = ["sliding_attention"] * text.num_hidden_layers
+    monkeypatch.setattr(text, "layer_types", kinds, raising=False)
+    monkeypatch.setattr(text, "sliding_window", 8, raising=False)
+    with pytest.raises(ValueError, match="its cache in DynamicSlidingWindowLayer, which cannot be rewound"):
+        reverse.generate(model, processor, picture(), "Describe this image.", max_new_tokens=2, threshold=0.5)
+
+
+def test_every_processor_of_transformers_is_known():
+    """One that keeps a state would go on after a rewind with the state of text that is gone."""
+    kinds = [
+        name
+        for name, kind in vars(logits_process).items()
+        if inspect.isclass(kind)
+        and issubclass(kind, logits_process.LogitsProcessor)
+        and kind.__module__ == logits_process.__name__
+    ]
+    known = {*_hf_processors._STATEFUL, *_hf_processors._STATELESS, *_hf_processors._WARPERS}
+    ours = {kind.__name__ for kind in _hf_processors._OURS}
+    assert set(kinds) - known - ours == {"LogitsProcessor"}
+
+
+def test_a_processor_of_a_later_transformers_is_refused():
+    """Nobody has looked whether it keeps a state."""
+    late = type(
+        "LateLogitsProcessor", (logits_process.LogitsProcessor,), {"__module__": logits_process.__name__}
+    )
+    with pytest.raises(ValueError, match="LateLogitsProcessor is not known to this release"):
+        _hf.caller_processors(LogitsProcessorList([late()]), None, 1)
+
+
+def test_a_processor_without_its_attributes_is_an_error():
+    """An AttributeError from inside would not say what to install."""
+    changed = logits_process.RepetitionPenaltyLogitsProcessor(2.0)
+    del changed.prompt_ignore_length
+    with pytest.raises(IncompatibleLibraryError, match="prompt_ignore_length.*" + RANGE):
+        _hf.caller_processors(LogitsProcessorList([changed]), None, 1)
+
+
+def test_pyproject_has_the_supported_ranges():
+    """pip would install what the error calls unsupported."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"].values()
+    asked = [*project["dependencies"], *(one for extra in extras for one in extra)]
+    for library in compatibility.SUPPORTED:
+        assert requirement(library) in asked, library
+
+
+def test_a_newer_version_gives_one_warning(monkeypatch, caplog):
+    """A user would not know that nobody has tested this combination, or hear of it at every call."""
+    monkeypatch.setattr(compatibility, "_installed", {"transformers": "99.1.0.dev0", "peft": None}.get)
+    compatibility.warn_of_newer_versions.cache_clear()
+    with caplog.at_level(logging.WARNING, logger="reverse"):
+        for _ in range(3):
+            compatibility.warn_of_newer_versions()
+    compatibility.warn_of_newer_versions.cache_clear()
+    (line,) = caplog.messages
+    assert "transformers 99.1.0.dev0 is newer than any that was tested (" in line and "pip install" in line
+
+
+def test_supported_versions_give_no_warning(caplog):
+    """A warning that comes always is not read."""
+    compatibility.warn_of_newer_versions.cache_clear()
+    compatibility.warn_of_newer_versions()
+    assert not caplog.messages
