@@ -378,6 +378,7 @@ def gather_slots(sources: list[tuple[DynamicCache, list[int], torch.Tensor]]) ->
             other = cache.layers[i]
             heads, width = other.keys.shape[1], other.keys.shape[3]
             index = slots[:, None, :, None].expand(-1, heads, -1, width)
+            index = index.to(other.keys.device)  # layers may be spread over several devices
             for picked, tensor in ((keys, other.keys), (values, other.values)):
                 if rows != list(range(tensor.shape[0])):  # a copy of its own
                     tensor = tensor[rows]

@@ -1,8 +1,9 @@
 """Which engine decodes: the captured one where it can, the dynamic one everywhere.
 
 `engine="auto"` takes the static engine on CUDA for bfloat16 and float16 models it can capture, when no logits
-processor of the caller has to see every step; otherwise the dynamic one, and says so in one log line.
-An engine stays with its model between calls, since capturing takes seconds; `release(model)` lets it go.
+processor of the caller has to see every step; otherwise the dynamic one, and says so in one log line. The
+first step of a new engine is compared with the model's own logits; where they differ, the dynamic engine
+goes on. An engine stays with its model between calls, since capturing takes seconds; `release(model)` lets it go.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from weakref import WeakKeyDictionary
 import torch
 
 from reverse.decoding.backend import Backend, Draw, Prefill, Run
-from reverse.decoding.static.backend import AT_ONCE, StaticBackend
+from reverse.decoding.static.backend import AT_ONCE, DifferentLogits, StaticBackend
 from reverse.decoding.static.engine import Engine
 from reverse.decoding.static.state import Style
 from reverse.decoding.static.weights import text_model, unsupported
+from reverse.models.unwrapping import input_device, unwrap_model
 
 __all__ = ["ChosenBackend", "release"]
 
@@ -37,7 +39,7 @@ _said: set[str] = set()
 def release(model: Any) -> None:
     """Free what the static engine keeps for `model` between calls: its cache and captured steps."""
     with _guard:
-        _idle.pop(model, None)
+        _idle.pop(unwrap_model(model), None)
 
 
 def why_not_static(model: Any, processors: Sequence[Any]) -> str | None:
@@ -48,8 +50,8 @@ def why_not_static(model: Any, processors: Sequence[Any]) -> str | None:
 
 
 def _worth_it(model: Any) -> str | None:
-    if model.device.type != "cuda":
-        return f"the model is on {model.device.type}"
+    if input_device(model).type != "cuda":
+        return f"the model is on {input_device(model).type}"
     if model.dtype not in (torch.bfloat16, torch.float16):
         return f"its dtype is {model.dtype}"
     if find_spec("triton") is None:
@@ -90,11 +92,13 @@ class ChosenBackend:
         slots: int,
         candidates: int,
     ):
-        self.model, self.dynamic, self.engine = model, dynamic, engine
+        self.model, self.dynamic, self.engine = unwrap_model(model), dynamic, engine
         self.style, self.candidates = style, candidates
         self.inner: Backend | None = None
         self._slots = slots
         self._sound = True  # no error has left the engine in a state that nobody knows
+        if engine == "static":  # before anything is read or encoded
+            self._refuse(unsupported(self.model))
 
     @property
     def slots(self) -> int:
@@ -105,12 +109,13 @@ class ChosenBackend:
         if self.engine == "dynamic":
             return self.dynamic()
         reason = why_not_static(self.model, batch.processors)
-        if self.engine == "static" and reason is not None:
-            raise ValueError(f"engine='static' cannot decode this: {reason}; use engine='auto'")
-        if self.engine == "auto":
-            on_device = _worth_it(self.model)
-            if on_device is not None or reason is not None:
-                self._say(on_device or reason or "")
+        if self.engine == "static":
+            self._refuse(reason)
+        else:
+            elsewhere = _worth_it(self.model)
+            if elsewhere is not None or reason is not None:
+                if elsewhere is None or input_device(self.model).type == "cuda":
+                    self._say(elsewhere or reason or "")
                 return self.dynamic()
         return StaticBackend(
             self.model,
@@ -120,8 +125,12 @@ class ChosenBackend:
             candidates=self.candidates,
         )
 
+    def _refuse(self, reason: str | None) -> None:
+        if reason is not None:
+            raise ValueError(f"engine='static' cannot decode this: {reason}; use engine='auto'")
+
     def _say(self, reason: str) -> None:
-        if self.model.device.type == "cuda" and reason not in _said:
+        if reason not in _said:
             _said.add(reason)
             _log.warning("decoding with the dynamic engine: %s", reason)
 
@@ -162,7 +171,16 @@ class ChosenBackend:
         if self.inner is None:
             self.inner = self._choose(batch)
         self._sound = False
-        rows = self.inner.admit(batch)
+        try:
+            rows = self.inner.admit(batch)
+        except DifferentLogits as error:
+            self.inner.close()
+            self.inner = None
+            if self.engine == "static":
+                self._refuse(str(error))
+            self._say(str(error))
+            self.inner = self.dynamic()
+            rows = self.inner.admit(batch)
         self._sound = True
         return rows
 

@@ -18,10 +18,12 @@ from reverse.decoding.backend import OutOfMemory, Prefill
 from reverse.decoding.config import ResamplingConfig, check_seed, check_whole
 from reverse.decoding.events import Event, telling
 from reverse.decoding.loop import Request
-from reverse.decoding.retrospective import Interrupted, Retrospective, lock_of, retrospective, settled
+from reverse.decoding.retrospective import Interrupted, Retrospective, retrospective, settled
 from reverse.decoding.sources import Job, Stream
 from reverse.decoding.trace import Result
+from reverse.decoding.turns import model_lock
 from reverse.models import family_of, prepare_inputs
+from reverse.models.unwrapping import check_wrappers, input_device, unwrap_model
 
 __all__ = ["Interrupted", "Retrospective", "generate", "generate_many", "retrospective"]
 
@@ -234,13 +236,14 @@ class _Asking:
                 "the arguments max_new_tokens, do_sample, temperature, stop_strings, images, prompt and the "
                 "settings top_k, top_p"
             )
-        self.model, self.processor, self.system = model, processor, system
+        check_wrappers(model)
+        self.model, self.base, self.processor, self.system = model, unwrap_model(model), processor, system
         self.config = settled(config, settings)
         self.options = dict(generation or {})
         self.options.update(max_new_tokens=max_new_tokens, do_sample=do_sample, num_return_sequences=1)
         if do_sample:  # ours stand in the config; a checkpoint's own would arrive as if they were asked for
             self.options.update(temperature=temperature, top_k=0, top_p=1.0)
-        with lock_of(model):  # finding the place of hints tokenises
+        with model_lock(model):  # finding the place of hints tokenises
             self.decoder = Retrospective(
                 processor,
                 self.config,
@@ -258,7 +261,7 @@ class _Asking:
         Where a job cannot be answered, a `patient` run finishes those before it and raises then.
         """
         source = Stream(jobs, self.prepare, window, patient)
-        loop = self.decoder.loop(self.model, source, slots)
+        loop = self.decoder.loop(self.base, source, slots)
         ready: list[tuple[Request, Result]] = []
         try:
             while not loop.done:
@@ -290,15 +293,15 @@ class _Asking:
 
     def prepare(self, jobs: list[Job]) -> tuple[list[Request], Prefill]:
         """Open pictures, write prompts, and let `model.generate()` do all that it does before decoding."""
-        family = family_of(self.model)
+        family = family_of(self.base)
         inputs = prepare_inputs(
             self.processor,
             [job.images for job in jobs],
             [job.prompt for job in jobs],
             family,
             system=self.system,
-            context_length=family.context_length(self.model.config),
-        ).to(self.model.device)
+            context_length=family.context_length(self.base.config),
+        ).to(input_device(self.base))
         held: list[tuple[list[Request], Prefill]] = []
 
         def capture(
@@ -325,8 +328,10 @@ class _Asking:
             )
             return input_ids
 
+        # A wrapper's own generate() knows what else belongs to a call, such as its generation_config.
+        ask = getattr(self.model, "generate", self.base.generate)
         with _hf.memory_errors():
-            self.model.generate(**inputs, custom_generate=capture, **self.options)
+            ask(**inputs, custom_generate=capture, **self.options)
         requests, prefill = held[0]
         for request, job in zip(requests, jobs, strict=True):
             request.name = job

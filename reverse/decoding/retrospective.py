@@ -5,11 +5,9 @@ ids = model.generate(**inputs, custom_generate=reverse.retrospective(processor, 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
@@ -29,8 +27,10 @@ from reverse.decoding.static.state import Style
 from reverse.decoding.stopping import Stops, stop_texts
 from reverse.decoding.trace import Result
 from reverse.decoding.transformers import TransformersBackend
+from reverse.decoding.turns import DecodingTurn
 from reverse.decoding.verifier import NO_TAGS, Verifier
 from reverse.models import default_threshold, family_of
+from reverse.models.unwrapping import check_adapter_hooks, check_wrappers, unwrap_model
 from reverse.tokens import token_ids
 from reverse.tokens.spans import TokenIds
 
@@ -38,8 +38,6 @@ __all__ = ["Interrupted", "Retrospective", "retrospective"]
 
 _HINT_ROOM = 128  # ids of the context that a generous max_new_tokens leaves to the hints
 _YES_NO = 0.5  # threshold for yes/no questions, in all the paper's discriminative benchmarks (§5)
-_locks: WeakKeyDictionary[Any, _Turns] = WeakKeyDictionary()
-_locks_lock = threading.Lock()
 
 
 class Interrupted(KeyboardInterrupt):
@@ -49,42 +47,6 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, results: dict[int, Result]):
         super().__init__(f"interrupted with {len(results)} answers finished: they are in .results")
         self.results = results
-
-
-class _Turns:
-    """A lock for threads that use one model, a step at a time.
-
-    It covers the tokenizer too, whose padding is a state. Who waits comes before who had it last, and the
-    thread that holds it may take it again (a reader of events that asks something else).
-    """
-
-    def __init__(self) -> None:
-        self._door, self._lock = threading.Lock(), threading.RLock()
-        self._owner: int | None = None
-        self._depth = 0
-
-    def __enter__(self) -> None:
-        me = threading.get_ident()
-        if self._owner == me:
-            self._lock.acquire()
-        else:
-            with self._door:  # held by the one who waits, so that the last owner cannot overtake it
-                self._lock.acquire()
-        self._owner, self._depth = me, self._depth + 1
-
-    def __exit__(self, *_: object) -> None:
-        self._depth -= 1
-        if self._depth == 0:
-            self._owner = None
-        self._lock.release()
-
-
-def lock_of(model: Any) -> _Turns:
-    """The lock of a model, the same for whatever adapters wrap it."""
-    if hasattr(model, "get_base_model"):
-        model = model.get_base_model()
-    with _locks_lock:
-        return _locks.setdefault(model, _Turns())
 
 
 class Retrospective:
@@ -134,6 +96,9 @@ class Retrospective:
     ) -> torch.Tensor | GenerateDecoderOnlyOutput:
         """What `model.generate()` calls; returns its usual type, ids with tags, right-padded."""
         self.results = []
+        check_wrappers(model)
+        model = unwrap_model(model)
+        _check_pictures(model, model_kwargs)
         with telling(self.sinks):
             requests, prefill = self.prepare(
                 model, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs
@@ -179,6 +144,7 @@ class Retrospective:
         Raises ValueError for options that a decoder which goes back cannot honour.
         """
         _hf.check_request(generation_config, stopping_criteria, model_kwargs)
+        check_adapter_hooks(model)
         config = self.config
         if config.threshold is None:
             config = replace(config, threshold=_YES_NO if config.yes_no else default_threshold(model))
@@ -276,7 +242,7 @@ class Retrospective:
         backend = ChosenBackend(
             model, dynamic, engine=config.engine, style=style, slots=slots, candidates=config.candidates
         )
-        return Loop(backend, source, self.decode, verifier, lock_of(model))
+        return Loop(backend, source, self.decode, verifier, DecodingTurn(model))
 
     def _seeds(
         self, rows: int, generation_config: GenerationConfig, given: Sequence[int] | None
@@ -288,6 +254,21 @@ class Retrospective:
         if len(seeds) * copies != rows:
             raise ValueError(f"got {len(seeds)} seeds for {rows // copies} requests: give one a request")
         return [check_seed(seed + i) for seed in seeds for i in range(copies)]
+
+
+def _check_pictures(model: Any, model_kwargs: dict[str, Any]) -> None:
+    """Refuse pictures that `model.generate()` encoded with dropout, before the decoding loop had a say."""
+    if not any((model_kwargs.get("mm_encoder_outputs") or {}).values()):
+        return
+    family = family_of(model)
+    for part in (family.vision_tower(model), family.image_projector(model)):
+        for module in part.modules():
+            rates = [getattr(module, name, 0) for name in ("p", "dropout", "attention_dropout")]
+            if module.training and any(isinstance(rate, float) and rate > 0 for rate in rates):
+                raise ValueError(
+                    f"the pictures were encoded in train mode, with dropout ({type(module).__name__}): call "
+                    "model.eval() before model.generate(), or use reverse.generate()"
+                )
 
 
 def _tags_if_any(tokenizer: Any) -> TokenIds:

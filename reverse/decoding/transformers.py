@@ -26,6 +26,7 @@ from reverse.decoding import _hf
 from reverse.decoding.backend import Draw, End, Prefill, Run
 from reverse.decoding.sampling import choose, mask_tags, uniform
 from reverse.decoding.verifier import Verifier
+from reverse.models.unwrapping import input_device
 from reverse.tokens.spans import TokenIds
 
 __all__ = ["TransformersBackend"]
@@ -86,7 +87,8 @@ class TransformersBackend:
         well_formed: bool = True,
     ):
         self.model, self.slots, self.tags, self.verifier = model, slots, tags, verifier
-        self.top_k, self.top_p, self.well_formed, self.device = top_k, top_p, well_formed, model.device
+        self.top_k, self.top_p, self.well_formed = top_k, top_p, well_formed
+        self.device = input_device(model)
         self.rows: dict[int, list[_Lane]] = {}
         self.compactions = 0
         self._handles = count()

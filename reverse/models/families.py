@@ -15,6 +15,7 @@ from numbers import Real
 from typing import Any
 
 from reverse.models.templates import LLAVA_CHAT, QWEN2_5_VL_CHAT
+from reverse.models.unwrapping import unwrap_model
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,8 @@ class Family:
         return turns
 
     def _module(self, model: Any, path: str) -> Any:
-        """Follow `path`, below whatever adapters wrap the model (peft's `get_base_model`)."""
-        if hasattr(model, "get_base_model"):
-            model = model.get_base_model()
-        return reduce(getattr, path.split("."), model)
+        """Follow `path`, below whatever wraps the model."""
+        return reduce(getattr, path.split("."), unwrap_model(model))
 
 
 LLAVA = Family(
@@ -106,13 +105,18 @@ FAMILIES = (LLAVA, QWEN2_5_VL)
 
 
 def family_of(model_or_config: Any) -> Family:
-    """The family of a model, of its configuration, or of either wrapped by peft.
+    """The family of a model, whatever wraps it, or of its configuration.
 
     Raises:
         ValueError: the architecture is not one of the known ones.
     """
-    config = getattr(model_or_config, "config", model_or_config)
+    config = _config_of(model_or_config)
     return family_named(getattr(config, "model_type", None), type(model_or_config).__name__)
+
+
+def _config_of(model_or_config: Any) -> Any:
+    model_or_config = unwrap_model(model_or_config)
+    return getattr(model_or_config, "config", model_or_config)
 
 
 def family_named(model_type: Any, owner: str) -> Family:
@@ -139,7 +143,7 @@ def default_threshold(model_or_config: Any) -> float:
     Raises:
         ValueError: unknown architecture, or a stored threshold outside (0, 1].
     """
-    config = getattr(model_or_config, "config", model_or_config)
+    config = _config_of(model_or_config)
     stored = stored_threshold(getattr(config, "reverse", None))
     return family_of(config).threshold if stored is None else stored
 
@@ -181,4 +185,5 @@ def set_default_threshold(model: Any, threshold: float) -> None:
             f"threshold must be a number in (0, 1], got {threshold!r}: it is a probability of </UN>, try "
             "0.003"
         )
-    model.config.reverse = {**(getattr(model.config, "reverse", None) or {}), "threshold": float(threshold)}
+    config = _config_of(model)
+    config.reverse = {**(getattr(config, "reverse", None) or {}), "threshold": float(threshold)}

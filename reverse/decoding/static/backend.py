@@ -32,7 +32,7 @@ from reverse.decoding.static.state import (
 from reverse.models import family_of
 from reverse.tokens.spans import TokenIds
 
-__all__ = ["AT_ONCE", "StaticBackend"]
+__all__ = ["AT_ONCE", "DifferentLogits", "StaticBackend"]
 
 AT_ONCE = 16  # rows prefilled together: their keys and values are held twice for a moment
 _HINTS = 128  # ids that hints may take before lanes must grow
@@ -51,6 +51,28 @@ def _device_side(verb: Callable[..., Any]) -> Callable[..., Any]:
             raise OutOfMemory(str(error)) from error
 
     return run
+
+
+class DifferentLogits(ValueError):
+    """The captured step does not compute what the model computes."""
+
+
+def _compare(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Raise DifferentLogits where a step's logits for a prompt are not those of the model's own forward pass.
+
+    Done once for each engine: it tells of whatever `find_modification` does not know. Half precision rounds
+    the two differently, by about a hundredth; another computation differs by the size of the logits.
+    """
+    most = 0.25 if expected.dtype in (torch.bfloat16, torch.float16) else 1e-3
+    found, expected = found.double(), expected.double()
+    if not bool(torch.isfinite(expected).all()):  # a fault of the model, which the first step reports
+        return
+    difference = float((found - expected).norm() / expected.norm().clamp(min=1e-12))
+    if not difference <= most:
+        raise DifferentLogits(
+            "a step read from the weights gives other logits than the model's forward pass (by "
+            f"{difference:.1%} of their size), so something in it was changed"
+        )
 
 
 class StaticBackend:
@@ -123,7 +145,7 @@ class StaticBackend:
             self._spare = list(range(spare, spare + self.engine.candidates))
         elif slots > self.engine.slots:
             self.engine.make_room(slots)
-        _, cache, distance = _hf.prefill(self.model, batch)
+        logits, cache, distance = _hf.prefill(self.model, batch)
         layers = _hf.layers(cache)
         handles = []
         for i, ids in enumerate(batch.input_ids.tolist()):
@@ -133,6 +155,10 @@ class StaticBackend:
             # The last id is fed again: the first choice comes from the same step as all others.
             turn = 0 if distance is None else int(distance[i])
             self.rows[self._handles] = Row(lane, ids[first:], turn, batch.eos, length - first - 1)
+            if not self.engine.compared:
+                found = self.engine.feed_one(lane, ids[-1], length - first - 1, length - first - 1 + turn)
+                _compare(found, logits[i])
+                self.engine.compared = True
             handles.append(self._handles)
             self._handles += 1
         return handles

@@ -67,6 +67,7 @@ class Engine:
         self.scratch = lanes  # the strand and lane that fill up a step
         self.keys, self.values = self._pool(lanes + 1, slots)
         self.side_keys, self.side_values = self._pool(1, 1)
+        self.compared = False  # with what the model itself says; see `StaticBackend`
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
         self._memory: Any = None
         self._set_strands()
@@ -156,6 +157,13 @@ class Engine:
         """Copy the first `count` slots of a candidate behind `prefix` slots of a lane."""
         self.keys[:, lane, :, prefix : prefix + count] = self.side_keys[:, candidate, :, :count]
         self.values[:, lane, :, prefix : prefix + count] = self.side_values[:, candidate, :, :count]
+
+    def feed_one(self, lane: int, token: int, slot: int, rope: int) -> torch.Tensor:
+        """Feed one id at `slot` of a lane, called and not captured; returns float logits (vocabulary,)."""
+        tokens, lanes, slots, ropes = (self._send([n]) for n in (token, lane, slot, rope))
+        parts = [(1, [(self.keys, self.values, lanes, (slots + 1).int(), 1)])]
+        x = self._layers(tokens, ropes, parts, lanes, slots)
+        return self.ops.linear(x, (self.text.head,), norm=self.text.norm, eps=self.text.eps, f32=True)[0]
 
     # ------------------------------------------------------------------ steps
     def step(self, strands: Sequence[int], feeds: Sequence[Feed], style: Style, warm: bool) -> Ticket:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from reverse.decoding.static.modified import find_modification
 from reverse.models import family_of
 
 __all__ = ["Layer", "TextModel", "text_model", "unsupported"]
@@ -81,15 +82,18 @@ def unsupported(model: Any) -> str | None:
     kind = (getattr(text, "rope_parameters", None) or {}).get("rope_type", "default")
     if kind not in _ROPE_TYPES:
         return f"rope_type={kind!r}"
-    for name, module in [*language.named_modules(), ("lm_head", head)]:
-        if hasattr(module, "_hf_hook"):
-            return f"{name} is offloaded"
+    modification = find_modification(model)
+    if modification is not None:
+        return modification
+    for name, module in language.named_modules():
         if name.endswith("_proj") and type(module) is not nn.Linear:
             return f"{name} is a {type(module).__name__}: merge adapters, load without quantisation"
         if name.endswith(("o_proj", "gate_proj", "up_proj", "down_proj")) and module.bias is not None:
             return f"{name} has a bias"
     if type(head) is not nn.Linear or head.bias is not None:
-        return f"lm_head is a {type(head).__name__}"
+        return f"lm_head is a {type(head).__name__}" + (" with a bias" if type(head) is nn.Linear else "")
+    if type(language.embed_tokens) is not nn.Embedding:
+        return f"embed_tokens is a {type(language.embed_tokens).__name__}"
     devices = {parameter.device for parameter in [*language.parameters(), *head.parameters()]}
     if len(devices) > 1:
         return f"it is spread over {', '.join(sorted(map(str, devices)))}"
