@@ -3,7 +3,8 @@
 `engine="auto"` takes the static engine on CUDA for bfloat16 and float16 models it can capture, when no logits
 processor of the caller has to see every step; otherwise the dynamic one, and says so in one log line. The
 first step of a new engine is compared with the model's own logits; where they differ, the dynamic engine
-goes on. An engine stays with its model between calls, since capturing takes seconds; `release(model)` lets it go.
+goes on. An engine stays with its model between calls, since capturing takes seconds; `release(model)` lets it
+go.
 """
 
 from __future__ import annotations
