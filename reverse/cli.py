@@ -8,7 +8,9 @@ Heavy imports stand inside the commands, so that `reverse --help` is there at on
 `reverse --debug …` or REVERSE_DEBUG=1 shows the traceback instead.
 """
 
+import functools
 import json
+import math
 import os
 import re
 import sys
@@ -34,6 +36,11 @@ REFUSALS = (ValueError, TypeError, OSError, IncompatibleLibraryError)
 
 class _Commands(TyperGroup):
     """All commands; an error that the library explains becomes one line, and a list in it stays one."""
+
+    def __init__(self, *arguments: Any, **settings: Any):
+        super().__init__(*arguments, **settings)
+        for command in self.commands.values():
+            _bound_numbers(command)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -79,6 +86,25 @@ def _wrong_option(error: Exception) -> str | None:
         said = f"{said}, got {told[0]}"
     path = getattr(getattr(error, "ctx", None), "command_path", "reverse")
     return f"{said}: see `{path} --help`"
+
+
+def _bound_numbers(command: Any) -> None:
+    """Have all commands refuse numbers that are NaN, infinite, or larger than a machine word."""
+    for inner in getattr(command, "commands", {}).values():
+        _bound_numbers(inner)
+    if command.callback is None:
+        return
+    run, names = command.callback, {each.name: each.opts[0] for each in command.params}
+
+    @functools.wraps(run)
+    def checked(*arguments: Any, **given: Any) -> Any:
+        for name, value in given.items():
+            if isinstance(value, int | float) and not (math.isfinite(value) and abs(value) < 1 << 63):
+                shown = f"{value:.3g}" if isinstance(value, float) else f"{str(value)[:40]}"
+                raise ValueError(f"{names.get(name, name)} must be a finite number below 2**63, got {shown}")
+        return run(*arguments, **given)
+
+    command.callback = checked
 
 
 app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)

@@ -9,14 +9,18 @@ has a default but `model`, `output` and `data.records`, and `Recipe` is where al
 from __future__ import annotations
 
 import difflib
+import math
 import operator
 import types
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from reverse.data.text_files import read_text
 from reverse.training.adapters import Tuning
+from reverse.training.recipe_yaml import MAX_BYTES, parse_recipe_yaml, show_value
 
 __all__ = [
     "RECIPES",
@@ -31,6 +35,8 @@ __all__ = [
     "recipe_names",
 ]
 
+LONGEST_KEY = 200  # characters that are compared with known ones
+MOST = (1 << 63) - 1  # of a whole number
 RECIPES = Path(__file__).resolve().parent / "recipes"
 
 
@@ -130,50 +136,23 @@ def load_recipe(name_or_path: str, settings: Sequence[str] = ()) -> Recipe:
 
     Raises:
         FileNotFoundError: no such recipe or file.
-        ValueError: not YAML, an unknown key, a value of the wrong type, or a key that is missing.
+        ValueError: not YAML, larger or deeper than a recipe is, an unknown key, a value of the wrong type or
+            out of its range, or a key that is missing.
     """
-    import yaml
-
     path = _find(name_or_path)
-    try:
-        given = yaml.load(path.read_text(encoding="utf-8"), Loader=_strict_loader())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML ({' '.join(str(error).split())})") from error
+    given = parse_recipe_yaml(read_text(path, max_bytes=MAX_BYTES), str(path))
     if not isinstance(given, dict):
         kind = type(given).__name__
         raise ValueError(f"{path} must hold keys and values, got {kind}: see docs/training.md")
     for setting in settings:
         key, found, text = setting.partition("=")
         if not found:
-            raise ValueError(f"--set takes key=value, got {setting!r}: --set optim.lr=1e-4")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ValueError(f"--set {setting}: the value is not YAML") from error
-        _put(given, key.strip(), value)
+            raise ValueError(f"--set takes key=value, got {show_value(setting)}: --set optim.lr=1e-4")
+        key = key.strip()
+        _put(given, key, parse_recipe_yaml(text, f"the value of --set {key[:40]}"))
     recipe = _build(Recipe, given, "")
     _check_ranges(recipe)
     return recipe
-
-
-def _strict_loader() -> type:
-    """yaml.safe_load's, but a key that stands twice is an error: the first one's values would be lost."""
-    import yaml
-
-    class Strict(yaml.SafeLoader):
-        pass
-
-    def mapping(loader: Any, node: Any) -> dict[Any, Any]:
-        places: dict[str, int] = {}
-        for key, _ in node.value:
-            name, line = str(key.value), key.start_mark.line + 1
-            if name in places:
-                raise yaml.YAMLError(f"{name!r} stands twice, in lines {places[name]} and {line}")
-            places[name] = line
-        return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
-
-    Strict.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
-    return Strict
 
 
 _LEAST = {
@@ -194,17 +173,28 @@ def _check_ranges(recipe: Recipe) -> None:
             section, name = key.split(".")
             value = getattr(getattr(recipe, section), name)
             if value is not None and not within(value, bound):
-                raise ValueError(f"{key} must be {words} {bound}, got {value}")
+                raise ValueError(f"{key} must be {words} {bound}, got {show_value(value)}")
+    if not 0 <= recipe.seed < 1 << 32:
+        raise ValueError(f"seed must lie between 0 and {(1 << 32) - 1}, got {show_value(recipe.seed)}")
+    for key, text in (
+        ("model", recipe.model), ("output", recipe.output), ("data.records", recipe.data.records),
+        ("data.images", recipe.data.images),
+    ):  # fmt: skip
+        if not text.strip():
+            raise ValueError(f"{key} is empty: name a file or folder")
 
 
 def _find(name_or_path: str) -> Path:
-    shipped = RECIPES / f"{name_or_path}.yaml"
-    if "/" not in name_or_path and not Path(name_or_path).suffix and shipped.is_file():
-        return shipped
+    if name_or_path in recipe_names():
+        return RECIPES / f"{name_or_path}.yaml"
     path = Path(name_or_path)
-    if not path.is_file():
+    try:
+        found = path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        found = False
+    if not found:
         raise FileNotFoundError(
-            f"no recipe {name_or_path!r}: give a YAML file, or one of {', '.join(recipe_names())}"
+            f"no recipe {show_value(name_or_path)}: give a YAML file, or one of {', '.join(recipe_names())}"
         )
     return path
 
@@ -217,7 +207,7 @@ def _put(given: dict[str, Any], key: str, value: Any) -> None:
     for section in sections:
         inner = given.setdefault(section, {})
         if not isinstance(inner, dict):
-            raise ValueError(f"{section} must hold keys and values, got {inner!r}")
+            raise ValueError(f"{section} must hold keys and values, got {show_value(inner)}")
         given = inner
     given[last] = value
 
@@ -233,6 +223,7 @@ def _leaves(kind: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 
 def _unknown(key: str, known: Sequence[str]) -> str:
     """What to say of a key: the nearest known one, where a word of it is right or nearly so."""
+    key = key[:LONGEST_KEY]
     short = key.rpartition(".")[2]
     near = [name for name in known if name.rpartition(".")[2] == short]
     near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
@@ -240,13 +231,15 @@ def _unknown(key: str, known: Sequence[str]) -> str:
         close = difflib.get_close_matches(short, [name.rpartition(".")[2] for name in known], n=1)
         near = [name for name in known if close and name.rpartition(".")[2] == close[0]]
     hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}"
-    return f"unknown key {key!r} in the recipe: {hint}"
+    return f"unknown key {show_value(key)} in the recipe: {hint}"
 
 
 def _build(kind: Any, given: Any, prefix: str) -> Any:
     """A dataclass from a mapping, every key and type checked."""
     if not isinstance(given, Mapping):
-        raise ValueError(f"{prefix.rstrip('.') or 'a recipe'} must hold keys and values, got {given!r}")
+        raise ValueError(
+            f"{prefix.rstrip('.') or 'a recipe'} must hold keys and values, got {show_value(given)}"
+        )
     hints = get_type_hints(kind)
     for key in given:
         if key not in hints:
@@ -275,12 +268,19 @@ def _value(value: Any, hint: Any, key: str) -> Any:
     for kind in kinds:
         if kind is float and not isinstance(value, bool):
             try:
-                return float(value)
-            except (TypeError, ValueError):
+                number = float(value)
+            except (TypeError, ValueError, OverflowError):
                 continue
-        if kind is int and isinstance(value, float) and value.is_integer():
+            if not math.isfinite(number):
+                raise ValueError(f"{key} must be a finite number, got {show_value(value)}")
+            return number
+        if kind is int and isinstance(value, float) and value.is_integer() and abs(value) <= MOST:
             return int(value)
         if type(value) is kind:
+            if kind is int and abs(value) > MOST:
+                raise ValueError(f"{key} must be at most {MOST}, got {show_value(value)}")
+            if kind is str and any(unicodedata.category(c) in ("Cc", "Cs") for c in value):
+                raise ValueError(f"{key} holds control characters or half a character: {show_value(value)}")
             return value
     wanted = " or ".join("none" if kind is type(None) else kind.__name__ for kind in kinds)
-    raise ValueError(f"{key} must be of type {wanted}, got {value!r}")
+    raise ValueError(f"{key} must be of type {wanted}, got {show_value(value)}")

@@ -49,7 +49,7 @@ def test_faults_are_named(written, text, match):
 def test_a_file_that_is_no_text_is_named(tmp_path):
     """The error would speak of a byte, and not of the file."""
     (tmp_path / "model.yaml").write_bytes(b"\x89PNG\x00")
-    with pytest.raises(ValueError, match=r"model\.yaml is not YAML"):
+    with pytest.raises(ValueError, match=r"model\.yaml, line 1: byte 0x89 is not UTF-8"):
         load_recipe(str(tmp_path / "model.yaml"))
 
 
