@@ -10,10 +10,14 @@ What a row holds, and how it is written, is told in `reverse.evaluation.answers`
 from __future__ import annotations
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from reverse.data.text_files import MAX_DEPTH, is_deeper, read_json
+from reverse.evaluation.values import read_id, shown
 
 __all__ = [
     "Answers",
@@ -24,6 +28,7 @@ __all__ = [
     "read_settings",
     "rows_of",
     "run_path",
+    "sound_rows",
     "unanswered",
     "whole",
 ]
@@ -136,42 +141,85 @@ def rows_of(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
     Raises FileNotFoundError; ValueError naming the line that is no JSON object, and a torn end as such.
     """
-    path = Path(path)
+    for line in _existing_lines(Path(path)):
+        if line.why:
+            raise _damaged(Path(path), line)
+        if not isinstance(line.row, dict):
+            raise ValueError(
+                f"{path}, line {line.number} is no JSON object but {shown(line.row)}: is it an answers file?"
+            )
+        yield line.number, line.row
+
+
+def sound_rows(path: str | Path, skipped: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """As `rows_of`, but a line whose values cannot be used is left out, and told in `skipped`.
+
+    Such are whole numbers of more than 4,300 digits, values nested too deeply, and what is no object. A line
+    that is no JSON at all is damage: the file was cut or mixed up, and ValueError is raised as by `rows_of`.
+    """
+    for line in _existing_lines(Path(path)):
+        why = ""
+        if line.why:
+            if line.is_damaged:
+                raise _damaged(Path(path), line)
+            why = line.why
+        elif not isinstance(line.row, dict):
+            why = f"no JSON object but {shown(line.row)}: is it an answers file?"
+        elif is_deeper(line.row, MAX_DEPTH):
+            why = f"nested more than {MAX_DEPTH} deep"
+        if why:
+            skipped.append(f"line {line.number} is {why}")
+        else:
+            yield line.number, line.row
+
+
+class _Line(NamedTuple):
+    number: int
+    span: slice  # where it lies, without a byte-order mark before it
+    row: Any
+    why: str  # it holds nothing; empty where it does
+    is_damaged: bool  # no JSON, rather than JSON that Python does not take
+    is_torn: bool  # the last one, without an end
+
+
+def _existing_lines(path: Path) -> Iterator[_Line]:
     if not path.is_file():
         raise FileNotFoundError(f"no answers file {path}: `reverse eval` writes one")
-    data = path.read_bytes()
-    for number, span, row, why in _lines(data):
-        if why and span.stop == len(data) and not data.endswith(b"\n"):
-            raise ValueError(
-                f"{path}, line {number} is no JSON ({why}): the last line ({number}) is torn, the run was "
-                "cut there: start it again, it goes on behind the last whole line"
-            )
-        if why:
-            raise ValueError(f"{path}, line {number} is no JSON: {why}")
-        if not isinstance(row, dict):
-            raise ValueError(
-                f"{path}, line {number} is no JSON object but {row!r:.40}: is it an answers file?"
-            )
-        yield number, row
+    return _lines(path.read_bytes())
 
 
-def _lines(data: bytes) -> Iterator[tuple[int, slice, Any, str]]:
-    """(line number, where it lies, what it holds, why it holds nothing) of every line that is not blank."""
+def _damaged(path: Path, line: _Line) -> ValueError:
+    if line.is_torn:
+        return ValueError(
+            f"{path}, line {line.number} is no JSON ({line.why}): the last line ({line.number}) is torn, the "
+            "run was cut there: start it again, it goes on behind the last whole line"
+        )
+    return ValueError(f"{path}, line {line.number} is no JSON: {line.why}")
+
+
+def _lines(data: bytes) -> Iterator[_Line]:
+    """Every line that is not blank."""
     start = 0
     for number, line in enumerate(data.split(b"\n"), 1):
         span = slice(start, min(start + len(line) + 1, len(data)))
         start = span.stop
+        if number == 1 and line.startswith(BOM_UTF8):
+            line, span = line[len(BOM_UTF8) :], slice(len(BOM_UTF8), span.stop)
         if not line.strip():
             continue
+        row, why, damaged = None, "", False
         try:
-            yield number, span, json.loads(line), ""
-        except (ValueError, RecursionError) as error:  # JSONDecodeError, UnicodeDecodeError
-            yield number, span, None, str(error) or type(error).__name__
+            row = json.loads(line)
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+            why, damaged = str(error) or type(error).__name__, True
+        except ValueError as error:  # a whole number that is too long
+            why = str(error)
+        yield _Line(number, span, row, why, damaged, span.stop == len(data) and not data.endswith(b"\n"))
 
 
 def kept_rows(path: Path, data: bytes) -> Iterator[tuple[int, slice, dict[str, Any]]]:
     """(line number, where it lies, row) of a file that a run goes on with."""
-    for number, span, row, why in _lines(data):
+    for number, span, row, why, *_ in _lines(data):
         if why:
             raise ValueError(
                 f"{path}, line {number} is damaged ({why}): remove that line, and its question is asked again"
@@ -191,7 +239,7 @@ def read_run(path: str | Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        run = json.loads(file.read_text(encoding="utf-8"))
+        run = read_json(file)
         list(run["questions"]["ids"]), dict(run.setdefault("config", {}))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
@@ -203,7 +251,8 @@ def read_run(path: str | Path) -> dict[str, Any] | None:
 
 def unanswered(run: Mapping[str, Any] | None, answered: Container[str]) -> list[Any]:
     """Ids of the questions of a run (as `read_run` gives it) that are not among those answered."""
-    return [] if run is None else [i for i in run["questions"]["ids"] if str(i) not in answered]
+    ids = [] if run is None else run["questions"]["ids"]
+    return [i for i in ids if (read_id(i) or str(i)) not in answered]
 
 
 def read_settings(path: str | Path) -> dict[str, Any] | None:
@@ -213,6 +262,6 @@ def read_settings(path: str | Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+        return dict(read_json(file))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{file} is damaged ({error}): give another folder with --out") from None

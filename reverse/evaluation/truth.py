@@ -19,8 +19,11 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
+from reverse.data.records import whole_text
 from reverse.evaluation.detector import Detector
+from reverse.evaluation.pictures import clear_path
 from reverse.evaluation.reading import benchmark_of, read_run, read_settings, rows_of, unanswered
+from reverse.evaluation.values import file_name, read_id, shown
 
 __all__ = ["BenchmarkTruth", "SceneTruth", "Truth", "read_phrases", "same_picture"]
 
@@ -99,13 +102,14 @@ class BenchmarkTruth:
         scorer = import_module(f"reverse.evaluation.scoring.{self.benchmark.split('-')[0]}")
         asked = [
             answer(
-                str(row.get("question_id")),
-                PurePosixPath(_picture(row)).name,
+                read_id(row.get("question_id")) or str(row.get("question_id")),
+                file_name(_picture(row)),
                 str(row.get("prompt", "")),
                 phrase,
                 {},
                 {},
                 i,
+                clear_path(_picture(row)),
             )
             for i, (row, phrase) in enumerate(phrases, 1)
         ]
@@ -131,7 +135,8 @@ def read_phrases(path: str | Path, truth: Truth | None = None) -> Detector:
         where = f"{path}, line {number}"
         if _corrected(row):
             raise ValueError(f"{where} was made with checking on{_GONE}")
-        key = str(row.get("question_id", row.get("id", number))), _picture(row), str(row.get("prompt", ""))
+        given = row.get("question_id", row.get("id", number))
+        key = read_id(given) or shown(given), _picture(row), str(row.get("prompt", ""))
         if key in seen:
             raise ValueError(
                 f"{where}: {key[0]!r} is answered in line {seen[key]} already and would count twice: "
@@ -190,12 +195,19 @@ def _phrases_of(row: Row, where: str) -> Iterator[tuple[str, float, bool | None]
         raise ValueError(f"{where} has no list of phrases: was it made by `reverse eval`?")
     for phrase in listed:
         if isinstance(phrase, list) and len(phrase) == 3 and isinstance(phrase[1], (int, float)):
-            yield str(phrase[0]), float(phrase[1]), bool(phrase[2])
+            yield whole_text(str(phrase[0])), _probability(phrase[1], where), bool(phrase[2])
         elif isinstance(phrase, Mapping) and isinstance(phrase.get("text"), str) and _p_or_none(phrase):
             if phrase.get("p_un") is not None:
-                yield phrase["text"], float(phrase["p_un"]), None
+                yield whole_text(phrase["text"]), _probability(phrase["p_un"], where), None
         else:
-            raise ValueError(f"{where} has a phrase of another shape: {phrase!r:.60}")
+            raise ValueError(f"{where} has a phrase of another shape: {shown(phrase)}")
+
+
+def _probability(value: Any, where: str) -> float:
+    """A number from 0 to 1. Raises ValueError for another one, such as NaN, which no threshold would sort."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{where} has a phrase with p {shown(value, 30)} outside [0, 1]: p(</UN>) is none")
+    return float(value)
 
 
 def _p_or_none(phrase: Mapping[str, Any]) -> bool:

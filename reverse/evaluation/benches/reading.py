@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from reverse.evaluation.benches.spec import ParquetPicture, Row, read_rows
+from reverse.evaluation.benches import mme_files
+from reverse.evaluation.benches.spec import Row
+from reverse.evaluation.entries import Entry, read_entries
+from reverse.evaluation.values import file_name, read_id, shown
 
 __all__ = ["MME_HALLUCINATION", "amber", "chair", "haloquest", "mme", "mmhal", "pope", "pope_set"]
 
-MME_HALLUCINATION = ("existence", "count", "position", "color")
+MME_HALLUCINATION = mme_files.HALLUCINATION
 SETTINGS = ("random", "popular", "adversarial")
 _ID = ("question_id", "id")
 _TEXT = ("text", "query", "question")
@@ -23,18 +26,19 @@ _TEXT = ("text", "query", "question")
 
 def chair(root: Path, files: Mapping[str, Path]) -> Iterator[Row]:
     """chair-500.jsonl: question_id, image, text."""
-    for row in read_rows(files["questions"]):
-        yield _row(files["questions"], row, {})
+    for entry in read_entries(files["questions"]):
+        yield _row(entry, {})
 
 
 def amber(root: Path, files: Mapping[str, Path]) -> Iterator[Row]:
-    """Queries (id, image, query); the annotation of query n is entry n - 1 of the list."""
-    truth: list[dict[str, Any]] = read_rows(files["annotations"]) if "annotations" in files else []
-    for row in read_rows(files["questions"]):
-        number = _first(files["questions"], row, _ID)
-        known = isinstance(number, int) and 0 < number <= len(truth)
-        annotation = truth[number - 1] if known else {}
-        yield _row(files["questions"], row, {"type": annotation["type"]} if "type" in annotation else {})
+    """Queries (id, image, query); annotations have the ids of the queries."""
+    kinds: dict[str | None, str] = {}
+    for entry in read_entries(files["annotations"]) if "annotations" in files else ():
+        kinds[read_id(entry.id("id"))] = entry.text("type")
+    for entry in read_entries(files["questions"]):
+        row = _row(entry, {})
+        kind = kinds.get(read_id(row["id"]))
+        yield row | {"metadata": {} if kind is None else {"type": kind}}
 
 
 def pope(root: Path, files: Mapping[str, Path]) -> Iterator[Row]:
@@ -42,30 +46,30 @@ def pope(root: Path, files: Mapping[str, Path]) -> Iterator[Row]:
     if "llava" not in files:
         yield from pope_set(root, files)
         return
-    labels = {name: read_rows(files[name]) for name in SETTINGS if name in files}
+    labels = {name: read_entries(files[name]) for name in SETTINGS if name in files}
     at: Counter[str] = Counter()
-    for row in read_rows(files["llava"]):
-        category = str(row.get("category", ""))
+    for entry in read_entries(files["llava"]):
+        category = entry.text("category")
         beside = labels.get(category, [])
         metadata = {"category": category}
         if at[category] < len(beside):  # published in the same order, label by label
             label = beside[at[category]]
-            if label.get("image") != row.get("image"):
+            if label.row.get("image") != entry.row.get("image"):
                 raise ValueError(
                     f"{files['llava']} and {files[category]} do not ask the same: question "
-                    f"{row.get('question_id')!r} is about {row.get('image')!r}, its label about "
-                    f"{label.get('image')!r}; fetch both again"
+                    f"{shown(entry.row.get('question_id'))} is about {shown(entry.row.get('image'))}, its "
+                    f"label about {shown(label.row.get('image'))}; fetch both again"
                 )
-            metadata["label"] = label["label"]
+            metadata["label"] = label.text("label")
         at[category] += 1
-        yield _row(files["llava"], row, metadata)
+        yield _row(entry, metadata)
 
 
 def pope_set(root: Path, files: Mapping[str, Path]) -> Iterator[Row]:
     """POPE's own files, one a setting: question_id (from 1 in each), image, text, label."""
     for setting in SETTINGS:
-        for row in read_rows(files[setting]):
-            made = _row(files[setting], row, {"category": setting, "label": row.get("label")})
+        for entry in read_entries(files[setting]):
+            made = _row(entry, {"category": setting, "label": entry.text("label")})
             yield made | {"id": f"{setting}/{made['id']}"}
 
 
@@ -73,89 +77,35 @@ def mme(tasks: tuple[str, ...] | None) -> Callable[[Path, Mapping[str, Path]], I
     """Reader of the tasks (None: all), from JSON lines, parquet files or the released folders."""
 
     def read(root: Path, files: Mapping[str, Path]) -> Iterator[Row]:
-        if "lines" in files:
-            rows = _mme_lines(files["lines"])
-        elif "parquet" in files:
-            rows = _mme_parquet(files["parquet"])
-        else:
-            rows = _mme_folders(files["release"])
+        rows = mme_files.read_questions(*mme_files.chosen(files))
         times: Counter[str] = Counter()
         for row in rows:
             if tasks is None or row["metadata"]["category"] in tasks:
-                times[row["id"]] += 1  # both questions of a picture have its id
-                yield row | {"id": f"{row['id']}#{times[row['id']]}"}
+                name = str(row["id"])
+                times[name] += 1  # both questions of a picture have its id
+                yield row | {"id": f"{name}#{times[name]}"}
 
     return read
 
 
 def mmhal(root: Path, files: Mapping[str, Path]) -> Iterator[Row]:
     """response_template.json: the picture is the last part of image_src."""
-    for number, row in enumerate(read_rows(files["questions"])):
-        image = PurePosixPath(_first(files["questions"], row, ("image_src",))).name
+    for number, entry in enumerate(read_entries(files["questions"])):
+        image = file_name(entry.text("image_src"))
         keys = ("question_type", "question_topic")
-        metadata = {key: row[key] for key in keys if key in row}
-        prompt = _first(files["questions"], row, ("question",))
-        yield {"id": number, "image": image, "prompt": prompt, "metadata": metadata}
+        metadata = {key: entry.row[key] for key in keys if key in entry.row}
+        own = next((key for key in ("question_id", "id") if entry.row.get(key) is not None), None)
+        identity = number if own is None else entry.id(own)  # as scoring has it
+        yield {"id": identity, "image": image, "prompt": entry.text("question"), "metadata": metadata}
 
 
 def haloquest(root: Path, files: Mapping[str, Path]) -> Iterator[Row]:
     """haloquest-eval.jsonl: question_id, image, text, answer, hallucination_type, image_type."""
-    for row in read_rows(files["questions"]):
-        metadata: dict[str, Any] = {
-            key: row[key] for key in ("hallucination_type", "image_type") if key in row
-        }
-        yield _row(files["questions"], row, metadata)
+    for entry in read_entries(files["questions"]):
+        keys = ("hallucination_type", "image_type")
+        yield _row(entry, {key: entry.row[key] for key in keys if key in entry.row})
 
 
-def _row(path: Path, row: Mapping[str, Any], metadata: Mapping[str, Any]) -> Row:
-    number = _first(path, row, _ID)
-    image, prompt = str(_first(path, row, ("image",))), str(_first(path, row, _TEXT))
+def _row(entry: Entry, metadata: Mapping[str, Any]) -> Row:
+    number, image, prompt = entry.id(*_ID), entry.text("image"), entry.text(*_TEXT)
     return {"id": number, "image": image, "prompt": prompt, "metadata": dict(metadata)}
-
-
-def _first(path: Path, row: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
-    for key in keys:
-        if key in row:
-            return row[key]
-    raise ValueError(f"{path}: an entry has no {' or '.join(keys)}, only {', '.join(row)}: fetch it again")
-
-
-def _mme_lines(path: Path) -> Iterator[Row]:
-    for row in read_rows(path):
-        yield _row(path, row, {"category": row.get("category"), "label": row.get("answer")})
-
-
-def _mme_parquet(folder: Path) -> Iterator[Row]:
-    """The files of the hub: question_id, image (bytes, path), question, answer, category."""
-    try:
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise ValueError("parquet files need pyarrow: pip install 'reverse-vlm[eval]'") from error
-    for path in sorted(folder.glob("**/*.parquet")):
-        file = pq.ParquetFile(path)
-        columns = ["question_id", "question", "answer", "category"]
-        for group in range(file.num_row_groups):
-            for at, row in enumerate(file.read_row_group(group, columns=columns).to_pylist()):
-                made = _row(path, row | {"image": row["question_id"]}, {})
-                metadata = {"category": row["category"], "label": row["answer"]}
-                yield made | {"metadata": metadata, "source": ParquetPicture(path, group, at)}
-
-
-def _mme_folders(folder: Path) -> Iterator[Row]:
-    """MME_Benchmark_release_version: TASK/*.txt beside the pictures, or in folders of their own."""
-    for task in sorted(path for path in folder.iterdir() if path.is_dir()):
-        apart = (task / "questions_answers_YN").is_dir()
-        for text in sorted((task / "questions_answers_YN" if apart else task).glob("*.txt")):
-            pictures = task / "images" if apart else task
-            named = [pictures / (text.stem + end) for end in (".jpg", ".png", ".jpeg")]
-            image = next((path for path in named if path.is_file()), None)
-            if image is None:
-                raise FileNotFoundError(f"{text} has no picture of its name in {pictures}")
-            for line in text.read_text(encoding="utf-8").splitlines():
-                question, _, answer = line.strip().rpartition("\t")
-                if question:
-                    place = image.relative_to(folder).as_posix()
-                    metadata = {"category": task.name, "label": answer}
-                    identity = f"{task.name}/{image.name}"
-                    yield {"id": identity, "image": identity, "file": place, "prompt": question,
-                           "metadata": metadata}  # fmt: skip

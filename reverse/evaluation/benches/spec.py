@@ -9,13 +9,14 @@ Nothing here knows a model. Pictures are found under one folder of a benchmark a
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from reverse.data.images import resolve_image
+from reverse.evaluation.entries import read_entries
+from reverse.evaluation.values import cut, read_id
 
 __all__ = ["Bench", "File", "ParquetPicture", "Question", "ids_digest", "read_rows"]
 
@@ -183,29 +184,8 @@ def ids_digest(ids: Iterable[Any]) -> str:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """JSON objects of a file that is a JSON list or JSON lines, whatever its name says."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}): fetch it again") from error
-    if text.lstrip()[:1] == "[":
-        try:
-            rows = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is damaged ({error}): fetch it again") from error
-    else:
-        rows = []
-        for number, line in enumerate(text.split("\n"), 1):
-            if not line.strip():
-                continue
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path} is damaged in line {number} ({error}): fetch it again") from error
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}: entry {number} is no JSON object but {row!r:.40}")
-    return rows
+    """JSON objects of a file that is a JSON list or JSON lines, see `reverse.evaluation.entries`."""
+    return [entry.row for entry in read_entries(path)]
 
 
 def _first_images(rows: list[Row], images: int) -> list[Row]:
@@ -216,7 +196,9 @@ def _first_images(rows: list[Row], images: int) -> list[Row]:
 
 def _no_duplicates(title: str, ids: Sequence[Any]) -> None:
     seen: set[str] = set()
-    for name in map(str, ids):
+    for name in (read_id(each) or str(each) for each in ids):
         if name in seen:
-            raise ValueError(f"{title}: question id {name!r} occurs twice: the file is not the published one")
+            raise ValueError(
+                f"{title}: question id {cut(name)!r} occurs twice: the file is not the published one"
+            )
         seen.add(name)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from reverse.evaluation.scoring.rows import Answer, cost_metrics, of_a_whole_run, once, read_answers
 from reverse.evaluation.tables import Metric, Table
+from reverse.evaluation.values import cut
 
 if TYPE_CHECKING:
     from reverse.evaluation.scoring.judge import Judge
@@ -93,7 +94,7 @@ def _score(
 def _agreed(name: str, answers: Sequence[Answer]) -> str:
     """The benchmark that was asked for. Raises ValueError where the rows say that they answer another."""
     for answer in answers:
-        told = _known(str(_named(answer) or name))
+        told = _known(cut(str(_named(answer) or name)))
         if told != name and not {told, name} <= {"mme", "mme-hall"}:
             raise ValueError(
                 f"line {answer.line} is an answer to {told}, not to {name}: leave --benchmark out"
@@ -110,7 +111,7 @@ def benchmark_of(answers: Sequence[Answer], truth: str | Path) -> str:
 
     Raises ValueError where neither tells it.
     """
-    named = {str(name) for answer in answers if (name := _named(answer))}
+    named = {cut(str(name)) for answer in answers if (name := _named(answer))}
     if len(named) == 1:
         return _known(named.pop())
     if len(named) > 1:
@@ -127,14 +128,14 @@ def benchmark_of(answers: Sequence[Answer], truth: str | Path) -> str:
 
 
 def _of_truth(truth: str | Path, answers: Sequence[Answer]) -> list[str]:
-    from reverse.evaluation.scoring import amber, coco_truth, haloquest, mme, mmhal, yesno
-    from reverse.evaluation.scoring.rows import locate, read_rows
+    from reverse.evaluation.benches import mme_files
+    from reverse.evaluation.scoring import amber, coco_truth, haloquest, mmhal, yesno
+    from reverse.evaluation.scoring.rows import locate
 
     patterns: dict[str, tuple[Sequence[str], Sequence[str]]] = {
         "chair": (coco_truth.PLACES, ["instances*.json"]),
         "amber": (amber.PLACES, ["relation.json"]),
         "pope": (yesno.PLACES, ["*pope_random.json", "*pope_popular.json", "*pope_adversarial.json"]),
-        "mme": (mme.PLACES, ["mme.jsonl", "data/*.parquet", "MME_Benchmark_release_version"]),
         "mmhal": (mmhal.PLACES, ["response_template.json"]),
         "haloquest": (haloquest.PLACES, ["haloquest-eval.jsonl"]),
     }
@@ -144,13 +145,13 @@ def _of_truth(truth: str | Path, answers: Sequence[Answer]) -> list[str]:
         if not paths:
             continue
         if name == "amber":
-            kinds: dict[str, Any] = {
-                str(item.get("id")): item.get("type") for item in read_rows(amber.annotation_file(truth))
-            }
+            kinds = {name: item["type"] for name, item in amber.read_items(truth).items()}
             name = "amber-g" if any(kinds.get(a.question_id) == "generative" for a in answers) else "amber-d"
         elif name == "pope" and (stem := paths[0].name.partition("_")[0]) in ("aokvqa", "gqa"):
             name = f"pope-{stem}"
         found.append(name)
+    if mme_files.find_files(truth) is not None:
+        found.append("mme")
     return found
 
 

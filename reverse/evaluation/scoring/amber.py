@@ -29,8 +29,10 @@ from typing import Any
 
 import numpy as np
 
+from reverse.data.text_files import read_text
+from reverse.evaluation.entries import Entry, read_entries, read_value
 from reverse.evaluation.scoring import language
-from reverse.evaluation.scoring.rows import Answer, all_answered, locate, make_table, read_json, read_rows
+from reverse.evaluation.scoring.rows import Answer, all_answered, locate, make_table
 from reverse.evaluation.scoring.yesno import (
     both_readings,
     by_group,
@@ -39,10 +41,11 @@ from reverse.evaluation.scoring.yesno import (
     unanswered_metrics,
 )
 from reverse.evaluation.tables import Metric, Table, ratio
+from reverse.evaluation.values import read_id, shown
 
-__all__ = ["GENERATIVE", "Close", "annotation_file", "by_similarity", "score", "vectors"]
+__all__ = ["GENERATIVE", "Close", "annotation_file", "by_similarity", "read_items", "score", "vectors"]
 
-PLACES = (".", "metadata", "data", "amber/metadata", "amber", "amber/data")
+PLACES = ("amber/metadata", "amber", "amber/data", "metadata", "data", ".")  # as running looks for them
 MODEL = "en_core_web_lg"
 THRESHOLD = 0.8  # https://github.com/junyangwang0410/AMBER, inference.py
 GENERATIVE = (
@@ -99,7 +102,7 @@ def score(
 
     Raises FileNotFoundError without AMBER's files; ValueError for answers that are none of that half.
     """
-    items = _items(truth)
+    items = read_items(truth)
     generative = benchmark == "amber-g"
     asked = [name for name, item in items.items() if (item["type"] == "generative") == generative]
     all_answered(
@@ -111,18 +114,21 @@ def score(
     return _discriminative(answers, wanted)
 
 
-def _items(truth: str | Path) -> dict[str, Mapping[str, Any]]:
-    """Annotations by id."""
-    path = annotation_file(truth)
-    items: dict[str, Mapping[str, Any]] = {}
-    for item in read_rows(path):
-        try:
-            items[str(item["id"])] = item
-            kind, labels = item["type"], item["truth"]
-        except (KeyError, TypeError):
-            raise ValueError(f"{path}: an entry lacks id, type or truth: {str(item)[:60]}") from None
-        if kind != "generative" and labels not in ("yes", "no"):
-            raise ValueError(f"{path}: the truth of {item['id']} must be yes or no, got {labels!r}")
+def read_items(truth: str | Path) -> dict[str, dict[str, Any]]:
+    """Annotations by id as text. Raises ValueError naming the entry that is no annotation."""
+    items: dict[str, dict[str, Any]] = {}
+    for entry in read_entries(annotation_file(truth)):
+        name, kind = str(read_id(entry.id("id"))), entry.text("type")
+        if name in items:
+            raise ValueError(f"{entry.where}: id {name!r} stands in an earlier entry too: keep one of them")
+        if kind == "generative":
+            hallu = entry.texts("hallu") if "hallu" in entry.row else []
+            items[name] = {"id": name, "type": kind, "truth": entry.texts("truth"), "hallu": hallu}
+            continue
+        label = entry.text("truth")
+        if label not in ("yes", "no"):
+            raise entry.wrong("truth", label, "yes or no")
+        items[name] = {"id": name, "type": kind, "truth": label}
     return items
 
 
@@ -146,8 +152,8 @@ class _Net:
     """AMBER's words: what belongs to what, and what is never wrong."""
 
     def __init__(self, truth: str | Path):
-        self.related: dict[str, list[str]] = read_json(_file(truth, "relation.json"))
-        self.safe = set(_file(truth, "safe_words.txt").read_text(encoding="utf-8").split("\n"))
+        self.related = _read_relations(_file(truth, "relation.json"))
+        self.safe = set(read_text(_file(truth, "safe_words.txt")).replace("\r\n", "\n").split("\n"))
         self.known = {*self.related, *(word for words in self.related.values() for word in words)}
 
     def words(self, objects: Sequence[str]) -> list[tuple[str, int]]:
@@ -158,6 +164,15 @@ class _Net:
         """
         relatives = [(word, i) for i, name in enumerate(objects) for word in self.related.get(name, ())]
         return [*relatives, *((name, i) for i, name in enumerate(objects))]
+
+
+def _read_relations(path: Path) -> dict[str, list[str]]:
+    """Words and those that may stand for each."""
+    value = read_value(path)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold an object of lists of words, got {shown(value)}: fetch it again")
+    entry = Entry(value, str(path))
+    return {word: entry.texts(word) for word in value}
 
 
 def _generative(

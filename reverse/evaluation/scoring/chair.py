@@ -6,7 +6,8 @@ Word for word the evaluator that published results use: tokens, tags and lemmas 
 synonyms of the 80 objects; every mention counts, repeats included; the truth of an image is its instances and
 whatever its five reference captions name. Differences, each tested:
 
-- An image without annotations is an error; there, everything said about it would be wrong.
+- An image that is not in the truth, or has neither an instance nor a caption there, is an error; in the
+  published script everything said about it is wrong.
 - No 1e-8 in denominators: without any mention CHAIRi is not defined (NaN), not 0.
 """
 
@@ -17,19 +18,20 @@ from pathlib import Path
 
 import numpy as np
 
+from reverse.evaluation.entries import read_entries
 from reverse.evaluation.scoring import language
 from reverse.evaluation.scoring.chair_words import mentions
-from reverse.evaluation.scoring.coco_truth import PLACES, coco_truth
+from reverse.evaluation.scoring.coco_truth import PLACES, Truth, coco_truth
 from reverse.evaluation.scoring.rows import (
     Answer,
     all_answered,
     listed,
     locate,
     make_table,
-    read_rows,
     same_image,
 )
 from reverse.evaluation.tables import Metric, Table, ratio
+from reverse.evaluation.values import read_id
 
 __all__ = ["METRICS", "score"]
 
@@ -55,8 +57,8 @@ def score(
     beside the truth and the answers are to it, for questions without an answer.
     """
     questions = locate(truth, PLACES, [_QUESTIONS])
-    rows = [row for path in questions for row in read_rows(path) if isinstance(row, dict)]
-    asked = {str(row.get("question_id")): row.get("image") for row in rows}
+    entries = [entry for path in questions for entry in read_entries(path)]
+    asked = {str(read_id(entry.id("question_id"))): entry.row.get("image") for entry in entries}
     ours = [answer for answer in answers if answer.question_id in asked]
     # more than half to the list: its answers, and those that are none of it a mistake
     published = 2 * len(ours) > len(answers)
@@ -65,18 +67,11 @@ def score(
         for answer in answers:
             same_image(answer, asked[answer.question_id])
     known = coco_truth(truth, workers, progress)
-    unknown = []
-    for answer in answers:
-        try:
-            known.place(answer.image)
-        except KeyError:
-            unknown.append(answer.image or f"(no image_id, line {answer.line})")
-    if unknown:
-        hint = (
-            "these are no answers about its images" if len(unknown) == len(answers) else "wrong annotations?"
-        )
-        raise ValueError(f"{len(unknown)} images are not in the truth {truth}: {listed(unknown)}; {hint}")
-    counts = np.array([_count(answer.text, known.objects(answer.image)) for answer in answers], float)
+    places = _places(answers, known, truth)
+    counts = np.array(
+        [_count(answer.text, known.objects_at(place)) for answer, place in zip(answers, places, strict=True)],
+        float,
+    )
     names = ("mentions", "wrong", "any_wrong", "objects", "named", "words")
     columns = dict(zip(names, counts.T, strict=True))
     notes = {
@@ -86,6 +81,34 @@ def score(
         "published": _published(columns),
     }
     return make_table("chair", answers, columns, notes=notes), list(METRICS)
+
+
+def _places(answers: Sequence[Answer], known: Truth, truth: str | Path) -> list[int]:
+    """Where the image of each answer stands in the truth.
+
+    Raises ValueError for images that are not there, that may be several, or that nobody has annotated.
+    """
+    places: list[int] = []
+    unknown = []
+    for answer in answers:
+        try:
+            places.append(known.place(answer.path or answer.image))
+        except KeyError:
+            unknown.append(answer.image or f"(no image_id, line {answer.line})")
+        except ValueError as error:
+            raise ValueError(f"line {answer.line}: {error}") from None
+    if unknown:
+        hint = (
+            "these are no answers about its images" if len(unknown) == len(answers) else "wrong annotations?"
+        )
+        raise ValueError(f"{len(unknown)} images are not in the truth {truth}: {listed(unknown)}; {hint}")
+    bare = [answer.image for answer, place in zip(answers, places, strict=True) if not known.annotated[place]]
+    if bare:
+        raise ValueError(
+            f"{len(bare)} images have neither an instance nor a caption in the truth {truth}: "
+            f"{listed(bare)}; all that is said about them would be wrong: give the annotations of their set"
+        )
+    return places
 
 
 def _count(text: str, objects: frozenset[str]) -> tuple[int, ...]:

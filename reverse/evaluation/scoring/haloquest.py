@@ -17,16 +17,17 @@ from typing import Any
 
 import numpy as np
 
+from reverse.evaluation.entries import read_entries
 from reverse.evaluation.scoring.judge import Judge, chat
-from reverse.evaluation.scoring.rows import Answer, all_answered, locate, make_table, read_rows, same_image
+from reverse.evaluation.scoring.rows import Answer, all_answered, locate, make_table, same_image
 from reverse.evaluation.scoring.yesno import by_group
 from reverse.evaluation.tables import Metric, Table, ratio
-from reverse.evaluation.values import shown
+from reverse.evaluation.values import read_id, shown
 
 __all__ = ["PROMPT", "messages", "read_verdict", "score"]
 
 PROMPT = "haloquest-1"
-PLACES = (".", "haloquest", "HaloQuest")
+PLACES = ("haloquest", "HaloQuest", ".")  # as running looks for them
 _SYSTEM = """You decide whether a model's answer to a question about a picture is correct. You do not see \
 the picture; the reference answers are right. Several of them may be given: agreeing with one is enough.
 
@@ -117,8 +118,16 @@ def _items(truth: str | Path) -> dict[str, Mapping[str, Any]]:
             f"hallucination_type"
         )
     items: dict[str, Mapping[str, Any]] = {}
-    for number, row in enumerate(read_rows(found[0]), 1):
-        if not isinstance(row, dict) or not {"question_id", "text", "answer"} <= row.keys():
-            raise ValueError(f"{found[0]}: entry {number} lacks question_id, text or answer: {str(row)[:60]}")
-        items[str(row["question_id"])] = row
+    for entry in read_entries(found[0]):
+        name = str(read_id(entry.id("question_id")))
+        if name in items:
+            raise ValueError(f"{entry.where}: id {name!r} stands in an earlier entry too: keep one of them")
+        several = isinstance(entry.row.get("answer"), list)
+        kinds = ("hallucination_type", "image_type")
+        items[name] = {
+            "text": entry.text("text"),
+            "answer": entry.texts("answer") if several else entry.text("answer"),
+            "image": entry.text("image") if "image" in entry.row else "",
+            **{key: entry.text(key) if entry.row.get(key) is not None else "" for key in kinds},
+        }
     return items

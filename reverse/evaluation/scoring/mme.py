@@ -15,22 +15,23 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 
-from reverse.evaluation.scoring.rows import Answer, listed, locate, make_table, read_rows, same_image
+from reverse.evaluation.benches import mme_files
+from reverse.evaluation.benches.mme_files import COGNITION, HALLUCINATION, PERCEPTION
+from reverse.evaluation.scoring.rows import (
+    Answer,
+    allowed_missing,
+    listed,
+    make_table,
+    same_image,
+)
 from reverse.evaluation.scoring.yesno import both_readings, by_group, read_mme, unanswered_metrics
 from reverse.evaluation.tables import Metric, Table, ratio, total
 
 __all__ = ["COGNITION", "HALLUCINATION", "PERCEPTION", "score"]
 
-HALLUCINATION = ("existence", "count", "position", "color")
-PERCEPTION = (*HALLUCINATION, "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
-COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
-PLACES = (".", "MME", "mme")
-_LINES = ("mme.jsonl", "mme.json")
-_PARQUET = ("data/*.parquet", "parquet/*.parquet", "*.parquet")
 _REQUEST = re.compile(
     r"(?:please answer yes or no|answer the question using a single word or phrase)\b\.?", re.IGNORECASE
 )
@@ -55,7 +56,9 @@ def score(
             continue
         same_image(answer, PurePosixPath(answer.question_id.partition("#")[0]).name)
         if question in given[(task, picture)]:
-            raise ValueError(f"line {answer.line}: {question!r} about {task}/{picture} is answered twice")
+            raise ValueError(
+                f"line {answer.line}: {question[:80]!r} about {task}/{picture} is answered twice"
+            )
         given[(task, picture)].add(question)
         tasks.append(task)
         pictures.append(f"{task}/{picture}")
@@ -63,7 +66,7 @@ def score(
     if unknown:
         what = "none of them is a question of MME" if len(unknown) == len(answers) else "is it the same MME?"
         raise ValueError(f"{len(unknown)} answers match no question under {truth}: {listed(unknown)}; {what}")
-    _complete(labels, given, partial)
+    _complete(labels, given, allowed_missing(answers, partial))
     columns, differ = both_readings([answer.text for answer in answers], wanted, "yes", read_mme)
     for prefix in ("", "strict_"):
         columns |= _pairs(prefix, columns[f"{prefix}right"], pictures)
@@ -145,7 +148,7 @@ def _labels(truth: str | Path) -> dict[tuple[str, str], dict[str, str]]:
         label = label.strip().lower()
         if label not in ("yes", "no"):
             raise ValueError(
-                f"MME under {truth}: the answer to {question!r} must be yes or no, got {label!r}"
+                f"MME under {truth}: the answer to {question[:80]!r} must be yes or no, got {label[:40]!r}"
             )
         found[(task, picture)][_plain(question)] = label
     odd = [f"{task}/{picture}" for (task, picture), both in found.items() if len(both) != 2]
@@ -155,45 +158,15 @@ def _labels(truth: str | Path) -> dict[tuple[str, str], dict[str, str]]:
 
 
 def _rows(truth: str | Path) -> Iterator[tuple[str, str, str, str]]:
-    files = locate(truth, PLACES, _LINES) or locate(truth, PLACES, _PARQUET)
-    if files:
-        for path in files:
-            for row in _read(path):
-                try:
-                    picture = PurePosixPath(str(row["question_id"]).partition("#")[0]).stem
-                    yield str(row["category"]), picture, str(row["question"]), str(row["answer"])
-                except (KeyError, TypeError):
-                    raise ValueError(
-                        f"{path}: an entry lacks question_id, category, question or answer: {str(row)[:60]}"
-                    ) from None
-        return
-    for place in (*PLACES, "MME/MME_Benchmark_release_version", "MME_Benchmark_release_version"):
-        texts = [
-            *Path(truth, place).glob("*/*.txt"),
-            *Path(truth, place).glob("*/questions_answers_YN/*.txt"),
-        ]
-        for path in sorted(texts):
-            task = path.relative_to(Path(truth, place)).parts[0]
-            for line in path.read_text(encoding="utf-8").splitlines():
-                question, _, label = line.strip().rpartition("\t")
-                if question:
-                    yield task, path.stem, question, label
-        if texts:
-            return
-    raise FileNotFoundError(
-        f"no MME questions under {truth}: give mme.jsonl, the hub's parquet files or the released folder"
-    )
-
-
-def _read(path: Path) -> Iterator[dict[str, Any]]:
-    if path.suffix != ".parquet":
-        yield from read_rows(path)
-        return
-    try:
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise ImportError('parquet files need pyarrow: pip install "reverse-vlm[eval]"') from error
-    yield from pq.read_table(path, columns=["question_id", "category", "question", "answer"]).to_pylist()
+    """(task, picture, question, label) from the files that running reads."""
+    found = mme_files.find_files(truth)
+    if found is None:
+        raise FileNotFoundError(
+            f"no MME questions under {truth}: give mme.jsonl, the hub's parquet files or the released folder"
+        )
+    for row in mme_files.read_questions(*found):
+        picture = PurePosixPath(str(row["id"]).partition("#")[0]).stem
+        yield row["metadata"]["category"], picture, row["prompt"], row["metadata"]["label"]
 
 
 def _asked(answer: Answer) -> tuple[str, str, str]:
@@ -209,7 +182,7 @@ def _plain(question: str) -> str:
 
 
 def _complete(
-    labels: dict[tuple[str, str], dict[str, str]], given: dict[tuple[str, str], set[str]], partial: bool
+    labels: dict[tuple[str, str], dict[str, str]], given: dict[tuple[str, str], set[str]], allowed: float
 ) -> None:
     tasks = {task for task, _ in given}
     missing = [
@@ -219,7 +192,7 @@ def _complete(
         for question in both
         if question not in given.get((task, picture), ())
     ]
-    if missing and not partial:
+    if len(missing) > allowed:
         raise ValueError(
             f"{len(missing)} questions of the answered MME tasks have no answer: {listed(missing)}; start "
             "`reverse eval` again to answer them, or give --partial to score the others"

@@ -17,17 +17,18 @@ from typing import Any
 
 import numpy as np
 
+from reverse.evaluation.entries import read_entries
 from reverse.evaluation.scoring.judge import Judge, chat
-from reverse.evaluation.scoring.rows import Answer, all_answered, locate, make_table, read_rows, same_image
+from reverse.evaluation.scoring.rows import Answer, all_answered, locate, make_table, same_image
 from reverse.evaluation.scoring.yesno import by_group
 from reverse.evaluation.tables import Metric, Table, ratio
-from reverse.evaluation.values import shown
+from reverse.evaluation.values import read_id, shown
 
 __all__ = ["PROMPT", "messages", "read_rating", "score"]
 
 PROMPT = "mmhal-1"
 BEST, HALLUCINATED_BELOW = 6, 3
-PLACES = (".", "mmhal", "MMHal-Bench")
+PLACES = ("mmhal", "MMHal-Bench", ".")  # as running looks for them
 _SYSTEM = """You grade what a vision-language model answered to a question about a picture. You do not see \
 the picture: rely on the list of its objects and on the answer that a person gave. Both are true but may be \
 incomplete, so general knowledge and reasoning in the model's answer are welcome, and so is admitting that \
@@ -135,8 +136,17 @@ def _items(truth: str | Path) -> dict[str, Mapping[str, Any]]:
             "Shengcao1006/MMHal-Bench"
         )
     items: dict[str, Mapping[str, Any]] = {}
-    for number, row in enumerate(read_rows(found[0])):
-        if not isinstance(row, dict) or not {"question", "gt_answer"} <= row.keys():
-            raise ValueError(f"{found[0]}: entry {number} lacks question or gt_answer: {str(row)[:60]}")
-        items[str(row.get("question_id", row.get("id", number)))] = row
+    for number, entry in enumerate(read_entries(found[0])):
+        own = next((key for key in ("question_id", "id") if entry.row.get(key) is not None), None)
+        name = str(number) if own is None else str(read_id(entry.id(own)))
+        if name in items:
+            raise ValueError(f"{entry.where}: id {name!r} stands in an earlier entry too: keep one of them")
+        content = entry.row.get("image_content", "")
+        items[name] = {
+            "question": entry.text("question"),
+            "gt_answer": entry.text("gt_answer"),
+            "image_content": content if isinstance(content, str) else entry.texts("image_content"),
+            "image_src": entry.text("image_src") if "image_src" in entry.row else "",
+            "question_type": entry.text("question_type") if "question_type" in entry.row else "",
+        }
     return items

@@ -9,38 +9,42 @@ A row is a JSON object with at least `question_id` and `text`; `image_id`, `prom
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from reverse.evaluation.reading import read_run, rows_of, unanswered
+from reverse.data.records import whole_text
+from reverse.evaluation.pictures import are_same, clear_path
+from reverse.evaluation.reading import read_run, sound_rows, unanswered
 from reverse.evaluation.tables import Metric, Table, ratio
+from reverse.evaluation.values import cut, file_name, read_id, read_number, shown
 
 __all__ = [
     "Answer",
+    "Answers",
     "all_answered",
+    "allowed_missing",
     "cost_metrics",
     "listed",
     "locate",
     "make_table",
     "of_a_whole_run",
     "once",
+    "pictures_of",
     "read_answers",
-    "read_json",
-    "read_rows",
     "same_image",
 ]
 
 SHOWN = 5  # names in an error
+MOST_SKIPPED = 0.1  # share of the rows that may be unusable, one row always
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One row. `image` is the file name without folders, or the id as text."""
+    """One row. `image` is the file name without folders, or the id as text; `path` with its folders."""
 
     question_id: str
     image: str
@@ -49,48 +53,79 @@ class Answer:
     metadata: Mapping[str, Any]
     row: Mapping[str, Any]
     line: int
+    path: str = ""
 
 
-def read_answers(path: str | Path) -> list[Answer]:
-    """All rows of an answers file, in order.
+class Answers(list[Answer]):
+    """The answers of a file, in order; `skipped` says of each row that could not be used why."""
 
-    Raises FileNotFoundError; ValueError for an empty file, a line that is no JSON object (a torn last line is
-    named as such), a row without `question_id` or `text`, and a question that is answered twice.
+    skipped: Sequence[str] = ()
+
+
+def read_answers(path: str | Path) -> Answers:
+    """All rows of an answers file, in order, without those that cannot be used, which are counted and told.
+
+    A row cannot be used that is no JSON object, or has no id and no text that could be ones. At most a tenth
+    of the rows, or one, may be such.
+
+    Raises FileNotFoundError; ValueError for an empty file, a line that is no JSON (a torn last line is named
+    as such), a question that is answered twice, and where too many rows, or all, cannot be used.
     """
-    answers: list[Answer] = []
+    answers = Answers()
+    skipped: list[str] = []
     seen: dict[tuple[str, str], int] = {}
-    for number, row in rows_of(path):
-        answer = _answer(path, row, number)
+    for number, row in sound_rows(path, skipped):
+        answer = _answer(row, number)
+        if isinstance(answer, str):
+            skipped.append(answer)
+            continue
         key = answer.question_id, answer.prompt
         if key in seen:
             raise ValueError(
-                f"{path}, line {number}: question {answer.question_id!r} is answered in line {seen[key]} "
-                "already: one run a file"
+                f"{path}, line {number}: question {cut(answer.question_id)!r} is answered in line "
+                f"{seen[key]} already: one run a file"
             )
         seen[key] = number
         answers.append(answer)
-    if not answers:
+    if not answers and not skipped:
         raise ValueError(f"{path} holds no answers")
+    if not answers or len(skipped) > max(1, MOST_SKIPPED * (len(answers) + len(skipped))):
+        raise ValueError(
+            f"{path}: {len(skipped)} of {len(answers) + len(skipped)} rows cannot be used: "
+            f"{'; '.join(skipped[:2])}: is it an answers file?"
+        )
+    answers.skipped = tuple(skipped)
     return answers
 
 
-def _answer(path: str | Path, row: dict[str, Any], number: int) -> Answer:
+def _answer(row: dict[str, Any], number: int) -> Answer | str:
+    """The answer of a row, or why it is none."""
     for name in ("question_id", "text"):
         if name not in row:
-            raise ValueError(f"{path}, line {number} has no {name!r}: is it an answers file?")
+            return f"line {number} has no {name!r}"
+    identity = read_id(row["question_id"])
+    if identity is None:
+        return f"line {number} has the id {shown(row['question_id'], 30)}, which is none"
     if not isinstance(row["text"], str):
-        raise ValueError(f"{path}, line {number}: the answer must be text, got {row['text']!r:.40}")
+        return f"line {number}: the answer must be text, got {shown(row['text'], 40)}"
     metadata = row.get("metadata")
     image = row.get("image_id", row.get("image", ""))
+    path = clear_path(whole_text(image if isinstance(image, str) else read_id(image) or ""))
     return Answer(
-        str(row["question_id"]),
-        PurePosixPath(str(image)).name,
-        str(row.get("prompt", "")),
-        row["text"],
+        identity,
+        file_name(path),
+        whole_text(str(row.get("prompt", ""))),
+        whole_text(row["text"]),
         metadata if isinstance(metadata, dict) else {},
         row,
         number,
+        path,
     )
+
+
+def allowed_missing(answers: Sequence[Answer], partial: bool) -> float:
+    """How many questions may be without an answer: as many as rows were skipped, or any where `partial`."""
+    return float("inf") if partial else len(getattr(answers, "skipped", ()))
 
 
 def of_a_whole_run(path: str | Path, answers: Sequence[Answer]) -> None:
@@ -100,39 +135,12 @@ def of_a_whole_run(path: str | Path, answers: Sequence[Answer]) -> None:
     """
     run = read_run(path)
     missing = unanswered(run, {answer.question_id for answer in answers})
-    if run is not None and missing:
+    if run is not None and len(missing) > allowed_missing(answers, False):
         raise ValueError(
             f"{path} is of a run that is not finished, {len(missing)} of "
             f"{len(run['questions']['ids'])} questions have no "
             f"answer: {listed(missing)}; start `reverse eval` again, or give --partial to score the others"
         )
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file, or JSON lines as a list. Raises ValueError naming the file and the line."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        try:
-            return json.loads(text)
-        except json.JSONDecodeError:
-            if "\n" not in text.strip():
-                raise
-        number = 0
-        rows = []
-        for number, line in enumerate(text.split("\n"), 1):  # noqa: B007  named in the error
-            if line.strip():
-                rows.append(json.loads(line))
-        return rows
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}): fetch it again") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged ({error}): fetch it again") from None
-
-
-def read_rows(path: Path) -> list[Any]:
-    """A JSON list, or JSON lines (one line too), as a list. Raises ValueError as `read_json`."""
-    content = read_json(path)
-    return content if isinstance(content, list) else [content]
 
 
 def locate(truth: str | Path, places: Sequence[str], names: Sequence[str]) -> list[Path]:
@@ -143,7 +151,7 @@ def locate(truth: str | Path, places: Sequence[str], names: Sequence[str]) -> li
     for place in places:
         folder = root / place
         if folder.is_dir():
-            found = sorted({path for name in names for path in folder.glob(name) if path.exists()})
+            found = sorted({path for name in names for path in folder.glob(name) if path.is_file()})
             if found:
                 return found
     return []
@@ -151,7 +159,7 @@ def locate(truth: str | Path, places: Sequence[str], names: Sequence[str]) -> li
 
 def listed(names: Iterable[Any]) -> str:
     """The first few of some names, for an error."""
-    all_names = [str(name) for name in names]
+    all_names = [cut(str(name)) for name in names]
     return ", ".join(all_names[:SHOWN]) + (f", … ({len(all_names)} in all)" if len(all_names) > SHOWN else "")
 
 
@@ -173,7 +181,7 @@ def all_answered(what: str, asked: Iterable[str], answers: Sequence[Answer], par
             f"{len(unknown)} answered questions are not in the truth of {what}: {listed(sorted(unknown))}"
         )
     missing = [name for name in wanted if name not in given]
-    if missing and not partial:
+    if len(missing) > allowed_missing(answers, partial):
         raise ValueError(
             f"{len(missing)} of {len(wanted)} questions of {what} have no answer: {listed(missing)}; start "
             "`reverse eval` again to answer them, or give --partial to score the others"
@@ -186,7 +194,7 @@ def once(answers: Sequence[Answer]) -> None:
     for answer in answers:
         if answer.question_id in seen:
             raise ValueError(
-                f"line {answer.line}: question {answer.question_id!r} is answered in line "
+                f"line {answer.line}: question {cut(answer.question_id)!r} is answered in line "
                 f"{seen[answer.question_id]} already, with another prompt: keep the answers of one run"
             )
         seen[answer.question_id] = answer.line
@@ -197,21 +205,50 @@ def same_image(answer: Answer, image: Any) -> None:
 
     Raises ValueError: a list of another benchmark, or of another order, has the same ids.
     """
-    asked = PurePosixPath(str(image or "")).name
-    given, known = PurePosixPath(answer.image), PurePosixPath(asked)
+    asked = clear_path(str(image or ""))
+    given, known = PurePosixPath(answer.path or answer.image), PurePosixPath(asked)
     if given.suffix and known.suffix and given.stem != known.stem:
         raise ValueError(
-            f"line {answer.line}: question {answer.question_id!r} is about {asked}, its answer about "
-            f"{answer.image}: are these answers to another list of questions?"
+            f"line {answer.line}: question {cut(answer.question_id)!r} is about {cut(file_name(asked))}, its "
+            f"answer about {cut(answer.image)}: are these answers to another list of questions?"
         )
 
 
 # What every table has beside its own columns, only where each row tells it.
-_COSTS: Mapping[str, Callable[[Mapping[str, Any]], float]] = {
-    "kept_tokens": lambda row: float(row["usage"]["kept"]),
-    "made_tokens": lambda row: float(row["usage"]["kept"] + row["usage"]["discarded"]),
-    "seconds": lambda row: float((row["timing"] if "timing" in row else row["usage"])["seconds"]),
+_COSTS: Mapping[str, Sequence[Sequence[tuple[str, str]]]] = {  # column: sums of (object, key) to try in turn
+    "kept_tokens": [[("usage", "kept")]],
+    "made_tokens": [[("usage", "kept"), ("usage", "discarded")]],
+    "seconds": [[("timing", "seconds")], [("usage", "seconds")]],
 }
+
+
+def _costs(answers: Sequence[Answer]) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """Columns that every row has numbers for, and why others are left out although most rows have them."""
+    columns: dict[str, list[float]] = {}
+    left_out: dict[str, str] = {}
+    for name, ways in _COSTS.items():
+        column: list[float] = []
+        for answer in answers:
+            found = next((parts for way in ways if (parts := _parts(answer.row, way)) is not None), None)
+            if found is None:  # an answers file of another program: no costs
+                break
+            numbers = [read_number(each) for each in found]
+            if any(number is None for number in numbers):
+                told = next(shown(each, 30) for each in found if read_number(each) is None)
+                left_out[name] = f"line {answer.line} has {told}, which is no number"
+                break
+            column.append(sum(number for number in numbers if number is not None))
+        else:
+            columns[name] = column
+    return columns, left_out
+
+
+def _parts(row: Mapping[str, Any], way: Sequence[tuple[str, str]]) -> list[Any] | None:
+    """The values under some keys; None where one is not there."""
+    inner = [(row.get(outer), key) for outer, key in way]
+    if not all(isinstance(each, dict) and key in each for each, key in inner):
+        return None
+    return [each[key] for each, key in inner if isinstance(each, dict)]
 
 
 def make_table(
@@ -234,22 +271,32 @@ def make_table(
     phrases = [answer.row.get("phrases") for answer in answers]
     if all(isinstance(value, list) for value in phrases):
         every["phrases"] = [float(len(value)) for value in phrases]  # type: ignore[arg-type]
-    for name, of in _COSTS.items():
-        try:
-            every[name] = [of(answer.row) for answer in answers]
-        except (KeyError, TypeError, ValueError):
-            continue  # an answers file of another program: no costs
+    costs, left_out = _costs(answers)
+    every |= costs
+    skipped = list(getattr(answers, "skipped", ()))
+    told = {"skipped_rows": len(skipped), "skipped": skipped[:SHOWN]} if skipped else {}
     keys = [answer.question_id for answer in answers]
     if len(set(keys)) < len(keys):  # MME as published: both questions of a picture have its id
         keys = [f"{answer.question_id} {answer.prompt}" for answer in answers]
     return Table(
         benchmark,
-        list(clusters) if clusters is not None else [a.image or a.question_id for a in answers],
+        list(clusters) if clusters is not None else pictures_of(answers),
         {name: np.asarray(column, dtype=float) for name, column in every.items()},
         list(parts) if parts is not None else None,
         keys,
-        dict(notes or {}),
+        dict(notes or {}) | told | ({"left_out": left_out} if left_out else {}),
     )
+
+
+def pictures_of(answers: Sequence[Answer]) -> list[str]:
+    """The picture of each answer: its file name, with folders where two pictures share it."""
+    paths: dict[str, str] = {}
+    shared: set[str] = set()
+    for answer in answers:
+        before = paths.setdefault(answer.image, answer.path)
+        if not are_same(before, answer.path):
+            shared.add(answer.image)
+    return [(a.path if a.image in shared else a.image) or a.question_id for a in answers]
 
 
 def cost_metrics(table: Table) -> list[Metric]:

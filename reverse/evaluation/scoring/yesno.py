@@ -20,15 +20,18 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from reverse.evaluation.entries import read_entries
+from reverse.evaluation.pictures import Pictures, clear_path
 from reverse.evaluation.scoring.english import is_english
 from reverse.evaluation.scoring.markup import LONGEST, plain
-from reverse.evaluation.scoring.rows import Answer, listed, locate, make_table, read_rows
+from reverse.evaluation.scoring.rows import Answer, allowed_missing, listed, locate, make_table
 from reverse.evaluation.tables import Metric, Table, f1, macro, ratio
+from reverse.evaluation.values import read_id
 
 __all__ = ["Reading", "read_amber", "read_mme", "read_pope", "score", "strict"]
 
@@ -174,18 +177,10 @@ def unanswered_metrics(columns: Mapping[str, np.ndarray]) -> list[Metric]:
 
 
 # ---------------------------------------------------------------------- POPE
-PLACES = (
-    ".",
-    "pope",
-    "pope/coco_pope",
-    "coco_pope",
-    "pope/coco",
-    "coco",
-    "pope/aokvqa",
-    "aokvqa",
-    "pope/gqa",
-    "gqa",
-)
+PLACES = (  # as running looks for them
+    "pope/coco_pope", "pope/coco", "pope/aokvqa", "pope/gqa", "pope",
+    "coco_pope", "coco", "aokvqa", "gqa", ".",
+)  # fmt: skip
 _SETTINGS = ("random", "popular", "adversarial")
 _NAME = re.compile(r"(?:(.+)_)?pope_(?:seem_)?(random|popular|adversarial)")
 _STEM = {"pope": "coco", "pope-aokvqa": "aokvqa", "pope-gqa": "gqa"}
@@ -200,17 +195,21 @@ def score(
     """
     labels = _labels(truth, _STEM[benchmark])
     questions = _question_file(truth)
+    pictures = {
+        setting: Pictures(dict.fromkeys(image for image, _ in asked)) for setting, asked in labels.items()
+    }
     parts, said, labels_of = [], [], []
     used: dict[str, Counter[tuple[str, str]]] = {setting: Counter() for setting in labels}
     unknown: list[str] = []
     for answer in answers:
         setting, image, question = _asked(answer, questions, labels)
-        known = labels.get(setting, {}).get((image, question))
-        if known is None:
+        found = pictures[setting].find(image) if setting in pictures else None
+        known = labels[setting].get((found, question)) if found is not None else None
+        if found is None or known is None:
             unknown.append(answer.question_id)
             continue
-        time = used[setting][(image, question)]
-        used[setting][(image, question)] += 1
+        time = used[setting][(found, question)]
+        used[setting][(found, question)] += 1
         parts.append(setting)
         said.append(answer.text)
         labels_of.append(known[min(time, len(known) - 1)])  # too many of one: refused below
@@ -219,7 +218,7 @@ def score(
             "none of them is a question of POPE" if len(unknown) == len(answers) else "is it the same POPE?"
         )
         raise ValueError(f"{len(unknown)} answers match no label under {truth}: {listed(unknown)}; {what}")
-    _complete(labels, used, partial)
+    _complete(labels, used, allowed_missing(answers, partial))
     columns, differ = both_readings(said, labels_of, "yes", read_pope)
     names = [setting for setting in _SETTINGS if setting in parts]
     columns |= by_group(columns, parts, names)
@@ -255,16 +254,11 @@ def _labels(truth: str | Path, stem: str) -> dict[str, dict[tuple[str, str], lis
             if name is None or (name[1] or stem) != stem or name[2] in found:
                 continue
             rows: dict[tuple[str, str], list[str]] = {}
-            for row in read_rows(path):
-                try:
-                    key = _key(row["image"], row["text"])
-                    label = str(row["label"]).strip().lower()
-                except (KeyError, TypeError):
-                    raise ValueError(
-                        f"{path}: an entry lacks image, text or label: {str(row)[:60]}"
-                    ) from None
+            for entry in read_entries(path):
+                key = _key(entry.text("image"), entry.text("text"))
+                label = entry.text("label").strip().lower()
                 if label not in ("yes", "no"):
-                    raise ValueError(f"{path}: a label must be yes or no, got {label!r}")
+                    raise entry.wrong("label", label, "yes or no")
                 rows.setdefault(key, []).append(label)
             found[name[2]] = rows
     if not found:
@@ -277,9 +271,9 @@ def _labels(truth: str | Path, stem: str) -> dict[str, dict[tuple[str, str], lis
 
 def _question_file(truth: str | Path) -> dict[str, dict[str, Any]]:
     """LLaVA's question file, where it is there: which setting a question id belongs to."""
-    found = locate(truth, PLACES, ["*pope*.jsonl"])
-    rows = [row for path in found for row in read_rows(path) if isinstance(row, dict)]
-    return {str(row["question_id"]): row for row in rows if "question_id" in row and "category" in row}
+    found = locate(truth, PLACES, ["*pope_test*.jsonl"])
+    entries = [entry for path in found for entry in read_entries(path) if "category" in entry.row]
+    return {str(read_id(entry.id("question_id"))): entry.row for entry in entries}
 
 
 def _asked(
@@ -291,22 +285,22 @@ def _asked(
     if not setting:
         before = answer.question_id.partition("/")[0]
         setting = before if before in labels else next(iter(labels)) if len(labels) == 1 else ""
-    image = answer.image or str(row.get("image", ""))
+    image = answer.path or str(row.get("image", ""))
     return (setting, *_key(image, answer.prompt or str(row.get("text", ""))))
 
 
 def _key(image: str, question: str) -> tuple[str, str]:
-    """The picture's name and the question itself, without the request for one word."""
+    """The picture and the question itself, without the request for one word."""
     asked = question.partition("?")[0]
-    return PurePosixPath(str(image)).name, " ".join(asked.lower().split())
+    return clear_path(image), " ".join(asked.lower().split())
 
 
 def _complete(
     labels: Mapping[str, Mapping[tuple[str, str], list[str]]],
     used: Mapping[str, Counter[tuple[str, str]]],
-    partial: bool,
+    allowed: float,
 ) -> None:
-    """Each question of the settings that were answered once, no more; all of them unless `partial`."""
+    """Each question of the settings that were answered once, no more; at most `allowed` of them not."""
     for setting, asked in labels.items():
         if not used[setting]:
             continue
@@ -317,7 +311,7 @@ def _complete(
                 + listed(f"{question!r} about {image}" for image, question in twice)
             )
         missing = [key for key, several in asked.items() if used[setting][key] < len(several)]
-        if missing and not partial:
+        if len(missing) > allowed:
             raise ValueError(
                 f"{setting}: {len(missing)} of {len(asked)} questions have no answer: "
                 + listed(f"{question!r} about {image}" for image, question in missing)
