@@ -8,6 +8,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 JOBS ?= 2
+# The oldest supported releases, beside .venv's newest ones: see docs/versions.md.
+OLDEST := $(VENV)/oldest
+OLDEST_RELEASES := transformers==5.18.0 peft==0.19.0 accelerate==1.12.0
+# Decoding, models, training and merging: what depends on these releases, each kind of dependence once.
+OLDEST_TESTS := tests/decoding/test_compatibility.py tests/decoding/test_bundled.py tests/decoding/test_backend.py \
+	tests/decoding/test_static.py tests/decoding/test_stopping.py tests/test_generate.py tests/evaluation/test_baselines.py \
+	tests/models/test_adding.py tests/models/test_inputs.py tests/models/test_loading.py tests/models/test_tiny.py \
+	tests/models/test_merging.py tests/training/test_adapters.py tests/training/test_loss.py tests/training/test_sft.py
+NEWEST := .venv-newest
 CASES ?= 100000
 SEED ?= 0
 STATE ?= $(VENV)/fuzz-$(SEED).jsonl
@@ -16,10 +25,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test fuzz lint clean
+.PHONY: help install demo test test-all test-oldest test-newest fuzz lint clean
 
 help:  ## say what there is
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */make \1	/'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */make \1	/'
 
 install: $(STAMP)  ## make .venv and install the package with all it takes to test it
 
@@ -34,10 +43,35 @@ $(STAMP): pyproject.toml constraints.txt tests/install_shim.py tests/torchvision
 demo: $(STAMP)  ## what the library is for, on three pictures
 	@$(BIN)/reverse demo
 
-test: lint  ## the whole suite, after style and types
+test: test-all test-oldest  ## style, types, all tests, and some on the oldest supported releases
+
+test-all: lint
 	@$(BIN)/reverse data language
 	@$(BIN)/python -m compileall -q reverse  # once, not in each of the many processes that tests start
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --durations=15
+
+# Only these packages differ, so they go before the rest on the path.
+test-oldest: $(OLDEST)/installed  ## decoding, models, training and merging on the oldest supported releases
+	PYTHONPATH=$(CURDIR)/$(OLDEST) REVERSE_TEST_RELEASES="$(OLDEST_RELEASES)" OMP_NUM_THREADS=1 \
+		$(BIN)/python -m pytest -n $(JOBS) --durations=15 $(OLDEST_TESTS)
+
+$(OLDEST)/installed: $(STAMP)
+	rm -rf $(OLDEST)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(OLDEST) $(OLDEST_RELEASES)
+	@touch $@
+
+# torch and torchvision stay as they are in constraints.txt: newer ones may come as builds for CUDA of several GB.
+test-newest: lint  ## all tests on the newest release of every dependency within its range, in .venv-newest
+	test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
+	grep -E '^torch(vision)?==' constraints.txt > $(NEWEST)/torch.txt
+	$(NEWEST)/bin/python -m pip install --quiet -r $(NEWEST)/torch.txt
+	$(NEWEST)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager -c $(NEWEST)/torch.txt \
+		-e ".[train,dev]"
+	$(NEWEST)/bin/python tests/install_shim.py
+	@echo "Releases that differ from constraints.txt:"
+	@$(NEWEST)/bin/python -m pip freeze --exclude-editable | grep -ivxFf constraints.txt || true
+	@$(NEWEST)/bin/reverse data language
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest -n $(JOBS) --durations=15
 
 fuzz: $(STAMP)  ## the fuzzers for longer: make fuzz CASES=1000000 SEED=1; stopped, it goes on
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --cases $(CASES) --seed $(SEED) --workers $(JOBS) --state $(STATE)
@@ -48,5 +82,5 @@ lint: $(STAMP)  ## style and types
 	$(BIN)/mypy
 
 clean:  ## remove .venv, caches and built files
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(NEWEST) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

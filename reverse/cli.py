@@ -168,7 +168,7 @@ def generate(
     do_sample: Annotated[bool, typer.Option("--do-sample", help="Sample from the start.")] = False,
     temperature: Annotated[float | None, typer.Option(help="Of --do-sample; else 1.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cuda where there is one, else cpu.")] = None,
+    device: Annotated[str | None, typer.Option(help="As torch names it; else cuda or cpu.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; else as saved.")] = None,
 ) -> None:
     """Answer one prompt about one or several pictures."""
@@ -275,10 +275,10 @@ def _placement(device: str | None, dtype: str | None) -> tuple[Any, Any]:
     """Device and dtype as torch knows them. Raises ValueError for a name that it does not know."""
     import torch
 
-    cuda = torch.cuda.is_available()
-    device = device or ("cuda" if cuda else "cpu")
-    if device.split(":")[0] not in ("cpu", "cuda") or (device != "cpu" and not cuda):
-        raise ValueError(f"device {device!r} is not on this machine: try {'cuda or cpu' if cuda else 'cpu'}")
+    from reverse.models.devices import check_device, default_device
+
+    device = device or default_device()
+    check_device(device)
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype is not None and dtype not in known:
         raise ValueError(f"dtype must be one of {', '.join(known)}, got {dtype!r}")

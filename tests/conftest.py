@@ -7,6 +7,8 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # unit tests need no network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from importlib.metadata import version
+
 import numpy as np
 import pytest
 import torch
@@ -18,6 +20,14 @@ from reverse.models.tiny import build_tiny_llava, build_tiny_qwen
 from reverse.tokens import add_tokens
 
 BUILDERS = {"llava": build_tiny_llava, "qwen": build_tiny_qwen}
+
+
+def pytest_configure(config):
+    """End at once where the releases are others than those that this run is for: it would show nothing."""
+    for asked in os.environ.get("REVERSE_TEST_RELEASES", "").split():
+        name, release = asked.split("==")
+        if version(name) != release:
+            pytest.exit(f"this run is for {asked}, but {name} {version(name)} is installed", returncode=3)
 
 
 def make_tiny(name, *, dtype=torch.float32, seed=0, init_std=0.2, **sizes):

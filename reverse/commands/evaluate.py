@@ -67,7 +67,7 @@ def evaluate(
     temperature: Annotated[float | None, typer.Option(help="Of --do-sample; else 1.")] = None,
     scenes: Annotated[int, typer.Option(min=1, help="Of --data scenes: how many.")] = 500,
     split: Annotated[str, typer.Option(help="Of --data scenes: val, test or shift.")] = "test",
-    device: Annotated[str | None, typer.Option(help="cuda where there is one, else cpu.")] = None,
+    device: Annotated[str | None, typer.Option(help="As torch names it; else cuda or cpu.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; else as saved.")] = None,
     ray: Annotated[int | None, typer.Option(min=1, help="Workers of a Ray cluster (extra: ray).")] = None,
     score: Annotated[

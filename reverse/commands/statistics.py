@@ -114,7 +114,7 @@ def sweep(
     split: Annotated[str, typer.Option(help="Of the scenes to decode.")] = "test",
     count: Annotated[int, typer.Option(min=1, help="How many scenes to decode.")] = 200,
     batch_size: Annotated[int, typer.Option(min=1, help="Answers side by side.")] = 16,
-    device: Annotated[str | None, typer.Option(help="cuda where there is one, else cpu.")] = None,
+    device: Annotated[str | None, typer.Option(help="As torch names it; else cuda or cpu.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
 ) -> None:
     """Measure p(</UN>) as a detector at every threshold; decode anew at chosen ones."""
@@ -163,7 +163,7 @@ def calibrate(
     split: Annotated[str, typer.Option(help="Of the scenes of --decode: not those of ANSWERS.")] = "test",
     count: Annotated[int, typer.Option(min=1, help="Scenes of --decode.")] = 300,
     out: Annotated[Path | None, typer.Option(help="Folder for calibration.json and decoded answers.")] = None,
-    device: Annotated[str | None, typer.Option(help="cuda where there is one, else cpu.")] = None,
+    device: Annotated[str | None, typer.Option(help="As torch names it; else cuda or cpu.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="The calibration as JSON.")] = False,
 ) -> None:

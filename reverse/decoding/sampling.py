@@ -54,6 +54,8 @@ def choose(
     A row with temperature 0 takes the most probable token. Another inverts its cumulative distribution at
     the row's `noise` in [0, 1), so that equal noise means an equal choice on every device.
     """
+    if logits.device.type == "mps" and any(t > 0 for t in temperatures):  # it has no float64
+        return choose(logits.cpu(), temperatures, noise, top_k, top_p).to(logits.device)
     chosen = logits.argmax(dim=-1)
     warm = [i for i, t in enumerate(temperatures) if t > 0]
     if not warm:

@@ -16,8 +16,9 @@ def environment(device: str) -> dict[str, str]:
     import transformers
 
     from reverse import __version__
+    from reverse.models.devices import device_name
 
-    name = torch.cuda.get_device_name() if device.startswith("cuda") else _processor()
+    name = device_name(device) or _processor()
     return {
         "device": name,
         "reverse": __version__,

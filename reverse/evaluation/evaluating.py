@@ -155,8 +155,10 @@ def _device(asked: str | None, at: Place) -> str:
     """One device a process, where nobody said otherwise."""
     import torch
 
+    from reverse.models.devices import check_device
+
     if asked is not None:
-        return asked
+        return str(check_device(asked))
     if not torch.cuda.is_available():
         return "cpu"
     return f"cuda:{at.local_rank % torch.cuda.device_count()}"

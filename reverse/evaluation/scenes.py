@@ -358,12 +358,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--split", default="test")
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--device", default=None, help="cuda where there is one, else cpu")
+    parser.add_argument("--device", default=None, help="as torch names it; else cuda or cpu")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
-    import torch
+    from reverse.models.devices import check_device, default_device
 
-    device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = str(check_device(given.device or default_device()))
     report = compare(
         given.tagged,
         given.twin,

@@ -17,6 +17,7 @@ import transformers
 from safetensors import SafetensorError
 from transformers.utils import cached_file
 
+from reverse.models.devices import check_device
 from reverse.models.families import Family, family_named, stored_threshold
 from reverse.models.processors import load_processor
 from reverse.tokens.vocabulary import ensure_ordinary, token_ids
@@ -67,7 +68,8 @@ def load(
         raise TypeError(
             "trust_remote_code is not accepted: checkpoints are loaded without running their code"
         )
-    _check_device(device)
+    if device is not None:
+        check_device(device)
     hub = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
     path, family = find_checkpoint(path_or_id, **hub)
 
@@ -187,21 +189,6 @@ def _check_config(path: str, config: dict[str, Any]) -> Family:
         )
     stored_threshold(config.get("reverse"))
     return family
-
-
-def _check_device(device: torch.device | str | None) -> None:
-    """Refuse a device before weights are read for it. Raises ValueError."""
-    if device is None:
-        return
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device {device!r} is not known here: try 'cpu' or 'cuda'") from error
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"device {device!r} is not on this machine, which has {torch.cuda.device_count()} CUDA devices: "
-            "try 'cpu'"
-        )
 
 
 def _check_files(path: str, names: tuple[str, ...], what: str) -> None:

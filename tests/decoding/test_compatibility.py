@@ -236,6 +236,16 @@ def test_pyproject_has_the_supported_ranges():
         assert requirement(library) in asked, library
 
 
+def test_make_tests_the_ends_of_the_ranges():
+    """A range would promise releases that nobody has run."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    oldest = makefile.split("OLDEST_RELEASES := ", 1)[1].splitlines()[0].split()
+    newest = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    for library, (first, last) in compatibility.SUPPORTED.items():
+        assert f"{library}=={first}.0" in oldest
+        assert any(line.startswith(f"{library}=={last}.") for line in newest)
+
+
 def test_a_newer_version_gives_one_warning(monkeypatch, caplog):
     """A user would not know that nobody has tested this combination, or hear of it at every call."""
     monkeypatch.setattr(compatibility, "_installed", {"transformers": "99.1.0.dev0", "peft": None}.get)

@@ -223,7 +223,7 @@ def test_a_stored_threshold_is_checked_first(untagged, section):
     ("options", "words"),
     [
         ({"image_backend": "foo"}, "image_backend must be 'pil' or 'torchvision', got 'foo'"),
-        ({"device": "foo"}, "device 'foo' is not known here: try 'cpu'"),
+        ({"device": "foo"}, "device 'foo' is not known: this machine has cpu"),
         ({"device": "cuda:99"}, "device 'cuda:99' is not on this machine"),
     ],
 )
