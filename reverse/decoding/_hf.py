@@ -35,6 +35,7 @@ from transformers.generation.stopping_criteria import (
 from reverse.compatibility import IncompatibleLibraryError, warn_of_newer_versions
 from reverse.decoding._hf_processors import caller_processors
 from reverse.decoding.backend import OutOfMemory, Prefill
+from reverse.models.unwrapping import unwrap_model
 
 __all__ = [
     "CallerStops",
@@ -202,13 +203,7 @@ def _eos_list(config: GenerationConfig) -> list[int]:
 
 def cache_argument(model: Any) -> str:
     """The name under which `forward` of a model takes its cache, whatever wraps the model."""
-    while True:
-        if hasattr(model, "get_base_model"):  # peft
-            model = model.get_base_model()
-        elif hasattr(model, "_orig_mod"):  # torch.compile
-            model = model._orig_mod
-        else:
-            return _cache_argument_of(type(model))  # type: ignore[arg-type]
+    return _cache_argument_of(type(unwrap_model(model)))  # type: ignore[arg-type]
 
 
 @cached
