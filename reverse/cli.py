@@ -8,6 +8,7 @@ Heavy imports stand inside the commands, so that `reverse --help` is there at on
 `reverse --debug …` or REVERSE_DEBUG=1 shows the traceback instead.
 """
 
+import errno
 import functools
 import json
 import math
@@ -48,10 +49,10 @@ class _Commands(TyperGroup):
         except REFUSALS as error:
             if isinstance(error, BrokenPipeError) or ctx.params.get("debug"):
                 raise
-            _print_error(str(error))
+            _print_error(_system_error(error) or str(error))
             raise typer.Exit(2) from error
         except Exception as error:
-            said = _wrong_option(error)
+            said = _wrong_option(error) or _system_error(error)
             if said is None or ctx.params.get("debug"):
                 raise
             _print_error(said)
@@ -69,6 +70,29 @@ def _print_error(message: str) -> None:
 def _escape(match: re.Match[str]) -> str:
     """What would move the cursor, colour the terminal or cannot be encoded, as Python writes it."""
     return match.group().encode("unicode_escape").decode("ascii")
+
+
+def _system_error(error: Exception) -> str | None:
+    """What to do about an error of the operating system that nobody has explained; None for any other."""
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # Python below 3.13
+        error = OSError(errno.ELOOP, "", str(error).partition("'")[2].rstrip("'"))
+    if not isinstance(error, OSError) or error.errno is None or not str(error).startswith("[Errno "):
+        return None
+    path = f"{str(error.filename)!r:.200}" if error.filename is not None else "a file"
+    remedies = {
+        errno.ENOENT: "there is no such file or folder: check the path",
+        errno.EEXIST: "it is there already, as a file: name another folder",
+        errno.ENOTDIR: "part of the path is a file and no folder: name another folder",
+        errno.EISDIR: "it is a folder: name a file in it",
+        errno.EACCES: "this user may not read or write it: name another place, or change its rights",
+        errno.EPERM: "this user may not read or write it: name another place, or change its rights",
+        errno.EROFS: "the disk can only be read: name another place",
+        errno.ENOSPC: "the disk is full: make room, and start again",
+        errno.EDQUOT: "the quota is used up: make room, and start again",
+        errno.ENAMETOOLONG: "the name is too long: give the path of a file",
+        errno.ELOOP: "its links lead in a circle: remove one of them",
+    }
+    return f"{path}: {remedies.get(error.errno, f'{error.strerror}: check the path and the disk')}"
 
 
 def _wrong_option(error: Exception) -> str | None:

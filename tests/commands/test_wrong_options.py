@@ -42,3 +42,23 @@ def test_control_characters_of_a_message_are_escaped():
     result = run("generate", "./no\x1b[31mwhere\u202e")
     assert result.exit_code == 2 and "\x1b" not in result.stderr and "\u202e" not in result.stderr
     assert r"\x1b[31mwhere\u202e" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("data", "scenes", "{notes}/x"), ("notes.txt", "name another folder")),
+        (("eval", "pope", "--model", "m", "--data", "scenes", "--out", "{notes}"), ("notes.txt", "folder")),
+        (("train", "{long}"), ("xxx", "give")),
+        (("report", "{loop}"), ("loop", "loop")),
+    ],
+)
+def test_errors_of_the_system_say_what_to_do(words, told, tmp_path):
+    """`[Errno 17] File exists` does not say what to name instead."""
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    names = {"notes": tmp_path / "notes.txt", "loop": tmp_path / "loop", "long": "x" * 5000}
+    result = run(*(word.format(**names) for word in words))
+    assert result.exit_code == 2 and result.stdout == "", result.output
+    (line,) = result.stderr.splitlines()
+    assert "[Errno" not in line and all(word in line for word in told) and len(line) < 600, line
