@@ -88,7 +88,7 @@ def _import(path: Path, out: Path, skip_corrupt: bool, progress: Any) -> dict[st
         raise ValueError(f"{path} changed while it was read: import it again, into an empty folder")
     manifest = _manifest(source | {"sha256": hashed.digest.hexdigest()}, parts)
     if manifest["records"] == 0:
-        raise ValueError(f"{path} holds no records")
+        raise ValueError(f"{path} holds no records: give a JSON list or JSONL of instruct records")
     write_json(out / "manifest.json", manifest)
     shutil.rmtree(out / "parts")
     return manifest

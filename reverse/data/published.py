@@ -195,7 +195,7 @@ class FileRecords:
                 self.broken[len(spans) // 2] = item.reason
             spans.extend((item.offset, item.offset + size))
         if not spans:
-            raise ValueError(f"{self.path} holds no records")
+            raise ValueError(f"{self.path} holds no records: give a JSON list or JSONL of instruct records")
         self.spans = np.array(spans, dtype=np.int64).reshape(-1, 2)  # (records, 2), bytes
         self._file: mmap.mmap | None = None
 

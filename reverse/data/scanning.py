@@ -271,7 +271,7 @@ class _ListScan:
             raw = piece.encode("utf-8", "surrogateescape")
             window.at, window.offset = end, offset + len(raw)
             byte = offset + len(piece[: error.start].encode("utf-8", "surrogateescape"))
-            return Broken(number, offset, 0, len(raw), f"byte {byte} is not UTF-8")
+            return Broken(number, offset, 0, len(raw), f"byte {byte} is not UTF-8: save the file as UTF-8")
         window.at, window.offset = end, offset + len(raw)
         return Item(number, offset, 0, raw, value)
 

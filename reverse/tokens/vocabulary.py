@@ -87,7 +87,10 @@ def add_tokens(
     Raises:
         ValueError: `init` names something that is no tag, or a phrase without tokens; or the tokenizer
             does not keep the text around tags as it was.
+        TypeError: `seed` is no whole number.
     """
+    if not isinstance(seed, int):
+        raise TypeError(f"seed must be a whole number, got {seed!r}: try 0")
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     starts = _starts(init)
     before = tokenizer.get_vocab()
@@ -169,7 +172,7 @@ def _fill_rows(model: Any, tokenizer: Any, to_fill: dict[int, str], used: list[i
         return
     phrases = {}
     for start in set(to_fill.values()) - {"mean"}:
-        phrases[start] = tokenizer.encode(start, add_special_tokens=False)
+        phrases[start] = tokenizer.encode(start, add_special_tokens=False) if start.strip() else []
         if not phrases[start]:
             raise ValueError(f"init={start!r} has no tokens: give a phrase, or 'mean'")
     weights = [model.get_input_embeddings().weight]

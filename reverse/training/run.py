@@ -191,7 +191,9 @@ def _check_files(recipe: Recipe) -> None:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"data.records: {error}") from None
     if not Path(recipe.data.images).is_dir():
-        raise FileNotFoundError(f"data.images: no such folder: {recipe.data.images}")
+        raise FileNotFoundError(
+            f"data.images: no such folder: {recipe.data.images}: name the folder of the pictures"
+        )
     if recipe.compute.attention not in _ATTENTION:
         raise ValueError(
             f"compute.attention must be one of {', '.join(_ATTENTION)}, got {recipe.compute.attention!r}"

@@ -49,8 +49,8 @@ CHECKED = ("check", "data check {file}", "records", ".json")
 # The truth of a benchmark: the file that is made bad, and the answers that are scored with it.
 TRUTHS: tuple[tuple[str, str, str], ...] = (
     ("pope", "pope/coco_pope/coco_pope_random.json", "pope"),
-    ("chair", "chair_mscoco/coco/annotations/instances_val2014.json", "chair"),
-    ("chair", "chair_mscoco/coco/annotations/captions_val2014.json", "chair"),
+    ("chair", "instances.json", "chair"),
+    ("chair", "captions.json", "chair"),
     ("amber-d", "amber/metadata/annotations.json", "amber-d"),
     ("mme-hall", "MME/mme.jsonl", "mme-hall"),
 )

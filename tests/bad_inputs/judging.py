@@ -16,14 +16,16 @@ from typing import Any, Literal
 from tests.bad_inputs.world import World
 from tests.fuzz.running import REFUSALS, TookTooLong, limit_cpu
 
-LONGEST = 900  # characters of a message; lists of files or keys need some room
+LONGEST = 900  # characters of a line; lists of files or keys need some room
+LINES = 15  # of an error with a list
 SECONDS = 20.0  # CPU time of one entry
 # What a message says after the value: words of advice, a range, a list of what is allowed.
 _ADVICE = """
 try give name names must use add remove run set take takes leave fetch copy check make keep save
 load start install write choose ask mend known at.least at.most between lie.in needs wait shorten
 scale crop see open convert merge put expected missing cut move raise say spell cannot may.be
-belongs stop split pass free stand has goes.on knows one.of did.you.mean
+belongs stop split pass free stand has goes.on knows one.of did.you.mean download looked.for is.it
+are.these only possible.arguments typos one.record.a.line
 """
 _REMEDY = re.compile(rf"\b({'|'.join(_ADVICE.split())})\b|`reverse ", re.IGNORECASE)
 
@@ -117,8 +119,10 @@ def _verdict(entry: Entry, trouble: str, message: str, refused: bool) -> Verdict
         trouble = ""
     elif "Traceback" in flat:
         trouble = "traceback"
-    elif len(flat) > LONGEST:
-        trouble = f"{len(flat)} characters long"
+    elif max(map(len, message.splitlines()), default=0) > LONGEST:
+        trouble = f"{max(map(len, message.splitlines()))} characters long"
+    elif len(message.splitlines()) > LINES:
+        trouble = f"{len(message.splitlines())} lines"
     elif any(ord(char) < 32 and char not in "\n\t" for char in message):
         trouble = "control characters are echoed"
     elif entry.values and not any(value in flat for value in map(_flat, entry.values)):
