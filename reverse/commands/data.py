@@ -161,7 +161,13 @@ def _tokenizer(name: str) -> Any:
         raise FileNotFoundError(
             f"there is no folder {name!r}: name a checkpoint folder, or a hub id (owner/name)"
         )
-    return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(
+            f"{name!r} holds no tokenizer that can be read ({reason}): name a checkpoint folder or a hub id"
+        ) from error
 
 
 def _print_report(console: Console, report: Any) -> None:

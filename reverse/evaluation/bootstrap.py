@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 __all__ = ["REPLICATES", "difference", "interval", "weights"]
 
 REPLICATES = 2000
+MAX_ROUNDS = 1_000_000  # of any resampling: memory and hours, for digits that nobody reads
 
 
 def interval(
@@ -60,7 +61,20 @@ def weights(items: int, replicates: int, seed: int | np.random.Generator) -> np.
     """
     if items == 0:
         raise ValueError("no items to resample: the interval needs at least one scored answer")
-    return np.random.default_rng(seed).multinomial(items, np.full(items, 1 / items), size=replicates)
+    return make_generator(seed).multinomial(items, np.full(items, 1 / items), size=replicates)
+
+
+def make_generator(seed: int | np.random.Generator) -> np.random.Generator:
+    """A generator of a seed. Raises ValueError for one that is negative, which NumPy does not take."""
+    if not isinstance(seed, np.random.Generator) and seed < 0:
+        raise ValueError(f"seed must be at least 0, got {seed}: try 0")
+    return np.random.default_rng(seed)
+
+
+def check_rounds(name: str, rounds: int, usual: str) -> None:
+    """Refuse a number of rounds that says nothing, or that no memory holds. Raises ValueError."""
+    if not 1 <= rounds <= MAX_ROUNDS:
+        raise ValueError(f"{name} must lie between 1 and {MAX_ROUNDS:,}, got {rounds}: {usual}")
 
 
 def _ratio(part: ArrayLike, whole: ArrayLike) -> np.ndarray:

@@ -26,6 +26,7 @@ import numpy as np
 from scipy.stats import binom
 
 from reverse.data.files import write_json
+from reverse.evaluation.bootstrap import check_rounds, make_generator
 from reverse.evaluation.detector import Detector
 from reverse.evaluation.truth import same_picture
 
@@ -197,7 +198,8 @@ def resplit(
     cut = int(n * share)
     if not 0 < cut < n:
         raise ValueError(f"{n} pictures cannot be split with share {share}: give at least two")
-    rng = np.random.default_rng(seed)
+    check_rounds("resplits", times, "200 is usual")
+    rng = make_generator(seed)
     observed, thresholds, phrases = [], [], []
     for _ in range(times):
         order = rng.permutation(n)

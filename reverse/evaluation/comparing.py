@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
-from reverse.evaluation.bootstrap import REPLICATES
+from reverse.evaluation.bootstrap import REPLICATES, check_rounds, make_generator
 from reverse.evaluation.intervals import DEFAULT, Interval, Method, Resampling, aligned, intervals
 from reverse.evaluation.tables import Metric, Sums, Table, columns_of
 
@@ -149,7 +149,8 @@ def permutation(
     differ = _differing(first, second) if metric.of is None else np.flatnonzero((a != b).any(axis=(1, 2)))
     count = len(differ)
     exact = count < 62 and 2**count <= rounds
-    rng = np.random.default_rng(seed)
+    check_rounds("permutations", rounds, "9999 is usual")
+    rng = make_generator(seed)
     total = 2**count if exact else rounds
     step = max(1, _CHUNK // max(count, 1))
     extreme = undefined = 0

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from reverse.evaluation.bootstrap import check_rounds
 from reverse.evaluation.intervals import DEFAULT, Interval, Method, intervals
 from reverse.evaluation.tables import Metric, Table
 
@@ -119,6 +120,7 @@ class Detector:
         ECE is biased upwards in small samples, and every resample adds to it, so BCa intervals of it may lie
         below what its rounds show.
         """
+        check_rounds("bins", bins, "15 is usual")
         return intervals(self.table(), metrics(bins), method, rounds, level, seed)
 
 

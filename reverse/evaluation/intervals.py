@@ -23,7 +23,7 @@ from typing import Literal
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from reverse.evaluation.bootstrap import REPLICATES, weights
+from reverse.evaluation.bootstrap import REPLICATES, check_rounds, make_generator, weights
 from reverse.evaluation.tables import Metric, Sums, Table
 
 __all__ = ["Interval", "OverSeeds", "Resampling", "interval", "intervals", "over_seeds"]
@@ -62,10 +62,7 @@ class Resampling:
     """
 
     def __init__(self, table: Table, rounds: int = REPLICATES, seed: int = 0):
-        if rounds < 1:
-            raise ValueError(
-                f"rounds must be at least 1, got {rounds}: 2000 is usual, 100 the published form"
-            )
+        check_rounds("rounds", rounds, "2000 is usual, 100 the published form")
         if not len(table.clusters):
             raise ValueError(f"the table of {table.benchmark!r} has no rows: score at least one answer")
         self.table, self.rounds, self.seed = table, rounds, seed
@@ -94,7 +91,7 @@ class Resampling:
 
     def draws(self, metrics: Sequence[Metric]) -> np.ndarray:
         """Every metric in every round, shape (metrics, rounds); the same seed draws the same clusters."""
-        rng = np.random.default_rng(self.seed)
+        rng = make_generator(self.seed)
         names = list(self.totals)
         flat = np.stack([self.totals[name] for name in names], axis=1)  # (clusters, columns, parts)
         found = np.empty((len(metrics), self.rounds))
@@ -339,8 +336,13 @@ def _strata(stands: np.ndarray) -> list[np.ndarray]:
     return [*large, np.sort(np.concatenate(small))]
 
 
-def _check(method: str, level: float) -> None:
+def check_method(method: str) -> None:
+    """Refuse a method that is not known. Raises ValueError."""
     if method not in ("bca", "percentile"):
         raise ValueError(f"method must be bca or percentile, got {method!r}")
+
+
+def _check(method: str, level: float) -> None:
+    check_method(method)
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, got {level}: 0.95 is usual")

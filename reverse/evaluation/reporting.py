@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from reverse.data.files import whole_file
-from reverse.evaluation.intervals import DEFAULT, Interval, Method, OverSeeds, intervals, over_seeds
+from reverse.evaluation.intervals import (
+    DEFAULT,
+    Interval,
+    Method,
+    OverSeeds,
+    check_method,
+    intervals,
+    over_seeds,
+)
 from reverse.evaluation.naming import heading
 from reverse.evaluation.reading import rows_of
 from reverse.evaluation.tables import Metric, Table, load
@@ -75,6 +83,9 @@ def write_report(
     """
     from reverse.evaluation.pages import page
 
+    check_method(method)
+    if images is not None and not images.is_dir():
+        raise ValueError(f"there is no folder of pictures {images}: name one, or leave --images out")
     runs = [
         collect(folder, name, examples, method, rounds, seed)
         for folder, name in zip(folders, _names(folders), strict=True)

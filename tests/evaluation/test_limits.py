@@ -1,0 +1,33 @@
+"""Numbers that resampling cannot be done with: refused with the value, not by NumPy."""
+
+import pytest
+
+from reverse.evaluation.bootstrap import MAX_ROUNDS, check_rounds, make_generator, weights
+from reverse.evaluation.intervals import Resampling
+from reverse.evaluation.reporting import write_report
+from reverse.evaluation.tables import Table
+
+
+@pytest.mark.parametrize("rounds", [0, -1, MAX_ROUNDS + 1, 10**23])
+def test_rounds_out_of_range(rounds):
+    """`Maximum allowed dimension exceeded` says neither which number nor what to give instead."""
+    with pytest.raises(ValueError, match=f"rounds must lie between 1 and 1,000,000, got {rounds}: 2000 is"):
+        Resampling(Table("made", ["a"], {"x": [1.0]}), rounds=rounds)
+    with pytest.raises(ValueError, match=f"bins .*got {rounds}: 15 is usual"):
+        check_rounds("bins", rounds, "15 is usual")
+
+
+def test_negative_seed():
+    """`expected non-negative integer` does not say of what."""
+    with pytest.raises(ValueError, match="seed must be at least 0, got -1: try 0"):
+        weights(3, 2, -1)
+    assert make_generator(10**23).random() == make_generator(10**23).random()
+
+
+def test_a_report_checks_what_it_is_told(tmp_path):
+    """A misspelt method, or pictures that are nowhere, would be noticed by nobody."""
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(ValueError, match="bca or percentile, got 'bcaa'"):
+        write_report([tmp_path / "runs"], tmp_path / "out", method="bcaa")
+    with pytest.raises(ValueError, match="no folder of pictures .*nowhere: name one"):
+        write_report([tmp_path / "runs"], tmp_path / "out", images=tmp_path / "nowhere")
