@@ -29,5 +29,5 @@ def test_a_report_checks_what_it_is_told(tmp_path):
     (tmp_path / "runs").mkdir()
     with pytest.raises(ValueError, match="bca or percentile, got 'bcaa'"):
         write_report([tmp_path / "runs"], tmp_path / "out", method="bcaa")
-    with pytest.raises(ValueError, match="no folder of pictures .*nowhere: name one"):
+    with pytest.raises(ValueError, match=r"no folder of pictures .*nowhere: name one"):
         write_report([tmp_path / "runs"], tmp_path / "out", images=tmp_path / "nowhere")
