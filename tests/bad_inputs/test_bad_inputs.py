@@ -32,6 +32,7 @@ SLOW += (
     "add",
     "check",
 )
+SLOW += ("generate(", "generate:", "generate_many", "retrospective", "load", "--set")
 
 
 @pytest.fixture(scope="module")
