@@ -55,7 +55,7 @@ def test_bad_inputs_are_refused_clearly(world):
 
 def test_the_table_is_large():
     """Bad inputs that nobody tries are not known to be refused."""
-    assert len(all_entries()) >= 1000 and len(quick_entries()) >= 100
+    assert len(all_entries()) >= 1000 and len(quick_entries()) >= 30
 
 
 @pytest.mark.parametrize(
