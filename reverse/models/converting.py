@@ -11,23 +11,18 @@
 
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    GenerationConfig,
-    LlavaConfig,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-)
+from transformers import GenerationConfig, LlavaConfig
 
+from reverse.models.checked_config import build_config, build_empty, check_config_values, check_depth
 from reverse.models.families import QWEN2_5_VL
+from reverse.models.loading import load_fitting_processor
 from reverse.models.original_llava import convert_original_llava
 from reverse.models.original_llava.layout import is_original
-from reverse.models.processors import load_processor
 from reverse.models.shards import (
     Progress,
     ShardWriter,
@@ -38,8 +33,9 @@ from reverse.models.shards import (
     read_json,
     whole_folder,
 )
+from reverse.models.tensor_names import compare_tensors, refuse_foreign_prefixes
 from reverse.tokens.spans import TokenIds
-from reverse.tokens.vocabulary import ensure_ordinary, token_ids
+from reverse.tokens.vocabulary import token_ids
 
 _KNOWN = "an original LLaVA (LlavaLlamaForCausalLM, mm_* fields), full or LoRA, and Qwen2.5-VL"
 
@@ -143,8 +139,11 @@ def _convert_qwen(
     src: Path, whole: Path, config: dict[str, Any], dtype: torch.dtype | None, progress: Progress | None
 ) -> Any:
     """Qwen2.5-VL: the names that every version of transformers reads, settings of today, ordinary tags."""
+    file = src / "config.json"
+    check_config_values(file, config, QWEN2_5_VL)
     tensors = open_tensors(src)
-    settings = Qwen2_5_VLConfig.from_dict(config)
+    refuse_foreign_prefixes(str(src), tensors)
+    settings = build_config(file, config, QWEN2_5_VL)
     names = {_qwen_name(name): name for name in tensors}
     embedding = names.get("model.embed_tokens.weight")
     if embedding is None:
@@ -154,9 +153,7 @@ def _convert_qwen(
     settings.dtype = dtype or tensors.read(embedding).dtype
     settings.architectures = [QWEN2_5_VL.model_class]
     _check_qwen(src, settings, tensors, names)
-    processor = load_processor(str(src), QWEN2_5_VL)
-    ensure_ordinary(processor)
-    processor.tokenizer.padding_side = "left"
+    processor = load_fitting_processor(str(src), QWEN2_5_VL)
 
     writer = ShardWriter(whole)
     for done, (name, old) in enumerate(
@@ -195,20 +192,8 @@ def _drop_tied_head(src: Path, settings: Any, tensors: Tensors, names: dict[str,
 
 
 def _check_qwen(src: Path, settings: Any, tensors: Tensors, names: dict[str, str]) -> None:
-    with torch.device("meta"):
-        model = Qwen2_5_VLForConditionalGeneration(settings)
-    wanted = {_qwen_name(name): tuple(value.shape) for name, value in model.state_dict().items()}
-    if settings.tie_word_embeddings:
-        wanted.pop("lm_head.weight", None)
-    for problem in _differences(wanted, {name: tensors.shape(old) for name, old in names.items()}):
-        raise ValueError(f"{str(src)!r} {problem}: the checkpoint is not whole, or its config is another's")
-
-
-def _differences(wanted: dict[str, tuple], found: dict[str, tuple]) -> Iterator[str]:
-    for name in sorted(wanted.keys() | found.keys()):
-        if name not in found:
-            yield f"lacks {name}"
-        elif name not in wanted:
-            yield f"has {name}, which its config does not know"
-        elif wanted[name] != found[name]:
-            yield f"has {name} of shape {found[name]}, and its config says {wanted[name]}"
+    """Names and shapes must be those of a model built from `settings`, before an hour of copying."""
+    shapes = {name: tensors.shape(old) for name, old in names.items()}
+    check_depth(src / "config.json", settings, len(shapes))
+    empty = build_empty(src / "config.json", settings, QWEN2_5_VL)
+    compare_tensors(str(src), shapes, empty, QWEN2_5_VL)

@@ -4,11 +4,15 @@
     >>> model, processor = reverse.load("llava-with-tokens", device="cuda", dtype="bfloat16")
 
 What is refused, and why: pickled weights and code beside the weights run whatever they were written to run;
-a vocabulary without the three tokens cannot say which phrase is suspect.
+a vocabulary without the three tokens cannot say which phrase is suspect; a tensor that is missing, or that
+stands under a foreign name, would be filled with random numbers. Settings, names and shapes are looked at
+before a model is built, and the weights come last.
 """
 
-import json
+import logging
 import os
+import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +21,29 @@ import transformers
 from safetensors import SafetensorError
 from transformers.utils import cached_file
 
+from reverse.models.checked_config import build_config, build_empty, check_config_values, check_depth
+from reverse.models.checked_files import check_settings, find_settings, read_settings
 from reverse.models.devices import check_device
 from reverse.models.families import Family, family_named, stored_threshold
-from reverse.models.processors import load_processor
+from reverse.models.processor_checks import complete_processor
+from reverse.models.processors import check_backend, load_processor
+from reverse.models.tensor_names import (
+    canonical_name,
+    check_loaded,
+    compare_tensors,
+    refuse_foreign_prefixes,
+)
+from reverse.models.weight_files import (
+    check_weight_files,
+    fetch_weight_files,
+    link_without_adapter,
+    read_shapes,
+    read_tensor,
+    stray_weights,
+)
 from reverse.tokens.vocabulary import ensure_ordinary, token_ids
+
+logger = logging.getLogger(__name__)
 
 BUNDLED = ("tiny-llava", "tiny-qwen")
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -28,7 +51,10 @@ ASSETS = Path(__file__).resolve().parent.parent / "assets"
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _PICTURE_SETTINGS = ("processor_config.json", "preprocessor_config.json")
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_OURS = ("adapter_kwargs", "gguf_file", "output_loading_info", "state_dict", "use_safetensors")
+_OTHER_NAMES = ("config", "key_mapping", "variant")  # of from_pretrained: other tensors than the files say
+_NO_FOLDER = "no-adapter"  # where transformers is told to look for an adapter of the checkpoint: nowhere
+_warned: set[str] = set()  # checkpoints whose files beside the weights were named once
 
 
 def load(
@@ -62,25 +88,18 @@ def load(
             processor's settings.
         ValueError: unknown architecture; code beside the weights; pickled weights; damaged files; no tokens;
             a device or an image backend that is not there.
-        TypeError: `trust_remote_code` is given.
+        TypeError: `trust_remote_code` is given, or another argument of `from_pretrained` that this function
+            sets itself.
     """
-    if "trust_remote_code" in kwargs:
-        raise TypeError(
-            "trust_remote_code is not accepted: checkpoints are loaded without running their code"
-        )
+    _check_options(kwargs)
     if device is not None:
         check_device(device)
+    _check_dtype(dtype)
+    check_backend(image_backend)
     hub = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
     path, family = find_checkpoint(path_or_id, **hub)
 
-    try:
-        processor = load_processor(path, family, backend=image_backend, **hub)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"tokenizer or processor settings of {path!r} are damaged ({error}): fetch them again"
-        ) from error
-    processor.tokenizer.padding_side = "left"
-    ensure_ordinary(processor)
+    processor = load_fitting_processor(path, family, backend=image_backend, **hub)
     if require_tokens:
         token_ids(processor)
 
@@ -91,37 +110,129 @@ def load(
     return model.eval(), processor
 
 
+def load_fitting_processor(path: str, family: Family, *, backend: str = "pil", **hub: Any) -> Any:
+    """The processor of a checkpoint that `find_checkpoint` let pass, completed from its config.json.
+
+    It pads on the left, and tags that were saved as special tokens are ordinary.
+
+    Raises ValueError where its files are damaged, or it does not fit the model.
+    """
+    settings = check_settings(find_settings(path, hub))
+    try:
+        processor = load_processor(path, family, backend=backend, **hub)
+    except (ImportError, OSError, MemoryError):
+        raise
+    except Exception as error:  # whatever damaged files raise in tokenizers and transformers
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"tokenizer or processor settings of {path!r} are damaged ({reason}): fetch them again"
+        ) from error
+    processor.tokenizer.padding_side = "left"
+    ensure_ordinary(processor)
+    config = build_config(f"config.json of {path!r}", settings["config.json"], family)
+    complete_processor(path, processor, config, family, settings)
+    return processor
+
+
 def find_checkpoint(path_or_id: str | os.PathLike, **hub: Any) -> tuple[str, Family]:
     """Where a checkpoint is, and its family. Refuses what `load` refuses, before anything heavy is read.
 
     `hub` are options of the hub, such as `revision`. Raises as `load`.
     """
     path = _resolve(path_or_id)
-    config = _read_config(path, hub)
+    file, config = _read_config(path, hub)
     family = _check_config(path, config)
-    _check_weights(path)
-    _check_files(path, _TOKENIZERS, "tokenizer")
-    _check_files(path, _PICTURE_SETTINGS, "image processor")
+    check_config_values(file, config, family)
+    check_weight_files(path, hub)
+    _check_files(path, _TOKENIZERS, "tokenizer", hub)
+    _check_files(path, _PICTURE_SETTINGS, "image processor", hub)
+    check_settings(find_settings(path, hub, vocabulary=False))
     return path, family
 
 
 def load_weights(path: str, family: Family, *, dtype: torch.dtype | str | None = None, **kwargs: Any) -> Any:
-    """The model of a checkpoint that `find_checkpoint` let pass, from safetensors.
+    """The model of a checkpoint that `find_checkpoint` let pass, from safetensors, without adapters.
 
-    Raises ValueError where the file is cut off or otherwise damaged.
+    Raises ValueError where the files do not hold exactly the tensors of the model, or are damaged.
     """
+    hub = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
+    files = fetch_weight_files(path, hub)
+    if not any(name in kwargs for name in _OTHER_NAMES):
+        _check_tensors(path, files, family, hub)
+    _warn_of_stray_files(path, files)
+    place, view = path, None
+    if Path(path).is_dir() and (files[0].parent / "adapter_config.json").exists():
+        place = view = str(link_without_adapter(files[0].parent, files))
+        kwargs.pop("subfolder", None)
     try:
-        return getattr(transformers, family.model_class).from_pretrained(
-            path,
+        model, info = getattr(transformers, family.model_class).from_pretrained(
+            place,
             dtype=dtype if dtype is not None else "auto",
             use_safetensors=True,
             trust_remote_code=False,
+            output_loading_info=True,
+            adapter_kwargs={"subfolder": _NO_FOLDER},
             **kwargs,
         )
     except SafetensorError as error:
         raise ValueError(
             f"the weights of {path!r} are damaged or cut off ({error}): fetch them again"
         ) from error
+    if view is not None:
+        weakref.finalize(model, shutil.rmtree, view, ignore_errors=True)
+        model.name_or_path = model.config.name_or_path = path
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError(
+            f"transformers {transformers.__version__} applied the adapter that lies beside the weights of "
+            f"{path!r}: move adapter_config.json out of the folder"
+        )
+    check_loaded(path, info, family)
+    return model
+
+
+def _check_tensors(path: str, files: list[Path], family: Family, hub: dict[str, Any]) -> None:
+    """Compare the headers of the weight files with what config.json describes."""
+    shapes = read_shapes(files)
+    refuse_foreign_prefixes(path, shapes)
+    file, settings = _read_config(path, hub)
+    config = build_config(file, settings, family)
+    check_depth(file, config, len(shapes))
+    if settings.get("quantization_config") is not None:
+        return  # packed: names and shapes are the quantizer's, and transformers' own account is left
+    empty = build_empty(file, config, family)
+    compare_tensors(path, shapes, empty, family)
+    if config.tie_word_embeddings:
+        _check_tied_head(path, files, list(shapes), family)
+
+
+def _check_tied_head(path: str, files: list[Path], names: list[str], family: Family) -> None:
+    """Refuse a head that the config ties to the embeddings and that differs from them."""
+    by_name = {canonical_name(name, family): name for name in names}
+    head = by_name.get("lm_head.weight")
+    if head is None:
+        return
+    embedding = next(name for plain, name in by_name.items() if plain.endswith("embed_tokens.weight"))
+    if not torch.equal(read_tensor(files, head), read_tensor(files, embedding)):
+        raise ValueError(
+            f"{path!r} ties head and embeddings in its config.json, but its {head} differs from {embedding}: "
+            "set tie_word_embeddings to false in config.json if the head was trained apart, or take the head "
+            "out of the files"
+        )
+
+
+def _warn_of_stray_files(path: str, files: list[Path]) -> None:
+    """Name what lies beside the weights and is not loaded, once a checkpoint."""
+    strays = stray_weights(files[0].parent, files)
+    if strays and path not in _warned:
+        _warned.add(path)
+        logger.warning(
+            "%s holds complete weights, and beside them %s: the weights are loaded as they stand, without "
+            "these files. An adapter that was merged must not be applied twice; one that was not belongs "
+            "into "
+            "a folder of its own (`reverse merge ADAPTER OUT --base BASE`)",
+            path,
+            ", ".join(strays[:5]),
+        )
 
 
 def _resolve(path_or_id: str | os.PathLike) -> str:
@@ -152,8 +263,8 @@ def _resolve(path_or_id: str | os.PathLike) -> str:
     return name
 
 
-def _read_config(path: str, hub: dict[str, Any]) -> dict[str, Any]:
-    """config.json as it is written; AutoConfig would offer to run the code it names."""
+def _read_config(path: str, hub: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """config.json and what is written there; AutoConfig would offer to run the code it names."""
     reason = ""
     try:
         file = cached_file(path, "config.json", **hub)
@@ -168,15 +279,7 @@ def _read_config(path: str, hub: dict[str, Any]) -> dict[str, Any]:
             f"{path!r} has no config.json that can be read{reason}: name a folder that `save_pretrained` "
             "wrote, or check the hub id and the connection"
         )
-    try:
-        config = json.loads(Path(file).read_text(encoding="utf-8"))
-    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
-        raise ValueError(f"{file} is damaged ({error}): fetch or save the checkpoint again") from error
-    if not isinstance(config, dict):
-        raise ValueError(
-            f"{file} holds no JSON object but {config!r:.40}: fetch or save the checkpoint again"
-        )
-    return config
+    return Path(file), read_settings(Path(file))
 
 
 def _check_config(path: str, config: dict[str, Any]) -> Family:
@@ -191,30 +294,36 @@ def _check_config(path: str, config: dict[str, Any]) -> Family:
     return family
 
 
-def _check_files(path: str, names: tuple[str, ...], what: str) -> None:
+def _check_options(options: dict[str, Any]) -> None:
+    """Refuse options of `from_pretrained` that `load` decides itself. Raises TypeError."""
+    if "trust_remote_code" in options:
+        raise TypeError(
+            "trust_remote_code is not accepted: checkpoints are loaded without running their code"
+        )
+    given = [name for name in _OURS if name in options]
+    if given:
+        raise TypeError(
+            f"{given[0]} is not accepted: complete safetensors weights of a folder or a hub id are loaded, "
+            f"and what does not fit is refused; leave it out"
+        )
+
+
+def _check_dtype(dtype: torch.dtype | str | None) -> None:
+    """Refuse a dtype before weights are read. Raises ValueError."""
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if dtype in (None, "auto") or (isinstance(found, torch.dtype) and found.is_floating_point):
+        return
+    raise ValueError(f"dtype {dtype!r} is no type of weights: try 'bfloat16', 'float16' or 'float32'")
+
+
+def _check_files(path: str, names: tuple[str, ...], what: str, hub: dict[str, Any]) -> None:
     """Refuse a folder that holds none of the files that `what` may be saved in."""
-    folder = Path(path)
-    if folder.is_dir() and not any((folder / name).is_file() for name in names):
+    folder = Path(path) / hub.get("subfolder", "")
+    if Path(path).is_dir() and not any((folder / name).is_file() for name in names):
         raise FileNotFoundError(
             f"{path!r} has no {what} ({' or '.join(names)}): the checkpoint is not complete, fetch or save "
             "it again with its processor"
         )
-
-
-def _check_weights(path: str) -> None:
-    """Refuse a folder whose weights are pickled or missing (on a hub, `use_safetensors` refuses them)."""
-    folder = Path(path)
-    if not folder.is_dir() or any(folder.glob("*.safetensors")):
-        return
-    pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
-    if pickles:
-        raise ValueError(
-            f"{path!r} holds pickled weights only ({', '.join(pickles[:3])}), which can run code when read: "
-            "load them where you trust them and save them with save_pretrained, which writes safetensors"
-        )
-    raise FileNotFoundError(
-        f"{path!r} has no *.safetensors: the checkpoint is not complete, fetch or save it again"
-    )
 
 
 def _check_rows(path: str, model: Any, processor: Any) -> None:

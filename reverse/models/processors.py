@@ -77,6 +77,12 @@ def pil_image_processor(name: str, **settings: Any) -> Any:
     return getattr(transformers, f"{name}Pil")(**settings)
 
 
+def check_backend(backend: str) -> None:
+    """Refuse a name that is no backend for pictures. Raises ValueError."""
+    if backend not in ("pil", "torchvision"):
+        raise ValueError(f"image_backend must be 'pil' or 'torchvision', got {backend!r}")
+
+
 def load_processor(path: str, family: Family, *, backend: str = "pil", **kwargs: Any) -> Any:
     """The processor of a checkpoint, with its pictures going through `backend`.
 
@@ -90,8 +96,7 @@ def load_processor(path: str, family: Family, *, backend: str = "pil", **kwargs:
     Raises:
         ValueError: `backend` is neither of the two.
     """
-    if backend not in ("pil", "torchvision"):
-        raise ValueError(f"image_backend must be 'pil' or 'torchvision', got {backend!r}")
+    check_backend(backend)
     kwargs["trust_remote_code"] = False
     processor_class = getattr(transformers, family.processor_class)
     if not family.video:

@@ -23,6 +23,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from reverse.data.locking import output_lock
+from reverse.models.checked_files import read_settings, shorten
+from reverse.models.weight_files import is_plain_name
 
 SHARD_BYTES = 2_000_000_000
 HUB_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors", "*.bin", "LICENSE*", "*.md"]
@@ -110,14 +112,10 @@ def open_tensors(folder: str | os.PathLike, names: tuple[str, ...] = ()) -> Tens
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises ValueError where the file holds none."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
-        raise ValueError(f"{path} is damaged ({error}): fetch it again") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds no JSON object but {found!r:.40}: fetch it again")
-    return found
+    """A JSON object, of bounded size and depth. Raises ValueError where the file holds none."""
+    if not path.exists():
+        raise FileNotFoundError(f"there is no {path}: fetch the checkpoint again")
+    return read_settings(path)
 
 
 def find_folder(path_or_id: str | os.PathLike) -> Path:
@@ -149,12 +147,10 @@ def _read_index(folder: Path, index: str) -> dict[Path, list[str]]:
         raise ValueError(f"{folder / index} has no weight_map: fetch it again")
     files: dict[Path, list[str]] = {}
     for name, file in weight_map.items():
-        plain = isinstance(file, str) and file not in ("", ".", "..") and not set(file) & set("/\\\0:")
-        if not plain:
+        if not is_plain_name(file):
             raise ValueError(
-                f"{folder / index} says that {name!r} lies in {file!r}, which is no file of that folder: "
-                f"shards "
-                "lie beside their index"
+                f"{folder / index} says that {shorten(name)} lies in {shorten(file)}, which is no file of "
+                "that folder: shards lie beside their index"
             )
         files.setdefault(folder / file, []).append(name)
     missing = sorted(path.name for path in files if not path.is_file())
@@ -266,9 +262,23 @@ def _part(number: int) -> str:
 
 
 def check_new(out: Path) -> None:
-    """Raises FileExistsError where `out` exists and is not an empty folder."""
+    """Refuse a place where no new folder can be written, before hours of work for it.
+
+    Raises:
+        FileExistsError: `out` exists and is not an empty folder, or would lie in a file.
+        PermissionError: nothing may be written there.
+    """
+    if out.is_symlink():
+        raise FileExistsError(f"{str(out)!r} is a symbolic link: name a folder that does not exist yet")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{str(out)!r} is not empty: name a folder that does not exist yet")
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise FileExistsError(f"{str(out)!r} would lie in {str(above)!r}, a file: name another folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f"{str(out)!r} cannot be made, {str(above)!r} is read-only: name another folder"
+        )
 
 
 @contextmanager

@@ -21,6 +21,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from reverse.models.families import family_of
+
 __all__ = [
     "check_same_run",
     "last_checkpoint",
@@ -142,10 +144,14 @@ def load_weights(model: Any, checkpoint: str) -> None:
     `save_pretrained` writes LLaVA's weights under the names of published checkpoints, and the Trainer looks
     for the module's names: it finds none, warns, and goes on from the weights it was given (transformers
     5.23). Adapters of peft it does load.
+
+    Raises ValueError where the checkpoint does not hold exactly the model's tensors.
     """
     if not isinstance(model, PreTrainedModel):
         return
-    saved = type(model).from_pretrained(checkpoint, dtype=model.dtype, use_safetensors=True)
+    from reverse.models.loading import load_weights as read_weights
+
+    saved = read_weights(checkpoint, family_of(model), dtype=model.dtype)
     model.load_state_dict(saved.state_dict())
 
 

@@ -17,10 +17,15 @@ from transformers import (
     GenerationConfig,
     LlamaConfig,
     LlavaConfig,
-    LlavaForConditionalGeneration,
     LlavaProcessor,
 )
 
+from reverse.models.checked_config import (
+    build_empty,
+    build_section,
+    check_config_values,
+    check_depth,
+)
 from reverse.models.families import LLAVA
 from reverse.models.original_llava.layout import Layout, is_original, read_layout
 from reverse.models.original_llava.pictures import image_processor, tower_config
@@ -204,14 +209,16 @@ def _config(
     ends = end_ids(tokenizer)
     return LlavaConfig(
         vision_config=vision,
-        text_config=LlamaConfig.from_dict(
+        text_config=build_section(
+            layout.folder / "config.json",
+            LlamaConfig,
             {
                 **text,
                 "vocab_size": rows,
                 "bos_token_id": tokenizer.bos_token_id,
                 "eos_token_id": ends[0] if len(ends) == 1 else ends,
                 "pad_token_id": tokenizer.pad_token_id,
-            }
+            },
         ),
         image_token_index=image_id,
         image_seq_length=(vision.image_size // vision.patch_size) ** 2,
@@ -225,8 +232,10 @@ def _config(
 
 def _check_whole(src: Path, config: LlavaConfig, entries: dict[str, Entry], rows: int) -> None:
     """Names and shapes must be those of a model built from `config`, before an hour of copying."""
-    with torch.device("meta"):
-        model = LlavaForConditionalGeneration(config)
+    file = src / "config.json"
+    check_config_values(file, config.to_dict(), LLAVA)
+    check_depth(file, config, len(entries))
+    model = build_empty(file, config, LLAVA)
     wanted = {_as_saved(name): tuple(value.shape) for name, value in model.state_dict().items()}
     if config.tie_word_embeddings:
         wanted.pop(ROWS[1], None)

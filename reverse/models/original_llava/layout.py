@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from reverse.models.shards import Tensors, open_tensors, read_json
+from reverse.models.tensor_names import refuse_foreign_prefixes
 
 CLASS = "LlavaLlamaForCausalLM"
 MODEL_TYPES = ("llava_llama", "llava")  # transformers' LLaVA is also "llava", but has no mm_* fields
@@ -119,6 +120,7 @@ def _check_fields(folder: Path, config: dict[str, Any]) -> None:
 def _check_names(folder: Path, tensors: Tensors) -> None:
     unknown = [name for name in tensors if not ignored(name) and not _KNOWN.match(plain(name))]
     if unknown:
+        refuse_foreign_prefixes(str(folder), unknown)
         raise ValueError(
             f"{str(folder)!r} holds {len(unknown)} tensors of unknown meaning ({', '.join(unknown[:3])}); "
             f"known are "

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import CLIPVisionConfig
 
+from reverse.models.checked_config import build_section
 from reverse.models.original_llava.layout import TOWER, Layout, plain
 from reverse.models.processors import pil_image_processor
 from reverse.models.shards import read_json
@@ -110,7 +111,11 @@ def _read_config(tower: Path) -> CLIPVisionConfig:
         for key, value in config.items()
         if key in CLIPVisionConfig().to_dict() and value is not None
     }
-    return CLIPVisionConfig(**{key: value for key, value in kept.items() if key != "model_type"})
+    return build_section(
+        tower / "config.json",
+        CLIPVisionConfig,
+        {key: value for key, value in kept.items() if key != "model_type"},
+    )
 
 
 def _known_config(layout: Layout, named: Any) -> CLIPVisionConfig:

@@ -20,6 +20,7 @@ from transformers import AddedToken, LlamaTokenizer, PreTrainedTokenizerFast
 
 from reverse.models.families import LLAVA
 from reverse.models.shards import read_json
+from reverse.models.template_checks import check_bounded
 from reverse.tokens.spans import TAGS
 from reverse.tokens.vocabulary import ensure_ordinary
 
@@ -165,6 +166,7 @@ def _llama_3(tokenizer: Any, own: str | None) -> str:
     dated, plain = (_fill(_LLAMA_3, tokenizer, DATES_HERE=dates, **fields) for dates in (_LLAMA_DATES, ""))
     if own is None:
         return dated
+    check_bounded(tokenizer.name_or_path or "the checkpoint", own, {"bos_token": tokenizer.bos_token})
     wanted = _rendered(tokenizer, own)
     for template in (dated, plain):
         if _rendered(tokenizer, template) == wanted:

@@ -1,0 +1,142 @@
+"""Refuse a chat template that does not end, grows without bound, or does not say where the picture is.
+
+A template is a program of a stranger's. transformers renders it in a sandbox that bounds what it may touch,
+and neither its time nor its memory: two nested loops over `range(99999)` run for hours. So a template that is
+not this library's own is rendered once, when a checkpoint is loaded, over a dozen chats in a process of its
+own that is limited in both. What is seen there is no proof for chats of other shapes.
+"""
+
+import json
+import subprocess
+import sys
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from reverse.models.families import FAMILIES, Family
+
+MAX_CHARACTERS = 1 << 20  # of a template; the longest public one has 20,000
+_CPU_SECONDS = 5  # for all chats together; public templates take milliseconds
+_WALL_SECONDS = 60  # only a machine that is very busy takes longer than its processor time
+_BYTES = 1 << 30  # of memory
+_LONGEST = 1 << 20  # characters of a rendered chat of a few words
+_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+
+def check_template(place: str, processor: Any, family: Family) -> None:
+    """Refuse a processor whose chat template is missing, endless, damaged or blind to pictures.
+
+    A template that only the tokenizer has is taken over.
+
+    Raises ValueError, with the remedy.
+    """
+    tokenizer = processor.tokenizer
+    if not processor.chat_template and tokenizer.chat_template:
+        processor.chat_template = tokenizer.chat_template
+    template = processor.chat_template
+    if not template:
+        raise ValueError(
+            f"{place!r} has no chat template, and no prompt can be written without one: copy "
+            "chat_template.jinja (or chat_template.json) of the checkpoint that it was made from into the "
+            "folder, or save it with `processor.chat_template = …; processor.save_pretrained(…)`"
+        )
+    check_bounded(place, template, {name: getattr(tokenizer, name, None) for name in _TOKENS})
+    question = family.messages("What is this?", [None])
+    try:
+        text = processor.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # whatever a template of another kind raises
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ValueError(
+            f"the chat template of {place!r} cannot write a question with a picture ({reason}): {_REMEDY}"
+        ) from error
+    found = text.count(family.image_token)
+    if found != family.placeholders_per_image or "What is this?" not in text:
+        raise ValueError(
+            f"the chat template of {place!r} writes {text[:120]!r} for a question with one picture: "
+            f"{family.image_token!r} must stand there {family.placeholders_per_image} times, beside the "
+            f"question; {_REMEDY}"
+        )
+
+
+def check_bounded(place: str, template: Any, names: dict[str, str | None]) -> None:
+    """Refuse a template that takes more than some seconds or some memory for a few short chats.
+
+    Args:
+        place: the checkpoint, for the message.
+        template: jinja, or several by their names.
+        names: what else the template may name (`bos_token` and so on).
+
+    Raises ValueError.
+    """
+    for one in template.values() if isinstance(template, dict) else (template,):
+        if not isinstance(one, str):
+            raise ValueError(f"{place!r} has a chat template that is no text but {one!r:.60}: {_REMEDY}")
+        if len(one) > MAX_CHARACTERS:
+            raise ValueError(
+                f"{place!r} has a chat template of {len(one):,} characters, more than {MAX_CHARACTERS:,}: "
+                f"{_REMEDY}"
+            )
+        if one.strip() in _own_templates():
+            continue
+        fault = _render_apart(one, tuple(sorted((k, v) for k, v in names.items() if v is not None)))
+        if fault is not None:
+            raise ValueError(f"the chat template of {place!r} {fault}: {_REMEDY}")
+
+
+@lru_cache(maxsize=1)
+def _own_templates() -> frozenset[str]:
+    return frozenset(family.chat_template.strip() for family in FAMILIES)
+
+
+@lru_cache(maxsize=64)
+def _render_apart(template: str, names: tuple[tuple[str, str], ...]) -> str | None:
+    """What is wrong with `template` when a limited process renders it; None if nothing is."""
+    asked = {
+        "template": template,
+        "names": dict(names),
+        "chats": list(_chats()),
+        "seconds": _CPU_SECONDS,
+        "bytes": _BYTES,
+        "path": [entry for entry in sys.path if entry],
+    }
+    script = Path(__file__).with_name("template_sandbox.py")
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", str(script)],
+            input=json.dumps(asked),
+            capture_output=True,
+            text=True,
+            timeout=_WALL_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return f"does not end within {_WALL_SECONDS} seconds"
+    if done.returncode:
+        if "MemoryError" in done.stderr:
+            return f"takes more than {_BYTES >> 20} MB of memory for a few short chats"
+        if done.returncode < 0:
+            return f"does not end within {_CPU_SECONDS} seconds for a few short chats"
+        reason = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
+        return f"could not be tried in a process of its own ({reason[0][:200]})"
+    answer = json.loads(done.stdout)
+    if "invalid" in answer:
+        return f"is no valid template ({answer['invalid']})"
+    if answer["longest"] > _LONGEST:
+        return f"writes {answer['longest']:,} characters for a short chat"
+    return None
+
+
+def _chats():
+    """Chats of the shapes that users, training and benchmarks have."""
+    picture, text = {"type": "image"}, {"type": "text", "text": "What is this?"}
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "A dog."}]}
+    system = {"role": "system", "content": [{"type": "text", "text": "Be brief."}]}
+    for parts in ([text], [picture, text], [picture, picture, text], [text, picture]):
+        yield [{"role": "user", "content": parts}]
+        yield [system, {"role": "user", "content": parts}]
+    yield [{"role": "user", "content": "What is this?"}]
+    yield [{"role": "user", "content": [picture, text]}, answer]
+    yield [system, {"role": "user", "content": [picture, text]}, answer, {"role": "user", "content": [text]}]
+    yield [{"role": "user", "content": [picture, text]}, *[answer, {"role": "user", "content": [text]}] * 8]
+
+
+_REMEDY = "take chat_template.jinja of the checkpoint that it was made from"
