@@ -174,10 +174,14 @@ def load_weights(path: str, family: Family, *, dtype: torch.dtype | str | None =
             adapter_kwargs={"subfolder": _NO_FOLDER},
             **kwargs,
         )
-    except SafetensorError as error:
-        raise ValueError(
-            f"the weights of {path!r} are damaged or cut off ({error}): fetch them again"
-        ) from error
+    except BaseException as error:
+        if view is not None:
+            shutil.rmtree(view, ignore_errors=True)
+        if isinstance(error, SafetensorError):
+            raise ValueError(
+                f"the weights of {path!r} are damaged or cut off ({error}): fetch them again"
+            ) from error
+        raise
     if view is not None:
         weakref.finalize(model, shutil.rmtree, view, ignore_errors=True)
         model.name_or_path = model.config.name_or_path = path

@@ -82,9 +82,14 @@ def shard_names(index: Path, folder: Path | None) -> list[str]:
         FileNotFoundError: some are not there.
         ValueError: the index is damaged, or names something else.
     """
-    weight_map = read_settings(index).get("weight_map")
+    content = read_settings(index)
+    weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or len(weight_map) > _MAX_TENSORS:
         raise ValueError(f"{index} has no weight_map of tensors: fetch or save the checkpoint again")
+    if not isinstance(content.get("metadata"), dict):
+        raise ValueError(
+            f'{index} has no metadata, which transformers asks for: write "metadata": {{}} into it'
+        )
     for tensor, name in weight_map.items():
         if not is_plain_name(name):
             raise ValueError(
