@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 
 from reverse.models.families import default_threshold, set_default_threshold, stored_threshold
 from reverse.models.loading import find_checkpoint, load_weights
+from reverse.models.loose_weights import apply_loose_weights, find_loose_weights
 from reverse.models.processors import load_processor
 from reverse.models.shards import check_new, load_pickle, read_json, whole_folder
 from reverse.tokens.vocabulary import add_tokens, ensure_ordinary, token_ids
@@ -80,6 +81,7 @@ def merge_adapter(
     folder = find_adapter(adapter)
     settings, card = read_json(folder / _CONFIG), _read_card(folder)
     _check_settings(folder, settings)
+    loose = find_loose_weights(folder, given=Path(adapter))
     state = _read_state(folder)
 
     base = str(base or card.get("base") or settings.get("base_model_name_or_path") or "")
@@ -99,6 +101,7 @@ def merge_adapter(
     model = load_weights(path, family)  # as saved: another dtype would have another fingerprint
     _check_vocabulary(folder, path, card, settings, model, processor, family)
     checked = _check_fingerprint(base, card, model)
+    apply_loose_weights(model, loose, family)
 
     if dtype is not None:
         model = model.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
@@ -251,11 +254,6 @@ def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
     if str(settings.get("peft_type", "")).upper() != "LORA":
         raise ValueError(
             f"{folder / _CONFIG} is of type {settings.get('peft_type')!r}: only LoRA adapters can be merged"
-        )
-    if (folder / "non_lora_trainables.bin").is_file():
-        raise ValueError(
-            f"{str(folder)!r} is a LoRA folder of the original LLaVA layout (non_lora_trainables.bin): run "
-            "`reverse convert SRC OUT --base BASE --vision TOWER`, which merges it"
         )
 
 

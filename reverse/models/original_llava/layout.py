@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from reverse.models.loose_weights import list_loose_weights
 from reverse.models.shards import Tensors, open_tensors, read_json
 from reverse.models.tensor_names import refuse_foreign_prefixes
 
@@ -82,6 +83,7 @@ def read_layout(folder: Path) -> Layout:
         return Layout(folder, config, weights, None, {}, None)
     settings = read_json(folder / "adapter_config.json")
     _check_lora(folder, settings)
+    _check_beside(folder)
     rest = open_tensors(folder, REST_FILES)
     _check_names(folder, rest)
     return Layout(folder, config, None, open_tensors(folder, LORA_FILES), settings, rest)
@@ -127,6 +129,22 @@ def _check_names(folder: Path, tensors: Tensors) -> None:
             "a Llama's, model.mm_projector.{0,2} and model.vision_tower.vision_tower: this kind of LLaVA "
             "cannot be "
             "converted"
+        )
+
+
+def _check_beside(folder: Path) -> None:
+    """Refuse weights in a LoRA folder that nothing here would read."""
+    others = [file.name for file in list_loose_weights(folder, (*LORA_FILES, *REST_FILES))]
+    if others:
+        raise ValueError(
+            f"{str(folder)!r} holds weights beside its LoRA that have no place in this layout "
+            f"({', '.join(others[:3])}): known are {', '.join(REST_FILES)}; load complete weights as they "
+            "are, and move away what answers do not need"
+        )
+    if all((folder / name).is_file() for name in REST_FILES):
+        raise ValueError(
+            f"{str(folder)!r} holds both {' and '.join(REST_FILES)}: nobody can tell which were trained; "
+            "delete one"
         )
 
 
