@@ -129,7 +129,7 @@ def a_matrix_of_lora(rest):
 
 
 WRONG = {
-    a_value_head: r"value_head.safetensors.* hold 'v_head.summary.weight', which is no tensor of the base.*move",
+    a_value_head: r"value_head.safetensors.* hold 'v_head.summary.weight', which is no tensor of .*move",
     another_shape: r"of shape \(3,\), and the base has",
     not_finite: r"not finite",
     a_matrix_of_lora: r"lora_A.weight', which is no tensor of the base",
