@@ -10,8 +10,10 @@ A model that was taught to mark its phrases writes `<SPAN>two cups</CN>` for a p
 The notation: REVERSE, https://arxiv.org/abs/2504.13169, section 3.
 """
 
+from __future__ import annotations
+
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 SPAN = "<SPAN>"  # opens a phrase
@@ -27,7 +29,9 @@ WELL_FORMED = f"[^<]*(?:{SPAN}[{BLANKS}]*[^<{BLANKS}][^<]*(?:{CN}|{UN})[^<]*)*"
 
 # A tag but for case or blanks. `<span>` and `<SPAN>` alone are HTML's; a phrase has a closing tag as well.
 _NEAR_TAG = re.compile(r"<\s*/\s*(?:[cC][nN]|[uU][nN])\s*>|<\s*SPAN\s*>")
-_UP_TO_BRACKET = re.compile(r"[^>]*>|[^>]+")  # every tag ends at a bracket
+_TAG = re.compile("|".join(map(re.escape, TAGS)))
+_OPENS_TAG = re.compile("<(?=" + "|".join(re.escape(tag[1:]) for tag in TAGS) + ")")
+_LONGEST = max(map(len, TAGS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +116,20 @@ def parse(tagged: str) -> Parsed:
     return Parsed(text, tuple(phrases))
 
 
+def break_tags(text: str) -> str:
+    """`text` with a blank after the `<` of every tag in it, so that nothing reads it as a tag.
+
+    For text that a model wrote in ordinary tokens: what it spells so is no tag, and must not become one where
+    the text is parsed or tokenised again.
+    """
+    return _OPENS_TAG.sub("< ", text) if "<" in text else text
+
+
+def tag_offsets(text: str) -> list[int]:
+    """Where `break_tags` puts its blanks: offsets in `text`, ascending."""
+    return [match.end() for match in _OPENS_TAG.finditer(text)] if "<" in text else []
+
+
 def render(text: str, phrases: Iterable[Phrase]) -> str:
     """Tagged text from clean text and its phrases: the inverse of `parse`.
 
@@ -179,21 +197,80 @@ def problems(tagged: str) -> list[Problem]:
 
 
 def _scan(tagged: str) -> tuple[str, list[_Tag]]:
-    """The clean text, and every tag with its two places.
+    """The clean text, and every tag with its two places; in time that grows as the text does.
 
     A tag is taken out as soon as the text collected so far ends in one, so a tag that comes into being
     when another is taken out of its middle goes too. No tag overlaps another, so the order in which they
     are taken out does not matter.
     """
-    clean = ""
-    tags: list[_Tag] = []
-    for match in _UP_TO_BRACKET.finditer(tagged):
-        clean += match.group()
-        tag = next((t for t in TAGS if clean.endswith(t)), None)
+    clean = _Text()
+    found: list[tuple[str, int]] = []  # tags and where they begin in the tagged text
+    places: list[list[int]] = []  # [place in the clean text, how many of the tags found stand there]
+
+    def take_out(tag: str, offset: int) -> None:
+        found.append((tag, offset))
+        here = 1
+        while places and places[-1][0] >= clean.length:  # a tag wrapped around others: they now stand here
+            here += places.pop()[1]
+        places.append([clean.length, here])
+
+    at = 0
+    for match in _TAG.finditer(tagged):
+        _append(clean, tagged, at, match.start(), take_out)
+        take_out(match.group(), match.start())
+        at = match.end()
+    _append(clean, tagged, at, len(tagged), take_out)
+    where = (place for place, count in places for _ in range(count))
+    return str(clean), [_Tag(tag, offset, place) for (tag, offset), place in zip(found, where, strict=True)]
+
+
+def _append(clean: _Text, tagged: str, at: int, end: int, take_out: Callable[[str, int], None]) -> None:
+    """Append `tagged[at:end]`, which holds no tag, and take out those that it completes."""
+    while at < end:
+        bracket = tagged.find(">", at, min(end, at + _LONGEST - 1)) if clean.length else -1
+        if bracket < 0:
+            break
+        clean.append(tagged, at, bracket + 1)
+        at = bracket + 1
+        tail = clean.end()
+        tag = next((t for t in TAGS if tail.endswith(t)), None)
         if tag is None:
-            continue
-        clean = clean[: -len(tag)]
-        # a tag wrapped around others: those now stand where it stood
-        tags = [t if t.place <= len(clean) else _Tag(t.tag, t.offset, len(clean)) for t in tags]
-        tags.append(_Tag(tag, match.end() - len(tag), len(clean)))
-    return clean, tags
+            break
+        clean.drop(len(tag))
+        take_out(tag, bracket + 1 - len(tag))
+    clean.append(tagged, at, end)
+
+
+class _Text:
+    """Pieces of a text that grow and shrink at their end; neither costs more than the characters concerned."""
+
+    def __init__(self) -> None:
+        self.pieces: list[tuple[str, int, int]] = []  # text, from, to
+        self.length = 0
+
+    def __str__(self) -> str:
+        return "".join(text[start:end] for text, start, end in self.pieces)
+
+    def append(self, text: str, start: int, end: int) -> None:
+        if end > start:
+            self.pieces.append((text, start, end))
+            self.length += end - start
+
+    def end(self) -> str:
+        """The last characters, as many as the longest tag has."""
+        tail = ""
+        for text, start, end in reversed(self.pieces):
+            tail = text[max(start, end - _LONGEST + len(tail)) : end] + tail
+            if len(tail) == _LONGEST:
+                break
+        return tail
+
+    def drop(self, count: int) -> None:
+        """Take `count` characters off the end."""
+        self.length -= count
+        while count:
+            text, start, end = self.pieces.pop()
+            kept = max(start, end - count)
+            count -= end - kept
+            if kept > start:
+                self.pieces.append((text, start, kept))
