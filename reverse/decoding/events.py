@@ -22,7 +22,7 @@ import torch
 from reverse.decoding.policy import Attempt, Policy
 from reverse.decoding.shown import ShownText
 from reverse.decoding.trace import Result
-from reverse.tokens.spans import TokenIds
+from reverse.tokens.spans import TokenIds, break_tags
 
 __all__ = ["Append", "Commit", "Event", "Finish", "Retract", "Sink", "Watch", "sinks_of", "telling"]
 
@@ -170,8 +170,8 @@ class Watch:
         self.events, self.sink, self.prompt, self.keep_open = events, sink, prompt, keep_open
         self.ids: list[int] = []  # told by events
         self.committed = 0  # of them are final
-        self._text = ShownText(decode, half, eos)
-        self._final = ShownText(decode, half, eos)
+        self._text = ShownText(decode, half, eos, tags)
+        self._final = ShownText(decode, half, eos, tags)
         self._held_ids: list[int] = []  # final, not yet told to the sink
         self._held_text = ""
         self._attempts = 0
@@ -189,11 +189,11 @@ class Watch:
 
     def action(self, policy: Policy, finished: bool) -> None:
         """The policy has decided: make what was told agree with its answer."""
-        same = 0
-        for ours, theirs in zip(self.ids, policy.ids, strict=False):
-            if ours != theirs:
-                break
+        # What the policy had before and has not cut since is what was told.
+        same = min(policy.unchanged, len(self.ids), len(policy.ids))
+        while same < min(len(self.ids), len(policy.ids)) and self.ids[same] == policy.ids[same]:
             same += 1
+        policy.unchanged = len(policy.ids)
         if not policy.checking and not finished:
             self._again = len(self.ids) - same
             return
@@ -239,7 +239,7 @@ class Watch:
         if attempt is None:
             self.events(Retract(self.row, to, keep, "cut", "", None, None))
         else:
-            phrase = self.decode(list(attempt.phrase)).strip()
+            phrase = break_tags(self.decode(list(attempt.phrase)).strip())
             self.events(Retract(self.row, to, keep, attempt.kind, phrase, attempt.p, attempt.temperature))
 
     def _commit(self, to: int) -> None:

@@ -23,6 +23,7 @@ from reverse.decoding.backend import Backend, Draw, OutOfMemory, Prefill, Run
 from reverse.decoding.policy import Finish, Policy, Rewind, Segment
 from reverse.decoding.rewriting import HintWriter
 from reverse.decoding.sentences import sentence_ends, token_pieces
+from reverse.decoding.stopping import Stops
 from reverse.decoding.trace import Result, build_result
 from reverse.decoding.verifier import Verifier
 
@@ -60,6 +61,7 @@ class Request:
     on_finish: Callable[[Result], None] | None = None
     stops: Callable[[Sequence[int]], bool] | None = None  # shown the answer so far: does it end here?
     _round: _Round | None = None
+    _hinted: tuple[int, Sequence[int]] = (0, ())  # how many rejected phrases the hint is of, and its ids
     _eos: frozenset[int] = frozenset()
     _seconds: list[float] = field(default_factory=list)
     _since: float = 0.0
@@ -72,20 +74,25 @@ class Request:
         """The whole row: prompt, with hints where there are rejected phrases, and answer."""
         prompt = list(self.prompt)
         if self.hints is not None and self.policy.rejected:
-            phrases = [decode(list(ids)) for ids in self.policy.rejected]
-            hint = self.hints.ids(phrases)
-            room = None if self.context is None else self.context - len(prompt) - self.policy.max_new_tokens
-            while room is not None and hint and len(hint) > room:
-                phrases = phrases[-self.hints.limit :][1:]
-                hint = self.hints.ids(phrases)
+            if self._hinted[0] != len(self.policy.rejected):  # phrases are only ever added
+                self._hinted = (len(self.policy.rejected), self._hint(self.hints, decode))
             at = self.hints.insert_at(prompt)
-            prompt[at:at] = hint
+            prompt[at:at] = self._hinted[1]
         return prompt + self.policy.ids
+
+    def _hint(self, writer: HintWriter, decode: Callable[[list[int]], str]) -> list[int]:
+        """Ids of the hint, as many of the last phrases as the context has room for."""
+        phrases = [decode(list(ids)) for ids in self.policy.rejected]
+        hint = writer.ids(phrases)
+        room = None if self.context is None else self.context - len(self.prompt) - self.policy.max_new_tokens
+        while room is not None and hint and len(hint) > room:
+            phrases = phrases[-writer.limit :][1:]
+            hint = writer.ids(phrases)
+        return hint
 
     def draws(self, temperatures: Sequence[float]) -> list[Draw]:
         """One draw a temperature, numbered as the attempts that they stand for."""
         policy, prefix = self.policy, list(self.policy.ids)
-        stops = None if self.stops is None else partial(_after, self.stops, prefix)
         return [
             Draw(
                 policy.room,
@@ -94,11 +101,16 @@ class Request:
                 len(prefix),
                 policy.total + i,
                 policy.base_temperature,
-                stops,
+                self._stops_after(prefix),
                 self.on_token,
             )
             for i, temperature in enumerate(temperatures)
         ]
+
+    def _stops_after(self, prefix: list[int]) -> Callable[[Sequence[int]], bool] | None:
+        if isinstance(self.stops, Stops):
+            return self.stops.after(prefix)
+        return None if self.stops is None else partial(_after, self.stops, prefix)
 
     def tell(self, finished: bool) -> None:
         if self.on_action is not None:
@@ -312,7 +324,8 @@ class Loop:
         policy, decode = request.policy, self.decode
         context = policy.ids[-_CONTEXT:]
         pieces = token_pieces(decode, run.ids, context)
-        ends = sentence_ends(pieces, decode(context) if context else "")
+        before = decode(context) if context else ""
+        ends = sentence_ends(pieces, before, ids=run.ids, tags=policy.tags)
         closed = run.end == "phrase"
         p = self.verifier.of_phrase(run.ids, run.ps) if closed else None
         stop = closed and request.stops is not None and request.stops([*policy.ids, *run.ids])

@@ -135,6 +135,7 @@ class Policy:
         self.level = 0  # ℓ
         self.discarded = 0  # ids taken back so far; candidates that nobody looked at may be added to it
         self.floor = 0  # nothing before this position will ever be taken back
+        self.unchanged = 0  # ids before it stand as when a watcher last set it to the answer's length
         self.resolved: bool | None = True if checking else None
         self._stuck_at = -1  # where K failures happened last
         self._target: int | None = None  # where the last escalation went
@@ -267,8 +268,9 @@ class Policy:
             before = self.answer.sentence_ends[i - 1] if i else 0
         if before > self.floor:
             self.floor = before
-            head = self.ids[: self.floor]
-            self._candidates = [c for c in self._candidates if c.before.ids[: self.floor] == head]
+            if self._candidates:
+                head = self.ids[: self.floor]
+                self._candidates = [c for c in self._candidates if c.before.ids[: self.floor] == head]
 
     # ------------------------------------------------------------------ going back
     def _checkpoint(self) -> int:
@@ -321,6 +323,7 @@ class Policy:
             self._stuck_at = max(self._stuck_at, len(self.ids))
             self._target = target
             self.answer.cut(target)
+            self.unchanged = min(self.unchanged, target)
             self.level += 1
             self.local = 0
             if self.config.escalation_resets:
@@ -367,4 +370,5 @@ class Policy:
             key=lambda c: 2.0 if c.segment.p is None else c.segment.p,
         )
         self.answer = best.before.copy()
+        self.unchanged = min(self.unchanged, self.floor)
         return self._accept(self._closed(best.segment), accepted=False)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from reverse.tokens.spans import CN, SPAN, UN
+from reverse.tokens.spans import CN, SPAN, TAGS, UN, TokenIds
 
 __all__ = ["sentence_ends", "token_pieces"]
 
@@ -19,30 +19,40 @@ _ABBREVIATION = re.compile(
     r"(?:^|[\s(\"'])(?:(?:[A-Za-z]\.){2,}|(?:mr|mrs|ms|dr|st|vs|etc|approx|fig|no|prof|inc|ca|cf)\.)$", re.I
 )
 _END = re.compile(r"(?:[.!?]+[\"'”’)\]]*|。[”’」』）]*)$")
+_SEEN = 32  # characters before and in a piece that tell whether it ends a sentence
 _WINDOW = 40  # ids decoded together; pieces come from growing prefixes, which costs the square of this
 _UTF8 = 4  # bytes a character has at most
 _ANCHOR = 8  # ids decoded before a chunk, so that joints between words come out right
 
 
-def sentence_ends(pieces: Sequence[str], before: str = "") -> tuple[int, ...]:
+def sentence_ends(
+    pieces: Sequence[str], before: str = "", *, ids: Sequence[int] | None = None, tags: TokenIds | None = None
+) -> tuple[int, ...]:
     """Numbers of pieces after which a sentence ends, ascending; the last piece only serves to look ahead.
 
-    Args: `pieces` the text of each token, tags as they are written; `before` the text that came earlier.
+    Args: `pieces` the text of each token, tags as they are written; `before` the text that came earlier;
+    `ids` the tokens, and `tags` those of the three; without them a piece that reads as a tag is one.
     """
+    if ids is None or tags is None:
+        written = [piece.strip() if piece.strip() in TAGS else None for piece in pieces]
+    else:
+        names = {tags.span: SPAN, tags.cn: CN, tags.un: UN}
+        written = [names.get(token) for token in ids]
     ends: list[int] = []
-    text, inside = before, False
+    text, inside = before[-_SEEN:], False
     for i, piece in enumerate(pieces[:-1]):
-        tag = piece.strip()
-        if tag in (SPAN, CN, UN):
-            inside = tag == SPAN
+        if written[i] is not None:
+            inside = written[i] == SPAN
             continue
-        text = text[-32:] + piece
-        if not inside and piece.strip(" \t") and _ends_sentence(text, pieces[i + 1]):
+        text = text[-_SEEN:] + piece[-8 * _SEEN :]
+        if inside or not piece.strip(" \t"):
+            continue
+        if _ends_sentence(text, pieces[i + 1], written[i + 1] is not None):
             ends.append(i + 1)
     return tuple(ends)
 
 
-def _ends_sentence(text: str, following: str) -> bool:
+def _ends_sentence(text: str, following: str, before_tag: bool) -> bool:
     if text.rstrip(" \t").endswith("\n"):
         return bool(text.strip())
     shown = text.rstrip()
@@ -51,7 +61,7 @@ def _ends_sentence(text: str, following: str) -> bool:
         return False
     if match.group().startswith("。"):
         return True
-    spaced = len(shown) < len(text) or following[:1].isspace() or following.strip() in (SPAN, CN, UN)
+    spaced = len(shown) < len(text) or following[:1].isspace() or before_tag
     return spaced and not _ABBREVIATION.search(shown)
 
 
@@ -69,6 +79,8 @@ def token_pieces(
         text = decode(window)
         if text.endswith("\ufffd"):  # half a character: wait for the rest
             pieces.append("")
+            if len(window) > 2 * _WINDOW:  # bytes that are no text: no character takes so many
+                window, shown = window[-_UTF8:], ""
             continue
         pieces.append(text[len(shown) :])
         shown = text

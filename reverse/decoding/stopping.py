@@ -10,6 +10,7 @@ time and a reader who left wait for nothing. As in transformers, the stop stays 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ __all__ = ["Stops", "stop_texts"]
 
 _HALF = "\ufffd"
 _UTF8 = 4  # bytes a character has at most
+_LONGEST = 10_000  # characters of all stop strings: each id of an answer is read with so many before it
 _LOOK_BACK = 8  # ids read before those that could hold the stop, so that joints come out right
 
 
@@ -35,8 +37,15 @@ def stop_texts(stop_strings: Any) -> tuple[str, ...]:
         tag = next((t for t in TAGS if t in text), None)
         if tag is not None:
             raise ValueError(
-                f"stop_strings holds {text!r}: tags are no part of the text that is looked at, take {tag} out"
+                f"stop_strings holds {text[:80]!r}: tags are no part of the text that is looked at, "
+                f"take {tag} out"
             )
+    length = sum(map(len, texts))
+    if length > _LONGEST:
+        raise ValueError(
+            f"stop_strings holds {length:,} characters in {len(texts)} texts, the first {texts[0][:40]!r}: "
+            f"{_LONGEST:,} at most, since every token is compared with them; take shorter ones"
+        )
     return texts
 
 
@@ -79,33 +88,48 @@ class Stops:
             return True
         if not (self.strings or self.criteria):
             return False
-        answer = list(answer)
         first = len(answer) - 1
         if self.checking and answer[-1] in self.tags.closing:
             while first > 0 and answer[first] != self.tags.span:
                 first -= 1
         elif self.checking and self._inside(answer):
             return False
-        return any(
-            self._text_stops(answer[: i + 1]) or self._criterion_stops(answer[: i + 1])
-            for i in range(first, len(answer))
-        )
+        shown = self._before(answer, first)
+        for i in range(first, len(answer)):
+            if answer[i] not in self.tags:
+                shown.append(answer[i])
+                if self._text_stops(shown):
+                    return True
+            if self.criteria and self._criterion_stops(list(answer[: i + 1])):
+                return True
+        return False
 
-    def _inside(self, answer: list[int]) -> bool:
+    def after(self, prefix: Sequence[int]) -> Callable[[Sequence[int]], bool]:
+        """The stops of a segment that grows behind `prefix`: to be shown all of the segment, after every id.
+
+        Says what `self(prefix + segment)` would, without reading the answer again for every id.
+        """
+        return _SegmentStops(self, prefix)
+
+    def _before(self, answer: Sequence[int], end: int) -> deque[int]:
+        """The last ids before `end` that show, as many as a stop may reach back over."""
+        shown: deque[int] = deque(maxlen=self._reach)
+        at = end - 1
+        while self.strings and at >= 0 and len(shown) < self._reach:
+            if answer[at] not in self.tags:
+                shown.appendleft(answer[at])
+            at -= 1
+        return shown
+
+    def _inside(self, answer: Sequence[int]) -> bool:
         last = next((token for token in reversed(answer) if token in self.tags), None)
         return last == self.tags.span
 
-    def _text_stops(self, answer: list[int]) -> bool:
-        """Whether a stop string ends with the last id, in the text without tags."""
-        if not self.strings or answer[-1] in self.tags:
+    def _text_stops(self, shown: Sequence[int]) -> bool:
+        """Whether a stop string ends with the last id, in the text of the last ids that show."""
+        if not self.strings:
             return False
-        ids: list[int] = []
-        for token in reversed(answer):
-            if len(ids) >= self._reach:
-                break
-            if token not in self.tags:
-                ids.append(token)
-        ids.reverse()
+        ids = list(shown)
         for start in range(min(_UTF8, len(ids))):  # should it begin inside a character
             text = self.decode(ids[start:])
             if not text.startswith(_HALF):
@@ -129,3 +153,40 @@ class Stops:
             if bool(torch.as_tensor(verdict).any()):
                 return True
         return False
+
+
+class _SegmentStops:
+    """The stops of one segment, which remembers what it was shown of it."""
+
+    def __init__(self, stops: Stops, prefix: Sequence[int]):
+        self.stops, self.prefix = stops, prefix
+        self._restart()
+
+    def _restart(self) -> None:
+        self._seen = 0
+        self._shown = self.stops._before(self.prefix, len(self.prefix))
+        self._inside = self.stops.checking and self.stops._inside(self.prefix)
+
+    def __call__(self, segment: Sequence[int]) -> bool:
+        stops = self.stops
+        if stops.left is not None and stops.left():
+            return True
+        if stops.deadline is not None and time.time() > stops.deadline:
+            return True
+        if not (stops.strings or stops.criteria):
+            return False
+        if stops.checking and segment[-1] in stops.tags.closing:  # asks about all of the phrase
+            return stops([*self.prefix, *segment])
+        if len(segment) <= self._seen:  # the segment is decoded once more
+            self._restart()
+        for token in segment[self._seen :]:
+            if token not in stops.tags:
+                self._shown.append(token)
+            elif stops.checking:
+                self._inside = token == stops.tags.span
+        self._seen = len(segment)
+        if self._inside:
+            return False
+        if segment[-1] not in stops.tags and stops._text_stops(self._shown):
+            return True
+        return bool(stops.criteria) and stops._criterion_stops([*self.prefix, *segment])

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from reverse.decoding.answer_text import read_answer
 from reverse.decoding.policy import Policy
-from reverse.tokens.spans import parse
+from reverse.tokens.spans import break_tags
 
 __all__ = ["Phrase", "Result", "TraceEntry", "Usage", "build_result"]
 
@@ -53,7 +54,12 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One answer. `resolved`: True, False where a phrase stayed suspect, None with checking off."""
+    """One answer. `resolved`: True, False where a phrase stayed suspect, None with checking off.
+
+    Phrases come from the ids. A tag that the model spelled in ordinary tokens is text, and stands in
+    `text`, `tagged` and the trace with a blank after its `<`: `< SPAN>`. So `parse(tagged)` gives `text`
+    and `phrases`.
+    """
 
     text: str  # clean, no tags
     tagged: str  # the same with its tags
@@ -83,24 +89,20 @@ def build_result(
     """Turn a finished policy into a Result; `seconds[i]` belongs to `policy.attempts[i]`."""
     ids = list(policy.ids)
     shown = ids[:-1] if ids and ids[-1] in eos else ids
-    tagged = decode(shown).strip()
-    parsed = parse(tagged)
-    spans = [s for s in policy.answer.spans if s.end <= len(shown)]
-    matched = spans if len(spans) == len(parsed.phrases) else [None] * len(parsed.phrases)
-    phrases = tuple(
-        Phrase(
-            phrase.text,
-            phrase.start,
-            phrase.end,
-            span.p if span else None,
-            "accepted" if (span.accepted if span else phrase.confident) else "unresolved",
-        )
-        for phrase, span in zip(parsed.phrases, matched, strict=True)
-    )
+    read = read_answer(decode, shown, policy.tags)
+    spans = {span.end: span for span in policy.answer.spans}  # by one past their closing tag
+    phrases = []
+    for phrase in read.phrases:
+        span = spans.get(phrase.closing + 1)
+        # With checking on, what the policy never judged would not be accepted by it.
+        accepted = span.accepted if span else phrase.confident and not policy.checking
+        status: Literal["accepted", "unresolved"] = "accepted" if accepted else "unresolved"
+        p = span.p if span else None
+        phrases.append(Phrase(phrase.text, phrase.start, phrase.end, p, status))
     trace = tuple(
         TraceEntry(
             a.kind,
-            decode(list(a.phrase)).strip(),
+            break_tags(decode(list(a.phrase)).strip()),
             a.p,
             a.at,
             a.to,
@@ -112,4 +114,6 @@ def build_result(
         for a, spent in zip(policy.attempts, seconds, strict=True)
     )
     usage = Usage(len(ids), generated + unused - len(ids), forwards, total_seconds, unused)
-    return Result(parsed.text, tagged, phrases, policy.resolved, finish_reason, trace, usage, tuple(ids))
+    return Result(
+        read.text, read.tagged, tuple(phrases), policy.resolved, finish_reason, trace, usage, tuple(ids)
+    )

@@ -22,10 +22,13 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from reverse.decoding._hf import cache_argument
+from reverse.decoding.answer_text import read_answer
 from reverse.decoding.generate import generate
 from reverse.decoding.trace import Phrase, Result, Usage
+from reverse.decoding.verifier import NO_TAGS
 from reverse.models import family_of, prepare_inputs
-from reverse.tokens import parse, token_ids
+from reverse.tokens import token_ids
+from reverse.tokens.spans import TokenIds
 
 __all__ = ["NoisedPicture", "best_of_n", "candidates_for", "contrastive", "judge"]
 
@@ -232,17 +235,28 @@ def _result(processor: Any, model: Any, ids: list[int], seconds: float) -> Resul
     end = next((i + 1 for i, token in enumerate(ids) if token in ends), len(ids))
     ids = ids[:end]
     finished = bool(ids) and ids[-1] in ends
-    tagged = processor.tokenizer.decode(
-        ids[:-1] if finished else ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-    ).strip()
-    parsed = parse(tagged)
+    read = read_answer(
+        lambda some: processor.tokenizer.decode(
+            some, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        ),
+        ids[:-1] if finished else ids,
+        _tags(processor.tokenizer),
+    )
     phrases = tuple(
         Phrase(p.text, p.start, p.end, None, "accepted" if p.confident else "unresolved")
-        for p in parsed.phrases
+        for p in read.phrases
     )
     usage = Usage(len(ids), 0, 2 * len(ids), seconds)
     reason = "eos" if finished else "length"
-    return Result(parsed.text, tagged, phrases, None, reason, (), usage, tuple(ids))
+    return Result(read.text, read.tagged, phrases, None, reason, (), usage, tuple(ids))
+
+
+def _tags(tokenizer: Any) -> TokenIds:
+    """The three ids; of a model without the tokens, ids that never come up."""
+    try:
+        return token_ids(tokenizer)
+    except ValueError:
+        return NO_TAGS
 
 
 def _seed(seed: int, candidate: int, picture: int) -> int:

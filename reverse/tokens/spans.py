@@ -242,7 +242,7 @@ def _append(clean: _Text, tagged: str, at: int, end: int, take_out: Callable[[st
 
 
 class _Text:
-    """Pieces of a text that grow and shrink at their end; neither costs more than the characters concerned."""
+    """A text that grows and shrinks at its end; neither costs more than the characters concerned."""
 
     def __init__(self) -> None:
         self.pieces: list[tuple[str, int, int]] = []  # text, from, to

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor, TextIteratorStreamer
 
 import reverse
+from reverse.decoding.answer_text import read_answer
 from reverse.decoding.backend import OutOfMemory
 from reverse.decoding.config import ResamplingConfig
 from reverse.decoding.events import Append, Commit, Finish, Retract, Watch, sinks_of
@@ -28,8 +29,7 @@ from reverse.decoding.trace import build_result
 from reverse.decoding.transformers import TransformersBackend
 from reverse.decoding.verifier import Verifier
 from reverse.models.tiny import SENTENCES, train_tokenizer
-from reverse.tokens import TAGS
-from reverse.tokens.spans import parse
+from reverse.tokens import TAGS, token_ids
 from tests.decoding import mock
 from tests.decoding.mock import CN, EOS, SPAN, UN, hashed
 from tests.decoding.mock import TAGS as TAG_IDS
@@ -49,9 +49,14 @@ def decoder(style):
     return lambda ids: tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-def clean(decode, ids):
+def clean(style, ids):
     """What `build_result` makes of ids."""
-    return parse(decode(list(ids)).strip()).text
+    return read_answer(decoder(style), ids, token_ids(TOKENIZERS[style])).text
+
+
+def shown_text(style):
+    tokenizer = TOKENIZERS[style]
+    return ShownText(decoder(style), half_character(tokenizer), tags=token_ids(tokenizer))
 
 
 def ids_of(style, data):
@@ -71,13 +76,12 @@ def ids_of(style, data):
 @given(st.data())
 def test_shown_text_is_never_put_right(style, data):
     """Half an emoji, half a tag or a blank at the end would be shown and then be wrong."""
-    decode, half = decoder(style), half_character(TOKENIZERS[style])
     ids = ids_of(style, data)
-    text, shown = ShownText(decode, half), ""
+    text, shown = shown_text(style), ""
     for token in ids:
         shown += text.feed([token])
         assert text.length == len(shown)
-    assert clean(decode, ids).startswith(shown)
+    assert clean(style, ids).startswith(shown)
 
 
 @pytest.mark.parametrize("style", TOKENIZERS)
@@ -85,14 +89,13 @@ def test_shown_text_is_never_put_right(style, data):
 @given(st.data())
 def test_shown_text_does_not_depend_on_the_pieces(style, data):
     """After a rewind other text would count as shown than before it."""
-    decode, half = decoder(style), half_character(TOKENIZERS[style])
     ids = ids_of(style, data)
     at = data.draw(st.integers(0, len(ids)))
-    one, many = ShownText(decode, half), ShownText(decode, half)
+    one, many = shown_text(style), shown_text(style)
     whole = one.feed(ids) if ids else ""
     pieces = "".join([many.feed([token]) for token in ids])
     assert whole == pieces
-    head = ShownText(decode, half).feed(ids[:at]) if at else ""
+    head = shown_text(style).feed(ids[:at]) if at else ""
     assert one.cut(at) == len(head)
     assert head + (one.feed(ids[at:]) if at < len(ids) else "") == whole
 
@@ -101,7 +104,7 @@ def test_shown_text_does_not_depend_on_the_pieces(style, data):
 def test_shown_text_lags_behind_by_half_a_character_at_most(style):
     """Plain words would be held back until the next tag, and nothing would seem to stream."""
     tokenizer, decode = TOKENIZERS[style], decoder(style)
-    text = ShownText(decode, half_character(tokenizer))
+    text = shown_text(style)
     ids, shown = tokenizer.encode("There are two dogs on the sofa. " * 12, add_special_tokens=False), ""
     for i, token in enumerate(ids):
         shown += text.feed([token])
@@ -213,7 +216,7 @@ def test_exactly_what_may_change_is_held_back(salt, config, temperature):
         for _, later, _ in steps[i:]:
             assert later[:floor] == ids[:floor]
         assert result.text.startswith(shown)
-        expected = ShownText(mock.decode, None, frozenset({EOS}))
+        expected = ShownText(mock.decode, None, frozenset({EOS}), TAG_IDS)
         if i < len(steps) - 1:
             assert shown == (expected.feed(ids[:floor]) if floor else "")
 
@@ -254,7 +257,7 @@ def test_a_blank_first_answer_leaves_the_stream_open():
 class Candidates:
     """A policy that is told what to answer."""
 
-    checking, floor = True, 0
+    checking, floor, unchanged = True, 0, 0
 
     def __init__(self):
         self.ids, self.attempts = [], []

@@ -1,0 +1,82 @@
+"""An answer's ids as text: clean, with tags, and its phrases. What is a tag the ids say, never the text.
+
+A model may spell `<SPAN>` in ordinary tokens (`<`, `SPAN`, `>`). That is text, and it is written `< SPAN>`,
+so that whoever parses or tokenises the text again reads it as text too: `parse(read.tagged)` gives exactly
+`read.text` and the phrases of `read`.
+
+    read = read_answer(decode, ids, tags)
+    read.text, read.tagged, read.phrases
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from reverse.tokens.spans import CN, SPAN, UN, TokenIds, break_tags, tag_offsets
+
+__all__ = ["AnswerText", "MarkedPhrase", "read_answer"]
+
+
+@dataclass(frozen=True, slots=True)
+class MarkedPhrase:
+    """A phrase between two tags: its place in the text, and the position of its closing tag in the ids."""
+
+    text: str
+    start: int
+    end: int
+    confident: bool  # it closes with `</CN>`
+    closing: int
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerText:
+    """`tagged` is `text` with its tags."""
+
+    text: str
+    tagged: str
+    phrases: tuple[MarkedPhrase, ...]
+
+
+def read_answer(decode: Callable[[list[int]], str], ids: Sequence[int], tags: TokenIds) -> AnswerText:
+    """Text, tagged text and phrases of an answer's ids, the end of text left out.
+
+    A second `<SPAN>` before a closing tag replaces the first, and a tag without its counterpart marks
+    nothing, as `reverse.tokens.parse` reads them. Blanks around the tagged text are left out.
+    """
+    spelled = {tags.span: SPAN, tags.cn: CN, tags.un: UN}
+    places = [i for i, token in enumerate(ids) if token in spelled]
+    bounds = [-1, *places, len(ids)]
+    pieces = [_decode_after(decode, ids, before, end) for before, end in pairwise(bounds)]
+    pieces[0] = pieces[0].lstrip()
+    pieces[-1] = pieces[-1].rstrip()
+    whole = "".join(pieces)
+    blanks = tag_offsets(whole)
+    text = break_tags(whole)
+    tagged: list[str] = []
+    phrases: list[MarkedPhrase] = []
+    opened: int | None = None
+    at = length = 0
+    for place, piece in zip(places, pieces, strict=False):
+        length += len(piece)
+        here = length + bisect_right(blanks, length)
+        tagged += [text[at:here], spelled[ids[place]]]
+        at = here
+        if ids[place] == tags.span:
+            opened = here
+        elif opened is not None:
+            phrases.append(MarkedPhrase(text[opened:here], opened, here, ids[place] == tags.cn, place))
+            opened = None
+    return AnswerText(text, "".join([*tagged, text[at:]]), tuple(phrases))
+
+
+def _decode_after(decode: Callable[[list[int]], str], ids: Sequence[int], before: int, end: int) -> str:
+    """The text of the ids after the tag at `before` (-1: the start), as it reads behind that tag."""
+    if before + 1 == end:
+        return ""
+    if before < 0:
+        return decode(list(ids[:end]))
+    # Alone, SentencePiece would take them for the start of a text and leave out a blank.
+    return decode(list(ids[before:end]))[len(decode([ids[before]])) :]
