@@ -79,6 +79,11 @@ class ResamplingConfig:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        if not isinstance(self.false_premise, str) or not self.false_premise.strip():
+            raise ValueError(
+                f"false_premise must be a text that says something, got {self.false_premise!r:.80}: leave it "
+                "out for the library's own"
+            )
         for name in ("sentence_checkpoints", "escalation_resets", "yes_no", "open_ended"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")

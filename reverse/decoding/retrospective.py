@@ -20,7 +20,7 @@ from reverse.decoding.engines import ChosenBackend
 from reverse.decoding.events import Event, Watch, sinks_of, telling
 from reverse.decoding.loop import Loop, Request, Source
 from reverse.decoding.policy import Policy
-from reverse.decoding.rewriting import HintWriter
+from reverse.decoding.rewriting import HintWriter, check_plain_text
 from reverse.decoding.shown import half_character
 from reverse.decoding.sources import Batch
 from reverse.decoding.static.state import Style
@@ -77,6 +77,8 @@ class Retrospective:
         self.tags = token_ids(self.tokenizer) if checking else _tags_if_any(self.tokenizer)
         hinting = checking and config.hints > 0 and config.max_attempts > 0
         self.hints = HintWriter(processor, config.hints) if hinting else None
+        if config.open_ended:
+            check_plain_text(self.tokenizer, "false_premise", config.false_premise)
         self.sinks, self.events, self.stop_strings = sinks_of(stream), events, stop_texts(stop_strings)
         self.results: list[Result] = []
 

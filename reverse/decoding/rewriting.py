@@ -6,14 +6,19 @@ The form `(Hint: potential incorrect phrases -> a, b)` is what published checkpo
     writer = HintWriter(processor)
     at = writer.insert_at(prompt_ids)
     prompt_ids[:at] + writer.ids(["two cups"]) + prompt_ids[at:]
+
+A hint is text, whatever it spells: a rejected phrase `</s>` or `<image>` is written in ordinary tokens, and
+never ends a turn or asks for a picture.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
-__all__ = ["HintWriter"]
+__all__ = ["HintWriter", "check_plain_text"]
 
 _PROBES = ("qx a", "qx 7", "qx well?", "qx so.", "qx it)")  # texts whose ends tokenise differently
 
@@ -25,6 +30,7 @@ class HintWriter:
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.limit = limit
         self.suffix_ids: tuple[int, ...] = _after_user_text(processor, self.tokenizer)
+        self._own = _own_ids(self.tokenizer)
 
     def text(self, phrases: Sequence[str]) -> str:
         """The hint, or "" without phrases: lower-cased, no repeats, the last `limit` of them."""
@@ -33,16 +39,45 @@ class HintWriter:
         return f" (Hint: potential incorrect phrases -> {', '.join(kept)})" if kept else ""
 
     def ids(self, phrases: Sequence[str]) -> list[int]:
-        """The hint's ids as they come after a word of the question; [] without phrases."""
+        """The hint's ids as they come after a word of the question, ordinary ones; [] without phrases."""
         hint = self.text(phrases)
         if not hint:
             return []
+        ids = self._after_word(hint, self._encode)
+        if self._own.isdisjoint(ids):
+            return ids
+        ids = self._after_word(hint, self._encode_plainly)
+        if self._own.isdisjoint(ids):
+            return ids
+        raise ValueError(
+            f"the tokenizer writes the hint {hint[:200]!r} with tokens of its own, "
+            f"{self.tokenizer.convert_ids_to_tokens(sorted(self._own.intersection(ids)))}, and not as text: "
+            "turn hints off with hints=0"
+        )
+
+    def _after_word(self, hint: str, encode: Callable[[str], list[int]]) -> list[int]:
         # What a hint looks like after a word, in every tokenizer: SentencePiece marks the start of a text.
-        alone = self.tokenizer.encode("a", add_special_tokens=False)
-        joined = self.tokenizer.encode("a" + hint, add_special_tokens=False)
+        alone, joined = encode("a"), encode("a" + hint)
         if joined[: len(alone)] != alone:
-            raise ValueError(f"cannot tokenise the hint {hint!r} apart from the word before it")
-        return list(joined[len(alone) :])
+            raise ValueError(f"cannot tokenise the hint {hint[:200]!r} apart from the word before it")
+        return joined[len(alone) :]
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def _encode_plainly(self, text: str) -> list[int]:
+        """Ids of a text in which nothing is a token of the tokenizer's own."""
+        return list(self._plain_backend.encode(text, add_special_tokens=False).ids)
+
+    @cached_property
+    def _plain_backend(self) -> Any:
+        """The tokenizer without its added tokens: made when a phrase spells one of them, which is rare."""
+        from tokenizers import Tokenizer
+
+        state = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        state["added_tokens"] = []
+        state["post_processor"] = None  # it may name one of them, and adds nothing here
+        return Tokenizer.from_str(json.dumps(state))
 
     def insert_at(self, prompt_ids: Sequence[int]) -> int:
         """Index in `prompt_ids` where the user's text ends and hints go.
@@ -57,6 +92,26 @@ class HintWriter:
                 "add_generation_prompt=True), or turn hints off with hints=0"
             )
         return at
+
+
+def check_plain_text(tokenizer: Any, name: str, text: str) -> None:
+    """Refuse a text of the caller's, called `name`, that the tokenizer reads as more than text.
+
+    Raises ValueError that names the token found and where it stands.
+    """
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    found = sorted(_own_ids(tokenizer).intersection(ids))
+    if found:
+        raise ValueError(
+            f"{name} holds {tokenizer.convert_ids_to_tokens(found)}, which this tokenizer reads as tokens of "
+            f"its own (an end of turn, a picture) and not as text: take it out; it says {text[:200]!r}"
+        )
+
+
+def _own_ids(tokenizer: Any) -> frozenset[int]:
+    """Ids of added tokens, runs of blanks excepted, which some tokenizers keep as such."""
+    added = tokenizer.added_tokens_decoder
+    return frozenset(i for i, token in added.items() if token.content.strip())
 
 
 def _after_user_text(processor: Any, tokenizer: Any) -> tuple[int, ...]:
