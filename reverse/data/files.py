@@ -40,7 +40,15 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 def write_json(path: Path, content: Any) -> None:
     with whole_file(path) as stream:
-        stream.write((json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode("utf-8"))
+        stream.write(json_bytes(content, indent=1) + b"\n")
+
+
+def json_bytes(content: Any, **options: Any) -> bytes:
+    """JSON in UTF-8; in ASCII where a text holds half of a surrogate pair, which UTF-8 lacks."""
+    try:
+        return json.dumps(content, ensure_ascii=False, **options).encode("utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(content, **options).encode("ascii")
 
 
 def sync_files(folder: Path) -> None:

@@ -28,7 +28,7 @@ from io import BufferedRandom
 from pathlib import Path
 from typing import Any
 
-from reverse.data.files import sync_folder, whole_file, write_json
+from reverse.data.files import json_bytes, sync_folder, whole_file, write_json
 from reverse.data.locking import output_lock
 from reverse.evaluation.reading import kept_rows, read_run, run_path, whole
 
@@ -130,7 +130,7 @@ class AnswersFile:
     def write(self, row: Mapping[str, Any]) -> None:
         """Append a row; it outlives this process from here on."""
         assert self._file is not None, "the file is closed"
-        self._file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+        self._file.write(json_bytes(row) + b"\n")
         self._file.flush()
         self.done.add(str(row["question_id"]))
         self._unsynced += 1

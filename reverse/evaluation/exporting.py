@@ -9,7 +9,6 @@ filtered_resps, doc_hash, and every metric of the sample by its name.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from reverse.data.files import whole_file
+from reverse.data.files import json_bytes, whole_file
 from reverse.evaluation.reading import rows_of
 from reverse.evaluation.reporting import Run
 from reverse.evaluation.tables import Metric, Table
@@ -43,7 +42,7 @@ def export_lmms_eval(run: Run, out: Path) -> list[Path]:
         name = re.sub(r"[^A-Za-z0-9._-]+", "_", f"{run.name}_{stem}_samples_{table.benchmark}.jsonl")
         with whole_file(out / name) as stream:
             for sample in samples(rows, table, metrics):
-                stream.write((json.dumps(sample, ensure_ascii=False) + "\n").encode("utf-8"))
+                stream.write(json_bytes(sample) + b"\n")
         written.append(out / name)
     return written
 
@@ -65,7 +64,7 @@ def samples(
             "question": row.get("prompt", ""),
             **metadata,
         }
-        text = json.dumps(doc, indent=2, ensure_ascii=False)
+        text = json_bytes(doc, indent=2)
         sample = {
             "doc_id": i,
             "doc": doc,
@@ -73,7 +72,7 @@ def samples(
             "arguments": [row.get("prompt", ""), {}],
             "resps": [[row["text"]]],
             "filtered_resps": [row["text"]],
-            "doc_hash": hashlib.sha256(text.encode("utf-8")).hexdigest(),
+            "doc_hash": hashlib.sha256(text).hexdigest(),
         }
         sample |= {name: float(v[i]) for name, v in values.items() if v.shape and np.isfinite(v[i])}
         found.append(sample)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from reverse.data.files import whole_file
+from reverse.data.records import whole_text
 from reverse.evaluation.intervals import (
     DEFAULT,
     Interval,
@@ -99,7 +100,7 @@ def write_report(
     written = []
     for name, text in (("report.html", page(title, runs, images)), ("report.md", markdown(title, runs))):
         with whole_file(out / name) as stream:
-            stream.write(text.encode("utf-8"))
+            stream.write(whole_text(text).encode("utf-8"))
         written.append(out / name)
     if lmms_eval:
         from reverse.evaluation.exporting import export_lmms_eval

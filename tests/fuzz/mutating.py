@@ -116,7 +116,9 @@ def _replaced(rng: Random, old: Any, odd: Sequence[Any]) -> Any:
     if isinstance(old, str) and change < 4:
         return mutate_text(rng, old)
     if isinstance(old, (int, float)) and not isinstance(old, bool) and change < 3:
-        return rng.choice((-old, old + 1, old * 1000, str(old), float(old), old - 1))
+        return rng.choice(
+            (-old, old + 1, old * 1000, str(old), old / 2 if abs(old) < 2**60 else 0.5, old - 1)
+        )
     if change == 4:
         return [old]
     if change == 5:

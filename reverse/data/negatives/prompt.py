@@ -66,7 +66,7 @@ def read_reply(reply: str, candidates: Sequence[int]) -> tuple[int, str]:
     fenced = re.fullmatch(r"\s*```(?:json)?\s*(.*?)\s*```\s*", reply, re.DOTALL)
     try:
         content = json.loads(fenced[1] if fenced else reply)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError("it is not a JSON object") from error
     if not isinstance(content, dict) or set(content) != {"index", "phrase"}:
         raise ValueError('it must have the keys "index" and "phrase" and no others')
