@@ -317,12 +317,23 @@ def _pictures_of(
     taken = 0
     for placeholders in (input_ids == image_token).sum(dim=1).tolist():
         first = taken
-        while placeholders > 0:
+        while placeholders > 0 and taken < len(features):
             placeholders -= features[taken].shape[0]
             taken += 1
+        if placeholders:
+            raise _other_pictures(encoded)
         of_row.append(features[first:taken])
+    if taken != len(features):
+        raise _other_pictures(encoded)
     chosen = [feature for row in rows for feature in of_row[row]]
     return type(encoded)(pooler_output=chosen) if chosen else None
+
+
+def _other_pictures(encoded: Any) -> IncompatibleLibraryError:
+    return IncompatibleLibraryError(
+        "transformers",
+        f"{type(encoded).__name__}.pooler_output does not hold as many features as there are placeholders",
+    )
 
 
 def forward(

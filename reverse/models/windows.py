@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reverse.compatibility import IncompatibleLibraryError
 from reverse.models.families import family_of
 
 __all__ = ["NAME", "windows_at_once"]
@@ -97,8 +98,8 @@ def _agrees(heads: int, width: int, device: str) -> bool:
 
 def _attend(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None,
-    *, cu_seq_lens_q: Tensor, max_length_q: int, scaling: float | None = None, dropout: float = 0.0,
-    **kwargs: Any,
+    *, cu_seq_lens_q: Tensor | None = None, max_length_q: int = 0, scaling: float | None = None,
+    dropout: float = 0.0, **kwargs: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
     """Attention of transformers' interface: (1, heads, length, width) to (1, length, heads, width).
 
@@ -106,6 +107,8 @@ def _attend(
         cu_seq_lens_q: (windows + 1,) int32, where windows begin and the last ends.
         max_length_q: of the longest.
     """
+    if cu_seq_lens_q is None:
+        raise IncompatibleLibraryError("transformers", "the vision tower hands no cu_seq_lens_q to attention")
     usual = scaling is None or math.isclose(scaling, query.shape[-1] ** -0.5)  # older kernels know no other
     if query.device.type != "cuda" or query.dtype not in _KERNEL_TYPES or dropout or not usual:
         return _one_by_one(query, key, value, cu_seq_lens_q, scaling, dropout), None

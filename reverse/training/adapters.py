@@ -21,8 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reverse.compatibility import IncompatibleLibraryError
 from reverse.models import family_of
 from reverse.tokens import token_ids
+from reverse.training.assumptions import check_row_layers
 
 __all__ = [
     "Tuning",
@@ -146,6 +148,8 @@ def is_adapted(model: Any) -> bool:
 def inputs_as_they_are(model: Any) -> Iterator[None]:
     """While it lasts, LoRA does not turn its inputs into float32 first: autocast would turn them back."""
     layers = [module for module in model.modules() if hasattr(module, "cast_input_dtype_enabled")]
+    if not layers:
+        raise IncompatibleLibraryError("peft", "no layer has the attribute cast_input_dtype_enabled")
     for layer in layers:
         layer.cast_input_dtype_enabled = False
     try:
@@ -175,6 +179,7 @@ def cheap_rows(model: Any) -> None:
     """
     from peft.tuners.trainable_tokens import TrainableTokensLayer
 
+    check_row_layers(_Rows)
     for module in model.modules():
         if isinstance(module, TrainableTokensLayer):
             module.forward = _Rows(module)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reverse.compatibility import IncompatibleLibraryError
 from reverse.models import family_of
 from reverse.training.collator import Positions
 
@@ -45,6 +46,9 @@ def row_positions(model: Any, processor: Any) -> Positions:
         if "image_grid_thw" not in picture:
             return torch.arange(ids.shape[1]).expand(3, -1)
         types = (ids == image_id).int()
-        return rope(ids, mm_token_type_ids=types, image_grid_thw=picture["image_grid_thw"])[0][:, 0]
+        try:
+            return rope(ids, mm_token_type_ids=types, image_grid_thw=picture["image_grid_thw"])[0][:, 0]
+        except TypeError as error:
+            raise IncompatibleLibraryError("transformers", f"get_rope_index was changed ({error})") from error
 
     return positions

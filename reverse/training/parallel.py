@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 
+from reverse.compatibility import IncompatibleLibraryError
 from reverse.models import family_of
 
 __all__ = [
@@ -188,7 +189,9 @@ def set_fsdp_precision(trainer: Any, dtype: torch.dtype) -> None:
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
-    plugin = trainer.accelerator.state.fsdp_plugin
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    if plugin is None or not hasattr(plugin, "mixed_precision_policy"):
+        raise IncompatibleLibraryError("accelerate", "its state has no fsdp_plugin.mixed_precision_policy")
     if dtype is not torch.float32:
         plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
+from reverse.compatibility import IncompatibleLibraryError
 from reverse.training.checkpoints import last_checkpoint
 from reverse.training.parallel import processes, rank
 
@@ -56,6 +57,17 @@ class LossRecord(TrainerCallback):
             self._fetch(state)
         if control.should_save:
             self._check_weights(state, model)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A run that is stopped would start over if what was saved is not found again."""
+        if processes() == 1 and not str(last_checkpoint(self.checkpoints, 1)).endswith(
+            f"-{state.global_step}"
+        ):
+            raise IncompatibleLibraryError(
+                "transformers",
+                f"the checkpoint of step {state.global_step} lacks trainer_state.json or rng_state.pth: "
+                "no run could go on from it",
+            )
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         self._fetch(state)

@@ -27,12 +27,14 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
+from reverse.compatibility import IncompatibleLibraryError
 from reverse.data.locking import output_lock
 from reverse.models import family_of
 from reverse.models.merging import CARD, adapter_card
 from reverse.models.windows import windows_at_once
 from reverse.tokens import token_ids
 from reverse.training.adapters import inputs_as_they_are, is_adapted
+from reverse.training.assumptions import check_decoder
 from reverse.training.checkpoints import last_checkpoint, load_weights, names_not_missed, prepare_folder
 from reverse.training.collator import Collator, blank_item
 from reverse.training.encoding import Item
@@ -196,6 +198,7 @@ def _train(
     with arguments.main_process_first(local=False):
         if arguments.process_index == 0:
             prepare_folder(checkpoints, settings, resume)
+    check_decoder(model, config.packing)
     began = time.monotonic()
     with ExitStack() as stack:
         stack.callback(progress.close)
@@ -337,6 +340,10 @@ def _arguments(
     )
     if config.parallel == "none":
         arguments._n_gpu = min(1, arguments.n_gpu)  # one device, however many there are
+        if arguments.n_gpu > 1:
+            raise IncompatibleLibraryError(
+                "transformers", "TrainingArguments would train on all GPUs at once"
+            )
     return arguments
 
 

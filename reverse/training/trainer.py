@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 from transformers import Trainer
 
+from reverse.compatibility import IncompatibleLibraryError
 from reverse.models import family_of
+from reverse.training.assumptions import check_gradient_scale, check_trainer
 from reverse.training.loss import LossConfig
 from reverse.training.record import LossRecord
 from reverse.training.schedule import Schedule
@@ -47,7 +49,10 @@ class StepTrainer(Trainer):
         betas: tuple[float, float],
         **kwargs: Any,
     ):
+        check_trainer(type(self))
         super().__init__(**kwargs)
+        check_trainer(self)
+        self._is_scale_checked = False
         self.loss, self.rate, self.groups, self.betas = loss, rate, groups, betas
         self.record = record
         self.add_callback(record)
@@ -111,8 +116,17 @@ class StepTrainer(Trainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """This batch's share of the step's mean; times the devices, whose gradients are averaged."""
+        if num_items_in_batch is None:
+            raise IncompatibleLibraryError(
+                "transformers", "Trainer does not say what the targets of a step weigh"
+            )
         outputs = model(**inputs)
         loss = (outputs["loss"] * (self.accelerator.num_processes / num_items_in_batch)).to(torch.float32)
+        if not self._is_scale_checked and loss.requires_grad and not self.is_deepspeed_enabled:
+            self._is_scale_checked = True
+            scaler = getattr(self.accelerator, "scaler", None)
+            expected = 1.0 if scaler is None else scaler.get_scale()
+            loss.register_hook(lambda gradient: check_gradient_scale(gradient, expected))
         return (loss, outputs) if return_outputs else loss
 
     def floating_point_ops(self, inputs: Any) -> int:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, StaticCache
 from transformers.generation import logits_process
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import reverse
 from reverse import compatibility
@@ -255,3 +256,12 @@ def test_supported_versions_give_no_warning(caplog):
     compatibility.warn_of_newer_versions.cache_clear()
     compatibility.warn_of_newer_versions()
     assert not caplog.messages
+
+
+@pytest.mark.parametrize("widths", [[2, 2], [2], [2, 3, 1]])
+def test_encoded_pictures_that_do_not_fit_are_an_error(widths):
+    """A row would get the features of another row's picture when memory runs out and a batch is divided."""
+    ids = torch.tensor([[1, 9, 9], [9, 9, 9]])
+    encoded = BaseModelOutputWithPooling(pooler_output=[torch.zeros(width, 4) for width in widths])
+    with pytest.raises(IncompatibleLibraryError, match="pooler_output does not hold as many features"):
+        _hf.rows_of(Prefill(ids, kwargs={"mm_encoder_outputs": {"image": encoded}}), [0], 9)
