@@ -79,7 +79,8 @@ def main() -> None:
         if options.file is None:
             write_records(path, options.records)
         if options.tokenizer:
-            from reverse.models import find_checkpoint, load_processor
+            from reverse.models.loading import find_checkpoint
+            from reverse.models.processors import load_processor
 
             where, family = find_checkpoint(options.tokenizer)
             named = {options.tokenizer: load_processor(where, family)}

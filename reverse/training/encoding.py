@@ -4,9 +4,12 @@
     row = encoder.row([Turn("Describe this image.", "I see <SPAN>two cups</CN>.")], image_tokens=196)
     row.ids, row.labels        # (length,) each, int64
 
-The prompt's ids are those that decoding prefills: template and question are tokenised together, up to the
-place where the assistant begins. The answer is tokenised after the template's last words and joined to
-them, and its end of turn is a target: the one that the template writes (`</s>`, `<|im_end|>`, Llama-3.1's
+A row's ids are those of the whole rendered conversation, tokenised at once, as the processor and decoding do
+it. They are put together from pieces, each tokenised behind what stands before it: template and question up
+to the place where the assistant begins, later questions behind the end of turn, answers between the
+template's last words and their end of turn, since a tokenizer may treat the start of a text in a way of its
+own (SentencePiece's "▁"). Every encoder compares both ways over probes when it is made (`encoding_check`).
+An answer's end of turn is a target: the one that the template writes (`</s>`, `<|im_end|>`, Llama-3.1's
 `<|eot_id|>`), whatever the tokenizer calls its end of sequence. So the place of every answer is known from
 how the sample was put together. A text that holds one of the tokenizer's own tokens is refused: `</s>` in
 HTML would be a true end of turn, trained in mid-sentence. (Decoding prefills such a question as the processor
@@ -77,13 +80,14 @@ class Encoder:
 
     def __init__(self, processor: Any, *, max_length: int | None = None, cache: int = 8192):
         from reverse.decoding.rewriting import HintWriter
+        from reverse.training.encoding_check import check_encoding
 
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.max_length = max_length
         self.hints = HintWriter(processor)
         self.image_id = int(processor.image_token_id)
-        self.end_text = self._end_of_turn()  # of an assistant's turn
+        self.tail, self.end_text = self._end_of_turn()  # blanks after an answer, and the end of its turn
         self.end = self._tokenise(self.end_text)  # (1,)
         self._tags = _tags(self.tokenizer)
         own = _own_tokens(self.tokenizer)
@@ -93,6 +97,9 @@ class Encoder:
         self._pieces: dict[tuple[tuple[str, ...], bool], list[Ids]] = {}  # what stands before each answer
         self._lead, self._anchor = self._answer_start()
         self._anchor_ids = self._tokenise(self._anchor)
+        self._trims = self._trims_answers()
+        check_encoding(self)
+        self._pieces.clear()
 
     def row(self, turns: Sequence[Turn], image_tokens: int | None) -> Row:
         """One conversation as ids and labels.
@@ -113,15 +120,14 @@ class Encoder:
             for fault in unsayable(k, turn.question, turn.answer, turn.hints, about_picture):
                 raise ValueError(fault.message)
             self._check_text(turn, k)
-        prompts = self._prompts(tuple(turn.question for turn in turns), image_tokens is not None)
-        answers = self._answers([turn.answer for turn in turns])
         segments: list[Segment] = []
         length = cut = 0
-        for k, (turn, before, answer) in enumerate(zip(turns, prompts, answers, strict=True)):
-            prompt = self._with_hints(before, turn.hints)
+        for k, (turn, (prompt, answer)) in enumerate(
+            zip(turns, self.pieces(turns, image_tokens is not None), strict=True)
+        ):
             if not segments and image_tokens is not None:
                 prompt = self._write_out(prompt, image_tokens)
-            length += len(prompt) + len(answer) + 1
+            length += len(prompt) + len(answer)
             if self.max_length is not None and length > self.max_length:
                 if not segments:
                     raise ValueError(
@@ -130,13 +136,19 @@ class Encoder:
                     )
                 cut = len(turns) - k
                 break
-            segments += [Segment(prompt, False), Segment(np.concatenate([answer, self.end]), True)]
+            segments += [Segment(prompt, False), Segment(answer, True)]
         tags = {"span_id": self._tags.span, "cn_id": self._tags.cn, "un_id": self._tags.un}
         try:
             return Row(*join(segments, **tags), cut=cut)
         except ValueError as error:
             said = " | ".join(f"{turn.question[:80]} -> {turn.answer}" for turn in turns)
             raise ValueError(f"{error}; the sample: {said[:600]}") from error
+
+    def pieces(self, turns: Sequence[Turn], picture: bool) -> list[tuple[Ids, Ids]]:
+        """Ids before each answer, with hints and a picture as one id, and ids of the answer with its end."""
+        prompts = self._prompts(tuple(turn.question for turn in turns), picture)
+        hinted = [self._with_hints(before, turn.hints) for turn, before in zip(turns, prompts, strict=True)]
+        return list(zip(hinted, self._answers([turn.answer for turn in turns]), strict=True))
 
     def _check_text(self, turn: Turn, k: int) -> None:
         """Refuse a text that is not all text to the tokenizer."""
@@ -164,16 +176,21 @@ class Encoder:
         return np.repeat(prompt, np.where(prompt == self.image_id, image_tokens, 1))
 
     def _answers(self, answers: Sequence[str]) -> list[Ids]:
-        """Each answer's ids as they come after the template's last words."""
-        texts = [self._anchor + self._lead + answer for answer in answers]
+        """Each answer's ids as they come after the template's last words, its end of turn included."""
+        if self._trims[0]:
+            answers = [answer.lstrip() for answer in answers]
+        if self._trims[1]:
+            answers = [answer.rstrip() for answer in answers]
+        before, after = self._anchor + self._lead, self.tail + self.end_text
+        texts = [before + answer + after for answer in answers]
         encoded = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
-        cut = len(self._anchor_ids)
+        cut, end = len(self._anchor_ids), int(self.end[0])
         head = self._anchor_ids.tolist()
         for ids, text in zip(encoded, texts, strict=True):
-            if ids[:cut] != head or len(ids) == cut:
+            if ids[:cut] != head or len(ids) <= cut + 1 or ids[-1] != end:
                 raise ValueError(
-                    f"the answer in {text!r} cannot be tokenised apart from the prompt: it is blank, or the "
-                    "tokenizer merges its first characters with the template's last ones"
+                    f"the answer in {text!r:.600} cannot be tokenised apart from the prompt: it is blank, or "
+                    "the tokenizer merges its first characters with the template's last ones"
                 )
         return [np.array(ids[cut:], dtype=np.int64) for ids in encoded]
 
@@ -208,9 +225,9 @@ class Encoder:
             if not part.endswith(self._lead):
                 raise ValueError(f"the chat template opens a later answer differently: {part!r}")
             part = part[: len(part) - len(self._lead)]
-            end = self.end_text
+            end = self.tail + self.end_text
             # Templates that write no end of turn (llava-1.5-hf) get the one the model was trained with.
-            before.append(self._tokenise(part.removeprefix(end) if part.startswith(end) else part.lstrip()))
+            before.append(self._after_end(part.removeprefix(end) if part.startswith(end) else part.lstrip()))
         found_images = sum(int((piece == self.image_id).sum()) for piece in before)
         if found_images != int(picture):
             raise ValueError(
@@ -219,25 +236,48 @@ class Encoder:
             )
         return before
 
-    def _end_of_turn(self) -> str:
-        """The token that the template writes after an answer; the tokenizer's own where it writes none."""
+    def _after_end(self, part: str) -> Ids:
+        """Ids of what the template writes behind an end of turn."""
+        ids = self._tokenise(self.end_text + part)
+        if not np.array_equal(ids[:1], self.end):
+            raise ValueError(
+                f"the tokenizer reads {self.end_text + part[:80]!r} as {ids[:8].tolist()}: the end of turn "
+                f"{self.end_text!r} is not its first token"
+            )
+        return ids[1:]
+
+    def _trims_answers(self) -> tuple[bool, bool]:
+        """Whether the template takes blanks off the start and the end of an answer, as Llama-3.1's does."""
+        mark = MARK.format(0)
+        lengths = [
+            len(self._render(_messages(["question"], [answer], False), add_generation_prompt=False))
+            for answer in (mark, " " + mark, mark + " ")
+        ]
+        return lengths[1] == lengths[0], lengths[2] == lengths[0]
+
+    def _end_of_turn(self) -> tuple[str, str]:
+        """Blanks and the token that the template writes after an answer.
+
+        The tokenizer's own end of text where the template writes none.
+        """
         mark = MARK.format(0)
         whole = self._render(_messages(["question"], [mark], False), add_generation_prompt=False)
-        text = whole.partition(mark)[2].strip()
+        after = whole.partition(mark)[2]
+        text = after.strip()
         if not text:
             if self.tokenizer.eos_token is None:
                 raise ValueError(
                     f"nothing ends the assistant's turn: the chat template writes {whole!r}, and the "
                     "tokenizer has no eos_token: name one"
                 )
-            return str(self.tokenizer.eos_token)
+            return "", str(self.tokenizer.eos_token)
         ids = self._tokenise(text)
         if len(ids) != 1 or int(ids[0]) not in self.tokenizer.added_tokens_decoder:
             raise ValueError(
                 f"the chat template ends the assistant's turn with {text!r}, ids {ids.tolist()}: it must be "
                 f"one token of its own that generation stops at; the template writes {whole!r}"
             )
-        return text
+        return after[: len(after) - len(after.lstrip())], text
 
     def _answer_start(self) -> tuple[str, str]:
         """(what the template writes between generation prompt and answer, its last words before that)."""
