@@ -21,7 +21,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 from typer.core import TyperGroup
 
@@ -30,7 +29,9 @@ from reverse.commands import checkpoints, evaluate, making, statistics
 from reverse.commands import data as data_commands
 from reverse.commands import score as scoring
 from reverse.commands import train as train_command
+from reverse.commands.checking import check_decoding, check_folder, check_request
 from reverse.compatibility import IncompatibleLibraryError
+from reverse.progress import show_phases, show_progress
 
 REFUSALS = (ValueError, TypeError, OSError, IncompatibleLibraryError)
 
@@ -131,7 +132,7 @@ def _bound_numbers(command: Any) -> None:
     command.callback = checked
 
 
-app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False)
 tokens = typer.Typer(no_args_is_help=True, help="The three tokens of a checkpoint.")
 data = typer.Typer(no_args_is_help=True, help="Make and prepare data.")
 app.add_typer(tokens, name="tokens")
@@ -167,6 +168,7 @@ def demo(
 ) -> None:
     """Three pictures the model has never seen: what it says, what it takes back, and why."""
     _hush()
+    check_decoding(threshold=threshold)
     from reverse.demo import show
 
     show(Console(), model, threshold)
@@ -179,55 +181,77 @@ def generate(
         list[str] | None, typer.Option(help="A picture; repeat it to ask about several at once.")
     ] = None,
     prompt: Annotated[str, typer.Option(help="The question.")] = "Describe this image.",
+    system: Annotated[str | None, typer.Option(help="Instruction that stands before the question.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Phrases, attempts and costs as JSON.")] = False,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Print pieces as they come; none is taken back.")
+    ] = False,
     threshold: Annotated[
         float | None, typer.Option(help="p(</UN>) above which a phrase is rejected; else the checkpoint's.")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="The most tokens of the answer, tags included.")] = 256,
+    max_attempts: Annotated[
+        int, typer.Option(help="The most rejections in the answer; 0: check, never correct.")
+    ] = 50,
     hints: Annotated[int, typer.Option(help="Rejected phrases that the prompt names; 0: none.")] = 5,
+    candidates: Annotated[int, typer.Option(help="Continuations tried side by side.")] = 1,
+    commit: Annotated[
+        str, typer.Option(help="How far back a rewind may go: phrase, sentence or answer.")
+    ] = "sentence",
     on_exhausted: Annotated[
         str, typer.Option(help="For a phrase that stays suspect: best, drop or verified_prefix.")
     ] = "best",
     mode: Annotated[str, typer.Option(help="resample checks and corrects; plain does not.")] = "resample",
     do_sample: Annotated[bool, typer.Option("--do-sample", help="Sample from the start.")] = False,
     temperature: Annotated[float | None, typer.Option(help="Of --do-sample; else 1.")] = None,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    top_p: Annotated[
+        float, typer.Option(help="Sample among the likeliest tokens of this probability; 1: all.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     device: Annotated[str | None, typer.Option(help="As torch names it; else cuda or cpu.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; else as saved.")] = None,
 ) -> None:
     """Answer one prompt about one or several pictures."""
     _hush()
+    settings: dict[str, Any] = {
+        "threshold": threshold, "hints": hints, "on_exhausted": on_exhausted, "max_attempts": max_attempts,
+        "candidates": candidates, "commit": commit, "top_p": top_p, "seed": seed,
+    }  # fmt: skip
+    if stream and as_json:
+        raise ValueError("--stream prints text as it comes and --json the whole answer: choose one of them")
+    check_decoding(
+        mode=mode, max_new_tokens=max_new_tokens, do_sample=do_sample, temperature=temperature, **settings
+    )
+    pictures = check_request(image or [], prompt, system)
+    where, kind = _placement(device, dtype)
     from reverse import generate as answer
     from reverse import load
+    from reverse import stream as stream_answer
 
-    if temperature is not None and not do_sample:
-        raise ValueError(
-            f"--temperature {temperature:g} is that of sampling: add --do-sample, or leave it out"
-        )
-    where, kind = _placement(device, dtype)
     network, processor = load(model, device=where, dtype=kind)
-    result = answer(
-        network,
-        processor,
-        images=[list(image or [])],
-        prompt=[prompt],
-        mode=mode,
-        threshold=threshold,
-        max_new_tokens=max_new_tokens,
-        hints=hints,
-        on_exhausted=on_exhausted,
-        do_sample=do_sample,
-        temperature=1.0 if temperature is None else temperature,
-        seed=seed,
-    )[0]
+    if not pictures:
+        typer.echo("no --image is given: the question is answered without a picture", err=True)
+    asked: dict[str, Any] = {
+        "mode": mode, "max_new_tokens": max_new_tokens, "system": system, "do_sample": do_sample,
+        "temperature": 1.0 if temperature is None else temperature, **settings,
+    }  # fmt: skip
+    if stream:
+        with stream_answer(network, processor, [pictures], [prompt], **asked) as pieces:
+            for piece in pieces:
+                typer.echo(piece, nl=False)
+            typer.echo()
+            result = pieces.result[0]
+    else:
+        result = answer(network, processor, images=[pictures], prompt=[prompt], **asked)[0]
     if as_json:
         typer.echo(json.dumps(result.to_dict(), indent=2, ensure_ascii=False))
         return
-    shown = Text(result.text)
-    for phrase in result.phrases:
-        if phrase.status == "unresolved":
-            shown.stylize("yellow underline", phrase.start, phrase.end)
-    Console().print(shown, soft_wrap=True)
+    if not stream:
+        shown = Text(result.text)
+        for phrase in result.phrases:
+            if phrase.status == "unresolved":
+                shown.stylize("yellow underline", phrase.start, phrase.end)
+        Console().print(shown, soft_wrap=True)
     if result.resolved is False:
         Console(stderr=True).print(Text("a phrase stayed suspect (resolved: no)", style="yellow"))
 
@@ -243,9 +267,14 @@ def tokens_add(
 ) -> None:
     """Write a copy of BASE that knows <SPAN>, </CN> and </UN>."""
     _hush()
+    from reverse.data.locking import output_lock
     from reverse.models import add_tokens_to_checkpoint
+    from reverse.models.shards import check_new
 
-    ids = add_tokens_to_checkpoint(base, out, init=init, seed=seed)
+    check_new(out)
+    check_folder(out)
+    with output_lock(out), show_phases(f"adding tokens to {base}"):
+        ids = add_tokens_to_checkpoint(base, out, init=init, seed=seed)
     typer.echo(f"{out}: <SPAN> {ids.span}, </CN> {ids.cn}, </UN> {ids.un}")
 
 
@@ -262,14 +291,7 @@ def data_scenes(
     from reverse.data.scenes import write_scenes
     from reverse.data.scenes.benches import write_benches
 
-    columns = (TextColumn("scenes"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("scenes", total=count, visible=False)  # shown once there is something to show
-
-        def progress(done: int, total: int) -> None:
-            bar.update(task, completed=done, visible=True)
-
+    with show_progress("scenes", count) as progress:
         write = write_benches if benches else write_scenes
         manifest = write(out, split, count, seed, workers, progress)
     typer.echo(f"{out}: {manifest['count']} scenes of {manifest['split']}")

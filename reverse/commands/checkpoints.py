@@ -4,13 +4,13 @@ reverse merge runs/llava llava-merged --base llava-with-tokens
 reverse convert reverse_llava_v15 OUT --vision clip-vit-large-patch14-336
 """
 
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from reverse.commands.checking import check_folder
+from reverse.progress import show_phases, show_progress
 
 _OUT = "Folder to write; it must not exist or be empty."
 _DTYPE = "float32, bfloat16 or float16; else as saved."
@@ -32,11 +32,14 @@ def merge(
 ) -> None:
     """Merge a LoRA adapter, its token rows and its projector into a plain checkpoint."""
     kind = _dtype(dtype)
+    from reverse.data.locking import output_lock
     from reverse.models.merging import merge_adapter
+    from reverse.models.shards import check_new
 
-    console = Console(stderr=True)
-    with console.status("reading") as status:
-        done = merge_adapter(adapter, out, base=base, dtype=kind, progress=status.update)
+    check_new(out)
+    check_folder(out)
+    with output_lock(out), show_phases("reading") as say:
+        done = merge_adapter(adapter, out, base=base, dtype=kind, progress=say)
     modules = f", {', '.join(done.modules)} whole" if done.modules else ""
     checked = "weights compared" if done.checked else "only shapes and vocabulary compared: no fingerprint"
     typer.echo(
@@ -57,9 +60,13 @@ def convert(
 ) -> None:
     """Turn an original LLaVA (full or LoRA) or a published Qwen2.5-VL into a plain checkpoint."""
     kind = _dtype(dtype)
+    from reverse.data.locking import output_lock
     from reverse.models.converting import convert as write
+    from reverse.models.shards import check_new
 
-    with _bar("tensors") as progress:
+    check_new(out)
+    check_folder(out)
+    with output_lock(out), show_progress("tensors") as progress:
         done = write(src, out, vision=vision, base=base, dtype=kind, progress=progress)
     ids = done.tokens
     known = (
@@ -75,23 +82,3 @@ def _dtype(name: str | None) -> Any:
 
     _hush()
     return _placement("cpu", name)[1]
-
-
-@contextmanager
-def _bar(what: str):
-    """A progress bar on stderr, where that is a terminal; yields what takes (done, total, name)."""
-    console = Console(stderr=True)
-    columns = (
-        TextColumn(what),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[name]}"),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=None, visible=False, name="")
-
-        def progress(done: int, total: int, name: str) -> None:
-            bar.update(task, completed=done, total=total, visible=True, name=name[-40:])
-
-        yield progress

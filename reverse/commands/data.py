@@ -1,16 +1,15 @@
 """`reverse data import`, `check`, `subsample`, `view`: sets of records read, judged, divided, seen."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+from reverse.progress import show_progress
 
 SET = "Imported set, folder of scenes, JSON list or JSONL."
 IMAGES = "Folder that the pictures' paths are relative to; that of scenes is known."
@@ -34,7 +33,7 @@ def import_(
     """Read a file of records once into Arrow files that training maps."""
     from reverse.data.importing import import_records
 
-    with _bar("import") as progress:
+    with show_progress("bytes read") as progress:
         manifest = import_records(file, out, skip_corrupt=skip_corrupt, progress=progress)
     typer.echo(f"{out}: {manifest['records']:,} records, {manifest['answers']:,} answers")
     if manifest["left_out"]:
@@ -63,7 +62,7 @@ def check(
     from reverse.data.checking import check as check_records
 
     reader = _tokenizer(tokenizer) if tokenizer is not None else None
-    with _bar("check") as progress:
+    with show_progress("checked") as progress:
         report = check_records(
             file, images=images, tokenizer=reader, token_sample=token_sample, seed=seed, decode=decode,
             progress=progress,
@@ -95,7 +94,7 @@ def subsample(
     from reverse.data.subsets import subsample as draw
 
     source, target = plain or (None, None)
-    with _bar("read") as progress:
+    with show_progress("read", transient=True) as progress:
         manifest = draw(
             file, out, n, seed=seed, plain=source, plain_out=target,
             allow_missing=allow_missing, progress=progress,
@@ -129,7 +128,7 @@ def view(
         images = file
     if images is not None and not images.is_dir():
         raise ValueError(f"--images {images} is no folder: name what the records' pictures are relative to")
-    with _bar("read") as progress:
+    with show_progress("read", transient=True) as progress:
         records = open_records(file, progress)
     indices = choose(records, index=index, name=name, n=n, seed=seed)
     if html is None:
@@ -137,16 +136,6 @@ def view(
         return
     write_page(html, records, indices, images, title=file.name)
     typer.echo(f"{html}: {len(indices)} records")
-
-
-@contextmanager
-def _bar(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr, where that is a terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task(label, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _tokenizer(name: str) -> Any:

@@ -8,7 +8,7 @@ Both may be stopped at any moment and started again: see `reverse.data.parts`.
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -16,7 +16,8 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from reverse.progress import Report, show_progress
 
 FORMAT = 2  # of what is written: a part of another is not gone on with
 
@@ -46,10 +47,10 @@ def tag(
         records,
     ):
         if part is not None:
-            with _bar("tagged") as progress:
+            with show_progress("records tagged") as progress:
                 for record, counts in tag_records(records, workers=workers, batch=batch):
                     part.write([record], counts)
-                    progress(part.done, "")
+                    progress(part.done)
             part.finish()
     counts = _manifest(out)["counts"]
     typer.echo(
@@ -117,11 +118,11 @@ def _by_lexicon(source: Path, out: Path, plan: dict[str, Any]) -> None:
     with _pass(source, out, plan) as (part, records):
         if part is None:
             return
-        with _bar("records") as progress:
+        with show_progress("records") as progress:
             pairs = _pairs(source, plan["limit"])
             for made, counts, failures in lexicon_negatives(records, plan["seed"], pairs):
                 part.write(made, counts, _placed(failures, part.done))
-                progress(part.done, "")
+                progress(part.done)
         part.finish()
 
 
@@ -131,7 +132,7 @@ def _by_model(
     from reverse.data.llm import Cache, Client
     from reverse.data.negatives.asking import ask_for_negatives
 
-    async def run(part: Any, records: Iterator[dict[str, Any]], progress: Callable[[int, str], None]) -> None:
+    async def run(part: Any, records: Iterator[dict[str, Any]], progress: Report) -> None:
         cache = Cache(replies)
         client = Client(endpoint, cache, concurrency)
         total = part.counts()
@@ -141,7 +142,7 @@ def _by_model(
             ):
                 part.write(made, counts, _placed(failures, part.done))
                 total.update(counts)
-                progress(part.done, _cost(total, prices))
+                progress(part.done, None, _cost(total, prices))
         finally:
             await client.aclose()
             cache.close()
@@ -149,7 +150,7 @@ def _by_model(
     with _pass(source, out, plan) as (part, records):
         if part is None:
             return
-        with _bar("records") as progress:
+        with show_progress("records") as progress:
             asyncio.run(run(part, records, progress))
         part.finish()
 
@@ -202,18 +203,6 @@ def _pass(source: Path, out: Path, plan: dict[str, Any]) -> Iterator[tuple[Any, 
             raise
         except ImportError as error:  # an extra that is not installed: one line, as for other refusals
             raise ValueError(str(error)) from error
-
-
-@contextmanager
-def _bar(what: str) -> Iterator[Callable[[int, str], None]]:
-    """A count that goes up: how many records a file has is known at its end."""
-    columns = (SpinnerColumn(), TextColumn("{task.completed} {task.description}"), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(
-        *columns, TextColumn("{task.fields[note]}"), console=console, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task(what, total=None, note="")
-        yield lambda done, note: bar.update(task, completed=done, note=note)
 
 
 def _manifest(out: Path) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from transformers import TrainerCallback
 
+from reverse.progress import ProgressLines
+
 __all__ = ["Clock", "Progress", "Schedule"]
 
 
@@ -81,7 +83,10 @@ class Clock(TrainerCallback):
 
 
 class Progress(TrainerCallback):
-    """How far, how fast, the loss: a bar on a terminal, elsewhere one line for each log."""
+    """How far, how fast, the loss: a bar on a terminal.
+
+    Elsewhere one line for each log on stdout, and every 30 seconds one on stderr with the time that is left.
+    """
 
     def __init__(self, schedule: Schedule, rows_per_step: int, name: str = "train", quiet: bool = False):
         self.schedule = schedule
@@ -90,12 +95,18 @@ class Progress(TrainerCallback):
         self.quiet = quiet
         self._last = (0, 0.0)
         self._bar: Any = None
+        self._lines: ProgressLines | None = None
         self._task: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._last = (state.global_step, self.schedule.spent)
+        if self.quiet:
+            return
         console = Console(stderr=True)
-        if self.quiet or not console.is_terminal:
+        if not console.is_terminal:
+            steps = self.schedule.steps if self.schedule.seconds is None else None
+            self._lines = ProgressLines(f"{self.name}: steps", steps)
+            self._lines.update(state.global_step)
             return
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._bar = Bar(*columns, TextColumn("{task.fields[shown]}"), console=console)
@@ -107,6 +118,10 @@ class Progress(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._bar is not None:
             self._bar.update(self._task, completed=state.global_step)
+        elif self._lines is not None:
+            seconds = self.schedule.seconds
+            left = None if seconds is None else max(0.0, seconds - self.schedule.spent)
+            self._lines.update(state.global_step, note="" if left is None else f"{left:,.0f} s left")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.close()

@@ -1,0 +1,70 @@
+"""What a command can refuse before a model is loaded: options, prompts, pictures, outputs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["check_decoding", "check_folder", "check_request"]
+
+
+def check_decoding(
+    *,
+    mode: str = "resample",
+    max_new_tokens: int | None = None,
+    do_sample: bool = False,
+    temperature: float | None = None,
+    **settings: Any,
+) -> None:
+    """Refuse options of decoding that no model could be decoded with.
+
+    Args:
+        settings: fields of `ResamplingConfig`; those that are None are left to it.
+
+    Raises:
+        ValueError: an option out of its range, or one that would be ignored.
+    """
+    from reverse.decoding.config import ResamplingConfig, check_whole
+    from reverse.decoding.generate import MODES
+
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+    if max_new_tokens is not None:
+        check_whole("max_new_tokens", max_new_tokens, 1)
+    if temperature is not None and not do_sample:
+        raise ValueError(
+            f"--temperature {temperature:g} is that of sampling: add --do-sample, or leave it out"
+        )
+    if temperature is not None and temperature <= 0:
+        raise ValueError(
+            f"--temperature must be above 0, got {temperature:g}: leave --do-sample out to decode greedily"
+        )
+    ResamplingConfig(**{name: value for name, value in settings.items() if value is not None})
+
+
+def check_request(images: Sequence[str], prompt: str, system: str | None = None) -> list[Any]:
+    """The pictures of one request, opened; the prompt and the system turn are checked.
+
+    Raises:
+        FileNotFoundError, ValueError: a picture that cannot be read, an empty prompt, half of a surrogate
+            pair.
+    """
+    from reverse.models.families import LLAVA
+    from reverse.models.inputs import _as_chats, open_picture
+
+    _as_chats([list(images)], [prompt], LLAVA, system)
+    return [open_picture(image) for image in images]
+
+
+def check_folder(out: str | Path) -> None:
+    """Refuse a folder of output that is a file, or may not be written to; nothing is written to find out."""
+    out = Path(out)
+    there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    if not there.is_dir():
+        raise FileExistsError(f"{out} cannot be a folder, for {there} is a file: name another")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f"{out} cannot be written, for this user may not write to {there}: name another"
+        )
