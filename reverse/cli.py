@@ -29,7 +29,7 @@ from reverse.commands import checkpoints, evaluate, making, statistics
 from reverse.commands import data as data_commands
 from reverse.commands import score as scoring
 from reverse.commands import train as train_command
-from reverse.commands.checking import check_decoding, check_folder, check_request
+from reverse.commands.checking import check_decoding, check_request
 from reverse.compatibility import IncompatibleLibraryError
 from reverse.progress import show_phases, show_progress
 
@@ -272,7 +272,6 @@ def tokens_add(
     from reverse.models.shards import check_new
 
     check_new(out)
-    check_folder(out)
     with output_lock(out), show_phases(f"adding tokens to {base}"):
         ids = add_tokens_to_checkpoint(base, out, init=init, seed=seed)
     typer.echo(f"{out}: <SPAN> {ids.span}, </CN> {ids.cn}, </UN> {ids.un}")

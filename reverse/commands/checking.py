@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-__all__ = ["check_decoding", "check_folder", "check_request"]
+__all__ = ["check_decoding", "check_request"]
 
 
 def check_decoding(
@@ -56,15 +54,3 @@ def check_request(images: Sequence[str], prompt: str, system: str | None = None)
 
     _as_chats([list(images)], [prompt], LLAVA, system)
     return [open_picture(image) for image in images]
-
-
-def check_folder(out: str | Path) -> None:
-    """Refuse a folder of output that is a file, or may not be written to; nothing is written to find out."""
-    out = Path(out)
-    there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
-    if not there.is_dir():
-        raise FileExistsError(f"{out} cannot be a folder, for {there} is a file: name another")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise PermissionError(
-            f"{out} cannot be written, for this user may not write to {there}: name another"
-        )

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import typer
 
-from reverse.commands.checking import check_folder
 from reverse.progress import show_phases, show_progress
 
 _OUT = "Folder to write; it must not exist or be empty."
@@ -37,7 +36,6 @@ def merge(
     from reverse.models.shards import check_new
 
     check_new(out)
-    check_folder(out)
     with output_lock(out), show_phases("reading") as say:
         done = merge_adapter(adapter, out, base=base, dtype=kind, progress=say)
     modules = f", {', '.join(done.modules)} whole" if done.modules else ""
@@ -65,7 +63,6 @@ def convert(
     from reverse.models.shards import check_new
 
     check_new(out)
-    check_folder(out)
     with output_lock(out), show_progress("tensors") as progress:
         done = write(src, out, vision=vision, base=base, dtype=kind, progress=progress)
     ids = done.tokens

@@ -148,9 +148,9 @@ def test_generate_checks_before_it_loads(unloaded, options, words):
     [
         (("demo", "--threshold", "2"), ("threshold must lie in (0, 1]",)),
         (("tokens", "add", "tiny-llava", "{full}"), ("is not empty",)),
-        (("tokens", "add", "tiny-llava", "{file}/out"), ("is a file",)),
+        (("tokens", "add", "tiny-llava", "{file}/out"), (", a file",)),
         (("merge", "{full}", "{full}"), ("is not empty",)),
-        (("merge", "{full}", "{file}/out"), ("is a file",)),
+        (("merge", "{full}", "{file}/out"), (", a file",)),
         (("merge", "{full}", "{new}", "--dtype", "int3"), ("dtype must be one of",)),
         (("convert", "{full}", "{full}"), ("is not empty",)),
         (("convert", "{full}", "{new}", "--dtype", "int3"), ("dtype must be one of",)),
