@@ -19,6 +19,7 @@ from reverse.decoding.config import ResamplingConfig
 from reverse.decoding.loop import Request
 from reverse.decoding.policy import Policy
 from reverse.decoding.verifier import Verifier
+from reverse.tokens import spans
 from reverse.tokens.spans import TokenIds
 from tests.decoding.oracle import NaiveBackend, resample
 from tests.fuzz.running import REFUSALS, Target, check_refusal, expect
@@ -141,15 +142,25 @@ def judge(case: dict[str, Any], config: ResamplingConfig, policy: Policy, result
     expect(
         len(phrases) == closed, "phrases are those of the ids, and no spelled ones", phrases, result.tagged
     )
-    expect(all(p.p_un is not None and math.isfinite(p.p_un) for p in phrases), "a phrase without p", phrases)
+    # One that the model left open, and that was closed in the end, has none, and is unresolved.
+    read = all(math.isfinite(p.p_un) for p in phrases if p.p_un is not None)
+    known = all(p.p_un is not None for p in phrases if p.status == "accepted")
+    expect(read and known, "an accepted phrase without p", phrases)
     if result.resolved:
         expect(not opened, "resolved with an open phrase", ids)
         expect(all(p.p_un <= config.threshold for p in phrases), "resolved with a suspect phrase", phrases)
         expect(all(p.status == "accepted" for p in phrases), "resolved with an unresolved phrase", phrases)
     spelled = "".join(TEXTS[i] for i in ids if i not in (BOS, EOS, SPAN, CN, UN))
-    expect(
-        result.text == spelled.strip(), "the text is not that of its ordinary tokens", result.text, spelled
-    )
+    expect(squeeze(result.text) == squeeze(spelled), "not the text of its tokens", result.text, spelled)
+    parsed = spans.parse(result.tagged)
+    expect(parsed.text == result.text, "the tagged text is another", result.tagged, result.text)
+    places = [(p.start, p.end) for p in phrases]
+    expect([(p.start, p.end) for p in parsed.phrases] == places, "other phrases in the tagged text", phrases)
+
+
+def squeeze(text: str) -> str:
+    """Without blanks: a spelled tag is written with one in it, so that nobody takes it for a tag."""
+    return "".join(text.split())
 
 
 TARGET = Target("decoding", make, check, share=0.04, quick=60, seconds=4.0, shrinks=False)

