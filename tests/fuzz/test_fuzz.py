@@ -11,7 +11,7 @@ from tests.fuzz.running import Fault, Found, Target, expect, minimise, run_case
 from tests.fuzz.targets import TARGETS
 
 
-@pytest.mark.parametrize("name", ["spans", "records", "pictures"])
+@pytest.mark.parametrize("name", TARGETS)
 def test_no_case_fails(name):
     """An input that nobody thought of would end in a traceback, a hang or a wrong result."""
     target = TARGETS[name]
