@@ -119,7 +119,8 @@ def _after_user_text(processor: Any, tokenizer: Any) -> tuple[int, ...]:
     if not (getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)):
         raise ValueError(
             f"{type(processor).__name__} has no chat template, so the end of the user's turn cannot be "
-            "found: give it one, or turn hints off with hints=0"
+            "found: set processor.chat_template (to chat_template.jinja of the checkpoint); hints=0 is "
+            "enough only for model.generate(custom_generate=…) on prompts that were built without a template"
         )
     suffix: list[int] | None = None
     for probe in _PROBES:

@@ -9,13 +9,15 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoTokenizer
 
+from reverse.models.checked_files import check_settings, find_settings
 from reverse.models.loading import find_checkpoint, load_weights
 from reverse.models.shards import check_new, whole_folder
 from reverse.tokens.spans import TokenIds
-from reverse.tokens.vocabulary import add_tokens
+from reverse.tokens.vocabulary import add_tokens, check_starts
 
 
 def add_tokens_to_checkpoint(
@@ -39,7 +41,8 @@ def add_tokens_to_checkpoint(
     out = Path(out)
     check_new(out)
     path, family = find_checkpoint(base)
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    tokenizer = _load_tokenizer(path)
+    check_starts(tokenizer, init)
     model = load_weights(path, family)
     ids = add_tokens(model, tokenizer, init=init, seed=seed)
 
@@ -48,6 +51,18 @@ def add_tokens_to_checkpoint(
         model.save_pretrained(whole)
         tokenizer.save_pretrained(whole)
     return ids
+
+
+def _load_tokenizer(path: str) -> Any:
+    """The tokenizer of a checkpoint. Raises ValueError where its files are damaged."""
+    check_settings(find_settings(path, {}))
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (ImportError, OSError, MemoryError):
+        raise
+    except Exception as error:  # whatever damaged files raise in tokenizers and transformers
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"the tokenizer of {path!r} is damaged ({reason}): fetch it again") from error
 
 
 def _copy_small_files(base: str, out: Path) -> None:

@@ -14,6 +14,7 @@ from reverse.data.records import IMAGE_TOKEN, is_set
 from reverse.models.families import Family
 from reverse.models.picture_parts import open_picture, resize, source_of
 from reverse.models.places import check_text, place_pictures, split_at_places
+from reverse.models.processor_checks import check_usable
 
 _PARTS = ("text", "image", "image_url")  # of a message's content
 _ROLES = ("system", "user", "assistant")
@@ -56,9 +57,11 @@ def prepare_inputs(
         ValueError: no prompts, an empty one, or a chat that does not end with the user's turn; a video; a
             malformed part of a chat; half of a surrogate pair in a text; not one entry of `images` per
             prompt; more or fewer placeholders than pictures; `system` beside a chat that has a system turn; a
-            prompt longer than `context_length`.
+            prompt longer than `context_length`; a processor that lacks a chat template, a pad token or what
+            the number of image tokens follows from.
         TypeError: a prompt, `system`, a message, its content or a picture is of the wrong kind.
     """
+    check_usable(processor, family)
     chats, per_chat = _as_chats(images, prompts, family, system)
     pictures, texts = [], []
     for row, (chat, given) in enumerate(zip(chats, per_chat, strict=True)):

@@ -94,7 +94,7 @@ def load(
     _check_options(kwargs)
     if device is not None:
         check_device(device)
-    _check_dtype(dtype)
+    check_dtype(dtype)
     check_backend(image_backend)
     hub = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
     path, family = find_checkpoint(path_or_id, **hub)
@@ -110,10 +110,13 @@ def load(
     return model.eval(), processor
 
 
-def load_fitting_processor(path: str, family: Family, *, backend: str = "pil", **hub: Any) -> Any:
+def load_fitting_processor(
+    path: str, family: Family, *, backend: str = "pil", model: str | None = None, **hub: Any
+) -> Any:
     """The processor of a checkpoint that `find_checkpoint` let pass, completed from its config.json.
 
-    It pads on the left, and tags that were saved as special tokens are ordinary.
+    It pads on the left, and tags that were saved as special tokens are ordinary. `model` is another
+    checkpoint, whose config.json is taken: an adapter's folder has a processor and no model.
 
     Raises ValueError where its files are damaged, or it does not fit the model.
     """
@@ -129,7 +132,8 @@ def load_fitting_processor(path: str, family: Family, *, backend: str = "pil", *
         ) from error
     processor.tokenizer.padding_side = "left"
     ensure_ordinary(processor)
-    config = build_config(f"config.json of {path!r}", settings["config.json"], family)
+    file, values = _read_config(model or path, hub if model is None else {})
+    config = build_config(file, values, family)
     complete_processor(path, processor, config, family, settings)
     return processor
 
@@ -312,7 +316,7 @@ def _check_options(options: dict[str, Any]) -> None:
         )
 
 
-def _check_dtype(dtype: torch.dtype | str | None) -> None:
+def check_dtype(dtype: torch.dtype | str | None) -> None:
     """Refuse a dtype before weights are read. Raises ValueError."""
     found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
     if dtype in (None, "auto") or (isinstance(found, torch.dtype) and found.is_floating_point):

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from reverse.models.families import default_threshold, set_default_threshold, stored_threshold
-from reverse.models.loading import find_checkpoint, load_weights
+from reverse.models.loading import check_dtype, find_checkpoint, load_fitting_processor, load_weights
 from reverse.models.loose_weights import apply_loose_weights, find_loose_weights
 from reverse.models.processors import load_processor
 from reverse.models.shards import check_new, load_pickle, read_json, whole_folder
-from reverse.tokens.vocabulary import add_tokens, ensure_ordinary, token_ids
+from reverse.tokens.vocabulary import add_tokens, token_ids
 
 CARD = "reverse_adapter.json"
 _CONFIG = "adapter_config.json"
@@ -77,6 +77,7 @@ def merge_adapter(
     """
     out = Path(out)
     check_new(out)
+    check_dtype(dtype)
     say = progress or (lambda what: None)
     folder = find_adapter(adapter)
     settings, card = read_json(folder / _CONFIG), _read_card(folder)
@@ -97,6 +98,7 @@ def merge_adapter(
             f"{card.get('base') or 'its own base'}"
         )
     processor = _find_processor(folder, path, family)
+    _check_tokens(path, card, processor, family)
     say(f"reading {base}")
     model = load_weights(path, family)  # as saved: another dtype would have another fingerprint
     _check_vocabulary(folder, path, card, settings, model, processor, family)
@@ -274,9 +276,23 @@ def _read_state(folder: Path) -> dict[str, torch.Tensor]:
 def _find_processor(folder: Path, base: str, family: Any) -> Any:
     """The processor that training saved beside the adapter, else the base's."""
     complete = all(any((folder / name).is_file() for name in names) for names in (_TOKENIZERS, _PICTURES))
-    processor = load_processor(str(folder) if complete else base, family)
-    ensure_ordinary(processor)
-    return processor
+    return load_fitting_processor(str(folder) if complete else base, family, model=base)
+
+
+def _check_tokens(path: str, card: dict[str, Any], processor: Any, family: Any) -> None:
+    """Refuse a base without the three tokens, or with others than the adapter's, before its weights are
+    read."""
+    if card.get("added_seed") is None:
+        of_base = load_fitting_processor(path, family)
+        _check_ids(path, token_ids(of_base), card.get("tokens") or token_ids(processor))
+
+
+def _check_ids(path: str, ids: Iterable[int], trained: Iterable[int]) -> None:
+    if list(ids) != list(trained):
+        raise ValueError(
+            f"{path!r} has <SPAN>, </CN>, </UN> at {list(ids)}, and the adapter was trained with them at "
+            f"{list(trained)}: its vocabulary is another one, merge into the base that was trained"
+        )
 
 
 def _check_vocabulary(
@@ -288,11 +304,7 @@ def _check_vocabulary(
         add_tokens(model, of_base, seed=int(card["added_seed"]))
     ids = list(token_ids(of_base))  # refuses a base without them
     trained = card.get("tokens") or list(token_ids(processor))
-    if ids != list(trained):
-        raise ValueError(
-            f"{path!r} has <SPAN>, </CN>, </UN> at {ids}, and the adapter was trained with them at "
-            f"{list(trained)}: its vocabulary is another one, merge into the base that was trained"
-        )
+    _check_ids(path, ids, trained)
     other = {
         token: (id_, found)
         for token, id_ in processor.tokenizer.get_vocab().items()

@@ -48,6 +48,29 @@ def complete_processor(
     check_template(place, processor, family)
 
 
+def check_usable(processor: Any, family: Family) -> None:
+    """Refuse a processor that no batch can be made with, whoever made it; `load` completes its own.
+
+    Raises ValueError, with the remedy.
+    """
+    missing = []
+    if not getattr(processor, "chat_template", None):
+        missing.append(
+            ("chat template", "processor.chat_template = …, chat_template.jinja of its checkpoint")
+        )
+    if processor.tokenizer.pad_token_id is None:
+        missing.append(("pad token", "processor.tokenizer.pad_token = processor.tokenizer.eos_token"))
+    if not family.video:
+        for name in ("patch_size", "vision_feature_select_strategy"):
+            if getattr(processor, name, 0) is None:
+                missing.append((name, f"processor.{name} = … of model.config"))
+    if missing:
+        raise ValueError(
+            f"the {type(processor).__name__} has no {missing[0][0]}: take the processor that "
+            f"reverse.load(…) returns, or set it, `{missing[0][1]}`"
+        )
+
+
 def _fill_pad_token(
     place: str, tokenizer: Any, config: Any, settings: dict[str, dict[str, Any]], family: Family
 ) -> None:

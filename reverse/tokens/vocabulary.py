@@ -114,6 +114,17 @@ def add_tokens(
     return ids
 
 
+def check_starts(tokenizer: Any, init: str | Mapping[str, str]) -> None:
+    """Refuse an `init` that `add_tokens` would refuse, before a model is read for it.
+
+    Raises ValueError.
+    """
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    for start in set(_starts(init).values()) - {"mean"}:
+        if not isinstance(start, str) or not tokenizer.encode(start, add_special_tokens=False):
+            raise ValueError(f"init={start!r} has no tokens: give a phrase, or 'mean'")
+
+
 def _ordinary(tag: str) -> AddedToken:
     return AddedToken(tag, special=False, normalized=False)
 

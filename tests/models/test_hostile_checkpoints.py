@@ -407,6 +407,51 @@ def test_good_checkpoints_still_load(kind, folder, saved):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), expected.parameters(), strict=True))
 
 
+def in_a_hubs_cache(folder, cache):
+    """The files of `folder` as `hf_hub_download` keeps those of owner/name."""
+    place = cache / "models--owner--name"
+    snapshot = place / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("0" * 40)
+    (place / "blobs").mkdir()
+    for number, file in enumerate(sorted(folder.iterdir())):
+        shutil.copy(file, place / "blobs" / f"{number:040x}")
+        (snapshot / file.name).symlink_to(f"../../blobs/{number:040x}")
+    return snapshot
+
+
+@pytest.mark.parametrize("change", [lambda folder: None, shard], ids=["one file", "shards"])
+def test_hub_ids_load_from_the_cache(change, folder, saved, tmp_path):
+    """A checkpoint of the hub would be looked for in the wrong place, or its links be taken for an attack."""
+    change(folder)
+    in_a_hubs_cache(folder, tmp_path / "cache")
+    options = {"cache_dir": str(tmp_path / "cache"), "local_files_only": True}
+    model, expected = load("owner/name", **options)[0], load(saved)[0]
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), expected.parameters(), strict=True))
+
+
+HUB = [
+    "no heads",
+    "an index upwards",
+    "an index to a pickle",
+    "a nested tokenizer",
+    "a template of nested loops",
+]
+
+
+@pytest.mark.parametrize("kind", HUB)
+@pytest.mark.parametrize("saved", ["llava"], indirect=True)
+def test_hub_ids_are_checked_as_folders_are(kind, folder, tmp_path, monkeypatch):
+    """What is refused in a folder would be let in from the hub."""
+    spoil, words = HOSTILE[kind]
+    spoil(folder)
+    monkeypatch.setattr(template_checks, "_CPU_SECONDS", 1)
+    in_a_hubs_cache(folder, tmp_path / "cache")
+    with pytest.raises((ValueError, FileNotFoundError), match="(?s)" + words):
+        load("owner/name", cache_dir=str(tmp_path / "cache"), local_files_only=True)
+
+
 @pytest.mark.parametrize("name", loading.BUNDLED)
 def test_the_bundled_models_load(name):
     """The package's own models would be refused by a check."""

@@ -235,3 +235,29 @@ def test_a_wrong_dtype_is_refused_before_anything_is_read(options, words, llava,
     monkeypatch.setattr(loading, "find_checkpoint", None)
     with pytest.raises(ValueError, match=words):
         load(llava, **options)
+
+
+def drop_template(processor):
+    processor.chat_template = None
+
+
+def drop_pad(processor):
+    processor.tokenizer.pad_token = None
+
+
+def drop_patches(processor):
+    processor.patch_size = None
+
+
+UNUSABLE = {drop_template: "no chat template", drop_pad: "no pad token", drop_patches: "no patch_size"}
+
+
+@pytest.mark.parametrize("drop", UNUSABLE, ids=lambda one: one.__name__)
+def test_a_processor_that_was_not_loaded_here_is_checked_too(drop, tiny, picture):
+    """A caller's own processor would end in an error of transformers, or with `hints=0` as a remedy that
+    does not help."""
+    model, processor = tiny("llava")
+    drop(processor)
+    for hints in (5, 0):
+        with pytest.raises(ValueError, match=rf"{UNUSABLE[drop]}.*(reverse\.load|set processor)"):
+            reverse.generate(model, processor, picture(), hints=hints, threshold=0.5, max_new_tokens=2)
