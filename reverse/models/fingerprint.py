@@ -27,6 +27,7 @@ __all__ = ["checkpoint_fingerprint"]
 WHOLE = 64 << 20  # bytes up to which a file is hashed whole
 STRIDE, BLOCK = 1 << 20, 4 << 10  # of larger ones: a block of every stride
 TAIL, VOCABULARY = 4 << 20, 30_000  # the last bytes of a matrix with so many rows
+MAX_HEADER = 100_000_000  # bytes, as safetensors has it
 _DECIDING = (
     "config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json",
     "tokenizer*.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json",
@@ -82,6 +83,11 @@ def _parts(file: Path) -> Iterator[bytes]:
 def _header_and_tails(stream: BinaryIO) -> Iterator[bytes]:
     """Names, shapes and types of the tensors, and the last rows of what is as long as a vocabulary."""
     length = int.from_bytes(stream.read(8), "little")
+    if length > MAX_HEADER:
+        raise ValueError(
+            f"the weights in {stream.name!r} say that they have a header of {length:,} bytes: they are "
+            f"damaged, fetch them again"
+        )
     header = stream.read(length)
     yield header
     for name, tensor in sorted(json.loads(header).items()):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from reverse.models.checked_files import is_number, refused
 from reverse.models.loose_weights import list_loose_weights
 from reverse.models.shards import Tensors, open_tensors, read_json
 from reverse.models.tensor_names import refuse_foreign_prefixes
@@ -153,6 +154,12 @@ def _check_lora(folder: Path, settings: dict[str, Any]) -> None:
     kind = str(settings.get("peft_type", "")).upper()
     if kind != "LORA":
         raise ValueError(f"{folder / 'adapter_config.json'} is of type {kind!r}: only LoRA can be converted")
+    if not is_number(settings.get("lora_alpha"), 0):
+        raise ValueError(
+            refused(
+                folder / "adapter_config.json", "lora_alpha", settings.get("lora_alpha"), "must be above 0"
+            )
+        )
     found = [
         field
         for field in (

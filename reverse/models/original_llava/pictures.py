@@ -11,6 +11,7 @@ from typing import Any
 from transformers import CLIPVisionConfig
 
 from reverse.models.checked_config import build_section
+from reverse.models.checked_files import check_settings
 from reverse.models.original_llava.layout import TOWER, Layout, plain
 from reverse.models.processors import pil_image_processor
 from reverse.models.shards import read_json
@@ -67,7 +68,7 @@ def image_processor(layout: Layout, tower: Path | None, config: CLIPVisionConfig
     if tower is not None:
         for name in ("preprocessor_config.json", "processor_config.json"):
             if (tower / name).is_file():
-                saved = read_json(tower / name)
+                saved = check_settings({name: tower / name})[name]
                 found = saved.get("image_processor", saved)
                 break
     settings: dict[str, Any] = {
