@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from reverse.models.checked_adapter import check_ranks
 from reverse.models.families import default_threshold, set_default_threshold, stored_threshold
 from reverse.models.loading import check_dtype, find_checkpoint, load_fitting_processor, load_weights
 from reverse.models.loose_weights import apply_loose_weights, find_loose_weights
@@ -84,6 +85,7 @@ def merge_adapter(
     _check_settings(folder, settings)
     loose = find_loose_weights(folder, given=Path(adapter))
     state = _read_state(folder)
+    check_ranks(folder, settings, state)
 
     base = str(base or card.get("base") or settings.get("base_model_name_or_path") or "")
     if not base:

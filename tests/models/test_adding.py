@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+import reverse.models.adding as adding
 from reverse.models import add_tokens_to_checkpoint, load
 from reverse.models.tiny import build_tiny_llava, build_tiny_qwen
 from reverse.tokens import token_ids
@@ -125,3 +126,11 @@ def test_bases_that_are_not_there(name, tmp_path):
 def test_any_seed_is_taken(base, tmp_path):
     """A large seed would overflow in torch, after the whole model was read."""
     add_tokens_to_checkpoint(base, tmp_path / "out", seed=10**20)
+
+
+@pytest.mark.parametrize("init", [{"<NOPE>": "mean"}, "", {"</CN>": ""}])
+def test_a_wrong_start_is_refused_before_the_weights_are_read(init, base, tmp_path, monkeypatch):
+    """A misspelt tag would be found after minutes of reading a large base."""
+    monkeypatch.setattr(adding, "load_weights", None)
+    with pytest.raises(ValueError, match=r"init names <NOPE>|has no tokens"):
+        add_tokens_to_checkpoint(base, tmp_path / "out", init=init)

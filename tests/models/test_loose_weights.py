@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
+import reverse.models.merging as merging
 from reverse.models import family_of, load, prepare_inputs
 from reverse.models.loose_weights import find_loose_weights
 from reverse.models.merging import merge_adapter
@@ -168,3 +169,39 @@ def test_the_original_layout_ignores_nothing_either(tmp_path):
     torch.save(load_file(tmp_path / "adapter_model.safetensors"), tmp_path / "non_lora_trainables.bin")
     with pytest.raises(ValueError, match=r"holds both non_lora_trainables.bin and .*delete one"):
         read_layout(tmp_path)
+
+
+SETTINGS = {
+    "a rank of 10 million": (
+        {"r": 10**7},
+        r"has r=10000000, which must be .* matrices have 2",
+    ),
+    "no rank": ({"r": 0}, r"has r=0, which must be"),
+    "a rank that is a text": ({"r": "2"}, r"has r='2', which must be"),
+    "ranks that are a list": ({"rank_pattern": [1]}, r"has rank_pattern=\[1\], which must be an object"),
+    "one layer's rank": ({"rank_pattern": {"q_proj": 10**7}}, r"has rank_pattern.q_proj=10000000"),
+    "a factor that is a text": ({"lora_alpha": "x"}, r"has lora_alpha='x', which must be a number"),
+    "nested settings": ({"x": json.loads("[" * 100 + "]" * 100)}, r"adapter_config.json is damaged .*nested"),
+}
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_hostile_settings_of_an_adapter(kind, trained, adapter, tmp_path):
+    """peft would build matrices of any rank before it looks at the files, or end in a traceback."""
+    changes, words = SETTINGS[kind]
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(ValueError, match=words):
+        merge_adapter(adapter, tmp_path / "out", base=trained[0])
+
+
+def test_a_base_without_tokens_is_refused_before_weights_are_read(trained, adapter, tmp_path, monkeypatch):
+    """A large base would be read for minutes before its tokenizer is looked at."""
+    base = shutil.copytree(trained[0], tmp_path / "base")
+    text = (base / "tokenizer.json").read_text()
+    (base / "tokenizer.json").write_text(text.replace("<SPAN>", "<NOPE>"))
+    monkeypatch.setattr(merging, "load_weights", None)
+    with pytest.raises(ValueError, match=r"does not know <SPAN>"):
+        merge_adapter(adapter, tmp_path / "out", base=base)
+    with pytest.raises(ValueError, match=r"dtype 'banana' is no type"):
+        merge_adapter(adapter, tmp_path / "out", base=base, dtype="banana")
