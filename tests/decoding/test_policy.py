@@ -123,7 +123,7 @@ def test_commit_bounds_escalation(commit, reached):
 
 
 def test_released_sticks_after_one_sentence_and_keeps_its_heat():
-    """`.released()` would not give the outcomes of the published code."""
+    """`.released()` would not have the settings of the published code."""
     config = ResamplingConfig.released(threshold=0.5, local_attempts=2, max_attempts=9)
     one = Policy(config, TAGS, 100)
     for before, ends in (((), ()), ((DOT,), (1,)), ((DOT,), (1,))):
