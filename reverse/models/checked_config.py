@@ -168,6 +168,8 @@ def _check_built(file: Path | str, config: Any, family: Family) -> None:
         raise ValueError(_odd(file, "num_key_value_heads", shared, f"divide num_attention_heads={heads}"))
     rope = getattr(text, "rope_parameters", None)
     parts = rope.get("mrope_section") if isinstance(rope, dict) else None
+    if parts is None and config.model_type == "qwen2_5_vl":
+        parts = [16, 24, 24]  # what transformers takes where the configuration has none
     half = (getattr(text, "head_dim", None) or width // heads) // 2
     if parts is not None and not (
         isinstance(parts, (list, tuple))

@@ -181,6 +181,12 @@ def load_weights(path: str, family: Family, *, dtype: torch.dtype | str | None =
     except BaseException as error:
         if view is not None:
             shutil.rmtree(view, ignore_errors=True)
+        if isinstance(error, TypeError) and "unexpected keyword argument" in str(error):
+            name = str(error).rpartition("argument ")[2]
+            raise TypeError(
+                f"load() has no option {name}: leave it out; see help(reverse.load) and transformers' "
+                "from_pretrained for those there are"
+            ) from error
         if isinstance(error, SafetensorError):
             raise ValueError(
                 f"the weights of {path!r} are damaged or cut off ({error}): fetch them again"
@@ -306,7 +312,7 @@ def _check_options(options: dict[str, Any]) -> None:
     """Refuse options of `from_pretrained` that `load` decides itself. Raises TypeError."""
     if "trust_remote_code" in options:
         raise TypeError(
-            "trust_remote_code is not accepted: checkpoints are loaded without running their code"
+            "trust_remote_code is not accepted, leave it out: no code of a checkpoint is run"
         )
     given = [name for name in _OURS if name in options]
     if given:

@@ -159,10 +159,12 @@ _LEAST = {
     "data.limit": 1, "data.max_length": 1, "data.workers": 0, "data.hint_share": 0, "optim.lr": 0,
     "optim.epochs": 0, "optim.steps": 1, "optim.global_batch": 1, "optim.batch": 1, "optim.weight_decay": 0,
     "optim.projector_lr": 0, "optim.warmup": 0, "optim.beta2": 0, "optim.clip": 0, "tune.rank": 1,
-    "tune.dropout": 0, "log.steps": 1, "log.save_steps": 0,
+    "tune.alpha": 0, "tune.dropout": 0, "log.steps": 1, "log.save_steps": 0, "data.min_pixels": 1,
+    "data.max_pixels": 1,
 }  # fmt: skip
 _MOST = {"data.hint_share": 1, "tune.dropout": 1}
 _BELOW = {"optim.warmup": 1, "optim.beta2": 1}
+_SAVED = ("float32", "bfloat16", "float16", None)
 
 
 def _check_ranges(recipe: Recipe) -> None:
@@ -176,6 +178,11 @@ def _check_ranges(recipe: Recipe) -> None:
                 raise ValueError(f"{key} must be {words} {bound}, got {show_value(value)}")
     if not 0 <= recipe.seed < 1 << 32:
         raise ValueError(f"seed must lie between 0 and {(1 << 32) - 1}, got {show_value(recipe.seed)}")
+    if recipe.compute.save_dtype not in _SAVED:  # of an adapter it is not looked at
+        kinds = ", ".join(map(str, _SAVED[:-1]))
+        raise ValueError(
+            f"compute.save_dtype must be one of {kinds} or none, got {show_value(recipe.compute.save_dtype)}"
+        )
     for key, text in (
         ("model", recipe.model), ("output", recipe.output), ("data.records", recipe.data.records),
         ("data.images", recipe.data.images),

@@ -137,7 +137,7 @@ def entries() -> Iterator[Entry]:
             shown = "taken out" if value is ... else repr(value)
             changes.append((f"{keys} is {shown[:40]}", partial(config, keys=keys, value=value)))
     for name, change in changes:
-        yield Entry(f"checkpoint: {name}", partial(load, change, "tiny-llava"), ("model",))
+        yield Entry(f"checkpoint: {name}", partial(load, change, "tiny-llava"), ("model", "config.json"))
     for keys, values in QWEN.items():
         for value in values:
             change = partial(config, keys=keys, value=value)

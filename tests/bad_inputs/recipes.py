@@ -19,6 +19,7 @@ RANGES: dict[str, tuple[float, float, bool, bool]] = {
     "data.min_pixels": (1, 2**63, True, True),
     "data.max_pixels": (1, 2**63, True, True),
     "data.workers": (0, 2**63, True, True),
+    "seed": (0, 2**32 - 1, True, True),
     "tune.rank": (1, 2**31, True, True),
     "tune.dropout": (0, 1, True, False),
     "tune.alpha": (0, 2**31, False, True),
