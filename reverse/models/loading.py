@@ -311,9 +311,7 @@ def _check_config(path: str, config: dict[str, Any]) -> Family:
 def _check_options(options: dict[str, Any]) -> None:
     """Refuse options of `from_pretrained` that `load` decides itself. Raises TypeError."""
     if "trust_remote_code" in options:
-        raise TypeError(
-            "trust_remote_code is not accepted, leave it out: no code of a checkpoint is run"
-        )
+        raise TypeError("trust_remote_code is not accepted, leave it out: no code of a checkpoint is run")
     given = [name for name in _OURS if name in options]
     if given:
         raise TypeError(

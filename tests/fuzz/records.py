@@ -125,4 +125,4 @@ def same(one: Any, other: Any) -> bool:
     return repr(one) == repr(other)  # NaN equals itself here
 
 
-TARGET = Target("records", make, check, share=0.15, quick=250)
+TARGET = Target("records", make, check, share=0.12, quick=250)
