@@ -46,8 +46,8 @@ def score(
     price_out: Annotated[float, typer.Option(min=0, help="Money a million tokens it writes.")] = 0.0,
 ) -> None:
     """Score an answers file exactly as published, with intervals and costs beside."""
+    from reverse.evaluation.outputs import check_output_file
     from reverse.evaluation.scoring import benchmark_of
-    from reverse.evaluation.scoring.readiness import check_output_file
     from reverse.evaluation.scoring.rows import read_answers
 
     if save is not None:
@@ -123,6 +123,9 @@ def score_and_show(
         typer.echo(json.dumps(_report(table, metrics, found, rounds), indent=1, ensure_ascii=False))
     else:
         _print(Console(), table, metrics, found, rounds)
+    if table.notes.get("skipped_rows"):
+        told = f"{table.notes['skipped_rows']} rows are left out: {'; '.join(table.notes['skipped'])}"
+        console.print(Text(f"{answers}: {told}", style="yellow"), soft_wrap=True)
     if save is not None:
         from reverse.evaluation.tables import save as write
 

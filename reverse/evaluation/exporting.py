@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 
 from reverse.data.files import json_bytes, whole_file
-from reverse.evaluation.reading import rows_of
+from reverse.evaluation.reading import sound_rows
 from reverse.evaluation.reporting import Run
+from reverse.evaluation.sweeping import finite
 from reverse.evaluation.tables import Metric, Table
+from reverse.evaluation.values import read_id
 
 __all__ = ["export_lmms_eval", "samples"]
 
@@ -42,7 +44,7 @@ def export_lmms_eval(run: Run, out: Path) -> list[Path]:
         name = re.sub(r"[^A-Za-z0-9._-]+", "_", f"{run.name}_{stem}_samples_{table.benchmark}.jsonl")
         with whole_file(out / name) as stream:
             for sample in samples(rows, table, metrics):
-                stream.write(json_bytes(sample) + b"\n")
+                stream.write(json_bytes(finite(sample)) + b"\n")
         written.append(out / name)
     return written
 
@@ -81,7 +83,11 @@ def samples(
 
 def _matching(path: Path, table: Table) -> list[dict[str, Any]] | None:
     """The file's rows in the table's order; None where they are not those of the table."""
-    by_key = {str(row.get("question_id", row.get("id"))): row for _, row in rows_of(path)}
+    by_key: dict[str, dict[str, Any]] = {}
+    for _, row in sound_rows(path, []):
+        identity = read_id(row.get("question_id", row.get("id")))
+        if identity is not None and isinstance(row.get("text"), str):
+            by_key[identity] = row
     if not table.keys or any(key not in by_key for key in table.keys):
         return None
     return [by_key[key] for key in table.keys]

@@ -18,6 +18,7 @@ from typing import Any
 
 from reverse.data.images import resolve_image
 from reverse.evaluation.reporting import SEED_COLUMNS, Run, costs, headed, seed_rows, shown, tables_of
+from reverse.evaluation.values import LONGEST_ID, cut, read_number
 
 __all__ = ["coloured", "page"]
 
@@ -39,6 +40,8 @@ th,td,.example{border-color:#30363d}.plots img{background:#fff}del{color:#1f2328
 """
 _KINDS = {".svg": "image/svg+xml", ".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 PICTURE = 300_000  # bytes; larger ones of examples are made smaller
+LONGEST = 20_000  # characters of a text of an example that are shown
+MOST = 1_000  # phrases or attempts of an example
 
 
 def page(title: str, runs: Sequence[Run], images: Path | None = None) -> str:
@@ -97,7 +100,7 @@ def coloured(text: str, phrases: Sequence[Any]) -> str:
     in the order in which they stand; one that is not found is left out."""
     pieces = []
     at = 0
-    for start, end, p, status in _places(text, phrases):
+    for start, end, p, status in _places(text, phrases[:MOST]):
         if start < at:
             continue
         pieces.append(escape(text[at:start]))
@@ -129,7 +132,7 @@ def _places(text: str, phrases: Sequence[Any]) -> list[tuple[int, int, float | N
         else:
             continue
         after = end
-        found.append((start, end, float(p) if isinstance(p, (int, float)) else None, status))
+        found.append((start, end, read_number(p), status))
     return sorted(found)
 
 
@@ -140,17 +143,17 @@ def _colour(p: float) -> str:
 
 def _example(row: Mapping[str, Any], images: Path | None) -> str:
     phrases = row.get("phrases")
-    text = coloured(str(row["text"]), phrases if isinstance(phrases, list) else ())
-    name = str(row.get("image_id", row.get("image", row.get("id", ""))))
+    text = coloured(cut(str(row["text"]), LONGEST), phrases if isinstance(phrases, list) else ())
+    name = cut(str(row.get("image_id", row.get("image", row.get("id", "")))), LONGEST_ID)
     parts = [_picture(name, images)]
     if row.get("prompt"):
-        parts.append(f'<div class="question">{escape(str(row["prompt"]))}</div>')
+        parts.append(f'<div class="question">{escape(cut(str(row["prompt"]), LONGEST))}</div>')
     parts.append(f"<div>{text or '<em>(empty)</em>'}</div>")
     attempts = row.get("attempts")
     if isinstance(attempts, list) and attempts:
         gone = "".join(
-            f'<del title="{escape(_about(each))}">{escape(str(each.get("phrase", "")))}</del>'
-            for each in attempts
+            f'<del title="{escape(_about(each))}">{escape(cut(str(each.get("phrase", "")), 500))}</del>'
+            for each in attempts[:MOST]
             if isinstance(each, Mapping)
         )
         parts.append(f'<div class="rejected">taken back: {gone}</div>')
@@ -159,10 +162,10 @@ def _example(row: Mapping[str, Any], images: Path | None) -> str:
 
 
 def _about(attempt: Mapping[str, Any]) -> str:
-    p = attempt.get("p_un")
-    said = f"p(</UN>) {p:.4g}" if isinstance(p, (int, float)) else str(attempt.get("kind", ""))
-    warmth = attempt.get("temperature")
-    return said + (f", temperature {warmth:g}" if isinstance(warmth, (int, float)) else "")
+    p = read_number(attempt.get("p_un"))
+    said = f"p(</UN>) {p:.4g}" if p is not None else cut(str(attempt.get("kind", "")))
+    warmth = read_number(attempt.get("temperature"))
+    return said + (f", temperature {warmth:g}" if warmth is not None else "")
 
 
 def _picture(name: str, images: Path | None) -> str:
@@ -172,10 +175,10 @@ def _picture(name: str, images: Path | None) -> str:
     for candidate in (name, f"{name}.png", f"{name}.jpg"):
         try:
             path = resolve_image(images, candidate)
-        except ValueError:
+            if path.is_file() and path.suffix.lower() in _KINDS and path.suffix != ".svg":
+                return _image(path, name)
+        except (ValueError, OSError):  # a name that no file can have, or a file that is no picture
             return ""
-        if path.is_file() and path.suffix.lower() in _KINDS and path.suffix != ".svg":
-            return _image(path, name)
     return ""
 
 

@@ -27,12 +27,14 @@ from reverse.evaluation.intervals import (
     over_seeds,
 )
 from reverse.evaluation.naming import heading
-from reverse.evaluation.reading import rows_of
+from reverse.evaluation.reading import sound_rows
 from reverse.evaluation.tables import Metric, Table, load
+from reverse.evaluation.values import read_number
 
 __all__ = ["Answers", "Run", "collect", "markdown", "write_report"]
 
 LARGEST = 8_000_000  # bytes of a plot that is put on the page
+SHOWN = 3  # reasons in a line
 SEED_COLUMNS = ("", "mean", "sd between seeds", "sd of decoding", "sd of items")
 _NOT_SCORED = ("detector.json", "calibration.json", "compare.json", "config.json")
 
@@ -49,6 +51,7 @@ class Answers:
     empty: float
     examples: tuple[Mapping[str, Any], ...]
     name: str = ""  # below the run's folder, without the ending
+    skipped: tuple[str, ...] = ()  # rows and values that could not be used, counted and named
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,7 @@ def collect(
                 found = _answers(path, folder, examples)
                 if found is not None:
                     run.answers.append(found)
+                    run.unread.extend(f"{path.relative_to(folder)}: {each}" for each in found.skipped)
             elif path.suffix == ".json" and _is_scored(path):
                 table, metrics = load(path)
                 checked: Method = "percentile" if method == "percentile" else "bca"
@@ -139,7 +143,7 @@ def collect(
                     run.plots.append(path)
                 else:
                     run.unread.append(f"{path.relative_to(folder)}: {path.stat().st_size:,} bytes")
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, OverflowError, RecursionError) as error:
             run.unread.append(f"{path.relative_to(folder)}: {error}")
     _add_seeds(run, "percentile" if method == "percentile" else "bca", rounds, seed)
     return run
@@ -277,44 +281,60 @@ def _is_scored(path: Path) -> bool:
 def _answers(path: Path, folder: Path, examples: int) -> Answers | None:
     """Counts of an answers file and a few rows, in one pass; None for JSON lines of another kind."""
     count = empty = 0
+    odd: list[str] = []
     sums: dict[str, list[float]] = {"tokens": [], "seconds": [], "unresolved": []}
+    no_numbers: dict[str, list[int]] = {name: [] for name in sums}
     corrected: list[Mapping[str, Any]] = []
     others: list[Mapping[str, Any]] = []
-    for _, row in rows_of(path):
+    for number, row in sound_rows(path, odd):
         if not isinstance(row.get("text"), str):
-            return None
+            if not count and "question_id" not in row:
+                return None
+            odd.append(f"line {number} has no text")
+            continue
         count += 1
         empty += not row["text"].strip()
         usage, timing = (x if isinstance(x, dict) else {} for x in (row.get("usage"), row.get("timing")))
-        made = row.get("generated", _sum(usage.get("kept"), usage.get("discarded")))
-        for name, value in (
-            ("tokens", made),
-            ("seconds", timing.get("seconds", usage.get("seconds"))),
-            ("unresolved", _unresolved(row)),
+        for name, values in (
+            (
+                "tokens",
+                [row["generated"]] if "generated" in row else [usage.get("kept"), usage.get("discarded")],
+            ),
+            ("seconds", [timing.get("seconds", usage.get("seconds"))]),
+            ("unresolved", [_unresolved(row)]),
         ):
-            if isinstance(value, (int, float)):
-                sums[name].append(float(value))
+            if any(value is None for value in values):
+                continue
+            numbers = [read_number(value) for value in values]
+            if any(each is None for each in numbers):
+                no_numbers[name].append(number)
+            else:
+                sums[name].append(sum(each for each in numbers if each is not None))
         kept = corrected if row.get("attempts") else others
         if len(kept) < examples:
             kept.append(row)
     if not count:
         return None
-    mean = {name: sum(each) / count if len(each) == count else None for name, each in sums.items()}
+    mean = {
+        name: sum(each) / len(each) if each and len(each) + len(no_numbers[name]) == count else None
+        for name, each in sums.items()
+    }
+    told = [f"{len(odd)} rows are left out: {'; '.join(odd[:SHOWN])}"] if odd else []
+    told += [
+        f"{len(lines)} rows have no number of {name}, first line {lines[0]}"
+        for name, lines in no_numbers.items()
+        if lines
+    ]
     return Answers(
         path, count, mean["tokens"], mean["seconds"], mean["unresolved"], empty / count,
-        tuple((corrected + others)[:examples]), _name(path, folder),
+        tuple((corrected + others)[:examples]), _name(path, folder), tuple(told),
     )  # fmt: skip
 
 
-def _sum(first: Any, second: Any) -> float | None:
-    if isinstance(first, (int, float)) and isinstance(second, (int, float)):
-        return first + second
-    return None
-
-
-def _unresolved(row: Mapping[str, Any]) -> float | None:
+def _unresolved(row: Mapping[str, Any]) -> Any:
     if "unresolved" in row:
-        return float(row["unresolved"])
+        value = row["unresolved"]
+        return float(value) if isinstance(value, bool) else value
     said = row.get("successful_correction", row.get("resolved"))
     return None if said is None else float(said is False)
 

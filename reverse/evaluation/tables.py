@@ -17,7 +17,6 @@ made again from it.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +26,8 @@ from typing import Any, Literal
 import numpy as np
 
 from reverse.data.files import write_json
+from reverse.data.text_files import read_json
+from reverse.evaluation.values import cut
 
 __all__ = ["Metric", "Sums", "Table", "columns_of", "f1", "load", "macro", "ratio", "save", "total"]
 
@@ -179,7 +180,7 @@ def load(path: Path) -> tuple[Table, list[Metric]]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no scored file {str(path)!r}: `reverse score … --save` writes one")
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = read_json(path)
     except ValueError as error:
         raise ValueError(f"{path} is no scored file ({error}): `reverse score … --save` writes one") from None
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
@@ -187,7 +188,7 @@ def load(path: Path) -> tuple[Table, list[Metric]]:
             f"{path} is no scored file (no format {_FORMAT!r}): `reverse score … --save` writes one"
         )
     try:
-        columns = {str(n): np.array(c, dtype=float) for n, c in content["columns"].items()}
+        columns = {str(n): _column(str(n), c) for n, c in content["columns"].items()}
         clusters = [str(cluster) for cluster in content["clusters"]]
         parts = None if content.get("parts") is None else [str(part) for part in content["parts"]]
         keys = [str(key) for key in content.get("keys", [])]
@@ -198,11 +199,19 @@ def load(path: Path) -> tuple[Table, list[Metric]]:
             str(content["benchmark"]), clusters, columns, parts, keys, dict(content.get("notes") or {})
         )
         metrics = [_known(table, metric) for metric in content["metrics"]]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged ({error!r}): score the answers again") from None
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f"{path} is damaged ({cut(repr(error), 200)}): score the answers again") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return table, metrics
+
+
+def _column(name: str, values: Any) -> np.ndarray:
+    """A column of counts. Raises ValueError for one that is not finite, or is no list of numbers."""
+    column = np.array(values, dtype=float)
+    if column.ndim != 1 or not np.isfinite(column).all():
+        raise ValueError(f"column {cut(name)!r} must be a list of finite numbers: score the answers again")
+    return column
 
 
 def _plain(column: np.ndarray) -> list[float]:

@@ -23,6 +23,7 @@ from reverse.data.records import whole_text
 from reverse.evaluation.detector import Detector
 from reverse.evaluation.pictures import clear_path
 from reverse.evaluation.reading import benchmark_of, read_run, read_settings, rows_of, unanswered
+from reverse.evaluation.scoring.markup import LONGEST
 from reverse.evaluation.values import file_name, read_id, shown
 
 __all__ = ["BenchmarkTruth", "SceneTruth", "Truth", "read_phrases", "same_picture"]
@@ -194,6 +195,12 @@ def _phrases_of(row: Row, where: str) -> Iterator[tuple[str, float, bool | None]
     if not isinstance(listed, list):
         raise ValueError(f"{where} has no list of phrases: was it made by `reverse eval`?")
     for phrase in listed:
+        text = phrase[0] if isinstance(phrase, list) and phrase else phrase
+        text = text.get("text") if isinstance(text, Mapping) else text
+        if isinstance(text, str) and len(text) > LONGEST:
+            raise ValueError(
+                f"{where} has a phrase of {len(text):,} characters: at most {LONGEST:,} are read"
+            )
         if isinstance(phrase, list) and len(phrase) == 3 and isinstance(phrase[1], (int, float)):
             yield whole_text(str(phrase[0])), _probability(phrase[1], where), bool(phrase[2])
         elif isinstance(phrase, Mapping) and isinstance(phrase.get("text"), str) and _p_or_none(phrase):

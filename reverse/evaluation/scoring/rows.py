@@ -19,6 +19,7 @@ import numpy as np
 from reverse.data.records import whole_text
 from reverse.evaluation.pictures import are_same, clear_path
 from reverse.evaluation.reading import read_run, sound_rows, unanswered
+from reverse.evaluation.scoring.markup import LONGEST
 from reverse.evaluation.tables import Metric, Table, ratio
 from reverse.evaluation.values import cut, file_name, read_id, read_number, shown
 
@@ -65,8 +66,8 @@ class Answers(list[Answer]):
 def read_answers(path: str | Path) -> Answers:
     """All rows of an answers file, in order, without those that cannot be used, which are counted and told.
 
-    A row cannot be used that is no JSON object, or has no id and no text that could be ones. At most a tenth
-    of the rows, or one, may be such.
+    A row cannot be used that is no JSON object, whose id or text can be none, or whose text is longer than
+    `LONGEST`. At most a tenth of the rows, or one, may be such.
 
     Raises FileNotFoundError; ValueError for an empty file, a line that is no JSON (a torn last line is named
     as such), a question that is answered twice, and where too many rows, or all, cannot be used.
@@ -108,9 +109,14 @@ def _answer(row: dict[str, Any], number: int) -> Answer | str:
         return f"line {number} has the id {shown(row['question_id'], 30)}, which is none"
     if not isinstance(row["text"], str):
         return f"line {number}: the answer must be text, got {shown(row['text'], 40)}"
+    if len(row["text"]) > LONGEST:
+        return f"line {number}: the answer has {len(row['text']):,} characters, at most {LONGEST:,} are read"
     metadata = row.get("metadata")
     image = row.get("image_id", row.get("image", ""))
-    path = clear_path(whole_text(image if isinstance(image, str) else read_id(image) or ""))
+    named = "" if image in ("", None) else read_id(image)
+    if named is None:
+        return f"line {number} has the picture {shown(image, 30)}, which is none"
+    path = clear_path(named)
     return Answer(
         identity,
         file_name(path),
