@@ -97,6 +97,7 @@ def evaluate(
     from reverse.decoding.generate import MODES
     from reverse.evaluation.evaluating import Plan, evaluate_on_ray
     from reverse.evaluation.evaluating import evaluate as run_all
+    from reverse.evaluation.outputs import check_output_folder
     from reverse.evaluation.running import Decoding, place
 
     if mode not in MODES:
@@ -112,6 +113,7 @@ def evaluate(
     )  # fmt: skip
     if score:
         _check_scoring(plan)
+    check_output_folder(Path(plan.out))
     at = place()
     try:
         with _bars(at.rank == 0 and ray is None) as watch:

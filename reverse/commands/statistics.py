@@ -47,6 +47,8 @@ def compare(
     from reverse.evaluation.sweeping import finite
     from reverse.evaluation.tables import load
 
+    if out is not None:
+        _check_plots(out)
     (ours, metrics), (theirs, _) = load(first), load(second)
     if ours.benchmark != theirs.benchmark:
         raise ValueError(
@@ -82,22 +84,21 @@ def compare(
             "metrics": [each.to_dict() for each in found],
         }
     )
+    if as_json:
+        typer.echo(json.dumps(content, indent=1))
+    else:
+        Console().print(shown.differences(found, *shown.names(first, second), level, ours.benchmark))
+        for line in shown.remarks(found):
+            typer.echo(line)
+        if left_out:
+            typer.echo(f"only in {first}: {', '.join(left_out)}")
     if out is not None:
         from reverse.evaluation.plots import forest
 
-        out.mkdir(parents=True, exist_ok=True)
-        forest(found, out / "forest", f"{ours.benchmark}: {' − '.join(shown.names(first, second))}")
         write_json(out / "compare.json", content)
-    if as_json:
-        typer.echo(json.dumps(content, indent=1))
-        return
-    Console().print(shown.differences(found, *shown.names(first, second), level, ours.benchmark))
-    for line in shown.remarks(found):
-        typer.echo(line)
-    if left_out:
-        typer.echo(f"only in {first}: {', '.join(left_out)}")
-    if out is not None:
-        typer.echo(f"{out}: compare.json, forest.png, forest.svg")
+        forest(found, out / "forest", f"{ours.benchmark}: {' − '.join(shown.names(first, second))}")
+        if not as_json:
+            typer.echo(f"{out}: compare.json, forest.png, forest.svg")
 
 
 def sweep(
@@ -123,24 +124,30 @@ def sweep(
         raise ValueError("name an answers file, or --model to describe scenes with")
     if thresholds and model is None:
         raise ValueError("--decode needs --model: which one is to decode?")
-    from reverse.evaluation.sweeping import decode_at
+    known = _truth(truth if answers is not None else "stored", world_seed)
+    _check_plots(out)
+    from reverse.evaluation.sweeping import decode_at, draw
     from reverse.evaluation.sweeping import sweep as measure
     from reverse.evaluation.truth import read_phrases
 
+    console = Console()
     points: list[dict[str, Any]] = []
     if model is not None:
         where = _device(device)
         points = decode_at(
             model, thresholds, out, split=split, count=count, batch_size=batch_size, device=where, seed=seed,
-            quiet=not Console(stderr=True).is_terminal,
+            quiet=not Console(stderr=True).is_terminal, plots=False,
         )  # fmt: skip
-    source = answers if answers is not None else out / "decoded" / "off.jsonl"
-    detector = read_phrases(source, _truth(truth if answers is not None else "stored", world_seed))
-    found = measure(detector, out, bins=bins, rounds=rounds, seed=seed)
-    console = Console()
-    console.print(shown.detector(found, bins))
-    if points:
         console.print(shown.decoded(points))
+    source = answers if answers is not None else out / "decoded" / "off.jsonl"
+    detector = read_phrases(source, known)
+    found = measure(detector, out, bins=bins, rounds=rounds, seed=seed, plots=False)
+    console.print(shown.detector(found, bins))
+    draw(detector, out, bins)  # what they show is printed and written by now
+    if points:
+        from reverse.evaluation.plots import tradeoff
+
+        tradeoff(points, out / "tradeoff")
     typer.echo(f"{out}: detector.json, thresholds.csv, plots" + (", decoded.csv" if points else ""))
 
 
@@ -172,10 +179,18 @@ def calibrate(
         raise ValueError("--write and --decode need --model: the folder of the checkpoint")
     from reverse.data.files import write_json
     from reverse.evaluation import calibrating
+    from reverse.evaluation.outputs import check_output_folder
     from reverse.evaluation.sweeping import finite
     from reverse.evaluation.truth import read_phrases
 
     world = _truth(truth, world_seed)
+    if decode and rule not in calibrating.TESTS:
+        raise ValueError(f"--decode tests with {' or '.join(calibrating.TESTS)}, not with --rule {rule}")
+    if write:
+        calibrating.read_config(str(model))
+    if out is not None:
+        check_output_folder(out)
+    console = Console()
     detector = read_phrases(answers, world)
     found = calibrating.calibrate(detector, risk, confidence, rule)  # type: ignore[arg-type]
     content: dict[str, Any] = {
@@ -196,49 +211,55 @@ def calibrate(
         times=resplits,
         seed=seed,
     )
-    if decode and found.threshold is not None:
-        from reverse.evaluation.decoded_risk import calibrate_decoding
+    if not as_json:  # before anything else can fail
+        shown.say_calibration(console, content)
+    try:
+        if decode and found.threshold is not None:
+            from reverse.evaluation.decoded_risk import calibrate_decoding
 
-        found, content["decoding"] = calibrate_decoding(
-            str(model),
-            found.threshold,
-            (out or Path("calibration")) / "decoded",
-            risk=risk,
-            confidence=confidence,
-            rule=rule,
-            split=split,
-            count=count,
-            device=_device(device),
-            seed=seed,
-            # known scenes of another world have the names of these, and are others
-            given_by=() if truth == "scenes" and world_seed != seed else detector.images,
-        )
-        content["promised_of_decoding"] = found.to_dict()
-    if out is not None:  # before anything can be refused
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "calibration.json", finite(content))
-    written = ""
+            content["decoding"] = []
+            found, _ = calibrate_decoding(
+                str(model),
+                found.threshold,
+                (out or Path("calibration")) / "decoded",
+                risk=risk,
+                confidence=confidence,
+                rule=rule,
+                split=split,
+                count=count,
+                device=_device(device),
+                seed=seed,
+                # known scenes of another world have the names of these, and are others
+                given_by=() if truth == "scenes" and world_seed != seed else detector.images,
+                on_tried=content["decoding"].append,
+            )
+            content["promised_of_decoding"] = found.to_dict()
+    finally:  # what was measured is shown and written, also of a decoding that was stopped
+        if as_json:
+            typer.echo(json.dumps(finite(content), indent=1))
+        elif content.get("decoding"):
+            console.print(shown.decoded_risk(content["decoding"]))
+        if out is not None:
+            write_json(out / "calibration.json", finite(content))
+    if not as_json and decode:
+        if "decoding" in content:
+            said = "cannot be promised of decoding" if found.threshold is None else f"{found.threshold:g}:"
+            typer.echo(f"{said} {calibrating.promise(found)}")
+        else:
+            typer.echo("nothing is decoded: there is no threshold to begin with")
     if write:
         path = calibrating.write_threshold(
             str(model), found, answers=answers.name, promise=calibrating.promise(found)
         )
-        written = f"{path}: threshold {found.threshold:.4g}"
-    if as_json:
-        typer.echo(json.dumps(finite(content), indent=1))
-        return
-    shown.say_calibration(Console(), content)
-    if "decoding" in content:
-        Console().print(shown.decoded_risk(content["decoding"]))
-        said = "cannot be promised of decoding" if found.threshold is None else f"{found.threshold:g}:"
-        typer.echo(f"{said} {calibrating.promise(found)}")
-    if written:
-        typer.echo(written)
-        if not found.decoded:
-            typer.echo(
-                "this promise is of striking out, not of decoding with the threshold: --decode tests that",
-                err=True,
-            )
-    if found.threshold is None:
+        if not as_json:
+            typer.echo(f"{path}: threshold {found.threshold:.4g}")
+            if not found.decoded:
+                typer.echo(
+                    "this promise is of striking out, not of decoding with the threshold: "
+                    "--decode tests that",
+                    err=True,
+                )
+    if found.threshold is None and not as_json:
         raise typer.Exit(1)
 
 
@@ -258,8 +279,10 @@ def report(
     ] = False,
 ) -> None:
     """Put scores, costs, plots and examples of several runs on one page and in one table."""
+    from reverse.evaluation.outputs import check_output_folder
     from reverse.evaluation.reporting import write_report
 
+    check_output_folder(out)
     written = write_report(
         folders,
         out,
@@ -289,6 +312,15 @@ def _truth(name: str, world_seed: int) -> Any:
             raise FileNotFoundError(f"no truth at {folder!r}: name the folder of the benchmark's files")
         return BenchmarkTruth(folder, benchmark)
     raise ValueError(f"truth must be scenes, stored, chair:FOLDER or amber-g:FOLDER, got {name!r}")
+
+
+def _check_plots(out: Path) -> None:
+    """Refuse before the work what would stop it at its end."""
+    from reverse.evaluation.outputs import check_output_folder
+    from reverse.evaluation.plots import check_plots
+
+    check_plots()
+    check_output_folder(out)
 
 
 def _thresholds(given: str) -> list[float]:

@@ -16,7 +16,6 @@ try is wrong more often than what passes at the first. `reverse.evaluation.decod
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ import numpy as np
 from scipy.stats import binom
 
 from reverse.data.files import write_json
+from reverse.data.text_files import read_json
 from reverse.evaluation.bootstrap import check_rounds, make_generator
 from reverse.evaluation.detector import Detector
 from reverse.evaluation.truth import same_picture
@@ -277,17 +277,30 @@ def write_threshold(folder: str | Path, found: Calibration, **record: Any) -> Pa
     """
     if found.threshold is None:
         raise ValueError("there is no threshold to write: nothing can be promised with these answers")
+    path, config = read_config(folder)
+    promise = {k: v for k, v in (found.to_dict() | record).items() if k != "threshold"}
+    config["reverse"] = {
+        **(config.get("reverse") or {}),
+        "threshold": found.threshold,
+        "calibration": promise,
+    }
+    write_json(path, config)
+    return path
+
+
+def read_config(folder: str | Path) -> tuple[Path, dict[str, Any]]:
+    """The config.json of a checkpoint that a threshold can be written to.
+
+    Raises FileNotFoundError where there is none; ValueError where it is damaged.
+    """
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{str(folder)!r} holds no config.json: name the folder of a checkpoint")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): fetch or save the checkpoint again") from None
     section = config.get("reverse") if isinstance(config, dict) else None
     if not isinstance(config, dict) or not isinstance(section or {}, dict):
         raise ValueError(f'{path} holds no object with an object "reverse": it is no checkpoint\'s config')
-    promise = {k: v for k, v in (found.to_dict() | record).items() if k != "threshold"}
-    config["reverse"] = {**(section or {}), "threshold": found.threshold, "calibration": promise}
-    write_json(path, config)
-    return path
+    return path, config

@@ -12,7 +12,7 @@ which `given_by` makes sure of.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,12 @@ def calibrate_decoding(
     seed: int = 0,
     loaded: Any = None,
     given_by: Iterable[str] = (),
+    on_tried: Callable[[dict[str, Any]], None] | None = None,
 ) -> tuple[Calibration, list[dict[str, Any]]]:
     """The largest of the thresholds whose decoding can be promised, and what was tried.
 
-    `given_by` are the pictures that `start` was found with, of the same world. Raises ValueError for a start
+    `given_by` are the pictures that `start` was found with, of the same world; `on_tried` is called with what
+    came of each threshold as soon as it is measured. Raises ValueError for a start
     outside (0, 1], a rule that is no test, or a picture of theirs among those to be decoded.
     """
     if not 0 < start <= 1:
@@ -85,6 +87,8 @@ def calibrate_decoding(
                 "tokens_ratio": sum(r["generated"] for r in rows) / max(1, sum(r["kept"] for r in rows)),
             }
         )
+        if on_tried is not None:
+            on_tried(tried[-1])
         if p <= delta:
             chosen = Calibration(threshold, risk, confidence, rule, len(rows), observed, kept, decoded=True)
             break

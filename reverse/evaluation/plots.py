@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,20 +20,24 @@ if TYPE_CHECKING:
     from reverse.evaluation.comparing import Difference
     from reverse.evaluation.detector import Detector
 
-__all__ = ["figure", "forest", "reliability", "risk_coverage", "roc", "save", "tradeoff"]
+__all__ = ["check_plots", "figure", "forest", "reliability", "risk_coverage", "roc", "save", "tradeoff"]
 
 COLOURS = {"better": "#1b7f4d", "worse": "#b3261e", "": "#5f6368"}
 LINE = "#1f5fa8"
 _LABELS = {"%": "percentage points", "": "", "tokens": "tokens", "s": "seconds", "words": "words"}
 
 
+def check_plots() -> None:
+    """Raise ValueError where matplotlib is missing: before hours of work, not after."""
+    if find_spec("matplotlib") is None:
+        raise ValueError("plots need matplotlib: pip install 'reverse-vlm[eval]'")
+
+
 @contextmanager
 def figure(width: float = 6.0, height: float = 4.0, **kwargs: Any) -> Iterator[tuple[Any, Any]]:
     """(figure, axes) without a display, closed at the end. Raises ValueError where matplotlib is missing."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise ValueError("plots need matplotlib: pip install 'reverse-vlm[eval]'") from None
+    check_plots()
+    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

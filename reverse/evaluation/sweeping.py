@@ -23,7 +23,7 @@ from reverse.data.files import whole_file, write_json
 from reverse.evaluation.detector import BINS, Detector
 from reverse.evaluation.intervals import DEFAULT, Method
 
-__all__ = ["decode_at", "finite", "sweep", "write_csv"]
+__all__ = ["decode_at", "draw", "finite", "sweep", "write_csv"]
 
 FIGURES = ("chair_i", "chair_s", "coverage", "tokens_ratio", "words", "empty", "unresolved")
 
@@ -53,14 +53,19 @@ def sweep(
     }
     table = detector.sweep()
     write_csv(out / "thresholds.csv", table)
-    if plots:
-        from reverse.evaluation import plots as draw
-
-        draw.roc(detector, out / "roc")
-        draw.reliability(detector, out / "reliability", bins)
-        draw.risk_coverage(detector, out / "risk_coverage")
     write_json(out / "detector.json", finite(found))
+    if plots:
+        draw(detector, out, bins)
     return found
+
+
+def draw(detector: Detector, out: Path, bins: int = BINS) -> None:
+    """The plots of a sweep. Raises ValueError where matplotlib is missing."""
+    from reverse.evaluation import plots
+
+    plots.roc(detector, out / "roc")
+    plots.reliability(detector, out / "reliability", bins)
+    plots.risk_coverage(detector, out / "risk_coverage")
 
 
 def decode_at(
@@ -115,9 +120,9 @@ def decode_at(
     ]
     write_csv(out / "decoded.csv", {name: [row[name] for row in flat] for name in flat[0]})
     if plots:
-        from reverse.evaluation import plots as draw
+        from reverse.evaluation.plots import tradeoff
 
-        draw.tradeoff(points, out / "tradeoff")
+        tradeoff(points, out / "tradeoff")
     return points
 
 

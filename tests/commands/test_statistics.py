@@ -254,6 +254,7 @@ def test_calibrate_says_when_nothing_can_be_promised(tmp_path, answers):
     few.write_text("".join(answers[0].read_text().splitlines(keepends=True)[:10]))
     shown = call("calibrate", few, "--truth", "stored", code=1)
     assert "no threshold can be promised with 10 pictures" in shown
+    (tmp_path / "config.json").write_text("{}")
     shown = call("calibrate", few, "--truth", "stored", "--write", "--model", tmp_path, code=2)
     assert "nothing can be promised" in shown
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from reverse.evaluation.benches import Bench
 
-__all__ = ["check_output_file", "check_scoring"]
+__all__ = ["check_scoring"]
 
 _WORDS = ("chair", "amber-g")  # read with NLTK
 _JUDGED = ("mmhal", "haloquest")
@@ -43,16 +43,3 @@ def check_scoring(benches: Sequence[Bench], root: str | Path | None) -> None:
         raise ValueError(
             f"what is answered could not be scored (leave --score out to answer only):\n  {told}"
         )
-
-
-def check_output_file(path: Path) -> None:
-    """Make the folders above a file that is to be written, and see that it can be.
-
-    Raises ValueError for a folder; OSError where nothing can be written there.
-    """
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder: name a file in it, such as {path / 'scored.json'}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    probe = path.with_name(f"{path.name}.probe")
-    probe.touch()
-    probe.unlink()
