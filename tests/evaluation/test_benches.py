@@ -171,9 +171,14 @@ def test_mme_pairs(scenes_root, scenes):
     rows = benches.read_rows(scenes_root / "MME/mme.jsonl")
     assert [row["answer"] for row in rows] == ["Yes", "No"] * COUNT
     assert {row["category"] for row in rows} == {"existence", "count", "position", "color"}
+    request = " Please answer yes or no."  # the published scorer finds no question without it
+    assert all(row["question"].endswith(request) for row in rows)
     for row in rows:
-        check_yes_no(scenes[row["image"]], row["question"], row["answer"])
+        question = row["question"].removesuffix(request)
+        check_yes_no(scenes[row["image"]], question, row["answer"])
     questions = bench("mme-hall").questions(scenes_root)
+    # asked as the bundled models have learnt to be asked: with the request they say anything
+    assert not any(request in question.prompt for question in questions)
     assert [q.id for q in questions[:2]] == [f"{rows[0]['question_id']}#1", f"{rows[0]['question_id']}#2"]
     assert questions[0].metadata == {"category": rows[0]["category"], "label": "Yes"}
 

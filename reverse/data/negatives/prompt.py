@@ -5,7 +5,6 @@ VERSION, because replies are cached by what was asked.
 """
 
 import json
-import re
 from collections.abc import Sequence
 
 from reverse.data.negatives.turns import Turn
@@ -63,9 +62,11 @@ def read_reply(reply: str, candidates: Sequence[int]) -> tuple[int, str]:
 
     A fence around the JSON is the only thing forgiven. Raises ValueError saying what is wrong.
     """
-    fenced = re.fullmatch(r"\s*```(?:json)?\s*(.*?)\s*```\s*", reply, re.DOTALL)
+    said = reply.strip()
+    if len(said) > 6 and said.startswith("```") and said.endswith("```"):  # a code fence
+        said = said[3:-3].removeprefix("json")
     try:
-        content = json.loads(fenced[1] if fenced else reply)
+        content = json.loads(said)
     except (ValueError, RecursionError) as error:
         raise ValueError("it is not a JSON object") from error
     if not isinstance(content, dict) or set(content) != {"index", "phrase"}:

@@ -12,7 +12,8 @@
     ROOT/mmhal/response_template.json, ROOT/haloquest/haloquest-eval.jsonl
     ROOT/benches.json           arguments and SHA-256 of everything; written last
 
-What differs from the published sets: questions are worded as the scenes world words them; a COCO name of
+What differs from the published sets: questions are worded as the scenes world words them (MME's with the
+request of the published ones behind them, by which their scorer finds a question); a COCO name of
 two words is one noun in AMBER ("glass" for wine glass; a hot dog counts as a dog), since AMBER reads nouns.
 """
 
@@ -40,7 +41,7 @@ from reverse.data.scenes.world import Scene, make_scene
 
 __all__ = ["BENCHES_FORMAT", "pope_questions", "write_benches"]
 
-BENCHES_FORMAT = 1  # raise it whenever the same arguments give other files
+BENCHES_FORMAT = 2  # raise it whenever the same arguments give other files
 POPE_PER_IMAGE = 3  # objects asked for that are there, and as many that are not (POPE)
 POPE_SETTINGS = ("random", "popular", "adversarial")
 POPE_SETS = {
@@ -49,6 +50,7 @@ POPE_SETS = {
     "gqa": "gqa/gqa_pope_seem_{}.json",
 }
 DESCRIBE = "Describe this image."
+MME_REQUEST = "Please answer yes or no."  # ends every published question of MME
 # AMBER's counters, all zero: the published scorer reads them from a file.
 _AMBER_COUNTERS = ("qa_correct", "qa_no", "qa_ans_no")
 _AMBER_PARTS = ("", "as_", "an_", "aa_", "asso_", "ha_")
@@ -146,10 +148,14 @@ def _files(out: Path, scenes: Sequence[Scene], seed: int) -> dict[str, bytes]:
     }
     files |= _amber(scenes)
     files |= _pope(scenes, seed)
-    files["MME/mme.jsonl"] = _lines([row for scene in scenes for row in mme_questions(scene)])
+    files["MME/mme.jsonl"] = _lines([_mme_row(row) for scene in scenes for row in mme_questions(scene)])
     files["mmhal/response_template.json"] = _json([mmhal_question(scene) for scene in scenes])
     files["haloquest/haloquest-eval.jsonl"] = _lines([haloquest_question(scene) for scene in scenes])
     return files
+
+
+def _mme_row(row: dict[str, str]) -> dict[str, Any]:
+    return row | {"question": f"{row['question']} {MME_REQUEST}"}
 
 
 def _amber(scenes: Sequence[Scene]) -> dict[str, bytes]:

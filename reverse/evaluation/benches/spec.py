@@ -22,6 +22,7 @@ __all__ = ["Bench", "File", "ParquetPicture", "Question", "ids_digest", "read_ro
 
 MANIFEST = "benches.json"  # lies in a root that the scenes world wrote
 SHOWN = 3  # names in an error
+SCENES_REQUEST = " Please answer yes or no."  # ends MME's questions about scenes, as published
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,10 @@ class Bench:
         rows = list(self.read(root, self.found(root)))
         if not rows:
             raise ValueError(f"{self.title} under {root} holds no questions: its files are empty")
-        if self.suffix and not is_scenes(root):
+        if is_scenes(root):  # worded as the bundled models have learnt to be asked
+            for row in rows:
+                row["prompt"] = row["prompt"].removesuffix(SCENES_REQUEST)
+        elif self.suffix:
             for row in rows:
                 row["prompt"] = row["prompt"].removesuffix(self.suffix) + self.suffix
         return rows

@@ -14,7 +14,11 @@ Differences from the published script, each tested:
 
 - `metrics.txt` is not evaluated: it holds the counters' start values (0, and 0.001 in denominators); figures
   here have no 0.001, and F1 is not made from rounded precision and recall, with 0.0001 (existence: 0.001)
-  added. The notes' `published` has what the script prints, with all of this.
+  added. The notes' `published` has what AMBER's own script prints, with all of this.
+- REVERSE's script holds that function and never calls it: it prints the mean of 100 bootstrap rounds over the
+  answers (generator 42, unrounded, F1 with 1e-6 added) with the 2.5 and 97.5 percentiles, and that alone. The
+  notes' `published_bootstrap` has these lines; the mean of rounds is no estimate of anything else than the
+  figure itself.
 - An item without annotated objects is not counted in Cover or Cog. The script slices `[-0:]`, which would be
   the whole list; it is empty then, so the figures are the same.
 - Relation questions print nothing in the script when they are asked for alone.
@@ -190,6 +194,7 @@ def _generative(
         "similarity": how,
         "language": language.versions(),
         "published": _published_generative(columns),
+        "published_bootstrap": _published_rounds(columns, _round_generative),
     }
     return make_table("amber-g", answers, columns, notes=notes), list(GENERATIVE)
 
@@ -224,7 +229,7 @@ def _first_close(noun: str, words: Sequence[tuple[str, int]], close: Close) -> l
 
 
 def _published_generative(columns: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """What the published script prints: percent, one digit, 0.001 in every denominator."""
+    """What AMBER's own script prints: percent, one digit, 0.001 in every denominator."""
     total = {name: float(column.sum()) for name, column in columns.items()}
     answers = len(columns["nouns"])
     clean = answers - total["any_made_up"]
@@ -233,6 +238,47 @@ def _published_generative(columns: Mapping[str, np.ndarray]) -> dict[str, float]
         "Cover": _percent(total["covered"], total["objects"]),
         "Hal": round(100 - clean / (answers + 0.001) * 100, 1),
         "Cog": _percent(total["expected"], total["expectable"]),
+    }
+
+
+def _published_rounds(
+    columns: Mapping[str, np.ndarray], figures: Callable[[Mapping[str, float]], dict[str, float]]
+) -> dict[str, str]:
+    """What REVERSE's script prints: mean and percentiles of 100 rounds over the answers, in their order."""
+    plain = {name: column for name, column in columns.items() if "@" not in name}
+    answers = len(next(iter(plain.values())))
+    rng = np.random.default_rng(42)
+    rounds: list[dict[str, float]] = []
+    for _ in range(100):
+        drawn = np.bincount(rng.choice(answers, answers, replace=True), minlength=answers)
+        sums = {name: float(drawn @ column) for name, column in plain.items()}
+        rounds.append(figures(sums | {"answers": float(answers)}))
+    printed = {}
+    for name in rounds[0]:
+        values = np.array([each[name] for each in rounds])
+        low, high = np.percentile(values, [2.5, 97.5])
+        printed[name] = f"{values.mean():.1f} ({low:.1f} – {high:.1f})"
+    return printed
+
+
+def _round_generative(total: Mapping[str, float]) -> dict[str, float]:
+    clean = total["answers"] - total["any_made_up"]
+    return {
+        "CHAIR": total["made_up"] / (total["nouns"] + 0.001) * 100,
+        "Cover": total["covered"] / (total["objects"] + 0.001) * 100,
+        "Hal": 100 - clean / (total["answers"] + 0.001) * 100,
+        "Cog": total["expected"] / (total["expectable"] + 0.001) * 100,
+    }
+
+
+def _round_discriminative(total: Mapping[str, float]) -> dict[str, float]:
+    precision = total["hit"] / (total["said"] + 0.001)
+    recall = total["hit"] / (total["positive"] + 0.001)
+    return {
+        "Accuracy": total["right"] / (total["asked"] + 0.001) * 100,
+        "Precision": precision * 100,
+        "Recall": recall * 100,
+        "F1": 2 * precision * recall / (precision + recall + 1e-6) * 100,
     }
 
 
@@ -260,6 +306,7 @@ def _discriminative(
             name: _published_quartet(columns, suffix, 0.001 if name == "existence" else 0.0001)
             for name, suffix in (("overall", ""), *((name, f"@{name}") for name in present))
         },
+        "published_bootstrap": _published_rounds(columns, _round_discriminative),
     }
     table = make_table("amber-d", answers, columns, notes=notes)
     metrics = _quartets("", present)
@@ -278,7 +325,7 @@ def _quartets(prefix: str, dimensions: Sequence[str]) -> list[Metric]:
 
 
 def _published_quartet(columns: Mapping[str, np.ndarray], suffix: str, added: float) -> dict[str, float]:
-    """What the published script prints: F1 is made from rounded figures."""
+    """What AMBER's own script prints: F1 is made from rounded figures."""
     total = {
         name: float(columns[name + suffix].sum()) for name in ("right", "asked", "hit", "said", "positive")
     }

@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from reverse.data.llm import Cache, Client, Endpoint, Reply, Unanswered
+from reverse.data.negatives.prompt import read_reply
 from reverse.data.replies import MOST_BYTES
 from reverse.evaluation.scoring import judge, mmhal
 
@@ -264,3 +265,11 @@ def test_hostile_verdicts(text):
     with pytest.raises(ValueError) as caught:
         mmhal.read_rating(judge.object_in(text))
     assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("piece", ["```", "``` ", " ", "{", '{"index": 1, ', "[", "\\"], ids=repr)
+def test_hostile_replies_of_the_model_that_makes_negatives(piece):
+    """A megabyte of blanks behind a code fence would be read in quadratic time."""
+    for text in (piece * (1_000_000 // len(piece)), "```" + piece * (1_000_000 // len(piece)) + "x"):
+        with pytest.raises(ValueError, match="not a JSON object"):
+            read_reply(text, [1])
