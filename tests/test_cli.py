@@ -239,7 +239,7 @@ def test_a_piped_demo_is_plain_lines():
     assert max(map(len, lines)) > 80
 
 
-def test_demo_on_a_terminal_keeps_to_its_width():
+def test_demo_on_a_terminal_keeps_to_its_width(monkeypatch):
     """Tables and answers would run over the edge of a narrow window."""
     import io
 
@@ -247,6 +247,8 @@ def test_demo_on_a_terminal_keeps_to_its_width():
 
     from reverse.demo import show
 
+    one = examples()[-1:]
+    monkeypatch.setattr("reverse.demo.examples", lambda: one)
     screen = io.StringIO()
     show(Console(file=screen, force_terminal=True, width=70, color_system=None))
     lines = screen.getvalue().splitlines()

@@ -72,20 +72,94 @@ def test_two_processes_that_diverge_stop_together(recipe, tmp_path):
     assert not list((tmp_path / "out.checkpoints").glob("checkpoint-*"))
 
 
-EXCHANGED = """
-from reverse.training.parallel import exchange, rank
+PARTS = """
+import os
+from pathlib import Path
+from types import SimpleNamespace
 
-said = exchange([rank(), list(range(1_000_000, 2_100_000)), "ü"])  # 10 MiB
-assert [one[0] for one in said] == [0, 1] and all(len(one[1]) == 1_100_000 and one[2] == "ü" for one in said)
-assert exchange(rank()) == [0, 1]
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from accelerate import PartialState
+from reverse.training.parallel import check_shared, exchange, rank
+from reverse.training.record import LossRecord
+
+
+def exchanged():
+    said = exchange([rank(), list(range(1_000_000, 2_100_000)), "ü"])  # 10 MiB
+    assert [one[0] for one in said] == [0, 1]
+    assert all(len(one[1]) == 1_100_000 and one[2] == "ü" for one in said)
+    assert exchange(rank()) == [0, 1]
+
+
+def apart():
+    folder = Path(os.environ["FOLDER"])
+    check_shared(folder / "common/out")
+    assert exchange("done") == ["done", "done"] and not list((folder / "common").iterdir())
+    try:
+        check_shared(folder / os.environ["RANK"] / "out", patience=1.0)
+    except ValueError as error:
+        print(f"refused: {error}\\n", end="", flush=True)
+    assert exchange("end") == ["end", "end"]
+
+
+def spoilt():
+    PartialState(cpu=True)
+    mesh = init_device_mesh("cpu", (2,))
+    layer = fully_shard(torch.nn.Linear(4, 1), mesh=mesh)  # the second holds no weight
+    record, state = LossRecord(Path("none"), 1e-3), SimpleNamespace(global_step=2, log_history=[])
+    for step in (1, 2):
+        for share in (0.25, 0.5):  # batches
+            record.add(step, torch.tensor(share * step + rank()))
+    record.on_train_end(None, state, None, model=layer)
+    assert record.losses(state) == [[1, 1.75], [2, 2.5]], state.log_history
+    if rank() == 0:
+        layer.weight.to_local().data[0, 2] = float("inf")
+    try:
+        record.on_train_end(None, state, None, model=layer)
+    except ValueError as error:
+        print(f"refused: {error}\\n", end="", flush=True)
+
+
+for part in (exchanged, apart, spoilt):
+    part()
+    print(f"{part.__name__} done\\n", end="", flush=True)
+os._exit(0)
 """
 
 
-def test_what_is_exchanged_may_be_large(tmp_path):
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """What two processes said that went through `PARTS`, and their folder: one start for three tests."""
+    folder = tmp_path_factory.mktemp("parts")
+    for name in ("0", "1"):
+        (folder / name).mkdir()
+    script = folder / "parts.py"
+    script.write_text(PARTS)
+    return on_two(script, FOLDER=str(folder)), folder
+
+
+def test_what_is_exchanged_may_be_large(parts):
     """The launcher's store breaks off above 8 MiB: a million bad records ended a run without names."""
-    (tmp_path / "exchanged.py").write_text(EXCHANGED)
-    done = on_two(tmp_path / "exchanged.py")
-    assert done.returncode == 0, done.stderr[-2000:]
+    done, _ = parts
+    assert done.stdout.count("exchanged done") == 2, done.stderr[-2000:]
+
+
+def test_machines_without_a_common_disk_are_told(parts):
+    """Each machine would look for checkpoints that only the first one has, and hang or start over."""
+    done, folder = parts
+    assert done.stdout.count("apart done") == 2, done.stderr[-2000:]
+    assert done.stdout.count("refused: output: what process 0 on ") == 2
+    assert done.stdout.count("is not seen by process 1 on ") == 2 and "disk that they share" in done.stdout
+    assert not list((folder / "0").iterdir())
+
+
+def test_what_one_process_holds_stops_all(parts):
+    """With weights shared out, those of one process alone may be spoilt: the others would wait for it."""
+    done, _ = parts
+    assert done.stdout.count("spoilt done") == 2, done.stderr[-2000:]
+    assert done.stdout.count("refused: weights are not finite after step 2") == 2, done.stderr[-2000:]
 
 
 SHARDED = """
@@ -152,74 +226,6 @@ def test_sharded_gradients_are_those_of_the_whole(tmp_path):
     done = on_two(script, PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}")
     compared = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("compared")]
     assert len(compared) == 4 and min(compared) > 10, done.stderr[-2000:]
-
-
-SPOILT = """
-import os
-from pathlib import Path
-from types import SimpleNamespace
-
-import torch
-import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from accelerate import PartialState
-from reverse.training.record import LossRecord
-
-PartialState(cpu=True)
-rank = dist.get_rank()
-model = fully_shard(torch.nn.Linear(4, 1), mesh=init_device_mesh("cpu", (2,)))  # the second holds no weight
-record, state = LossRecord(Path("none"), 1e-3), SimpleNamespace(global_step=2, log_history=[])
-for step in (1, 2):
-    for share in (0.25, 0.5):  # batches
-        record.add(step, torch.tensor(share * step + rank))
-record.on_train_end(None, state, None, model=model)
-assert record.losses(state) == [[1, 1.75], [2, 2.5]], state.log_history
-if rank == 0:
-    model.weight.to_local().data[0, 2] = float("inf")
-try:
-    record.on_train_end(None, state, None, model=model)
-except ValueError as error:
-    print(f"refused: {error}\\n", end="", flush=True)
-os._exit(0)
-"""
-
-
-def test_what_one_process_holds_stops_all(tmp_path):
-    """With weights shared out, those of one process alone may be spoilt: the others would wait for it."""
-    (tmp_path / "spoilt.py").write_text(SPOILT)
-    done = on_two(tmp_path / "spoilt.py")
-    assert done.stdout.count("refused: weights are not finite after step 2") == 2, done.stderr[-2000:]
-
-
-APART = """
-import os
-from pathlib import Path
-from reverse.training.parallel import check_shared, exchange
-
-folder = Path(os.environ["FOLDER"])
-assert exchange({"rank": int(os.environ["RANK"])}) == [{"rank": 0}, {"rank": 1}]
-check_shared(folder / "common/out")
-assert exchange("done") == ["done", "done"] and not list((folder / "common").iterdir())
-try:
-    check_shared(folder / os.environ["RANK"] / "out", patience=1.0)
-except ValueError as error:
-    print(f"refused: {error}", flush=True)
-assert exchange("end") == ["end", "end"]
-"""
-
-
-def test_machines_without_a_common_disk_are_told(tmp_path):
-    """Each machine would look for checkpoints that only the first one has, and hang or start over."""
-    for name in ("0", "1"):
-        (tmp_path / name).mkdir()
-    script = tmp_path / "apart.py"
-    script.write_text(APART)
-    done = on_two(script, FOLDER=str(tmp_path))
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("refused: output: what process 0 on ") == 2
-    assert done.stdout.count("is not seen by process 1 on ") == 2 and "disk that they share" in done.stdout
-    assert not list((tmp_path / "0").iterdir())
 
 
 def test_modes_that_cannot_be_are_refused(monkeypatch):
