@@ -25,6 +25,12 @@ NOUNS = ("noun", "uncounted", "pairs")
 ALIKE_SHARE = 0.4  # of the swaps of an object that has lookalikes go to one: what an eye confuses
 WEIGHTS = {"adjective": 0.6, "opposite": 0.7, "name": 1.0, "action": 1.0, "noun": 1.0}
 
+_FIRST = re.compile(r"\w+")
+_BEGINS = re.compile(r"(?<![\w-])\w+")  # a word that no other is joined to
+_NOT_ENDED = re.compile(r"[\w-]")
+_AFTER = re.compile(r"\s+(\w+)")
+_ARTICLE_BEFORE = re.compile(r"\b(?:[Aa]n?|AN)\s+$")
+_ASKED = re.compile(r"\b(?:colou?r|made of|material|shape|weather)", re.IGNORECASE)
 _CONSONANT = re.compile(r"(?:uni|use|euro|one\b|once|ukulele|urinal|u-)", re.IGNORECASE)
 
 
@@ -47,7 +53,7 @@ class Match:
     many: bool
 
 
-@dataclass
+@dataclass(eq=False)
 class Lexicon:
     """`kinds`: kind -> its words; `entries`: lower-case form -> what it may be."""
 
@@ -72,8 +78,15 @@ class Lexicon:
                 self.entries[word] = [(entry, entry.form == "pairs")]
                 if entry.form == "noun":
                     self.entries.setdefault(self.plural(word), [(entry, True)])
-        words = sorted((re.escape(form) for form in self.entries), key=len, reverse=True)
-        self._pattern = re.compile(r"(?<![\w-])(?:" + "|".join(words) + r")(?![\w-])", re.IGNORECASE)
+        self._singulars: dict[str, str] = {}
+        for one, many_form in self.plurals.items():
+            self._singulars.setdefault(many_form, one)
+        # Forms by their first word, the longest first: a text costs a look-up a word, however many forms.
+        self._forms: dict[str, list[str]] = {}
+        for form in sorted(self.entries, key=len, reverse=True):
+            first = _FIRST.match(form)
+            assert first is not None, form
+            self._forms.setdefault(first.group(), []).append(form)
 
     def plural(self, word: str) -> str:
         """The plural of a noun; of several words, that of the last."""
@@ -89,9 +102,8 @@ class Lexicon:
         for entry, many in self.entries.get(word, ()):
             if many or entry.form == "noun":
                 return entry.word.lower()
-        for one, many_form in self.plurals.items():
-            if word == many_form:
-                return one
+        if word in self._singulars:
+            return self._singulars[word]
         if len(word) > 3 and word.endswith("ies"):
             return word[:-3] + "y"
         if re.search(r"(?:[sx]|[cs]h)es$", word):
@@ -110,12 +122,24 @@ class Lexicon:
     def find(self, phrase: str, question: str = "") -> list[Match]:
         """The words of `phrase` that can be swapped, left to right, the longest first where they overlap."""
         matches = []
-        for found in self._pattern.finditer(phrase):
-            readings = self.entries[found.group().lower()]
-            reading = _reading(phrase, found, readings, question)
+        for start, end in self._words(phrase):
+            readings = self.entries[phrase[start:end].lower()]
+            reading = _reading(phrase, start, end, readings, question)
             if reading is not None:
-                matches.append(Match(found.start(), found.end(), *reading))
+                matches.append(Match(start, end, *reading))
         return matches
+
+    def _words(self, phrase: str) -> Iterator[tuple[int, int]]:
+        """Where forms of the lexicon stand, whole words alone, none inside another."""
+        at = 0
+        while (found := _BEGINS.search(phrase, at)) is not None:
+            start, at = found.start(), found.end()
+            for form in self._forms.get(found.group().lower(), ()):
+                end = start + len(form)
+                if phrase[start:end].lower() == form and not _NOT_ENDED.match(phrase, end):
+                    yield start, end
+                    at = end
+                    break
 
     def swaps(self, phrase: str, rng: Random, question: str = "") -> Iterator[str]:
         """`phrase` with one word swapped, in an order drawn by `rng`, until nothing is left to try."""
@@ -215,35 +239,34 @@ def _put(phrase: str, match: Match, word: str) -> str:
     ):
         new = " ".join(part[:1].upper() + part[1:] for part in new.split(" "))
     changed = phrase[: match.start] + new + phrase[match.end :]
-    before = re.search(r"\b(?:[Aa]n?|AN)\s+$", phrase[: match.start])
+    begin = max(0, match.start - 32)
+    before = _ARTICLE_BEFORE.search(phrase, begin, match.start)
     if before is None:
         return changed
     return phrase[: before.start()] + with_article(changed[before.start() :])
 
 
 def _reading(
-    phrase: str, found: re.Match[str], readings: list[tuple[Entry, bool]], question: str
+    phrase: str, start: int, end: int, readings: list[tuple[Entry, bool]], question: str
 ) -> tuple[Entry, bool] | None:
     """What a word is here: "orange" is a colour before a noun or where a colour is asked for, else a fruit;
     a name begins with a capital."""
-    old = found.group()
-    capital = old[:1].isupper()
+    capital = phrase[start].isupper()
     fitting = [
         (entry, many)
         for entry, many in readings
         if entry.form not in ("name", "surname", "title", "sign") or (capital and entry.word[:1].isupper())
     ]
-    if not capital or found.start() == 0:
+    if not capital or start == 0:
         fitting = [pair for pair in fitting if pair[0].form != "name"] or fitting
     if not fitting:
         return None
     forms = {entry.form for entry, _ in fitting}
     if len(forms) == 1:
         return fitting[0]
-    after = re.match(r"\s+(\w+)", phrase[found.end() :])
+    after = _AFTER.match(phrase, end)
     described = after is not None and after[1].lower() not in ("of", "and", "or", "in", "on", "with", "at")
-    asked = re.search(r"\b(?:colou?r|made of|material|shape|weather)", question, re.IGNORECASE)
-    wanted = ("adjective", "opposite") if described or asked else NOUNS
+    wanted = ("adjective", "opposite") if described or _ASKED.search(question) else NOUNS
     return next((pair for pair in fitting if pair[0].form in wanted), fitting[0])
 
 

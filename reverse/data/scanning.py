@@ -9,7 +9,9 @@ that its bytes, its number and its offset are known. A list is accepted exactly 
 ijson (yajl) was measured too: 103 MB/s, no bytes of the item, and no way on after an error.
 
 After broken JSON the next item is found by trial: the next object that decodes and holds "conversations",
-or, undecodable itself, begins as records do. The turns of the broken record begin otherwise.
+or, undecodable itself, begins as records do. The turns of the broken record begin otherwise. Trials that fail
+may go over the same text again and again, so their sum is bounded by what was read: where more is tried in
+vain, the rest of the file counts as one broken item.
 """
 
 import codecs
@@ -19,9 +21,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
+from reverse.data.text_files import MAX_DEPTH, is_deeper
+
 CHUNK = 1 << 20  # bytes a read
 LONGEST = 1 << 24  # characters of one item: what is longer is a bracket or quote that is missing
-EFFORT = 16 * LONGEST  # characters of failed trials after one error; then only a record's own keys count
+EFFORT = (
+    8  # characters of failed trials for each that was read; a file with a broken record now and then has 0.1
+)
+FREE_EFFORT = 1 << 23  # characters of failed trials that are allowed besides
+A_TRIAL = 256  # characters that could be decoded in the time that a failed trial takes besides its own
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _OBJECT = re.compile(r'\{[ \t\r\n]*"([^"\\]{0,200})"[ \t\r\n]*:')
@@ -145,9 +153,23 @@ def _line(text: bytes, number: int, offset: int, line: int) -> Item | Broken | N
         return None
     offset += len(text) - len(text.lstrip(b" \t\r\n"))
     try:
-        return Item(number, offset, line, raw, json.loads(raw.decode("utf-8")))
+        value = json.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        place = offset + error.start
+        return Broken(number, offset, line, len(raw), f"byte {place} is not UTF-8: save the file as UTF-8")
     except (ValueError, RecursionError) as error:
         return Broken(number, offset, line, len(raw), f"not valid JSON ({error}): one record a line")
+    if _is_too_deep(raw, b"[", b"{", value):
+        return Broken(number, offset, line, len(raw), TOO_DEEP)
+    return Item(number, offset, line, raw, value)
+
+
+TOO_DEEP = f"brackets are nested more than {MAX_DEPTH} deep"
+
+
+def _is_too_deep(text: Any, bracket: Any, brace: Any, value: Any) -> bool:
+    """Whether a value breaks what copies or shows it; nearly all have too few brackets to be asked."""
+    return text.count(bracket) + text.count(brace) > MAX_DEPTH and is_deeper(value, MAX_DEPTH)
 
 
 class _Window:
@@ -161,6 +183,7 @@ class _Window:
         self.offset = offset  # of `at`, bytes
         self.whole = False  # the file's end is in the window
         self.chunk = CHUNK
+        self.read = len(head)  # bytes so far
 
     def more(self) -> bool:
         """Read on; False at the end of the file. A window that does not move grows by doubling."""
@@ -169,6 +192,7 @@ class _Window:
         self.chunk = 2 * self.chunk if self.at == 0 else CHUNK
         data = self.stream.read(self.chunk)
         self.whole = not data
+        self.read += len(data)
         self.text = self.text[self.at :] + self.decoder.decode(data, final=self.whole)
         self.at = 0
         return True
@@ -228,6 +252,7 @@ class _ListScan:
 
     def __init__(self, window: _Window, number: int, state: Literal["first", "item", "separator"]):
         self.window, self.number, self.state = window, number, state
+        self.effort = 0  # characters of failed trials
         self.told = False  # that the file ends too soon, with the item that was passed over last
 
     def items(self) -> Iterator[Item | Broken]:
@@ -253,6 +278,7 @@ class _ListScan:
                 if char == "]":
                     yield self._broken(window.offset, "a comma stands before the list's end")
                     break
+                self._charge(error)
                 yield self._pass_over(f"not valid JSON: {window.explain(error)}", window.at + 1)
                 continue
             yield self._item(value, end)
@@ -273,6 +299,8 @@ class _ListScan:
             byte = offset + len(piece[: error.start].encode("utf-8", "surrogateescape"))
             return Broken(number, offset, 0, len(raw), f"byte {byte} is not UTF-8: save the file as UTF-8")
         window.at, window.offset = end, offset + len(raw)
+        if _is_too_deep(piece, "[", "{", value):
+            return Broken(number, offset, 0, len(raw), TOO_DEEP)
         return Item(number, offset, 0, raw, value)
 
     def _broken(self, begin: int, reason: str) -> Broken:
@@ -283,15 +311,20 @@ class _ListScan:
         """Move to the next record, from `search` on; what lies between is one broken item."""
         begin = self.window.offset
         self.state = "item" if self._find_record(search) else "separator"
-        if self.window.whole and self.window.at == len(self.window.text):
+        if self._has_tried_enough():
+            self._read_to_the_end()
+            self.told = True
+            reason += (
+                "; what follows is so broken that it was not searched for records: mend the file from here"
+            )
+        elif self.window.whole and self.window.at == len(self.window.text):
             reason += "; nothing readable follows: was the file cut off?"
             self.told = True
         return self._broken(begin, reason)
 
     def _find_record(self, search: int) -> bool:
         window = self.window
-        effort = 0
-        while True:
+        while not self._has_tried_enough():
             match = _OBJECT.search(window.text, search)
             if match is None:
                 if not window.whole:
@@ -304,7 +337,7 @@ class _ListScan:
                 window.move(max(window.at, len(last) - 1 if last.endswith("]") else len(window.text)))
                 return False
             key, search = match.group(1), match.start() + 1
-            if key in _TURNS or (effort > EFFORT and key not in _HEADS):
+            if key in _TURNS:
                 continue
             window.move(match.start())
             try:
@@ -312,9 +345,27 @@ class _ListScan:
             except ValueError as error:
                 if key in _HEADS:
                     return True
-                effort += error.pos - window.at if isinstance(error, json.JSONDecodeError) else LONGEST
+                self._charge(error)
                 search = window.at + 1
                 continue
             if isinstance(value, dict) and "conversations" in value:
                 return True
             search = end
+        return False
+
+    def _charge(self, error: ValueError) -> None:
+        """Count a failed trial where the window stands, by the text that it went over."""
+        window = self.window
+        size = len(window.text) - window.at
+        if isinstance(error, json.JSONDecodeError) and not error.msg.startswith("Unterminated string"):
+            size = error.pos - window.at
+        self.effort += size + A_TRIAL
+
+    def _has_tried_enough(self) -> bool:
+        return self.effort > FREE_EFFORT + EFFORT * self.window.read
+
+    def _read_to_the_end(self) -> None:
+        window = self.window
+        window.move(len(window.text))
+        while window.more():
+            window.move(len(window.text))

@@ -73,7 +73,7 @@ for _language, _pairs in PAIRS.items():
         _OPPOSITE.setdefault(_no, {}).setdefault(_language, _yes)
 
 _WORD = re.compile(
-    r"\s*[\"'“‘«(*_¡]*("
+    r"\s*+[\"'“‘«(*_¡]*+("  # possessive: what was skipped is not tried as the beginning of a word
     + "|".join(re.escape(word) for word in sorted(_OPPOSITE, key=len, reverse=True))
     + r")(?=[\"'”’»)*_]*\s*(?:$|[,.;:!?，。！？、،;—–]|-\s))",
     re.IGNORECASE,

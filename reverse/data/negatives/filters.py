@@ -7,8 +7,10 @@
 import re
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
 
 from reverse.data.lexicon import Lexicon
+from reverse.data.negatives.told import Others, Told
 from reverse.data.phrasing import PREPOSITIONS
 from reverse.tokens.spans import strip
 
@@ -31,7 +33,7 @@ class Context:
     """What stands around a phrase: the question, and the other true phrases of the conversation's answers."""
 
     question: str
-    said: tuple[str, ...]
+    said: tuple[str, ...] | Others
 
 
 def trivial(old: str, new: str, context: Context, lexicon: Lexicon, *, closed: bool = False) -> str | None:
@@ -61,7 +63,8 @@ def trivial(old: str, new: str, context: Context, lexicon: Lexicon, *, closed: b
     kept, added = Counter(was) - Counter(now), Counter(now) - Counter(was)
     if not kept or not added:
         return "part_of"
-    if any(now.count(word) > max(1, was.count(word)) for word in added):
+    many, before = Counter(now), Counter(was)
+    if any(many[word] > max(1, before[word]) for word in added):
         return "repeated"
     return _known(new, list(added), context, lexicon)
 
@@ -69,29 +72,33 @@ def trivial(old: str, new: str, context: Context, lexicon: Lexicon, *, closed: b
 def is_given(phrase: str, question: str, lexicon: Lexicon) -> bool:
     """Whether a phrase only repeats the question, and so claims nothing: "The car" of "What colour is the
     car?"."""
-    asked = set(_singular(_content(question), lexicon))
+    asked = _asked(question, lexicon)
     words = _singular([word for word in _content(phrase) if word not in PREPOSITIONS], lexicon)
     return all(word in asked for word in words)
 
 
 def _known(new: str, added: list[str], context: Context, lexicon: Lexicon) -> str | None:
     """Whether what is new in a phrase stands in the question or in another true phrase."""
-    asked = set(_singular(_content(context.question), lexicon))
+    asked = _asked(context.question, lexicon)
     if all(word in asked for word in added):
         return "in_question"
-    told = [_singular(_content(phrase), lexicon) for phrase in context.said]
-    if _singular(_content(new), lexicon) in told:
+    said = context.said if isinstance(context.said, Others) else Others((Told(context.said),))
+    if said.say(tuple(content_words(new, lexicon))):
         return "in_answer"
     names = [match.entry.word.lower() for match in lexicon.find(new) if match.entry.form not in FREE]
     fresh = [name for name in names if set(name.split()) & set(added)]
     fresh = fresh or [word for word in added if not _is_free(word, lexicon)]
-    for phrase in context.said:
-        words = {match.entry.word.lower() for match in lexicon.find(phrase)} | set(
-            _singular(_content(phrase), lexicon)
-        )
-        if any(lexicon.may_be_same(word, other) for word in fresh for other in words):
-            return "in_answer"
-    return None
+    return "in_answer" if any(said.speak_of(word, lexicon) for word in fresh) else None
+
+
+@lru_cache(maxsize=64)  # all phrases of an answer have one question
+def _asked(question: str, lexicon: Lexicon) -> frozenset[str]:
+    return frozenset(content_words(question, lexicon))
+
+
+def content_words(text: str, lexicon: Lexicon) -> list[str]:
+    """The words of a text that say something, in their base form."""
+    return _singular(_content(text), lexicon)
 
 
 def _is_free(word: str, lexicon: Lexicon) -> bool:

@@ -101,9 +101,11 @@ def _other_choice(phrase: str, question: str) -> str | None:
         return None
     this = re.escape(bare)
     after = re.search(
-        rf"\b{this},?\s+or\s+(?:(?:an?|the)\s+)?(\w[\w -]*?)\s*(?:[?,.;]|$)", question, re.IGNORECASE
+        rf"\b{this},?\s+or\s+(?:(?:an?|the)\s+)?(\w[\w -]{{0,120}}?)\s{{0,9}}(?:[?,.;]|$)",
+        question,
+        re.IGNORECASE,
     )
-    many = len(bare.split()) - 1
+    many = min(len(bare.split()) - 1, 9)
     before = re.search(
         rf"(?<![\w-])([\w-]+(?:\s[\w-]+){{{many}}}),?\s+or\s+(?:(?:an?|the)\s+)?{this}\b",
         question,

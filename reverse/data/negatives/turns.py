@@ -16,6 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from random import Random
 from typing import Any
@@ -25,14 +26,19 @@ from reverse.data.answers import answer_type, plain_question
 from reverse.data.lexicon import Lexicon, load_lexicon
 from reverse.data.negatives.filters import Context, is_given, trivial
 from reverse.data.negatives.rules import Slot, replacements
+from reverse.data.negatives.told import Others, Told
 from reverse.data.phrasing import PREPOSITIONS
 from reverse.data.published import id_text
 from reverse.data.record_keys import picture_of
 from reverse.data.records import NEGATIVE
 from reverse.tokens.spans import UN, Parsed, Phrase, parse, problems, render, strip
 
-PASS_ON = ("no_phrase", "malformed", "negative_already")  # answers that are left as they are
+PASS_ON = ("no_phrase", "malformed", "negative_already", "too_long")  # answers that are left as they are
 TRIES = 24  # replacements of one phrase that are looked at
+LONGEST = 10_000  # characters of a question or an answer; of longer ones no negative is made
+LONGEST_PHRASE = 400  # characters; longer ones are passed over
+MOST_PHRASES = 50  # of one answer, in the order drawn, that are tried
+LONGEST_NAME = 1000  # characters of an id that the draw depends on
 _NEGATIVE = re.compile(rf"(?:{NEGATIVE})+\Z")
 
 
@@ -40,7 +46,8 @@ _NEGATIVE = re.compile(rf"(?:{NEGATIVE})+\Z")
 class Turn:
     """One tagged answer: where it stands, what was asked, and what else the conversation says.
 
-    `said`: the true phrases of all other answers. `problem`: why no negative can be made of it, or None.
+    `told`: the true phrases of all answers of the record. `problem`: why no negative can be made of it, or
+    None.
     """
 
     name: str
@@ -48,7 +55,7 @@ class Turn:
     question: str
     answer: Parsed
     kind: str
-    said: tuple[str, ...]
+    told: Told
     problem: str | None = None
 
     def rng(self, seed: int, purpose: str = "negative") -> Random:
@@ -58,8 +65,15 @@ class Turn:
         return Random(drawn_by.encode("utf-8", "surrogatepass"))  # JSON may hold halves of a surrogate
 
     def context(self, phrase: Phrase) -> Context:
-        others = tuple(other.text for other in self.answer.phrases if other is not phrase)
-        return Context(self.question, self.said + others)
+        """The question, and the true phrases of other answers with all others of this one."""
+        true, own = self._own
+        return Context(self.question, Others((self.told, own), (true, Told([phrase.text]))))
+
+    @cached_property
+    def _own(self) -> tuple[Told, Told]:
+        """This answer's true phrases, and all of its phrases."""
+        phrases = self.answer.phrases
+        return Told(p.text for p in phrases if p.confident), Told(p.text for p in phrases)
 
     def slot(self, phrase: Phrase) -> Slot:
         return Slot(phrase.text, self.question, self.answer.text[: phrase.start])
@@ -99,21 +113,20 @@ def turns_of(record: Mapping[str, Any], pairs: Collection[int] = frozenset()) ->
     conversation = record["conversations"]
     answers = [parse(turn["value"]) for turn in conversation[1::2]]
     turns = []
+    true = Told(p.text for answer in answers for p in answer.phrases if p.confident)
     for i, (asked, told) in enumerate(zip(conversation[::2], conversation[1::2], strict=False)):
-        said = tuple(
-            p.text for j, answer in enumerate(answers) if j != i for p in answer.phrases if p.confident
-        )
         question = plain_question(strip(asked["value"]))
         kind = answer_type(answers[i].text, question, answers[i].phrases)
         turns.append(
             Turn(
-                str(record.get("id", "")),
+                str(record.get("id", ""))[:LONGEST_NAME],
                 i,
                 question,
                 answers[i],
                 kind,
-                said,
-                _problem(told["value"], answers[i]) or ("negative_already" if paired else None),
+                true,
+                _problem(asked["value"], told["value"], answers[i])
+                or ("negative_already" if paired else None),
             )
         )
     return turns
@@ -127,8 +140,11 @@ def make_negative(turn: Turn, seed: int, lexicon: Lexicon | None = None) -> Outc
     lexicon = lexicon or load_lexicon()
     rng = turn.rng(seed)
     refused: Counter[str] = Counter()
-    for at in order_of_phrases(turn, rng):
+    for at in order_of_phrases(turn, rng)[:MOST_PHRASES]:
         phrase = turn.answer.phrases[at]
+        if len(phrase.text) > LONGEST_PHRASE:
+            refused["too_long"] += 1
+            continue
         context = turn.context(phrase)
         given = is_given(phrase.text, turn.question, lexicon)
         for new, closed in islice(replacements(turn.slot(phrase), rng, lexicon), TRIES):
@@ -159,8 +175,10 @@ def _is_early(answer: Parsed, phrase: Phrase) -> bool:
     """ "On the left …" before what stands there is named: nothing has been said that could be wrong."""
     before = answer.text[: phrase.start].rstrip(" \"'*(")
     opens = not before or before[-1] in ".!?\n:;" or before.endswith("\n")
+    if not opens:
+        return False
     alone = len(answer.phrases) == 1 or not answer.text[phrase.end :].strip(" .\n")
-    return opens and not alone and phrase.text.split()[0].lower() in PREPOSITIONS
+    return not alone and phrase.text.split()[0].lower() in PREPOSITIONS
 
 
 def write_negative(answer: Parsed, at: int, new: str) -> Negative:
@@ -248,7 +266,9 @@ def _pair_key(record: Mapping[str, Any]) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
-def _problem(value: str, answer: Parsed) -> str | None:
+def _problem(asked: str, value: str, answer: Parsed) -> str | None:
+    if max(len(asked), len(value)) > LONGEST:
+        return "too_long"
     if problems(value) or not all(phrase.text.strip() for phrase in answer.phrases):
         return "malformed"
     if not answer.phrases:
