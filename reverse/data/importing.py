@@ -15,7 +15,6 @@ read once more for the source's hash, and not taken apart. A folder without mani
 """
 
 import hashlib
-import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -37,6 +36,7 @@ from reverse.data.published import (
 )
 from reverse.data.record_keys import picture_of
 from reverse.data.scanning import Broken, Item, Place, place_after, scan
+from reverse.data.text_files import read_json
 
 SHARD_BYTES = 64 << 20
 BATCH = 1024  # records of one Arrow batch
@@ -209,7 +209,7 @@ def _begun(out: Path, source: dict[str, Any]) -> list[dict[str, Any]]:
     known = out / "parts" / "plan.json"
     if known.is_file():
         parts = _parts(out)
-        if json.loads(known.read_text(encoding="utf-8")) == plan:
+        if read_json(known) == plan:
             return parts
         if parts:
             raise ValueError(f"{out} holds part of an import of another file: remove it, or name another")
@@ -228,7 +228,7 @@ def _parts(out: Path) -> list[dict[str, Any]]:
     """The shards that are whole, from the first to the one before the first that is not."""
     parts: list[dict[str, Any]] = []
     while (path := out / "parts" / f"{len(parts):05d}.json").is_file():
-        part = json.loads(path.read_text(encoding="utf-8"))
+        part = read_json(path)
         shard = out / part["file"]
         if not shard.is_file() or shard.stat().st_size != part["size"]:
             break

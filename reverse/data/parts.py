@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from reverse.data.locking import output_lock
+from reverse.data.text_files import read_json
 
 LINES = (".jsonl", ".ndjson")
 SYNC_EVERY = 1 << 20  # bytes: what a power cut may cost; a killed process loses nothing that was written
@@ -144,7 +145,7 @@ class PartFile:
 
     def _is_finished(self) -> bool:
         if self.manifest_path.exists() and self.out.exists():
-            written = json.loads(self.manifest_path.read_text(encoding="utf-8"))
+            written = read_json(self.manifest_path)
             self._compare(written, self.out)
             self.manifest = written
             return True

@@ -19,9 +19,11 @@ import numpy as np
 
 from reverse.data.records import validate
 from reverse.data.scanning import Broken, Item, scan
+from reverse.data.text_files import read_json
 
 FORMAT = 1  # of an imported folder
 KIND = "reverse records"
+_OF_MANIFEST: dict[str, type] = {"records": int, "left_out": int, "shards": list, "source": dict}
 
 Progress = Callable[[int, int], None]
 
@@ -66,12 +68,27 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
             f"{folder} {'was not imported to the end' if begun else 'holds no imported records'}: "
             f"run `reverse data import FILE {folder}`"
         )
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    if manifest.get("kind") != KIND or manifest.get("format") != FORMAT:
+    manifest = read_json(path)
+    kind, version = (manifest.get(key) if isinstance(manifest, dict) else None for key in ("kind", "format"))
+    if kind != KIND or version != FORMAT:
         raise ValueError(
-            f"{path} is not that of imported records, format {FORMAT}, got {manifest.get('kind')!r}, "
-            f"format {manifest.get('format')!r}: see `reverse data import`"
+            f"{path} is not that of imported records, format {FORMAT}, got {kind!r:.80}, "
+            f"format {version!r:.80}: see `reverse data import`"
         )
+    for key, expected in _OF_MANIFEST.items():
+        if not isinstance(manifest.get(key), expected):
+            raise ValueError(
+                f'{path}: "{key}" must be {expected.__name__}, got {manifest.get(key)!r:.80}: import '
+                "the set again into an empty folder"
+            )
+    for k, shard in enumerate(manifest["shards"]):
+        given = shard if isinstance(shard, dict) else {}
+        name = given.get("file")
+        if not isinstance(name, str) or Path(name).name != name or not isinstance(given.get("size"), int):
+            raise ValueError(
+                f'{path}, entry {k} of "shards": a file of this folder and its size are missing, got '
+                f"{shard!r:.80}: import the set again into an empty folder"
+            )
     return manifest
 
 

@@ -35,6 +35,7 @@ from reverse.data.files import write_json
 from reverse.data.images import image_size, look_for_images, resolve_image
 from reverse.data.record_keys import may_be_unseen, picture_of
 from reverse.data.records import half_pair
+from reverse.data.text_files import read_json
 from reverse.tokens.spans import SPAN, WELL_FORMED
 from reverse.training.datasets import RecordDataset, may_be_hinted
 from reverse.training.encoding import IMAGE, MARK, Encoder, Row, Turn
@@ -357,7 +358,7 @@ def _settings(dataset: RecordDataset) -> dict[str, Any]:
 def _read(path: Path, key: Mapping[str, Any]) -> dict[str, Any] | None:
     """What was found before, of the same data and settings."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         return found if found["key"] == key else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -21,6 +21,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from reverse.data.text_files import read_json
 from reverse.models.families import family_of
 
 __all__ = [
@@ -50,7 +51,7 @@ def check_same_run(folder: Path, settings: Mapping[str, Any], found: Sequence[st
     if last_checkpoint(folder) is None:
         return
     run = folder / "run.json"
-    before = json.loads(run.read_text(encoding="utf-8")) if run.is_file() else {}
+    before = read_json(run) if run.is_file() else {}
     before, now = with_later_keys(before), with_later_keys(json.loads(json.dumps(settings)))
     for one in (before, now):
         for name in found:
@@ -126,7 +127,7 @@ _NAME = re.compile(r"checkpoint-(\d+)$")
 
 def _is_whole(path: Path, step: int, processes: int | None) -> bool:
     try:
-        state = json.loads((path / _STATE).read_text(encoding="utf-8"))
+        state = read_json(path / _STATE)
     except (OSError, ValueError):
         return False
     if processes is None:

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from reverse.data.text_files import read_json
 from reverse.tokens import token_ids
 from reverse.training.labels import IGNORE
 from reverse.training.packs import Rows, Slab, read_slab
@@ -359,7 +360,7 @@ def _write(model: Any, processor: Any, output: Path, manifest: dict[str, Any], d
     processor.save_pretrained(partial)
     if dtype is not None:
         # It halves the file; computed in is what was trained in, or answers would depend on their batch.
-        config = json.loads((partial / "config.json").read_text(encoding="utf-8"))
+        config = read_json(partial / "config.json")
         config["dtype"] = "float32"
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (partial / "training.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")

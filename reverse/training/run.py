@@ -22,6 +22,7 @@ from transformers import set_seed
 from reverse.data.files import sha256
 from reverse.data.locking import output_lock
 from reverse.data.published import records_path
+from reverse.data.text_files import read_json
 from reverse.models import load
 from reverse.tokens import add_tokens, token_ids
 from reverse.training.adapters import check_tuning, quantization, select_trained
@@ -169,7 +170,7 @@ def read_finished(recipe: Recipe, resume: bool) -> dict[str, Any] | None:
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return None
     path = output / MANIFEST
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found = read_json(path) if path.is_file() else {}
     if "recipe" not in found or "data" not in found:
         raise FileExistsError(f"output: {output} holds other files than a run's: name a folder of its own")
     if not resume:

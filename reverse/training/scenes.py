@@ -17,7 +17,6 @@ one that was stopped goes on from its last checkpoint. `twin` takes its number o
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -27,6 +26,7 @@ from typing import Any
 from reverse.data.scenes import make_scene, scene_records
 from reverse.data.scenes.captions import PREJUDICE
 from reverse.data.scenes.texts import text_question
+from reverse.data.text_files import read_json
 from reverse.models import load
 from reverse.models.families import LLAVA, QWEN2_5_VL
 from reverse.models.tiny import build_tiny_llava, build_tiny_qwen, train_tokenizer
@@ -258,7 +258,7 @@ def _bounds(stage: str, recipe: Recipe, output: Path) -> tuple[float | None, int
     """(seconds, steps). The twin does what `tags` did, where `tags` is there to be asked."""
     tags = output.with_name("tags") / MANIFEST
     if stage == "twin" and tags.is_file():
-        return None, int(json.loads(tags.read_text(encoding="utf-8"))["steps"])
+        return None, int(read_json(tags)["steps"])
     if stage == "base":
         seconds, steps = recipe.base_seconds, recipe.base_steps
     else:
@@ -282,7 +282,7 @@ def _finished(output: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     manifest = output / MANIFEST
     if not manifest.is_file():
         return None
-    found = json.loads(manifest.read_text(encoding="utf-8"))
+    found = read_json(manifest)
     return found if found.get("recipe") == settings else None
 
 

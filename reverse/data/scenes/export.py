@@ -36,6 +36,7 @@ from reverse.data.scenes.names import COCO_IDS
 from reverse.data.scenes.questions import scene_records, strip
 from reverse.data.scenes.render import render
 from reverse.data.scenes.world import SIDE, WORLD_VERSION, Scene, make_scene, owner_map
+from reverse.data.text_files import read_json
 
 BLOCK = 64  # scenes
 SUPERCATEGORY = "object"
@@ -124,7 +125,7 @@ def _check_plan(out: Path, plan: dict[str, Any]) -> dict[str, Any] | None:
     for path in (out / "manifest.json", out / "parts" / "plan.json"):
         if not path.exists():
             continue
-        written = json.loads(path.read_text(encoding="utf-8"))
+        written = read_json(path)
         other = {key: written.get(key) for key in plan if written.get(key) != plan[key]}
         if other:
             wanted = {key: plan[key] for key in other}
@@ -198,7 +199,7 @@ def _make_block(block: tuple[str, dict[str, Any], int]) -> None:
 
 
 def _join(out: Path, plan: dict[str, Any], paths: list[Path]) -> dict[str, Any]:
-    parts = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    parts = [read_json(path) for path in paths]
 
     def rows(key: str) -> list[dict[str, Any]]:
         return [row for part in parts for row in part[key]]
