@@ -151,6 +151,13 @@ def _check_pictures(file: Path, settings: dict[str, Any]) -> None:
         raise ValueError(
             refused(file, "rescale_factor", settings["rescale_factor"], "must be a number above 0")
         )
+    if settings.get("resample") is not None and not is_whole(settings["resample"], 0, 5):
+        raise ValueError(
+            refused(file, "resample", settings["resample"], "must be a filter of Pillow, 0 to 5")
+        )
+    for name, value in settings.items():
+        if name.startswith("do_") and not isinstance(value, (bool, type(None))):
+            raise ValueError(refused(file, name, value, "must be true or false"))
     for name in ("patch_size", "temporal_patch_size", "merge_size"):
         if settings.get(name) is not None and not is_whole(settings[name], 1, 1024):
             raise ValueError(refused(file, name, settings[name], "must be a whole number from 1 to 1024"))

@@ -15,6 +15,7 @@ from reverse.models.families import Family
 from reverse.models.picture_parts import open_picture, resize, source_of
 from reverse.models.places import check_text, place_pictures, split_at_places
 from reverse.models.processor_checks import check_usable
+from reverse.models.template_checks import render_chat
 
 _PARTS = ("text", "image", "image_url")  # of a message's content
 _ROLES = ("system", "user", "assistant")
@@ -66,7 +67,7 @@ def prepare_inputs(
     pictures, texts = [], []
     for row, (chat, given) in enumerate(zip(chats, per_chat, strict=True)):
         chat, found = _collect_pictures(row, chat, given, processor)
-        text = processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        text = render_chat(processor, chat)
         _check_placeholders(row, text, len(found), family)
         pictures.append(found)
         texts.append(text)

@@ -16,6 +16,7 @@ from reverse.tokens.spans import TAGS
 
 # tokens before the patches in what the tower gives, by the tower's model_type
 _CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}
+_MODEST_PIXELS = 1 << 22
 _QWEN_FIELDS = {  # of the image processor, and of the vision configuration
     "patch_size": "patch_size",
     "temporal_patch_size": "temporal_patch_size",
@@ -42,6 +43,7 @@ def complete_processor(
     _check_image_token(place, processor, config, family)
     if family.video:
         _fit_grid(place, processor.image_processor, config.vision_config, settings)
+        _check_grid(place, processor)
     else:
         _fit_patches(place, processor, config, settings)
         _check_count(place, processor, config)
@@ -156,6 +158,27 @@ def _fit_grid(place: str, pictures: Any, vision: Any, settings: dict[str, dict[s
         setattr(pictures, field, value)
 
 
+def _check_grid(place: str, processor: Any) -> None:
+    """Qwen2.5-VL: limits of the size are in order, and a picture has as many tokens as its grid says."""
+    size = dict(processor.image_processor.size)
+    least, most = size.get("shortest_edge"), size.get("longest_edge")
+    if least is None or most is None or least > most:
+        raise ValueError(
+            f"the processor of {place!r} gives pictures at least {least} and at most {most} pixels (size."
+            "shortest_edge, size.longest_edge): set both in processor_config.json, 3136 and 12845056 for one"
+        )
+    if least > _MODEST_PIXELS:  # trying would take a second and much memory
+        return
+    inputs = _prepare_one(place, processor)
+    wanted = int(inputs["image_grid_thw"].prod()) // processor.image_processor.merge_size**2
+    found = int((inputs["input_ids"] == processor.image_token_id).sum())
+    if found != wanted:
+        raise ValueError(
+            f"the processor of {place!r} writes {found} image tokens for a picture of {wanted} features: "
+            f"take the processor of the checkpoint that the model was made from"
+        )
+
+
 def _check_count(place: str, processor: Any, config: Any) -> None:
     """LLaVA: a picture must have as many placeholders as the tower gives features."""
     vision = config.vision_config
@@ -170,15 +193,7 @@ def _check_count(place: str, processor: Any, config: Any) -> None:
     largest = max((value for size in sizes if size for value in dict(size).values() if value), default=side)
     if largest > 2 * side:
         raise ValueError(_wrong_pictures(place, f"scales pictures to {largest} pixels a side", side))
-    picture = Image.new("RGB", (64, 48))
-    try:
-        inputs = processor(images=[picture], text=[processor.image_token], return_tensors="pt")
-    except Exception as error:  # settings that contradict one another
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ValueError(
-            f"the processor of {place!r} cannot prepare a picture ({reason}): take processor_config.json and "
-            "preprocessor_config.json of the checkpoint that it was made from"
-        ) from error
+    inputs = _prepare_one(place, processor)
     height, width = inputs["pixel_values"].shape[-2:]
     if (height, width) != (side, side):
         raise ValueError(_wrong_pictures(place, f"makes pictures of {width}x{height} pixels", side))
@@ -189,6 +204,23 @@ def _check_count(place: str, processor: Any, config: Any) -> None:
             "features: set patch_size, vision_feature_select_strategy and num_additional_image_tokens in "
             "processor_config.json as config.json has them"
         )
+
+
+def _prepare_one(place: str, processor: Any) -> Any:
+    """What the processor makes of one small picture.
+
+    Raises ValueError where it makes nothing of it.
+    """
+    try:
+        return processor(
+            images=[Image.new("RGB", (64, 48))], text=[processor.image_token], return_tensors="pt"
+        )
+    except Exception as error:  # settings that contradict one another
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ValueError(
+            f"the processor of {place!r} cannot prepare a picture ({reason}): take processor_config.json and "
+            "preprocessor_config.json of the checkpoint that it was made from"
+        ) from error
 
 
 def _contradiction(place: str, file: str, name: str, there: Any, value: Any) -> str:

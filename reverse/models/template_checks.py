@@ -3,12 +3,17 @@
 A template is a program of a stranger's. transformers renders it in a sandbox that bounds what it may touch,
 and neither its time nor its memory: two nested loops over `range(99999)` run for hours. So a template that is
 not this library's own is rendered once, when a checkpoint is loaded, over a dozen chats in a process of its
-own that is limited in both. What is seen there is no proof for chats of other shapes.
+own that is limited in both. What is seen there is no proof for other chats, so each of them is rendered
+against a deadline (`render_chat`).
 """
 
+import ctypes
 import json
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +21,7 @@ from typing import Any
 from reverse.models.families import FAMILIES, Family
 
 MAX_CHARACTERS = 1 << 20  # of a template; the longest public one has 20,000
+RENDER_SECONDS = 20  # for one chat, which takes milliseconds
 _CPU_SECONDS = 2  # for all chats together; public templates take milliseconds
 _WALL_SECONDS = 60  # only a machine that is very busy takes longer than its processor time
 _BYTES = 1 << 30  # of memory
@@ -56,6 +62,59 @@ def check_template(place: str, processor: Any, family: Family) -> None:
             f"{family.image_token!r} must stand there {family.placeholders_per_image} times, beside the "
             f"question; {_REMEDY}"
         )
+
+
+def render_chat(processor: Any, chat: list[dict[str, Any]]) -> str:
+    """The text of `chat` with the header of an answer, as the processor's template writes it.
+
+    A template that is not this library's own is stopped after some seconds: what was tried when it was loaded
+    says nothing of this chat.
+
+    Raises ValueError where it does not end.
+    """
+    template = processor.chat_template
+    if isinstance(template, str) and template.strip() in _own_templates():
+        return processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    try:
+        with _interrupt_after(RENDER_SECONDS):
+            return processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    except _TakesTooLong:
+        raise ValueError(
+            f"the chat template does not end within {RENDER_SECONDS} seconds for a chat of {len(chat)} "
+            f"messages: {_REMEDY}"
+        ) from None
+
+
+class _TakesTooLong(BaseException):
+    """Raised in a thread that renders; no Exception, so that nothing below takes it for its own."""
+
+
+@contextmanager
+def _interrupt_after(seconds: float) -> Iterator[None]:
+    """Raise `_TakesTooLong` in this thread when the block takes longer.
+
+    Python looks for such an exception between two steps of a program, which is where loops are; one long step
+    of C is not interrupted.
+    """
+    raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    thread = ctypes.c_ulong(threading.get_ident())
+    lock, ended = threading.Lock(), threading.Event()
+
+    def interrupt() -> None:
+        with lock:
+            if not ended.is_set():
+                raise_in(thread, ctypes.py_object(_TakesTooLong))
+
+    timer = threading.Timer(seconds, interrupt)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        with lock:
+            ended.set()
+            raise_in(thread, None)  # one that was raised and has not arrived yet
+        timer.cancel()
 
 
 def check_bounded(place: str, template: Any, names: dict[str, str | None]) -> None:

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 import reverse.models.loading as loading
 import reverse.models.template_checks as template_checks
-from reverse.models import add_tokens_to_checkpoint, load
+from reverse.models import add_tokens_to_checkpoint, load, prepare_inputs
+from reverse.models.families import LLAVA
 from reverse.models.fingerprint import checkpoint_fingerprint
 
 
@@ -350,6 +351,21 @@ def test_hostile_checkpoints_are_refused(kind, folder, monkeypatch):
         assert not words and "'NoneType' object is not callable" in str(error)
     else:
         pytest.fail("it was loaded")
+
+
+@pytest.mark.parametrize("saved", ["llava"], indirect=True)
+def test_a_template_that_hangs_on_some_chats_is_stopped(folder, monkeypatch, picture):
+    """What no chat of the trial reaches (`{% if "dog" in … %}`) would hang in the middle of decoding."""
+    template = (folder / "chat_template.jinja").read_text()
+    loops = "{% if 'hang' in messages[0]['content'] | string %}" + LOOPS + "{% endif %}"
+    (folder / "chat_template.jinja").write_text(loops + template)
+    _, processor = load(folder)
+    monkeypatch.setattr(template_checks, "RENDER_SECONDS", 0.2)
+    prepare_inputs(processor, [picture()], ["go on"], LLAVA)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"chat template does not end within 0.2 seconds .*1 messages"):
+            prepare_inputs(processor, [picture()], ["hang"], LLAVA)
+    prepare_inputs(processor, [picture()], ["go on"], LLAVA)
 
 
 def test_commands_refuse_them_too(folder, tmp_path):

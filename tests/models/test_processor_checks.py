@@ -182,6 +182,26 @@ REFUSED = {
         pictures(lambda one: one.update(patch_size=16)),
         r"patch_size=16, and its model needs 14",
     ),
+    "limits the wrong way round": (
+        "qwen",
+        pictures(lambda one: one.update(size={"shortest_edge": 9999, "longest_edge": 99})),
+        r"at least 9999 and at most 99 pixels .*set both",
+    ),
+    "a filter that is none": (
+        "qwen",
+        pictures(lambda one: one.update(resample="x")),
+        r"resample='x', which must be a filter of Pillow",
+    ),
+    "a switch that is a text": (
+        "qwen",
+        pictures(lambda one: one.update(do_resize="no")),
+        r"do_resize='no', which must be true or false",
+    ),
+    "one mean for three channels": (
+        "llava",
+        pictures(lambda one: one.update(image_mean=[0.5, 0.5])),
+        r"cannot prepare a picture|are damaged",
+    ),
     "frames": (
         "qwen",
         pictures(lambda one: one.update(temporal_patch_size=1)),
