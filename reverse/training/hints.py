@@ -17,6 +17,7 @@ from reverse.tokens.spans import CN, SPAN, UN, parse
 __all__ = ["MOST", "choose_hints", "said"]
 
 MOST = 5  # as many as decoding names
+_LONGEST = 200  # characters of a phrase whose places are looked at one by one
 
 
 def choose_hints(
@@ -36,15 +37,28 @@ def choose_hints(
 
 
 def said(phrase: str, answer: str) -> bool:
-    """Whether `answer` says `phrase`, as whole words, elsewhere than in a phrase closed by `</UN>`."""
-    trusted = answer
-    if UN in answer:
-        trusted = re.sub(f"{SPAN}(?:(?!{SPAN}|{CN}).)*?{UN}", " ", answer, flags=re.DOTALL)
-    text = " ".join(parse(trusted).text.lower().split())
-    wanted = " ".join(phrase.lower().split())
-    return re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", text) is not None
+    """Whether `answer` says `phrase`, as whole words, elsewhere than in a phrase closed by `</UN>`.
+
+    A phrase of more than 200 characters counts as said wherever it stands, within words too.
+    """
+    return _stands_in(" ".join(phrase.lower().split()), _trusted_text(answer))
 
 
 def _unsaid(phrases: Sequence[str], answer: str) -> list[str]:
+    text = _trusted_text(answer)
     distinct = dict.fromkeys(" ".join(phrase.lower().split()) for phrase in phrases)
-    return [phrase for phrase in distinct if phrase and not said(phrase, answer)]
+    return [phrase for phrase in distinct if phrase and not _stands_in(phrase, text)]
+
+
+def _trusted_text(answer: str) -> str:
+    """What an answer says outside of phrases closed by `</UN>`, lower-cased, with single blanks."""
+    if UN in answer:
+        answer = re.sub(f"{SPAN}(?:(?!{SPAN}|{CN}).)*?{UN}", " ", answer, flags=re.DOTALL)
+    return " ".join(parse(answer).text.lower().split())
+
+
+def _stands_in(phrase: str, text: str) -> bool:
+    at = text.find(phrase)
+    if at < 0 or len(phrase) > _LONGEST:  # each place of a long one would be compared as a whole
+        return at >= 0
+    return re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", text) is not None
