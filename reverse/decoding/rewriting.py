@@ -20,6 +20,7 @@ from typing import Any
 
 __all__ = ["HintWriter", "check_plain_text"]
 
+_LONGEST = 1000  # characters of a phrase in a hint: more would fill the context and not help
 _PROBES = ("qx a", "qx 7", "qx well?", "qx so.", "qx it)")  # texts whose ends tokenise differently
 
 
@@ -33,8 +34,12 @@ class HintWriter:
         self._own = _own_ids(self.tokenizer)
 
     def text(self, phrases: Sequence[str]) -> str:
-        """The hint, or "" without phrases: lower-cased, no repeats, the last `limit` of them."""
-        distinct = list(dict.fromkeys(p.strip().lower() for p in phrases if p.strip()))
+        """The hint, or "" without phrases: lower-cased, no repeats, the last `limit` of them.
+
+        What is longer than 1,000 characters is no phrase to be avoided, and is left out.
+        """
+        short = (p.strip() for p in phrases if len(p) <= _LONGEST)
+        distinct = list(dict.fromkeys(p.lower() for p in short if p))
         kept = distinct[-self.limit :] if self.limit else []
         return f" (Hint: potential incorrect phrases -> {', '.join(kept)})" if kept else ""
 

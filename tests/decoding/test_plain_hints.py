@@ -96,3 +96,10 @@ def test_a_tokenizer_that_cannot_write_it_as_text_says_so(monkeypatch):
     monkeypatch.setattr(HintWriter, "_encode_plainly", HintWriter._encode)
     with pytest.raises(ValueError, match=r"tokens of its own, \['<image>'\].*hints=0"):
         writer.ids(["an <image>"])
+
+
+def test_a_phrase_without_end_is_left_out_of_the_hint():
+    """A phrase of a whole answer would be tokenised anew after every rejection and fill the context."""
+    writer = WRITERS["llava"]
+    assert writer.text(["x" * 1001, "a cat"]) == writer.text(["a cat"])
+    assert writer.ids(["x" * 1001]) == [] and writer.text(["x" * 1000])
