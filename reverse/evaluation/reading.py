@@ -165,7 +165,7 @@ def sound_rows(path: str | Path, skipped: list[str]) -> Iterator[tuple[int, dict
             why = line.why
         elif not isinstance(line.row, dict):
             why = f"no JSON object but {shown(line.row)}: is it an answers file?"
-        elif is_deeper(line.row, MAX_DEPTH):
+        elif line.span.stop - line.span.start > 2 * MAX_DEPTH and is_deeper(line.row, MAX_DEPTH):
             why = f"nested more than {MAX_DEPTH} deep"
         if why:
             skipped.append(f"line {line.number} is {why}")

@@ -194,8 +194,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def _first_images(rows: list[Row], images: int) -> list[Row]:
     """Whole pictures: all questions about a picture stay together, pairs and settings too."""
-    kept = list(dict.fromkeys(row["image"] for row in rows))[:images]
-    return [row for row in rows if row["image"] in set(kept)]
+    kept = set(list(dict.fromkeys(row["image"] for row in rows))[:images])
+    return [row for row in rows if row["image"] in kept]
 
 
 def _no_duplicates(title: str, ids: Sequence[Any]) -> None:
