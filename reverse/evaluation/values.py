@@ -9,7 +9,6 @@ No value raises anything here, however large, deep or strange it is.
 
 from __future__ import annotations
 
-import math
 import reprlib
 from pathlib import PurePosixPath
 from typing import Any
@@ -18,20 +17,24 @@ from reverse.data.records import half_pair
 
 __all__ = ["LONGEST_ID", "cut", "file_name", "read_id", "read_number", "shown"]
 
+LARGEST = 1e15
 LONGEST_ID = 500  # characters of an id: published ones have at most a few dozen
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = 60
 
 
 def read_number(value: Any) -> float | None:
-    """A finite number as float; None for anything else, truth values and numbers in quotes too."""
+    """A number of at most 1e15 as float; None for anything else, truth values and numbers in quotes too.
+
+    No count or time is larger, and squares of larger ones overflow in the statistics.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     try:
         number = float(value)
     except OverflowError:
         return None
-    return number if math.isfinite(number) else None
+    return number if abs(number) <= LARGEST else None
 
 
 def read_id(value: Any) -> str | None:

@@ -157,7 +157,7 @@ def test_scored_files_hold_finite_numbers(value, answers, tmp_path):
 
 def test_values_of_any_kind():
     """A helper that raises would end what it is there to keep going."""
-    for value in (None, True, "1", [1], {}, float("nan"), float("inf"), 10**400, -(10**400)):
+    for value in (None, True, "1", [1], {}, float("nan"), float("inf"), 10**400, -(10**400), 1e16):
         assert read_number(value) is None
         assert len(shown(value)) <= 60
     assert read_number(3) == 3.0 and read_id(10**400) == str(10**400) and read_id(-1) == "-1"
