@@ -29,6 +29,7 @@ EFFORT = (
     8  # characters of failed trials for each that was read; a file with a broken record now and then has 0.1
 )
 FREE_EFFORT = 1 << 23  # characters of failed trials that are allowed besides
+PIECE = 1 << 14  # characters that are decoded at first, more where they end within the item
 A_TRIAL = 256  # characters that could be decoded in the time that a failed trial takes besides its own
 
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -214,34 +215,44 @@ class _Window:
                 return ""
 
     def decode(self) -> tuple[Any, int]:
-        """The value that begins here, and its end in the text. Raises ValueError where there is none."""
+        """The value that begins here, and its end in the text. Raises ValueError where there is none.
+
+        A JSONDecodeError counts from here. It also counts the lines before it, so that a piece is decoded
+        and not the whole text, which would be gone over again for each error.
+        """
+        size = PIECE
         while True:
+            piece = self.text[self.at : self.at + size]
+            is_rest = self.at + size >= len(self.text)
             try:
-                value, end = _decode(self.text, self.at)
-                if self.whole or self._settled(value, end):
-                    return value, end
+                value, end = _decode(piece, 0)
+                if (is_rest and self.whole) or _is_settled(value, piece, end):
+                    return value, self.at + end
             except json.JSONDecodeError as error:
-                cut = error.msg.startswith("Unterminated string") or error.pos >= len(self.text) - _END
-                if self.whole or not cut:
+                cut = error.msg.startswith("Unterminated string") or error.pos >= len(piece) - _END
+                if (is_rest and self.whole) or not cut:
                     raise
             except RecursionError as error:
                 raise ValueError("brackets are nested too deeply") from error
-            if len(self.text) - self.at > LONGEST:
-                raise ValueError(f"longer than {LONGEST} characters: a bracket or a quote is missing")
-            self.more()
-
-    def _settled(self, value: Any, end: int) -> bool:
-        """Whether what is read next cannot change the value: "-0" may go on as "-0.5" or "-0e7"."""
-        if not isinstance(value, (int, float)):
-            return True
-        after = self.text[end : end + 1]
-        return (after != "" and after in " ,]\t\r\n") or len(self.text) - end > _END
+            size *= 4
+            if is_rest:
+                if len(piece) > LONGEST:
+                    raise ValueError(f"longer than {LONGEST} characters: a bracket or a quote is missing")
+                self.more()
 
     def explain(self, error: ValueError) -> str:
         if not isinstance(error, json.JSONDecodeError):
             return str(error)
-        place = self.offset + len(self.text[self.at : error.pos].encode("utf-8", "surrogateescape"))
-        return f"{error.msg} at byte {place}"
+        before = self.text[self.at : self.at + error.pos]
+        return f"{error.msg} at byte {self.offset + len(before.encode('utf-8', 'surrogateescape'))}"
+
+
+def _is_settled(value: Any, text: str, end: int) -> bool:
+    """Whether what is read next cannot change the value: "-0" may go on as "-0.5" or "-0e7"."""
+    if not isinstance(value, (int, float)):
+        return True
+    after = text[end : end + 1]
+    return (after != "" and after in " ,]\t\r\n") or len(text) - end > _END
 
 
 _decode = json.JSONDecoder().raw_decode
@@ -358,7 +369,7 @@ class _ListScan:
         window = self.window
         size = len(window.text) - window.at
         if isinstance(error, json.JSONDecodeError) and not error.msg.startswith("Unterminated string"):
-            size = error.pos - window.at
+            size = error.pos
         self.effort += size + A_TRIAL
 
     def _has_tried_enough(self) -> bool:
