@@ -36,7 +36,7 @@ class ProgressLines:
         total: of how many, where that is known at the start.
         stream: where lines go; None: stderr, as it is when the line is written.
         clock: seconds; another one for tests.
-        every: seconds between two lines.
+        every: seconds between two lines; None: `EVERY`.
     """
 
     def __init__(
@@ -46,9 +46,10 @@ class ProgressLines:
         *,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
-        every: float = EVERY,
+        every: float | None = None,
     ):
-        self.label, self.total, self.stream, self.clock, self.every = label, total, stream, clock, every
+        self.label, self.total, self.stream, self.clock = label, total, stream, clock
+        self.every = EVERY if every is None else every
         self.done, self.note, self.lines = 0.0, "", 0
         self._began = self._last = clock()
         self._first: float | None = None  # done at the first report: by an earlier run, or the first piece

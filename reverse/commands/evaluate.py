@@ -16,6 +16,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from reverse.commands.checking import check_decoding
+from reverse.progress import ProgressLines
+
 _DATA = "playground/data/eval"
 INTERRUPTED = 130  # exit code of a command stopped by Ctrl-C
 
@@ -90,18 +93,15 @@ def evaluate(
             raise ValueError(
                 f"{name} is missing: reverse eval chair --model tiny-llava --data scenes --out out"
             )
-    if temperature is not None and not do_sample:
-        raise ValueError(
-            f"--temperature {temperature:g} is that of sampling: add --do-sample, or leave it out"
-        )
-    from reverse.decoding.generate import MODES
+    check_decoding(
+        mode=mode, max_new_tokens=max_new_tokens, do_sample=do_sample, temperature=temperature,
+        threshold=threshold, hints=hints, on_exhausted=on_exhausted, candidates=candidates, seed=seed,
+    )  # fmt: skip
     from reverse.evaluation.evaluating import Plan, evaluate_on_ray
     from reverse.evaluation.evaluating import evaluate as run_all
     from reverse.evaluation.outputs import check_output_folder
     from reverse.evaluation.running import Decoding, place
 
-    if mode not in MODES:
-        raise ValueError(f"--mode must be one of {', '.join(MODES)}, got {mode!r}")
     if device is not None or dtype is not None:
         _placement(device, dtype)
     settings = {"hints": hints, "on_exhausted": on_exhausted, "candidates": candidates}
@@ -190,17 +190,21 @@ def _report(plan: Any, outcomes: list[Any], score: bool = False) -> None:
 
 @contextmanager
 def _bars(shown: bool) -> Iterator[Any]:
-    """A bar a benchmark and seed, on a terminal."""
+    """A bar a benchmark and seed on a terminal; elsewhere a line every 30 seconds."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as bar:
         tasks: dict[tuple[str, int], Any] = {}
+        lines: dict[tuple[str, int], ProgressLines] = {}
 
         def watch(bench: Any, seed: int, done: int, total: int) -> None:
             key = (bench.name, seed)
             if key not in tasks:
                 name = bench.title if not seed else f"{bench.title}, seed {seed}"
                 tasks[key] = bar.add_task(name, total=total, completed=done)
+                lines[key] = ProgressLines(name, total)
             bar.update(tasks[key], completed=done)
+            if shown and not console.is_terminal:
+                lines[key].update(done)
 
         yield watch

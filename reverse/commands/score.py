@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
+
+from reverse.progress import show_progress
 
 
 def register(app: typer.Typer, data: typer.Typer) -> None:
@@ -102,14 +103,8 @@ def score_and_show(
     from reverse.evaluation.scoring import score_file
     from reverse.evaluation.scoring.judge import refuse_without_verdicts
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("judged" if judge else "captions of the truth", visible=False)
-
-        def progress(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total, visible=True)
-
+    with show_progress("judged" if judge else "captions of the truth") as progress:
         try:
             table, metrics = score_file(answers, truth, name, judge=judge, partial=partial, progress=progress)
         except ImportError as error:  # an extra that is not installed: one line, as for other refusals

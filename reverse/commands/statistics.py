@@ -136,7 +136,7 @@ def sweep(
         where = _device(device)
         points = decode_at(
             model, thresholds, out, split=split, count=count, batch_size=batch_size, device=where, seed=seed,
-            quiet=not Console(stderr=True).is_terminal, plots=False,
+            quiet=False, plots=False,
         )  # fmt: skip
         console.print(shown.decoded(points))
     source = answers if answers is not None else out / "decoded" / "off.jsonl"

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from reverse.data.scenes import make_scene
 from reverse.evaluation.bootstrap import interval
 from reverse.evaluation.calibrating import TESTS, Calibration
 from reverse.evaluation.truth import same_picture
@@ -58,6 +59,7 @@ def calibrate_decoding(
     from reverse.evaluation.scenes import Contender, measure
     from reverse.models import load
 
+    make_scene(split, 0, seed)  # its errors come before the model is loaded
     loaded = load(model, device=device) if loaded is None else loaded
     delta = (1 - confidence) / STEPS
     tried: list[dict[str, Any]] = []
@@ -66,7 +68,7 @@ def calibrate_decoding(
         threshold = float(f"{start / 2**step:.4g}")  # as the name of the file says it
         rows = measure(
             Contender(f"on_{threshold:g}", model, threshold=threshold), loaded, out, split=split, count=count,
-            seed=seed, batch_size=batch_size, quiet=True,
+            seed=seed, batch_size=batch_size,
         )  # fmt: skip
         loss, kept = decoded_losses(rows, threshold)
         p = float(TESTS[rule](loss[:, None], risk, delta)[0])

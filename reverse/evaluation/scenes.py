@@ -25,6 +25,7 @@ import numpy as np
 from scipy.stats import mannwhitneyu
 
 from reverse.data.files import write_json
+from reverse.data.locking import output_lock
 from reverse.data.scenes import Scene, find_objects, make_scene, questions, render
 from reverse.decoding.generate import generate
 from reverse.decoding.trace import Result
@@ -34,6 +35,7 @@ from reverse.evaluation.reading import read_settings, rows_of
 from reverse.evaluation.sweeping import finite
 from reverse.models import default_threshold, load
 from reverse.models.fingerprint import checkpoint_fingerprint
+from reverse.progress import show_progress
 from reverse.tokens import strip
 
 __all__ = ["Contender", "answer", "auroc", "measure", "picture", "score", "summarise", "yes_no"]
@@ -188,34 +190,41 @@ def measure(
     """
     path = out / f"{contender.name}.jsonl"
     out.mkdir(parents=True, exist_ok=True)
-    made_with = {name: value for name, value in asdict(contender).items() if value != {}}
-    if contender.threshold is None and contender.mode != "plain":
-        made_with["threshold"] = default_threshold(loaded[0])
-    made_with |= {"checkpoint": checkpoint_fingerprint(contender.model)}
-    _same_settings(path, made_with | {"split": split, "seed": seed, "max_new_tokens": max_new_tokens})
-    rows = _read_whole_batches(path, batch_size, count)
-    with path.open("a", encoding="utf-8") as file:
-        while len(rows) < count:
-            scenes = [
-                make_scene(split, i, seed) for i in range(len(rows), min(count, len(rows) + batch_size))
-            ]
-            results = (
-                by(scenes)
-                if by is not None
-                else answer(
-                    contender, loaded, scenes, batch_size=batch_size, max_new_tokens=max_new_tokens, seed=seed
+    with output_lock(path):
+        made_with = {name: value for name, value in asdict(contender).items() if value != {}}
+        if contender.threshold is None and contender.mode != "plain":
+            made_with["threshold"] = default_threshold(loaded[0])
+        made_with |= {"checkpoint": checkpoint_fingerprint(contender.model)}
+        _same_settings(path, made_with | {"split": split, "seed": seed, "max_new_tokens": max_new_tokens})
+        rows = _read_whole_batches(path, batch_size, count)
+        with (
+            show_progress(contender.name, count, shown=not quiet) as progress,
+            path.open("a", encoding="utf-8") as file,
+        ):
+            progress(len(rows))
+            while len(rows) < count:
+                scenes = [
+                    make_scene(split, i, seed) for i in range(len(rows), min(count, len(rows) + batch_size))
+                ]
+                results = (
+                    by(scenes)
+                    if by is not None
+                    else answer(
+                        contender,
+                        loaded,
+                        scenes,
+                        batch_size=batch_size,
+                        max_new_tokens=max_new_tokens,
+                        seed=seed,
+                    )
                 )
-            )
-            fresh = [score(scene, result) for scene, result in zip(scenes, results, strict=True)]
-            file.writelines(json.dumps(row) + "\n" for row in fresh)
-            file.flush()
-            os.fsync(file.fileno())
-            rows.extend(fresh)
-            if not quiet:
-                print(f"\r{contender.name}: {len(rows)}/{count}", end="", flush=True)
-    if not quiet:
-        print(flush=True)
-    return rows[:count]
+                fresh = [score(scene, result) for scene, result in zip(scenes, results, strict=True)]
+                file.writelines(json.dumps(row) + "\n" for row in fresh)
+                file.flush()
+                os.fsync(file.fileno())
+                rows.extend(fresh)
+                progress(len(rows))
+        return rows[:count]
 
 
 def picture(scene: Scene) -> Any:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from reverse.data.files import whole_file, write_json
+from reverse.data.scenes import make_scene
 from reverse.evaluation.detector import BINS, Detector
 from reverse.evaluation.intervals import DEFAULT, Method
 
@@ -91,6 +92,7 @@ def decode_at(
     for threshold in thresholds:
         if not 0 < threshold <= 1:
             raise ValueError(f"threshold must lie in (0, 1], got {threshold:g}: it is a probability of </UN>")
+    make_scene(split, 0, seed)  # its errors come before the model is loaded
     loaded = load(model, device=device)
     contenders = [
         Contender("off", model, "plain"),

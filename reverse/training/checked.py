@@ -84,6 +84,7 @@ def check_records(
     skip_bad: bool = False,
     resume: bool = True,
     say: Callable[[str], None] = lambda line: None,
+    progress: Callable[[float, float], None] = lambda done, total: None,
 ) -> Checked:
     """Look at all records of `dataset`, which leaves out those that are bad from now on.
 
@@ -97,6 +98,7 @@ def check_records(
             drawn, and then the next record is trained, or it is an error.
         resume: take what an earlier start found, where it is of the same data and settings.
         say: is told what goes on.
+        progress: is told how many records of this process' share were looked at, and how many there are.
 
     Raises:
         ValueError: there are bad records and `skip_bad` is not set, or more than half are bad.
@@ -116,7 +118,7 @@ def check_records(
             )
         began = time.monotonic()
         first, end = (count * k // processes() for k in (rank(), rank() + 1))
-        bad, cut_turns = _look(dataset, first, end)
+        bad, cut_turns = _look(dataset, first, end, progress)
         samples = [[*one, _beginning(dataset, one.number)] for one in bad[:SHOWN]]
         shares = exchange([[one.number for one in bad], samples, _summed(cut_turns)])
         numbers = sorted(number for share, _, _ in shares for number in share)
@@ -158,7 +160,12 @@ def find_bad(dataset: RecordDataset, first: int = 0, end: int | None = None) -> 
     return _look(dataset, first, end)[0]
 
 
-def _look(dataset: RecordDataset, first: int = 0, end: int | None = None) -> tuple[list[Bad], dict[int, int]]:
+def _look(
+    dataset: RecordDataset,
+    first: int = 0,
+    end: int | None = None,
+    progress: Callable[[float, float], None] = lambda done, total: None,
+) -> tuple[list[Bad], dict[int, int]]:
     """Bad records, and of the others: how many turns do not fit (number of the record: turns)."""
     glance = _Glance(dataset)
     places: dict[str, int] = {}  # of a picture among the different ones
@@ -181,7 +188,9 @@ def _look(dataset: RecordDataset, first: int = 0, end: int | None = None) -> tup
                 encode(number, record)
         long.clear()
 
-    for number in numbers:
+    for done, number in enumerate(numbers):
+        if done % TOGETHER == 0:
+            progress(done, len(numbers))
         place = -1
         if number in dataset.records.broken:
             bad[number] = dataset.records.broken[number]

@@ -24,6 +24,7 @@ from reverse.data.locking import output_lock
 from reverse.data.published import records_path
 from reverse.data.text_files import read_json
 from reverse.models import load
+from reverse.progress import show_progress
 from reverse.tokens import add_tokens, token_ids
 from reverse.training.adapters import check_tuning, quantization, select_trained
 from reverse.training.checked import Checked, check_records, checked_file
@@ -132,14 +133,17 @@ def prepare(
         keep_broken=True,
     )
     check_size(config, check_settings(config), len(dataset))
-    checked = check_records(
-        dataset,
-        found,
-        identity=data,
-        skip_bad=recipe.data.skip_bad,
-        resume=resume,
-        say=lambda line: _say(recipe, line) if is_first() and not quiet else None,
-    )
+    shown = is_first() and not quiet
+    with show_progress("records checked", shown=shown, transient=True) as progress:
+        checked = check_records(
+            dataset,
+            found,
+            identity=data,
+            skip_bad=recipe.data.skip_bad,
+            resume=resume,
+            say=lambda line: _say(recipe, line) if shown else None,
+            progress=progress,
+        )
     check_size(config, check_settings(config), len(dataset))
     data |= {
         "count": len(dataset),
