@@ -28,7 +28,7 @@ def check_decoding(
     from reverse.decoding.generate import MODES
 
     if mode not in MODES:
-        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+        raise ValueError(f"--mode must be one of {', '.join(MODES)}, got {mode!r}")
     if max_new_tokens is not None:
         check_whole("max_new_tokens", max_new_tokens, 1)
     if temperature is not None and not do_sample:

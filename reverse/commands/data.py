@@ -60,7 +60,9 @@ def check(
 ) -> None:
     """Say what a set holds and what is wrong with it; exit code 1 when something is."""
     from reverse.data.checking import check as check_records
+    from reverse.data.published import records_path
 
+    records_path(file)  # its error comes before the tokenizer is loaded
     reader = _tokenizer(tokenizer) if tokenizer is not None else None
     with show_progress("checked") as progress:
         report = check_records(

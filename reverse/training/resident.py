@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from reverse.data.locking import output_lock
 from reverse.data.text_files import read_json
 from reverse.tokens import token_ids
 from reverse.training.labels import IGNORE
@@ -350,6 +351,13 @@ def _optimizer(model: Any, config: ResidentConfig) -> torch.optim.Optimizer:
 
 
 def _write(model: Any, processor: Any, output: Path, manifest: dict[str, Any], dtype: str | None) -> None:
+    with output_lock(output):
+        _write_folder(model, processor, output, manifest, dtype)
+
+
+def _write_folder(
+    model: Any, processor: Any, output: Path, manifest: dict[str, Any], dtype: str | None
+) -> None:
     partial = output.with_name(output.name + ".partial")
     for leftover in (partial, output):
         shutil.rmtree(leftover, ignore_errors=True)
