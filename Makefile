@@ -56,7 +56,7 @@ test-oldest: $(OLDEST)/installed  ## decoding, models, training and merging on t
 	PYTHONPATH=$(CURDIR)/$(OLDEST) REVERSE_TEST_RELEASES="$(OLDEST_RELEASES)" OMP_NUM_THREADS=1 \
 		$(BIN)/python -m pytest -n $(JOBS) --durations=15 $(OLDEST_TESTS)
 
-$(OLDEST)/installed: $(STAMP)
+$(OLDEST)/installed: $(STAMP) Makefile
 	rm -rf $(OLDEST)
 	$(BIN)/python -m pip install --quiet --no-deps --target $(OLDEST) $(OLDEST_RELEASES)
 	@touch $@
