@@ -52,7 +52,7 @@ _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _PICTURE_SETTINGS = ("processor_config.json", "preprocessor_config.json")
 _OURS = ("adapter_kwargs", "gguf_file", "output_loading_info", "state_dict", "use_safetensors")
-_OTHER_NAMES = ("config", "key_mapping", "variant")  # of from_pretrained: other tensors than the files say
+_OTHER_NAMES = ("config", "key_mapping")  # of from_pretrained: other tensors than the files say
 _NO_FOLDER = "no-adapter"  # where transformers is told to look for an adapter of the checkpoint: nowhere
 _warned: set[str] = set()  # checkpoints whose files beside the weights were named once
 
@@ -97,7 +97,7 @@ def load(
     check_dtype(dtype)
     check_backend(image_backend)
     hub = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
-    path, family = find_checkpoint(path_or_id, **hub)
+    path, family = find_checkpoint(path_or_id, variant=kwargs.get("variant"), **hub)
 
     processor = load_fitting_processor(path, family, backend=image_backend, **hub)
     if require_tokens:
@@ -138,16 +138,18 @@ def load_fitting_processor(
     return processor
 
 
-def find_checkpoint(path_or_id: str | os.PathLike, **hub: Any) -> tuple[str, Family]:
+def find_checkpoint(
+    path_or_id: str | os.PathLike, *, variant: str | None = None, **hub: Any
+) -> tuple[str, Family]:
     """Where a checkpoint is, and its family. Refuses what `load` refuses, before anything heavy is read.
 
-    `hub` are options of the hub, such as `revision`. Raises as `load`.
+    `hub` are options of the hub, such as `revision`; `variant` is that of the weights. Raises as `load`.
     """
     path = _resolve(path_or_id)
     file, config = _read_config(path, hub)
     family = _check_config(path, config)
     check_config_values(file, config, family)
-    check_weight_files(path, hub)
+    check_weight_files(path, hub, variant)
     _check_files(path, _TOKENIZERS, "tokenizer", hub)
     _check_files(path, _PICTURE_SETTINGS, "image processor", hub)
     check_settings(find_settings(path, hub, vocabulary=False))
@@ -160,7 +162,7 @@ def load_weights(path: str, family: Family, *, dtype: torch.dtype | str | None =
     Raises ValueError where the files do not hold exactly the tensors of the model, or are damaged.
     """
     hub = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
-    files = fetch_weight_files(path, hub)
+    files = fetch_weight_files(path, hub, kwargs.get("variant"))
     if not any(name in kwargs for name in _OTHER_NAMES):
         _check_tensors(path, files, family, hub)
     _warn_of_stray_files(path, files)

@@ -22,8 +22,10 @@ _MAX_TENSORS = 1 << 18
 Shapes = dict[str, tuple[int, ...]]
 
 
-def check_weight_files(place: str, hub: dict[str, Any]) -> list[Path] | None:
+def check_weight_files(place: str, hub: dict[str, Any], variant: str | None = None) -> list[Path] | None:
     """The weight files of a folder; None for a hub id, whose files may have to be fetched first.
+
+    `variant` is that of `from_pretrained`: "fp16" reads `model.fp16.safetensors`.
 
     Raises:
         FileNotFoundError: there are no weights, or shards are missing.
@@ -33,10 +35,11 @@ def check_weight_files(place: str, hub: dict[str, Any]) -> list[Path] | None:
     if not folder.is_dir():
         return None
     folder = folder / hub.get("subfolder", "")
-    if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
-    if (folder / INDEX).exists():
-        return [folder / name for name in shard_names(folder / INDEX, folder)]
+    single, index = _names(variant)
+    if (folder / single).is_file():
+        return [folder / single]
+    if (folder / index).exists():
+        return [folder / name for name in shard_names(folder / index, folder)]
     if any((folder / name).exists() for name in ADAPTER):
         raise ValueError(
             f"{place!r} holds a LoRA adapter and no weights of its base: merge it first, "
@@ -49,30 +52,42 @@ def check_weight_files(place: str, hub: dict[str, Any]) -> list[Path] | None:
             "load them where you trust them and save them with save_pretrained, which writes safetensors"
         )
     others = sorted(file.name for file in folder.glob("*.safetensors"))
-    named = f" (it has {', '.join(others[:3])}: rename a complete one to {SINGLE})" if others else ""
+    named = f" (it has {', '.join(others[:3])}: rename a complete one to {single})" if others else ""
     raise FileNotFoundError(
-        f"{place!r} has no *.safetensors that is read, {SINGLE} or {INDEX}{named}: the checkpoint is not "
+        f"{place!r} has no *.safetensors that is read, {single} or {index}{named}: the checkpoint is not "
         "complete, fetch or save it again"
     )
 
 
-def fetch_weight_files(place: str, hub: dict[str, Any]) -> list[Path]:
+def fetch_weight_files(place: str, hub: dict[str, Any], variant: str | None = None) -> list[Path]:
     """The weight files of a folder or a hub id, fetched where they are not here yet. Raises as
     `check_weight_files`.
     """
-    here = check_weight_files(place, hub)
+    here = check_weight_files(place, hub, variant)
     if here is not None:
         return here
-    single = cached_file(place, SINGLE, _raise_exceptions_for_missing_entries=False, **hub)
+    names = _names(variant)
+    single = cached_file(place, names[0], _raise_exceptions_for_missing_entries=False, **hub)
     if single is not None:
         return [Path(single)]
-    index = cached_file(place, INDEX, _raise_exceptions_for_missing_entries=False, **hub)
+    index = cached_file(place, names[1], _raise_exceptions_for_missing_entries=False, **hub)
     if index is None:
         raise FileNotFoundError(
-            f"{place!r} has neither {SINGLE} nor {INDEX}: pickled weights are not read; name a checkpoint "
-            "with safetensors, or convert it where you trust it"
+            f"{place!r} has neither {names[0]} nor {names[1]}: pickled weights are not read; name a "
+            f"checkpoint with safetensors, or convert it where you trust it"
         )
     return [Path(str(cached_file(place, name, **hub))) for name in shard_names(Path(index), None)]
+
+
+def _names(variant: str | None) -> tuple[str, str]:
+    """The one file and the index of a variant, as transformers names them."""
+    if variant is None:
+        return SINGLE, INDEX
+    if not is_plain_name(variant):
+        raise ValueError(
+            f"variant={shorten(variant)} is no part of a file's name: try 'fp16', or leave it out"
+        )
+    return f"model.{variant}.safetensors", f"model.safetensors.index.{variant}.json"
 
 
 def shard_names(index: Path, folder: Path | None) -> list[str]:
@@ -157,7 +172,7 @@ def link_without_adapter(folder: Path, files: list[Path]) -> Path:
     removes the folder when the model is gone: weights on disk may be read through it until then.
     """
     view = Path(tempfile.mkdtemp(prefix="reverse-weights-"))
-    beside = [folder / name for name in ("config.json", "generation_config.json", INDEX)]
+    beside = [folder / "config.json", folder / "generation_config.json", *folder.glob("*.index*.json")]
     for file in [*files, *(file for file in beside if file.exists())]:
         if not (view / file.name).exists():
             (view / file.name).symlink_to(file.absolute())

@@ -245,3 +245,18 @@ def test_options_that_would_go_around_the_checks(option, folder):
     """`output_loading_info=True` would end in an AttributeError after the weights were read."""
     with pytest.raises(TypeError, match=f"{option} is not accepted: .*leave it out"):
         load(folder, **{option: {}})
+
+
+def test_a_variant_is_read_and_checked(folder):
+    """`variant="fp16"` would be refused for a file that is not asked for, or go unchecked."""
+    (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"no \*.safetensors .*it has model.fp16.safetensors"):
+        load(folder)
+    load(folder, variant="fp16")
+    (folder / "model.fp16.safetensors").rename(folder / "model.safetensors")
+    rewrite(folder, without("norm"))
+    (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
+    with pytest.raises(ValueError, match=r"lacks 1 tensor "):
+        load(folder, variant="fp16")
+    with pytest.raises(ValueError, match=r"variant='../x' is no part of a file's name"):
+        load(folder, variant="../x")
