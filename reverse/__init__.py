@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from reverse.decoding.config import ResamplingConfig
+    from reverse.decoding.failures import FailedRequest
     from reverse.decoding.generate import generate, generate_many
     from reverse.decoding.retrospective import Interrupted, Retrospective, retrospective
     from reverse.decoding.stream import TextStream, stream
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "FailedRequest",
     "Interrupted",
     "Phrase",
     "ResamplingConfig",
@@ -37,6 +39,7 @@ __all__ = [
 ]
 
 _WHERE = {
+    "FailedRequest": "decoding.failures",
     "Interrupted": "decoding.retrospective",
     "Phrase": "decoding.trace",
     "ResamplingConfig": "decoding.config",

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import reverse
-from reverse.decoding import generate as engine
+from reverse.decoding import calls as engine
 from reverse.decoding import loop
 from reverse.decoding.loop import Request
 from reverse.decoding.retrospective import _room

@@ -24,13 +24,49 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Backend", "Draw", "End", "OutOfMemory", "Prefill", "Run"]
+__all__ = [
+    "Backend",
+    "Draw",
+    "End",
+    "OutOfMemory",
+    "Prefill",
+    "RowFault",
+    "Run",
+    "does_not_fit",
+    "not_finite",
+]
 
 End = Literal["phrase", "eos", "stop", "length"]
 
 
 class OutOfMemory(RuntimeError):
     """The device is full. Whoever drives the backend finishes its rows and admits fewer of them anew."""
+
+
+def does_not_fit(message: str) -> OutOfMemory:
+    """The error of a row that does not fit although it is alone; `message` is the device's."""
+    detail = message.splitlines()[0] if message else "no detail"
+    return OutOfMemory(
+        f"out of memory with a single row ({detail}): use smaller pictures, fewer candidates, "
+        "a smaller max_new_tokens, or load the model in bfloat16"
+    )
+
+
+class RowFault(ValueError):
+    """One row cannot go on, and the others can. Whoever drives the backend finishes that row."""
+
+    def __init__(self, row: int, message: str):
+        super().__init__(message)
+        self.row = row
+
+
+def not_finite(row: int, position: int) -> RowFault:
+    """The fault of a row whose logits are NaN or infinite at a position of its answer."""
+    return RowFault(
+        row,
+        f"logits of row {row} are not finite at answer position {position}: check the weights, or load with "
+        "dtype=float32",
+    )
 
 
 @dataclass(slots=True)
@@ -105,7 +141,8 @@ class Backend(Protocol):
     def extend(self) -> list[tuple[int, int, Run]]:
         """Decode every started segment until at least one ended; returns (row, candidate, run) of those.
 
-        The candidate is 0 without a fork. Empty when nothing is started.
+        The candidate is 0 without a fork. Empty when nothing is started. Raises RowFault for a row that
+        cannot go on; it is to be called again, and then returns what ended of the others.
         """
 
     def finish(self, row: int) -> None:

@@ -8,8 +8,10 @@ ResamplingConfig.released()               # settings of the published code, on t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
+from inspect import signature
 from numbers import Integral, Real
 from operator import index
 from typing import Any, Literal
@@ -148,13 +150,33 @@ class ResamplingConfig:
         )
         return base.with_changes(changes)
 
-    def with_changes(self, changes: dict[str, Any]) -> ResamplingConfig:
-        """A copy with `changes`; unknown names raise TypeError with the list of known ones."""
+    def with_changes(self, changes: dict[str, Any], arguments: Sequence[str] = ()) -> ResamplingConfig:
+        """A copy with `changes`; an unknown name raises TypeError with the nearest known one.
+
+        `arguments`: names that are no settings, but known where the changes come from.
+        """
         known = [f.name for f in fields(self)]
         unknown = sorted(set(changes) - set(known))
         if unknown:
-            raise TypeError(f"unknown setting {', '.join(unknown)}: ResamplingConfig has {', '.join(known)}")
+            raise TypeError(
+                f"unknown setting {', '.join(unknown):.200}: {_explain(unknown[0], known, arguments)}"
+            )
         return replace(self, **changes)
+
+
+def _explain(name: str, known: Sequence[str], arguments: Sequence[str]) -> str:
+    """What somebody may have meant by a name that is no setting."""
+    from transformers import GenerationConfig, GenerationMixin
+
+    options = {*vars(GenerationConfig()), *signature(GenerationMixin.generate).parameters}
+    if name in options:
+        call = f"model.generate(custom_generate=reverse.retrospective(processor), {name}=...)"
+        ours = f"generation={{{name!r}: ...}}, or " if "generation" in arguments else ""
+        return f"it is an option of model.generate(), use {ours}{call}"
+    near = get_close_matches(name, [*known, *arguments], n=1)
+    if near:
+        return f"did you mean {near[0]}?"
+    return f"ResamplingConfig has {', '.join(known)}"
 
 
 def check_whole(name: str, value: Any, low: int, mend: str = "") -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -35,6 +36,16 @@ _log = logging.getLogger(__name__)
 _idle: WeakKeyDictionary[Any, Engine] = WeakKeyDictionary()
 _guard = threading.Lock()
 _said: set[str] = set()
+
+
+def _renew_guard() -> None:
+    """In a forked process: another thread of the parent may have held it."""
+    global _guard
+    _guard = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_guard)
 
 
 def release(model: Any) -> None:

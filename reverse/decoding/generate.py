@@ -7,49 +7,17 @@ for result in reverse.generate_many(model, processor, ({"images": path} for path
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, overload
 
-import torch
-
-from reverse.decoding import _hf
-from reverse.decoding.backend import OutOfMemory, Prefill
-from reverse.decoding.config import ResamplingConfig, check_seed, check_whole
-from reverse.decoding.events import Event, telling
-from reverse.decoding.loop import Request
-from reverse.decoding.retrospective import Interrupted, Retrospective, retrospective, settled
-from reverse.decoding.sources import Job, Stream
+from reverse.decoding.calls import AHEAD, MODES, QUESTION, GenerationCall, check_seeds, make_job, prepare_call
+from reverse.decoding.config import ResamplingConfig, check_whole
+from reverse.decoding.events import Event
+from reverse.decoding.failures import FailedRequest, add_results
+from reverse.decoding.retrospective import Interrupted, Retrospective, retrospective
 from reverse.decoding.trace import Result
-from reverse.decoding.turns import model_lock
-from reverse.models import family_of, prepare_inputs
-from reverse.models.unwrapping import check_wrappers, input_device, unwrap_model
 
-__all__ = ["Interrupted", "Retrospective", "generate", "generate_many", "retrospective"]
-
-MODES = ("resample", "plain")
-_DESCRIBE = "Describe this image."
-_AHEAD = 4  # windows of `slots` requests that may be under way or waiting to be handed out in order
-# Of `generation`: those that would be overruled without a word.
-_OWN_OPTIONS = frozenset(
-    {
-        "attention_mask",
-        "custom_generate",
-        "do_sample",
-        "generation_config",
-        "input_ids",
-        "inputs",
-        "inputs_embeds",
-        "max_length",
-        "max_new_tokens",
-        "num_return_sequences",
-        "pixel_values",
-        "stop_strings",
-        "temperature",
-        "top_k",
-        "top_p",
-    }
-)
+__all__ = ["MODES", "Interrupted", "Retrospective", "generate", "generate_many", "retrospective"]
 
 
 @overload
@@ -62,7 +30,7 @@ def generate(
     model: Any,
     processor: Any,
     images: Any = None,
-    prompt: Any = _DESCRIBE,
+    prompt: Any = QUESTION,
     *,
     mode: Literal["resample", "plain"] = "resample",
     config: ResamplingConfig | None = None,
@@ -103,43 +71,27 @@ def generate(
     Raises ValueError or TypeError that name the value and the mend; Interrupted, with the results there
     are, at Ctrl-C; torch.OutOfMemoryError where not even one request fits.
     """
-    batch_size = check_whole("batch_size", batch_size, 1)
-    asking = _Asking(
+    call = prepare_call(
         model,
         processor,
-        mode,
-        config,
-        max_new_tokens,
-        do_sample,
-        temperature,
-        system,
-        generation,
-        settings,
-        stream,
-        events,
-        stop_strings,
+        images,
+        prompt,
+        mode=mode,
+        config=config,
+        max_new_tokens=max_new_tokens,
+        do_sample=do_sample,
+        temperature=temperature,
+        seed=seed,
+        batch_size=batch_size,
+        system=system,
+        generation=generation,
+        progress=progress,
+        stream=stream,
+        events=events,
+        stop_strings=stop_strings,
+        **settings,
     )
-    pictures, prompts, single = _requests(images, prompt)
-    seeds = _one_a_request(asking.config.seed if seed is None else seed, len(prompts))
-    if len(seeds) != len(prompts):
-        raise ValueError(
-            f"got {len(seeds)} seeds for {len(prompts)} requests: give one a request, or a number"
-        )
-    sinks = asking.decoder.sinks
-    if sinks and len(sinks) != len(prompts):
-        raise ValueError(f"got {len(sinks)} streams for {len(prompts)} requests: give one a request")
-    jobs = map(Job, range(len(prompts)), pictures, prompts, seeds)
-    found: dict[int, Result] = {}
-    try:
-        with telling(sinks):
-            for i, result in asking.run(jobs, min(batch_size, len(prompts))):
-                found[i] = result
-                if progress is not None:
-                    progress(1)
-    except Interrupted as stopped:
-        raise Interrupted(found | stopped.results) from None
-    results = [found[i] for i in range(len(prompts))]
-    return results[0] if single else results
+    return call()
 
 
 def generate_many(
@@ -159,6 +111,7 @@ def generate_many(
     generation: dict[str, Any] | None = None,
     events: Callable[[Event], None] | None = None,
     stop_strings: str | Sequence[str] | None = None,
+    on_error: Literal["raise", "yield"] = "raise",
     **settings: Any,
 ) -> Iterator[Any]:
     """Answer requests without end through `slots` rows, reading them only as rows become free.
@@ -169,33 +122,41 @@ def generate_many(
     Yields a Result a request, in their order; with `ordered=False` pairs (index, Result) as they finish.
     In order, at most `4 * slots` requests are under way or wait for an earlier one. `requests` is read while
     the model is free for others. Closing the iterator frees all that it holds.
-    Raises as `generate()` does, but not before the requests that came before a refused one are answered;
-    `Interrupted.results` has those that were finished and not yet handed out.
+
+    A request that cannot be answered (no such picture, a prompt longer than the context, logits that are not
+    finite) does not end the others: with `on_error="yield"` a FailedRequest comes in its place, and the
+    iteration goes on. With "raise" no request is taken after it, those under way are finished, and then its
+    error is raised, as by `generate()`, with the number of the request. What the model itself raises ends the
+    iteration in either case, after what was finished by then. Answers that were finished and could not be
+    handed out in order are in the error's `results`, by index; in those of `Interrupted` too.
     """
     slots = check_whole("slots", slots, 1)
-    asking = _Asking(
+    if on_error not in ("raise", "yield"):
+        raise ValueError(f"on_error must be one of raise, yield, got {on_error!r:.80}")
+    asking = GenerationCall(
         model,
         processor,
-        mode,
-        config,
-        max_new_tokens,
-        do_sample,
-        temperature,
-        system,
-        generation,
-        settings,
+        mode=mode,
+        config=config,
+        max_new_tokens=max_new_tokens,
+        do_sample=do_sample,
+        temperature=temperature,
+        system=system,
+        generation=generation,
         events=events,
         stop_strings=stop_strings,
+        **settings,
     )
-    (first_seed,) = _one_a_request(asking.config.seed if seed is None else seed, 1)
-    jobs = (_job(i, request, first_seed) for i, request in enumerate(requests))
+    (first_seed,) = check_seeds(asking.config.seed if seed is None else seed, 1)
+    jobs = (make_job(i, request, first_seed) for i, request in enumerate(requests))
+    then: Literal["later", "yield"] = "later" if on_error == "raise" else "yield"
     if not ordered:
-        return asking.run(jobs, slots, patient=True)
-    return _in_order(asking.run(jobs, slots, _AHEAD * slots, patient=True))
+        return asking.run(jobs, slots, None, then)
+    return _in_order(asking.run(jobs, slots, AHEAD * slots, then))
 
 
-def _in_order(found: Iterator[tuple[int, Result]]) -> Iterator[Result]:
-    waiting: dict[int, Result] = {}
+def _in_order(found: Iterator[tuple[int, Result | FailedRequest]]) -> Iterator[Result | FailedRequest]:
+    waiting: dict[int, Result | FailedRequest] = {}
     following = 0
     try:
         for i, result in found:
@@ -204,197 +165,11 @@ def _in_order(found: Iterator[tuple[int, Result]]) -> Iterator[Result]:
                 following += 1
                 yield waiting.pop(following - 1)
     except Interrupted as stopped:
-        raise Interrupted(waiting | stopped.results) from None
+        raise Interrupted(_answers(waiting) | stopped.results) from None
+    except Exception as error:
+        add_results(error, _answers(waiting))
+        raise
 
 
-class _Asking:
-    """One call of `generate()` or `generate_many()`: its settings, and how its jobs become requests."""
-
-    def __init__(
-        self,
-        model: Any,
-        processor: Any,
-        mode: str,
-        config: ResamplingConfig | None,
-        max_new_tokens: int,
-        do_sample: bool,
-        temperature: float,
-        system: str | None,
-        generation: dict[str, Any] | None,
-        settings: dict[str, Any],
-        stream: Any = None,
-        events: Callable[[Event], None] | None = None,
-        stop_strings: str | Sequence[str] | None = None,
-    ):
-        if mode not in MODES:
-            raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
-        max_new_tokens = check_whole("max_new_tokens", max_new_tokens, 1)
-        ours = sorted(set(generation or {}) & _OWN_OPTIONS)
-        if ours:
-            raise ValueError(
-                f"generation holds {', '.join(ours)}, which is not for model.generate() to decide here: use "
-                "the arguments max_new_tokens, do_sample, temperature, stop_strings, images, prompt and the "
-                "settings top_k, top_p"
-            )
-        check_wrappers(model)
-        self.model, self.base, self.processor, self.system = model, unwrap_model(model), processor, system
-        self.config = settled(config, settings)
-        self.options = dict(generation or {})
-        self.options.update(max_new_tokens=max_new_tokens, do_sample=do_sample, num_return_sequences=1)
-        if do_sample:  # ours stand in the config; a checkpoint's own would arrive as if they were asked for
-            self.options.update(temperature=temperature, top_k=0, top_p=1.0)
-        with model_lock(model):  # finding the place of hints tokenises
-            self.decoder = Retrospective(
-                processor,
-                self.config,
-                checking=mode == "resample",
-                stream=stream,
-                events=events,
-                stop_strings=stop_strings,
-            )
-
-    def run(
-        self, jobs: Iterator[Job], slots: int, window: int | None = None, patient: bool = False
-    ) -> Iterator[tuple[int, Result]]:
-        """Answer jobs as they come; yields (index, Result) as they finish.
-
-        Where a job cannot be answered, a `patient` run finishes those before it and raises then.
-        """
-        source = Stream(jobs, self.prepare, window, patient)
-        loop = self.decoder.loop(self.base, source, slots)
-        ready: list[tuple[Request, Result]] = []
-        try:
-            while not loop.done:
-                ready = loop.step()
-                while ready:
-                    request, result = ready.pop(0)
-                    job = request.name
-                    if self._asks_again(job) and not result.text.strip():
-                        # the paper's second round for open-ended questions (§4)
-                        prompt = _with_instruction(job.prompt, self.config.false_premise)
-                        source.ask_again(replace(job, prompt=prompt, second=True))
-                        continue
-                    source.finished(job)
-                    yield job.index, result
-            if source.error is not None:
-                raise source.error
-        except KeyboardInterrupt:
-            left = [(request.name, result) for request, result in [*ready, *loop.finished]]
-            whole = {j.index: r for j, r in left if r.text.strip() or not self._asks_again(j)}
-            raise Interrupted(whole) from None
-        except OutOfMemory as error:
-            raise torch.OutOfMemoryError(str(error)) from None
-        finally:
-            loop.close()
-
-    def _asks_again(self, job: Job) -> bool:
-        """Whether a blank answer is not the last word."""
-        return self.config.open_ended and not job.second
-
-    def prepare(self, jobs: list[Job]) -> tuple[list[Request], Prefill]:
-        """Open pictures, write prompts, and let `model.generate()` do all that it does before decoding."""
-        family = family_of(self.base)
-        inputs = prepare_inputs(
-            self.processor,
-            [job.images for job in jobs],
-            [job.prompt for job in jobs],
-            family,
-            system=self.system,
-            context_length=family.context_length(self.base.config),
-        ).to(input_device(self.base))
-        held: list[tuple[list[Request], Prefill]] = []
-
-        def capture(
-            model: Any,
-            input_ids: torch.Tensor,
-            logits_processor: Any,
-            stopping_criteria: Any,
-            generation_config: Any,
-            **model_kwargs: Any,
-        ) -> torch.Tensor:
-            seeds = [job.seed for job in jobs]
-            held.append(
-                self.decoder.prepare(
-                    model,
-                    input_ids,
-                    logits_processor,
-                    stopping_criteria,
-                    generation_config,
-                    model_kwargs,
-                    seeds,
-                    [job.index for job in jobs],
-                    [self._asks_again(job) for job in jobs],
-                )
-            )
-            return input_ids
-
-        # A wrapper's own generate() knows what else belongs to a call, such as its generation_config.
-        ask = getattr(self.model, "generate", self.base.generate)
-        with _hf.memory_errors():
-            ask(**inputs, custom_generate=capture, **self.options)
-        requests, prefill = held[0]
-        for request, job in zip(requests, jobs, strict=True):
-            request.name = job
-        return requests, prefill
-
-
-def _job(i: int, request: Any, seed: int) -> Job:
-    """A request of `generate_many()` in one form. Raises TypeError, ValueError."""
-    if isinstance(request, Mapping):
-        unknown = sorted(set(request) - {"images", "prompt", "seed"})
-        if unknown:
-            raise ValueError(
-                f"request {i} has {', '.join(map(repr, unknown))}: known are images, prompt, seed"
-            )
-        (own,) = _one_a_request(request.get("seed", seed), 1)
-        return Job(i, request.get("images"), request.get("prompt", _DESCRIBE), own)
-    if isinstance(request, tuple) and len(request) == 2:
-        return Job(i, request[0], request[1], seed)
-    raise TypeError(
-        f"request {i} is a {type(request).__name__}: give a mapping with images and prompt, or a pair of them"
-    )
-
-
-def _requests(images: Any, prompt: Any) -> tuple[list[Any], list[Any], bool]:
-    """Images and prompts as lists of equal length, and whether the caller asked for one answer."""
-    if not isinstance(prompt, (str, list, tuple)):
-        raise TypeError(
-            f"prompt must be a text, a chat (a list of messages) or a list of either, got "
-            f"{type(prompt).__name__}: try 'Describe this image.'"
-        )
-    one_prompt = isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], dict))
-    prompts = [prompt] if one_prompt else list(prompt)
-    if not isinstance(images, (list, tuple)):
-        return [images] * len(prompts), prompts, one_prompt
-    if one_prompt:
-        return list(images), prompts * len(images), False
-    if len(images) != len(prompts):
-        raise ValueError(
-            f"got {len(images)} images for {len(prompts)} prompts: give one entry a prompt "
-            "(a list where a prompt has several pictures, None where it has none)"
-        )
-    return list(images), prompts, False
-
-
-def _one_a_request(seed: Any, requests: int) -> list[int]:
-    try:
-        if isinstance(seed, (list, tuple)):
-            return [check_seed(s) for s in seed]
-        return [check_seed(seed)] * requests
-    except TypeError:
-        raise TypeError(
-            f"seed must be a whole number, or a list of them with one a request, got {seed!r}: try 0"
-        ) from None
-
-
-def _with_instruction(prompt: Any, instruction: str) -> Any:
-    if isinstance(prompt, str):
-        return f"{prompt} {instruction}"
-    turns = [dict(turn) for turn in prompt]
-    last = max(i for i, turn in enumerate(turns) if turn.get("role") == "user")
-    content = turns[last]["content"]
-    if isinstance(content, str):
-        turns[last]["content"] = f"{content} {instruction}"
-    else:
-        turns[last]["content"] = [*content, {"type": "text", "text": " " + instruction}]
-    return turns
+def _answers(waiting: dict[int, Result | FailedRequest]) -> dict[int, Result]:
+    return {i: result for i, result in waiting.items() if isinstance(result, Result)}

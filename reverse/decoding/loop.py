@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
-from reverse.decoding.backend import Backend, Draw, OutOfMemory, Prefill, Run
+from reverse.decoding.backend import Backend, Draw, OutOfMemory, Prefill, RowFault, Run, does_not_fit
 from reverse.decoding.policy import Finish, Policy, Rewind, Segment
 from reverse.decoding.rewriting import HintWriter
 from reverse.decoding.sentences import sentence_ends, token_pieces
@@ -155,12 +155,14 @@ class Loop:
         self.rows: dict[int, Request] = {}
         self.done = False
         self.finished: list[tuple[Request, Result]] = []  # and not yet returned by a step
+        self.failed: list[tuple[Request, Exception]] = []  # whoever drives the loop clears it
         self._waiting: deque[Request] = deque()  # were admitted before and lost their place
 
     def step(self) -> list[tuple[Request, Result]]:
         """Admit what fits and decode until segments end; returns the requests that finished.
 
-        Raises OutOfMemory where a single row does not fit, and whatever source and backend raise.
+        A request that cannot go on, or alone does not fit into memory, goes to `failed`. Raises OutOfMemory
+        where not even one request could be taken in, and whatever source and backend raise.
         """
         self.source.look(self.limit - len(self.rows))
         with self.lock:
@@ -172,6 +174,8 @@ class Loop:
                 asked = 0
                 self.done = not self.rows
                 self._act(self.backend.extend())
+            except RowFault as fault:
+                self._fail(self.rows.pop(fault.row), fault, fault.row)
             except OutOfMemory as error:
                 message = str(error)  # the error itself would keep the tensors of its frames alive
             if message is not None:
@@ -221,17 +225,27 @@ class Loop:
         else:
             self.backend.start(row, round.draws[0])
 
+    def _fail(self, request: Request, error: Exception, row: int | None = None) -> None:
+        """Give up a request, whose row is not among `rows` any more."""
+        self.failed.append((request, error))
+        if row is not None:
+            self.backend.finish(row)
+
     def _halve(self, rows: int, message: str, smaller: bool) -> None:
         """Put every row back, to be prefilled with the text it had; half as many go on side by side.
 
         A single row may try again where the backend has become `smaller`.
         """
         if rows <= 1 and not smaller:
-            detail = message.splitlines()[0] if message else "no detail"
-            raise OutOfMemory(
-                f"out of memory with a single row ({detail}): use smaller pictures, fewer candidates, "
-                "a smaller max_new_tokens, or load the model in bfloat16"
-            )
+            error = does_not_fit(message)
+            if self.rows:
+                row, request = self.rows.popitem()
+                self._fail(request, error, row)
+            elif self._waiting:
+                self._fail(self._waiting.popleft(), error)
+            else:
+                raise error
+            return
         self.limit = max(1, rows // 2)
         for row, request in reversed(self.rows.items()):
             self.backend.finish(row)

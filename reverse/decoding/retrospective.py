@@ -119,6 +119,8 @@ class Retrospective:
         try:
             while not loop.done:
                 found.update((request.name, result) for request, result in loop.step())
+                for _, error in loop.failed:
+                    raise error
         except OutOfMemory as error:
             raise torch.OutOfMemoryError(str(error)) from None
         except KeyboardInterrupt:
@@ -302,7 +304,7 @@ def retrospective(
     """
     return Retrospective(
         processor,
-        settled(config, settings),
+        settled(config, settings, ("seeds", "stream", "events", "stop_strings")),
         seeds,
         stream=stream,
         events=events,
@@ -310,14 +312,19 @@ def retrospective(
     )
 
 
-def settled(config: ResamplingConfig | None, settings: dict[str, Any]) -> ResamplingConfig:
-    """`config` with `settings` changed. Raises TypeError, ValueError."""
+def settled(
+    config: ResamplingConfig | None, settings: dict[str, Any], arguments: Sequence[str] = ()
+) -> ResamplingConfig:
+    """`config` with `settings` changed; `arguments` are the other names that the caller knows.
+
+    Raises TypeError, ValueError.
+    """
     if config is not None and not isinstance(config, ResamplingConfig):
         raise TypeError(
             f"config must be a ResamplingConfig, got {type(config).__name__}: give its fields by name, "
             "threshold=0.003, or make one, ResamplingConfig(threshold=0.003)"
         )
-    return (config or ResamplingConfig()).with_changes(settings)
+    return (config or ResamplingConfig()).with_changes(settings, arguments)
 
 
 def _room(prompt: int, context: int, asked: int, hints: bool) -> int:

@@ -10,6 +10,7 @@ and ends, a token later, when the stream is closed or forgotten.
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import traceback
@@ -17,7 +18,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from reverse.decoding.generate import generate
+from reverse.decoding.calls import prepare_call
 from reverse.decoding.trace import Result
 
 __all__ = ["TextStream", "stream"]
@@ -78,6 +79,7 @@ class TextStream:
         self.channel = Channel()
         self._end: _End | None = None
         self._thread: threading.Thread | None = None
+        self._process = os.getpid()
         self._finalizer = weakref.finalize(self, self.channel.close)
 
     @property
@@ -93,6 +95,11 @@ class TextStream:
     def __next__(self) -> Any:
         if self._end is not None or self.channel.closed:
             raise StopIteration
+        if self._process != os.getpid():  # nobody writes to this copy of it, so reading would wait for ever
+            raise RuntimeError(
+                f"the stream was begun in process {self._process}, and this is {os.getpid()}, forked from "
+                "it: read it there, or begin one here"
+            )
         if self._thread is not None and self._thread.ident is None:
             self._thread.start()
         item = self.channel.items.get()
@@ -133,16 +140,18 @@ def stream(
     """`generate()` as an iterator over pieces of text that will not be taken back.
 
     With `events=True` it yields every `Append`, `Retract`, `Commit` and `Finish` instead, and `prompt` and
-    `images` may be lists. Other arguments are those of `generate()`. An error of decoding is raised where the
-    stream is read.
+    `images` may be lists. Other arguments are those of `generate()`. Arguments that are wrong are refused at
+    once; an error of decoding is raised where the stream is read.
     """
     reader = TextStream()
     channel = reader.channel
     where = {"events": channel.event} if events else {"stream": _Unended(channel)}
 
+    call = prepare_call(model, processor, images, prompt, **where, **kwargs)
+
     def work() -> None:
         try:
-            result: Result | list[Result] = generate(model, processor, images, prompt, **where, **kwargs)
+            result: Result | list[Result] = call()
         except _Closed:
             pass
         except BaseException as error:

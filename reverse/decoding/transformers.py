@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from reverse.decoding import _hf
-from reverse.decoding.backend import Draw, End, Prefill, Run
+from reverse.decoding.backend import Draw, End, Prefill, RowFault, Run, not_finite
 from reverse.decoding.sampling import choose, mask_tags, uniform
 from reverse.decoding.verifier import Verifier
 from reverse.models.unwrapping import input_device
@@ -100,6 +100,8 @@ class TransformersBackend:
         self.mask = torch.zeros((0, 0), dtype=torch.int64)  # (lanes, slots), 0: padding or taken back
         self.distance: torch.Tensor | None = None  # (lanes, 1), for multimodal rotary positions
         self._lanes: list[_Lane] = []  # of the cache, in its order, those let go included
+        self._faults: list[RowFault] = []  # of the last step, not raised yet
+        self._ended: list[tuple[int, int, Run]] = []  # in a step that had faults, not returned yet
         self._dead: list[tuple[int, int]] = []  # (lane, slot) to be masked before the next forward
 
     # ------------------------------------------------------------------ verbs
@@ -171,11 +173,17 @@ class TransformersBackend:
     @torch.no_grad()
     def extend(self) -> list[tuple[int, int, Run]]:
         with _hf.memory_errors():
-            while any(lane.draw is not None for lanes in self.rows.values() for lane in lanes):
-                done = self._step()
-                if done:
-                    return done
-        return []
+            while True:
+                while self._faults:
+                    fault = self._faults.pop(0)
+                    if fault.row in self.rows:
+                        raise fault
+                ended, self._ended = [each for each in self._ended if each[0] in self.rows], []
+                if ended:
+                    return ended
+                if all(lane.draw is None for lanes in self.rows.values() for lane in lanes):
+                    return []
+                self._ended = self._step()
 
     # ------------------------------------------------------------------ one forward, one id a lane
     def _step(self) -> list[tuple[int, int, Run]]:
@@ -194,10 +202,9 @@ class TransformersBackend:
             assert lane.draw is not None
             lane.forwards += 1
             if not math.isfinite(p):
-                raise ValueError(
-                    f"logits of row {lane.row} are not finite at answer position "
-                    f"{lane.draw.position + len(lane.run)}: check the weights, or load with dtype=float32"
-                )
+                self._faults.append(not_finite(lane.row, lane.draw.position + len(lane.run)))
+            if any(fault.row == lane.row for fault in self._faults):
+                continue
             lane.run.append(token)
             lane.ps.append(p)
             lane.pending = [token]
@@ -230,7 +237,7 @@ class TransformersBackend:
             rows = scores.split(1)
             scores = torch.cat(
                 [
-                    lane.processors(self._history(lane), row) if lane.processors else row
+                    self._process(lane, row) if lane.processors else row
                     for lane, row in zip(active, rows, strict=True)
                 ]
             )
@@ -239,6 +246,23 @@ class TransformersBackend:
             for lane, d in zip(active, draws, strict=True)
         ]
         return choose(scores, [d.temperature for d in draws], noise, self.top_k, self.top_p).tolist()
+
+    def _process(self, lane: _Lane, scores: torch.Tensor) -> torch.Tensor:
+        """What the caller's processors make of a row, which has a fault where that cannot be chosen from."""
+        try:
+            processed = lane.processors(self._history(lane), scores)
+        except ValueError as error:
+            self._faults.append(RowFault(lane.row, str(error)))
+            return scores
+        if bool((torch.isnan(processed) | torch.isposinf(processed)).any()):
+            names = ", ".join(type(processor).__name__ for processor in lane.processors)
+            self._faults.append(
+                RowFault(
+                    lane.row, f"{names} made scores that are NaN or inf: give finite ones, or -inf to ban"
+                )
+            )
+            return scores
+        return processed
 
     def _history(self, lane: _Lane) -> torch.Tensor:
         """The row as `generate()` would show it to a processor: its padded prompt and the answer so far."""

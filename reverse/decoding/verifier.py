@@ -32,14 +32,17 @@ class Verifier:
         self.tags, self.score, self.check = tags, score, check
 
     def p(self, logits: torch.Tensor) -> torch.Tensor:
-        """p(`</UN>`) of shape (rows,), float32, from raw `logits` of shape (rows, vocabulary), any dtype."""
+        """p(`</UN>`) of shape (rows,), float32, from raw `logits` of shape (rows, vocabulary), any dtype.
+
+        NaN for a row of which any logit is NaN or infinite, of either sign: such logits say nothing.
+        """
         logits = logits.float()
+        sound = (logits * 0.0).sum(dim=-1)  # zero; NaN where anything is not finite
         if self.tags == NO_TAGS:  # there is nothing to read but whether the logits are sound
-            return torch.logsumexp(logits, dim=-1) * 0.0
-        total = torch.logsumexp(logits, dim=-1)
-        if self.score == "pair":  # two logits say p, and all of them whether they are sound
-            return torch.sigmoid(logits[:, self.tags.un] - logits[:, self.tags.cn]) + 0.0 * total
-        return torch.exp(logits[:, self.tags.un] - total)
+            return sound
+        if self.score == "pair":
+            return torch.sigmoid(logits[:, self.tags.un] - logits[:, self.tags.cn]) + sound
+        return torch.exp(logits[:, self.tags.un] - torch.logsumexp(logits, dim=-1)) + sound
 
     def of_phrase(self, ids: Sequence[int], ps: Sequence[float]) -> float:
         """The p of a segment that ends with a phrase: at its closing step, or the highest inside the phrase.

@@ -77,8 +77,12 @@ def test_pick_is_argmax_and_softmax(kernels):
             token, p = kernels.pick(logits, inside, tags, mask, pair)
             expected, exact = ops.pick(logits, inside, tags, mask, pair)
             assert torch.equal(token, expected) and torch.allclose(p, exact, atol=1e-6)
-    logits[4, 100] = float("nan")
-    assert kernels.pick(logits, inside, tags, True, False)[1].isnan().nonzero().tolist() == [[4]]
+    for bad in ("nan", "inf", "-inf"):
+        for at in (0, 12, 2047, 2048, 32002):
+            spoilt = logits.clone()
+            spoilt[4, at] = float(bad)
+            for pair in (True, False):
+                assert kernels.pick(spoilt, inside, tags, True, pair)[1].isnan().nonzero().tolist() == [[4]]
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen"])

@@ -175,7 +175,8 @@ def _pick_blocks(
     top = tl.max(x, 0)
     at = row * blocks + block
     tl.store(peak + at, top)
-    tl.store(total + at, tl.sum(tl.where(x == float("-inf"), 0.0, tl.exp(x - top)), 0))
+    sound = tl.where(ids < V, x - x, 0.0)  # zero, or NaN where a logit is not finite, of either sign
+    tl.store(total + at, tl.sum(tl.where(x == float("-inf"), 0.0, tl.exp(x - top)) + sound, 0))
     if MASK:
         opened = tl.load(inside + row) != 0
         closing = (ids == cn) | (ids == un)
@@ -201,7 +202,8 @@ def _pick_join(
     tl.store(token + row, tl.load(where + row * blocks + index).to(tl.int64))
     m = tl.load(peak + at, mask=live, other=float("-inf"))
     top = tl.max(m, 0)
-    z = tl.sum(tl.where(live, tl.load(total + at, mask=live, other=0.0) * tl.exp(m - top), 0.0), 0)
+    parts = tl.load(total + at, mask=live, other=0.0)
+    z = tl.sum(tl.where(live, parts * tl.exp(m - top) + (parts - parts), 0.0), 0)
     sound = z - z + top - top  # NaN where anything was not finite
     if PAIR:
         a = tl.load(logits + row.to(tl.int64) * V + un)

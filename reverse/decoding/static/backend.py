@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from reverse.decoding import _hf
-from reverse.decoding.backend import Draw, OutOfMemory, Prefill, Run
+from reverse.decoding.backend import Draw, OutOfMemory, Prefill, RowFault, Run, not_finite
 from reverse.decoding.sampling import uniform
 from reverse.decoding.static.engine import Engine
 from reverse.decoding.static.rows import Item, Row, Strand, common, is_warm, replace, same_dice, up
@@ -57,22 +57,24 @@ class DifferentLogits(ValueError):
     """The captured step does not compute what the model computes."""
 
 
-def _compare(found: torch.Tensor, expected: torch.Tensor) -> None:
-    """Raise DifferentLogits where a step's logits for a prompt are not those of the model's own forward pass.
+def _compare(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether a step's logits for a prompt could be compared with those of the model's own forward pass.
 
     Done once for each engine: it tells of whatever `find_modification` does not know. Half precision rounds
     the two differently, by about a hundredth; another computation differs by the size of the logits.
+    Raises DifferentLogits where they are not the same.
     """
     most = 0.25 if expected.dtype in (torch.bfloat16, torch.float16) else 1e-3
     found, expected = found.double(), expected.double()
     if not bool(torch.isfinite(expected).all()):  # a fault of the model, which the first step reports
-        return
+        return False
     difference = float((found - expected).norm() / expected.norm().clamp(min=1e-12))
     if not difference <= most:
         raise DifferentLogits(
             "a step read from the weights gives other logits than the model's forward pass (by "
             f"{difference:.1%} of their size), so something in it was changed"
         )
+    return True
 
 
 class StaticBackend:
@@ -103,6 +105,9 @@ class StaticBackend:
         self._handles = 0
         self._asked = 0  # rows that are being admitted
         self._rounds: deque[list[Item]] = deque()
+        self._faults: list[RowFault] = []  # of the last step read, not raised yet
+        self._ended: list[tuple[int, int, Run]] = []  # in a step that had faults, not returned yet
+        self._spoilt: set[int] = set()  # rows whose lane holds what is not finite
 
     @property
     def tags(self) -> TokenIds:
@@ -126,6 +131,7 @@ class StaticBackend:
         self.rows.clear()
         self._rounds.clear()
         self._spare.clear()
+        self._spoilt.clear()
         self.engine, self.slots = None, lanes
         self._lanes = list(range(lanes))[::-1]
 
@@ -157,8 +163,7 @@ class StaticBackend:
             self.rows[self._handles] = Row(lane, ids[first:], turn, batch.eos, length - first - 1)
             if not self.engine.compared:
                 found = self.engine.feed_one(lane, ids[-1], length - first - 1, length - first - 1 + turn)
-                _compare(found, logits[i])
-                self.engine.compared = True
+                self.engine.compared = _compare(found, logits[i])
             handles.append(self._handles)
             self._handles += 1
         return handles
@@ -167,6 +172,9 @@ class StaticBackend:
         state = self.rows.pop(row, None)
         if state is None:  # memory ran out
             return
+        if row in self._spoilt:  # a masked NaN would still be one in the next row's sums
+            self._spoilt.discard(row)
+            self.device.clear(state.lane, [s.number - self.device.scratch - 1 for s in state.forked])
         self._drop_fork(state)
         if state.strand is not None:
             state.strand.ended = True
@@ -243,12 +251,17 @@ class StaticBackend:
     @_device_side
     def extend(self) -> list[tuple[int, int, Run]]:
         while True:
+            while self._faults:
+                fault = self._faults.pop(0)
+                if fault.row in self.rows:
+                    raise fault
+            ended, self._ended = [each for each in self._ended if each[0] in self.rows], []
+            if ended:
+                return ended
             if not self._rounds and not self._launch():
                 return []
             self._launch()
-            done = self._read(self._rounds.popleft())
-            if done:
-                return done
+            self._ended = self._read(self._rounds.popleft())
 
     # ------------------------------------------------------------------ launching
     def _launch(self) -> bool:
@@ -396,10 +409,10 @@ class StaticBackend:
     def _take(self, strand: Strand, token: int, p: float) -> Run | None:
         strand.forwards += 1
         if not math.isfinite(p):
-            raise ValueError(
-                f"logits of row {strand.row} are not finite at answer position "
-                f"{strand.draw.position + len(strand.run)}: check the weights, or load with dtype=float32"
-            )
+            strand.ended = True
+            self._spoilt.add(strand.row)
+            self._faults.append(not_finite(strand.row, strand.draw.position + len(strand.run)))
+            return None
         row, draw = self.rows[strand.row], strand.draw
         strand.run.append(token)
         strand.ps.append(p)

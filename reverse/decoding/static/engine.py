@@ -158,6 +158,12 @@ class Engine:
         self.keys[:, lane, :, prefix : prefix + count] = self.side_keys[:, candidate, :, :count]
         self.values[:, lane, :, prefix : prefix + count] = self.side_values[:, candidate, :, :count]
 
+    def clear(self, lane: int, candidates: Sequence[int]) -> None:
+        """Zero a lane, and lanes of candidates, after NaN has been in them."""
+        self.keys[:, lane], self.values[:, lane] = 0, 0
+        for candidate in candidates:
+            self.side_keys[:, candidate], self.side_values[:, candidate] = 0, 0
+
     def feed_one(self, lane: int, token: int, slot: int, rope: int) -> torch.Tensor:
         """Feed one id at `slot` of a lane, called and not captured; returns float logits (vocabulary,)."""
         tokens, lanes, slots, ropes = (self._send([n]) for n in (token, lane, slot, rope))

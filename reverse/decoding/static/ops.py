@@ -98,15 +98,13 @@ def attend(q: torch.Tensor, pools: Sequence[tuple[Any, ...]], scale: float, spli
 def pick(
     logits: torch.Tensor, inside: torch.Tensor, tags: Any, mask: bool, pair: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(rows,) int64 most probable ids under the tag mask, and (rows,) float32 p."""
+    """(rows,) int64 most probable ids under the tag mask, and (rows,) float32 p, as `Verifier.p`."""
     wide = logits.float()
-    total = torch.logsumexp(wide, dim=-1)
-    if tags.un < 0:
-        p = total * 0.0
-    elif pair:
-        p = torch.sigmoid(wide[:, tags.un] - wide[:, tags.cn]) + total * 0.0
-    else:
-        p = torch.exp(wide[:, tags.un] - total)
+    p = (wide * 0.0).sum(dim=-1)  # zero; NaN where anything is not finite
+    if tags.un >= 0 and pair:
+        p = p + torch.sigmoid(wide[:, tags.un] - wide[:, tags.cn])
+    elif tags.un >= 0:
+        p = p + torch.exp(wide[:, tags.un] - torch.logsumexp(wide, dim=-1))
     return (banned(logits, inside, tags) if mask else logits).argmax(dim=-1), p
 
 

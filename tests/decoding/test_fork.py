@@ -1,0 +1,117 @@
+"""A process forked while another thread decodes can decode too, and does not wait for a thread it has not."""
+
+import os
+import threading
+import time
+import traceback
+
+import pytest
+import torch
+
+import reverse
+from reverse.decoding import engines
+from reverse.decoding.turns import DecodingTurn, model_lock
+from tests.decoding.worlds import talkative
+
+SETTINGS = {"prompt": "Is there a dog?", "threshold": 0.3, "max_new_tokens": 6, "max_attempts": 2}
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+
+def in_child(check, patience=60):
+    """Run `check` in a forked child; fails where it raises, returns False or does not end."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            torch.set_num_threads(1)
+            code = 0 if check() is not False else 2
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    for _ in range(patience * 50):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            assert os.waitstatus_to_exitcode(status) == 0
+            return
+        time.sleep(0.02)
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+    pytest.fail("the child hangs")
+
+
+@pytest.fixture(scope="module")
+def world():
+    return talkative("llava")
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_fork_in_the_middle_of_a_stream_can_decode(world):
+    """Locks that the decoding thread holds would never be released in the child, which has no such thread."""
+    model, processor = world
+    expected = reverse.generate(model, processor, **SETTINGS).ids
+    inside, go_on = threading.Event(), threading.Event()
+
+    def wait(event):
+        inside.set()
+        go_on.wait(60)
+
+    thread = threading.Thread(
+        target=lambda: reverse.generate(model, processor, events=wait, engine="static", **SETTINGS)
+    )
+    model.train()
+    thread.start()
+    assert inside.wait(60) and not model.training  # its thread holds the lock, in eval mode
+    try:
+
+        def check():
+            assert all(module.training for module in model.modules())
+            assert reverse.generate(model, processor, **SETTINGS).ids == expected
+            engines.release(model)
+
+        with engines._guard:  # as where the fork meets another thread inside of it
+            in_child(check)
+    finally:
+        go_on.set()
+        thread.join()
+        assert model.training
+        model.eval()
+    assert reverse.generate(model, processor, **SETTINGS).ids == expected
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_stream_is_not_read_in_a_child(world):
+    """The child would wait for pieces that the parent's thread writes elsewhere."""
+    reader = reverse.stream(*world, **SETTINGS)
+    first = next(reader)
+
+    def check():
+        with pytest.raises(RuntimeError, match=r"begun in process \d+, and this is \d+, forked"):
+            next(reader)
+        reader.close()
+        assert "".join(reverse.stream(*world, **SETTINGS))
+
+    in_child(check)
+    assert first + "".join(reader) == reader.result.text
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_turn_that_forks_itself_goes_on_in_the_child(world):
+    """A reader of events that forks would leave a lock whose depth is wrong."""
+    model, _ = world
+    lock = model_lock(model)
+
+    def check():
+        assert lock.depth == 1
+        turn.__exit__(None, None, None)
+        assert lock.depth == 0
+        got = []
+        other = threading.Thread(target=lambda: got.append(lock.__enter__()))
+        other.start()
+        other.join(30)
+        return len(got) == 1
+
+    turn = DecodingTurn(model)
+    with turn:
+        in_child(check)
+    assert lock.depth == 0
