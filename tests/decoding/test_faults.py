@@ -67,11 +67,11 @@ def test_one_bad_logit_is_seen(score, value, at):
     logits = torch.randn(3, 100, generator=torch.Generator().manual_seed(0))
     pair = score == "pair"
     verifier = Verifier(tags, "pair" if pair else "softmax")
+    inside = torch.tensor([0, 1, 0])
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         good = logits.to(dtype)
         bad = good.clone()
         bad[1, at] = value
-        inside = torch.tensor([0, 1, 0])
         for p in (verifier.p, lambda x: ops.pick(x, inside, tags, score != "none", pair)[1]):
             assert torch.isfinite(p(good)).all()
             assert p(bad).isnan().tolist() == [False, True, False]
