@@ -41,7 +41,8 @@ def merge(
     modules = f", {', '.join(done.modules)} whole" if done.modules else ""
     checked = "weights compared" if done.checked else "only shapes and vocabulary compared: no fingerprint"
     typer.echo(
-        f"{out}: {done.layers} matrices, {done.rows} token rows{modules}; base {done.base} ({checked})"
+        f"{out}: {done.layers} matrices, {done.rows} token rows{modules}; base {done.base} ({checked}); "
+        f"{done.probe}"
     )
 
 

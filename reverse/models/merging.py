@@ -25,6 +25,14 @@ from reverse.models.checked_adapter import check_ranks
 from reverse.models.families import default_threshold, set_default_threshold, stored_threshold
 from reverse.models.loading import check_dtype, find_checkpoint, load_fitting_processor, load_weights
 from reverse.models.loose_weights import apply_loose_weights, find_loose_weights
+from reverse.models.merge_check import (
+    ProbeReport,
+    check_lora_bias,
+    check_merged,
+    retie_or_mark,
+    run_probe,
+    untie,
+)
 from reverse.models.processors import load_processor
 from reverse.models.shards import check_new, load_pickle, read_json, whole_folder
 from reverse.tokens.vocabulary import add_tokens, token_ids
@@ -47,6 +55,7 @@ class Merged:
     rows: int  # single token rows, input and output
     modules: tuple[str, ...]  # taken over whole
     checked: bool  # the base's weights were compared with a fingerprint
+    probe: ProbeReport  # how far the result is from the adapter on its base
 
 
 def merge_adapter(
@@ -58,6 +67,9 @@ def merge_adapter(
     progress: Callable[[str], None] | None = None,
 ) -> Merged:
     """Write base plus adapter to the folder `out`, with tokenizer, processor and default threshold.
+
+    The result is compared with the adapter on its base, on a probe, before anything is written. Embeddings
+    and head that shared a matrix get one each where the adapter changes one of them, or both differently.
 
     The base is held once; beside it stand the adapter and one layer's product. Products are computed in
     float32 on the CPU and rounded once to the base's dtype. `out` is complete or not there.
@@ -74,7 +86,8 @@ def merge_adapter(
         FileExistsError: `out` is not empty.
         FileNotFoundError: no adapter, or no base.
         ValueError: several adapters; not LoRA; damaged files; a base that is not the adapter's: another
-            architecture, shapes, vocabulary, no tokens, or other weights than the fingerprint says.
+            architecture, shapes, vocabulary, no tokens, or other weights than the fingerprint says; biases
+            that have no place; a result that does not say what the adapter said.
     """
     out = Path(out)
     check_new(out)
@@ -111,7 +124,7 @@ def merge_adapter(
         model = model.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
     say("merging")
     threshold = _threshold(folder, card)
-    merged, report = _merge(model, folder, settings, state)
+    merged, report = _merge(model, folder, settings, state, family, processor)
     if threshold is not None:
         set_default_threshold(merged, threshold)
     default_threshold(merged)  # refuses a damaged one before anything is written
@@ -356,7 +369,12 @@ def _check_fingerprint(base: str, card: dict[str, Any], model: Any) -> bool:
 
 
 def _merge(
-    model: Any, folder: Path, settings: dict[str, Any], state: dict[str, torch.Tensor]
+    model: Any,
+    folder: Path,
+    settings: dict[str, Any],
+    state: dict[str, torch.Tensor],
+    family: Any,
+    processor: Any,
 ) -> tuple[Any, dict[str, Any]]:
     """The base with the adapter in it, without peft's wrappers, and what was merged."""
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
@@ -366,6 +384,8 @@ def _merge(
         f"the "
         "base that was trained"
     )
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    shared = embeddings.weight if embeddings.weight is head.weight else None
     try:
         config = LoraConfig.from_pretrained(str(folder))
         config.inference_mode = True
@@ -391,7 +411,20 @@ def _merge(
         "modules": tuple(settings.get("modules_to_save") or ()),
     }
     kind = model.dtype
-    merged = wrapped.merge_and_unload().to(kind)
+    check_lora_bias(wrapped)
+    unmerged = run_probe(wrapped, family, processor)
+    with wrapped.disable_adapter():
+        of_base = run_probe(wrapped, family, processor)
+    untie(wrapped, shared)
+    try:
+        merged = wrapped.merge_and_unload().to(kind)
+    except (RuntimeError, ValueError, NotImplementedError, TypeError) as error:
+        raise ValueError(
+            f"the adapter in {str(folder)!r} cannot be merged ({' '.join(str(error).split())[:300]}): decode "
+            "with it unmerged, which reverse.generate() takes"
+        ) from error
+    retie_or_mark(merged, shared)
+    report["probe"] = check_merged(unmerged, run_probe(merged, family, processor), of_base, kind)
     for stray in ("peft_config", "_hf_peft_config_loaded"):
         merged.__dict__.pop(stray, None)
     merged.requires_grad_(True)

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import reverse
-from reverse.decoding import _hf, generate, retrospective
+from reverse.decoding import _hf, retrospective
 from reverse.decoding.backend import Prefill
+from reverse.decoding.calls import AHEAD, GenerationCall
 from reverse.decoding.config import ResamplingConfig
 from reverse.decoding.loop import Loop, Request
 from reverse.decoding.policy import Policy
@@ -113,7 +114,7 @@ def test_pictures_are_read_when_a_row_is_free():
     lazy = many("llava", endless(), slots=2)
     for taken in range(1, 6):
         next(lazy)
-        assert len(read) <= taken + generate._AHEAD * 2
+        assert len(read) <= taken + AHEAD * 2
     lazy.close()
     seen = len(read)
     assert list(lazy) == [] and len(read) == seen
@@ -125,7 +126,7 @@ class Mocked:
 
     def __init__(self, monkeypatch, model):
         self.alive, self.most, self.model = weakref.WeakSet(), 0, model
-        monkeypatch.setattr(generate._Asking, "prepare", self.prepare)
+        monkeypatch.setattr(GenerationCall, "prepare", self.prepare)
         monkeypatch.setattr(retrospective.Retrospective, "loop", self.loop)
 
     def prepare(self, jobs):
@@ -173,7 +174,7 @@ def test_a_slow_answer_bounds_the_window(monkeypatch):
     requests = ({"prompt": "?", "seed": i} for i in range(200))
     answers = reverse.generate_many(model, processor, requests, slots=4)
     next(answers)
-    assert mocked.backend.admitted == generate._AHEAD * 4
+    assert mocked.backend.admitted == AHEAD * 4
     assert 1 + sum(1 for _ in answers) == 200
 
 

@@ -312,7 +312,9 @@ def decoding(monkeypatch):
             finally:
                 happened.ended.set()
 
-        monkeypatch.setattr("reverse.decoding.stream.generate", fake)
+        monkeypatch.setattr(
+            "reverse.decoding.stream.prepare_call", functools.partial(functools.partial, fake)
+        )
         return happened
 
     return install

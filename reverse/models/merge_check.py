@@ -1,0 +1,140 @@
+"""Whether a merged model says what the adapter on its base said: one probe, before and after.
+
+    before = run_probe(peft_model, family, processor)
+    ...                                                   # merge
+    check_merged(before, run_probe(merged, family, processor), base, dtype)
+
+And what merging a tied model needs: embeddings and head that share a matrix, of which an adapter changes one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from reverse.models.families import Family
+from reverse.models.unwrapping import unwrap_model
+from reverse.tokens.vocabulary import token_ids
+
+__all__ = ["ProbeReport", "check_lora_bias", "check_merged", "retie_or_mark", "run_probe", "untie"]
+
+_IDS = 48  # of the text that is shown to both
+_EXACT = 2e-5  # largest difference of float32, in units of the largest value where that is above 1
+_ROUNDED = 0.05  # largest relative difference of half precision, whose merged matrices are rounded once more
+_CERTAIN = 0.01  # above it, half of what the adapter changes is too much of a difference
+
+
+@dataclass(frozen=True)
+class ProbeReport:
+    """How far merged and unmerged are apart; `str()` of it is for people."""
+
+    difference: float  # largest, of logits and picture features
+    relative: float  # of the vectors' lengths
+    allowed: float  # of `difference` in float32 and float64, of `relative` in half precision
+    exact: bool  # float32 or float64
+
+    def __str__(self) -> str:
+        if self.exact:
+            return f"merged and unmerged differ by at most {self.difference:.1e} (allowed {self.allowed:.1e})"
+        return (
+            f"merged and unmerged differ by {self.relative:.2%}, at most {self.difference:.1e} "
+            f"(rounding; allowed {self.allowed:.0%})"
+        )
+
+
+@torch.no_grad()
+def run_probe(model: Any, family: Family, processor: Any) -> dict[str, torch.Tensor]:
+    """Logits of a fixed text with the three tokens, and features of a fixed picture, float64 on the CPU."""
+    tokenizer = processor.tokenizer
+    banned = {*tokenizer.all_special_ids, tokenizer.convert_tokens_to_ids(family.image_token)}
+    usable = sorted(set(tokenizer.get_vocab().values()) - banned)
+    dice = np.random.default_rng(0)
+    ids = [int(i) for i in dice.choice(usable, _IDS)]
+    tags = list(token_ids(processor))
+    ids[1::8] = [tags[i % 3] for i in range(len(ids[1::8]))]
+    picture = Image.fromarray(dice.integers(0, 256, (112, 112, 3), dtype=np.uint8))
+    pixels = processor.image_processor(images=[picture], return_tensors="pt")
+    pixels["pixel_values"] = pixels["pixel_values"].to(model.dtype)
+    logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits
+    features = unwrap_model(model).get_image_features(**pixels)
+    features = getattr(features, "pooler_output", features)
+    if isinstance(features, (list, tuple)):
+        features = torch.cat(list(features))
+    return {"logits": logits.double(), "picture features": features.double()}
+
+
+def check_merged(
+    unmerged: dict[str, torch.Tensor],
+    merged: dict[str, torch.Tensor],
+    base: dict[str, torch.Tensor],
+    dtype: torch.dtype,
+) -> ProbeReport:
+    """Compare the probe's outcome before and after merging; `base` is the one without the adapter.
+
+    Raises ValueError where they are further apart than rounding explains.
+    """
+    exact = dtype in (torch.float32, torch.float64)
+    difference = relative = allowed = 0.0
+    for name, before in unmerged.items():
+        apart = merged[name] - before
+        largest, size = float(apart.abs().max()), float(before.norm())
+        ratio = float(apart.norm()) / max(size, 1e-12)
+        effect = float((before - base[name]).norm())
+        limit = _EXACT * max(1.0, float(before.abs().max())) if exact else _ROUNDED
+        lost = ratio > _CERTAIN and float(apart.norm()) > 0.5 * effect
+        if not ((largest if exact else ratio) <= limit) or (not exact and lost):
+            raise ValueError(
+                f"the {name} of the merged model differ from those of the adapter on its base by up to "
+                f"{largest:.2g} ({ratio:.1%} of their size; allowed {limit:.2g}): it is not what was "
+                "trained, and nothing is written; merge in float32 (dtype='float32'), or decode with the "
+                "adapter unmerged, which reverse.generate() takes"
+            )
+        difference, relative = max(difference, largest), max(relative, ratio)
+        allowed = max(allowed, limit)
+    return ProbeReport(difference, relative, allowed, exact)
+
+
+def check_lora_bias(wrapped: Any) -> None:
+    """Refuse LoRA biases on layers that have none: there is nowhere to merge them. Raises ValueError."""
+    for name, module in wrapped.named_modules():
+        trained = any(dict(getattr(module, "lora_bias", None) or {}).values())
+        if trained and getattr(getattr(module, "base_layer", None), "bias", None) is None:
+            raise ValueError(
+                "the adapter was trained with lora_bias=True, and "
+                f"{name.removeprefix('base_model.model.')} has no bias that could take it up: decode with "
+                "the adapter unmerged, which reverse.generate() takes, or train with lora_bias=False"
+            )
+
+
+def untie(wrapped: Any, shared: nn.Parameter | None) -> None:
+    """Give the head a copy of the matrix that it shares with the embeddings, where an adapter is on either.
+
+    Merged into a matrix that both read, what was trained for the one would change the other as well.
+    `shared` is that matrix, or None where the model is not tied.
+    """
+    model = unwrap_model(wrapped)
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    if shared is None or all(type(end) in (nn.Embedding, nn.Linear) for end in ends):
+        return
+    for module in ends[1].modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter is shared:
+                setattr(module, name, nn.Parameter(shared.detach().clone(), requires_grad=False))
+
+
+def retie_or_mark(merged: Any, shared: nn.Parameter | None) -> None:
+    """Tie embeddings and head again where merging left them the same; else say in the configuration."""
+    embeddings, head = merged.get_input_embeddings(), merged.get_output_embeddings()
+    if shared is None:
+        return
+    tied = torch.equal(embeddings.weight, head.weight)
+    if tied:
+        head.weight = embeddings.weight
+    for config in (merged.config, merged.config.get_text_config()):
+        if hasattr(config, "tie_word_embeddings"):
+            config.tie_word_embeddings = tied
