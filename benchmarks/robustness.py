@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 PARTS = ("bad", "fuzz", "kills", "doubling")
 RESULTS = ROOT / "benchmarks" / "results" / "robustness.json"
@@ -75,7 +75,7 @@ def run_part(part: str, given: argparse.Namespace) -> tuple[dict[str, Any], dict
         found = try_bad_inputs()
         return {"bad_inputs_tried": found["tried"], "bad_inputs_unclear": found["unclear"]}, found
     if part == "fuzz":
-        from tests.fuzz.__main__ import fuzz
+        from tests.fuzz.long_run import fuzz
         from tests.fuzz.targets import TARGETS
 
         summary = fuzz(list(TARGETS), given.cases, given.seed, given.workers, given.state)
@@ -83,11 +83,11 @@ def run_part(part: str, given: argparse.Namespace) -> tuple[dict[str, Any], dict
             "seed": given.seed
         }
     if part == "kills":
-        from kills import measure as kill
+        from benchmarks.kills import measure as kill
 
         survived = kill(Path(given.out), tell=lambda line: print(line, flush=True))
         return {"kills_survived": sum(survived.values())}, survived
-    from doubling import measure as double
+    from benchmarks.doubling import measure as double
 
     found = double()
     return {"doubling_exponent_max": max_exponent(found)}, found

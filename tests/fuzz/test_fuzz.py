@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from tests.fuzz.__main__ import Summary, pieces, work
+from tests.fuzz.long_run import Summary, fuzz, pieces, work
 from tests.fuzz.running import Fault, Found, Target, expect, minimise, run_case
 from tests.fuzz.targets import TARGETS
 
@@ -80,3 +80,12 @@ def test_pieces_hold_every_case_once():
     for name, seed, first, _ in [made[0], made[0]]:
         summary.add(work((name, seed, first, 3)))
     assert summary.cases == 6 and summary.failed == 0
+
+
+def test_a_long_run_goes_on_where_it_was_stopped(tmp_path):
+    """Hours of work would be done again after Ctrl-C."""
+    state = tmp_path / "state.jsonl"
+    first = fuzz(["spans"], 20, 0, workers=0, state=state, quiet=True)
+    kept = state.read_text()
+    again = fuzz(["spans"], 20, 0, workers=0, state=state, quiet=True)
+    assert first.to_dict() == again.to_dict() and first.cases == 20 and state.read_text() == kept
