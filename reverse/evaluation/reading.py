@@ -194,7 +194,9 @@ def _damaged(path: Path, line: _Line) -> ValueError:
             f"{path}, line {line.number} is no JSON ({line.why}): the last line ({line.number}) is torn, the "
             "run was cut there: start it again, it goes on behind the last whole line"
         )
-    return ValueError(f"{path}, line {line.number} is no JSON: {line.why}")
+    return ValueError(
+        f"{path}, line {line.number} is no JSON ({line.why}): mend or remove it, or give another file"
+    )
 
 
 def _lines(data: bytes) -> Iterator[_Line]:

@@ -152,6 +152,8 @@ def read_phrases(path: str | Path, truth: Truth | None = None) -> Detector:
                 unjudged.append((row, text))
                 places.append(len(found))
             found.append((place, p, label))
+    if not seen:
+        raise ValueError(f"{path} holds no answers: `reverse eval --mode plain` writes one a line")
     missing = unanswered(run, {key[0] for key in seen})
     if missing:
         raise ValueError(

@@ -41,7 +41,9 @@ def parse_recipe_yaml(text: str, name: str) -> Any:
         _check_structure(text, name)
         return yaml.load(text, Loader=_strict_loader())
     except yaml.YAMLError as error:
-        raise ValueError(f"{name} is not YAML ({' '.join(str(error).split())[:400]})") from error
+        raise ValueError(
+            f"{name} is not YAML ({' '.join(str(error).split())[:400]}): mend it there"
+        ) from error
     except RecursionError as error:
         raise ValueError(
             f"{name} is nested too deeply: a recipe has sections with keys and values"

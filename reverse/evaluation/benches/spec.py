@@ -146,7 +146,8 @@ class Bench:
             )
         rows = list(self.read(root, self.found(root)))
         if not rows:
-            raise ValueError(f"{self.title} under {root} holds no questions: its files are empty")
+            files = ", ".join(str(path) for path in self.found(root).values())
+            raise ValueError(f"{self.title}: {files} hold no questions: fetch the files again")
         if is_scenes(root):  # worded as the bundled models have learnt to be asked
             for row in rows:
                 row["prompt"] = row["prompt"].removesuffix(SCENES_REQUEST)

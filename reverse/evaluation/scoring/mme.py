@@ -64,7 +64,11 @@ def score(
         pictures.append(f"{task}/{picture}")
         wanted.append(label)
     if unknown:
-        what = "none of them is a question of MME" if len(unknown) == len(answers) else "is it the same MME?"
+        what = (
+            "none of them is a question of MME: name the truth that they were asked from"
+            if len(unknown) == len(answers)
+            else "is it the same MME?"
+        )
         raise ValueError(f"{len(unknown)} answers match no question under {truth}: {listed(unknown)}; {what}")
     _complete(labels, given, allowed_missing(answers, partial))
     columns, differ = both_readings([answer.text for answer in answers], wanted, "yes", read_mme)

@@ -89,7 +89,7 @@ def read_answers(path: str | Path) -> Answers:
         seen[key] = number
         answers.append(answer)
     if not answers and not skipped:
-        raise ValueError(f"{path} holds no answers")
+        raise ValueError(f"{path} holds no answers: `reverse eval` writes one a line")
     if not answers or len(skipped) > max(1, MOST_SKIPPED * (len(answers) + len(skipped))):
         raise ValueError(
             f"{path}: {len(skipped)} of {len(answers) + len(skipped)} rows cannot be used: "
@@ -180,7 +180,7 @@ def all_answered(what: str, asked: Iterable[str], answers: Sequence[Answer], par
     if len(unknown) == len(given):
         raise ValueError(
             f"these are no answers to {what}: none of their questions is in the truth "
-            f"({listed(sorted(unknown))})"
+            f"({listed(sorted(unknown))}): name the truth that they were asked from"
         )
     if unknown:
         raise ValueError(
