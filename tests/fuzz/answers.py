@@ -137,4 +137,4 @@ def read_back(path: Path) -> None:
     )
 
 
-TARGET = Target("answers", make, check, share=0.10, quick=200)
+TARGET = Target("answers", make, check, share=0.05, quick=200)

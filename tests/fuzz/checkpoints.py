@@ -99,4 +99,4 @@ def check(case: Case) -> str:
     return "read"
 
 
-TARGET = Target("checkpoints", make, check, share=0.02, quick=60, seconds=6.0, shrinks=False)
+TARGET = Target("checkpoints", make, check, share=0.01, quick=60, seconds=6.0, shrinks=False)

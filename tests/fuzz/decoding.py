@@ -163,4 +163,4 @@ def squeeze(text: str) -> str:
     return "".join(text.split())
 
 
-TARGET = Target("decoding", make, check, share=0.04, quick=60, seconds=4.0, shrinks=False)
+TARGET = Target("decoding", make, check, share=0.015, quick=60, seconds=4.0, shrinks=False)

@@ -149,4 +149,4 @@ def check(data: bytes) -> str:
     return "read"
 
 
-TARGET = Target("pictures", make, check, share=0.20, quick=800, seconds=4.0)
+TARGET = Target("pictures", make, check, share=0.25, quick=800, seconds=4.0)

@@ -101,4 +101,4 @@ def leaves(value: Any, name: str = "") -> list[tuple[str, Any]]:
     ]
 
 
-TARGET = Target("recipes", make, check, share=0.04, quick=150)
+TARGET = Target("recipes", make, check, share=0.015, quick=150)

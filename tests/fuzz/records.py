@@ -15,6 +15,7 @@ from reverse.data.faults import faults
 from reverse.data.negatives import lexicon_negatives
 from reverse.data.records import read_records, validate
 from reverse.data.scanning import Broken, scan
+from reverse.data.text_files import MAX_DEPTH
 from tests.fuzz.mutating import dumps, encode, mutate_bytes, mutate_json
 from tests.fuzz.running import REFUSALS, Target, check_refusal, expect
 from tests.fuzz.scratch import folder
@@ -103,7 +104,8 @@ def read_all(path: Path) -> str:
 
 
 def read_slowly(data: bytes, strict: bool = True) -> list[Any] | None:
-    """The values of a list or of lines as `json` reads them; None where it refuses any."""
+    """The values of a list or of lines as `json` reads them; None where it refuses any, or would be asked to
+    read what the library refuses: NaN, brackets that are nested too deeply."""
 
     def constant(_: str) -> Any:
         if strict:
@@ -114,15 +116,26 @@ def read_slowly(data: bytes, strict: bool = True) -> list[Any] | None:
     try:
         text = data.decode("utf-8")
         if text.lstrip(" \t\r\n").startswith("["):
-            return json.loads(text, parse_constant=constant)
-        lines = [line.strip(b" \t\r\n") for line in data.split(b"\n")]
-        return [json.loads(line.decode("utf-8"), parse_constant=constant) for line in lines if line]
+            values = json.loads(text, parse_constant=constant)
+        else:
+            lines = [line.strip(b" \t\r\n") for line in data.split(b"\n")]
+            values = [json.loads(line.decode("utf-8"), parse_constant=constant) for line in lines if line]
     except (ValueError, RecursionError):
         return None
+    return None if strict and depth(values) > MAX_DEPTH else values
+
+
+def depth(values: Any) -> int:
+    """How many brackets stand in one another."""
+    level, found = [values], 0
+    while level := [each for each in level if isinstance(each, (dict, list))]:
+        found += 1
+        level = [inner for each in level for inner in (each.values() if isinstance(each, dict) else each)]
+    return found
 
 
 def same(one: Any, other: Any) -> bool:
     return repr(one) == repr(other)  # NaN equals itself here
 
 
-TARGET = Target("records", make, check, share=0.12, quick=250)
+TARGET = Target("records", make, check, share=0.06, quick=250)

@@ -203,4 +203,4 @@ def _json(text: str) -> Any:
     return value if isinstance(value, dict) and "<think>" not in text else None
 
 
-TARGET = Target("replies", make, check, share=0.18, quick=500, shrinks=False)
+TARGET = Target("replies", make, check, share=0.2, quick=500, shrinks=False)

@@ -112,4 +112,4 @@ def check(tagged: str) -> str:
     return "read" if not problems else "refused"
 
 
-TARGET = Target("spans", make, check, share=0.30, quick=1500)
+TARGET = Target("spans", make, check, share=0.4, quick=1500)
