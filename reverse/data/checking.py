@@ -22,13 +22,14 @@ from reverse.data.faults import NOT_ASKED, faults
 from reverse.data.images import look_for_images, open_image, resolve_image
 from reverse.data.published import Progress, arrow, read_manifest, records_path, scan_records
 from reverse.data.record_keys import may_be_unseen, picture_of
-from reverse.data.records import IMAGE_TOKEN, half_pair, shorten
+from reverse.data.records import IMAGE_TOKEN, half_pair, shorten, whole_text
 from reverse.data.scanning import Broken, Item
 from reverse.tokens.spans import BLANKS, CN, SPAN, UN, WELL_FORMED
 
 BATCH = 8192  # records
 EXAMPLES = 10  # of each kind of problem; all are counted
 TOKEN_SAMPLE = 20_000  # records of which tokens are counted
+NAME = 80  # characters of the name of a source or type in the report
 PERCENTILES = (50, 90, 95, 99, 100)
 COLUMNS = ("answers", "confident", "unconfident", "negatives", "hints")
 TEXT_ONLY = "text-only"
@@ -121,7 +122,7 @@ def source_of(image: str | None) -> str:
     if not image:
         return TEXT_ONLY
     folder, slash, _ = image.removeprefix("./").partition("/")
-    return folder if slash else "(no folder)"
+    return folder[:NAME] if slash else "(no folder)"
 
 
 class _Counting:
@@ -169,7 +170,9 @@ class _Counting:
             "hints": np.array([bool(answer.get("hint")) for answer in said], dtype=np.int64),
         }
         sources = np.array([_code(self.source_codes, source_of(picture_of(r))) for r in records])
-        types = np.array([_code(self.type_codes, answer.get("A_type") or "(none)") for answer in said])
+        types = np.array(
+            [_code(self.type_codes, (answer.get("A_type") or "(none)")[:NAME]) for answer in said]
+        )
         _count(self.by_source, sources[of], columns)
         _count(self.by_type, types, columns)
 
@@ -227,7 +230,8 @@ class _Counting:
         """Each record has the same chance to be among the sample, however many come."""
         at = self.records if self.records < self.sample_size else self.rng.randrange(self.records + 1)
         if at < self.sample_size:
-            text = "\n".join(turn["value"] for turn in record["conversations"])
+            # Half of a surrogate pair is a fault of its own, and no tokenizer takes it.
+            text = whole_text("\n".join(turn["value"] for turn in record["conversations"]))
             if at == len(self.sample):
                 self.sample.append(text)
             else:

@@ -8,6 +8,7 @@ from random import Random
 import pytest
 
 from reverse.data import scanning, yesno
+from reverse.data.checking import check
 from reverse.data.lexicon import Lexicon, load_lexicon
 from reverse.data.negatives import lexicon_negatives, turns, turns_of
 from reverse.data.negatives.filters import Context, trivial
@@ -181,3 +182,12 @@ def test_ids_of_any_kind_match(tmp_path):
     assert manifest["same_questions"] == len(ids) and manifest["ids_only_tagged"] == 0
     assert [record["id"] for record in read_records(out)] == ids
     assert [record["id"] for record in read_records(plain_out)] == [str(value) for value in ids]
+
+
+def test_a_report_stays_short_and_counts_tokens_of_odd_texts(tiny_llava, tmp_path):
+    """Half a surrogate pair in the sample ended the check in the tokenizer; long names filled the report."""
+    odd = make_record("a" * 9000, "b" * 3000 + "/1.png", "Q \ud83d?", "A dog.", answer_type="c" * 9000)
+    (tmp_path / "r.json").write_text(json.dumps([odd]))
+    report = check(tmp_path / "r.json", tokenizer=tiny_llava[1].tokenizer)
+    assert report.tokens["records"] == 1 and report.malformed["half_surrogate_pair"]["count"] == 1
+    assert len(json.dumps(report.to_dict())) < 2500
