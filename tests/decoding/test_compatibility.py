@@ -10,9 +10,11 @@ import torch
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, StaticCache
 from transformers.generation import logits_process
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from typer.testing import CliRunner
 
 import reverse
 from reverse import compatibility
+from reverse.cli import app
 from reverse.compatibility import IncompatibleLibraryError, requirement, supported_range
 from reverse.decoding import _hf, _hf_processors
 from reverse.decoding.backend import Prefill
@@ -265,3 +267,16 @@ def test_encoded_pictures_that_do_not_fit_are_an_error(widths):
     encoded = BaseModelOutputWithPooling(pooler_output=[torch.zeros(width, 4) for width in widths])
     with pytest.raises(IncompatibleLibraryError, match="pooler_output does not hold as many features"):
         _hf.rows_of(Prefill(ids, kwargs={"mm_encoder_outputs": {"image": encoded}}), [0], 9)
+
+
+def test_a_command_says_it_in_one_line(monkeypatch):
+    """`reverse demo` would print nonsense and exit with 0, or a traceback that names no version."""
+
+    def other_cache(*args):
+        raise _hf._other_cache("keys of layer 0", None, 1, 40)
+
+    monkeypatch.setattr(_hf, "_check_cache", other_cache)
+    result = CliRunner().invoke(app, ["demo"])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: transformers ") and RANGE in result.stderr
+    assert len(result.stderr.splitlines()) == 1
