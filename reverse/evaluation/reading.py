@@ -228,6 +228,11 @@ def kept_rows(path: Path, data: bytes) -> Iterator[tuple[int, slice, dict[str, A
             )
         if not isinstance(row, dict) or "question_id" not in row:
             raise ValueError(f"{path}, line {number} is no answer: it has no question_id")
+        if read_id(row["question_id"]) is None:
+            raise ValueError(
+                f"{path}, line {number} is no answer: its question_id is {shown(row['question_id'], 30)}, "
+                "which is no id: remove that line, and its question is asked again"
+            )
         yield number, span, row
 
 

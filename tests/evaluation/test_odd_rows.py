@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from reverse.cli import app
+from reverse.evaluation.reading import read_answers as read_run_answers
 from reverse.evaluation.reporting import write_report
 from reverse.evaluation.scoring import score_file
 from reverse.evaluation.scoring.markup import LONGEST
@@ -165,3 +166,12 @@ def test_values_of_any_kind():
     for _ in range(5000):
         nested = [nested]
     assert len(shown(nested)) <= 60 and read_id(10**600) is None
+
+
+@pytest.mark.parametrize("identity", ["[[0]]", "null", "NaN", json.dumps("x" * 5000)])
+def test_a_run_goes_on_with_ids_alone(identity, tmp_path):
+    """The record of a run would hold what no reader takes, and could not be read again."""
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"question_id": ' + identity + ', "text": "a"}\n')
+    with pytest.raises(ValueError, match=r"line 1 is no answer: its question_id is .* no id: remove"):
+        read_run_answers(path)
