@@ -131,6 +131,10 @@ def generate_many(
     handed out in order are in the error's `results`, by index; in those of `Interrupted` too.
     """
     slots = check_whole("slots", slots, 1)
+    if not isinstance(requests, Iterable):
+        raise TypeError(
+            f"requests must be an iterable of mappings with images and prompt, got {requests!r:.80}"
+        )
     if on_error not in ("raise", "yield"):
         raise ValueError(f"on_error must be one of raise, yield, got {on_error!r:.80}")
     asking = GenerationCall(

@@ -302,14 +302,14 @@ def retrospective(
     answer (`model.generate()` cannot hand these three to a decoding loop).
     Raises ValueError where the tokenizer has no confidence tokens or a setting is out of range.
     """
-    return Retrospective(
-        processor,
-        settled(config, settings, ("seeds", "stream", "events", "stop_strings")),
-        seeds,
-        stream=stream,
-        events=events,
-        stop_strings=stop_strings,
-    )
+    chosen = settled(config, settings, ("seeds", "stream", "events", "stop_strings"))
+    decoder = Retrospective(processor, chosen, seeds, stream=stream, events=events, stop_strings=stop_strings)
+    if chosen.open_ended:
+        raise ValueError(
+            "open_ended asks a second question, which model.generate() has no place for: leave it out, or "
+            "use reverse.generate()"
+        )
+    return decoder
 
 
 def settled(

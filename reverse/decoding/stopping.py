@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,10 @@ _LOOK_BACK = 8  # ids read before those that could hold the stop, so that joints
 
 def stop_texts(stop_strings: Any) -> tuple[str, ...]:
     """The caller's `stop_strings`, None, one or many, as a tuple. Raises TypeError, ValueError."""
+    if stop_strings is not None and not isinstance(stop_strings, Iterable):
+        raise TypeError(
+            f"stop_strings must be a text or a list of texts, got {stop_strings!r:.80}: try '\\n'"
+        )
     texts = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings or ())
     for text in texts:
         if not isinstance(text, str):

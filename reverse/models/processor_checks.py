@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from reverse.models.checked_files import shorten
-from reverse.models.families import Family
+from reverse.models.families import FAMILIES, Family
 from reverse.models.template_checks import check_template
 from reverse.tokens.spans import TAGS
 
@@ -55,6 +55,12 @@ def check_usable(processor: Any, family: Family) -> None:
 
     Raises ValueError, with the remedy.
     """
+    name = type(processor).__name__
+    if any(name == other.processor_class for other in FAMILIES if other is not family):
+        raise ValueError(
+            f"the processor is a {name}, and the model is of {family.name}, which takes a "
+            f"{family.processor_class}: take both from one reverse.load(…)"
+        )
     missing = []
     if not getattr(processor, "chat_template", None):
         missing.append(

@@ -32,7 +32,6 @@ SLOW += (
     "add",
     "check",
 )
-SLOW += ("generate(", "generate:", "generate_many", "retrospective", "load", "--set")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +54,7 @@ def test_bad_inputs_are_refused_clearly(world):
 
 def test_the_table_is_large():
     """Bad inputs that nobody tries are not known to be refused."""
-    assert len(all_entries()) >= 1000 and len(quick_entries()) >= 30
+    assert len(all_entries()) >= 1000 and len(quick_entries()) >= 100
 
 
 @pytest.mark.parametrize(
