@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -123,7 +124,7 @@ def _replaced(rng: Random, old: Any, odd: Sequence[Any]) -> Any:
         return [old]
     if change == 5:
         return nested(rng.choice((5, 200, 3000)), rng.choice(("list", "dict")))
-    return rng.choice(odd)
+    return copy.deepcopy(rng.choice(odd))  # lists would be changed in later cases, or hold themselves
 
 
 def nested(depth: int, kind: str = "list") -> Any:

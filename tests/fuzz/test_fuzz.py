@@ -7,7 +7,7 @@ import random
 import pytest
 
 from tests.fuzz.long_run import Summary, fuzz, pieces, work
-from tests.fuzz.running import Fault, Found, Target, expect, minimise, run_case
+from tests.fuzz.running import Fault, Found, Target, expect, make_case, minimise, run_case
 from tests.fuzz.targets import TARGETS
 
 
@@ -20,6 +20,14 @@ def test_no_case_fails(name):
     assert not failed, "\n".join(map(str, failed[:5]))
     if name != "decoding":  # scripts are all valid
         assert {"read", "refused"} == set(found)  # mutants that are all good, or all bad, show little
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_case_is_known_by_its_number(name):
+    """A failure that depends on the cases before it could not be looked at again."""
+    alone = [repr(make_case(TARGETS[name], 3, number)) for number in (40, 39)]
+    after = [repr(make_case(TARGETS[name], 3, number)) for number in range(41)]
+    assert alone == [after[40], after[39]]
 
 
 def doubled(rng: random.Random) -> str:
