@@ -96,6 +96,8 @@ def check(
         images = path
     if images is not None and not Path(images).is_dir():
         raise ValueError(f"--images {images} is no folder: name what the records' pictures are relative to")
+    if token_sample < 0:
+        raise ValueError(f"token_sample must be at least 0, got {token_sample}: 0 counts no tokens")
     counting = _Counting(Report(str(path)), token_sample if tokenizer is not None else 0, seed)
     batch: list[Item] = []
     for item in scan_records(where, progress):

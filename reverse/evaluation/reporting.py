@@ -17,6 +17,7 @@ from typing import Any
 
 from reverse.data.files import whole_file
 from reverse.data.records import whole_text
+from reverse.evaluation.bootstrap import check_rounds, make_generator
 from reverse.evaluation.intervals import (
     DEFAULT,
     Interval,
@@ -88,6 +89,8 @@ def write_report(
     from reverse.evaluation.pages import page
 
     check_method(method)
+    check_rounds("rounds", rounds, "2000 is usual")
+    make_generator(seed)  # refuses one that none can be made of
     if images is not None and not images.is_dir():
         raise ValueError(f"there is no folder of pictures {images}: name one, or leave --images out")
     runs = [

@@ -323,7 +323,7 @@ def _expected(text: str, option: str, whole: bool, least: float, most: float, cl
 def _spellings(text: str, option: str) -> tuple[str, ...]:
     if text == "":
         return ("''", option, '""')
-    found = [text]
+    found = [text, *(part for part in text.split(",") if option in OPTIONAL)]
     with suppress(ValueError, OverflowError):
         found += [repr(float(text)), f"{float(text):g}", str(int(float(text)))]
     return tuple(found)

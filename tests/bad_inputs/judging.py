@@ -96,6 +96,8 @@ def _of_command(entry: Entry, result: Any) -> Verdict:
     lines = [line for line in said.splitlines() if line.strip()]
     errors = [i for i, line in enumerate(lines) if line.startswith("error: ")]
     trouble = ""
+    if result.exit_code == 1 and not errors and entry.expected in ("good", "either"):
+        return _verdict(entry, "", said, refused=False)  # it ran, and what it says is not good
     if "Traceback" in result.output:
         trouble = "traceback"
     elif result.exit_code != 2:

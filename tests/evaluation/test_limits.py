@@ -1,7 +1,10 @@
 """Numbers that resampling cannot be done with: refused with the value, not by NumPy."""
 
+import json
+
 import pytest
 
+from reverse.data.checking import check
 from reverse.evaluation.bootstrap import MAX_ROUNDS, check_rounds, make_generator, weights
 from reverse.evaluation.intervals import Resampling
 from reverse.evaluation.reporting import write_report
@@ -29,5 +32,22 @@ def test_a_report_checks_what_it_is_told(tmp_path):
     (tmp_path / "runs").mkdir()
     with pytest.raises(ValueError, match="bca or percentile, got 'bcaa'"):
         write_report([tmp_path / "runs"], tmp_path / "out", method="bcaa")
+    with pytest.raises(ValueError, match="rounds must lie between 1 and 1,000,000, got 0"):
+        write_report([tmp_path / "runs"], tmp_path / "out", rounds=0)
+    with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
+        write_report([tmp_path / "runs"], tmp_path / "out", seed=-1)
     with pytest.raises(ValueError, match=r"no folder of pictures .*nowhere: name one"):
         write_report([tmp_path / "runs"], tmp_path / "out", images=tmp_path / "nowhere")
+
+
+def test_a_sample_below_zero(tmp_path):
+    """Tokens would be counted of no record, and nobody be told."""
+    with pytest.raises(ValueError, match="token_sample must be at least 0, got -1"):
+        check(write_records(tmp_path), token_sample=-1)
+
+
+def write_records(folder):
+    turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A dog."}]
+    path = folder / "records.json"
+    path.write_text(json.dumps([{"id": "1", "conversations": turns}]))
+    return path
