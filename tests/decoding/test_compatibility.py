@@ -174,10 +174,11 @@ def test_a_cache_is_refused_under_both_of_its_names(tiny_llava, name):
         _hf.check_request(GenerationConfig(cache_implementation="static"), [], {name: static})
 
 
-def test_a_cache_implementation_is_refused_by_its_name(drop_in):
+def test_a_cache_implementation_is_refused_by_its_name():
     """An offloaded cache would be made, left empty, and memory run out all the same."""
-    with pytest.raises(ValueError, match="cache_implementation='offloaded' cannot be rewound"):
-        drop_in(cache_implementation="offloaded")
+    for kind in ("offloaded", "quantized"):
+        with pytest.raises(ValueError, match=f"cache_implementation='{kind}' cannot be rewound"):
+            _hf.check_request(GenerationConfig(cache_implementation=kind), [], {})
 
 
 def test_sliding_windows_are_refused(tiny_llava, picture, monkeypatch):
