@@ -89,7 +89,7 @@ def run_part(part: str, given: argparse.Namespace) -> tuple[dict[str, Any], dict
         return {"kills_survived": sum(survived.values())}, survived
     from benchmarks.doubling import measure as double
 
-    found = double()
+    found = double(say=lambda line: print(line, flush=True))
     return {"doubling_exponent_max": max_exponent(found)}, found
 
 
