@@ -21,7 +21,7 @@ import numpy as np
 from reverse.data.faults import NOT_ASKED, faults
 from reverse.data.images import look_for_images, open_image, resolve_image
 from reverse.data.published import Progress, arrow, read_manifest, records_path, scan_records
-from reverse.data.record_keys import may_be_unseen, picture_of
+from reverse.data.record_keys import may_be_unseen, picture_of, pictures_of
 from reverse.data.records import IMAGE_TOKEN, half_pair, shorten, whole_text
 from reverse.data.scanning import Broken, Item
 from reverse.tokens.spans import BLANKS, CN, SPAN, UN, WELL_FORMED
@@ -113,7 +113,7 @@ def check(
     if where.is_dir():
         report.counts["left_out"] = read_manifest(where)["left_out"]
     if images is not None:
-        report.pictures = _pictures(Path(images), counting.images, counting.first, decode, progress)
+        report.pictures = _pictures(Path(images), counting, decode, progress)
     if tokenizer is not None:
         report.tokens = _tokens(tokenizer, counting.sample, seed)
     return report
@@ -138,7 +138,8 @@ class _Counting:
         self.source_records: Counter[str] = Counter()
         self.by_source: Counter[tuple[int, str]] = Counter()
         self.by_type: Counter[tuple[int, str]] = Counter()
-        self.images: Counter[str] = Counter()
+        self.images: Counter[str] = Counter()  # of each picture, the records that have it alone
+        self.several: Counter[tuple[str, ...]] = Counter()  # the records that have these pictures
         self.first: dict[str, int] = {}  # index of a record with the picture, kept of few
         self.sample: list[str] = []
         self.sample_size = sample
@@ -218,11 +219,17 @@ class _Counting:
             record = item.value
             image = picture_of(record)
             self.source_records[source_of(image)] += 1
-            if image is not None:
-                self.images[image] += 1
-                self.first.setdefault(image, item.number)
-            first = record["conversations"][0]["value"]
-            if image is not None and IMAGE_TOKEN not in first:
+            names = [] if image is None else pictures_of(record)
+            if len(names) == 1:
+                self.images[names[0]] += 1
+            elif names:
+                self.several[tuple(names)] += 1
+            for name in names:
+                self.images.setdefault(name, 0)
+                self.first.setdefault(name, item.number)
+            asked = record["conversations"][: 2 if len(names) == 1 else None : 2]
+            first = asked[0]["value"]
+            if names and not any(IMAGE_TOKEN in turn["value"] for turn in asked):
                 self._found(self.report.notes, "picture_not_asked_about", item, 0, first, 0)
             if self.sample_size:
                 self._sample(record)
@@ -250,6 +257,12 @@ class _Counting:
             seen["examples"].append(
                 {"index": item.number, "id": _shown_id(item.value.get("id")), "turn": turn, "text": shown}
             )
+
+    def records_with(self, names: Sequence[str]) -> int:
+        """How many records have at least one of these pictures."""
+        lost = set(names)
+        alone = sum(self.images[name] for name in lost)
+        return alone + sum(count for some, count in self.several.items() if not lost.isdisjoint(some))
 
     def finish(self) -> Report:
         report = self.report
@@ -307,10 +320,9 @@ def _strings(values: list[str]) -> Any:
         )
 
 
-def _pictures(
-    root: Path, images: Counter[str], first: dict[str, int], decode: bool, progress: Progress | None
-) -> dict[str, Any]:
+def _pictures(root: Path, counting: _Counting, decode: bool, progress: Progress | None) -> dict[str, Any]:
     """Which pictures are not there, which paths leave the root, and which files cannot be decoded."""
+    images, first = counting.images, counting.first
     missing, refused = look_for_images(root, images)
     lost = {*missing, *refused}
     there = [name for name in images if name not in lost]
@@ -324,7 +336,7 @@ def _pictures(
                 example["reason"] = reasons[name]
         found |= {
             kind: len(names),
-            f"{kind}_records": sum(images[name] for name in names),
+            f"{kind}_records": counting.records_with(names),
             f"{kind}_examples": examples,
         }
     return found

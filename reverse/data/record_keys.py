@@ -1,7 +1,7 @@
 """Keys of records beside the published ones: pictures under other names, and what would be silently ignored.
 
-    >>> pictures_of({"images": ["a.png"]})
-    ['a.png']
+    >>> pictures_of({"images": ["a.png", "b.png"]})
+    ['a.png', 'b.png']
     >>> unseen({"video": "a.mp4", "conversations": []})
     [('video', "'a.mp4'", 'take pictures of its frames')]
 
@@ -15,7 +15,7 @@ from typing import Any
 from reverse.data.records import is_set, shorten
 
 _FRAMES = "take pictures of its frames"
-_PICTURES = "records have text and at most one picture"
+_PICTURES = "records have text and pictures"
 _ONE = "make one record of it in `conversations`"
 _PAIR = "preferences are not trained: keep the answer that is right"
 _TRAINED = "every answer is trained: leave out those that are not to be"
@@ -42,18 +42,25 @@ _TURN_KEYS = frozenset((*_IN_TURN, *_WEIGHTS))
 
 
 def pictures_of(record: Mapping[str, Any]) -> list[str]:
-    """The paths that `image` and `images` name, each a path or a list of paths; the same one counts once."""
-    found: list[str] = []
-    for key in ("image", "images"):
-        value = record.get(key)
-        if value is not None:
-            names = value if isinstance(value, list) else [value]
-            found += [name for name in names if isinstance(name, str) and name not in found]
-    return found
+    """The paths that `image` and `images` name, each a path or a list of paths, in their order.
+
+    A list may name a picture twice; one that both keys name counts once.
+    """
+    image = record.get("image")
+    if isinstance(image, str) and "images" not in record:  # nearly all
+        return [image]
+    image, images = _paths(image), _paths(record.get("images"))
+    if all(name in images for name in image):
+        return images
+    return image + [name for name in images if name not in image]
+
+
+def _paths(value: Any) -> list[str]:
+    return [name for name in (value if isinstance(value, list) else [value]) if isinstance(name, str)]
 
 
 def picture_of(record: Mapping[str, Any]) -> str | None:
-    """The first picture of a record, None where it has none; `unseen` tells of further ones."""
+    """The first picture of a record, None where it has none; `pictures_of` names further ones."""
     image = record.get("image")
     if isinstance(image, str):  # nearly all
         return image
@@ -62,7 +69,7 @@ def picture_of(record: Mapping[str, Any]) -> str | None:
 
 
 def may_be_unseen(record: Mapping[str, Any]) -> bool:
-    """Whether `unseen` need be asked: a glance for millions of records."""
+    """Whether `unseen` need be asked, or pictures be counted: a glance for millions of records."""
     if not _RECORD_KEYS.isdisjoint(record) or isinstance(record.get("image"), list) or "images" in record:
         return True
     return not all(_TURN_KEYS.isdisjoint(turn) for turn in record["conversations"])
@@ -71,11 +78,6 @@ def may_be_unseen(record: Mapping[str, Any]) -> bool:
 def unseen(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """What a record asks for and training would ignore: key, value (cut short), and how to do without."""
     found: list[tuple[str, str, str]] = []
-    pictures = pictures_of(record)
-    if len(pictures) > 1:
-        key = "images" if record.get("images") is not None else "image"
-        mend = f"{len(pictures)} pictures, and one a record is trained: join them in one file, or split it"
-        found.append((key, shorten(pictures), mend))
     found += [
         (key, shorten(record[key]), mend) for key, mend in _IN_RECORD.items() if is_set(record.get(key))
     ]

@@ -34,7 +34,7 @@ A_TRIAL = 256  # characters that could be decoded in the time that a failed tria
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _OBJECT = re.compile(r'\{[ \t\r\n]*"([^"\\]{0,200})"[ \t\r\n]*:')
-_HEADS = frozenset({"id", "image", "conversations"})  # the first key of a record
+_HEADS = frozenset({"id", "image", "images", "conversations"})  # the first key of a record
 _TURNS = frozenset({"from", "value"})  # the first key of a turn
 _END = 16  # characters: an error so near the window's end may be the cut of a literal, not an error
 

@@ -33,7 +33,7 @@ import numpy as np
 from reverse.data.faults import faults
 from reverse.data.files import write_json
 from reverse.data.images import image_size, look_for_images, resolve_image
-from reverse.data.record_keys import may_be_unseen, picture_of
+from reverse.data.record_keys import may_be_unseen, picture_of, pictures_of
 from reverse.data.records import half_pair
 from reverse.data.text_files import read_json
 from reverse.tokens.spans import SPAN, WELL_FORMED
@@ -43,7 +43,7 @@ from reverse.training.parallel import exchange, is_first, processes, rank
 
 __all__ = ["Bad", "Checked", "Cut", "check_records", "checked_file", "find_bad"]
 
-FORMAT = 5  # of the file
+FORMAT = 6  # of the file
 SHOWN = 5  # bad records in a message
 FIRST = 10  # numbers in a line
 TOGETHER = 512  # long records that are tokenised in one call
@@ -169,7 +169,8 @@ def _look(
     """Bad records, and of the others: how many turns do not fit (number of the record: turns)."""
     glance = _Glance(dataset)
     places: dict[str, int] = {}  # of a picture among the different ones
-    shown = array("q")  # of each record, the place of its picture, or -1
+    shown = array("q")  # of each record, the place of its first picture, or -1
+    further, of = array("q"), array("q")  # places of pictures beside the first, and their records' places
     numbers = dataset.kept[first:end].tolist()
     bad: dict[int, str] = {}
     cut: dict[int, int] = {}
@@ -198,7 +199,9 @@ def _look(
             record = dataset.record(number)
             image = picture_of(record)
             if image is not None:
-                place = places.setdefault(image, len(places))
+                place, *others = [places.setdefault(name, len(places)) for name in pictures_of(record)]
+                further.extend(others)
+                of.extend([done] * len(others))
             needed = glance.most_ids(record)
             if needed is None:
                 encode(number, record)
@@ -212,9 +215,10 @@ def _look(
     lost = {name: f"no such picture: {dataset.image_root / name}" for name in missing} | refused
     if lost:
         why = {places[name]: reason for name, reason in lost.items()}
-        pictures = np.frombuffer(shown, dtype=np.int64)
+        pictures = np.concatenate([np.frombuffer(each, dtype=np.int64) for each in (shown, further)])
+        records = np.concatenate([np.arange(len(shown)), np.frombuffer(of, dtype=np.int64)])
         for k in np.flatnonzero(np.isin(pictures, list(why))).tolist():
-            bad.setdefault(numbers[k], why[int(pictures[k])])
+            bad.setdefault(numbers[records[k]], why[int(pictures[k])])
     for number in bad.keys() & cut.keys():  # its picture is not there
         del cut[number]
     return [Bad(number, _shown(bad[number])) for number in sorted(bad)], cut
@@ -315,26 +319,25 @@ class _Glance:
         for fault in faults(record, hints=False):  # those that are drawn are the encoder's to look at
             return fault.message, 0
         try:
-            return None, self._row(self.dataset.turns(number, record), picture_of(record)).cut
+            return None, self._row(self.dataset.turns(number, record), pictures_of(record)).cut
         except FileNotFoundError:
             return None, 0  # the picture's absence is found with the others'
         except (ValueError, OSError) as error:
             return str(error), 0
 
-    def _row(self, turns: list[Turn], image: str | None) -> Row:
-        """As in training; the picture's size is read only where it matters."""
-        if image is None:
-            return self.encoder.row(turns, None)
-        if not self.dataset.pictures.keeps_size:
-            return self.encoder.row(turns, self.most)
+    def _row(self, turns: list[Turn], images: Sequence[str]) -> Row:
+        """As in training; the pictures' sizes are read only where they matter."""
+        most = [self.most] * len(images)
+        if not (images and self.dataset.pictures.keeps_size):
+            return self.encoder.row(turns, most)
         if self.room is None or self.room > self.most:
             try:
-                row = self.encoder.row(turns, self.most)
+                row = self.encoder.row(turns, most)
                 if not row.cut:
                     return row
             except ValueError:  # if it is not for the length, it comes again
                 pass
-        return self.encoder.row(turns, self._ids_of(image))
+        return self.encoder.row(turns, [self._ids_of(image) for image in images])
 
     def _ids_of_picture(self, image: str) -> int:
         return self.dataset.pictures.count(*image_size(resolve_image(self.dataset.image_root, image)))

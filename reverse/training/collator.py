@@ -1,4 +1,4 @@
-"""Items to one batch: rows padded on the right, or end to end; pictures one per row; nothing but tensors.
+"""Items to one batch: rows padded on the right, or end to end; the pictures of each; nothing but tensors.
 
 Right padding needs no attention mask: attention looks back only, so no id of an answer sees what comes after
 its row, and what stands there is no target. Without a mask scaled dot-product attention keeps its causal
@@ -68,8 +68,9 @@ class Collator:
             `input_ids`, `labels` (rows, length) int64; `places` (targets,) int64, the places in the flattened
             rows whose next id is a target; where there are pictures what the image processor
             calls its tensors (`pixel_values`, for Qwen2.5-VL `image_grid_thw`), pictures in the order of
-            rows; for Qwen2.5-VL `mm_token_type_ids` (rows, length) int32, 1 where a picture stands. Packed:
-            one row, and `position_ids` (1, length) or (4, 1, length), the first of four counting ids.
+            rows, and of a row as they stand in it; for Qwen2.5-VL `mm_token_type_ids` (rows, length) int32, 1
+            where a picture stands. Packed: one row, and `position_ids` (1, length) or (4, 1, length), the
+            first of four counting ids.
         """
         if self.blank is not None and all(item.picture is None for item in items):
             items = [*items, self.blank]
@@ -112,7 +113,7 @@ class Collator:
         return {"input_ids": torch.cat(ids, dim=1), "labels": labels, "position_ids": positions}
 
     def _pictures(self, items: Sequence[Item]) -> dict[str, Tensor]:
-        """Each picture once for every row about it, one after another along the first dimension."""
+        """Each item's pictures once for every row about them, one after another along the first dimension."""
         shown = [(item.picture, len(item.rows)) for item in items if item.picture is not None]
         if not shown:
             return {}

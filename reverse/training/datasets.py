@@ -1,6 +1,6 @@
 """What is trained on: records on disk in the published shape, or scenes drawn as they are asked for.
 
-Both give an `Item`: one picture and the rows about it, determined by the index and the seed alone, whatever
+Both give an `Item`: pictures and the rows about them, determined by the index and the seed alone, whatever
 worker asks. `collator.Collator` makes a batch of items.
 
     RecordDataset("reverse_ft.json", "playground/data", encoder, seed=0)
@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ import numpy.typing as npt
 from torch.utils.data import Dataset
 
 from reverse.data.published import open_records
-from reverse.data.record_keys import may_be_unseen, picture_of, unseen
+from reverse.data.record_keys import may_be_unseen, pictures_of, unseen
 from reverse.data.records import ANSWER_TYPE
 from reverse.data.scenes import Scene, caption, make_scene, negative, render, scene_records
 from reverse.data.scenes.captions import PREJUDICE
@@ -31,7 +32,7 @@ from reverse.tokens import strip
 from reverse.tokens.spans import UN
 from reverse.training.encoding import Encoder, Item, Row, Turn, turns_of
 from reverse.training.hints import choose_hints
-from reverse.training.pictures import PictureEncoder
+from reverse.training.pictures import PictureEncoder, join_pictures
 
 __all__ = ["RecordDataset", "SceneDataset", "Talk", "may_be_hinted"]
 
@@ -42,6 +43,8 @@ HINT_SHARE = 0.2  # of the positive general answers name wrong phrases, as publi
 # Of the hinted negatives say a phrase that was hinted. A larger share would make every other phrase look
 # safe after a hint: at one half, hints lowered p(</UN>) of new wrong phrases so much that they hurt.
 HINTED_AGAIN = 0.15
+_CHARACTERS = 4  # about as many as an id stands for
+_LIST = re.compile(r'"images?"\s*:\s*\[')
 MOST_REPLACED = 100  # records in a row whose pictures are damaged: more are no bad records but a wrong folder
 
 
@@ -70,7 +73,7 @@ class RecordDataset(Dataset[Item]):
         limit: the first so many records only; None: all.
         keep_broken: what is no record of a JSON file is an error when it is drawn, not at once.
 
-    `replace_damaged`: train the next record in the place of one whose picture cannot be decoded, with a
+    `replace_damaged`: train the next record in the place of one with a picture that cannot be decoded, with a
     warning, instead of raising; which one it is depends on the index alone.
     """
 
@@ -105,7 +108,7 @@ class RecordDataset(Dataset[Item]):
         self.kept = np.setdiff1d(self.kept, np.array(numbers, dtype=np.int64))
 
     def __getitem__(self, index: int) -> Item:
-        """The item of a record; with `replace_damaged`, that of the next one whose picture can be decoded.
+        """The item of a record; with `replace_damaged`, that of the next one whose pictures can be decoded.
 
         Raises ValueError naming the record and its picture where that is damaged.
         """
@@ -113,11 +116,11 @@ class RecordDataset(Dataset[Item]):
         for step in range(min(MOST_REPLACED, len(self))):
             number = int(self.kept[(index + step) % len(self)])
             record = self.record(number)
-            name = picture_of(record)
-            if name is None:
+            names = pictures_of(record)
+            if not names:
                 return Item((self._row(number, record, None),), None)
             try:
-                picture = self._open(number, name)
+                pictures = [self._open(number, name) for name in names]
             except ValueError as error:
                 if not self.replace_damaged:
                     raise
@@ -125,8 +128,10 @@ class RecordDataset(Dataset[Item]):
                     self._reported.add(number)
                     _logger.warning("%s; the next record is trained in its place", error)
                 continue
-            inputs, tokens = self.pictures(picture)
-            return Item((self._row(number, record, tokens),), inputs)
+            encoded = [self.pictures(picture) for picture in pictures]
+            row = self._row(number, record, [tokens for _, tokens in encoded])
+            shown = [inputs for inputs, _ in encoded[: row.pictures]]  # without those of turns that are cut
+            return Item((row,), join_pictures(shown) if shown else None)
         raise ValueError(
             f"{self.path}, record {self.kept[index]} and those after it: none of {MOST_REPLACED} pictures in "
             f"a row can be decoded: is {self.image_root} the right folder?"
@@ -145,12 +150,12 @@ class RecordDataset(Dataset[Item]):
             ) from error
 
     def row(self, index: int, image_tokens: int) -> Row:
-        """Ids and labels of a record without opening its picture, which would take `image_tokens` ids."""
+        """Ids and labels of a record without opening its pictures, each of `image_tokens` ids."""
         index = int(self.kept[index])
         record = self.record(index)
-        return self._row(index, record, None if picture_of(record) is None else image_tokens)
+        return self._row(index, record, [image_tokens] * len(pictures_of(record)))
 
-    def _row(self, index: int, record: Mapping[str, Any], image_tokens: int | None) -> Row:
+    def _row(self, index: int, record: Mapping[str, Any], image_tokens: Sequence[int] | None) -> Row:
         try:
             return self.encoder.row(self.turns(index, record), image_tokens)
         except ValueError as error:
@@ -159,10 +164,16 @@ class RecordDataset(Dataset[Item]):
             raise ValueError(f"{self.path}, record {index}: {error}; the record: {said[:600]}") from error
 
     def lengths(self) -> npt.NDArray[np.int64]:
-        """About how long each record is, (records,) int64, in characters; negative without a picture."""
+        """About how long each record is, (records,) int64, in characters; negative without a picture.
+
+        A first picture counts nothing, for it stands in nearly all; each further one as what it takes."""
         texts = map(self.records.text, self.kept.tolist())
         keys = ('"image"', '"images"')
-        return np.array([len(t) if any(k in t for k in keys) else -len(t) for t in texts], dtype=np.int64)
+        each = _CHARACTERS * self.pictures.usual()
+        return np.array(
+            [len(t) + each * _further(t) if any(k in t for k in keys) else -len(t) for t in texts],
+            dtype=np.int64,
+        )
 
     def record(self, number: int) -> dict[str, Any]:
         """Record `number` as it stands in the file."""
@@ -177,7 +188,9 @@ class RecordDataset(Dataset[Item]):
             raise ValueError(f'"{key}" is {value}, which training does not know: {mend}')
         rng, turns = random.Random(f"{self.seed} record {number}"), []
         for turn, said in zip(turns_of(record), record["conversations"][1::2], strict=True):
-            if may_be_hinted(said) and rng.random() < self.hint_share:
+            # A hint stands behind the question's last word: pictures alone have none.
+            wordless = turn.content and not turn.question
+            if may_be_hinted(said) and rng.random() < self.hint_share and not wordless:
                 turn = replace(turn, hints=choose_hints(rng, turn.answer, own=[said["hint"]]))
             turns.append(turn)
         return turns
@@ -326,6 +339,16 @@ class SceneDataset(Dataset[Item]):
         if not self.tagged:
             answers = [strip(answer) for answer in answers]
         return Talk(tuple((Turn(asked.question, answer),) for answer in answers), False)
+
+
+def _further(text: str) -> int:
+    """How many pictures beside the first the text of a record names; only lists of them are read."""
+    if not _LIST.search(text):
+        return 0
+    try:
+        return max(0, len(pictures_of(json.loads(text))) - 1)
+    except (ValueError, AttributeError):  # broken: it is refused when it is drawn
+        return 0
 
 
 def may_be_hinted(answer: Mapping[str, Any]) -> bool:

@@ -22,17 +22,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from reverse.data.faults import misplaced_images, unsayable
-from reverse.data.record_keys import picture_of
+from reverse.data.faults import miscounted_images, misplaced_images, unsayable
+from reverse.data.record_keys import pictures_of
 from reverse.data.records import IMAGE_TOKEN as IMAGE
 from reverse.tokens import TAGS, TokenIds, token_ids
+from reverse.training.contents import Content, split_questions
 from reverse.training.labels import Segment, join
 
 __all__ = ["Encoder", "Item", "Row", "Turn", "turns_of"]
@@ -44,25 +45,30 @@ _LIKE_A_TAG = re.compile(r"<[^\s<>]+>")
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A question, its answer, and the phrases named as wrong after the question."""
+    """A question, its answer, and the phrases named as wrong after the question.
+
+    `content`: of a record with several pictures, the question in parts, None for each (`split_questions`).
+    """
 
     question: str
     answer: str
     hints: tuple[str, ...] = ()
+    content: Content = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of a batch: `ids` and `labels` of shape (length,), int64; the picture's ids are written out."""
+    """One row of a batch: `ids` and `labels` of shape (length,), int64; the pictures' ids are written out."""
 
     ids: Ids
     labels: Ids
     cut: int = 0  # turns that did not fit
+    pictures: int = 0  # that stand in it: of several, the first ones
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """What a dataset gives: rows about one picture, and its tensors (None where there is no picture)."""
+    """What a dataset gives: rows about the same pictures, and their tensors (None where there are none)."""
 
     rows: tuple[Row, ...]
     picture: Mapping[str, Tensor] | None
@@ -94,39 +100,50 @@ class Encoder:
         self.not_in_question = _any_of(own)  # what no question or hint may hold
         self.not_in_answer = _any_of(own - set(TAGS))
         self._cache_size = cache
-        self._pieces: dict[tuple[tuple[str, ...], bool], list[Ids]] = {}  # what stands before each answer
+        self._pieces: dict[tuple[Content, ...], list[Ids]] = {}  # what stands before each answer
+        self._takes_several = False  # whether it was compared with the whole for several pictures
         self._lead, self._anchor = self._answer_start()
         self._anchor_ids = self._tokenise(self._anchor)
         self._trims = self._trims_answers()
         check_encoding(self)
         self._pieces.clear()
 
-    def row(self, turns: Sequence[Turn], image_tokens: int | None) -> Row:
+    def row(self, turns: Sequence[Turn], image_tokens: int | Sequence[int] | None) -> Row:
         """One conversation as ids and labels.
 
         Args:
-            turns: at least one; the picture stands in the first.
-            image_tokens: ids that stand for the picture, None where there is none.
+            turns: at least one; one picture stands in the first, several where the turns' `content` says.
+            image_tokens: ids that stand for the picture, of several for each; None where there is none.
 
         Raises:
             ValueError: no turns, a turn that says nothing or holds half of a surrogate pair, a token of the
             tokenizer's own in a text (the three in an answer are no error), a first turn longer than
-            `max_length`, a `</UN>` without its `<SPAN>`, or text that cannot be taken apart.
+            `max_length`, a `</UN>` without its `<SPAN>`, text that cannot be taken apart, or not one number
+            of ids for each picture.
         """
         if not turns:
             raise ValueError("a conversation needs at least one question and answer, got none")
+        tokens = _as_list(image_tokens)
+        contents = _contents(turns, bool(tokens))
+        places = [content.count(None) for content in contents]
+        if sum(places) != len(tokens):
+            raise ValueError(f"the questions show {sum(places)} pictures, and {len(tokens)} are given")
         for k, turn in enumerate(turns):
-            about_picture = image_tokens is not None and k == 0
-            for fault in unsayable(k, turn.question, turn.answer, turn.hints, about_picture):
+            for fault in unsayable(k, turn.question, turn.answer, turn.hints, places[k] > 0):
                 raise ValueError(fault.message)
             self._check_text(turn, k)
+        if len(tokens) > 1 and not self._takes_several:
+            from reverse.training.encoding_check import check_several_pictures
+
+            check_several_pictures(self)
+            self._takes_several = True
         segments: list[Segment] = []
-        length = cut = 0
+        length = cut = shown = 0
         for k, (turn, (prompt, answer)) in enumerate(
-            zip(turns, self.pieces(turns, image_tokens is not None), strict=True)
+            zip(turns, self.pieces(turns, bool(tokens)), strict=True)
         ):
-            if not segments and image_tokens is not None:
-                prompt = self._write_out(prompt, image_tokens)
+            if places[k]:
+                prompt = self._write_out(prompt, tokens[shown : shown + places[k]])
             length += len(prompt) + len(answer)
             if self.max_length is not None and length > self.max_length:
                 if not segments:
@@ -137,16 +154,17 @@ class Encoder:
                 cut = len(turns) - k
                 break
             segments += [Segment(prompt, False), Segment(answer, True)]
+            shown += places[k]
         tags = {"span_id": self._tags.span, "cn_id": self._tags.cn, "un_id": self._tags.un}
         try:
-            return Row(*join(segments, **tags), cut=cut)
+            return Row(*join(segments, **tags), cut=cut, pictures=shown)
         except ValueError as error:
             said = " | ".join(f"{turn.question[:80]} -> {turn.answer}" for turn in turns)
             raise ValueError(f"{error}; the sample: {said[:600]}") from error
 
     def pieces(self, turns: Sequence[Turn], picture: bool) -> list[tuple[Ids, Ids]]:
         """Ids before each answer, with hints and a picture as one id, and ids of the answer with its end."""
-        prompts = self._prompts(tuple(turn.question for turn in turns), picture)
+        prompts = self._prompts(_contents(turns, picture))
         hinted = [self._with_hints(before, turn.hints) for turn, before in zip(turns, prompts, strict=True)]
         return list(zip(hinted, self._answers([turn.answer for turn in turns]), strict=True))
 
@@ -171,9 +189,11 @@ class Encoder:
             return prompt
         return np.insert(prompt, self.hints.insert_at(prompt.tolist()), self.hints.ids(phrases))
 
-    def _write_out(self, prompt: Ids, image_tokens: int) -> Ids:
-        """The picture's one id, `image_tokens` times."""
-        return np.repeat(prompt, np.where(prompt == self.image_id, image_tokens, 1))
+    def _write_out(self, prompt: Ids, image_tokens: Sequence[int]) -> Ids:
+        """The one id of each picture, as many times as `image_tokens` says."""
+        times = np.ones(len(prompt), dtype=np.int64)
+        times[prompt == self.image_id] = image_tokens
+        return np.repeat(prompt, times)
 
     def _answers(self, answers: Sequence[str]) -> list[Ids]:
         """Each answer's ids as they come after the template's last words, its end of turn included."""
@@ -194,19 +214,18 @@ class Encoder:
                 )
         return [np.array(ids[cut:], dtype=np.int64) for ids in encoded]
 
-    def _prompts(self, questions: tuple[str, ...], picture: bool) -> list[Ids]:
-        key = (questions, picture)
-        pieces = self._pieces.get(key)
+    def _prompts(self, contents: tuple[Content, ...]) -> list[Ids]:
+        pieces = self._pieces.get(contents)
         if pieces is None:
-            pieces = self._take_apart(questions, picture)
+            pieces = self._take_apart(contents)
             if len(self._pieces) < self._cache_size:
-                self._pieces[key] = pieces
+                self._pieces[contents] = pieces
         return pieces
 
-    def _take_apart(self, questions: tuple[str, ...], picture: bool) -> list[Ids]:
+    def _take_apart(self, contents: Sequence[Content]) -> list[Ids]:
         """Ids before each answer: the conversation is rendered with marks for answers and cut at them."""
-        marks = [MARK.format(k) for k in range(len(questions))]
-        messages = _messages(questions, marks, picture)
+        marks = [MARK.format(k) for k in range(len(contents))]
+        messages = _messages(contents, marks)
         prompt = self._render(messages[:1], add_generation_prompt=True)
         parts = []
         rest = self._render(messages, add_generation_prompt=False)
@@ -228,11 +247,13 @@ class Encoder:
             end = self.tail + self.end_text
             # Templates that write no end of turn (llava-1.5-hf) get the one the model was trained with.
             before.append(self._after_end(part.removeprefix(end) if part.startswith(end) else part.lstrip()))
-        found_images = sum(int((piece == self.image_id).sum()) for piece in before)
-        if found_images != int(picture):
+        found_images = [int((piece == self.image_id).sum()) for piece in before]
+        wanted = [content.count(None) for content in contents]
+        if found_images != wanted:
             raise ValueError(
-                f"the chat template writes {found_images} times {self.processor.image_token!r} in a "
-                f"conversation with {int(picture)} picture: {''.join(parts)[:300]!r}"
+                f"the chat template writes {sum(found_images)} times {self.processor.image_token!r} in a "
+                f"conversation with {sum(wanted)} pictures, by turns {found_images} and not {wanted}: "
+                f"{''.join(parts)[:300]!r}"
             )
         return before
 
@@ -250,7 +271,7 @@ class Encoder:
         """Whether the template takes blanks off the start and the end of an answer, as Llama-3.1's does."""
         mark = MARK.format(0)
         lengths = [
-            len(self._render(_messages(["question"], [answer], False), add_generation_prompt=False))
+            len(self._render(_messages([("question",)], [answer]), add_generation_prompt=False))
             for answer in (mark, " " + mark, mark + " ")
         ]
         return lengths[1] == lengths[0], lengths[2] == lengths[0]
@@ -261,7 +282,7 @@ class Encoder:
         The tokenizer's own end of text where the template writes none.
         """
         mark = MARK.format(0)
-        whole = self._render(_messages(["question"], [mark], False), add_generation_prompt=False)
+        whole = self._render(_messages([("question",)], [mark]), add_generation_prompt=False)
         after = whole.partition(mark)[2]
         text = after.strip()
         if not text:
@@ -282,7 +303,7 @@ class Encoder:
     def _answer_start(self) -> tuple[str, str]:
         """(what the template writes between generation prompt and answer, its last words before that)."""
         mark = MARK.format(0)
-        messages = _messages(["question"], [mark], False)
+        messages = _messages([("question",)], [mark])
         prompt = self._render(messages[:1], add_generation_prompt=True)
         whole = self._render(messages, add_generation_prompt=False)
         before = whole.partition(mark)[0]
@@ -309,37 +330,56 @@ class Encoder:
 def turns_of(record: Mapping[str, Any]) -> list[Turn]:
     """The turns of a published record, without hints; `<image>` is taken out of the text.
 
-    In this format `<image>` is the place of the picture and never text: it stands once in the first question
-    of a record with an image, or nowhere (then the picture comes first).
+    In this format `<image>` is the place of a picture and never text. It stands once in the first question of
+    a record with one picture, for several once for each in any question, or nowhere: then they come first.
 
     Raises:
-        ValueError: questions and answers do not alternate, or `<image>` stands elsewhere than in the first.
+        ValueError: questions and answers do not alternate, or `<image>` stands elsewhere, or not for each.
     """
     said = record["conversations"]
     roles = [turn["from"] for turn in said]
     if not said or roles != ["human", "gpt"] * (len(said) // 2):
         raise ValueError(f"record {record.get('id')!r}: human and gpt must alternate, got {roles}")
+    count = len(pictures_of(record))
+    for fault in miscounted_images(record):
+        raise ValueError(f"record {record.get('id')!r}: {fault.message}")
     turns = []
     for k, (human, gpt) in enumerate(zip(said[::2], said[1::2], strict=True)):
         question = human["value"]
-        about_picture = k == 0 and picture_of(record) is not None
-        for fault in misplaced_images(k, question, gpt["value"], about_picture):
+        about_picture = k == 0 and count > 0
+        for fault in misplaced_images(k, question, gpt["value"], about_picture, count > 1):
             raise ValueError(f"record {record.get('id')!r}: {fault.message}")
         turns.append(Turn(question.replace(IMAGE, "").strip(), gpt["value"]))
-    return turns
+    if count < 2:
+        return turns
+    contents = split_questions([turn["value"] for turn in said[::2]], count)
+    return [replace(turn, content=content) for turn, content in zip(turns, contents, strict=True)]
 
 
-def _messages(questions: Sequence[str], answers: Sequence[str], picture: bool) -> list[dict[str, Any]]:
+def _messages(contents: Sequence[Content], answers: Sequence[str]) -> list[dict[str, Any]]:
+    """A conversation as the chat template takes it, without the pictures themselves."""
     messages: list[dict[str, Any]] = []
-    for k, (question, answer) in enumerate(zip(questions, answers, strict=True)):
-        content = [{"type": "text", "text": question}]
-        if picture and k == 0:
-            content.insert(0, {"type": "image"})
+    for content, answer in zip(contents, answers, strict=True):
+        parts = [{"type": "image"} if part is None else {"type": "text", "text": part} for part in content]
         messages += [
-            {"role": "user", "content": content},
+            {"role": "user", "content": parts},
             {"role": "assistant", "content": [{"type": "text", "text": answer}]},
         ]
     return messages
+
+
+def _contents(turns: Sequence[Turn], picture: bool) -> tuple[Content, ...]:
+    """Of each question its texts, and None for a picture: one stands first where no turn says more."""
+    contents: list[Content] = [turn.content or (turn.question,) for turn in turns]
+    if picture and not any(turn.content for turn in turns):
+        contents[0] = (None, *contents[0])
+    return tuple(contents)
+
+
+def _as_list(image_tokens: int | Sequence[int] | None) -> list[int]:
+    if image_tokens is None:
+        return []
+    return list(image_tokens) if isinstance(image_tokens, Sequence) else [image_tokens]
 
 
 def _own_tokens(tokenizer: Any) -> set[str]:

@@ -17,7 +17,7 @@ from reverse.tokens import CN, SPAN, UN
 if TYPE_CHECKING:
     from reverse.training.encoding import Encoder, Turn
 
-__all__ = ["check_encoding", "whole_ids"]
+__all__ = ["check_encoding", "check_several_pictures", "whole_ids"]
 
 
 def check_encoding(encoder: Encoder) -> None:
@@ -37,36 +37,65 @@ def check_encoding(encoder: Encoder) -> None:
         ([Turn("q", "  Two.", hints), Turn("q", " Two. \n")], False),
     ]
     for turns, picture in probes:
-        try:
-            row = [i for pair in encoder.pieces(turns, picture) for ids in pair for i in ids.tolist()]
-        except ValueError as error:
-            if "cannot be tokenised apart" in str(error):  # such an answer is refused wherever it comes
-                continue
-            raise
-        whole = whole_ids(encoder, turns, picture)
-        if row == whole[: len(row)] and not encoder.tokenizer.decode(whole[len(row) :]).strip():
-            continue
-        at = next(
-            (i for i, (a, b) in enumerate(zip(row, whole, strict=False)) if a != b), min(len(row), len(whole))
-        )
-        ours, theirs = (encoder.tokenizer.convert_ids_to_tokens(ids[at : at + 4]) for ids in (row, whole))
-        raise ValueError(
-            f"the tokenizer of {encoder.tokenizer.name_or_path or 'this model'!r} does not read the parts of "
-            f"a conversation as it reads the whole: at id {at} of {len(whole)} of {turns[0].question!r} and "
-            f"what follows, the parts give {ours} and the whole {theirs}. A model trained so would not know "
-            "its own prompts: save the tokenizer anew with legacy=False and without add_prefix_space"
-        )
+        _compare(encoder, turns, picture)
+
+
+def check_several_pictures(encoder: Encoder) -> None:
+    """Compare rows about several pictures with the ids of whole conversations, for the first such record.
+
+    A template that cannot show several pictures is no reason to refuse a set that has none of them.
+
+    Raises:
+        ValueError: as `check_encoding`.
+    """
+    from reverse.training.encoding import Turn
+
+    dog, hints = f"{SPAN}a dog{CN}", ("two cups", "a chair (red)")
+    _compare(
+        encoder,
+        [
+            Turn("Which?", dog, hints, (None, None, "Which?")),
+            Turn("Is it?", "No."),
+            Turn("One:and two:7?", f"{SPAN}2{UN}", hints, (None, "One:", None, "\nand two:", None, " 7?")),
+        ],
+        True,
+    )
+
+
+def _compare(encoder: Encoder, turns: Sequence[Turn], picture: bool) -> None:
+    """Raise ValueError where the pieces of a conversation are not the whole."""
+    try:
+        row = [i for pair in encoder.pieces(turns, picture) for ids in pair for i in ids.tolist()]
+    except ValueError as error:
+        if "cannot be tokenised apart" in str(error):  # such an answer is refused wherever it comes
+            return
+        raise
+    whole = whole_ids(encoder, turns, picture)
+    if row == whole[: len(row)] and not encoder.tokenizer.decode(whole[len(row) :]).strip():
+        return
+    at = next(
+        (i for i, (a, b) in enumerate(zip(row, whole, strict=False)) if a != b), min(len(row), len(whole))
+    )
+    ours, theirs = (encoder.tokenizer.convert_ids_to_tokens(ids[at : at + 4]) for ids in (row, whole))
+    raise ValueError(
+        f"the tokenizer of {encoder.tokenizer.name_or_path or 'this model'!r} does not read the parts of "
+        f"a conversation as it reads the whole: at id {at} of {len(whole)} of {turns[0].question!r} and "
+        f"what follows, the parts give {ours} and the whole {theirs}. A model trained so would not know "
+        "its own prompts: save the tokenizer anew with legacy=False and without add_prefix_space"
+    )
 
 
 def whole_ids(encoder: Encoder, turns: Sequence[Turn], picture: bool) -> list[int]:
     """Ids of a conversation rendered with its hints and tokenised at once, as the processor does it.
 
-    Where the template writes no end of turn, `</s>` stands in its place; a picture is one id.
+    Where the template writes no end of turn, `</s>` stands in its place; a picture is one id. Every question
+    ends with a text.
     """
     messages: list[dict[str, Any]] = []
     for k, turn in enumerate(turns):
-        content: list[dict[str, Any]] = [{"type": "image"}] if picture and k == 0 else []
-        content.append({"type": "text", "text": turn.question + encoder.hints.text(turn.hints)})
+        texts = turn.content or ((None, turn.question) if picture and k == 0 else (turn.question,))
+        content = [{"type": "image"} if text is None else {"type": "text", "text": text} for text in texts]
+        content[-1]["text"] += encoder.hints.text(turn.hints)
         messages += [
             {"role": "user", "content": content},
             {"role": "assistant", "content": [{"type": "text", "text": turn.answer}]},

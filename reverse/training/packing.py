@@ -33,7 +33,7 @@ def check_packing(model: Any) -> None:
 
 
 def row_positions(model: Any, processor: Any) -> Positions:
-    """A function from one row's ids (1, length) and its picture's tensors to its positions.
+    """A function from one row's ids (1, length) and its pictures' tensors to its positions.
 
     They are (length,) where ids are counted, (3, length) where pictures have rows and columns of their own.
     """

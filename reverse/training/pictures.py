@@ -11,6 +11,7 @@ to the last bit. Everything else (photographs, Qwen2.5-VL's patches) goes throug
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["PictureEncoder"]
+__all__ = ["PictureEncoder", "join_pictures"]
 
 Table = npt.NDArray[np.float32]  # (3, 256): what each value of each channel becomes
 
@@ -56,6 +57,10 @@ class PictureEncoder:
         """Whether the image processor scales a picture by a rule of its own (Qwen2.5-VL)."""
         images = self.processor.image_processor
         return "longest_edge" in images.size and hasattr(images, "merge_size")
+
+    def usual(self) -> int:
+        """As many ids as a picture of usual size takes."""
+        return self.count(448, 448) if self.keeps_size else self.most()
 
     def count(self, width: int, height: int) -> int:
         """How many ids a picture of this size takes, without the picture; sides may be exchanged."""
@@ -98,6 +103,13 @@ class PictureEncoder:
             ids = self.processor(images=[picture], text=[token], return_tensors="np")["input_ids"]
             self._tokens[shape] = int((np.asarray(ids) == self.processor.image_token_id).sum())
         return self._tokens[shape]
+
+
+def join_pictures(pictures: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors of pictures that were encoded one by one as the image processor gives them for all."""
+    if len(pictures) == 1:
+        return pictures[0]
+    return {name: torch.cat([tensors[name] for tensors in pictures]) for name in pictures[0]}
 
 
 def _look_up(table: Table, picture: npt.NDArray[np.uint8]) -> Table:

@@ -29,7 +29,7 @@ from reverse.data.negatives.rules import Slot, replacements
 from reverse.data.negatives.told import Others, Told
 from reverse.data.phrasing import PREPOSITIONS
 from reverse.data.published import id_text
-from reverse.data.record_keys import picture_of
+from reverse.data.record_keys import pictures_of
 from reverse.data.records import NEGATIVE
 from reverse.tokens.spans import UN, Parsed, Phrase, parse, problems, render, strip
 
@@ -260,7 +260,7 @@ def _pair_key(record: Mapping[str, Any]) -> int:
     """64 bits of what both records of a pair share: the id without "-neg", or else the picture, and the
     questions."""
     name = id_text(record)
-    shared = picture_of(record) or "" if name is None else _NEGATIVE.sub("", name)
+    shared = "\0".join(pictures_of(record)) if name is None else _NEGATIVE.sub("", name)
     asked = (turn["value"] for turn in record["conversations"][::2])
     text = "\0".join((shared, *asked)).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
