@@ -51,6 +51,16 @@ RECORDS: list[dict[str, Any]] = [
             {"from": "gpt", "value": "<SPAN>Three cups</UN>", "A_type": "general_answer", "hint": None},
         ],
     },
+    {
+        "id": "2",
+        "images": ["coco/1.png", "coco/2.png"],
+        "conversations": [
+            {"from": "human", "value": "<image>\nWhat is there?"},
+            {"from": "gpt", "value": "<SPAN>Two cups</CN>.", "A_type": "general_answer", "hint": None},
+            {"from": "human", "value": "And here?\n<image>"},
+            {"from": "gpt", "value": "<SPAN>A dog</CN>.", "A_type": "general_answer", "hint": None},
+        ],
+    },
 ]
 
 

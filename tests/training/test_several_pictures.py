@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import random
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,12 @@ from PIL import Image
 
 from reverse.data.checking import check
 from reverse.data.importing import import_records
+from reverse.data.negatives import lexicon_negatives, pairs_in
+from reverse.data.negatives import turns_of as turns_to_swap
+from reverse.data.published import open_records
 from reverse.data.records import ANSWER_TYPE, validate
+from reverse.data.subsets import subsample
+from reverse.data.viewing import write_page
 from reverse.models import family_of
 from reverse.models.inputs import prepare_inputs
 from reverse.training.checked import _look, check_records, find_bad
@@ -23,6 +29,7 @@ from reverse.training.labels import IGNORE
 from reverse.training.loss import LossConfig, loss_in_forward
 from reverse.training.packing import row_positions
 from reverse.training.sft import SFTConfig, train
+from tests.training.test_whole_conversations import MAKE, QUESTIONS
 
 SIZES = {"a.png": (112, 112), "b.png": (112, 168), "c.png": (84, 140)}
 ANSWER = "<SPAN>The first</CN> and <SPAN>two cups</UN>"
@@ -263,3 +270,84 @@ def test_further_pictures_make_a_record_longer(tiny_any, folder):
     texts = [len(dataset.records.text(k)) for k in range(4)]
     each = 4 * dataset.pictures.usual()
     assert dataset.lengths().tolist() == [texts[0] + 2 * each, texts[1] + 5 * each, -texts[2], texts[3]]
+
+
+def test_a_plain_prompt_and_a_list_of_pictures_is_the_same(tiny_any, folder):
+    """`generate()` takes pictures beside a question: a prompt that no record was trained on."""
+    model, processor = tiny_any
+    encoder = Encoder(processor)
+    for one in (
+        GOOD["in front"],
+        GOOD["nowhere"],
+        GOOD["behind"],
+        GOOD["one twice"],
+        record(TWO, "<image> a <image> b"),
+    ):
+        question = one["conversations"][0]["value"]
+        pictures = [folder / name for name in one["images"]]
+        prompt = prepare_inputs(processor, [pictures], [question], family_of(model))["input_ids"][0].tolist()
+        dataset = RecordDataset(write(folder, [one]), folder, encoder)
+        assert dataset[0].rows[0].ids[: len(prompt)].tolist() == prompt
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_rows_are_the_ids_of_the_whole_for_every_tokenizer(name):
+    """Where a text begins behind a picture, tokenizers put a "▁", a blank, or nothing."""
+    processor, rng = MAKE[name](), random.Random(1)
+    encoder = Encoder(processor)
+    end = "</s>" if name == "no_end_of_turn" else ""
+    compared = 0
+    for _ in range(40):
+        contents = [
+            tuple(
+                rng.choice([None, rng.choice(QUESTIONS), "\n" + rng.choice(QUESTIONS)])
+                for _ in range(rng.randint(1, 4))
+            )
+            for _ in range(rng.randint(1, 3))
+        ]
+        contents[0] += (None, None, "Which?")
+        answers = [rng.choice(["No.", "A dog", "<SPAN>Yes</CN>"]) for _ in contents]
+        turns = [
+            Turn("".join(filter(None, content)), answer, (), content)
+            for content, answer in zip(contents, answers, strict=True)
+        ]
+        count = sum(content.count(None) for content in contents)
+        row = encoder.row(turns, [1] * count)
+        chat = []
+        for content, answer in zip(contents, answers, strict=True):
+            parts = [
+                {"type": "image"} if text is None else {"type": "text", "text": text} for text in content
+            ]
+            chat.append({"role": "user", "content": parts})
+            chat.append({"role": "assistant", "content": [{"type": "text", "text": answer + end}]})
+        text = processor.apply_chat_template(chat, tokenize=False)
+        text = text.replace(end + " ", end) if end else text
+        bos = processor.tokenizer.bos_token
+        expected = processor.tokenizer.encode(text, add_special_tokens=not (bos and text.startswith(bos)))
+        ids = row.ids.tolist()
+        assert ids == expected[: len(ids)] and not processor.tokenizer.decode(expected[len(ids) :]).strip()
+        compared += 1
+    assert compared == 40
+
+
+def test_other_tools_pass_them_on(folder, tmp_path):
+    """A record that lost a picture on the way would be refused, or be about the wrong one."""
+    one = GOOD["over the turns"]
+    records, _, _ = next(lexicon_negatives([GOOD["between words"]]))
+    assert len(records) == 2 and all(r["images"] == list(THREE) for r in records)
+    asked = [[turn["value"] for turn in r["conversations"][::2]] for r in records]
+    assert asked[0] == asked[1] == [turn["value"] for turn in GOOD["between words"]["conversations"][::2]]
+    nameless = [
+        {k: v for k, v in record(names, "Q?").items() if k != "id"} for names in (TWO, ("a.png", "c.png"))
+    ]
+    for each, answer in zip(nameless, ("<SPAN>A cat</UN>", "<SPAN>A dog</CN>"), strict=True):
+        each["conversations"][1]["value"] = answer
+    assert len(pairs_in(nameless)) == 1 and turns_to_swap(nameless[1], pairs_in(nameless))[0].problem is None
+    path = write(tmp_path, [one] * 3)
+    subsample(path, tmp_path / "some.json", 2)
+    assert json.loads((tmp_path / "some.json").read_text()) == [one] * 2
+    import_records(path, tmp_path / "set")
+    assert open_records(tmp_path / "set")[1] == one
+    write_page(tmp_path / "look.html", open_records(path), [0], folder)
+    page = (tmp_path / "look.html").read_text()
+    assert page.count("<img ") == 2 and page.index("a.png") < page.index("b.png")
