@@ -201,7 +201,7 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
             image.seek(0)
         image.load()
         inverted = image.format == "TIFF" and getattr(image, "tag_v2", {}).get(262) == 0  # white is zero
-        image = ImageOps.exif_transpose(image)
+        image = _turn_upright(image)
         if image.mode.startswith("I"):  # 16-bit grey: PIL would clip it to white
             values = np.asarray(image).clip(0, 65535)  # (height, width)
             grey = (values >> 8).astype(np.uint8)
@@ -220,6 +220,16 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
         raise ValueError(
             f"{name} is damaged or cut off ({_words(error)}): copy or download it again"
         ) from error
+
+
+def _turn_upright(image: Image.Image) -> Image.Image:
+    """As EXIF says; a picture whose EXIF cannot be read is taken as it stands, as viewers do."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except MemoryError:
+        raise
+    except Exception:  # only what stands beside the pixels is damaged: those are decoded already
+        return image
 
 
 def _check_mode(image: Image.Image, name: str) -> None:
