@@ -277,3 +277,13 @@ def test_a_refusal_comes_before_the_pictures(monkeypatch):
     monkeypatch.setattr(type(model), "generate", lambda *args, **kwargs: pytest.fail("was encoded"))
     with pytest.raises(ValueError, match="norm has a forward hook"):
         reverse.generate(model, processor, "/nowhere.png", engine="static", **SETTINGS)
+
+
+def test_gradient_checkpointing_leaves_nothing_behind():
+    """transformers' hook for it stays on the embeddings, and no trained model would be captured again."""
+    model, _, text = parts("llava")
+    model.gradient_checkpointing_enable()
+    assert text.embed_tokens._forward_hooks
+    assert unsupported(model) is None
+    model.gradient_checkpointing_disable()
+    assert unsupported(model) is None

@@ -20,8 +20,12 @@ __all__ = ["find_modification"]
 
 _STOCK = (nn.Linear, nn.Embedding, nn.ModuleList, nn.SiLU, nn.Dropout, nn.Identity)
 _STOCK_CODE = ("transformers.models.", "transformers.activations")
-# Hooks that only look on: transformers registers them where hidden states were once asked for.
-_ONLOOKERS = ("transformers.utils.output_capturing",)
+# Hooks that only look on, by module and name: transformers registers the first where hidden states were once
+# asked for, and the second for gradient checkpointing; it stays when checkpointing is off again.
+_ONLOOKERS = (
+    ("transformers.utils.output_capturing", ""),
+    ("transformers.modeling_utils", "PreTrainedModel.enable_input_require_grads."),
+)
 _ATTENTION = (
     None, "eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4",
 )  # fmt: skip
@@ -59,7 +63,7 @@ def _find_on_module(module: nn.Module) -> str | None:
     ):
         return f"is a {kind.__name__} of {kind.__module__}: merge adapters, load without quantisation"
     for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
-        if getattr(hook, "__module__", None) not in _ONLOOKERS:
+        if not _only_looks_on(hook):
             return f"has a forward hook ({_name_of(hook)})"
     forward = vars(module).get("forward")
     if forward is not None and not _is_own_forward(module, forward):
@@ -70,6 +74,11 @@ def _find_on_module(module: nn.Module) -> str | None:
         if type(parameter) is not nn.Parameter:
             return f"has a {type(parameter).__name__} for its {name}"
     return None
+
+
+def _only_looks_on(hook: Any) -> bool:
+    module, name = getattr(hook, "__module__", None), getattr(hook, "__qualname__", "")
+    return any(module == known and name.startswith(start) for known, start in _ONLOOKERS)
 
 
 def _is_own_forward(module: nn.Module, forward: Any) -> bool:
