@@ -5,6 +5,7 @@ that are lists end in tracebacks, or never end. Ranges are wide: they exclude mi
 that anyone has.
 """
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,8 @@ def build_empty(file: Path | str, config: Any, family: Family) -> Any:
 
     Raises ValueError where none can be built. `check_depth` comes first: it bounds what is built.
     """
+    config = copy.deepcopy(config)
+    config._attn_implementation = "eager"  # a config may name one that is not installed here
     try:
         with torch.device("meta"):
             return getattr(transformers, family.model_class)(config)

@@ -53,6 +53,7 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _PICTURE_SETTINGS = ("processor_config.json", "preprocessor_config.json")
 _OURS = ("adapter_kwargs", "gguf_file", "output_loading_info", "state_dict", "use_safetensors")
 _OTHER_NAMES = ("config", "key_mapping")  # of from_pretrained: other tensors than the files say
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _NO_FOLDER = "no-adapter"  # where transformers is told to look for an adapter of the checkpoint: nowhere
 _warned: set[str] = set()  # checkpoints whose files beside the weights were named once
 
@@ -94,7 +95,7 @@ def load(
     _check_options(kwargs)
     if device is not None:
         check_device(device)
-    check_dtype(dtype)
+    kind = find_dtype(dtype)
     check_backend(image_backend)
     hub = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
     path, family = find_checkpoint(path_or_id, variant=kwargs.get("variant"), **hub)
@@ -103,7 +104,7 @@ def load(
     if require_tokens:
         token_ids(processor)
 
-    model = load_weights(path, family, dtype=dtype, attn_implementation=attn_implementation, **kwargs)
+    model = load_weights(path, family, dtype=kind, attn_implementation=attn_implementation, **kwargs)
     _check_rows(path, model, processor)
     if device is not None:
         model = model.to(device)
@@ -156,7 +157,7 @@ def find_checkpoint(
     return path, family
 
 
-def load_weights(path: str, family: Family, *, dtype: torch.dtype | str | None = None, **kwargs: Any) -> Any:
+def load_weights(path: str, family: Family, *, dtype: torch.dtype | None = None, **kwargs: Any) -> Any:
     """The model of a checkpoint that `find_checkpoint` let pass, from safetensors, without adapters.
 
     Raises ValueError where the files do not hold exactly the tensors of the model, or are damaged.
@@ -322,12 +323,17 @@ def _check_options(options: dict[str, Any]) -> None:
         )
 
 
-def check_dtype(dtype: torch.dtype | str | None) -> None:
-    """Refuse a dtype before weights are read. Raises ValueError."""
+def find_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """The type of weights that is meant; None for None and "auto", as they were saved.
+
+    Raises ValueError where it is no type that a model of float weights can have.
+    """
+    if dtype in (None, "auto"):
+        return None
     found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
-    if dtype in (None, "auto") or (isinstance(found, torch.dtype) and found.is_floating_point):
-        return
-    raise ValueError(f"dtype {dtype!r} is no type of weights: try 'bfloat16', 'float16' or 'float32'")
+    if found not in _DTYPES:
+        raise ValueError(f"dtype {dtype!r:.80} is no type of weights: try 'bfloat16', 'float16' or 'float32'")
+    return found
 
 
 def _check_files(path: str, names: tuple[str, ...], what: str, hub: dict[str, Any]) -> None:

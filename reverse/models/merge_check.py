@@ -21,12 +21,20 @@ from reverse.models.families import Family
 from reverse.models.unwrapping import unwrap_model
 from reverse.tokens.vocabulary import token_ids
 
-__all__ = ["ProbeReport", "check_lora_bias", "check_merged", "retie_or_mark", "run_probe", "untie"]
+__all__ = [
+    "ProbeReport",
+    "cast_parameters",
+    "check_lora_bias",
+    "check_merged",
+    "retie_or_mark",
+    "run_probe",
+    "untie",
+]
 
 _IDS = 48  # of the text that is shown to both
 _EXACT = 2e-5  # largest difference of float32, in units of the largest value where that is above 1
 _ROUNDED = 0.05  # largest relative difference of half precision, whose merged matrices are rounded once more
-_CERTAIN = 0.01  # above it, half of what the adapter changes is too much of a difference
+_CERTAIN = 0.01  # above it, a difference as large as what the adapter changes is no longer rounding
 
 
 @dataclass(frozen=True)
@@ -37,13 +45,14 @@ class ProbeReport:
     relative: float  # of the vectors' lengths
     allowed: float  # of `difference` in float32 and float64, of `relative` in half precision
     exact: bool  # float32 or float64
+    effect: float  # how much the adapter changes, of the vectors' lengths
 
     def __str__(self) -> str:
         if self.exact:
             return f"merged and unmerged differ by at most {self.difference:.1e} (allowed {self.allowed:.1e})"
         return (
             f"merged and unmerged differ by {self.relative:.2%}, at most {self.difference:.1e} "
-            f"(rounding; allowed {self.allowed:.0%})"
+            f"(rounding; allowed {self.allowed:.0%}; the adapter changes {self.effect:.1%})"
         )
 
 
@@ -79,24 +88,34 @@ def check_merged(
     Raises ValueError where they are further apart than rounding explains.
     """
     exact = dtype in (torch.float32, torch.float64)
-    difference = relative = allowed = 0.0
+    difference = relative = allowed = effect = 0.0
     for name, before in unmerged.items():
         apart = merged[name] - before
-        largest, size = float(apart.abs().max()), float(before.norm())
-        ratio = float(apart.norm()) / max(size, 1e-12)
-        effect = float((before - base[name]).norm())
+        largest, size = float(apart.abs().max()), max(float(before.norm()), 1e-12)
+        ratio, changed = float(apart.norm()) / size, float((before - base[name]).norm()) / size
         limit = _EXACT * max(1.0, float(before.abs().max())) if exact else _ROUNDED
-        lost = ratio > _CERTAIN and float(apart.norm()) > 0.5 * effect
-        if not ((largest if exact else ratio) <= limit) or (not exact and lost):
+        if not ((largest if exact else ratio) <= limit):
             raise ValueError(
-                f"the {name} of the merged model differ from those of the adapter on its base by up to "
-                f"{largest:.2g} ({ratio:.1%} of their size; allowed {limit:.2g}): it is not what was "
-                "trained, and nothing is written; merge in float32 (dtype='float32'), or decode with the "
-                "adapter unmerged, which reverse.generate() takes"
+                _differs(name, largest, f"{ratio:.1%} of their size; allowed {limit:.2g}", exact)
             )
+        # An adapter that changes less than rounding does may be there nevertheless: it is lost where the
+        # result is the base's.
+        moved = float((merged[name] - base[name]).norm()) / size
+        lost = ratio > 0.5 * changed if changed > _ROUNDED else moved < 0.5 * changed
+        if not exact and ratio > _CERTAIN and lost:
+            raise ValueError(_differs(name, largest, f"the adapter changes {changed:.1%}", exact))
         difference, relative = max(difference, largest), max(relative, ratio)
-        allowed = max(allowed, limit)
-    return ProbeReport(difference, relative, allowed, exact)
+        allowed, effect = max(allowed, limit), max(effect, changed)
+    return ProbeReport(difference, relative, allowed, exact, effect)
+
+
+def _differs(name: str, largest: float, how: str, exact: bool) -> str:
+    again = "" if exact else "merge in float32 (--dtype float32, dtype='float32'), or "
+    return (
+        f"the {name} of the merged model differ from those of the adapter on its base by up to {largest:.2g} "
+        f"({how}): it is not what was trained, and nothing is written; {again}decode with the adapter "
+        "unmerged, which reverse.generate() takes"
+    )
 
 
 def check_lora_bias(wrapped: Any) -> None:
@@ -125,6 +144,17 @@ def untie(wrapped: Any, shared: nn.Parameter | None) -> None:
         for name, parameter in list(module.named_parameters(recurse=False)):
             if parameter is shared:
                 setattr(module, name, nn.Parameter(shared.detach().clone(), requires_grad=False))
+
+
+def cast_parameters(model: Any, dtype: torch.dtype) -> Any:
+    """Turn a model's weights into `dtype`, in place, and no buffer; returns the model.
+
+    `model.to(dtype)` rounds the frequencies of rotary positions too, which every loaded model has in float32:
+    logits would be off by a percent in half precision.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def retie_or_mark(merged: Any, shared: nn.Parameter | None) -> None:

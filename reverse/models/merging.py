@@ -23,10 +23,11 @@ from safetensors.torch import load_file
 
 from reverse.models.checked_adapter import check_ranks
 from reverse.models.families import default_threshold, set_default_threshold, stored_threshold
-from reverse.models.loading import check_dtype, find_checkpoint, load_fitting_processor, load_weights
+from reverse.models.loading import find_checkpoint, find_dtype, load_fitting_processor, load_weights
 from reverse.models.loose_weights import apply_loose_weights, find_loose_weights
 from reverse.models.merge_check import (
     ProbeReport,
+    cast_parameters,
     check_lora_bias,
     check_merged,
     retie_or_mark,
@@ -91,7 +92,7 @@ def merge_adapter(
     """
     out = Path(out)
     check_new(out)
-    check_dtype(dtype)
+    kind = find_dtype(dtype)
     say = progress or (lambda what: None)
     folder = find_adapter(adapter)
     settings, card = read_json(folder / _CONFIG), _read_card(folder)
@@ -120,8 +121,8 @@ def merge_adapter(
     checked = _check_fingerprint(base, card, model)
     apply_loose_weights(model, loose, family)
 
-    if dtype is not None:
-        model = model.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+    if kind is not None:
+        cast_parameters(model, kind)
     say("merging")
     threshold = _threshold(folder, card)
     merged, report = _merge(model, folder, settings, state, family, processor)
@@ -417,7 +418,7 @@ def _merge(
         of_base = run_probe(wrapped, family, processor)
     untie(wrapped, shared)
     try:
-        merged = wrapped.merge_and_unload().to(kind)
+        merged = cast_parameters(wrapped.merge_and_unload(), kind)
     except (RuntimeError, ValueError, NotImplementedError, TypeError) as error:
         raise ValueError(
             f"the adapter in {str(folder)!r} cannot be merged ({' '.join(str(error).split())[:300]}): decode "

@@ -61,12 +61,19 @@ def _environment():
 
 
 def _limit(seconds: int, size: int) -> None:
+    """Limit this process, as far as the system allows: the caller has a deadline of its own."""
     try:
         import resource
-    except ImportError:  # not on this system: the caller's own deadline is left
+    except ImportError:  # Windows
         return
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-    resource.setrlimit(resource.RLIMIT_AS, (size, size))
+    for kind, soft, hard in (
+        (resource.RLIMIT_CPU, seconds, seconds + 1),
+        (resource.RLIMIT_AS, size, size),
+    ):
+        try:
+            resource.setrlimit(kind, (soft, hard))
+        except (ValueError, OSError):  # macOS takes no limit of memory; a lower one may be set already
+            continue
 
 
 if __name__ == "__main__":
