@@ -7,11 +7,14 @@ for result in reverse.generate_many(model, processor, requests, on_error="yield"
 
 from __future__ import annotations
 
+import re
 import traceback
 from dataclasses import dataclass
 from typing import Any
 
 from reverse.decoding.trace import Result
+
+_ROW = re.compile(r"\b(prompt|chat) 0\b")  # the one row of a batch of one: two numbers would be a riddle
 
 __all__ = ["FailedRequest", "add_results", "name_request"]
 
@@ -32,6 +35,7 @@ def name_request(error: Exception, index: int) -> Exception:
         traceback.clear_frames(chain.__traceback__)  # pictures and caches
         chain = chain.__cause__ or chain.__context__
     message = str(error)
+    message = _ROW.sub(r"its \1", message, count=1)
     if message.startswith(f"request {index} ") or f"request {index}: " in message:
         return error
     if isinstance(error, OSError) and error.strerror is not None:
