@@ -34,7 +34,7 @@ _IN_TURN = {
     **dict.fromkeys(("audio", "audios"), _PICTURES),
     **dict.fromkeys(("tool_calls", "function_call"), "write it into the text"),
 }
-_WEIGHTS = ("loss", "train", "weight", "loss_weight", "loss_scale")  # of a turn: harmless where they say 1
+_WEIGHTS = ("loss", "train", "weight", "loss_weight", "loss_scale")  # of an answer: harmless where they say 1
 _LABELS = ("label", "kto_tag")  # of a record: whether its answer is wanted
 _BOX_MARKS = ("<bbox>", "<ref-object>")  # stand for what `objects` holds
 _RECORD_KEYS = frozenset((*_IN_RECORD, *_LABELS, "objects"))
@@ -94,6 +94,9 @@ def unseen(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         found += [
             (key, shorten(turn[key]), _TRAINED)
             for key in _WEIGHTS
-            if key in turn and turn[key] is not None and turn[key] not in (True, 1)
+            if turn.get("from") == "gpt"
+            and key in turn
+            and turn[key] is not None
+            and turn[key] not in (True, 1)
         ]
     return found

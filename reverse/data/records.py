@@ -43,8 +43,12 @@ def make_record(
 
 
 def is_set(value: Any) -> bool:
-    """Whether a key of a record or message says anything: null, "" and empty lists and objects do not."""
-    return value is not None and not (isinstance(value, (str, bytes, list, tuple, dict)) and not value)
+    """Whether a key of a record or message says anything: null, false, "", empty lists and objects do not."""
+    return (
+        value is not None
+        and value is not False
+        and not (isinstance(value, (str, bytes, list, tuple, dict)) and not value)
+    )
 
 
 def half_pair(text: str) -> re.Match[str] | None:
@@ -77,9 +81,10 @@ def validate(record: Any, where: str = "record") -> None:
             f'{where}: "conversations" must list a question and an answer, got {shorten(turns)}{mend}'
         )
     if len(turns) % 2:
-        raise ValueError(
-            f"{where}: a question and an answer alternate, got {len(turns)} turns: leave one out"
-        )
+        mend = "leave one out"
+        if isinstance(turns[0], dict) and turns[0].get("from") == "system":
+            mend = "write the first, of the system, at the head of the first question"
+        raise ValueError(f"{where}: a question and an answer alternate, got {len(turns)} turns: {mend}")
     for i, turn in enumerate(turns):
         # The check of a good turn stands here, and says nothing: millions of turns pass it.
         if not (

@@ -28,8 +28,9 @@ def folder(tmp_path):
     return tmp_path
 
 
-def record(question="Q?", image=None, turn=None, **keys):
+def record(question="Q?", image=None, turn=None, question_turn=None, **keys):
     made = make_record("x", image, question, "A dog.") | keys
+    made["conversations"][0] |= question_turn or {}
     made["conversations"][1] |= turn or {}
     return made
 
@@ -56,6 +57,8 @@ HARMLESS = [
     record(source="coco", width=3, objects={"bbox": []}, label="cat", note={"video": "a.mp4"}, bbox=[1]),
     record(turn={"loss": True, "weight": 1, "score": 0.3}),
     record(label=True),
+    record(video=False, audio=False, system=False),  # tables of many sources have such columns
+    record(question_turn={"loss": False, "weight": 0}),  # questions are not trained anyway
 ]
 
 
@@ -168,3 +171,11 @@ def test_damaged_pictures_do_not_end_a_training_that_skips(tiny_llava, folder, c
         (folder / name).write_bytes(b"")
     with pytest.raises(ValueError, match=r"none of .* can be decoded: is .* the right folder"):
         dataset[0]
+
+
+def test_a_system_turn_is_named():
+    """ "leave one out" would have people drop a question or an answer of theirs."""
+    made = record()
+    made["conversations"].insert(0, {"from": "system", "value": "Be brief."})
+    with pytest.raises(ValueError, match="got 3 turns: write the first, of the system, at the head of"):
+        validate(made)
