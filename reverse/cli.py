@@ -132,7 +132,7 @@ def _bound_numbers(command: Any) -> None:
     command.callback = checked
 
 
-app = typer.Typer(cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(name="reverse", cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False)
 tokens = typer.Typer(no_args_is_help=True, help="The three tokens of a checkpoint.")
 data = typer.Typer(no_args_is_help=True, help="Make and prepare data.")
 app.add_typer(tokens, name="tokens")
@@ -233,7 +233,7 @@ def generate(
         typer.echo("no --image is given: the question is answered without a picture", err=True)
     asked: dict[str, Any] = {
         "mode": mode, "max_new_tokens": max_new_tokens, "system": system, "do_sample": do_sample,
-        "temperature": 1.0 if temperature is None else temperature, **settings,
+        "temperature": 1.0 if temperature is None or not do_sample else temperature, **settings,
     }  # fmt: skip
     if stream:
         with stream_answer(network, processor, [pictures], [prompt], **asked) as pieces:

@@ -31,11 +31,12 @@ def check_decoding(
         raise ValueError(f"--mode must be one of {', '.join(MODES)}, got {mode!r}")
     if max_new_tokens is not None:
         check_whole("max_new_tokens", max_new_tokens, 1)
-    if temperature is not None and not do_sample:
+    if temperature and not do_sample:  # 0 says "greedily"
         raise ValueError(
-            f"--temperature {temperature:g} is that of sampling: add --do-sample, or leave it out"
+            f"--temperature {temperature:g} does nothing without --do-sample: add --do-sample, or leave "
+            "--temperature out"
         )
-    if temperature is not None and temperature <= 0:
+    if temperature is not None and do_sample and temperature <= 0:
         raise ValueError(
             f"--temperature must be above 0, got {temperature:g}: leave --do-sample out to decode greedily"
         )

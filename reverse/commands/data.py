@@ -63,7 +63,11 @@ def check(
     from reverse.data.published import records_path
 
     records_path(file)  # its error comes before the tokenizer is loaded
-    reader = _tokenizer(tokenizer) if tokenizer is not None else None
+    reader = None
+    if tokenizer is not None:
+        from reverse.models.tokenizer_loading import load_tokenizer
+
+        reader = load_tokenizer(tokenizer)
     with show_progress("checked") as progress:
         report = check_records(
             file, images=images, tokenizer=reader, token_sample=token_sample, seed=seed, decode=decode,
@@ -138,27 +142,6 @@ def view(
         return
     write_page(html, records, indices, images, title=file.name)
     typer.echo(f"{html}: {len(indices)} records")
-
-
-def _tokenizer(name: str) -> Any:
-    """Any tokenizer of transformers: it need not belong to a model that can be decoded here."""
-    from transformers import AutoTokenizer
-
-    from reverse.models.loading import BUNDLED, find_checkpoint
-
-    if name in BUNDLED and not Path(name).is_dir():
-        name = find_checkpoint(name)[0]
-    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise FileNotFoundError(
-            f"there is no folder {name!r}: name a checkpoint folder, or a hub id (owner/name)"
-        )
-    try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise ValueError(
-            f"{name!r} holds no tokenizer that can be read ({reason}): name a checkpoint folder or a hub id"
-        ) from error
 
 
 def _print_report(console: Console, report: Any) -> None:

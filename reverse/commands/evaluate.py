@@ -105,7 +105,7 @@ def evaluate(
     if device is not None or dtype is not None:
         _placement(device, dtype)
     settings = {"hints": hints, "on_exhausted": on_exhausted, "candidates": candidates}
-    heat = 1.0 if temperature is None else temperature
+    heat = 1.0 if temperature is None or not do_sample else temperature  # one configuration, said either way
     decoding = Decoding(mode, threshold, max_new_tokens, do_sample, heat, seed, settings)
     plan = Plan(
         str(model), tuple(benches), str(out), data, decoding, decode_seeds, slots, window, limit, scenes,

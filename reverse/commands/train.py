@@ -79,8 +79,9 @@ def _print_plan(output: str, plan: dict[str, Any]) -> None:
         "records": f"{records['trained']:,}; left out {records['left_out']:,}, cut {records['cut']:,}",
         "tokens": f"{about}{tokens['each_pass']:,} a pass, {tokens['mean']:,} a record, "
         f"longest of {tokens['counted']:,} counted {tokens['longest']:,}",
-        "steps": f"{plan['steps']:,} of {plan['samples_a_step']:,} samples: {plan['accumulate']} batches of "
-        f"{plan['batch']} on {plan['processes']} process{'' if plan['processes'] == 1 else 'es'}",
+        "steps": f"{plan['steps']:,} of {plan['samples_a_step']:,} samples: {plan['accumulate']} "
+        f"batch{'' if plan['accumulate'] == 1 else 'es'} of {plan['batch']} on {plan['processes']} "
+        f"process{'' if plan['processes'] == 1 else 'es'}",
         "trained": f"{parameters['trained']:,} of {parameters['all']:,} parameters",
         "memory": f"{memory['gib']:.2f} GiB a process (weights {memory['weights']:.2f}, gradients "
         f"{memory['gradients']:.2f}, AdamW {memory['optimizer']:.2f}), activations come on top",

@@ -138,7 +138,9 @@ def data_root(plan: Plan) -> Path:
             )
         return root
     from reverse.data.scenes.benches import write_benches
+    from reverse.models.loading import find_checkpoint
 
+    find_checkpoint(plan.model)  # its errors come before the scenes are made
     out = Path(plan.out)
     out.mkdir(parents=True, exist_ok=True)
     root = out / "data"

@@ -28,7 +28,7 @@ def test_a_wrong_option_is_one_line_with_its_value(words, told):
     result = run(*words)
     assert result.exit_code == 2 and result.stdout == "", result.output
     (line,) = result.stderr.splitlines()
-    assert line.startswith("error: ") and line.endswith("--help`")
+    assert line.startswith("error: ") and line.endswith("--help`") and "see `reverse " in line
     assert all(word in line for word in told), line
 
 
