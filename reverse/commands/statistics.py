@@ -6,7 +6,10 @@ reverse calibrate val.jsonl --test test.jsonl --risk 0.05
 reverse report runs/a runs/b --out report
 """
 
+import functools
 import json
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,10 +24,8 @@ ANSWERS = "Answers made with checking off (JSON lines), which hold p(</UN>) of e
 
 def register(app: typer.Typer) -> None:
     """Put the commands of this module into `app`."""
-    app.command()(compare)
-    app.command()(sweep)
-    app.command()(calibrate)
-    app.command()(report)
+    for command in (compare, sweep, calibrate, report):
+        app.command()(_hold_out(command))
 
 
 def compare(
@@ -50,6 +51,8 @@ def compare(
     if out is not None:
         _check_plots(out)
     (ours, metrics), (theirs, _) = load(first), load(second)
+    for path, table in ((first, ours), (second, theirs)):
+        _refuse_failed_judge(path, table)
     if ours.benchmark != theirs.benchmark:
         raise ValueError(
             f"{first} is scored as {ours.benchmark!r}, {second} as {theirs.benchmark!r}: compare runs of one"
@@ -299,6 +302,19 @@ def report(
 
 
 # ---------------------------------------------------------------------- given
+def _hold_out(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with its folder --out locked: the files of two runs would stand there side by side."""
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        from reverse.data.locking import output_lock
+
+        with nullcontext() if given["out"] is None else output_lock(given["out"]):
+            command(**given)
+
+    return run
+
+
 def _truth(name: str, world_seed: int) -> Any:
     from reverse.evaluation.truth import BenchmarkTruth, SceneTruth
 
@@ -312,6 +328,16 @@ def _truth(name: str, world_seed: int) -> Any:
             raise FileNotFoundError(f"no truth at {folder!r}: name the folder of the benchmark's files")
         return BenchmarkTruth(folder, benchmark)
     raise ValueError(f"truth must be scenes, stored, chair:FOLDER or amber-g:FOLDER, got {name!r}")
+
+
+def _refuse_failed_judge(path: Path, table: Any) -> None:
+    """Refuse a scored file whose judge gave too few verdicts: its figures say little of the model."""
+    from reverse.evaluation.scoring.judge import refuse_without_verdicts
+
+    try:
+        refuse_without_verdicts(table)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _check_plots(out: Path) -> None:

@@ -40,6 +40,7 @@ from reverse.data.text_files import read_json
 
 SHARD_BYTES = 64 << 20
 BATCH = 1024  # records of one Arrow batch
+_LEFT_BY_A_KILL = ("plan.json.tmp", ".plan.json.lock", ".lock")  # at the start; none holds a record
 _MEND = "mend the file, or leave such records out with --skip-corrupt"
 
 
@@ -217,7 +218,7 @@ def _begun(out: Path, source: dict[str, Any]) -> list[dict[str, Any]]:
         return []
     if out.is_dir():
         for other in out.rglob("*"):
-            if other.name not in ("plan.json.tmp", ".lock") and not other.is_dir():
+            if other.name not in _LEFT_BY_A_KILL and not other.is_dir():
                 raise ValueError(f"{out} holds {other.relative_to(out)}: name a new or an empty folder")
     (out / "parts").mkdir(parents=True, exist_ok=True)
     write_json(out / "parts" / "plan.json", plan)

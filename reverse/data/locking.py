@@ -96,7 +96,8 @@ def lock_path(output: str | Path) -> Path:
         return output / ".lock"
     if output.is_dir() and not os.access(output.parent, os.W_OK):  # a mounted folder
         return output / ".lock"
-    return output.with_name(f".{output.name[:200]}.lock")
+    # Names are bounded in bytes, and a character may take four.
+    return output.with_name(f".{os.fsdecode(os.fsencode(output.name)[:200])}.lock")
 
 
 def describe_owner(path: Path) -> str:
@@ -124,8 +125,8 @@ def _acquire(lock: FileLock, output: Path, wait: float) -> bool:
     except NotImplementedError:
         pass
     except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
+        if error.errno not in _NO_LOCKS:  # the user named the output and not the lock
+            raise OSError(error.errno, error.strerror, str(output)) from error
     else:
         return True
     warnings.warn(

@@ -30,5 +30,8 @@ def check_output_folder(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file: name a folder")
     path.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=path):
-        pass
+    try:
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:  # the user named the folder and not the temporary file
+        raise OSError(error.errno, error.strerror, str(path)) from error

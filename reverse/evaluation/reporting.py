@@ -29,6 +29,7 @@ from reverse.evaluation.intervals import (
 )
 from reverse.evaluation.naming import heading
 from reverse.evaluation.reading import sound_rows
+from reverse.evaluation.scoring.judge import refuse_without_verdicts
 from reverse.evaluation.tables import Metric, Table, load
 from reverse.evaluation.values import read_number
 
@@ -98,9 +99,10 @@ def write_report(
         for folder, name in zip(folders, _names(folders), strict=True)
     ]
     if not any(run.scored or run.answers or run.plots for run in runs):
+        unread = "; ".join(each for run in runs for each in run.unread[:1])
         raise ValueError(
             f"nothing to report in {', '.join(map(str, folders))}: scored files, answers and plots are "
-            "looked for there and one folder below"
+            "looked for there and one folder below" + (f", and not read is {unread}" if unread else "")
         )
     out.mkdir(parents=True, exist_ok=True)
     written = []
@@ -138,6 +140,7 @@ def collect(
                     run.unread.extend(f"{path.relative_to(folder)}: {each}" for each in found.skipped)
             elif path.suffix == ".json" and _is_scored(path):
                 table, metrics = load(path)
+                refuse_without_verdicts(table)
                 checked: Method = "percentile" if method == "percentile" else "bca"
                 figures = intervals(table, metrics, checked, rounds, seed=seed)
                 run.scored.append((_name(path, folder), table, metrics, figures))

@@ -153,6 +153,7 @@ class Judge:
             "seed": self.seed,
             "failed": len(verdicts.failures),
             "failures": dict(Counter(why.partition(":")[0] for why in verdicts.failures.values())),
+            "first_failure": next((f"answer {k + 1}: {why}" for k, why in verdicts.failures.items()), ""),
             "cost": {**verdicts.spent} | ({"money": round(money, 4)} if money else {}),
         }
 
@@ -204,11 +205,13 @@ def refuse_without_verdicts(table: Table) -> None:
     if failed is None or not len(failed) or failed.mean() <= MOST_WITHOUT_VERDICT:
         return
     reasons = ", ".join(f"{many} {why}" for why, many in table.notes.get("failures", {}).items())
+    if first := table.notes.get("first_failure"):
+        reasons += f"; {first}"
     raise ValueError(
         f"{int(failed.sum())} of {len(failed)} answers got no verdict of {table.notes.get('judge')} at "
         f"{table.notes.get('address')} ({reasons}): the figures are those of a judge that failed. Verdicts "
-        f"that were given are kept in {table.notes.get('cache')}; the same command asks for the others, "
-        "with --fresh for all"
+        f"that were given are kept in {table.notes.get('cache')}: `reverse score` asks for the others, "
+        "with --fresh for all of them again"
     )
 
 
