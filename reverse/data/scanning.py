@@ -11,17 +11,29 @@ ijson (yajl) was measured too: 103 MB/s, no bytes of the item, and no way on aft
 After broken JSON the next item is found by trial: the next object that decodes and holds "conversations",
 or, undecodable itself, begins as records do. The turns of the broken record begin otherwise. Trials that fail
 may go over the same text again and again, so their sum is bounded by what was read: where more is tried in
-vain, the rest of the file counts as one broken item.
+vain, the rest of the file counts as one broken item. So does the rest of a file of items that are too short
+to be records, once there are more than `MOST_SHORT` of them, and more than of others.
 """
 
 import codecs
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal
 
+from reverse.data.scanned_items import (
+    Broken,
+    CountedSource,
+    Item,
+    Place,
+    Source,
+    place_after,
+    stop_at_short_items,
+    where,
+)
 from reverse.data.text_files import MAX_DEPTH, is_deeper
+
+__all__ = ["LONGEST", "Broken", "Item", "Place", "Source", "place_after", "scan", "where"]
 
 CHUNK = 1 << 20  # bytes a read
 LONGEST = 1 << 24  # characters of one item: what is longer is a bracket or quote that is missing
@@ -33,64 +45,12 @@ PIECE = 1 << 14  # characters that are decoded at first, more where they end wit
 A_TRIAL = 256  # characters that could be decoded in the time that a failed trial takes besides its own
 
 _SPACE = re.compile(r"[ \t\r\n]*")
+_SEPARATOR = re.compile(r"[ \t\r\n]*+,[ \t\r\n]*+(?=[^ \t\r\n])")  # nearly all, at one glance
 _OBJECT = re.compile(r'\{[ \t\r\n]*"([^"\\]{0,200})"[ \t\r\n]*:')
 _HEADS = frozenset({"id", "image", "images", "conversations"})  # the first key of a record
 _TURNS = frozenset({"from", "value"})  # the first key of a turn
+_PLAIN = frozenset("-0123456789tfnNI")  # the first character of a value whose errors do not count lines
 _END = 16  # characters: an error so near the window's end may be the cut of a literal, not an error
-
-
-class Item(NamedTuple):
-    """One item: its place, its bytes as they stand in the file, and what they mean."""
-
-    number: int  # of the item, from 0; broken ones count
-    offset: int  # bytes from the beginning of the file
-    line: int  # from 1, of JSON lines; 0 in a list
-    raw: bytes
-    value: Any
-
-    @property
-    def where(self) -> str:
-        return where(self)
-
-
-class Broken(NamedTuple):
-    """What is not an item: its place, how many bytes are passed over, and why."""
-
-    number: int
-    offset: int
-    line: int
-    size: int
-    reason: str
-
-    @property
-    def where(self) -> str:
-        return where(self)
-
-
-def where(item: Item | Broken) -> str:
-    """For messages: "line 3" of JSON lines, "item 2" of a list, and the byte."""
-    return f"{f'line {item.line}' if item.line else f'item {item.number}'} (byte {item.offset})"
-
-
-class Source(Protocol):
-    """What is scanned: an open binary file, or what counts or hashes the bytes of one."""
-
-    def read(self, size: int, /) -> bytes: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where to go on: right behind the item before `number`."""
-
-    kind: Literal["list", "lines"]
-    number: int
-    offset: int
-    line: int
-
-
-def place_after(item: Item) -> Place:
-    end = item.offset + len(item.raw)
-    return Place("lines" if item.line else "list", item.number + 1, end, item.line)
 
 
 def scan(stream: Source, start: Place | None = None) -> Iterator[Item | Broken]:
@@ -99,6 +59,11 @@ def scan(stream: Source, start: Place | None = None) -> Iterator[Item | Broken]:
     Values are not looked into: whether an item is a record is the caller's to say. `stream` stands at the
     beginning of the file, or at `start.offset`. Never raises for what the file holds.
     """
+    counted = CountedSource(stream, 0 if start is None else start.offset)
+    return stop_at_short_items(counted, _scan(counted, start))
+
+
+def _scan(stream: Source, start: Place | None) -> Iterator[Item | Broken]:
     if start is not None:
         if start.kind == "lines":
             yield from _scan_lines(stream, b"", start.number, start.offset, start.line)
@@ -152,17 +117,25 @@ def _line(text: bytes, number: int, offset: int, line: int) -> Item | Broken | N
     raw = text.strip(b" \t\r\n")
     if not raw:
         return None
-    offset += len(text) - len(text.lstrip(b" \t\r\n"))
+    if len(raw) < len(text):
+        offset += len(text) - len(text.lstrip(b" \t\r\n"))
     try:
-        value = json.loads(raw.decode("utf-8"))
+        decoded = raw.decode("utf-8")
+        value, end = _scan_once(decoded, 0) if decoded[0] != "\ufeff" else (json.loads(decoded), len(decoded))
+        if end == len(decoded):
+            if _is_too_deep(raw, b"[", b"{", value):
+                return Broken(number, offset, line, len(raw), TOO_DEEP)
+            return Item(number, offset, line, raw, value)
+        end = _skip_spaces(decoded, end)
+        reason = f"Extra data: line 1 column {end + 1} (char {end})"
+    except StopIteration as stop:  # as json.loads has it, which takes four times as long to say so
+        reason = f"Expecting value: line 1 column {stop.value + 1} (char {stop.value})"
     except UnicodeDecodeError as error:
         place = offset + error.start
         return Broken(number, offset, line, len(raw), f"byte {place} is not UTF-8: save the file as UTF-8")
     except (ValueError, RecursionError) as error:
-        return Broken(number, offset, line, len(raw), f"not valid JSON ({error}): one record a line")
-    if _is_too_deep(raw, b"[", b"{", value):
-        return Broken(number, offset, line, len(raw), TOO_DEEP)
-    return Item(number, offset, line, raw, value)
+        reason = str(error)
+    return Broken(number, offset, line, len(raw), f"not valid JSON ({reason}): one record a line")
 
 
 TOO_DEEP = f"brackets are nested more than {MAX_DEPTH} deep"
@@ -170,7 +143,11 @@ TOO_DEEP = f"brackets are nested more than {MAX_DEPTH} deep"
 
 def _is_too_deep(text: Any, bracket: Any, brace: Any, value: Any) -> bool:
     """Whether a value breaks what copies or shows it; nearly all have too few brackets to be asked."""
-    return text.count(bracket) + text.count(brace) > MAX_DEPTH and is_deeper(value, MAX_DEPTH)
+    return (
+        len(text) > MAX_DEPTH
+        and text.count(bracket) + text.count(brace) > MAX_DEPTH
+        and is_deeper(value, MAX_DEPTH)
+    )
 
 
 class _Window:
@@ -199,8 +176,10 @@ class _Window:
         return True
 
     def move(self, to: int) -> None:
-        passed = self.text[self.at : to]
-        self.offset += len(passed) if passed.isascii() else len(passed.encode("utf-8", "surrogateescape"))
+        if self.text.isascii():  # known without looking
+            self.offset += to - self.at
+        else:
+            self.offset += len(self.text[self.at : to].encode("utf-8", "surrogateescape"))
         self.at = to
 
     def peek(self) -> str:
@@ -220,6 +199,13 @@ class _Window:
         A JSONDecodeError counts from here. It also counts the lines before it, so that a piece is decoded
         and not the whole text, which would be gone over again for each error.
         """
+        if self.text[self.at] in _PLAIN:
+            try:
+                value, end = _scan_once(self.text, self.at)
+                if len(self.text) - end > _END:
+                    return value, end
+            except StopIteration:
+                pass
         size = PIECE
         while True:
             piece = self.text[self.at : self.at + size]
@@ -256,6 +242,14 @@ def _is_settled(value: Any, text: str, end: int) -> bool:
 
 
 _decode = json.JSONDecoder().raw_decode
+_scan_once = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
+
+
+def _skip_spaces(text: str, at: int) -> int:
+    """Where the next character is that is no space."""
+    match = _SPACE.match(text, at)
+    assert match is not None
+    return match.end()
 
 
 class _ListScan:
@@ -269,7 +263,11 @@ class _ListScan:
     def items(self) -> Iterator[Item | Broken]:
         window = self.window
         while True:
-            char = window.peek()
+            separator = _SEPARATOR.match(window.text, window.at) if self.state == "separator" else None
+            if separator is not None:
+                window.move(separator.end())
+                self.state = "item"
+            char = window.peek() if separator is None else window.text[window.at]
             if char == "":
                 if not self.told:
                     yield self._broken(window.offset, "the file ends before the list does: was it cut off?")

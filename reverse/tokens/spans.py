@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 SPAN = "<SPAN>"  # opens a phrase
 CN = "</CN>"  # closes a phrase the model is confident of
@@ -82,8 +83,7 @@ class Problem:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Tag:
+class _Tag(NamedTuple):
     tag: str
     offset: int  # where it begins in the tagged text
     place: int  # where it stood in the clean text
@@ -197,22 +197,38 @@ def problems(tagged: str) -> list[Problem]:
 
 
 def _scan(tagged: str) -> tuple[str, list[_Tag]]:
-    """The clean text, and every tag with its two places; in time that grows as the text does.
+    """The clean text, and every tag with its two places; in time that grows as the text does."""
+    found: list[_Tag] = []
+    pieces: list[str] = []
+    at = length = 0
+    for match in _TAG.finditer(tagged):
+        pieces.append(tagged[at : match.start()])
+        length += match.start() - at
+        at = match.end()
+        found.append(_Tag(match.group(), match.start(), length))
+    if not found:
+        return tagged, found
+    clean = "".join([*pieces, tagged[at:]])
+    return (clean, found) if _TAG.search(clean) is None else _scan_nested(tagged)
+
+
+def _scan_nested(tagged: str) -> tuple[str, list[_Tag]]:
+    """As `_scan`, of a text where tags stand in the middle of others.
 
     A tag is taken out as soon as the text collected so far ends in one, so a tag that comes into being
     when another is taken out of its middle goes too. No tag overlaps another, so the order in which they
     are taken out does not matter.
     """
-    clean = _Text()
+    clean: list[str] = []  # characters: neither to append nor to take off costs more than those concerned
     found: list[tuple[str, int]] = []  # tags and where they begin in the tagged text
     places: list[list[int]] = []  # [place in the clean text, how many of the tags found stand there]
 
     def take_out(tag: str, offset: int) -> None:
         found.append((tag, offset))
-        here = 1
-        while places and places[-1][0] >= clean.length:  # a tag wrapped around others: they now stand here
+        here, length = 1, len(clean)
+        while places and places[-1][0] >= length:  # a tag wrapped around others: they now stand here
             here += places.pop()[1]
-        places.append([clean.length, here])
+        places.append([length, here])
 
     at = 0
     for match in _TAG.finditer(tagged):
@@ -221,56 +237,23 @@ def _scan(tagged: str) -> tuple[str, list[_Tag]]:
         at = match.end()
     _append(clean, tagged, at, len(tagged), take_out)
     where = (place for place, count in places for _ in range(count))
-    return str(clean), [_Tag(tag, offset, place) for (tag, offset), place in zip(found, where, strict=True)]
+    return "".join(clean), [
+        _Tag(tag, offset, place) for (tag, offset), place in zip(found, where, strict=True)
+    ]
 
 
-def _append(clean: _Text, tagged: str, at: int, end: int, take_out: Callable[[str, int], None]) -> None:
+def _append(clean: list[str], tagged: str, at: int, end: int, take_out: Callable[[str, int], None]) -> None:
     """Append `tagged[at:end]`, which holds no tag, and take out those that it completes."""
-    while at < end:
-        bracket = tagged.find(">", at, min(end, at + _LONGEST - 1)) if clean.length else -1
+    while at < end and clean:
+        bracket = tagged.find(">", at, min(end, at + _LONGEST - 1))
         if bracket < 0:
             break
-        clean.append(tagged, at, bracket + 1)
+        clean += tagged[at : bracket + 1]
         at = bracket + 1
-        tail = clean.end()
-        tag = next((t for t in TAGS if tail.endswith(t)), None)
-        if tag is None:
+        tail = "".join(clean[-_LONGEST:])
+        tag = tail if tail == SPAN else tail[-len(CN) :]
+        if tag not in TAGS:
             break
-        clean.drop(len(tag))
-        take_out(tag, bracket + 1 - len(tag))
-    clean.append(tagged, at, end)
-
-
-class _Text:
-    """A text that grows and shrinks at its end; neither costs more than the characters concerned."""
-
-    def __init__(self) -> None:
-        self.pieces: list[tuple[str, int, int]] = []  # text, from, to
-        self.length = 0
-
-    def __str__(self) -> str:
-        return "".join(text[start:end] for text, start, end in self.pieces)
-
-    def append(self, text: str, start: int, end: int) -> None:
-        if end > start:
-            self.pieces.append((text, start, end))
-            self.length += end - start
-
-    def end(self) -> str:
-        """The last characters, as many as the longest tag has."""
-        tail = ""
-        for text, start, end in reversed(self.pieces):
-            tail = text[max(start, end - _LONGEST + len(tail)) : end] + tail
-            if len(tail) == _LONGEST:
-                break
-        return tail
-
-    def drop(self, count: int) -> None:
-        """Take `count` characters off the end."""
-        self.length -= count
-        while count:
-            text, start, end = self.pieces.pop()
-            kept = max(start, end - count)
-            count -= end - kept
-            if kept > start:
-                self.pieces.append((text, start, kept))
+        del clean[-len(tag) :]
+        take_out(tag, at - len(tag))
+    clean += tagged[at:end]

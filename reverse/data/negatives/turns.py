@@ -33,9 +33,11 @@ from reverse.data.record_keys import pictures_of
 from reverse.data.records import NEGATIVE
 from reverse.tokens.spans import UN, Parsed, Phrase, parse, problems, render, strip
 
-PASS_ON = ("no_phrase", "malformed", "negative_already", "too_long")  # answers that are left as they are
+# Answers that are left as they are.
+PASS_ON = ("no_phrase", "malformed", "negative_already", "too_long", "record_too_long")
 TRIES = 24  # replacements of one phrase that are looked at
 LONGEST = 10_000  # characters of a question or an answer; of longer ones no negative is made
+LONGEST_RECORD = 50_000  # characters of all questions and answers of a record; of longer ones none is made
 LONGEST_PHRASE = 400  # characters; longer ones are passed over
 MOST_PHRASES = 50  # of one answer, in the order drawn, that are tried
 LONGEST_NAME = 1000  # characters of an id that the draw depends on
@@ -112,6 +114,7 @@ def turns_of(record: Mapping[str, Any], pairs: Collection[int] = frozenset()) ->
     paired = bool(pairs) and _pair_key(record) in pairs
     conversation = record["conversations"]
     answers = [parse(turn["value"]) for turn in conversation[1::2]]
+    is_too_long = sum(len(turn["value"]) for turn in conversation) > LONGEST_RECORD
     turns = []
     true = Told(p.text for answer in answers for p in answer.phrases if p.confident)
     for i, (asked, told) in enumerate(zip(conversation[::2], conversation[1::2], strict=False)):
@@ -126,7 +129,7 @@ def turns_of(record: Mapping[str, Any], pairs: Collection[int] = frozenset()) ->
                 kind,
                 true,
                 _problem(asked["value"], told["value"], answers[i])
-                or ("negative_already" if paired else None),
+                or ("negative_already" if paired else "record_too_long" if is_too_long else None),
             )
         )
     return turns

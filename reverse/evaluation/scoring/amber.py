@@ -36,7 +36,7 @@ import numpy as np
 from reverse.data.text_files import read_text
 from reverse.evaluation.entries import Entry, read_entries, read_value
 from reverse.evaluation.scoring import language
-from reverse.evaluation.scoring.rows import Answer, all_answered, locate, make_table
+from reverse.evaluation.scoring.rows import Answer, all_answered, leave_out_longer, locate, make_table
 from reverse.evaluation.scoring.yesno import (
     both_readings,
     by_group,
@@ -112,6 +112,8 @@ def score(
     all_answered(
         "AMBER's captions (amber-g)" if generative else "AMBER's questions (amber-d)", asked, answers, partial
     )
+    if generative:
+        answers = leave_out_longer(answers, language.LONGEST, "word by word")
     wanted = [items[answer.question_id] for answer in answers]
     if generative:
         return _generative(answers, wanted, truth, close)

@@ -25,6 +25,7 @@ from reverse.evaluation.scoring.coco_truth import PLACES, Truth, coco_truth
 from reverse.evaluation.scoring.rows import (
     Answer,
     all_answered,
+    leave_out_longer,
     listed,
     locate,
     make_table,
@@ -66,6 +67,7 @@ def score(
         all_answered("CHAIR", asked, answers, partial)
         for answer in answers:
             same_image(answer, asked[answer.question_id])
+    answers = leave_out_longer(answers, language.LONGEST, "word by word")
     known = coco_truth(truth, workers, progress)
     places = _places(answers, known, truth)
     counts = np.array(

@@ -38,7 +38,6 @@ from reverse.evaluation.pictures import Pictures, are_same, clear_path
 from reverse.evaluation.scoring import language
 from reverse.evaluation.scoring.chair_words import OBJECTS, mentions
 from reverse.evaluation.scoring.language_data import cache_root
-from reverse.evaluation.scoring.markup import LONGEST
 from reverse.evaluation.scoring.rows import locate
 from reverse.evaluation.values import LONGEST_ID, cut, file_name, read_id, shown
 
@@ -171,8 +170,8 @@ def _build(
                 _add_name(names, entry)
             else:
                 caption = whole_text(entry.text("caption"))
-                if len(caption) > LONGEST:
-                    raise entry.wrong("caption", caption, f"text of at most {LONGEST:,} characters")
+                if len(caption) > language.LONGEST:
+                    raise entry.wrong("caption", caption, f"text of at most {language.LONGEST:,} characters")
                 said.append((_id(entry, "image_id"), caption))
     for done, (identity, columns) in enumerate(_objects_of_captions(said, workers), 1):
         held.setdefault(identity, set()).update(columns)

@@ -18,8 +18,12 @@ from functools import cache, lru_cache
 from typing import Any
 
 from reverse.evaluation.scoring.language_data import missing
+from reverse.evaluation.values import cut
 
-__all__ = ["Tags", "lemma", "nouns", "prepare", "tokens", "versions", "wordnet_pos"]
+__all__ = ["LONGEST", "Tags", "lemma", "nouns", "prepare", "tokens", "versions", "wordnet_pos"]
+
+# Characters of a text that is read: NLTK takes up to 70 µs for each. Published captions have 2,000 at most.
+LONGEST = 16_000
 
 # A sentence of plain words, commas between them, at most a full stop at the end; the words that NLTK divides
 # although they hold no punctuation ("cannot": "can", "not") are left to it.
@@ -63,7 +67,11 @@ def versions() -> dict[str, str]:
 
 
 def tokens(text: str) -> list[str]:
-    """Words and punctuation, as nltk.word_tokenize splits them."""
+    """Words and punctuation, as nltk.word_tokenize splits them.
+
+    Raises ValueError for a text of more than `LONGEST` characters.
+    """
+    _refuse_longer(text)
     if _PLAIN.fullmatch(text):
         found = _PART.findall(text)
         if _DIVIDED.isdisjoint(found):
@@ -87,10 +95,22 @@ def wordnet_pos(tag: str) -> str:
 
 
 def nouns(text: str) -> list[str]:
-    """Lemmas of the words tagged NN…, in order, upper case kept: what AMBER takes out of an answer."""
+    """Lemmas of the words tagged NN…, in order, upper case kept: what AMBER takes out of an answer.
+
+    Raises ValueError for a text of more than `LONGEST` characters.
+    """
+    _refuse_longer(text)
     words = _word_tokenize(text)
     tags = Tags(words)
     return [lemma(word) for i, word in enumerate(words) if tags[i].startswith("NN")]
+
+
+def _refuse_longer(text: str) -> None:
+    if len(text) > LONGEST:
+        raise ValueError(
+            f"the text {cut(text, 40)!r} has {len(text):,} characters: words of at most {LONGEST:,} are "
+            "read, shorten it"
+        )
 
 
 class Tags:

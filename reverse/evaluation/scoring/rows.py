@@ -29,6 +29,7 @@ __all__ = [
     "all_answered",
     "allowed_missing",
     "cost_metrics",
+    "leave_out_longer",
     "listed",
     "locate",
     "make_table",
@@ -41,6 +42,7 @@ __all__ = [
 
 SHOWN = 5  # names in an error
 MOST_SKIPPED = 0.1  # share of the rows that may be unusable, one row always
+GIVE_UP = 10_000  # unusable rows after which a file that has fewer usable ones is read no further
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ def read_answers(path: str | Path) -> Answers:
     """All rows of an answers file, in order, without those that cannot be used, which are counted and told.
 
     A row cannot be used that is no JSON object, whose id or text can be none, or whose text is longer than
-    `LONGEST`. At most a tenth of the rows, or one, may be such.
+    `LONGEST`. At most a tenth of the rows, or one, may be such. A file where more than `GIVE_UP` are, and
+    more than half of those so far, is read no further and refused.
 
     Raises FileNotFoundError; ValueError for an empty file, a line that is no JSON (a torn last line is named
     as such), a question that is answered twice, and where too many rows, or all, cannot be used.
@@ -79,6 +82,8 @@ def read_answers(path: str | Path) -> Answers:
         answer = _answer(row, number)
         if isinstance(answer, str):
             skipped.append(answer)
+            if len(skipped) > max(GIVE_UP, len(answers)):
+                break
             continue
         key = answer.question_id, answer.prompt
         if key in seen:
@@ -90,13 +95,34 @@ def read_answers(path: str | Path) -> Answers:
         answers.append(answer)
     if not answers and not skipped:
         raise ValueError(f"{path} holds no answers: `reverse eval` writes one a line")
-    if not answers or len(skipped) > max(1, MOST_SKIPPED * (len(answers) + len(skipped))):
-        raise ValueError(
-            f"{path}: {len(skipped)} of {len(answers) + len(skipped)} rows cannot be used: "
-            f"{'; '.join(skipped[:2])}: is it an answers file?"
-        )
+    _refuse_too_many_skipped(f"{path}: ", answers, skipped)
     answers.skipped = tuple(skipped)
     return answers
+
+
+def leave_out_longer(answers: Sequence[Answer], most: int, why: str) -> Answers:
+    """The answers of at most `most` characters; the others count as rows that cannot be used.
+
+    Raises ValueError where too many, or all, are longer.
+    """
+    kept = Answers(answer for answer in answers if len(answer.text) <= most)
+    skipped = [
+        f"line {answer.line}: the answer has {len(answer.text):,} characters, at most {most:,} are read {why}"
+        for answer in answers
+        if len(answer.text) > most
+    ]
+    kept.skipped = (*getattr(answers, "skipped", ()), *skipped)
+    if skipped:
+        _refuse_too_many_skipped("", kept, kept.skipped)
+    return kept
+
+
+def _refuse_too_many_skipped(where: str, answers: Sequence[Answer], skipped: Sequence[str]) -> None:
+    if not answers or len(skipped) > max(1, MOST_SKIPPED * (len(answers) + len(skipped))):
+        raise ValueError(
+            f"{where}{len(skipped)} of {len(answers) + len(skipped)} rows cannot be used: "
+            f"{'; '.join(skipped[:2])}: is it an answers file?"
+        )
 
 
 def _answer(row: dict[str, Any], number: int) -> Answer | str:

@@ -162,15 +162,29 @@ def test_scenes_are_scored_as_coco_is(tmp_path):
     assert float(metrics[0].of(table.sums())) == 0  # the reference captions themselves
 
 
-def test_a_caption_of_ten_thousand_words(made, tmp_path):
+def test_a_caption_of_three_thousand_words(made, tmp_path):
     """A runaway answer would take minutes, or a deep recursion would end scoring."""
     folder, _, rows, _ = made
-    text = " ".join(f"dogs are skiing by the {n} trains" for n in range(1700)) + "." + " dog" * 5
+    text = " ".join(f"dogs are skiing by the {n} trains" for n in range(450)) + "." + " dog" * 5
     table, _ = score_file(
         write_answers(tmp_path / "a.jsonl", [row(1, text, rows[0]["image_id"])]), folder, "chair"
     )
     objects, words = oracle.chair_words(text)
-    assert table.columns["mentions"][0] == len(objects) and table.columns["words"][0] == words > 10_000
+    assert table.columns["mentions"][0] == len(objects) and table.columns["words"][0] == words > 3000
+
+
+def test_a_caption_that_is_too_long_is_left_out_and_told(made, tmp_path):
+    """A text of 100,000 characters was read for seven seconds."""
+    folder, _, rows, _ = made
+    texts = ["a dog. ", "a dog. " * 2500]
+    written = [row(n, text, rows[n]["image_id"]) for n, text in enumerate(texts)]
+    table, _ = score_file(write_answers(tmp_path / "a.jsonl", written), folder, "chair")
+    assert len(table.columns["mentions"]) == table.notes["skipped_rows"] == 1
+    assert "line 2: the answer has 17,500 characters, at most 16,000 are read" in table.notes["skipped"][0]
+    with pytest.raises(ValueError, match="2 of 2 rows cannot be used"):
+        score_file(
+            write_answers(tmp_path / "a.jsonl", [{**r, "text": texts[1]} for r in written]), folder, "chair"
+        )
 
 
 @pytest.mark.parametrize(
