@@ -25,6 +25,7 @@ _SAME = {  # the spellings of transformers 4.36 to 5, each turned into the short
         (re.compile(r"^model\.language_model\."), "model."),
     ),
 }
+_HEAD = "lm_head.weight"
 _SHOWN = 3  # names in a message
 
 
@@ -83,7 +84,7 @@ def compare_tensors(place: str, found: Mapping[str, tuple[int, ...]], model: Any
         raise ValueError(
             f"{place!r} holds {_tensors(twice)} twice under two names ({_listed(twice)}): {_AGAIN}"
         )
-    tied = "lm_head.weight" if model.config.tie_word_embeddings else None
+    tied = _HEAD if model.config.tie_word_embeddings else None
     missing = sorted(name for name in wanted.keys() - given.keys() if name != tied)
     report_differences(
         place,
@@ -121,7 +122,8 @@ def report_differences(
         ]
         parts.append(f"holds {_tensors(shown)} of another shape ({_listed(shown)})")
     if parts:
-        raise ValueError(f"{place!r} {' and '.join(parts)}: {_AGAIN}")
+        untied = f"; {_TIE}" if missing == [_HEAD] else ""
+        raise ValueError(f"{place!r} {' and '.join(parts)}: {_AGAIN}{untied}")
 
 
 def check_loaded(place: str, info: Mapping[str, Any], family: Family) -> None:
@@ -152,4 +154,8 @@ def _listed(names: Iterable[str]) -> str:
 
 _AGAIN = (
     "weights and config.json are not of one model, or the checkpoint is not complete; fetch or save it again"
+)
+_TIE = (
+    'a model whose head is the matrix of its embeddings says so: write "tie_word_embeddings": true into '
+    "config.json if this is one"
 )

@@ -9,6 +9,7 @@ import types
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from reverse.models import load, template_sandbox
 from reverse.models.checked_config import build_config, build_empty, check_config_values
@@ -227,3 +228,30 @@ def test_templates_are_tried_where_no_limit_can_be_set(monkeypatch):
     monkeypatch.setitem(sys.modules, "resource", types.SimpleNamespace(setrlimit=refuse, **names))
     template_sandbox._limit(2, 1 << 30)
     assert tried == [resource.RLIMIT_CPU, resource.RLIMIT_AS]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_head_that_is_missing_may_be_a_tied_one(family, folders, tmp_path):
+    """Fetching it again does not help where config.json forgot to say that head and embeddings are one."""
+    folder = shutil.copytree(folders / family, tmp_path / "copy")
+    tensors = load_file(folder / "model.safetensors")
+    save_file({k: v for k, v in tensors.items() if "lm_head" not in k}, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    for section in (config, config["text_config"]):
+        section.pop("tie_word_embeddings", None)
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r'lacks 1 tensor .*"tie_word_embeddings": true into config\.json'):
+        load(folder)
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    model, _ = load(folder)
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+
+
+def test_a_tied_head_named_in_the_text_section_is_tied(folders, tmp_path):
+    """transformers 4.5x wrote it there alone, and a good checkpoint would lack its head."""
+    folder = shutil.copytree(folders / "qwen", tmp_path / "copy")
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["tie_word_embeddings"] = config.pop("tie_word_embeddings")
+    (folder / "config.json").write_text(json.dumps(config))
+    model, _ = load(folder)
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
