@@ -2,6 +2,8 @@
 
 One picture comes before the words, wherever `<image>` stands: that is how models are trained here. Several
 keep their places where words stand between them (a chat template may still put them first, as LLaVA's does).
+A picture alone is followed by an empty text, since a template writes something behind a text (LLaVA's a
+blank): so the end of the user's turn, where hints go, reads the same whatever was asked.
 The tokens that a family itself writes for a picture are not for prompts.
 """
 
@@ -45,7 +47,7 @@ def split_at_places(text: str, count: int, where: str) -> list[dict[str, Any]]:
     said = [piece for piece in pieces if piece.strip()]
     if count == 1 or len(said) <= 1:  # before the words, or behind them: no words stand between
         words = "".join(pieces).strip()
-        return [{"type": "image"}] * count + ([{"type": "text", "text": words}] if words else [])
+        return [{"type": "image"}] * count + [{"type": "text", "text": words}]
     parts: list[dict[str, Any]] = []
     for k, piece in enumerate(pieces):
         parts += [{"type": "image"}] if k else []
@@ -62,7 +64,7 @@ def place_pictures(parts: Sequence[Mapping[str, Any]], role: str, where: str) ->
     """
     marks = sum(part["text"].count(IMAGE_TOKEN) for part in parts if part["type"] == "text")
     if not marks:
-        return list(parts)
+        return _with_words(parts, role)
     if role != "user":
         raise ValueError(
             f"{where} holds {IMAGE_TOKEN!r} in the {role}'s turn: it stands for a picture, which only the "
@@ -87,4 +89,11 @@ def place_pictures(parts: Sequence[Mapping[str, Any]], role: str, where: str) ->
         for part in parts
     ]
     kept = [part for part in texts if part["type"] != "text" or part["text"]]
-    return kept if pictures else [{"type": "image"}] * marks + kept
+    return _with_words(kept if pictures else [{"type": "image"}] * marks + kept, role)
+
+
+def _with_words(parts: Sequence[Mapping[str, Any]], role: str) -> list[Mapping[str, Any]]:
+    """A user's parts with an empty text behind them where all of them are pictures."""
+    if role == "user" and all(part["type"] != "text" for part in parts):
+        return [*parts, {"type": "text", "text": ""}]
+    return list(parts)
