@@ -134,7 +134,8 @@ class Stops:
         if not self.strings:
             return False
         ids = list(shown)
-        for start in range(min(_UTF8, len(ids))):  # should it begin inside a character
+        begins = _UTF8 if len(ids) == self._reach else 1  # an answer's own start is never inside a character
+        for start in range(min(begins, len(ids))):
             text = self.decode(ids[start:])
             if not text.startswith(_HALF):
                 break
