@@ -26,6 +26,7 @@ MAX_PIXELS = 50_000_000  # a 50-megapixel photograph; decoded it takes 150 MB
 MAX_WORK = 100 * MAX_PIXELS  # pixels that a progressive JPEG goes over; 10 scans are usual
 MAX_RATIO = 100  # of the sides: a processor that scales the shorter one up makes the longer one explode
 _MODES = frozenset(("1", "L", "P", "RGB", "RGBA", "LA", "PA", "La", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"))
+_PIL_IMAGE = "image"  # what a PIL image is called in errors
 _UNKNOWN = {"F": "floating point", "I": "32-bit numbers", "LAB": "Lab, which needs a colour profile"}
 
 
@@ -114,7 +115,7 @@ def open_image(source: Any) -> Image.Image:
     uint8, and any other kind of source.
     """
     if isinstance(source, Image.Image):
-        return _decode(source, "image")
+        return _decode(source, _PIL_IMAGE)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _open(io.BytesIO(source), f"image of {len(source)} bytes")
     if is_array(source):
@@ -217,6 +218,11 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
     except MemoryError as error:
         raise ValueError(f"{name} needs more memory than there is to decode: scale it down first") from error
     except Exception as error:  # decoders raise nearly anything on damaged bytes
+        if name == _PIL_IMAGE:
+            raise ValueError(
+                f"the PIL image cannot be decoded ({_words(error)}): its file is damaged, or was closed "
+                "before the pixels were read; open it again, or give its path"
+            ) from error
         raise ValueError(
             f"{name} is damaged or cut off ({_words(error)}): copy or download it again"
         ) from error

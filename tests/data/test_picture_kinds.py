@@ -181,3 +181,12 @@ def test_scans_and_tiles_are_bounded(monkeypatch):
     tiled = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
     with pytest.raises(ValueError, match=r"has tiles of \(1073741824, 16384\)"):
         open_image(tiled)
+
+
+def test_a_picture_that_was_closed_before_it_was_read_says_so(tmp_path):
+    """ "damaged or cut off (AssertionError): download it again" sent people to a file that is good."""
+    RED.save(tmp_path / "red.png")
+    with Image.open(tmp_path / "red.png") as closed:
+        pass
+    with pytest.raises(ValueError, match=r"PIL image cannot be decoded .*was closed before.*open it again"):
+        open_image(closed)
