@@ -77,7 +77,7 @@ def best_of_n(
                 max_new_tokens=max_new_tokens,
                 batch_size=batch_size,
                 do_sample=k > 0,
-                temperature=temperature,
+                temperature=temperature if k > 0 else 1.0,
                 seed=[_seed(seed, k, i) for i in range(len(images))],
             )
         )
