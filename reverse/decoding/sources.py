@@ -126,7 +126,7 @@ class Stream:
             return self.take(n)
         except Exception as error:
             if len(jobs) > 1:
-                return self.take(1)  # which of them is at fault
+                return self.take(len(jobs) // 2)  # which of them is at fault
             self._ahead.popleft()
             self.fail(jobs[0], error)
             return self.take(n)

@@ -3,6 +3,7 @@
 import pytest
 
 import reverse
+from reverse.decoding.sources import Job, Stream
 
 
 @pytest.mark.parametrize(
@@ -22,3 +23,24 @@ def test_one_number_says_which_request_it_is(tiny_llava, request_, words):
     assert str(found[1].error).startswith(words)
     with pytest.raises((ValueError, TypeError), match=r"^(prompt|chat) 0 "):
         reverse.generate(*tiny_llava, None, request_["prompt"], threshold=0.5)
+
+
+@pytest.mark.parametrize("bad", [0, 31, 63])
+def test_one_bad_request_does_not_have_all_others_prepared_again_and_again(bad):
+    """With 64 rows, 2,080 pictures were opened where the last of 64 was missing."""
+    prepared = []
+
+    def prepare(jobs):
+        prepared.extend(jobs)
+        if any(job.index == bad for job in jobs):
+            raise ValueError("no such picture")
+        return jobs, None
+
+    source = Stream((Job(i, None, "What?", 0) for i in range(64)), prepare, on_error="yield")
+    source.look(64)
+    made = []
+    while (taken := source.take(64)) is not None:
+        made += [job.index for job in taken[0]]
+    assert made == [i for i in range(64) if i != bad]
+    assert [failure.index for failure in source.failures] == [bad]
+    assert len(prepared) < 8 * 64
