@@ -7,7 +7,8 @@ results = call()
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from numbers import Real
 from typing import Any, Literal
@@ -85,15 +86,15 @@ def prepare_call(
     def call() -> Result | list[Result]:
         jobs = map(Job, range(len(prompts)), pictures, prompts, seeds)
         found: dict[int, Any] = {}
+        slots = min(batch_size, len(prompts))
         try:
-            with telling(sinks):
-                slots = min(batch_size, len(prompts))
-                for i, result in asking.run(jobs, slots, several=len(prompts) > 1):
+            with telling(sinks), closing(asking.run(jobs, slots, several=len(prompts) > 1)) as answers:
+                for i, result in answers:
                     found[i] = result
                     if progress is not None:
                         progress(1)
-        except Interrupted as stopped:
-            raise Interrupted(found | stopped.results) from None
+        except KeyboardInterrupt as stopped:  # while an answer was made, or while `progress` told of one
+            raise Interrupted(found | getattr(stopped, "results", {})) from None
         except Exception as error:
             add_results(error, found)
             raise
@@ -167,7 +168,7 @@ class GenerationCall:
         window: int | None = None,
         on_error: Literal["now", "later", "yield"] = "now",
         several: bool = True,
-    ) -> Iterator[tuple[int, Result | FailedRequest]]:
+    ) -> Generator[tuple[int, Result | FailedRequest], None, None]:
         """Answer jobs as they come; yields (index, Result) as they finish.
 
         `on_error`, for a job that cannot be answered: as in `Stream`. Whatever else the model raises comes
