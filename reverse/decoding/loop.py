@@ -338,7 +338,7 @@ class Loop:
         policy, decode = request.policy, self.decode
         context = policy.ids[-_CONTEXT:]
         pieces = token_pieces(decode, run.ids, context)
-        before = decode(context) if context else ""
+        before = decode([token for token in context if token not in policy.tags])
         ends = sentence_ends(pieces, before, ids=run.ids, tags=policy.tags)
         closed = run.end == "phrase"
         p = self.verifier.of_phrase(run.ids, run.ps) if closed else None
