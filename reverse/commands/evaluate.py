@@ -74,7 +74,8 @@ def evaluate(
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; else as saved.")] = None,
     ray: Annotated[int | None, typer.Option(min=1, help="Workers of a Ray cluster (extra: ray).")] = None,
     score: Annotated[
-        bool, typer.Option("--score", help="Score what was answered; tables beside the answers, .json.")
+        bool,
+        typer.Option("--score", help="Score what was answered; write tables (.json) beside the answers."),
     ] = False,
 ) -> None:
     """Answer benchmarks with a checkpoint; every answer is kept as it comes."""

@@ -39,7 +39,7 @@ def score(
         Path | None, typer.Option(help="Replies of the judge; else beside the answers, .judge.jsonl.")
     ] = None,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Ask the judge again, also what its cache holds.")
+        bool, typer.Option("--fresh", help="Ask the judge for every verdict again, cached or not.")
     ] = False,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests to the judge at a time.")] = 8,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds of one request to the judge.")] = 120.0,
