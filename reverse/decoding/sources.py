@@ -154,7 +154,8 @@ class Stream:
         ):
             self.failures.append(replace(failure, error=error))
             return
-        self._ahead.clear()
+        before = [job for job in self._ahead if job.index < failure.index]  # as much under way as any
+        self._ahead = deque(before)
         self.error = self.error or error
 
     def again(self, requests: list[Request]) -> Prefill:
