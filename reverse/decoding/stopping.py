@@ -171,6 +171,8 @@ class _SegmentStops:
         self._seen = 0
         self._shown = self.stops._before(self.prefix, len(self.prefix))
         self._inside = self.stops.checking and self.stops._inside(self.prefix)
+        self._opened: int | None = None  # where the last phrase opens in the segment
+        self._at_opening: list[int] = []  # what `_shown` held there
 
     def __call__(self, segment: Sequence[int]) -> bool:
         stops = self.stops
@@ -180,18 +182,38 @@ class _SegmentStops:
             return True
         if not (stops.strings or stops.criteria):
             return False
-        if stops.checking and segment[-1] in stops.tags.closing:  # asks about all of the phrase
-            return stops([*self.prefix, *segment])
         if len(segment) <= self._seen:  # the segment is decoded once more
             self._restart()
-        for token in segment[self._seen :]:
+        was_inside = self._inside
+        for at in range(self._seen, len(segment)):
+            token = segment[at]
             if token not in stops.tags:
                 self._shown.append(token)
             elif stops.checking:
-                self._inside = token == stops.tags.span
+                was_inside, self._inside = self._inside, token == stops.tags.span
+                if self._inside:
+                    self._opened, self._at_opening = at, list(self._shown)
         self._seen = len(segment)
+        # A closing tag without a phrase tells nothing new: all before it was asked about.
+        if stops.checking and was_inside and segment[-1] in stops.tags.closing:
+            return self._phrase_stops(segment)
         if self._inside:
             return False
         if segment[-1] not in stops.tags and stops._text_stops(self._shown):
             return True
         return bool(stops.criteria) and stops._criterion_stops([*self.prefix, *segment])
+
+    def _phrase_stops(self, segment: Sequence[int]) -> bool:
+        """Whether a stop fell in the phrase that the segment ends with."""
+        stops = self.stops
+        if self._opened is None:  # it opens in the prefix
+            return stops([*self.prefix, *segment])
+        shown = deque(self._at_opening, maxlen=stops._reach)
+        for at in range(self._opened, len(segment)):
+            if segment[at] not in stops.tags:
+                shown.append(segment[at])
+                if stops._text_stops(shown):
+                    return True
+            if stops.criteria and stops._criterion_stops([*self.prefix, *segment[: at + 1]]):
+                return True
+        return False
