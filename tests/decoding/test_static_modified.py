@@ -81,7 +81,7 @@ CHANGES = {
         "lm_head has a forward hook",
     ),
     "hook on the embeddings": (
-        lambda model, text: model.enable_input_require_grads(),
+        lambda model, text: text.embed_tokens.register_forward_hook(identity_hook),
         "embed_tokens has a forward hook",
     ),
     "hook on the whole": (

@@ -23,6 +23,7 @@ SIGNATURES = {
 
 # Blocks that are neither Python nor commands, by the beginning of their first line.
 PROSE = {
+    '{"id": "1", "images"': "a record",
     "USER: <image>": "a prompt as it is rendered",
     "export REVERSE_": "variables of the environment",
 }
