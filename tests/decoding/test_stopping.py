@@ -154,7 +154,7 @@ def eos_of(model):
     return eos[0] if isinstance(eos, list) else eos
 
 
-HURRY = {"exponential_decay_length_penalty": (0, 1.5)}  # or no answer would be too short
+HURRY = {"sequence_bias": [[[2], 6.0]]}  # a penalty that grows makes NaN of a ban in transformers 5.18
 PROCESSORS = {
     "repetition_penalty": 1.8,
     "encoder_repetition_penalty": 1.5,
