@@ -18,7 +18,15 @@ from reverse.data.text_files import read_text
 from reverse.evaluation.benches.spec import ParquetPicture, Row
 from reverse.evaluation.entries import Entry, read_entries
 
-__all__ = ["COGNITION", "FORMS", "HALLUCINATION", "PERCEPTION", "chosen", "find_files", "read_questions"]
+__all__ = [
+    "COGNITION",
+    "FORMS",
+    "HALLUCINATION",
+    "PERCEPTION",
+    "choose_files",
+    "find_files",
+    "read_questions",
+]
 
 HALLUCINATION = ("existence", "count", "position", "color")
 PERCEPTION = (*HALLUCINATION, "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
@@ -37,7 +45,7 @@ _COLUMNS = ["question_id", "question", "answer", "category"]
 _IMAGES = (".jpg", ".png", ".jpeg", ".JPG", ".PNG", ".JPEG")
 
 
-def chosen(files: Mapping[str, Path]) -> tuple[Form, Path]:
+def choose_files(files: Mapping[str, Path]) -> tuple[Form, Path]:
     """The form that counts among those found (an empty folder does not), and where it lies."""
     found = [(form, files[form]) for form in FORMS if form in files]
     return next((each for each in found if each[1].is_file() or _holds(*each)), found[0])

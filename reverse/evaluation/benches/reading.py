@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from reverse.evaluation.benches import mme_files
+from reverse.evaluation.benches.mme_files import choose_files, read_questions
 from reverse.evaluation.benches.spec import Row
 from reverse.evaluation.entries import Entry, read_entries
 from reverse.evaluation.values import file_name, read_id, shown
 
-__all__ = ["MME_HALLUCINATION", "amber", "chair", "haloquest", "mme", "mmhal", "pope", "pope_set"]
+__all__ = ["amber", "chair", "haloquest", "mme", "mmhal", "pope", "pope_set"]
 
-MME_HALLUCINATION = mme_files.HALLUCINATION
 SETTINGS = ("random", "popular", "adversarial")
 _ID = ("question_id", "id")
 _TEXT = ("text", "query", "question")
@@ -77,7 +76,7 @@ def mme(tasks: tuple[str, ...] | None) -> Callable[[Path, Mapping[str, Path]], I
     """Reader of the tasks (None: all), from JSON lines, parquet files or the released folders."""
 
     def read(root: Path, files: Mapping[str, Path]) -> Iterator[Row]:
-        rows = mme_files.read_questions(*mme_files.chosen(files))
+        rows = read_questions(*choose_files(files))
         times: Counter[str] = Counter()
         for row in rows:
             if tasks is None or row["metadata"]["category"] in tasks:

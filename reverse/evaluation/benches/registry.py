@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from reverse.evaluation.benches import reading
+from reverse.evaluation.benches.mme_files import HALLUCINATION
 from reverse.evaluation.benches.spec import Bench, File, ids_digest
 
 __all__ = ["BENCHES", "named"]
@@ -134,7 +135,7 @@ _ALL = (
         ("pope/gqa/images", "gqa/images", "../gqa/images", _SHARED),
         "github.com/DAMO-NLP-SG/VCD, experiments/data/POPE/gqa/",
     ),
-    _mme("mme-hall", "MME, hallucination subset", reading.MME_HALLUCINATION, 240),
+    _mme("mme-hall", "MME, hallucination subset", HALLUCINATION, 240),
     _mme("mme", "MME, full set", None, 2374),
     Bench(
         "mmhal",
