@@ -19,17 +19,6 @@ from reverse.models.families import LLAVA
 from reverse.models.fingerprint import checkpoint_fingerprint
 
 
-@pytest.fixture(scope="module")
-def whole(tiny, tmp_path_factory):
-    """Whole checkpoints on disk, by family; not to be changed."""
-    root = tmp_path_factory.mktemp("whole")
-    for family in ("llava", "qwen"):
-        model, processor = tiny(family)
-        model.save_pretrained(root / family)
-        processor.save_pretrained(root / family)
-    return root
-
-
 @pytest.fixture(params=["llava", "qwen"])
 def saved(request, whole):
     """A whole checkpoint of each family."""

@@ -13,17 +13,6 @@ import reverse.models.loading as loading
 from reverse.models import load
 
 
-@pytest.fixture(scope="module")
-def whole(tiny, tmp_path_factory):
-    """Whole checkpoints on disk, by family; not to be changed."""
-    root = tmp_path_factory.mktemp("whole")
-    for family in ("llava", "qwen"):
-        model, processor = tiny(family)
-        model.save_pretrained(root / family)
-        processor.save_pretrained(root / family)
-    return root
-
-
 @pytest.fixture
 def llava(whole, tmp_path):
     """A LLaVA's folder, to be spoilt."""
