@@ -244,7 +244,7 @@ def _config(
 def _fingerprint(model: Any) -> str:
     if not hasattr(model, "named_parameters"):
         return "none"
-    from reverse.models.merging import base_fingerprint
+    from reverse.models.adapter_card import base_fingerprint
 
     return base_fingerprint(model)
 

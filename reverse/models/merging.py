@@ -5,11 +5,9 @@
 What training may have touched is merged: LoRA matrices, single token rows (`trainable_token_indices`), and
 whole modules (`modules_to_save`: the projector). All is found in the adapter's files, nothing in their names.
 The base must be the one that was trained: shapes, architecture, vocabulary and, where training left a card
-(`write_adapter_card`), a fingerprint of its weights.
+(`reverse.models.adapter_card`), a fingerprint of its weights.
 """
 
-import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterable
@@ -21,8 +19,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from reverse.models.adapter_card import base_fingerprint, find_threshold, plain_name, read_card
 from reverse.models.checked_adapter import check_ranks
-from reverse.models.families import default_threshold, set_default_threshold, stored_threshold
+from reverse.models.families import default_threshold, set_default_threshold
 from reverse.models.loading import find_checkpoint, find_dtype, load_fitting_processor, load_weights
 from reverse.models.loose_weights import apply_loose_weights, find_loose_weights
 from reverse.models.merge_check import (
@@ -38,12 +37,10 @@ from reverse.models.processors import load_processor
 from reverse.models.shards import check_new, load_pickle, read_json, whole_folder
 from reverse.tokens.vocabulary import add_tokens, token_ids
 
-CARD = "reverse_adapter.json"
 _CONFIG = "adapter_config.json"
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _PICTURES = ("processor_config.json", "preprocessor_config.json")
-_SAMPLES = 64  # values of each tensor that go into a fingerprint
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,7 @@ def merge_adapter(
     kind = find_dtype(dtype)
     say = progress or (lambda what: None)
     folder = find_adapter(adapter)
-    settings, card = read_json(folder / _CONFIG), _read_card(folder)
+    settings, card = read_json(folder / _CONFIG), read_card(folder)
     _check_settings(folder, settings)
     loose = find_loose_weights(folder, given=Path(adapter))
     state = _read_state(folder)
@@ -124,7 +121,7 @@ def merge_adapter(
     if kind is not None:
         cast_parameters(model, kind)
     say("merging")
-    threshold = _threshold(folder, card)
+    threshold = find_threshold(folder, card)
     merged, report = _merge(model, folder, settings, state, family, processor)
     if threshold is not None:
         set_default_threshold(merged, threshold)
@@ -158,114 +155,6 @@ def find_adapter(path: str | os.PathLike) -> Path:
         f"{str(folder)!r} has no {_CONFIG} (it holds {', '.join(found) or 'nothing'}): name the folder that "
         "peft's save_pretrained wrote"
     )
-
-
-def base_fingerprint(model: Any, kind: str | None = None, through: torch.dtype | None = None) -> str:
-    """A cheap hash of a base's weights: names, shapes, and 64 values of every tensor, rounded to bfloat16.
-
-    The same for a base in float32 and bfloat16, and for a base under a LoRA that has not been merged, however
-    long it was trained: what the adapter holds is left out. Take it before FSDP or ZeRO shards the model, and
-    keep it for `write_adapter_card`.
-
-    Args:
-        model: a base, or a PeftModel around it.
-        kind: "full", all tensors; or "plain", embeddings, norms and biases only, which is all that is left of
-        a
-            quantised base. By default "full" where no weight is quantised.
-
-    Returns:
-        "full-…" or "plain-…", a sha256 in hexadecimal.
-    """
-    tensors = {
-        name: value for raw, value in model.named_parameters() if (name := _plain_name(raw)) is not None
-    }
-    # Packed weights may have a floating type (bitsandbytes' quant_storage).
-    packed = ("Params4bit", "Int8Params")
-    quantised = any(not v.is_floating_point() or type(v).__name__ in packed for v in tensors.values())
-    kind = kind or ("plain" if quantised else "full")
-    embedding = model.get_input_embeddings()
-    rows = getattr(embedding, "weight", None)
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        value = tensors[name].detach()
-        if kind == "plain" and value.dim() != 1 and not (rows is not None and value.shape == rows.shape):
-            continue
-        flat = value.reshape(-1)
-        step = max(1, flat.numel() // _SAMPLES)
-        sample = flat[::step][:_SAMPLES].to("cpu").to(through or flat.dtype).to(torch.bfloat16)
-        digest.update(f"{name}{tuple(value.shape)}".encode())
-        digest.update(sample.view(torch.int16).numpy().tobytes())
-    return f"{kind}-{digest.hexdigest()}"
-
-
-def adapter_card(
-    model: Any,
-    tokenizer: Any,
-    *,
-    base: str | os.PathLike = "",
-    threshold: float | None = None,
-    fingerprint: str | None = None,
-    added_seed: int | None = None,
-) -> dict[str, Any]:
-    """What `reverse merge` checks a base against; training writes it beside an adapter as `CARD`, JSON.
-
-    Args:
-        model: the PeftModel, or its base; not sharded yet.
-        tokenizer: of the base, or a processor that holds one; it knows the three tokens.
-        base: path or id that the base was loaded from.
-        threshold: to become the merged checkpoint's own default.
-        fingerprint: of the base, where `model` is sharded by now; else it is taken from `model`.
-        added_seed: of `add_tokens`, where the base has no tokens on disk.
-    """
-    card: dict[str, Any] = {
-        "base": str(base),
-        "model_type": model.config.model_type,
-        "rows": model.get_input_embeddings().weight.shape[0],
-        "tokens": list(token_ids(tokenizer)),
-        "fingerprint": fingerprint or base_fingerprint(model),
-        "dtype": str(model.dtype).removeprefix("torch."),
-    }
-    if threshold is not None:
-        card["threshold"] = stored_threshold({"threshold": threshold})
-    if added_seed is not None:
-        card["added_seed"] = added_seed
-    return card
-
-
-def write_adapter_card(folder: str | os.PathLike, model: Any, tokenizer: Any, **settings: Any) -> Path:
-    """Write `adapter_card(model, tokenizer, **settings)` into the adapter's folder."""
-    path = Path(folder) / CARD
-    part = path.with_name(f".{CARD}.part")
-    part.write_text(json.dumps(adapter_card(model, tokenizer, **settings), indent=2) + "\n", encoding="utf-8")
-    part.replace(path)
-    return path
-
-
-def _plain_name(name: str) -> str | None:
-    """A parameter's name in the base; None for what belongs to an adapter."""
-    parts = name.split(".")
-    if any(part.startswith(("lora_", "trainable_tokens_")) or part == "modules_to_save" for part in parts):
-        return None
-    if parts[:2] == ["base_model", "model"]:
-        parts = parts[2:]
-    wrappers = {"base_layer", "original_module", "token_adapter", "_fsdp_wrapped_module", "module"}
-    return ".".join(part for part in parts if part not in wrappers)
-
-
-def _read_card(folder: Path) -> dict[str, Any]:
-    return read_json(folder / CARD) if (folder / CARD).is_file() else {}
-
-
-def _threshold(folder: Path, card: dict[str, Any]) -> float | None:
-    """The default that training gave the adapter: in its card, or in a config.json beside it."""
-    try:
-        if card.get("threshold") is not None:
-            return stored_threshold({"threshold": card["threshold"]})
-        if (folder / "config.json").is_file():
-            return stored_threshold(read_json(folder / "config.json").get("reverse"))
-    except ValueError as error:
-        raise ValueError(f"{str(folder)!r}: {error}") from error
-    return None
 
 
 def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
@@ -436,7 +325,7 @@ def _not_given(wrapped: Any, missing: list[str]) -> list[str]:
     """Those of the adapter's tensors that no file gave; tied ones are given under one name of several."""
     places = {name: value.data_ptr() for name, value in wrapped.state_dict(keep_vars=True).items()}
     given = {place for name, place in places.items() if name not in set(missing)}
-    return [name for name in missing if _plain_name(name) is None and places[name] not in given]
+    return [name for name in missing if plain_name(name) is None and places[name] not in given]
 
 
 def _copy_licence(base: str, out: Path) -> None:

@@ -30,7 +30,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from reverse.compatibility import IncompatibleLibraryError
 from reverse.data.locking import output_lock
 from reverse.models import family_of
-from reverse.models.merging import CARD, adapter_card
+from reverse.models.adapter_card import CARD, adapter_card
 from reverse.models.windows import windows_at_once
 from reverse.tokens import token_ids
 from reverse.training.adapters import inputs_as_they_are, is_adapted

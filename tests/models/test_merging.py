@@ -12,7 +12,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
 from reverse.models import default_threshold, family_of, load, prepare_inputs, set_default_threshold
-from reverse.models.merging import CARD, base_fingerprint, merge_adapter, write_adapter_card
+from reverse.models.adapter_card import CARD, base_fingerprint, write_adapter_card
+from reverse.models.merging import merge_adapter
 from reverse.tokens import token_ids
 
 KINDS = {"llava": ("llava", False), "qwen": ("qwen", True), "qwen-untied": ("qwen", False)}

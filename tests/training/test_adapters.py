@@ -7,7 +7,7 @@ import torch
 from peft import PeftModel
 
 from reverse.models import family_of
-from reverse.models.merging import base_fingerprint
+from reverse.models.adapter_card import base_fingerprint
 from reverse.tokens import token_ids
 from reverse.training.adapters import Tuning, select_trained
 from reverse.training.datasets import SceneDataset
