@@ -23,6 +23,7 @@ from io import BufferedRandom
 from pathlib import Path
 from typing import Any
 
+from reverse.data.files import json_bytes, whole_file, write_json
 from reverse.data.locking import output_lock
 from reverse.data.text_files import read_json
 
@@ -96,7 +97,7 @@ class PartFile:
         failed = [0]
 
         def results() -> Iterator[bytes]:
-            with _replacing(self.failures_path) as failures:
+            with whole_file(self.failures_path) as failures:
                 for line in self._lines():
                     counts.update(line["counts"])
                     for failure in line["failures"]:
@@ -106,7 +107,7 @@ class PartFile:
                         counts["records_out"] += 1
                         yield _json(record)
 
-        with _replacing(self.out) as stream:
+        with whole_file(self.out) as stream:
             for piece in _layout(results(), lines=self.out.suffix in LINES):
                 digest.update(piece)
                 stream.write(piece)
@@ -116,8 +117,7 @@ class PartFile:
             key: round(value, 6) if isinstance(value, float) else value for key, value in counts.items()
         }
         manifest = self.plan | {"counts": dict(sorted(rounded.items())), "sha256": digest.hexdigest()}
-        with _replacing(self.manifest_path) as stream:
-            stream.write(json.dumps(manifest, ensure_ascii=False, indent=1).encode() + b"\n")
+        write_json(self.manifest_path, manifest)
         self.close()
         self.part.unlink()
         self.manifest = manifest
@@ -205,27 +205,5 @@ def _layout(records: Iterable[bytes], *, lines: bool) -> Iterator[bytes]:
     yield b"[]\n" if between == b"[\n" else b"\n]\n"
 
 
-class _replacing:
-    """A file to write that takes its place only when it is whole."""
-
-    def __init__(self, path: Path):
-        self.path, self.temporary = path, path.with_name(path.name + ".tmp")
-
-    def __enter__(self) -> Any:
-        self.stream = self.temporary.open("wb")
-        return self.stream
-
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        if kind is None:
-            self.stream.flush()
-            os.fsync(self.stream.fileno())
-        self.stream.close()
-        if kind is None:
-            self.temporary.replace(self.path)
-
-
 def _json(content: Any) -> bytes:
-    try:
-        return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-    except UnicodeEncodeError:  # half of a surrogate pair, which UTF-8 lacks: it stands as an escape
-        return json.dumps(content, separators=(",", ":")).encode("ascii")
+    return json_bytes(content, separators=(",", ":"))
