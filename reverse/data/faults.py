@@ -39,18 +39,14 @@ class Fault(NamedTuple):
 
 
 def faults(record: Mapping[str, Any], hints: bool = True) -> Iterator[Fault]:
-    """All that is wrong with a record, turn by turn; `hints`: look at its hints too, drawn now and then."""
-    several = len(pictures_of(record)) > 1
+    """All that is wrong with a record; `hints`: look at its hints too, which are drawn now and then."""
+    yield from unsupported_keys(record)
+    yield from misplaced_images(record)
     said = record["conversations"]
-    for key, value, mend in unseen(record) if may_be_unseen(record) else ():
-        message = f'"{key}" is {value}, which training does not know: {mend}'
-        yield Fault("unsupported_key", 0, f"{key}: {value}", 0, message)
-    yield from miscounted_images(record)
     comes_first = shows_first(record)
     for k, (human, gpt) in enumerate(zip(said[::2], said[1::2], strict=True)):
         question, answer = human["value"], gpt["value"]
         hint = gpt.get("hint") if hints else None
-        about_picture = comes_first and k == 0
         if tag := _TAG.search(question):
             message = f"turn {k} has {tag.group()} in its question"
             yield Fault("tag_in_question", k, question, tag.start(), message)
@@ -64,8 +60,14 @@ def faults(record: Mapping[str, Any], hints: bool = True) -> Iterator[Fault]:
         for problem in problems(answer):
             message = f"turn {k} has malformed tags: {problem.message}"
             yield Fault(problem.kind, k, answer, problem.offset, message)
-        yield from misplaced_images(k, question, answer, about_picture, several)
-        yield from unsayable(k, question, answer, [hint] if hint else [], about_picture)
+        yield from unsayable(k, question, answer, [hint] if hint else [], comes_first and k == 0)
+
+
+def unsupported_keys(record: Mapping[str, Any]) -> Iterator[Fault]:
+    """Keys that ask for what training would ignore."""
+    for key, value, mend in unseen(record) if may_be_unseen(record) else ():
+        message = f'"{key}" is {value}, which training does not know: {mend}'
+        yield Fault("unsupported_key", 0, f"{key}: {value}", 0, message)
 
 
 def shows_first(record: Mapping[str, Any]) -> bool:
@@ -77,45 +79,39 @@ def shows_first(record: Mapping[str, Any]) -> bool:
     return IMAGE_TOKEN in questions[0] or not any(IMAGE_TOKEN in question for question in questions)
 
 
-def miscounted_images(record: Mapping[str, Any]) -> Iterator[Fault]:
-    """Of a record with several pictures: another number of `<image>` than of pictures."""
-    pictures = pictures_of(record)
-    if len(pictures) < 2:
-        return
-    questions = [turn["value"] for turn in record["conversations"][::2]]
-    places = [question.count(IMAGE_TOKEN) for question in questions]
-    if sum(places) in (0, len(pictures)):
-        return
-    k = max(k for k, count in enumerate(places) if count)
-    at = questions[k].rfind(IMAGE_TOKEN)
-    message = (
-        f"{IMAGE_TOKEN} stands {sum(places)} times in the questions of a record with {len(pictures)} "
-        f"pictures, {shorten(pictures)}: write it once for each, in their order, or nowhere and all come "
-        f"first; turn {k} says {_around(questions[k], at)!r}"
-    )
-    yield Fault("miscounted_images", k, questions[k], at, message)
+def misplaced_images(record: Mapping[str, Any]) -> Iterator[Fault]:
+    """`<image>` where no picture can stand, or another number of them than of pictures.
 
-
-def misplaced_images(
-    k: int, question: str, answer: str, about_picture: bool, several: bool = False
-) -> Iterator[Fault]:
-    """`<image>` where no picture can stand: it is the place of one, and never text.
-
-    `several`: the record has several pictures, which may stand in any question (`miscounted_images`).
+    It is the place of a picture and never text. One picture stands in the first question; several stand in
+    any question, or all of them first where no question says so.
     """
-    if not several and question.count(IMAGE_TOKEN) > int(about_picture):
-        at = question.rfind(IMAGE_TOKEN)
+    pictures = pictures_of(record)
+    said = [turn["value"] for turn in record["conversations"]]
+    places = [text.count(IMAGE_TOKEN) for text in said]
+    asked = sum(places[::2])
+    if len(pictures) > 1 and asked not in (0, len(pictures)):
+        k = max(k for k, count in enumerate(places[::2]) if count)
+        at = said[2 * k].rfind(IMAGE_TOKEN)
         message = (
-            f"one {IMAGE_TOKEN} may stand in the first question of a record with an image, got turn {k}: "
-            f"{_around(question, at)!r}"
+            f"{IMAGE_TOKEN} stands {asked} times in the questions of a record with {len(pictures)} pictures, "
+            f"{shorten(pictures)}: write it once for each, in their order, or nowhere and all come first; "
+            f"turn {k} says {_around(said[2 * k], at)!r}"
         )
-        yield Fault("misplaced_image", k, question, at, message)
-    if (at := answer.rfind(IMAGE_TOKEN)) >= 0:
-        message = (
-            f"{IMAGE_TOKEN} stands for the picture and cannot be part of an answer, got turn {k}: "
-            f"{_around(answer, at)!r}"
-        )
-        yield Fault("image_in_answer", k, answer, at, message)
+        yield Fault("miscounted_images", k, said[2 * k], at, message)
+    for i, (text, count) in enumerate(zip(said, places, strict=True)):
+        k, at = i // 2, text.rfind(IMAGE_TOKEN) if count else -1
+        if i % 2 and count:
+            message = (
+                f"{IMAGE_TOKEN} stands for the picture and cannot be part of an answer, got turn {k}: "
+                f"{_around(text, at)!r}"
+            )
+            yield Fault("image_in_answer", k, text, at, message)
+        elif not i % 2 and len(pictures) < 2 and count > (len(pictures) if k == 0 else 0):
+            message = (
+                f"one {IMAGE_TOKEN} may stand in the first question of a record with an image, got turn {k}: "
+                f"{_around(text, at)!r}"
+            )
+            yield Fault("misplaced_image", k, text, at, message)
 
 
 def unsayable(

@@ -22,8 +22,9 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Dataset
 
+from reverse.data.faults import unsupported_keys
 from reverse.data.published import open_records
-from reverse.data.record_keys import may_be_unseen, pictures_of, unseen
+from reverse.data.record_keys import pictures_of
 from reverse.data.records import ANSWER_TYPE
 from reverse.data.scenes import Scene, caption, make_scene, negative, render, scene_records
 from reverse.data.scenes.captions import PREJUDICE
@@ -184,8 +185,8 @@ class RecordDataset(Dataset[Item]):
 
         Raises ValueError for a key that training would ignore.
         """
-        for key, value, mend in unseen(record) if may_be_unseen(record) else ():
-            raise ValueError(f'"{key}" is {value}, which training does not know: {mend}')
+        for fault in unsupported_keys(record):
+            raise ValueError(fault.message)
         rng, turns = random.Random(f"{self.seed} record {number}"), []
         for turn, said in zip(turns_of(record), record["conversations"][1::2], strict=True):
             # A hint stands behind the question's last word: pictures alone have none.

@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from reverse.data.faults import miscounted_images, misplaced_images, unsayable
+from reverse.data.faults import misplaced_images, unsayable
 from reverse.data.record_keys import pictures_of
 from reverse.data.records import IMAGE_TOKEN as IMAGE
 from reverse.tokens import TAGS, TokenIds, token_ids
@@ -340,16 +340,13 @@ def turns_of(record: Mapping[str, Any]) -> list[Turn]:
     roles = [turn["from"] for turn in said]
     if not said or roles != ["human", "gpt"] * (len(said) // 2):
         raise ValueError(f"record {record.get('id')!r}: human and gpt must alternate, got {roles}")
-    count = len(pictures_of(record))
-    for fault in miscounted_images(record):
+    for fault in misplaced_images(record):
         raise ValueError(f"record {record.get('id')!r}: {fault.message}")
-    turns = []
-    for k, (human, gpt) in enumerate(zip(said[::2], said[1::2], strict=True)):
-        question = human["value"]
-        about_picture = k == 0 and count > 0
-        for fault in misplaced_images(k, question, gpt["value"], about_picture, count > 1):
-            raise ValueError(f"record {record.get('id')!r}: {fault.message}")
-        turns.append(Turn(question.replace(IMAGE, "").strip(), gpt["value"]))
+    turns = [
+        Turn(human["value"].replace(IMAGE, "").strip(), gpt["value"])
+        for human, gpt in zip(said[::2], said[1::2], strict=True)
+    ]
+    count = len(pictures_of(record))
     if count < 2:
         return turns
     contents = split_questions([turn["value"] for turn in said[::2]], count)
