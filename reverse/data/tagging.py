@@ -210,7 +210,7 @@ def _without_parser(text: str, question: str) -> list[Span] | None:
         return _foreign(text, start, end)
     if len(words) == 1 or (len(words) == 2 and one_line and not _SENTENCE_END.search(text)):
         return [] if is_skipped(core) else [(start, end)]
-    if not _looks_english(core):
+    if not yesno.looks_english(core):
         return _foreign(text, start, end)
     return None
 
@@ -385,23 +385,3 @@ def _chosen(text: str, spans: list[Span], parts: list[Span]) -> list[Span]:
             continue  # what the parser made of "O(n log n) time"
         chosen.append((start, end))
     return chosen
-
-
-_ENGLISH_TEXT = """
-    the a an is are was were of in on and to with for it this that there he she they his her its at
-    by from as be has have no not or can you your i what how which who one two three"""
-_ENGLISH = frozenset(_ENGLISH_TEXT.split())
-
-
-def _looks_english(text: str) -> bool:
-    """Whether grammar for English makes sense: mostly Latin letters, and not more marks of another
-    language."""
-    letters = [letter for letter in text if letter.isalpha()]
-    if sum(letter.isascii() for letter in letters) < 0.8 * len(letters):
-        return False
-    words = re.findall(r"[^\W\d_]+", text.lower())
-    english = sum(word in _ENGLISH for word in words)
-    if len(words) < 4 or english >= 0.2 * len(words):
-        return True
-    language = yesno.guess_language(text)
-    return language == "en" or english >= sum(word in yesno._MARKS[language] for word in words)

@@ -65,6 +65,10 @@ MARKS = {
     "vi": "có trong ảnh hình không này một phải",
 }
 _MARKS = {language: frozenset(words.split()) for language, words in MARKS.items()}
+_ENGLISH_TEXT = """
+    the a an is are was were of in on and to with for it this that there he she they his her its at
+    by from as be has have no not or can you your i what how which who one two three"""
+_ENGLISH = frozenset(_ENGLISH_TEXT.split())
 
 _OPPOSITE: dict[str, dict[str, str]] = {}  # word -> language -> its opposite
 for _language, _pairs in PAIRS.items():
@@ -103,3 +107,17 @@ def guess_language(text: str, among: tuple[str, ...] = tuple(MARKS)) -> str:
     words = re.findall(r"[^\W\d_]+(?:['’][^\W\d_]+)?|¿", text.lower().replace("’", "'"))
     counts = {language: sum(word in _MARKS.get(language, ()) for word in words) for language in among}
     return max(counts, key=lambda language: counts[language])
+
+
+def looks_english(text: str) -> bool:
+    """Whether grammar for English makes sense: mostly Latin letters, and not more marks of another
+    language."""
+    letters = [letter for letter in text if letter.isalpha()]
+    if sum(letter.isascii() for letter in letters) < 0.8 * len(letters):
+        return False
+    words = re.findall(r"[^\W\d_]+", text.lower())
+    english = sum(word in _ENGLISH for word in words)
+    if len(words) < 4 or english >= 0.2 * len(words):
+        return True
+    language = guess_language(text)
+    return language == "en" or english >= sum(word in _MARKS[language] for word in words)
