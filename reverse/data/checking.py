@@ -315,9 +315,7 @@ def _strings(values: list[str]) -> Any:
     try:
         return pa.array(values, pa.large_string())
     except UnicodeEncodeError:  # half a surrogate, written as \ud83d in the JSON
-        return pa.array(
-            [value.encode("utf-8", "replace").decode("utf-8") for value in values], pa.large_string()
-        )
+        return pa.array([whole_text(value) for value in values], pa.large_string())
 
 
 def _pictures(root: Path, counting: _Counting, decode: bool, progress: Progress | None) -> dict[str, Any]:

@@ -117,23 +117,20 @@ def _acquire(lock: FileLock, output: Path, wait: float) -> bool:
     """Whether the lock is held now; False where the file system has none."""
     try:
         lock.acquire(timeout=wait)
+        return True
     except Timeout:
         owner = describe_owner(Path(lock.lock_file))
         raise OutputInUseError(
             f"{output} is being written by {owner}: wait for it, stop it, or name another output"
         ) from None
-    except NotImplementedError:
-        pass
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:  # the user named the output and not the lock
-            raise OSError(error.errno, error.strerror, str(output)) from error
-    else:
-        return True
-    warnings.warn(
-        f"the file system of {output} has no locks: see to it that no other process writes there",
-        stacklevel=4,
-    )
-    return False
+    except (NotImplementedError, OSError) as error:  # filelock raises the former where flock is missing
+        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+            raise OSError(error.errno, error.strerror, str(output)) from error  # the user named no lock
+        warnings.warn(
+            f"the file system of {output} has no locks: see to it that no other process writes there",
+            stacklevel=4,
+        )
+        return False
 
 
 def _write_owner(path: Path) -> None:

@@ -10,8 +10,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
+from reverse.data.records import LONGEST_PATH
+
 MAX_BYTES = 1 << 29  # of an encoded picture: 50 megapixels of 16-bit RGBA, not compressed, take 400 MB
-LONGEST_PATH = 4096  # characters; Linux takes no longer one
 # What the base64 of a JPEG, PNG, GIF, WebP, BMP or TIFF file begins with.
 _BASE64 = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk0", "Qk1", "SUkq", "TU0A")
 

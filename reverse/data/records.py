@@ -99,7 +99,7 @@ def validate(record: Any, where: str = "record") -> None:
 
 _TEXT_OR_NONE = (str, type(None))
 _OTHER_SHAPES = ("messages", "conversation", "query", "instruction", "prompt", "question", "text")
-LONGEST_PATH = 4096  # characters
+LONGEST_PATH = 4096  # characters; Linux takes no longer one
 
 
 def _is_path(value: Any) -> bool:
