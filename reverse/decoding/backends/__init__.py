@@ -1,0 +1,1 @@
+"""Runtimes that decode sequences: one protocol (`base`), implemented on transformers and on CUDA graphs."""

@@ -1,0 +1,234 @@
+"""What the engine asks of a runtime: a few verbs over token sequences and their KV caches.
+
+A backend knows token ids, pictures and sampling parameters; it knows nothing of thresholds, hints, attempts
+or requests. Every sequence is named by an id that is never used again.
+
+    pictures = backend.encode([picture])
+    (sequence,) = backend.add([Prompt(ids, pictures, max_length=len(ids) + 64)])
+    backend.start(sequence, SegmentParams(max_tokens=64, tags=tags, eos=eos))
+    while not (outputs := backend.step())[0].segment: ...
+    (branch,) = backend.split(sequence, 1)          # the same tokens, decoded on its own from here
+    backend.set_tokens(sequence, ids)               # rewind to the prompt
+    backend.release(sequence); backend.release(branch)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from reverse.tokens.spans import TokenIds
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "Backend",
+    "Capabilities",
+    "EncodedPicture",
+    "End",
+    "OutOfMemory",
+    "Picture",
+    "Prompt",
+    "RunningSegment",
+    "SegmentOutput",
+    "SegmentParams",
+    "StepOutput",
+    "common_prefix",
+    "does_not_fit",
+    "not_finite",
+]
+
+End = Literal["phrase", "eos", "stop", "length"]
+
+
+class OutOfMemory(RuntimeError):
+    """The device is full. The verb that raised it has changed nothing; fewer sequences may fit."""
+
+
+def does_not_fit(message: str) -> OutOfMemory:
+    """The error of a sequence that does not fit although it is alone; `message` is the device's."""
+    detail = message.splitlines()[0] if message else "no detail"
+    return OutOfMemory(
+        f"out of memory with a single row ({detail}): use smaller pictures, fewer candidates, "
+        "a smaller max_new_tokens, or load the model in bfloat16"
+    )
+
+
+def not_finite(position: int) -> ValueError:
+    """The error of a sequence whose logits are NaN or infinite at a position of its answer."""
+    return ValueError(
+        f"logits are not finite at answer position {position}: check the weights, or load with dtype=float32"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a backend can do."""
+
+    max_sequences: int  # sequences that it can hold at once, now: fewer after memory ran out
+    keyed_noise: bool = True  # samples depend on (seed, path, position, attempt) and on nothing else
+    logits_processors: bool = False  # `Prompt.processors` are honoured
+    hidden_states: bool = False  # `score(kind="value")` is possible
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Picture:
+    """One picture as the model's processor prepares it.
+
+    `tensors` holds what belongs to this picture, with a first dimension of its own: `pixel_values` of shape
+    (1, 3, height, width) for LLaVA; (patches, width) with `image_grid_thw` (1, 3) for Qwen2.5-VL.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedPicture:
+    """Features of one picture, as long as anybody holds a reference to it.
+
+    `features` (tokens, width) on the model's device or on the host; `grid` (temporal, height, width) in patches
+    for models with multimodal rotary positions, else None.
+    """
+
+    features: torch.Tensor
+    grid: tuple[int, int, int] | None = None
+
+
+@dataclass(slots=True)
+class Prompt:
+    """What a sequence begins with."""
+
+    ids: Sequence[int]  # without padding; every picture has as many placeholders as it has features
+    pictures: Sequence[EncodedPicture] = ()  # in the order of their placeholders
+    max_length: int = 0  # ids that the sequence is expected to hold at most; it may grow beyond
+    processors: Any = None  # the caller's logits processors: called with ids (1, n) and scores (1, vocabulary)
+    padding: int = 0  # ids of padding that processors are shown before `ids`, as `model.generate()` does
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentParams:
+    """How the next segment of a sequence is decoded and what ends it."""
+
+    max_tokens: int
+    tags: TokenIds
+    eos: frozenset[int] = frozenset()
+    temperature: float = 0.0  # 0: the most probable token
+    temperature_after_accept: float = 0.0  # of the segment after this one if its phrase is accepted: run ahead
+    top_k: int = 0  # 0: all tokens
+    top_p: float = 1.0
+    score: Literal["softmax", "pair"] = "softmax"  # what is read as p(</UN>), see `Verifier`
+    masks_tags: bool = True  # tags that would be malformed are never chosen
+    seed: int = 0
+    path: tuple[int, ...] = ()  # of the ask and branch within the request
+    position: int = 0  # of the segment's first id in the answer
+    attempt: int = 0  # with seed, path and position the key of the noise
+    should_stop: Callable[[Sequence[int]], bool] | None = None  # shown the segment so far
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentOutput:
+    """A decoded segment: `ps[i]` is p(`</UN>`) at the step that chose `ids[i]`."""
+
+    ids: tuple[int, ...]
+    ps: tuple[float, ...]
+    end: End
+    forwards: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What one decode step did to one sequence: a token, or an error after which the sequence is useless."""
+
+    sequence: int
+    token: int = -1
+    p: float = math.nan  # p(</UN>) at this step
+    segment: SegmentOutput | None = None  # set when the token ended the segment
+    error: Exception | None = None
+
+
+@dataclass(slots=True)
+class RunningSegment:
+    """A segment while it is decoded, and the rule that ends it: the same for every backend."""
+
+    params: SegmentParams
+    ids: list[int] = field(default_factory=list)
+    ps: list[float] = field(default_factory=list)
+    forwards: int = 0
+    is_inside: bool = False  # a phrase is open
+
+    def append(self, token: int, p: float) -> SegmentOutput | None:
+        """Add a token and p(`</UN>`) at its step; returns the segment if the token ended it.
+
+        A closing tag ends it, an end-of-text id, `should_stop`, or `max_tokens`: the first of these that holds.
+        """
+        params = self.params
+        self.forwards += 1
+        self.ids.append(token)
+        self.ps.append(p)
+        end: End | None = None
+        if token == params.tags.span:
+            self.is_inside = True
+        if token in params.tags.closing:
+            end = "phrase"
+        elif token in params.eos:
+            end = "eos"
+        elif params.should_stop is not None and params.should_stop(self.ids):
+            end = "stop"
+        elif len(self.ids) >= params.max_tokens:
+            end = "length"
+        return None if end is None else SegmentOutput(tuple(self.ids), tuple(self.ps), end, self.forwards)
+
+
+def common_prefix(before: Sequence[int], after: Sequence[int]) -> int:
+    """How many ids two texts share from their start."""
+    if before == after:
+        return len(before)
+    return next(
+        (i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b),
+        min(len(before), len(after)),
+    )
+
+
+class Backend(Protocol):
+    """Verbs are called by one thread at a time.
+
+    Any verb but `release` and `reset` may raise OutOfMemory, and one that raises has changed nothing. After any
+    other exception the engine calls `reset`.
+    """
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the backend can do now."""
+
+    def encode(self, pictures: Sequence[Picture]) -> list[EncodedPicture]:
+        """Run the vision tower and the projector, once for all of them."""
+
+    def add(self, prompts: Sequence[Prompt]) -> list[int]:
+        """Prefill new sequences in one batch; returns their ids."""
+
+    def split(self, sequence: int, n: int) -> list[int]:
+        """`n` further sequences with the same tokens; the cached prefix is shared or copied."""
+
+    def set_tokens(self, sequence: int, ids: Sequence[int]) -> None:
+        """Make `ids` the tokens of a sequence and end its segment; the common prefix stays cached."""
+
+    def start(self, sequence: int, params: SegmentParams) -> None:
+        """Begin a segment after the sequence's tokens."""
+
+    def step(self) -> list[StepOutput]:
+        """One decode step of all sequences that decode a segment, one output a token; empty if there is none.
+
+        A backend may need several forward passes until the first output, and may run ahead of what it returns.
+        """
+
+    def score(self, sequences: Sequence[int], kind: str) -> list[float]:
+        """A number for each sequence: `"likelihood"` is the mean log-probability of its tokens."""
+
+    def release(self, sequence: int) -> None:
+        """Let a sequence go, whatever it was doing. Unknown ids are ignored. Never raises."""
+
+    def reset(self) -> None:
+        """Let every sequence go. Works after any error, an interrupt in the middle of a verb too."""
