@@ -45,7 +45,12 @@ End = Literal["phrase", "eos", "stop", "length"]
 
 
 class OutOfMemory(RuntimeError):
-    """The device is full. The verb that raised it has changed nothing; fewer sequences may fit."""
+    """The device is full; fewer sequences may fit. The verb that raised it has changed nothing.
+
+    Where a backend could not keep that promise, `lost_everything` is True and all sequences are gone.
+    """
+
+    lost_everything = False
 
 
 def does_not_fit(message: str) -> OutOfMemory:
@@ -89,8 +94,8 @@ class Picture:
 class EncodedPicture:
     """Features of one picture, as long as anybody holds a reference to it.
 
-    `features` (tokens, width) on the model's device or on the host; `grid` (temporal, height, width) in patches
-    for models with multimodal rotary positions, else None.
+    `features` (tokens, width) on the model's device or on the host; `grid` (temporal, height, width) in
+    patches for models with multimodal rotary positions, else None.
     """
 
     features: torch.Tensor
@@ -104,7 +109,7 @@ class Prompt:
     ids: Sequence[int]  # without padding; every picture has as many placeholders as it has features
     pictures: Sequence[EncodedPicture] = ()  # in the order of their placeholders
     max_length: int = 0  # ids that the sequence is expected to hold at most; it may grow beyond
-    processors: Any = None  # the caller's logits processors: called with ids (1, n) and scores (1, vocabulary)
+    processors: Any = None  # the caller's: called with ids (1, n) and scores (1, vocabulary)
     padding: int = 0  # ids of padding that processors are shown before `ids`, as `model.generate()` does
 
 
@@ -116,7 +121,7 @@ class SegmentParams:
     tags: TokenIds
     eos: frozenset[int] = frozenset()
     temperature: float = 0.0  # 0: the most probable token
-    temperature_after_accept: float = 0.0  # of the segment after this one if its phrase is accepted: run ahead
+    temperature_after_accept: float = 0.0  # of the next segment, once this phrase is accepted
     top_k: int = 0  # 0: all tokens
     top_p: float = 1.0
     score: Literal["softmax", "pair"] = "softmax"  # what is read as p(</UN>), see `Verifier`
@@ -162,7 +167,7 @@ class RunningSegment:
     def append(self, token: int, p: float) -> SegmentOutput | None:
         """Add a token and p(`</UN>`) at its step; returns the segment if the token ended it.
 
-        A closing tag ends it, an end-of-text id, `should_stop`, or `max_tokens`: the first of these that holds.
+        A closing tag ends it, an end-of-text id, `should_stop` or `max_tokens`: whichever holds first.
         """
         params = self.params
         self.forwards += 1
@@ -195,8 +200,8 @@ def common_prefix(before: Sequence[int], after: Sequence[int]) -> int:
 class Backend(Protocol):
     """Verbs are called by one thread at a time.
 
-    Any verb but `release` and `reset` may raise OutOfMemory, and one that raises has changed nothing. After any
-    other exception the engine calls `reset`.
+    Any verb but `release` and `reset` may raise OutOfMemory, and one that raises has changed nothing, unless the
+    error says `lost_everything`. After that, and after any other exception, the engine calls `reset`.
     """
 
     @property
@@ -219,9 +224,9 @@ class Backend(Protocol):
         """Begin a segment after the sequence's tokens."""
 
     def step(self) -> list[StepOutput]:
-        """One decode step of all sequences that decode a segment, one output a token; empty if there is none.
+        """One decode step of all sequences that decode a segment; one output for each token that came of it.
 
-        A backend may need several forward passes until the first output, and may run ahead of what it returns.
+        Empty only if no segment is being decoded. A backend may run ahead of what it returns.
         """
 
     def score(self, sequences: Sequence[int], kind: str) -> list[float]:
