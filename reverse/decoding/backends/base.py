@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from reverse.tokens.spans import TokenIds
 
@@ -75,7 +75,7 @@ class Capabilities:
 
     max_sequences: int  # sequences that it can hold at once, now: fewer after memory ran out
     keyed_noise: bool = True  # samples depend on (seed, path, position, attempt) and on nothing else
-    logits_processors: bool = False  # `Prompt.processors` are honoured
+    logits_processors: bool = False  # `SegmentParams.process` is honoured
     hidden_states: bool = False  # `score(kind="value")` is possible
 
 
@@ -109,8 +109,6 @@ class Prompt:
     ids: Sequence[int]  # without padding; every picture has as many placeholders as it has features
     pictures: Sequence[EncodedPicture] = ()  # in the order of their placeholders
     max_length: int = 0  # ids that the sequence is expected to hold at most; it may grow beyond
-    processors: Any = None  # the caller's: called with ids (1, n) and scores (1, vocabulary)
-    padding: int = 0  # ids of padding that processors are shown before `ids`, as `model.generate()` does
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +128,10 @@ class SegmentParams:
     path: tuple[int, ...] = ()  # of the ask and branch within the request
     position: int = 0  # of the segment's first id in the answer
     attempt: int = 0  # with seed, path and position the key of the noise
-    should_stop: Callable[[Sequence[int]], bool] | None = None  # shown the segment so far
+    should_stop: Callable[[Sequence[int]], bool] | None = None  # shown the segment so far, after every token
+    # Changes the scores (1, vocabulary) of the next token, shown the segment so far; a ValueError that it
+    # raises is the sequence's error. Only where the backend's capabilities say `logits_processors`.
+    process: Callable[[Sequence[int], torch.Tensor], torch.Tensor] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,13 +201,16 @@ def common_prefix(before: Sequence[int], after: Sequence[int]) -> int:
 class Backend(Protocol):
     """Verbs are called by one thread at a time.
 
-    Any verb but `release` and `reset` may raise OutOfMemory, and one that raises has changed nothing, unless the
-    error says `lost_everything`. After that, and after any other exception, the engine calls `reset`.
+    Any verb but `release` and `reset` may raise OutOfMemory, and one that raises has changed nothing, unless
+    the error says `lost_everything`. After that, and after any other exception, the engine calls `reset`.
     """
 
     @property
     def capabilities(self) -> Capabilities:
         """What the backend can do now."""
+
+    def reserve(self, sequences: int) -> None:
+        """Be ready to hold so many sequences at once; never fewer than are held now."""
 
     def encode(self, pictures: Sequence[Picture]) -> list[EncodedPicture]:
         """Run the vision tower and the projector, once for all of them."""
