@@ -1,6 +1,7 @@
 """What generate() and the drop-in take, and how they refuse what they cannot take: the value and the mend."""
 
 import math
+import re
 import struct
 import zlib
 
@@ -89,6 +90,22 @@ def test_empty_prompt(ask, empty):
     """An empty question would be answered, and a batch of lines from a file often holds one."""
     with pytest.raises(ValueError, match=r"prompt 0 is empty, got '.*': ask something"):
         ask(prompt=empty)
+
+
+@pytest.mark.parametrize("nothing", [[], ()])
+def test_no_picture_for_a_prompt(ask, nothing):
+    """A folder that held no picture would give an empty list of answers, without a word."""
+    with pytest.raises(
+        ValueError, match=rf"images holds no picture .*got {re.escape(repr(nothing))}: give None"
+    ):
+        ask(images=nothing)
+
+
+@pytest.mark.parametrize("images", [None, "kitchen.png"])
+def test_no_question_at_all(ask, images):
+    """A file that held no question would give an empty list of answers, without a word."""
+    with pytest.raises(ValueError, match=r"prompt holds no question, got \[\]: try 'Describe this image.'"):
+        ask(images=images, prompt=[])
 
 
 @pytest.mark.parametrize("prompt", [None, 5])

@@ -311,6 +311,15 @@ def _requests(images: Any, prompt: Any) -> tuple[list[Any], list[Any], bool]:
         )
     one_prompt = isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], dict))
     prompts = [prompt] if one_prompt else list(prompt)
+    if one_prompt and isinstance(images, (list, tuple)) and not images:
+        raise ValueError(
+            f"images holds no picture for the prompt, got {images!r}: give None to ask without a picture"
+        )
+    if not prompts and not isinstance(images, (list, tuple)):
+        raise ValueError(
+            f"prompt holds no question, got {prompt!r}: try 'Describe this image.' (an empty batch is "
+            "images=[] with prompt=[])"
+        )
     if not isinstance(images, (list, tuple)):
         return [images] * len(prompts), prompts, one_prompt
     if one_prompt:

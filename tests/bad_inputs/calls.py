@@ -220,6 +220,7 @@ def of_pictures() -> Iterator[Entry]:
         ("an empty stream", lambda w: io.BytesIO(b""), "bytes"),
         ("a stream of text", lambda w: io.StringIO("a dog"), "StringIO"),
         ("a closed file", lambda w: _closed(w), "closed"),
+        ("a list of none", lambda w: [], "[]"),
     )
     for name, make, value in bad:
         yield Entry(f"picture: {name}", partial(with_picture, make), (value, "image"))
@@ -297,6 +298,7 @@ def of_prompts() -> Iterator[Entry]:
         ("a part whose text is a number", chat([{"type": "image"}, {"type": "text", "text": 5}]), "5"),
         ("a video", chat([{"type": "video", "video": "film.mp4"}, part]), "video"),
         ("a list of numbers", [1, 2], "int"),
+        ("a list of none", [], "[]"),
     )
     for name, prompt, value in bad:
         yield Entry(f"prompt: {name}", partial(ask, {"prompt": prompt}), (value, "prompt"))
