@@ -184,16 +184,16 @@ def _print(console: Console, table: Any, metrics: Any, found: Any, rounds: int) 
     )
     shown.add_column("")
     shown.add_column("", justify="right")
-    shown.add_column("95 % interval" if rounds else "", justify="right")
+    if rounds:
+        shown.add_column("95 % interval", justify="right")
     for metric in metrics:
         arrow = {"low": " ↓", "high": " ↑", "neither": ""}[metric.better]
         value, low, high = (_number(x, metric.unit) for x in found[metric.name])
         # rounds that all agree do not say that the width is zero
-        between = (
-            f"{low} to {high}" if found[metric.name].low < found[metric.name].high else "–" * (rounds > 0)
-        )
+        between = f"{low} to {high}" if found[metric.name].low < found[metric.name].high else "–"
         unit = {"": "", "%": " %"}.get(metric.unit, f" {metric.unit}")
-        shown.add_row((metric.title or metric.name) + arrow, value + unit, between)
+        cells = [(metric.title or metric.name) + arrow, value + unit]
+        shown.add_row(*cells, *([between] if rounds else []))
     console.print(shown)
     for key, value in table.notes.items():
         if value not in (0, [], {}, "") and key not in ("truth", "language"):

@@ -71,6 +71,19 @@ def test_no_width_is_not_a_width_of_zero(scenes, tmp_path):
     )
 
 
+def test_no_rounds_no_column(scenes, tmp_path):
+    """A column without a heading and without a value would stand beside the figures."""
+    folder, rows = scenes
+    path = write_answers(tmp_path / "a.jsonl", rows)
+    widths = []
+    for rounds in (20, 0):
+        shown = run(path, "--truth", folder, "--rounds", rounds).stdout
+        assert ("95 % interval" in shown) == bool(rounds)
+        line = next(line for line in shown.splitlines() if "CHAIRs ↓" in line)
+        widths.append(line.count("│"))
+    assert widths == [4, 3]
+
+
 def test_without_costs_there_are_no_columns_of_them(scenes, tmp_path):
     """An answers file of another program could not be scored, or would cost nothing."""
     folder, rows = scenes
