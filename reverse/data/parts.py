@@ -35,7 +35,7 @@ class PartFile:
     """Results of one pass, written as they come.
 
     Args:
-        out: the file to be; its folder must exist. ".json" makes a JSON list, ".jsonl" one record a line.
+        out: the file to be; folders above it are made. ".json" makes a JSON list, ".jsonl" one record a line.
         plan: what determines the result (arguments, input); a part with another plan is refused.
 
     `done`: input records that are in the part already. `manifest`: that of a finished pass, else None.
@@ -54,8 +54,8 @@ class PartFile:
         self._unsynced = 0
         if self.out.suffix not in (".json", *LINES):
             raise ValueError(f"{self.out} must end in .json (a JSON list) or .jsonl (one record a line)")
-        if not self.out.parent.is_dir():
-            raise ValueError(f"{self.out}: there is no folder {self.out.parent}: make it first")
+        if self.out.parent.exists() and not self.out.parent.is_dir():
+            raise ValueError(f"{self.out}: {self.out.parent} is a file: name a folder")
         self.part = self.out.with_name(self.out.name + ".part")
         self.manifest_path = self.out.with_name(self.out.name + ".manifest.json")
         self.failures_path = self.out.with_name(self.out.name + ".failures.jsonl")

@@ -356,6 +356,15 @@ def test_commands_from_plain_to_training_data(tmp_path, plain):
     assert other.exit_code == 2 and "seed" in other.output
 
 
+def test_folders_of_the_outputs_are_made(tmp_path, plain):
+    """A folder that nobody made would end both commands, though all others make theirs."""
+    tagged, train = tmp_path / "new" / "tagged.jsonl", tmp_path / "another" / "deep" / "train.json"
+    assert run("data", "tag", plain, tagged).exit_code == 0
+    result = run("data", "negatives", tagged, train)
+    assert result.exit_code == 0, result.output
+    assert train.is_file() and tagged.with_name("tagged.jsonl.manifest.json").is_file()
+
+
 @pytest.mark.parametrize("cut", [0, 1, 40, 2000, 9000])
 def test_a_torn_part_goes_on_to_the_same_bytes(tmp_path, plain, cut):
     """Without it: a run that was killed in the middle of a line loses or repeats records."""
@@ -403,7 +412,7 @@ def test_a_killed_command_goes_on(tmp_path):
         (("tag", "missing.json", "out.json"), "no such file"),
         (("tag", "plain.json", "out.txt"), "must end in"),
         (("tag", "plain.json", "plain.json"), "is the input"),
-        (("tag", "plain.json", "nowhere/out.json"), "no folder"),
+        (("tag", "plain.json", "plain.json/out.json"), "plain.json is a file"),
         (("negatives", "plain.json", "out.json", "--by", "magic"), "lexicon or llm"),
         (("negatives", "plain.json", "there.json"), "there already"),
     ],
