@@ -1,7 +1,7 @@
 """Choosing the next token of each row: tag mask, processors, temperature, top-k, top-p, keyed noise.
 
-The noise of a choice is one number made from (the request's seed, position, attempt). A row's place in
-the batch and what its neighbours do cannot change it, so a batch says what its rows would say alone.
+The noise of a choice is one number made from (the request's seed, path, position, attempt). A row's place
+in the batch and what its neighbours do cannot change it, so a batch says what its rows would say alone.
 
     uniform(seed=0, position=3, attempt=1)     # the same number on every machine
 """
@@ -22,9 +22,12 @@ __all__ = ["choose", "invert", "mask_tags", "uniform"]
 _BLOCK = 512  # ids that are summed up together
 
 
-def uniform(seed: int, position: int, attempt: int) -> float:
-    """A number in [0, 1), uniform and independent between different arguments."""
-    packed = struct.pack("<qqq", seed, position, attempt)
+def uniform(seed: int, position: int, attempt: int, path: tuple[int, ...] = ()) -> float:
+    """A number in [0, 1), uniform and independent between different arguments.
+
+    `path` names the ask and the branch within a request; the path of a single answer is empty.
+    """
+    packed = struct.pack(f"<{3 + len(path)}q", seed, position, attempt, *path)
     return (int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little") >> 11) * 2.0**-53
 
 

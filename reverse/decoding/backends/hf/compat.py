@@ -1,0 +1,246 @@
+"""What the backend uses of transformers that is private or tied to a version, in one place.
+
+Checked on transformers 5.18, 5.23 and 5.24. What is used, and how it is guarded:
+- the argument of `forward` that takes the cache: its name is read from the signature (`past_key_values` up to
+  5.23, `cache` from 5.24 on);
+- `get_image_features()` of the model below the head, with the arguments that `generate()` gives it, and the
+  argument `mm_encoder_outputs` of `forward`, whose `"image"` holds one tensor (tokens, width) a picture in
+  `pooler_output`;
+- `get_rope_index()` of models with multimodal rotary positions, and `position_ids` of shape (4, rows, length)
+  with text positions first;
+- `DynamicLayer.keys` and `.values` of shape (rows, heads, tokens, width), which are replaced to move tokens.
+After every forward the cache must hold exactly the tokens that were fed. Where something is otherwise,
+IncompatibleLibraryError names the installed version and the supported ones.
+"""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache as cached
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from reverse.compatibility import IncompatibleLibraryError
+from reverse.decoding.backends.base import OutOfMemory
+from reverse.models.unwrapping import input_device, unwrap_model
+
+__all__ = [
+    "build_positions",
+    "cache_argument",
+    "check_cache",
+    "cut_cache",
+    "encode_pictures",
+    "forward",
+    "has_multimodal_rope",
+    "layer_count",
+    "memory_errors",
+    "move_layer",
+    "new_cache",
+    "pad_id",
+]
+
+_CACHE_NAMES = ("cache", "past_key_values")  # of the argument of `forward`, newest first
+
+
+def _parameters(model: Any) -> Any:
+    """Parameters of `forward`, read from the class: that of an instance may be a wrapper without names."""
+    return inspect.signature(type(unwrap_model(model)).forward).parameters
+
+
+def cache_argument(model: Any) -> str:
+    """The name under which `forward` of a model takes its cache, whatever wraps the model."""
+    return _cache_argument_of(type(unwrap_model(model)))  # type: ignore[arg-type]
+
+
+@cached
+def _cache_argument_of(kind: Any) -> str:
+    known = inspect.signature(kind.forward).parameters
+    for name in _CACHE_NAMES:
+        if name in known:
+            return name
+    raise IncompatibleLibraryError(
+        "transformers", f"{kind.__name__}.forward takes no cache under the names {', '.join(_CACHE_NAMES)}"
+    )
+
+
+def pad_id(model: Any) -> int:
+    """The id that fills up rows: the generation config's, else its first end-of-text id, else 0."""
+    config = model.generation_config
+    if config.pad_token_id is not None:
+        return int(config.pad_token_id)
+    ids = config.eos_token_id
+    return 0 if ids is None else int(torch.as_tensor(ids).reshape(-1)[0])
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turn torch's error into the backend's, and free the tensors of the frames that it passed."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        traceback.clear_frames(error.__traceback__)
+        raise OutOfMemory(str(error)) from None
+
+
+# ------------------------------------------------------------------ pictures and positions
+def encode_pictures(model: Any, pictures: Sequence[Any]) -> list[torch.Tensor]:
+    """Features (tokens, width) of every picture, from one run of the vision tower and the projector.
+
+    `pictures` are mappings from the name of a processor's output to its tensor for one picture.
+    """
+    if "mm_encoder_outputs" not in _parameters(model):
+        raise IncompatibleLibraryError(
+            "transformers", f"{type(unwrap_model(model)).__name__}.forward does not take mm_encoder_outputs"
+        )
+    device = input_device(model)
+    inputs = {
+        name: torch.cat([tensors[name].to(device) for tensors in pictures]) for name in dict(pictures[0])
+    }
+    encoded = model.base_model.get_image_features(**inputs, return_dict=True)
+    features = list(encoded.pooler_output)
+    if len(features) != len(pictures) or any(each.dim() != 2 for each in features):
+        raise IncompatibleLibraryError(
+            "transformers",
+            f"get_image_features() gave shapes {[tuple(each.shape) for each in features]} for "
+            f"{len(pictures)} pictures, where one (tokens, width) a picture was expected",
+        )
+    return features if len(features) == 1 else [each.clone() for each in features]  # each with its own memory
+
+
+def has_multimodal_rope(model: Any) -> bool:
+    """Whether rotary positions have three dimensions, and differ from text positions after a picture."""
+    return hasattr(model.base_model, "get_rope_index")
+
+
+def build_positions(
+    model: Any, ids: torch.Tensor, mask: torch.Tensor, image_token: int, grids: Sequence[Sequence[int]]
+) -> tuple[torch.Tensor, list[int]]:
+    """Positions of left-padded prompts, and how far rotary positions are from text positions after each.
+
+    Args: `ids` and `mask` (rows, length) on the CPU; `grids` of all pictures in order.
+    Returns positions of shape (rows, length), or (4, rows, length) with multimodal rotary positions.
+    """
+    text = (mask.cumsum(dim=1) - 1).masked_fill(mask == 0, 0)
+    if not has_multimodal_rope(model):
+        return text, [0] * len(ids)
+    if not grids:  # the model's method takes pictures only
+        return text.expand(4, -1, -1), [0] * len(ids)
+    rotary, offsets = model.base_model.get_rope_index(
+        ids, (ids == image_token).int(), image_grid_thw=torch.tensor(grids), attention_mask=mask
+    )
+    if rotary.shape != (3, *ids.shape) or offsets.numel() != len(ids):
+        raise IncompatibleLibraryError(
+            "transformers",
+            f"get_rope_index() gave shapes {tuple(rotary.shape)} and {tuple(offsets.shape)} for ids of shape "
+            f"{tuple(ids.shape)}, where (3, rows, length) and (rows, 1) were expected",
+        )
+    return torch.cat((text[None], rotary.to(text.dtype))), [int(offset) for offset in offsets.reshape(-1)]
+
+
+# ------------------------------------------------------------------ the cache
+def new_cache(model: Any) -> DynamicCache:
+    """An empty cache. Raises ValueError for a model with layers whose cache cannot be rewound."""
+    cache = DynamicCache(config=model.config.get_text_config())
+    others = {type(layer).__name__ for layer in cache.layers if type(layer) is not DynamicLayer}
+    if others:
+        raise ValueError(
+            f"the model keeps its cache in {', '.join(sorted(others))}, which cannot be rewound: only models "
+            "with full attention in every layer can be decoded"
+        )
+    return cache
+
+
+def layer_count(cache: DynamicCache) -> int:
+    return len(cache.layers)
+
+
+def forward(
+    model: Any,
+    cache: DynamicCache,
+    ids: torch.Tensor,
+    mask: torch.Tensor | None,
+    positions: torch.Tensor,
+    features: Sequence[torch.Tensor] = (),
+) -> torch.Tensor:
+    """Feed `ids` of shape (rows, n); returns logits of the last of them, shape (rows, vocabulary).
+
+    Args: `mask` (rows, cached + n) has 0 for padding and for what was taken back; None: all count.
+    `positions` (rows, n) or (4, rows, n); `features` of all pictures in `ids`, in order.
+    If it raises OutOfMemory's cause, the cache may hold the new tokens in some layers: see `cut_cache`.
+    """
+    pictures = {}
+    if features:
+        pictures["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=list(features))}
+    outputs = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        use_cache=True,
+        logits_to_keep=1,
+        return_dict=True,
+        **{cache_argument(model): cache},
+        **pictures,
+    )
+    return outputs.logits[:, -1]
+
+
+def check_cache(cache: DynamicCache, rows: int, length: int, every_layer: bool) -> None:
+    """Raise unless keys and values of exactly `length` tokens of `rows` rows are held.
+
+    `every_layer=False` looks at the first and the last layer, which is cheap enough for every step.
+    """
+    layers = list(enumerate(cache.layers))
+    for i, layer in layers if every_layer else layers[:: max(1, len(layers) - 1)]:
+        for name in ("keys", "values"):
+            held = getattr(layer, name, None)
+            shape = None if held is None else tuple(held.shape)
+            if shape is None or len(shape) != 4 or (shape[0], shape[2]) != (rows, length):
+                raise IncompatibleLibraryError(
+                    "transformers",
+                    f"after {length} tokens were fed to each of {rows} rows the cache holds "
+                    f"{'nothing' if shape is None else f'shape {shape}'} as {name} of layer {i}, where "
+                    "(rows, heads, tokens, width) was expected",
+                )
+
+
+def cut_cache(cache: DynamicCache, length: int) -> None:
+    """Forget all tokens after the first `length` in every layer. Allocates nothing."""
+    for layer in cache.layers:
+        for name in ("keys", "values"):
+            held = getattr(layer, name)
+            if held.shape[2] > length:
+                setattr(layer, name, held[:, :, :length])
+
+
+def move_layer(
+    layer: int, sources: Sequence[tuple[DynamicCache, list[int], torch.Tensor]], target: DynamicCache
+) -> None:
+    """Make a layer of `target` the rows and slots picked from several caches, whose own layers are emptied.
+
+    `sources` gives a cache, `rows` of it and their `slots` of shape (len(rows), n). Keys are stored already
+    rotated, so moving them changes nothing but their place. On error nothing has changed.
+    """
+    keys: list[torch.Tensor] = []
+    values: list[torch.Tensor] = []
+    for cache, rows, slots in sources:
+        held = cache.layers[layer]
+        heads, width = held.keys.shape[1], held.keys.shape[3]
+        index = slots.to(held.keys.device)  # layers may be spread over several devices
+        index = index[:, None, :, None].expand(-1, heads, -1, width)
+        for picked, tensor in ((keys, held.keys), (values, held.values)):
+            if rows != list(range(tensor.shape[0])):
+                tensor = tensor[rows]
+            picked.append(tensor.gather(2, index))
+    all_keys = keys[0] if len(keys) == 1 else torch.cat(keys)
+    all_values = values[0] if len(values) == 1 else torch.cat(values)
+    for cache, _, _ in sources:
+        if cache is not target:
+            cache.layers[layer].keys = cache.layers[layer].values = None
+    target.layers[layer].keys, target.layers[layer].values = all_keys, all_values
