@@ -24,7 +24,15 @@ def test_noise_is_uniform_and_keyed():
 
 def test_noise_is_the_same_on_every_machine():
     """Seeds in published results would mean something else elsewhere."""
-    assert uniform(0, 0, 0) == 0.156742553465558
+    assert uniform(0, 0, 0) == uniform(0, 0, 0, ()) == 0.156742553465558
+
+
+def test_noise_differs_from_branch_to_branch():
+    """Samples of one request would be copies of one another, or two paths share their noise."""
+    paths = [(), (1,), (2,), (1, 1), (1, 2), (2, 1), (0, 1), (1, 0, 1)]
+    draws = [uniform(3, position, 1, path) for path in paths for position in range(200)]
+    assert len(set(draws)) == len(draws)
+    assert kstest(draws, "uniform").pvalue > 1e-3
 
 
 @pytest.mark.parametrize("top_k, top_p", [(0, 1.0), (3, 1.0), (0, 0.7), (4, 0.8)])

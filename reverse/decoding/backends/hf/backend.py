@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 
@@ -30,7 +30,7 @@ from reverse.decoding.backends.base import (
     common_prefix,
 )
 from reverse.decoding.backends.hf import compat
-from reverse.decoding.backends.hf.choice import Choice, Chooser, choose_tokens
+from reverse.decoding.backends.hf.choice import Choice, choose_tokens
 from reverse.decoding.backends.hf.slots import CacheRow, SlotCache
 from reverse.models.families import family_of
 from reverse.models.unwrapping import unwrap_model
@@ -42,8 +42,6 @@ __all__ = ["HfBackend"]
 class _Sequence:
     row: CacheRow
     pictures_end: int = 0  # ids up to the last placeholder of a picture, which cannot be fed again
-    processors: Any = None
-    padding: list[int] = field(default_factory=list)
     log_probabilities: list[float] = field(default_factory=list)  # of its last tokens; NaN: never decoded
     segment: RunningSegment | None = None
 
@@ -52,16 +50,13 @@ class _Sequence:
         return self.row.ids + self.row.pending
 
     def copy(self) -> _Sequence:
-        return _Sequence(
-            self.row.copy(), self.pictures_end, self.processors, self.padding, self.log_probabilities[:]
-        )
+        return _Sequence(self.row.copy(), self.pictures_end, self.log_probabilities[:])
 
 
 class HfBackend:
     """Sequences on a LLaVA or Qwen2.5-VL model with a dynamic cache.
 
-    Logits processors are shown `Prompt.padding` ids of padding and then all tokens of the sequence.
-    A sequence whose logits are not finite, or whose processors or `should_stop` raise, gets that error in its
+    A sequence whose logits are not finite, or whose `process` or `should_stop` raises, gets that error in its
     `StepOutput`, and the others go on.
     """
 
@@ -74,6 +69,11 @@ class HfBackend:
         self._sequences: dict[int, _Sequence] = {}
         self._names = count()
 
+    def reserve(self, sequences: int) -> None:
+        """Hold so many sequences at most, or as many as are held now if they are more."""
+        most = max(sequences, len(self._sequences))
+        self.capabilities = replace(self.capabilities, max_sequences=most)
+
     @torch.no_grad()
     def encode(self, pictures: Sequence[Picture]) -> list[EncodedPicture]:
         """Run the vision tower and the projector, once for all of them."""
@@ -81,7 +81,7 @@ class HfBackend:
             return []
         with compat.memory_errors():
             features = compat.encode_pictures(self.model, [picture.tensors for picture in pictures])
-        return [EncodedPicture(f, _grid_of(p)) for f, p in zip(features, pictures, strict=True)]
+            return [EncodedPicture(f, _grid_of(p)) for f, p in zip(features, pictures, strict=True)]
 
     @torch.no_grad()
     def add(self, prompts: Sequence[Prompt]) -> list[int]:
@@ -101,11 +101,7 @@ class HfBackend:
                 [picture.features for picture in pictures],
                 [picture.grid for picture in pictures if picture.grid is not None],
             )
-        pad = self._cache.pad
-        return [
-            self._register(_Sequence(row, end, prompt.processors, [pad] * prompt.padding))
-            for row, end, prompt in zip(rows, ends, prompts, strict=True)
-        ]
+        return [self._register(_Sequence(row, end)) for row, end in zip(rows, ends, strict=True)]
 
     def split(self, sequence: int, n: int) -> list[int]:
         """`n` further sequences with the same tokens, copied before the next forward."""
@@ -160,7 +156,8 @@ class HfBackend:
                 self._cache.feed([each.row for each in running.values()], kept)
             ready = {name: each for name, each in running.items() if each.row.logits is not None}
             logits = torch.stack([each.row.logits for each in ready.values() if each.row.logits is not None])
-            choices = choose_tokens(logits, [_chooser(each) for each in ready.values()])
+            segments = [each.segment for each in ready.values() if each.segment is not None]
+            choices = choose_tokens(logits, segments)
         return [
             _append(name, each, choice) for (name, each), choice in zip(ready.items(), choices, strict=True)
         ]
@@ -223,13 +220,6 @@ def _grid_of(picture: Picture) -> tuple[int, int, int] | None:
         return None
     temporal, height, width = grid.reshape(-1).tolist()
     return temporal, height, width
-
-
-def _chooser(sequence: _Sequence) -> Chooser:
-    assert sequence.segment is not None
-    if sequence.processors is None:
-        return Chooser(sequence.segment)
-    return Chooser(sequence.segment, sequence.processors, sequence.padding + sequence.tokens)
 
 
 def _append(name: int, sequence: _Sequence, choice: Choice) -> StepOutput:
