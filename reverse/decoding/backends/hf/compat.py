@@ -49,25 +49,22 @@ __all__ = [
 _CACHE_NAMES = ("cache", "past_key_values")  # of the argument of `forward`, newest first
 
 
-def _parameters(model: Any) -> Any:
-    """Parameters of `forward`, read from the class: that of an instance may be a wrapper without names."""
-    return inspect.signature(type(unwrap_model(model)).forward).parameters
-
-
 def cache_argument(model: Any) -> str:
     """The name under which `forward` of a model takes its cache, whatever wraps the model."""
-    return _cache_argument_of(type(unwrap_model(model)))  # type: ignore[arg-type]
-
-
-@cached
-def _cache_argument_of(kind: Any) -> str:
-    known = inspect.signature(kind.forward).parameters
+    kind: Any = type(unwrap_model(model))
+    known = _parameters_of(kind)
     for name in _CACHE_NAMES:
         if name in known:
             return name
     raise IncompatibleLibraryError(
         "transformers", f"{kind.__name__}.forward takes no cache under the names {', '.join(_CACHE_NAMES)}"
     )
+
+
+@cached
+def _parameters_of(kind: Any) -> Any:
+    """Parameters of `forward`, read from the class: that of an instance may be a wrapper without names."""
+    return frozenset(inspect.signature(kind.forward).parameters)
 
 
 def pad_id(model: Any) -> int:
@@ -95,9 +92,10 @@ def encode_pictures(model: Any, pictures: Sequence[Any]) -> list[torch.Tensor]:
 
     `pictures` are mappings from the name of a processor's output to its tensor for one picture.
     """
-    if "mm_encoder_outputs" not in _parameters(model):
+    kind: Any = type(unwrap_model(model))
+    if "mm_encoder_outputs" not in _parameters_of(kind):
         raise IncompatibleLibraryError(
-            "transformers", f"{type(unwrap_model(model)).__name__}.forward does not take mm_encoder_outputs"
+            "transformers", f"{kind.__name__}.forward does not take mm_encoder_outputs"
         )
     device = input_device(model)
     inputs = {
@@ -108,8 +106,9 @@ def encode_pictures(model: Any, pictures: Sequence[Any]) -> list[torch.Tensor]:
     if len(features) != len(pictures) or any(each.dim() != 2 for each in features):
         raise IncompatibleLibraryError(
             "transformers",
-            f"get_image_features() gave shapes {[tuple(each.shape) for each in features]} for "
-            f"{len(pictures)} pictures, where one (tokens, width) a picture was expected",
+            f"get_image_features() gave {len(features)} tensors, such as of shape "
+            f"{tuple(features[0].shape)}, for {len(pictures)} pictures, where one (tokens, width) each was "
+            "expected",
         )
     return features if len(features) == 1 else [each.clone() for each in features]  # each with its own memory
 
