@@ -89,7 +89,8 @@ def run_part(part: str, given: argparse.Namespace) -> tuple[dict[str, Any], dict
         return {"kills_survived": sum(survived.values())}, survived
     from benchmarks.doubling import measure as double
 
-    found = double(say=lambda line: print(line, flush=True))
+    state = given.state and given.state.with_name(f"{given.state.name}.doubling")
+    found = double(say=lambda line: print(line, flush=True), state=state)
     return {"doubling_exponent_max": max_exponent(found)}, found
 
 
@@ -124,7 +125,9 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=1_000_000, help="of the fuzzers, together")
     parser.add_argument("--seed", type=int, default=0, help="of the fuzzers")
     parser.add_argument("--workers", type=int, default=2, help="processes of the fuzzers")
-    parser.add_argument("--state", type=Path, help="file of the fuzzers' finished pieces, to go on with")
+    parser.add_argument(
+        "--state", type=Path, help="file of what the fuzzers finished; readers: STATE.doubling"
+    )
     parser.add_argument(
         "--out", default=str(Path(tempfile.gettempdir()) / "kills"), help="folder of the kills"
     )
