@@ -1,0 +1,68 @@
+"""Prompts and pictures through the model's own forward pass, as the `hf` backend runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from reverse.decoding.backends.base import EncodedPicture, Picture, Prompt
+from reverse.decoding.backends.hf import compat
+from reverse.models.unwrapping import input_device
+
+__all__ = ["Prefilled", "encode_pictures", "prefill"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilled:
+    """Prompts after one forward pass."""
+
+    logits: torch.Tensor  # of the last position, (rows, vocabulary)
+    layers: list[tuple[torch.Tensor, torch.Tensor]]  # keys, values: (rows, kv heads, length, head_dim)
+    padding: list[int]  # slots on the left of each row that hold nothing
+    rope_offsets: list[int]  # of rotary positions from text positions, after the pictures
+
+
+def encode_pictures(model: Any, pictures: Sequence[Picture]) -> list[EncodedPicture]:
+    """Features of every picture from one run of the vision tower and the projector."""
+    if not pictures:
+        return []
+    features = compat.encode_pictures(model, [picture.tensors for picture in pictures])
+    return [EncodedPicture(f, _grid_of(p)) for f, p in zip(features, pictures, strict=True)]
+
+
+def _grid_of(picture: Picture) -> tuple[int, int, int] | None:
+    grid = picture.tensors.get("image_grid_thw")
+    if grid is None:
+        return None
+    temporal, height, width = grid.reshape(-1).tolist()
+    return temporal, height, width
+
+
+def prefill(model: Any, prompts: Sequence[Prompt], image_token: int) -> Prefilled:
+    """Run prompts, padded on the left, in one batch."""
+    device = input_device(model)
+    longest = max(len(prompt.ids) for prompt in prompts)
+    padding = [longest - len(prompt.ids) for prompt in prompts]
+    ids = torch.full((len(prompts), longest), compat.pad_id(model))
+    mask = torch.zeros_like(ids)
+    for i, prompt in enumerate(prompts):
+        ids[i, padding[i] :] = torch.tensor(prompt.ids)
+        mask[i, padding[i] :] = 1
+    pictures = [picture for prompt in prompts for picture in prompt.pictures]
+    grids = [picture.grid for picture in pictures if picture.grid is not None]
+    positions, offsets = compat.build_positions(model, ids, mask, image_token, grids)
+    cache = compat.new_cache(model)
+    logits = compat.forward(
+        model,
+        cache,
+        ids.to(device),
+        mask.to(device) if any(padding) else None,
+        positions.to(device),
+        [picture.features.to(device) for picture in pictures],
+    )
+    compat.check_cache(cache, *ids.shape, every_layer=True)
+    layers = [(layer.keys, layer.values) for layer in cache.layers]
+    return Prefilled(logits, layers, padding, offsets)
