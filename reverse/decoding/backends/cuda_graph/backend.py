@@ -58,7 +58,11 @@ _Launched = tuple[PendingStep, list[tuple[CacheRow, int] | None]]  # whose resul
 
 
 class DifferentLogits(ValueError):
-    """The captured step does not compute what the model computes."""
+    """A captured step does not compute what the model computes, for a `reason`."""
+
+    def __init__(self, reason: str):
+        super().__init__(f"backend='cuda_graph' cannot decode this: {reason}; use backend='auto'")
+        self.reason = reason
 
 
 def _on_device(
@@ -78,7 +82,7 @@ def _on_device(
         except torch.OutOfMemoryError as error:
             self._drop_everything()
             lost = OutOfMemory(str(error))
-            lost.lost_everything = True  # type: ignore[attr-defined]
+            lost.lost_everything = True
             raise lost from error
         except (OutOfMemory, ValueError, KeyError, NotImplementedError):  # raised before anything changed
             self._is_sound = is_sound
@@ -138,6 +142,10 @@ class CudaGraphBackend:
         """What the backend can do now."""
         return Capabilities(self._max_sequences)
 
+    def reserve(self, sequences: int) -> None:
+        """Be ready to hold so many sequences at once; memory is taken once they come."""
+        self._max_sequences = max(sequences, len(self._rows))
+
     def _device_context(self) -> AbstractContextManager[Any]:
         """Make the model's GPU the current one: kernels and graphs run there, not where their tensors are."""
         device = self.model.device
@@ -154,9 +162,8 @@ class CudaGraphBackend:
     def add(self, prompts: Sequence[Prompt]) -> list[int]:
         """Prefill new sequences in one batch; returns their ids.
 
-        Raises ValueError if a prompt is empty, has not as many placeholders as its pictures have features, or
-        asks for logits processors, and DifferentLogits if the first step of a new runner computes something
-        else than the model.
+        Raises ValueError if a prompt is empty, or has not as many placeholders as its pictures have features;
+        DifferentLogits if the first step of a new runner computes something else than the model.
         """
         if not prompts:
             return []
@@ -165,7 +172,7 @@ class CudaGraphBackend:
         longest = max(max(prompt.max_length, len(prompt.ids)) for prompt in prompts)
         try:
             with _memory_errors():
-                runner = self._reserve(len(prompts), longest)
+                runner = self._make_room(len(prompts), longest)
                 prefilled = prefill(self.model, prompts, self._image_token)
                 indices = self._free_rows(runner)[: len(prompts)]
                 for i, index in enumerate(indices):
@@ -190,7 +197,7 @@ class CudaGraphBackend:
         source = self._rows[sequence]
         self._check_room(n)
         with _memory_errors():
-            runner = self._reserve(n, 0)
+            runner = self._make_room(n, 0)
             indices = self._free_rows(runner)[:n]
             shared = min(source.cached, len(source.ids) - 1)
             runner.copy_row(source.index, indices, shared)
@@ -244,8 +251,6 @@ class CudaGraphBackend:
         """Where the last picture of a prompt ends. Raises ValueError."""
         if not prompt.ids:
             raise ValueError(f"prompt {i} has no ids: it needs at least one, such as BOS")
-        if prompt.processors:
-            raise ValueError(f"prompt {i} has logits processors, which a captured step cannot call: use 'hf'")
         places = [at for at, token in enumerate(prompt.ids) if token == self._image_token]
         features = sum(len(picture.features) for picture in prompt.pictures)
         if len(places) != features:
@@ -262,7 +267,7 @@ class CudaGraphBackend:
                 f"{self._max_sequences}: release some first"
             )
 
-    def _reserve(self, n: int, length: int) -> GraphRunner:
+    def _make_room(self, n: int, length: int) -> GraphRunner:
         """A runner with `n` free rows of at least `length` ids. An error of memory changes nothing."""
         need = len(self._rows) + n
         most = max(need, self._max_sequences)
@@ -280,7 +285,7 @@ class CudaGraphBackend:
         """The model's runner, if it is large enough and has the weights of now."""
         runner, self.runner = self.runner or self._open_runner(), None
         if (reason := unsupported(self.model)) is not None:
-            raise DifferentLogits(f"backend='cuda_graph' cannot decode this: {reason}; use backend='auto'")
+            raise DifferentLogits(reason)
         if runner is None or not runner.text.same_as(text_model(self.model)):
             return None
         return runner if rows <= runner.rows and length <= runner.length else None
@@ -327,11 +332,13 @@ class CudaGraphBackend:
     def start(self, sequence: int, params: SegmentParams) -> None:
         """Begin a segment after the sequence's tokens.
 
-        Raises ValueError for other tags than those of the backend.
+        Raises ValueError for other tags than those of the backend, and for `params.process`.
         """
         row = self._rows[sequence]
         if params.tags != self.config.tags:
             raise ValueError(f"tags {params.tags} are not those of this backend, {self.config.tags}")
+        if params.process is not None:
+            raise ValueError("a captured step cannot call params.process: use backend='hf'")
         before = row.accepted
         if before is not None and row.in_flight and same_sampling(before, params):
             row.accepted, row.segment = None, RunningSegment(params)  # the step ahead is this segment's first
