@@ -1,6 +1,7 @@
 """Captured steps on a CUDA device: kernels against plain torch, graphs against the `hf` backend."""
 
 from itertools import chain
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,16 @@ from reverse.decoding.backends.cuda_graph import ops, sequences
 from reverse.decoding.backends.cuda_graph.backend import CudaGraphBackend
 from reverse.decoding.backends.cuda_graph.ops import CachePart
 from reverse.decoding.backends.cuda_graph.runner import GraphRunner
-from reverse.decoding.backends.cuda_graph.state import CaptureConfig, Feed, RowState, StepPlan
+from reverse.decoding.backends.cuda_graph.state import (
+    INSIDE,
+    MASKED,
+    PAIR,
+    ROPE,
+    CaptureConfig,
+    Feed,
+    RowState,
+    StepPlan,
+)
 from reverse.decoding.backends.cuda_graph.weights import text_model
 from reverse.decoding.backends.hf import HfBackend
 from reverse.models import family_of, prepare_inputs
@@ -83,28 +93,75 @@ def test_attention_sees_what_is_filled(kernels, heads, kv, d, block):
         assert near(kernels.attend(q, parts, d**-0.5, splits), exact) < 1e-2
 
 
+@pytest.mark.parametrize("heads, kv, d", [(8, 8, 128), (16, 2, 128), (28, 4, 128), (4, 2, 16)])
+@pytest.mark.parametrize("count", [1, 5])
+def test_decode_attention_stores_and_sees_what_is_fed(kernels, heads, kv, d, count):
+    """The id that is fed would not see itself, or be stored elsewhere than it is read later."""
+    keys, values = rand(9, kv, 200, d), rand(9, kv, 200, d)
+    rows = torch.randperm(9, device="cuda")[:count]
+    slots = torch.randint(0, 200, (count,), device="cuda")
+    slots[0] = 0
+    qkv, angle = rand(count, (heads + 2 * kv) * d), torch.randn(count, d // 2, device="cuda").repeat(1, 2)
+    cos, sin = angle.cos().bfloat16(), angle.sin().bfloat16()
+    for splits in (1, 2, 8):
+        held, wide = (keys.clone(), values.clone()), (keys.float(), values.float())
+        found = kernels.decode_attention(qkv, cos, sin, *held, rows, slots, heads, d**-0.5, splits)
+        exact = ops.decode_attention(
+            qkv.float(), cos.float(), sin.float(), *wide, rows, slots, heads, d**-0.5
+        )
+        assert near(found, exact) < 1e-2
+        assert near(held[0], wide[0]) < 1e-2 and near(held[1], wide[1]) < 1e-2
+        again = kernels.decode_attention(qkv, cos, sin, *held, rows, slots, heads, d**-0.5, splits)
+        assert torch.equal(found, again)
+
+
+def state_of(rows):
+    """A state of random places, ids and flags for rows 0 to `rows`."""
+    state = torch.randint(0, 9, (12, rows + 1), device="cuda")
+    state[ROPE] *= 200
+    for flag in (INSIDE, PAIR, MASKED):
+        state[flag] %= 2
+    return state
+
+
 def test_pick_is_argmax_and_softmax(kernels):
     """Greedy decoding would choose a banned tag, or p be off, or a row have its neighbour's settings."""
-    logits = rand(9, 32003, dtype=torch.float32) * 3
-    inside = torch.arange(9, device="cuda") % 2
+    logits, rows = rand(9, 32003, dtype=torch.float32) * 3, torch.randperm(12, device="cuda")[:9]
     tags = TokenIds(11, 12, 13)
     logits[0, 12] = logits[1, 11] = 60.0
-    zero = torch.zeros(9, device="cuda", dtype=torch.int64)
-    mixed = torch.tensor([0, 1, 1, 0, 1, 0, 0, 1, 1], device="cuda")
-    for masked in (zero, zero + 1, mixed):
-        for pair in (zero, zero + 1, mixed.flip(0)):
-            for known in (tags, TokenIds(-1, -1, -1)):
-                found = kernels.pick(logits, inside, known, masked, pair)
-                expected = ops.pick(logits, inside, known, masked, pair)
-                assert torch.equal(found[0], expected[0])
-                assert torch.allclose(found[1], expected[1], atol=1e-6)
-                assert torch.allclose(found[2], expected[2], atol=1e-4)
+    for _ in range(6):
+        state = state_of(11)
+        for known in (tags, TokenIds(-1, -1, -1)):
+            found = kernels.pick(logits, rows, state, known)
+            expected = ops.pick(logits, rows, state, known)
+            assert torch.equal(found[0], expected[0])
+            assert torch.allclose(found[1], expected[1], atol=1e-6)
+            assert torch.allclose(found[2], expected[2], atol=1e-4)
     for bad in ("nan", "inf", "-inf"):
         for at in (0, 12, 2047, 2048, 32002):
             spoilt = logits.clone()
             spoilt[4, at] = float(bad)
-            found = kernels.pick(spoilt, inside, tags, zero + 1, mixed)
-            assert found[1].isnan().nonzero().tolist() == [[4]]
+            assert kernels.pick(spoilt, rows, state_of(11), tags)[1].isnan().nonzero().tolist() == [[4]]
+
+
+def test_a_step_begins_and_ends_as_in_plain_torch(kernels):
+    """Positions, the open phrase or the temperature after an accepted one would be another row's."""
+    text = SimpleNamespace(
+        embedding=rand(20, 1000), frequencies=torch.rand(64, device="cuda"), rope_scale=1.0, head_dim=128
+    )
+    rows, logits = torch.tensor([3, 0, 7, 1], device="cuda"), rand(4, 50, dtype=torch.float32)
+    for _ in range(6):
+        state = state_of(7)
+        for found, exact in zip(
+            kernels.begin(rows, state, 6, text), ops.begin(rows, state, 6, text), strict=True
+        ):
+            assert found.dtype == exact.dtype and torch.allclose(found.float(), exact.float(), atol=1e-2)
+        other, token = state.clone(), torch.randint(10, 15, (4,), device="cuda")
+        out = [torch.zeros(3, 9, device="cuda", dtype=torch.float64) for _ in range(2)]
+        numbers = rand(4, dtype=torch.float32), rand(4, dtype=torch.float32)
+        kernels.advance(rows, state, token, *numbers, logits, out[0], 6, TokenIds(11, 12, 13))
+        ops.advance(rows, other, token, *numbers, logits, out[1], 6, TokenIds(11, 12, 13))
+        assert torch.equal(state, other) and torch.allclose(*out, atol=1e-5)
 
 
 def prompts_of(backend, processor, model, rows):

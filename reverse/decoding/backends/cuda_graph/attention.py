@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from reverse.decoding.backends.cuda_graph.launching import await_previous, launch_options, release_next
+from reverse.decoding.backends.cuda_graph.state import INSIDE, MASKED, PAIR
 
 __all__ = ["attend", "pick", "rope_store", "splits_for"]
 
@@ -168,7 +169,7 @@ def attend(q, parts, scale, splits, shape=None):
 # ------------------------------------------------------------------ the most probable token, and p
 @triton.jit
 def _pick_blocks(
-    logits, inside, masked, best, where, peak, total, V, blocks, span, cn, un,
+    logits, rows, inside, masked, best, where, peak, total, V, blocks, span, cn, un,
     BV: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     await_previous(PDL)
@@ -182,10 +183,11 @@ def _pick_blocks(
     tl.store(peak + at, top)
     sound = tl.where(ids < V, x - x, 0.0)  # zero, or NaN where a logit is not finite, of either sign
     tl.store(total + at, tl.sum(tl.where(x == float("-inf"), 0.0, tl.exp(x - top)) + sound, 0))
-    opened = tl.load(inside + row) != 0
+    held = tl.load(rows + row)
+    opened = tl.load(inside + held) != 0
     closing = (ids == cn) | (ids == un)
     banned = ((ids == span) & opened) | (closing & (opened == 0))
-    x = tl.where(banned & (tl.load(masked + row) != 0), float("-inf"), x)
+    x = tl.where(banned & (tl.load(masked + held) != 0), float("-inf"), x)
     value, index = tl.max(x, 0, return_indices=True)
     tl.store(best + at, value)
     tl.store(where + at, block * BV + index)
@@ -193,7 +195,7 @@ def _pick_blocks(
 
 @triton.jit
 def _pick_join(
-    logits, pair, best, where, peak, total, token, p, logsum, V, blocks, cn, un,
+    logits, rows, pair, best, where, peak, total, token, p, logsum, V, blocks, cn, un,
     BB: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     await_previous(PDL)
@@ -214,20 +216,15 @@ def _pick_join(
         tl.store(p + row, sound)
     else:
         a = tl.load(logits + row.to(tl.int64) * V + un)
-        if tl.load(pair + row) != 0:
+        if tl.load(pair + tl.load(rows + row)) != 0:
             c = tl.load(logits + row.to(tl.int64) * V + cn)
             tl.store(p + row, tl.sigmoid(a - c) + sound)
         else:
             tl.store(p + row, tl.exp(a - top) / z + sound)
 
 
-def pick(logits, inside, tags, masked, pair):
-    """Most probable ids (rows,) int64, p and the logarithm of the sum of `logits`' exponentials.
-
-    `logits` (rows, vocabulary) float32; p and the logarithm (rows,) float32.
-
-    `inside`, `masked` and `pair` (rows,) integers: a phrase is open, the tag mask holds, p is of the pair.
-    """
+def pick(logits, held, state, tags):
+    """Most probable ids (rows,) int64, p and the logarithm of the sum of exponentials; see `ops.pick`."""
     rows, vocabulary = logits.shape
     size = 2048
     blocks = triton.cdiv(vocabulary, size)
@@ -236,11 +233,11 @@ def pick(logits, inside, tags, masked, pair):
     token = torch.empty(rows, device=logits.device, dtype=torch.int64)
     p, logsum = torch.empty(2, rows, device=logits.device, dtype=torch.float32)
     _pick_blocks[(rows, blocks)](
-        logits, inside, masked, best, where, peak, total, vocabulary, blocks, tags.span, tags.cn, tags.un,
-        BV=size, num_warps=4, **launch_options(),
+        logits, held, state[INSIDE], state[MASKED], best, where, peak, total, vocabulary, blocks,
+        tags.span, tags.cn, tags.un, BV=size, num_warps=4, **launch_options(),
     )  # fmt: skip
     _pick_join[(rows,)](
-        logits, pair, best, where, peak, total, token, p, logsum, vocabulary, blocks, tags.cn, tags.un,
-        BB=triton.next_power_of_2(blocks), num_warps=1, **launch_options(),
+        logits, held, state[PAIR], best, where, peak, total, token, p, logsum, vocabulary, blocks,
+        tags.cn, tags.un, BB=triton.next_power_of_2(blocks), num_warps=1, **launch_options(),
     )  # fmt: skip
     return token, p, logsum

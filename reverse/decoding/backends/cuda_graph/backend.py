@@ -414,12 +414,12 @@ class CudaGraphBackend:
         self, decoding: list[CacheRow], fed: list[tuple[CacheRow, Feed, bool]]
     ) -> tuple[StepPlan, list[CacheRow]]:
         """A step of these rows, and the rows in the order of its results."""
-        plain, groups, size = group_rows(decoding)
+        plain, groups, prefixes, size = group_rows(decoding)
         order = [*plain, *(row for group in groups for row in group), *(row for row, _, _ in fed)]
         plan = StepPlan(
             [row.index for row in plain],
             [[row.index for row in group] for group in groups],
-            [group[0].shared[1] if group[0].shared else 0 for group in groups],
+            prefixes,
             size,
             [feed for _, feed, _ in fed],
             sampling_of(row.segment for row in order if row.segment is not None),

@@ -7,6 +7,8 @@ same step on the same cache gives the same bits. `ops.py` holds the same functio
 from __future__ import annotations
 
 import functools
+import json
+from pathlib import Path
 
 import torch
 import triton
@@ -14,10 +16,16 @@ import triton.language as tl
 from torch.nn import functional as F
 
 from reverse.decoding.backends.cuda_graph.attention import attend, pick, rope_store, splits_for
+from reverse.decoding.backends.cuda_graph.decode_attention import decode_attention
 from reverse.decoding.backends.cuda_graph.launching import await_previous, launch_options, release_next
+from reverse.decoding.backends.cuda_graph.ops import rotary
+from reverse.decoding.backends.cuda_graph.stepping import advance, begin
 
 MAX_ROWS = 64  # rows that these kernels take
-__all__ = ["attend", "gated", "linear", "pick", "rope_store", "splits_for"]
+__all__ = [
+    "advance", "attend", "begin", "decode_attention", "gated", "linear", "pick", "rope_store", "rotary",
+    "splits_for",
+]  # fmt: skip
 
 
 # ------------------------------------------------------------------ linear layers of few rows
@@ -173,8 +181,18 @@ def _rows_kernel(
         tl.store(out + at_out, y.to(out.dtype.element_ty), mask=live[None, :])
 
 
+@functools.cache
+def _measured_shapes(device: int) -> dict[str, list[int]]:
+    """The best shapes on this GPU, by the size of the matrix; see `benchmarks/tune_rows.py`."""
+    known = json.loads(Path(__file__).with_name("row_shapes.json").read_text("utf-8"))
+    return known.get(torch.cuda.get_device_name(device), {})
+
+
 def _row_shape(n: int, k: int, gated: bool) -> tuple[int, int, int]:
-    """(BN, BK, warps) of one row, measured on an H100: 16 to 32 weights a thread at a time."""
+    """(BN, BK, warps) of one row: 16 to 32 weights a thread at a time, as measured on an H100."""
+    measured = _measured_shapes(torch.cuda.current_device()).get(f"{n}x{k}{' gated' if gated else ''}")
+    if measured is not None:
+        return measured[0], measured[1], measured[2]
     if gated:
         return (1, 1024, 2) if k <= 2048 else (1, 2048, 4)
     if k <= 2048:

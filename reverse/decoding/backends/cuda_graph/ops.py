@@ -11,7 +11,33 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-__all__ = ["CachePart", "attend", "gated", "linear", "mask_tags", "pick", "rms_norm", "rope_store"]
+from reverse.decoding.backends.cuda_graph.state import (
+    AFTER_ACCEPT,
+    INSIDE,
+    MASKED,
+    PAIR,
+    POSITION,
+    ROPE,
+    SLOT,
+    TEMPERATURE,
+    TOKEN,
+    WRITTEN_BY_STEPS,
+)
+
+__all__ = [
+    "CachePart",
+    "advance",
+    "attend",
+    "begin",
+    "decode_attention",
+    "gated",
+    "linear",
+    "mask_tags",
+    "pick",
+    "rms_norm",
+    "rope_store",
+    "rotary",
+]
 
 
 class CachePart(NamedTuple):
@@ -114,14 +140,79 @@ def attend(
     return out.reshape(q.shape[0], -1)
 
 
+def decode_attention(
+    qkv: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    rows: torch.Tensor,
+    slots: torch.Tensor,
+    heads: int,
+    scale: float,
+    splits: int = 1,
+) -> torch.Tensor:
+    """Store what is fed at (rows, slots) and attend to it and to all slots before; (queries, heads * d).
+
+    `qkv` (queries, (heads + 2 kv heads) * d) before rotation, cos and sin (queries, d), keys and values
+    (cache rows, kv heads, slots, d), rows and slots (queries,).
+    """
+    q = rope_store(qkv, cos, sin, keys, values, rows, slots, heads)
+    return attend(q, [CachePart(keys, values, rows, slots + 1)], scale)
+
+
+def rotary(rope: torch.Tensor, text: Any, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin (rows, d) of positions `rope` (rows,)."""
+    angle = rope[:, None].float() * text.frequencies
+    angle = torch.cat((angle, angle), dim=-1)
+    return (angle.cos() * text.rope_scale).to(dtype), (angle.sin() * text.rope_scale).to(dtype)
+
+
+def begin(
+    rows: torch.Tensor, state: torch.Tensor, last: int, text: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Embeddings (rows, width), cos and sin (rows, d), and slots (rows,) of what `rows` are fed.
+
+    Row 0, which fills up a step, always has slot 0; no slot is beyond `last`.
+    """
+    x = F.embedding(state[TOKEN, rows], text.embedding)
+    return x, *rotary(state[ROPE, rows], text, x.dtype), state[SLOT, rows].clamp(max=last) * (rows != 0)
+
+
+def advance(
+    rows: torch.Tensor,
+    state: torch.Tensor,
+    token: torch.Tensor,
+    p: torch.Tensor,
+    logsum: torch.Tensor,
+    logits: torch.Tensor,
+    out: torch.Tensor,
+    last: int,
+    tags: Any,
+) -> None:
+    """Write the next state of `rows`, and ids, p and log-probabilities of their choice to `out` (3, columns).
+
+    Should a phrase that closes be rejected, the host sets its row anew.
+    """
+    before = state[:, rows]
+    closed = (token == tags.cn) | (token == tags.un)
+    opened = torch.where(closed, 0, before[INSIDE])
+    opened = torch.where(token == tags.span, 1, opened)
+    temperature = torch.where(closed, before[AFTER_ACCEPT], before[TEMPERATURE])
+    slot = (before[SLOT] + 1).clamp(max=last)
+    following = (token, slot, before[ROPE] + 1, opened, before[POSITION] + 1, temperature)
+    state[:WRITTEN_BY_STEPS].index_copy_(1, rows, torch.stack(following))
+    said = logits.gather(1, token[:, None])[:, 0] - logsum
+    out[:, : len(token)] = torch.stack((token.double(), p.double(), said.double()))
+
+
 def pick(
-    logits: torch.Tensor, inside: torch.Tensor, tags: Any, masked: torch.Tensor, pair: torch.Tensor
+    logits: torch.Tensor, rows: torch.Tensor, state: torch.Tensor, tags: Any
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Most probable ids (rows,) int64, p as `Verifier.p`, and the logarithm of the sum of exponentials.
 
-    `logits` (rows, vocabulary) float32; p and the logarithm (rows,) float32.
-
-    `inside`, `masked` and `pair` (rows,) integers: a phrase is open, the tag mask holds, p is of the pair.
+    `logits` (rows, vocabulary) float32; p and the logarithm (rows,) float32. Whether a phrase is open,
+    whether the tag mask holds and whether p is of the pair stands in `state`.
     """
     wide = logits.float()
     p = (wide * 0.0).sum(dim=-1)  # zero; NaN where anything is not finite
@@ -129,8 +220,8 @@ def pick(
     if tags.un >= 0:
         of_pair = torch.sigmoid(wide[:, tags.un] - wide[:, tags.cn])
         of_all = torch.exp(wide[:, tags.un] - total)
-        p = p + torch.where(pair != 0, of_pair, of_all)
-    return mask_tags(logits, inside, tags, masked).argmax(dim=-1), p, total
+        p = p + torch.where(state[PAIR, rows] != 0, of_pair, of_all)
+    return mask_tags(logits, state[INSIDE, rows], tags, state[MASKED, rows]).argmax(dim=-1), p, total
 
 
 def mask_tags(logits: torch.Tensor, inside: torch.Tensor, tags: Any, masked: torch.Tensor) -> torch.Tensor:

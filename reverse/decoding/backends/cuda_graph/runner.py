@@ -14,9 +14,9 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from reverse.decoding.backends.cuda_graph import ops as torch_ops
-from reverse.decoding.backends.cuda_graph.ops import CachePart
 from reverse.decoding.backends.cuda_graph.state import (
     BLOCK,
     FEED_IDS,
@@ -157,8 +157,9 @@ class GraphRunner:
     def feed_one(self, row: int, token: int, slot: int, rope: int) -> torch.Tensor:
         """Feed one id at `slot` of a row, called and not captured; returns float logits (vocabulary,)."""
         tokens, rows, slots, ropes = (self._send([n]) for n in (token, row, slot, rope))
-        parts = [(1, [CachePart(self.keys, self.values, rows, slots + 1)])]
-        x = run_layers(self, tokens, ropes, parts, rows, slots)
+        x = F.embedding(tokens, self.text.embedding)
+        cos, sin = self.ops.rotary(ropes, self.text, x.dtype)
+        x = run_layers(self, x, cos, sin, rows, slots)
         return self.ops.linear(x, (self.text.head,), norm=self.text.norm, eps=self.text.eps, f32=True)[0]
 
     # ------------------------------------------------------------------ steps

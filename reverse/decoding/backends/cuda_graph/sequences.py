@@ -26,7 +26,7 @@ class CacheRow:
     rope_offset: int  # of rotary positions from text positions
     pictures_end: int  # ids up to the last placeholder of a picture, which cannot be fed again
     cached: int  # ids whose keys and values are in the row
-    shared: tuple[int, int] | None = None  # (key, length): rows with the same key hold the same first ids
+    shared: tuple[int, int] | None = None  # (key, length): rows of one key hold the same ids up to the least
     segment: RunningSegment | None = None
     accepted: RunningSegment | None = None  # ended with a phrase: the step ahead may be the next one's
     epoch: int = 0  # steps that were launched in an earlier one are not wanted any more
@@ -63,8 +63,8 @@ class CacheRow:
             self.log_probabilities += [float("nan")] * (len(ids) - known)
         self.cached = min(self.cached, known, len(ids) - 1)
         self.ids = ids
-        if self.shared is not None and self.shared[1] > self.cached:
-            self.shared = None
+        if self.shared is not None:
+            self.shared = self.shared[0], min(self.shared[1], self.cached)
 
     def copy(self, name: int, index: int) -> CacheRow:
         """Another sequence with the same tokens in row `index`, to which this row's cache is copied."""
@@ -126,16 +126,16 @@ def same_sampling(before: RunningSegment, after: SegmentParams) -> bool:
     return calm <= 0 or dice[0] == dice[1]
 
 
-def group_rows(rows: Sequence[CacheRow]) -> tuple[list[CacheRow], list[list[CacheRow]], int]:
-    """Rows that go alone, groups of rows with a common prefix, and the size of a group.
+def group_rows(rows: Sequence[CacheRow]) -> tuple[list[CacheRow], list[list[CacheRow]], list[int], int]:
+    """Rows that go alone, groups of rows with a common prefix, the length of each, and the size of a group.
 
     Each row holds its prefix itself, so a group is only a way of reading it once: which rows are grouped
     changes nothing but rounding.
     """
-    sets: dict[tuple[int, int], list[CacheRow]] = {}
+    sets: dict[int, list[CacheRow]] = {}
     for row in rows:
         if row.shared is not None and row.shared[1] >= _SHARED_AT_LEAST:
-            sets.setdefault(row.shared, []).append(row)
+            sets.setdefault(row.shared[0], []).append(row)
     best: list[list[CacheRow]] = []
     best_size = _GROUPS[-1][0]
     for size, least in _GROUPS:
@@ -148,4 +148,5 @@ def group_rows(rows: Sequence[CacheRow]) -> tuple[list[CacheRow], list[list[Cach
         if sum(map(len, groups)) > sum(map(len, best)):
             best, best_size = groups, size
     grouped = {id(row) for group in best for row in group}
-    return [row for row in rows if id(row) not in grouped], best, best_size
+    prefixes = [min(row.shared[1] for row in group if row.shared) for group in best]
+    return [row for row in rows if id(row) not in grouped], best, prefixes, best_size

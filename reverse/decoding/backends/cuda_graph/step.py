@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from reverse.decoding.backends.cuda_graph import ops as torch_ops
 from reverse.decoding.backends.cuda_graph.ops import CachePart
 from reverse.decoding.backends.cuda_graph.state import (
-    AFTER_ACCEPT,
     ATTEMPT,
     BLOCK,
     FEED_IDS,
@@ -24,16 +23,11 @@ from reverse.decoding.backends.cuda_graph.state import (
     INSIDE,
     MASKED,
     NOISE,
-    PAIR,
     POSITION,
-    ROPE,
     SAMPLED,
-    SLOT,
     TEMPERATURE,
-    TOKEN,
     TOP_K,
     TOP_P,
-    WRITTEN_BY_STEPS,
     CaptureConfig,
 )
 from reverse.decoding.backends.cuda_graph.weights import TextModel
@@ -62,38 +56,40 @@ class StepShape:
 
 def run_step(runner: Any, shape: StepShape) -> None:
     """One step of `runner`, a `GraphRunner`: reads its inputs and state, writes state, cache and `out`."""
-    count = shape.decoded
+    count, ops, text = shape.decoded, runner.ops, runner.text
     rows, source, prefix = runner.inputs[:, :count]
-    state = runner.state[:, rows]
-    slot = state[SLOT].clamp(max=runner.length - 1) * (rows != 0)  # row 0 fills up: it stays short
-    length = slot + 1
+    x, cos, sin, slots = ops.begin(rows, runner.state, runner.length - 1, text)
+    if not shape.groups and not shape.fed_ids:
+        x = run_layers(runner, x, cos, sin, rows, slots)
+        _choose(runner, x, rows, shape)
+        return
     parts = []
     if shape.plain:
-        parts.append((shape.plain, [_part(runner, rows[: shape.plain], length[: shape.plain])]))
+        plain = slice(0, shape.plain)
+        parts.append((shape.plain, [_part(runner, rows[plain], slots[plain] + 1)]))
     if shape.groups:
         grouped = slice(shape.plain, count)
         shared = _part(runner, source[grouped], prefix[grouped], block=shape.group_size)
-        own = _part(runner, rows[grouped], length[grouped], start=prefix[grouped])
+        own = _part(runner, rows[grouped], slots[grouped] + 1, start=prefix[grouped])
         parts.append((count - shape.plain, [shared, own]))
-    tokens, rope = state[TOKEN], state[ROPE]
     if not shape.fed_ids:
-        x = run_layers(runner, tokens, rope, parts, rows, slot)
-    else:
-        ids, fed_rows, slots, ropes = runner.feeds[: 4 * FEED_IDS].view(4, FEED_IDS)[:, : shape.fed_ids]
-        last, ends = runner.feeds[4 * FEED_IDS :].view(2, FEEDS_AT_ONCE)[:, : shape.fed_rows]
-        parts.append((shape.fed_ids, [_part(runner, fed_rows, slots + 1, block=BLOCK)]))
-        x = run_layers(
-            runner,
-            torch.cat((tokens, ids)),
-            torch.cat((rope, ropes)),
-            parts,
-            torch.cat((rows, fed_rows)),
-            torch.cat((slot, slots)),
-        )
-        x = torch.cat((x[:count], x[count + last]))
-        rows = torch.cat((rows, ends))
-        state = runner.state[:, rows]
-    _choose(runner, x, rows, state, shape)
+        x = run_layers(runner, x, cos, sin, rows, slots, parts)
+        _choose(runner, x, rows, shape)
+        return
+    ids, fed_rows, fed_slots, ropes = runner.feeds[: 4 * FEED_IDS].view(4, FEED_IDS)[:, : shape.fed_ids]
+    last, ends = runner.feeds[4 * FEED_IDS :].view(2, FEEDS_AT_ONCE)[:, : shape.fed_rows]
+    parts.append((shape.fed_ids, [_part(runner, fed_rows, fed_slots + 1, block=BLOCK)]))
+    fed_cos, fed_sin = ops.rotary(ropes, text, x.dtype)
+    x = run_layers(
+        runner,
+        torch.cat((x, F.embedding(ids, text.embedding))),
+        torch.cat((cos, fed_cos)),
+        torch.cat((sin, fed_sin)),
+        torch.cat((rows, fed_rows)),
+        torch.cat((slots, fed_slots)),
+        parts,
+    )
+    _choose(runner, torch.cat((x[:count], x[count + last])), torch.cat((rows, ends)), shape)
 
 
 def _part(
@@ -104,34 +100,37 @@ def _part(
 
 def run_layers(
     runner: Any,
-    tokens: torch.Tensor,
-    rope: torch.Tensor,
-    parts: Sequence[tuple[int, list[CachePart]]],
+    x: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
     rows: torch.Tensor,
-    slot: torch.Tensor,
+    slots: torch.Tensor,
+    parts: Sequence[tuple[int, list[CachePart]]] = (),
 ) -> torch.Tensor:
-    """Hidden states (queries, width) before the last norm, of `tokens` (queries,) at positions `rope`.
+    """Hidden states (queries, width) before the last norm of embeddings `x`, rotated by `cos` and `sin`.
 
-    `parts`: how many queries attend to which parts of the cache; keys and values go to (rows, slot).
+    Keys and values go to (rows, slots). `parts`: how many queries attend to which parts of the cache; without
+    them each attends to all slots of its row up to its own.
     """
     text: TextModel = runner.text
-    ops = runner.ops
-    x = F.embedding(tokens, text.embedding)
-    angle = rope[:, None].float() * text.frequencies
-    angle = torch.cat((angle, angle), dim=-1)
-    cos, sin = ((f * text.rope_scale).to(x.dtype) for f in (angle.cos(), angle.sin()))
-    scale = text.head_dim**-0.5
+    ops, scale = runner.ops, text.head_dim**-0.5
     splits = [[_splits(runner, count, part) for part in held] for count, held in parts]
+    alone = _splits(runner, len(rows), CachePart(runner.keys, runner.values, rows, slots))
     for i, layer in enumerate(text.layers):
         keys, values = runner.keys[i], runner.values[i]
         qkv = ops.linear(x, layer.qkv, layer.qkv_bias, layer.norm_in, text.eps)
-        q = ops.rope_store(qkv, cos, sin, keys, values, rows, slot, text.heads)
-        seen, at = [], 0
-        for (count, held), shares in zip(parts, splits, strict=True):
-            here = [part._replace(keys=keys, values=values) for part in held]
-            seen.append(ops.attend(q[at : at + count], here, scale, shares))
-            at += count
-        attended = seen[0] if len(seen) == 1 else torch.cat(seen)
+        if parts:
+            q = ops.rope_store(qkv, cos, sin, keys, values, rows, slots, text.heads)
+            seen, at = [], 0
+            for (count, held), shares in zip(parts, splits, strict=True):
+                here = [part._replace(keys=keys, values=values) for part in held]
+                seen.append(ops.attend(q[at : at + count], here, scale, shares))
+                at += count
+            attended = seen[0] if len(seen) == 1 else torch.cat(seen)
+        else:
+            attended = ops.decode_attention(
+                qkv, cos, sin, keys, values, rows, slots, text.heads, scale, alone
+            )
         x = ops.linear(attended, (layer.out,), residual=x)
         h = ops.gated(x, layer.gate, layer.up, layer.norm_mlp, text.eps)
         x = ops.linear(h, (layer.down,), residual=x)
@@ -145,43 +144,20 @@ def _splits(runner: Any, queries: int, part: CachePart) -> int:
     return int(runner.ops.splits_for(-(-queries // part.block), runner.text.kv_heads, slots, part.block))
 
 
-def _choose(runner: Any, x: torch.Tensor, rows: torch.Tensor, state: torch.Tensor, shape: StepShape) -> None:
+def _choose(runner: Any, x: torch.Tensor, rows: torch.Tensor, shape: StepShape) -> None:
     """Read p, choose, and write the rows' next state."""
-    text, tags, hook = runner.text, shape.config.tags, shape.config.hook
+    text, tags, hook, state = runner.text, shape.config.tags, shape.config.hook, runner.state
     logits = runner.ops.linear(x, (text.head,), norm=text.norm, eps=text.eps, f32=True)
     if hook is not None:
-        hook(logits, state[POSITION], state[ATTEMPT])
-    inside = state[INSIDE]
-    token, p, logsum = runner.ops.pick(logits, inside, tags, state[MASKED], state[PAIR])
+        hook(logits, state[POSITION, rows], state[ATTEMPT, rows])
+    token, p, logsum = runner.ops.pick(logits, rows, state, tags)
     if shape.sampling != GREEDY:
-        token = _sample(runner, logits, token, rows, state, shape)
-    closed = (token == tags.cn) | (token == tags.un)
-    opened = torch.where(closed, 0, inside)
-    opened = torch.where(token == tags.span, 1, opened)
-    following = torch.stack(
-        (
-            token,
-            (state[SLOT] + 1).clamp(max=runner.length - 1),
-            state[ROPE] + 1,
-            opened,
-            state[POSITION] + 1,
-            # Should the phrase be rejected, the host sets the row anew.
-            torch.where(closed, state[AFTER_ACCEPT], state[TEMPERATURE]),
-        )
-    )
-    runner.state[:WRITTEN_BY_STEPS].index_copy_(1, rows, following)
-    runner.out[0, : token.shape[0]] = token.double()
-    runner.out[1, : token.shape[0]] = p.double()
-    runner.out[2, : token.shape[0]] = (logits.gather(1, token[:, None])[:, 0] - logsum).double()
+        token = _sample(logits, token, state[:, rows], runner.noise[rows], shape)
+    runner.ops.advance(rows, state, token, p, logsum, logits, runner.out, runner.length - 1, tags)
 
 
 def _sample(
-    runner: Any,
-    logits: torch.Tensor,
-    token: torch.Tensor,
-    rows: torch.Tensor,
-    state: torch.Tensor,
-    shape: StepShape,
+    logits: torch.Tensor, token: torch.Tensor, state: torch.Tensor, noise: torch.Tensor, shape: StepShape
 ) -> torch.Tensor:
     """As `sampling.choose`, without asking the host which rows have a temperature."""
     temperature = state[TEMPERATURE].view(torch.float64)
@@ -189,7 +165,7 @@ def _sample(
     scores /= torch.where(temperature > 0, temperature, 1.0)[:, None]
     if shape.sampling != SAMPLED:
         scores = _truncate(scores, state[TOP_K], state[TOP_P].view(torch.float64))
-    noise = runner.noise[rows].gather(1, (state[POSITION] % NOISE)[:, None])
+    noise = noise.gather(1, (state[POSITION] % NOISE)[:, None])
     return torch.where(temperature > 0, invert(scores, noise), token)
 
 
