@@ -3,7 +3,8 @@
     python benchmarks/tune_rows.py --out reverse/decoding/backends/cuda_graph/row_shapes.json
 
 Every matrix of the published sizes is multiplied with every shape in a captured chain over copies that do not
-fit into the L2 cache. The best shapes are kept under the GPU's name; other GPUs keep theirs.
+fit into the L2 cache. The best of these are tried in whole steps, where kernels overlap. What is kept there
+stands under the GPU's name; other GPUs keep theirs.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from backend_steps import Bench
 
-from reverse.decoding.backends.cuda_graph import kernels
+from reverse.decoding.backends.cuda_graph import attention, kernels
+from reverse.decoding.backends.cuda_graph.state import StepPlan
 
 # (outputs, inputs, kind): matrices of LLaVA-1.5-7B, Qwen2.5-VL-3B and Qwen2.5-VL-7B
 MATRICES = {
@@ -111,6 +114,7 @@ def compile_share(index: int, of: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--models", nargs="*", default=list(MATRICES), choices=list(MATRICES))
     parser.add_argument("--workers", type=int, default=14)
     parser.add_argument("--share", type=int, default=-1, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -122,21 +126,64 @@ def main() -> None:
     for worker in workers:
         worker.wait()
     known: dict[str, Any] = json.loads(given.out.read_text("utf-8")) if given.out.exists() else {}
-    best: dict[str, list[int]] = {}
+    device = torch.cuda.get_device_name()
+    best: dict[str, Any] = dict(known.get(device, {}))
     torch.manual_seed(0)
-    with torch.no_grad():
-        for n, k, kind in kinds():
-            chain = Chain(n, k, kind)
-            before = chain.microseconds(None)
-            times = {shape: chain.microseconds(shape) for shape in shapes_of(n, k, kind)}
-            order = sorted(times, key=lambda shape: times[shape])
-            rate = chain.bytes / times[order[0]] / 1e6
-            best[f"{n}x{k}{' gated' if kind == 'gated' else ''}"] = list(order[0])
-            table = ", ".join(f"{shape} {times[shape]:.1f}" for shape in order[:4])
-            print(f"{n}x{k} {kind}: {before:.1f} us -> {table}; {rate:.2f} TB/s", flush=True)
-            del chain
-    known[torch.cuda.get_device_name()] = best
-    given.out.write_text(json.dumps(known, indent=1) + "\n", "utf-8")
+    for model in given.models:
+        with torch.no_grad():
+            candidates = {matrix: fastest(matrix) for matrix in MATRICES[model]}
+        best |= tune_step(model, candidates)
+        known[device] = best
+        given.out.write_text(json.dumps(known, indent=1) + "\n", "utf-8")
+
+
+def fastest(matrix: tuple[int, int, str], keep: int = 9) -> list[tuple[int, int, int]]:
+    """The shapes that multiply a matrix fastest on its own."""
+    chain = Chain(*matrix)
+    before = chain.microseconds(None)
+    times = {shape: chain.microseconds(shape) for shape in shapes_of(*matrix)}
+    order = sorted(times, key=lambda shape: times[shape])[:keep]
+    table = ", ".join(f"{shape} {times[shape]:.1f}" for shape in order)
+    rate = chain.bytes / times[order[0]] / 1e6
+    print(f"{matrix}: {before:.1f} us -> {table}; {rate:.2f} TB/s", flush=True)
+    return order
+
+
+def tune_step(
+    model: str, candidates: dict[tuple[int, int, str], list[tuple[int, int, int]]]
+) -> dict[str, Any]:
+    """Try the shapes in whole steps, where the kernels overlap, one matrix after the other."""
+    bench = Bench(model, "cuda")
+    bench.add(1)
+    runner, plan = bench.backend.runner, StepPlan([1])
+    assert runner is not None
+    shapes = kernels.measured_shapes(torch.cuda.current_device())
+    shapes.clear()
+
+    def measure() -> float:
+        runner.forget_graphs()
+        return bench.raw(plan, 12) * 1e6
+
+    least = measure()
+    print(f"{model}: {least:.0f} us a step before", flush=True)
+    for programs in (64, 256, 512):
+        attention._PROGRAMS = programs
+        print(f"{model}: {measure():.0f} us with {programs} programs of attention", flush=True)
+    attention._PROGRAMS = 128
+    for (n, k, kind), tried in candidates.items():
+        key = f"{n}x{k}{' gated' if kind == 'gated' else ''}"
+        for shape in tried:
+            before = shapes.get(key)
+            shapes[key] = list(shape)
+            taken = measure()
+            if taken < least * 0.999:
+                least = taken
+            elif before is None:
+                del shapes[key]
+            else:
+                shapes[key] = before
+        print(f"{model}: {least:.0f} us a step, {key} {shapes.get(key)}", flush=True)
+    return dict(shapes)
 
 
 if __name__ == "__main__":

@@ -93,28 +93,6 @@ def test_attention_sees_what_is_filled(kernels, heads, kv, d, block):
         assert near(kernels.attend(q, parts, d**-0.5, splits), exact) < 1e-2
 
 
-@pytest.mark.parametrize("heads, kv, d", [(8, 8, 128), (16, 2, 128), (28, 4, 128), (4, 2, 16)])
-@pytest.mark.parametrize("count", [1, 5])
-def test_decode_attention_stores_and_sees_what_is_fed(kernels, heads, kv, d, count):
-    """The id that is fed would not see itself, or be stored elsewhere than it is read later."""
-    keys, values = rand(9, kv, 200, d), rand(9, kv, 200, d)
-    rows = torch.randperm(9, device="cuda")[:count]
-    slots = torch.randint(0, 200, (count,), device="cuda")
-    slots[0] = 0
-    qkv, angle = rand(count, (heads + 2 * kv) * d), torch.randn(count, d // 2, device="cuda").repeat(1, 2)
-    cos, sin = angle.cos().bfloat16(), angle.sin().bfloat16()
-    for splits in (1, 2, 8):
-        held, wide = (keys.clone(), values.clone()), (keys.float(), values.float())
-        found = kernels.decode_attention(qkv, cos, sin, *held, rows, slots, heads, d**-0.5, splits)
-        exact = ops.decode_attention(
-            qkv.float(), cos.float(), sin.float(), *wide, rows, slots, heads, d**-0.5
-        )
-        assert near(found, exact) < 1e-2
-        assert near(held[0], wide[0]) < 1e-2 and near(held[1], wide[1]) < 1e-2
-        again = kernels.decode_attention(qkv, cos, sin, *held, rows, slots, heads, d**-0.5, splits)
-        assert torch.equal(found, again)
-
-
 def state_of(rows):
     """A state of random places, ids and flags for rows 0 to `rows`."""
     state = torch.randint(0, 9, (12, rows + 1), device="cuda")

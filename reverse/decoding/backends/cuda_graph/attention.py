@@ -131,9 +131,12 @@ def _combine_kernel(
     tl.store(out + at * D + d, y.to(out.dtype.element_ty))
 
 
+_PROGRAMS = 128  # that read the cache at once
+
+
 def splits_for(blocks: int, kv_heads: int, slots: int, block: int = 1) -> int:
     """In how many shares to read each cache row: enough programs, fewer if each has `block` rows to write."""
-    wanted = min(16, (128 if block == 1 else 64) // (blocks * kv_heads), slots // 64)
+    wanted = min(16, (_PROGRAMS if block == 1 else 64) // (blocks * kv_heads), slots // 64)
     return 1 << max(0, wanted.bit_length() - 1)
 
 

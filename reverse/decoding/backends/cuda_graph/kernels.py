@@ -16,14 +16,13 @@ import triton.language as tl
 from torch.nn import functional as F
 
 from reverse.decoding.backends.cuda_graph.attention import attend, pick, rope_store, splits_for
-from reverse.decoding.backends.cuda_graph.decode_attention import decode_attention
 from reverse.decoding.backends.cuda_graph.launching import await_previous, launch_options, release_next
 from reverse.decoding.backends.cuda_graph.ops import rotary
 from reverse.decoding.backends.cuda_graph.stepping import advance, begin
 
 MAX_ROWS = 64  # rows that these kernels take
 __all__ = [
-    "advance", "attend", "begin", "decode_attention", "gated", "linear", "pick", "rope_store", "rotary",
+    "advance", "attend", "begin", "gated", "linear", "pick", "rope_store", "rotary",
     "splits_for",
 ]  # fmt: skip
 
@@ -182,7 +181,7 @@ def _rows_kernel(
 
 
 @functools.cache
-def _measured_shapes(device: int) -> dict[str, list[int]]:
+def measured_shapes(device: int) -> dict[str, list[int]]:
     """The best shapes on this GPU, by the size of the matrix; see `benchmarks/tune_rows.py`."""
     known = json.loads(Path(__file__).with_name("row_shapes.json").read_text("utf-8"))
     return known.get(torch.cuda.get_device_name(device), {})
@@ -190,7 +189,7 @@ def _measured_shapes(device: int) -> dict[str, list[int]]:
 
 def _row_shape(n: int, k: int, gated: bool) -> tuple[int, int, int]:
     """(BN, BK, warps) of one row: 16 to 32 weights a thread at a time, as measured on an H100."""
-    measured = _measured_shapes(torch.cuda.current_device()).get(f"{n}x{k}{' gated' if gated else ''}")
+    measured = measured_shapes(torch.cuda.current_device()).get(f"{n}x{k}{' gated' if gated else ''}")
     if measured is not None:
         return measured[0], measured[1], measured[2]
     if gated:

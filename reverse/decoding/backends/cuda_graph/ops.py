@@ -29,7 +29,6 @@ __all__ = [
     "advance",
     "attend",
     "begin",
-    "decode_attention",
     "gated",
     "linear",
     "mask_tags",
@@ -138,27 +137,6 @@ def attend(
         scale=scale,
     )
     return out.reshape(q.shape[0], -1)
-
-
-def decode_attention(
-    qkv: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    rows: torch.Tensor,
-    slots: torch.Tensor,
-    heads: int,
-    scale: float,
-    splits: int = 1,
-) -> torch.Tensor:
-    """Store what is fed at (rows, slots) and attend to it and to all slots before; (queries, heads * d).
-
-    `qkv` (queries, (heads + 2 kv heads) * d) before rotation, cos and sin (queries, d), keys and values
-    (cache rows, kv heads, slots, d), rows and slots (queries,).
-    """
-    q = rope_store(qkv, cos, sin, keys, values, rows, slots, heads)
-    return attend(q, [CachePart(keys, values, rows, slots + 1)], scale)
 
 
 def rotary(rope: torch.Tensor, text: Any, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

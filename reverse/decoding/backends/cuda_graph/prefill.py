@@ -63,6 +63,6 @@ def prefill(model: Any, prompts: Sequence[Prompt], image_token: int) -> Prefille
         positions.to(device),
         [picture.features.to(device) for picture in pictures],
     )
-    compat.check_cache(cache, *ids.shape, every_layer=True)
+    compat.check_cache(cache, len(prompts), longest, every_layer=True)
     layers = [(layer.keys, layer.values) for layer in cache.layers]
     return Prefilled(logits, layers, padding, offsets)

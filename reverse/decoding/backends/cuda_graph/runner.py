@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from reverse.decoding.backends.cuda_graph import ops as torch_ops
+from reverse.decoding.backends.cuda_graph.ops import CachePart
 from reverse.decoding.backends.cuda_graph.state import (
     BLOCK,
     FEED_IDS,
@@ -90,9 +91,9 @@ class GraphRunner:
         ]
         self._turn = 0
         self._shown: tuple[Any, ...] = ()
-        self._forget_graphs()
+        self.forget_graphs()
 
-    def _forget_graphs(self) -> None:
+    def forget_graphs(self) -> None:
         """Drop captured steps: the tensors that they read and write are others now."""
         if self._graphs:
             torch.cuda.synchronize(self.device)
@@ -159,7 +160,8 @@ class GraphRunner:
         tokens, rows, slots, ropes = (self._send([n]) for n in (token, row, slot, rope))
         x = F.embedding(tokens, self.text.embedding)
         cos, sin = self.ops.rotary(ropes, self.text, x.dtype)
-        x = run_layers(self, x, cos, sin, rows, slots)
+        parts = [(1, [CachePart(self.keys, self.values, rows, slots + 1)])]
+        x = run_layers(self, x, cos, sin, rows, slots, parts)
         return self.ops.linear(x, (self.text.head,), norm=self.text.norm, eps=self.text.eps, f32=True)[0]
 
     # ------------------------------------------------------------------ steps

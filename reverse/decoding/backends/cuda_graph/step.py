@@ -59,10 +59,6 @@ def run_step(runner: Any, shape: StepShape) -> None:
     count, ops, text = shape.decoded, runner.ops, runner.text
     rows, source, prefix = runner.inputs[:, :count]
     x, cos, sin, slots = ops.begin(rows, runner.state, runner.length - 1, text)
-    if not shape.groups and not shape.fed_ids:
-        x = run_layers(runner, x, cos, sin, rows, slots)
-        _choose(runner, x, rows, shape)
-        return
     parts = []
     if shape.plain:
         plain = slice(0, shape.plain)
@@ -105,32 +101,25 @@ def run_layers(
     sin: torch.Tensor,
     rows: torch.Tensor,
     slots: torch.Tensor,
-    parts: Sequence[tuple[int, list[CachePart]]] = (),
+    parts: Sequence[tuple[int, list[CachePart]]],
 ) -> torch.Tensor:
     """Hidden states (queries, width) before the last norm of embeddings `x`, rotated by `cos` and `sin`.
 
-    Keys and values go to (rows, slots). `parts`: how many queries attend to which parts of the cache; without
-    them each attends to all slots of its row up to its own.
+    Keys and values go to (rows, slots). `parts`: how many queries attend to which parts of the cache.
     """
     text: TextModel = runner.text
     ops, scale = runner.ops, text.head_dim**-0.5
     splits = [[_splits(runner, count, part) for part in held] for count, held in parts]
-    alone = _splits(runner, len(rows), CachePart(runner.keys, runner.values, rows, slots))
     for i, layer in enumerate(text.layers):
         keys, values = runner.keys[i], runner.values[i]
         qkv = ops.linear(x, layer.qkv, layer.qkv_bias, layer.norm_in, text.eps)
-        if parts:
-            q = ops.rope_store(qkv, cos, sin, keys, values, rows, slots, text.heads)
-            seen, at = [], 0
-            for (count, held), shares in zip(parts, splits, strict=True):
-                here = [part._replace(keys=keys, values=values) for part in held]
-                seen.append(ops.attend(q[at : at + count], here, scale, shares))
-                at += count
-            attended = seen[0] if len(seen) == 1 else torch.cat(seen)
-        else:
-            attended = ops.decode_attention(
-                qkv, cos, sin, keys, values, rows, slots, text.heads, scale, alone
-            )
+        q = ops.rope_store(qkv, cos, sin, keys, values, rows, slots, text.heads)
+        seen, at = [], 0
+        for (count, held), shares in zip(parts, splits, strict=True):
+            here = [part._replace(keys=keys, values=values) for part in held]
+            seen.append(ops.attend(q[at : at + count], here, scale, shares))
+            at += count
+        attended = seen[0] if len(seen) == 1 else torch.cat(seen)
         x = ops.linear(attended, (layer.out,), residual=x)
         h = ops.gated(x, layer.gate, layer.up, layer.norm_mlp, text.eps)
         x = ops.linear(h, (layer.down,), residual=x)
