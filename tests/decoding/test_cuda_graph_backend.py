@@ -114,7 +114,7 @@ class Walk:
             self.start(name)
 
     def start(self, name, follows=None):
-        ids, pictures = self.texts[name]
+        ids, _ = self.texts[name]
         settings = self.dice.choice(SETTINGS) | {"attempt": self.dice.randrange(3), "position": len(ids)}
         if "temperature" in settings:
             settings["temperature_after_accept"] = self.dice.choice([0.0, settings["temperature"]])
@@ -467,7 +467,7 @@ def finish(backend):
 def test_a_verb_that_runs_out_of_memory_changes_nothing(verb):
     """Half a sequence would be held, or those that decode go on from a cache that is not theirs."""
     expected, failed = finish(scene("llava")[0]), 0
-    for n in [*range(0, 40, 3), *range(40, 4000, 97)]:
+    for n in [*range(40), *range(40, 4000, 97)]:
         backend, verbs = scene("llava")
         held = dict(backend._rows)
         try:
@@ -489,7 +489,7 @@ def test_a_verb_that_runs_out_of_memory_changes_nothing(verb):
 def test_after_a_step_that_failed_reset_makes_everything_new(error):
     """Half a step would stay in the cache for the requests to come."""
     oracle, failed = oracle_of("qwen"), 0
-    for n in [0, 2, 5, 20, 80]:
+    for n in [0, 1, 2, 5, 10, 20, 40, 80]:
         backend, verbs = scene("qwen")
         seen = set(backend._rows)
         try:
@@ -506,7 +506,7 @@ def test_after_a_step_that_failed_reset_makes_everything_new(error):
         (name,) = add(backend, "qwen", 2)
         assert name not in seen
         oracle.check(decode(backend, {name: params("qwen")})[name], *question("qwen", 2), params("qwen"))
-    assert failed > 3
+    assert failed > 5
 
 
 def test_fewer_sequences_are_allowed_once_memory_ran_out(monkeypatch):
