@@ -9,21 +9,26 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from reverse import modes
+    from reverse.api import Engine, generate, generate_many, stream
+    from reverse.custom_generate import Retrospective, retrospective
+    from reverse.decoding.calls import Interrupted
     from reverse.decoding.config import ResamplingConfig
     from reverse.decoding.failures import FailedRequest
-    from reverse.decoding.generate import generate, generate_many
-    from reverse.decoding.retrospective import Interrupted, Retrospective, retrospective
-    from reverse.decoding.stream import TextStream, stream
-    from reverse.decoding.trace import Phrase, Result, TraceEntry, Usage
+    from reverse.decoding.request import Request
+    from reverse.decoding.result import Phrase, Result, TraceEntry, Usage
+    from reverse.decoding.stream import TextStream
     from reverse.models.loading import load
     from reverse.tokens import add_tokens
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
+    "Engine",
     "FailedRequest",
     "Interrupted",
     "Phrase",
+    "Request",
     "ResamplingConfig",
     "Result",
     "Retrospective",
@@ -34,33 +39,38 @@ __all__ = [
     "generate",
     "generate_many",
     "load",
+    "modes",
     "retrospective",
     "stream",
 ]
 
 _WHERE = {
+    "Engine": "api",
     "FailedRequest": "decoding.failures",
-    "Interrupted": "decoding.retrospective",
-    "Phrase": "decoding.trace",
+    "Interrupted": "decoding.calls",
+    "Phrase": "decoding.result",
+    "Request": "decoding.request",
     "ResamplingConfig": "decoding.config",
-    "Result": "decoding.trace",
-    "Retrospective": "decoding.retrospective",
+    "Result": "decoding.result",
+    "Retrospective": "custom_generate",
     "TextStream": "decoding.stream",
-    "TraceEntry": "decoding.trace",
-    "Usage": "decoding.trace",
+    "TraceEntry": "decoding.result",
+    "Usage": "decoding.result",
     "add_tokens": "tokens",
-    "generate": "decoding.generate",
-    "generate_many": "decoding.generate",
+    "generate": "api",
+    "generate_many": "api",
     "load": "models.loading",
-    "retrospective": "decoding.retrospective",
-    "stream": "decoding.stream",
+    "retrospective": "custom_generate",
+    "stream": "api",
 }
 
 
 def __getattr__(name: str) -> Any:
     """Import on first use: `import reverse` and the scenes need neither torch nor transformers."""
-    if name in _WHERE:
-        from importlib import import_module
+    from importlib import import_module
 
+    if name == "modes":
+        return import_module("reverse.modes")
+    if name in _WHERE:
         return getattr(import_module(f"reverse.{_WHERE[name]}"), name)
     raise AttributeError(f"module 'reverse' has no attribute {name!r}")

@@ -199,7 +199,7 @@ def generate(
         str, typer.Option(help="How far back a rewind may go: phrase, sentence or answer.")
     ] = "sentence",
     on_exhausted: Annotated[
-        str, typer.Option(help="For a phrase that stays suspect: best, drop or verified_prefix.")
+        str, typer.Option(help="For a phrase that stays suspect: best or drop.")
     ] = "best",
     mode: Annotated[str, typer.Option(help="resample checks and corrects; plain does not.")] = "resample",
     do_sample: Annotated[bool, typer.Option("--do-sample", help="Sample from the start.")] = False,

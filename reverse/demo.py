@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reverse.data.scenes.names import Mention, find_objects, noun_phrase
-from reverse.decoding.trace import Result
+from reverse.decoding.result import Result
 
 __all__ = ["MAX_NEW_TOKENS", "PROMPT", "Example", "answers", "examples", "show", "wrong_mentions"]
 
@@ -64,7 +64,7 @@ def answers(
     model: Any, processor: Any, picture: Any, threshold: float | None = None
 ) -> tuple[Result, Result]:
     """The same model's answer with checking off, and with checking on."""
-    from reverse.decoding.generate import generate
+    from reverse.api import generate
 
     def ask(**how: Any) -> Result:
         return generate(

@@ -3,20 +3,24 @@
 import functools
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 import reverse
-from reverse.decoding import calls as engine
-from reverse.decoding import loop
-from reverse.decoding.loop import Request
-from reverse.decoding.retrospective import _room
+from reverse.decoding import preparing
+from reverse.decoding.asks import Node
+from reverse.decoding.backends.hf.backend import HfBackend
+from reverse.decoding.branch import AnswerRules, Branch
+from reverse.decoding.engine import Engine
+from reverse.decoding.policies.base import Rewind
+from reverse.decoding.policies.resample import ResamplePolicy
+from reverse.decoding.preparing import answer_room
 from reverse.decoding.rewriting import HintWriter
-from reverse.decoding.transformers import TransformersBackend
+from reverse.decoding.verifier import Verifier
 from reverse.tokens import TAGS
 from tests.decoding.mock import DOT, SPAN, always, run
+from tests.decoding.mock import TAGS as TAG_IDS
 from tests.decoding.worlds import talkative
 
 WORD = 6
@@ -125,21 +129,28 @@ def test_text_has_no_tags(chatty, picture, mode):
 
 
 def blank_first(monkeypatch, blank_rows):
-    """Let `blank_rows` answer blank the first time; returns the questions of every prefill."""
-    asked, finished = [], []
-    build, prepare = loop.build_result, engine.prepare_inputs
+    """Let `blank_rows` answer blank the first time; returns the questions in their order."""
+    asked, finished, numbers = [], [], []
+    end, prepare, submit = Branch._finish, preparing.prepare_inputs, Engine.submit_to
 
-    def fake_build(*args):
-        result = build(*args)
-        finished.append(result)
-        return replace(result, text=" ") if len(finished) - 1 in blank_rows else result
+    def fake_end(self, reason):
+        end(self, reason)
+        row = numbers.index(self.order[0])
+        if row in blank_rows and row not in finished:
+            self.result = replace(self.result, text=" ")
+        finished.append(row)
 
     def fake_prepare(processor, images, prompts, *args, **kwargs):
         asked.append(prompts)
         return prepare(processor, images, prompts, *args, **kwargs)
 
-    monkeypatch.setattr(loop, "build_result", fake_build)
-    monkeypatch.setattr(engine, "prepare_inputs", fake_prepare)
+    def noting(self, *args, **kwargs):
+        numbers.append(self._numbers + 1)
+        return submit(self, *args, **kwargs)
+
+    monkeypatch.setattr(Engine, "submit_to", noting)
+    monkeypatch.setattr(Branch, "_finish", fake_end)
+    monkeypatch.setattr(preparing, "prepare_inputs", fake_prepare)
     return asked
 
 
@@ -152,7 +163,7 @@ def test_blank_answers_are_asked_again(ask, picture, monkeypatch):
         open_ended=True,
         false_premise="Say so if it is not.",
     )
-    assert asked == [["Why is it red?", "Why is it blue?"], ["Why is it blue? Say so if it is not."]]
+    assert asked == [["Why is it red?"], ["Why is it blue?"], ["Why is it blue? Say so if it is not."]]
     assert all(r.text.strip() for r in results)
 
 
@@ -211,33 +222,39 @@ def test_hints_give_way_to_the_context():
     )
     phrases = ["two cups", "a dog", "three cats"]
     rejected = [processor.tokenizer.encode(p, add_special_tokens=False) for p in phrases]
-    policy = SimpleNamespace(ids=[9, 9], rejected=rejected, max_new_tokens=20)
+    config, answer = reverse.ResamplingConfig(threshold=0.3), [9, 9]
 
     def text(context):
-        return Request(prompt, policy, 0, writer, context).text(processor.tokenizer.decode)
+        tags, at = TAG_IDS, writer.insert_at(prompt)
+        rules = AnswerRules(
+            processor.tokenizer.decode, tags, Verifier(tags), 20, hints=writer, context=context
+        )
+        one = Branch(Node(tuple(prompt), hint_at=at), ResamplePolicy(config, tags, 20), rules)
+        one.policy.answer.append(answer)
+        return one._plan(Rewind(2, (0.0,), 1, tuple(map(tuple, rejected)))).text
 
     def with_hints(kept):
         at = writer.insert_at(prompt)
-        return prompt[:at] + writer.ids(kept) + prompt[at:] + policy.ids
+        return prompt[:at] + writer.ids(kept) + prompt[at:] + answer
 
     full = len(prompt) + 20 + len(writer.ids(phrases))
     assert text(None) == text(full) == with_hints(phrases)
     assert text(full - 1) == with_hints(phrases[1:])
     assert text(len(prompt) + 20 + len(writer.ids(phrases[2:]))) == with_hints(phrases[2:])
-    assert text(len(prompt) + 20) == prompt + policy.ids
+    assert text(len(prompt) + 20) == prompt + answer
 
 
 def test_a_generous_length_leaves_room_for_hints(chatty, picture, monkeypatch):
     """Where max_new_tokens takes in all of the context, hints would vanish without a word."""
     _, processor = _talkative("llava", torch.float64)
     open_hint = HintWriter(processor).ids(["a"])[:4]
-    shown, rewind = [], TransformersBackend.rewind
+    shown, set_tokens = [], HfBackend.set_tokens
 
-    def watched(self, row, ids):
+    def watched(self, sequence, ids):
         shown.append(any(list(ids[i : i + 4]) == open_hint for i in range(len(ids))))
-        rewind(self, row, ids)
+        set_tokens(self, sequence, ids)
 
-    monkeypatch.setattr(TransformersBackend, "rewind", watched)
+    monkeypatch.setattr(HfBackend, "set_tokens", watched)
     result = chatty(images=picture(), threshold=0.05, max_new_tokens=2000)
     assert any(entry.kind == "rejected" for entry in result.trace) and any(shown)
 
@@ -255,7 +272,7 @@ def test_a_generous_length_leaves_room_for_hints(chatty, picture, monkeypatch):
 )
 def test_the_room_of_an_answer(prompt, asked, hints, room):
     """An answer would overrun the context, or near its end give way to hints altogether."""
-    assert _room(prompt, 1024, asked, hints) == room
+    assert answer_room(prompt, 1024, asked, hints) == room
 
 
 def test_what_the_length_limit_cuts_is_discarded_beside_the_trace():

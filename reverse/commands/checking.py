@@ -25,7 +25,7 @@ def check_decoding(
         ValueError: an option out of its range, or one that would be ignored.
     """
     from reverse.decoding.config import ResamplingConfig, check_whole
-    from reverse.decoding.generate import MODES
+    from reverse.modes import MODES
 
     if mode not in MODES:
         raise ValueError(f"--mode must be one of {', '.join(MODES)}, got {mode!r}")

@@ -49,7 +49,9 @@ def evaluate(
             help="p(</UN>) above which a phrase is rejected; else the checkpoint's, 0.5 for yes/no."
         ),
     ] = None,
-    slots: Annotated[int, typer.Option("--slots", "--batch", min=1, help="Answers made side by side.")] = 8,
+    max_sequences: Annotated[
+        int, typer.Option("--max-sequences", "--batch", min=1, help="Answers decoded side by side.")
+    ] = 8,
     window: Annotated[
         int | None, typer.Option(min=1, help="Questions decoded together; the same window, the same bits.")
     ] = None,
@@ -63,7 +65,7 @@ def evaluate(
     ] = None,
     hints: Annotated[int, typer.Option(help="Rejected phrases that the prompt names; 0: none.")] = 5,
     on_exhausted: Annotated[
-        str, typer.Option(help="For a phrase that stays suspect: best, drop or verified_prefix.")
+        str, typer.Option(help="For a phrase that stays suspect: best or drop.")
     ] = "best",
     candidates: Annotated[int, typer.Option(help="Continuations tried side by side.")] = 1,
     do_sample: Annotated[bool, typer.Option("--do-sample", help="Sample from the start.")] = False,
@@ -109,8 +111,8 @@ def evaluate(
     heat = 1.0 if temperature is None or not do_sample else temperature  # one configuration, said either way
     decoding = Decoding(mode, threshold, max_new_tokens, do_sample, heat, seed, settings)
     plan = Plan(
-        str(model), tuple(benches), str(out), data, decoding, decode_seeds, slots, window, limit, scenes,
-        split, device, dtype, shlex.join(["reverse", *sys.argv[1:]]),
+        str(model), tuple(benches), str(out), data, decoding, decode_seeds, max_sequences, window, limit,
+        scenes, split, device, dtype, shlex.join(["reverse", *sys.argv[1:]]),
     )  # fmt: skip
     if score:
         _check_scoring(plan)

@@ -10,8 +10,10 @@ before any pixel is decoded, so that a hostile or broken file costs nothing and 
 
 import io
 import os
+import threading
 import warnings
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,6 +29,9 @@ MAX_WORK = 100 * MAX_PIXELS  # pixels that a progressive JPEG goes over; 10 scan
 MAX_RATIO = 100  # of the sides: a processor that scales the shorter one up makes the longer one explode
 _MODES = frozenset(("1", "L", "P", "RGB", "RGBA", "LA", "PA", "La", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"))
 _PIL_IMAGE = "image"  # what a PIL image is called in errors
+_header_lock = threading.Lock()  # `warnings.catch_warnings` changes what all threads see
+# A PIL image decodes itself when it is first looked at, and a stream has one position: each has a lock.
+_source_locks = [threading.RLock() for _ in range(64)]
 _UNKNOWN = {"F": "floating point", "I": "32-bit numbers", "LAB": "Lab, which needs a colour profile"}
 
 
@@ -115,13 +120,15 @@ def open_image(source: Any) -> Image.Image:
     uint8, and any other kind of source.
     """
     if isinstance(source, Image.Image):
-        return _decode(source, _PIL_IMAGE)
+        with _lock_of(source):
+            return _decode(source, _PIL_IMAGE)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _open(io.BytesIO(source), f"image of {len(source)} bytes")
     if is_array(source):
         return _decode(from_array(source), "image")
     if hasattr(source, "read"):
-        data = read_stream(source)
+        with _lock_of(source):
+            data = read_stream(source)
         return _open(io.BytesIO(data), f"image of {len(data)} bytes")
     if not isinstance(source, (str, os.PathLike)):
         raise TypeError(
@@ -133,6 +140,21 @@ def open_image(source: Any) -> Image.Image:
         return _open(stream, str(path))
 
 
+def _lock_of(source: Any) -> AbstractContextManager[Any]:
+    return _source_locks[id(source) // 64 % len(_source_locks)]
+
+
+def _reset_after_fork() -> None:
+    """In a child process the threads that held locks do not go on."""
+    global _header_lock, _source_locks
+    _header_lock = threading.Lock()
+    _source_locks = [threading.RLock() for _ in _source_locks]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset_after_fork)
+
+
 def _open(stream: BinaryIO, name: str) -> Image.Image:
     image = _read_header(stream, name)
     _check_size(image, name)
@@ -142,7 +164,7 @@ def _open(stream: BinaryIO, name: str) -> Image.Image:
 
 def _read_header(stream: BinaryIO, name: str) -> Image.Image:
     try:
-        with warnings.catch_warnings():
+        with _header_lock, warnings.catch_warnings():
             # Ours is the limit that speaks: PIL's own warns from 89 megapixels on and raises at 179.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             return Image.open(stream, formats=FORMATS)

@@ -12,15 +12,11 @@ otherwise, IncompatibleLibraryError names the installed version and the supporte
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache as cached
 from typing import Any
 
 import torch
-from transformers import Cache, DynamicCache, GenerationConfig
+from transformers import Cache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.stopping_criteria import (
@@ -32,25 +28,19 @@ from transformers.generation.stopping_criteria import (
     StopStringCriteria,
 )
 
-from reverse.compatibility import IncompatibleLibraryError, warn_of_newer_versions
+from reverse.compatibility import IncompatibleLibraryError
 from reverse.decoding._hf_processors import caller_processors
-from reverse.decoding.backend import OutOfMemory, Prefill
-from reverse.models.unwrapping import unwrap_model
+from reverse.decoding.backends.base import EncodedPicture
+from reverse.models import family_of
 
 __all__ = [
     "CallerStops",
-    "cache_argument",
     "caller_processors",
     "caller_stops",
     "check_request",
     "eos_ids",
-    "forward",
-    "gather_slots",
-    "layers",
-    "memory_errors",
     "pad_id",
-    "prefill",
-    "rows_of",
+    "pictures_of_rows",
 ]
 
 _CACHE_NAMES = ("cache", "past_key_values")  # of the argument of `forward`, newest first
@@ -201,69 +191,6 @@ def _eos_list(config: GenerationConfig) -> list[int]:
     return [] if ids is None else [int(i) for i in torch.as_tensor(ids).reshape(-1)]
 
 
-def cache_argument(model: Any) -> str:
-    """The name under which `forward` of a model takes its cache, whatever wraps the model."""
-    return _cache_argument_of(type(unwrap_model(model)))  # type: ignore[arg-type]
-
-
-@cached
-def _cache_argument_of(kind: Any) -> str:
-    """Read from the class: on an instance `forward` may be replaced by a wrapper that names no arguments."""
-    known = inspect.signature(kind.forward).parameters
-    for name in _CACHE_NAMES:
-        if name in known:
-            return name
-    raise IncompatibleLibraryError(
-        "transformers", f"{kind.__name__}.forward takes no cache under the names {', '.join(_CACHE_NAMES)}"
-    )
-
-
-def prefill(model: Any, batch: Prefill) -> tuple[torch.Tensor, DynamicCache, torch.Tensor | None]:
-    """Run the prompts, images included, once; `batch` stays as it is.
-
-    Returns logits of the last position, shape (rows, vocabulary); a new cache; and for models with multimodal
-    rotary positions their distance from text positions after the images, shape (rows,) int64 on the CPU.
-    """
-    warn_of_newer_versions()
-    if not hasattr(model, "_prefill"):
-        raise IncompatibleLibraryError("transformers", f"{type(model).__name__} has no method _prefill")
-    cache = DynamicCache(config=model.config.get_text_config())
-    kwargs = {name: value for name, value in batch.kwargs.items() if name not in _CACHE_NAMES}
-    kwargs |= {cache_argument(model): cache, "logits_to_keep": 1, "use_cache": True}
-    distance = _rope_distance(kwargs.get("position_ids"), batch)
-    outputs = model._prefill(batch.input_ids, batch.config, kwargs)
-    _check_cache(cache, *batch.input_ids.shape)
-    return outputs.logits[:, -1], cache, distance
-
-
-def _rope_distance(positions: torch.Tensor | None, batch: Prefill) -> torch.Tensor | None:
-    """How far rotary positions are from text positions after each prompt; None where they are the same."""
-    if positions is None or positions.dim() != 3:
-        return None
-    mask = batch.kwargs.get("attention_mask")
-    rows, length = batch.input_ids.shape
-    count = torch.full((rows,), length) if mask is None else mask.sum(dim=1).cpu()
-    last = positions[:, :, -1].cpu()
-    if len(positions) != 4 or not torch.equal(last[0], count - 1):
-        raise IncompatibleLibraryError(
-            "transformers",
-            f"position_ids have the shape {tuple(positions.shape)} and end with {last.tolist()}, where "
-            f"(4, rows, length) was expected, text positions first, ending with {(count - 1).tolist()}",
-        )
-    return last[1] - last[0]
-
-
-def _check_cache(cache: DynamicCache, rows: int, length: int) -> None:
-    """Raise unless every layer holds keys and values of exactly `length` tokens of `rows` rows."""
-    _check_layers(cache)
-    for i, layer in enumerate(cache.layers):
-        for name in ("keys", "values"):
-            held = getattr(layer, name, None)
-            shape = None if held is None else tuple(held.shape)
-            if shape is None or len(shape) != 4 or (shape[0], shape[2]) != (rows, length):
-                raise _other_cache(f"{name} of layer {i}", shape, rows, length)
-
-
 def _check_layers(cache: Any) -> None:
     """Refuse a model whose own cache has layers that forget tokens, or states in their place."""
     if kinds := _other_layers(cache):
@@ -279,54 +206,56 @@ def _other_layers(cache: Any) -> str:
     )
 
 
-def _other_cache(what: str, shape: Any, rows: int, length: int) -> IncompatibleLibraryError:
-    found = "nothing" if shape is None else f"shape {shape}"
-    return IncompatibleLibraryError(
-        "transformers",
-        f"after {length} tokens were fed to each of {rows} rows the cache holds {found} as {what}, where "
-        "(rows, heads, tokens, width) was expected",
-    )
+def pictures_of_rows(
+    model: Any, input_ids: torch.Tensor, kwargs: dict[str, Any]
+) -> list[list[EncodedPicture]]:
+    """The pictures of each row, as `model.generate()` has encoded them, in the order of their placeholders.
 
-
-def rows_of(batch: Prefill, rows: list[int], image_token: int | None) -> Prefill:
-    """Some rows of a Prefill, padding kept, with the features of their own pictures."""
-    kwargs = {}
-    for name, value in batch.kwargs.items():
-        if name == "mm_encoder_outputs":
-            value = {k: _pictures_of(v, k, batch.input_ids, rows, image_token) for k, v in value.items()}
-            value = {k: v for k, v in value.items() if v is not None}
-        elif name == "position_ids" and value is not None and value.dim() == 3:
-            value = value[:, rows]
-        elif isinstance(value, torch.Tensor) and value.dim() and value.shape[0] == len(batch.input_ids):
-            value = value[rows]
-        kwargs[name] = value
-    processors = [batch.processors[row] for row in rows] if batch.processors else ()
-    return Prefill(batch.input_ids[rows], batch.config, kwargs, processors, batch.eos, batch.pad)
-
-
-def _pictures_of(
-    encoded: Any, kind: str, input_ids: torch.Tensor, rows: list[int], image_token: int | None
-) -> Any:
-    """Of encoded pictures, in the order of their placeholders, those of `rows`; None where they have none."""
-    if encoded is None:
-        return None
-    if kind != "image" or image_token is None:
-        raise OutOfMemory(f"rows with {kind} inputs cannot be told apart: pass fewer rows at once")
-    features = list(encoded.pooler_output)  # one tensor (tokens, width) a picture
-    of_row: list[list[Any]] = []
+    Their grids are read off the rotary positions, which is where `generate()` leaves them.
+    Raises ValueError for other inputs than pictures, which cannot be told apart by rows.
+    """
+    encoded = kwargs.get("mm_encoder_outputs") or {}
+    others = sorted(kind for kind, value in encoded.items() if kind != "image" and value is not None)
+    if others:
+        raise ValueError(f"the prompt has {', '.join(others)} inputs: only pictures can be decoded with")
+    outputs = encoded.get("image")
+    if outputs is None:
+        return [[] for _ in input_ids]
+    family = family_of(model)
+    places = input_ids == family.image_token_id(model.config)
+    positions = kwargs.get("position_ids")
+    features = list(outputs.pooler_output)  # one tensor (tokens, width) a picture
+    found: list[list[EncodedPicture]] = []
     taken = 0
-    for placeholders in (input_ids == image_token).sum(dim=1).tolist():
-        first = taken
-        while placeholders > 0 and taken < len(features):
-            placeholders -= features[taken].shape[0]
+    for row, mask in enumerate(places):
+        at = mask.nonzero()[:, 0].tolist()
+        pictures = []
+        while at:
+            if taken == len(features) or len(features[taken]) > len(at):
+                raise _other_pictures(outputs)
+            count = len(features[taken])
+            mine, at = at[:count], at[count:]
+            grid = None
+            if positions is not None and positions.dim() == 3:
+                grid = _grid_at(positions[1:, row, mine], family.merge_size(model.config))
+            pictures.append(EncodedPicture(features[taken], grid))
             taken += 1
-        if placeholders:
-            raise _other_pictures(encoded)
-        of_row.append(features[first:taken])
+        found.append(pictures)
     if taken != len(features):
-        raise _other_pictures(encoded)
-    chosen = [feature for row in rows for feature in of_row[row]]
-    return type(encoded)(pooler_output=chosen) if chosen else None
+        raise _other_pictures(outputs)
+    return found
+
+
+def _grid_at(positions: torch.Tensor, merge: int) -> tuple[int, int, int]:
+    """Patches (temporal, height, width) of a picture whose tokens have these rotary positions (3, tokens)."""
+    height, width = (int(axis.max() - axis.min()) + 1 for axis in positions[1:])
+    temporal = positions.shape[1] // (height * width)
+    if temporal * height * width != positions.shape[1]:
+        raise IncompatibleLibraryError(
+            "transformers",
+            f"a picture of {positions.shape[1]} tokens has rotary positions of {height} by {width}",
+        )
+    return temporal, height * merge, width * merge
 
 
 def _other_pictures(encoded: Any) -> IncompatibleLibraryError:
@@ -334,79 +263,3 @@ def _other_pictures(encoded: Any) -> IncompatibleLibraryError:
         "transformers",
         f"{type(encoded).__name__}.pooler_output does not hold as many features as there are placeholders",
     )
-
-
-def forward(
-    model: Any,
-    cache: DynamicCache,
-    ids: torch.Tensor,
-    mask: torch.Tensor | None,
-    positions: torch.Tensor,
-    distance: torch.Tensor | None,
-) -> torch.Tensor:
-    """Feed `ids` of shape (rows, n); returns logits of the last of them, shape (rows, vocabulary).
-
-    `mask` (rows, cached + n) has 0 for slots that are padding or were taken back; None: all count.
-    `positions` (rows, n) are text positions; with `distance` (rows, 1) rotary positions are told apart.
-    """
-    if distance is not None:
-        rotary = positions + distance
-        positions = torch.stack((positions, rotary, rotary, rotary))
-    length = cache.get_seq_length() + ids.shape[1]
-    outputs = model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=positions,
-        use_cache=True,
-        logits_to_keep=1,
-        return_dict=True,
-        **{cache_argument(model): cache},
-    )
-    for layer in (cache.layers[0], cache.layers[-1]):  # they stand for the rest: this is done at every step
-        if layer.keys is None or layer.keys.shape[2] != length:
-            raise _other_cache(
-                "keys", None if layer.keys is None else tuple(layer.keys.shape), len(ids), length
-            )
-    return outputs.logits[:, -1]
-
-
-def gather_slots(sources: list[tuple[DynamicCache, list[int], torch.Tensor]]) -> DynamicCache:
-    """One cache of rows and slots picked from several: per source its `rows` and their `slots` (r, n).
-
-    Keys are stored already rotated, so moving them changes nothing but their place. The first source becomes
-    the result; all of them are emptied layer by layer, so that no more than one layer stands twice.
-    """
-    first = sources[0][0]
-    for i, layer in enumerate(first.layers):
-        keys: list[torch.Tensor] = []
-        values: list[torch.Tensor] = []
-        for cache, rows, slots in sources:
-            other = cache.layers[i]
-            heads, width = other.keys.shape[1], other.keys.shape[3]
-            index = slots[:, None, :, None].expand(-1, heads, -1, width)
-            index = index.to(other.keys.device)  # layers may be spread over several devices
-            for picked, tensor in ((keys, other.keys), (values, other.values)):
-                if rows != list(range(tensor.shape[0])):  # a copy of its own
-                    tensor = tensor[rows]
-                picked.append(tensor.gather(2, index))
-        for cache, _, _ in sources[1:]:
-            cache.layers[i].keys = cache.layers[i].values = None
-        layer.keys = keys[0] if len(keys) == 1 else torch.cat(keys)
-        layer.values = values[0] if len(values) == 1 else torch.cat(values)
-    if first.get_seq_length() != first.layers[0].keys.shape[2]:
-        raise _other_cache("length", first.get_seq_length(), *first.layers[0].keys.shape[:3:2])
-    return first
-
-
-@contextmanager
-def memory_errors() -> Iterator[None]:
-    """Turn torch's error into the one that the loop knows how to mend."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemory(str(error)) from error
-
-
-def layers(cache: DynamicCache) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Keys and values of each layer, (rows, kv heads, length, head_dim)."""
-    return [(layer.keys, layer.values) for layer in cache.layers]

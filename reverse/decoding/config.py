@@ -16,7 +16,7 @@ from numbers import Integral, Real
 from operator import index
 from typing import Any, Literal
 
-__all__ = ["FALSE_PREMISE", "ResamplingConfig", "check_seed", "check_whole"]
+__all__ = ["FALSE_PREMISE", "ResamplingConfig", "check_seed", "check_whole", "resolve_config"]
 
 FALSE_PREMISE = (
     "If the question assumes something that the picture does not show, say what is missing "
@@ -42,9 +42,8 @@ class ResamplingConfig:
     check: Literal["closing", "every_token"] = "closing"  # p at the closing tag, or the phrase's highest
     score: Literal["softmax", "pair"] = "softmax"  # p(</UN>), or p(</UN>) / (p(</UN>) + p(</CN>))
     commit: Literal["phrase", "sentence", "answer"] = "sentence"  # how far back a rewind may ever go
-    on_exhausted: Literal["best", "drop", "verified_prefix"] = "best"  # what a suspect phrase becomes
-    sentence_checkpoints: bool = True  # a rewind may stop at a sentence end; False: only after </CN>
-    escalation_resets: bool = True  # T ← T0 + ΔT after going back a sentence; False: T stays where it was
+    on_exhausted: Literal["best", "drop"] = "best"  # what a suspect phrase becomes
+    policy: Literal["resample", "paper", "released"] = "resample"  # the algorithm, see docs/decoding.md
     top_k: int = 0  # keep the k most probable tokens when sampling; 0: all
     top_p: float = 1.0  # keep the smallest set of tokens with this probability when sampling
     yes_no: bool = False  # the question wants yes or no: the default threshold is 0.5 (paper §5)
@@ -52,7 +51,6 @@ class ResamplingConfig:
         False  # ask once more, with `false_premise`, when the answer comes out blank (paper §4)
     )
     false_premise: str = FALSE_PREMISE  # the instruction of that second question
-    engine: Literal["auto", "dynamic", "static"] = "auto"  # static: captured steps, see docs/decoding.md
     seed: int = 0  # of the noise, keyed by (seed, position, attempt)
 
     def __post_init__(self) -> None:
@@ -86,7 +84,7 @@ class ResamplingConfig:
                 f"false_premise must be a text that says something, got {self.false_premise!r:.80}: leave it "
                 "out for the library's own"
             )
-        for name in ("sentence_checkpoints", "escalation_resets", "yes_no", "open_ended"):
+        for name in ("yes_no", "open_ended"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
         if self.score == "pair" and self.check != "closing":
@@ -108,46 +106,33 @@ class ResamplingConfig:
         (Algorithm 1, line 14); every rejected phrase is hinted; an escalation goes to the last sentence end
         and may go on to the start; the output is returned with `resolved=False` when N is used up.
         """
-        base = cls(
-            check="every_token", commit="answer", sentence_checkpoints=False, hints=50, on_exhausted="best"
-        )
+        base = cls(policy="paper", check="every_token", commit="answer", hints=50, on_exhausted="best")
         return base.with_changes(changes)
 
     @classmethod
     def released(cls, **changes: Any) -> ResamplingConfig:
-        """The settings of the published code (its state of January 2026), on this library's algorithm.
+        """The published code's algorithm (its state of January 2026), which differs from the paper.
 
-        Texts often differ from the published code's: on 2,000 random scripts 140 final texts did.
-        Taken over: ΔT is 0.05 whatever the command line says; p is read at the closing position only; a
-        rewind stops after a `</CN>` or at the start only; after ten failures the answer is cut at a sentence
-        end and the temperature stays raised; a place with nothing further back is tried until N is used up;
-        then the verified prefix alone is returned, which may be empty.
-        What the published code does and this does not:
-            R1  It escalates again to the same sentence end once a phrase has been accepted there, and T
-                restarts at T0.
-            R2  N counts calls of generate(), so each successful correction costs one; a 50th call that is
-                the 10th local failure too cuts once more.
-            R3  After a tag that is never closed it goes back to the last accepted text, so good phrases of
-                that call are drawn anew.
-            R4  A sampled `</UN>` with p <= threshold is accepted.
-            R5  With N used up and open-ended questions on, as in all its scripts, the unfinished last
-                sentence is cut off; a second blank answer becomes a fixed sentence.
-            R6  The length limit inside a phrase is a format error and tried again; `max_new_tokens` is of one
-                call, so an answer may hold up to N times as many.
-            R7  Malformed tags are format errors: tags are not masked.
-            R8  A retry that ends the text without a phrase is asked once more at T0.
-            R9  Only the token "." ends a sentence, inside "3.5" and inside phrases too.
-        Nor are, on purpose: the false-premise sentence inside every LLaVA hint, "format error" and whole cut
-        sentences among the hints, `</UN>` without `<SPAN>` taken for clean text, sampling at T0 = 1.0
-        unasked, and the text clean-up that alters punctuation.
+        R1  After ten failures the answer is cut at its last sentence end and T stays raised. Once a phrase
+            is accepted there, T restarts at T0, and the next ten failures cut at the same sentence end.
+        R2  N counts calls of generate(), so each successful correction costs one; a 50th call that is the
+            10th local failure too cuts once more.
+        R3  After a tag that is never closed it goes back to the last accepted text, so good phrases of that
+            call are drawn anew.
+        R4  A sampled `</UN>` with p <= threshold is accepted.
+        R5  With N used up only the verified text is returned, which may be empty; with `open_ended`, as in
+            all the published scripts, the unfinished last sentence is cut off.
+        R6  The length limit inside a phrase is a format error and tried again; `max_new_tokens` is of one
+            call, so an answer may hold up to N times as many.
+        R7  Malformed tags are format errors: tags are not masked.
+        R8  A retry that ends the text without a phrase is asked once more at T0.
+        R9  Only the token "." ends a sentence, inside "3.5" and inside phrases too.
+
+        ΔT is 0.05 whatever the published command line says, and p is read at the closing tag only. Left out,
+        on purpose: the false-premise sentence inside every LLaVA hint, a fixed sentence in place of a second
+        blank answer, sampling at T0 = 1.0 unasked, and the text clean-up that alters punctuation.
         """
-        base = cls(
-            temperature_step=0.05,
-            commit="sentence",
-            sentence_checkpoints=False,
-            escalation_resets=False,
-            on_exhausted="verified_prefix",
-        )
+        base = cls(policy="released", temperature_step=0.05, commit="sentence")
         return base.with_changes(changes)
 
     def with_changes(self, changes: dict[str, Any], arguments: Sequence[str] = ()) -> ResamplingConfig:
@@ -162,6 +147,19 @@ class ResamplingConfig:
                 f"unknown setting {', '.join(unknown):.200}: {_explain(unknown[0], known, arguments)}"
             )
         return replace(self, **changes)
+
+
+def resolve_config(config: Any, settings: dict[str, Any], arguments: Sequence[str] = ()) -> ResamplingConfig:
+    """`config` with `settings` changed; `arguments` are the other names that the caller knows.
+
+    Raises TypeError, ValueError.
+    """
+    if config is not None and not isinstance(config, ResamplingConfig):
+        raise TypeError(
+            f"config must be a ResamplingConfig, got {type(config).__name__}: give its fields by name, "
+            "threshold=0.003, or make one, ResamplingConfig(threshold=0.003)"
+        )
+    return (config or ResamplingConfig()).with_changes(settings, arguments)
 
 
 def _explain(name: str, known: Sequence[str], arguments: Sequence[str]) -> str:
@@ -214,9 +212,9 @@ _MENDS = {
     "top_k": ": 0 keeps every token",
 }
 _CHOICES = {
-    "engine": ("auto", "dynamic", "static"),
     "check": ("closing", "every_token"),
     "score": ("softmax", "pair"),
     "commit": ("phrase", "sentence", "answer"),
-    "on_exhausted": ("best", "drop", "verified_prefix"),
+    "on_exhausted": ("best", "drop"),
+    "policy": ("resample", "paper", "released"),
 }

@@ -12,7 +12,7 @@ import traceback
 from dataclasses import dataclass
 from typing import Any
 
-from reverse.decoding.trace import Result
+from reverse.decoding.result import Result
 
 _ROW = re.compile(r"\b(prompt|chat) 0\b")  # the one row of a batch of one: two numbers would be a riddle
 

@@ -18,6 +18,8 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
+from reverse.models.locked_tokenizer import encoding
+
 __all__ = ["HintWriter", "check_plain_text"]
 
 _LONGEST = 1000  # characters of a phrase in a hint: more would fill the context and not help
@@ -68,7 +70,8 @@ class HintWriter:
         return joined[len(alone) :]
 
     def _encode(self, text: str) -> list[int]:
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
+        with encoding():
+            return list(self.tokenizer.encode(text, add_special_tokens=False))
 
     def _encode_plainly(self, text: str) -> list[int]:
         """Ids of a text in which nothing is a token of the tokenizer's own."""
@@ -104,7 +107,8 @@ def check_plain_text(tokenizer: Any, name: str, text: str) -> None:
 
     Raises ValueError that names the token found and where it stands.
     """
-    ids = tokenizer.encode(text, add_special_tokens=False)
+    with encoding():
+        ids = tokenizer.encode(text, add_special_tokens=False)
     found = sorted(_own_ids(tokenizer).intersection(ids))
     if found:
         raise ValueError(

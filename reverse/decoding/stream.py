@@ -4,39 +4,36 @@
         print(piece, end="", flush=True)
 
 How far behind the stream is, `commit` decides: what may still be rewound is held back, exactly. The pieces
-joined are `result.text`. Decoding runs in a thread of its own, which begins with the first piece asked for
-and ends, a token later, when the stream is closed or forgotten.
+joined are `result.text`. The engine decodes ahead of the reader, from the first piece asked for until the
+stream is closed or forgotten.
 """
 
 from __future__ import annotations
 
 import os
 import queue
-import threading
-import traceback
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from reverse.decoding.calls import prepare_call
-from reverse.decoding.trace import Result
+from reverse.decoding.backends.base import OutOfMemory
+from reverse.decoding.engine import Engine
+from reverse.decoding.failures import name_request
+from reverse.decoding.handles import Ended, FinalText, Handle
+from reverse.decoding.request import Request
 
-__all__ = ["TextStream", "stream"]
+__all__ = ["TextStream"]
 
 
 class _End:
-    """The last item of a channel: the answer or answers, or why there are none."""
+    """The last item of a channel: the answer, or why there is none."""
 
     def __init__(self, result: Any, error: BaseException | None = None):
         self.result, self.error = result, error
 
 
-class _Closed(Exception):
-    """Raised in the decoding thread where nobody listens to its events any more."""
-
-
 class Channel:
-    """From the thread that decodes to the one that reads; knows neither. A sink, see `events.Sink`."""
+    """From the thread that calls `generate(stream=...)` to the one that reads. A sink, see `sinks.Sink`."""
 
     def __init__(self) -> None:
         self.items: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -47,14 +44,9 @@ class Channel:
         if self._ended:
             raise ValueError("this TextStream has told an answer already: make a new one for each")
 
-    def final(self, ids: Sequence[int], text: str) -> None:
+    def write(self, ids: Sequence[int], text: str) -> None:
         if text:
             self.items.put(text)
-
-    def event(self, event: Any) -> None:
-        if self.closed:
-            raise _Closed
-        self.items.put(event)
 
     def done(self, result: Any) -> None:
         self._ended = True
@@ -68,6 +60,58 @@ class Channel:
         self.closed = True
 
 
+class _Requests:
+    """Requests of a stream in the engine, begun when the first item is asked for."""
+
+    def __init__(
+        self, engine: Engine, requests: Sequence[Request], branches: int, events: bool, single: bool
+    ):
+        self.engine, self.requests, self.events, self.single = engine, requests, events, single
+        candidates = requests[0].config.candidates if requests else 1
+        self.mailbox = engine.open_mailbox(branches, branches * candidates, in_background=True)
+        self.handles: list[Handle] = []
+
+    def next(self) -> Any:
+        """The next event or piece of text, or the end."""
+        if not self.handles:
+            self.handles = [
+                self.engine.submit_to(self.mailbox, request, row=i, events=self.events, text=not self.events)
+                for i, request in enumerate(self.requests)
+            ]
+        while not all(handle.is_done for handle in self.handles) or not self.mailbox.is_empty:
+            found = self.mailbox.get()
+            if found is None:
+                return _End(None)
+            handle, item = found
+            if isinstance(item, FinalText):
+                if item.text:
+                    return item.text
+            elif not isinstance(item, Ended):
+                return item
+            elif handle.error is not None:
+                return _End(None, self._error(handle))
+        results = [handle.peek_result() for handle in self.handles if handle.has_result]
+        return _End(results[0] if self.single and results else results)
+
+    def _error(self, handle: Handle) -> BaseException:
+        error = handle.error
+        assert error is not None
+        if isinstance(error, OutOfMemory):
+            import torch
+
+            error = torch.OutOfMemoryError(str(error))
+        single = self.single or not isinstance(error, Exception)
+        return error if single else name_request(error, handle.row)  # type: ignore[arg-type]
+
+    def cancel(self) -> None:
+        for handle in self.handles:
+            handle.cancel()
+
+    def close(self) -> None:
+        """Give up what is under way, and wait until all that it held is free."""
+        self.mailbox.give_up(self.handles, self.engine.worker)
+
+
 class TextStream:
     """An iterator over the final text of one answer; `result` is there when it is exhausted.
 
@@ -77,10 +121,20 @@ class TextStream:
 
     def __init__(self) -> None:
         self.channel = Channel()
+        self._requests: _Requests | None = None
         self._end: _End | None = None
-        self._thread: threading.Thread | None = None
         self._process = os.getpid()
         self._finalizer = weakref.finalize(self, self.channel.close)
+
+    @classmethod
+    def of_requests(
+        cls, engine: Engine, requests: Sequence[Request], branches: int, events: bool, single: bool
+    ) -> TextStream:
+        """A stream over requests that the engine answers in the background."""
+        stream = cls()
+        stream._requests = _Requests(engine, requests, branches, events, single)
+        weakref.finalize(stream, stream._requests.cancel)
+        return stream
 
     @property
     def result(self) -> Any:
@@ -100,13 +154,17 @@ class TextStream:
                 f"the stream was begun in process {self._process}, and this is {os.getpid()}, forked from "
                 "it: read it there, or begin one here"
             )
-        if self._thread is not None and self._thread.ident is None:
-            self._thread.start()
-        item = self.channel.items.get()
+        try:
+            item = self.channel.items.get() if self._requests is None else self._requests.next()
+        except BaseException:
+            if self._requests is not None:
+                self._requests.close()
+            raise
         if not isinstance(item, _End):
             return item
         self._end = item
-        self._wait()
+        if self._requests is not None:
+            self._requests.close()
         if item.error is not None:
             raise item.error
         raise StopIteration
@@ -114,69 +172,11 @@ class TextStream:
     def close(self) -> None:
         """End decoding and wait until all that it held is free."""
         self.channel.close()
-        self._wait()
-
-    def _wait(self) -> None:
-        thread = self._thread
-        if thread is not None and thread.ident is not None and thread is not threading.current_thread():
-            thread.join()
+        if self._requests is not None:
+            self._requests.close()
 
     def __enter__(self) -> TextStream:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def stream(
-    model: Any,
-    processor: Any,
-    images: Any = None,
-    prompt: Any = "Describe this image.",
-    *,
-    events: bool = False,
-    **kwargs: Any,
-) -> TextStream:
-    """`generate()` as an iterator over pieces of text that will not be taken back.
-
-    With `events=True` it yields every `Append`, `Retract`, `Commit` and `Finish` instead, and `prompt` and
-    `images` may be lists. Other arguments are those of `generate()`. Arguments that are wrong are refused at
-    once; an error of decoding is raised where the stream is read.
-    """
-    reader = TextStream()
-    channel = reader.channel
-    where = {"events": channel.event} if events else {"stream": _Unended(channel)}
-
-    call = prepare_call(model, processor, images, prompt, **where, **kwargs)
-
-    def work() -> None:
-        try:
-            result: Result | list[Result] = call()
-        except _Closed:
-            pass
-        except BaseException as error:
-            traceback.clear_frames(error.__traceback__)  # they hold the cache, and the reader keeps the error
-            channel.fail(error)
-        else:
-            channel.done(result)
-
-    reader._thread = threading.Thread(target=work, name="reverse-stream", daemon=True)
-    return reader
-
-
-class _Unended:
-    """A channel whose end is told by the thread, after all that it held is free."""
-
-    def __init__(self, channel: Channel):
-        self._channel = channel
-        self.begin, self.final = channel.begin, channel.final
-
-    @property
-    def closed(self) -> bool:
-        return self._channel.closed
-
-    def done(self, result: Any) -> None:
-        pass
-
-    def fail(self, error: BaseException) -> None:
-        pass

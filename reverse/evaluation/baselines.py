@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from reverse.decoding._hf import cache_argument
+from reverse.api import generate
 from reverse.decoding.answer_text import read_answer
-from reverse.decoding.generate import generate
-from reverse.decoding.trace import Phrase, Result, Usage
+from reverse.decoding.backends.hf.compat import cache_argument
+from reverse.decoding.result import Phrase, Result, Usage
 from reverse.decoding.verifier import NO_TAGS
 from reverse.models import family_of, prepare_inputs
 from reverse.tokens import token_ids

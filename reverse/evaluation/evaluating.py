@@ -32,7 +32,7 @@ class Plan:
     data: str = DATA
     decoding: Decoding = field(default_factory=Decoding)
     decode_seeds: int = 1  # runs whose seeds count up from decoding.seed
-    slots: int = 8
+    max_sequences: int = 8
     window: int | None = None  # questions decoded together, see `reverse.evaluation.running`
     limit: int | None = None  # pictures a benchmark
     scenes: int = 500
@@ -73,7 +73,7 @@ def evaluate(plan: Plan, at: Place | None = None, watch: Watch | None = None) ->
                     plan.out,
                     replace(plan.decoding, seed=seed),
                     model_id=Path(plan.model).name or plan.model,
-                    slots=plan.slots,
+                    max_sequences=plan.max_sequences,
                     window=plan.window,
                     images=plan.limit,
                     at=at,

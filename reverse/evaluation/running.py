@@ -3,7 +3,7 @@
     model = reverse.load("tiny-llava")
     run(benches.named("chair")[0], model, "playground/data/eval", "out", Decoding(threshold=0.003))
 
-Questions are cut into windows, a few times as many as there are slots, and each goes through
+Questions are cut into windows, a few times as many as there are sequences side by side, and each goes through
 `generate_many()` (rows that finish make room for the next) into an `AnswersFile`. The run may be killed at
 any moment, and the same call goes on: a window that was not finished is decoded again as a whole and gives
 only what was missing. So every answer is computed beside the same neighbours as in an unbroken run, and is
@@ -31,8 +31,8 @@ from reverse.evaluation.benches import Bench, Question, ids_digest
 __all__ = ["Decoding", "Outcome", "Place", "answers_path", "place", "question_seed", "run"]
 
 Ask = Callable[[Iterable[dict[str, Any]]], Iterator[Any]]  # requests in, Results out, in order
-_A_SLOT = 8  # questions of a window
-_NOT_DECIDING = ("engine", "seed")  # of ResamplingConfig: the seed stands beside it
+_A_SEQUENCE = 8  # questions of a window
+_NOT_DECIDING = ("seed",)  # of ResamplingConfig: it stands beside it
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def run(
     decoding: Decoding = Decoding(),
     *,
     model_id: str = "model",
-    slots: int = 8,
+    max_sequences: int = 8,
     window: int | None = None,
     images: int | None = None,
     at: Place = Place(),
@@ -123,17 +123,17 @@ def run(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     questions = bench.questions(data, images)
-    window = window or min(_A_SLOT * slots, -(-len(questions) // at.world))
+    window = window or min(_A_SEQUENCE * max_sequences, -(-len(questions) // at.world))
     windows = [questions[i : i + window] for i in range(0, len(questions), window)][at.rank :: at.world]
     settings = _settled(bench, loaded[0], decoding)
     config = _config(bench, loaded[0], decoding, settings, model_id, data)
     if checkpoint is not None:
         config["checkpoint"] = checkpoint
     record = _record(bench, data, questions, config, command)
-    record["batching"] = [{"slots": slots, "window": window, "processes": at.world}]
+    record["batching"] = [{"max_sequences": max_sequences, "window": window, "processes": at.world}]
     path = answers_path(out, name or bench.name)
     key = config_hash(config)
-    asking = ask or _asking(loaded, decoding, settings, config, slots)
+    asking = ask or _asking(loaded, decoding, settings, config, max_sequences)
     with AnswersFile(path, record, at.rank, at.world) as file:
         total = sum(map(len, windows))
         reached = sum(str(question.id) in file.done for part in windows for question in part)
@@ -185,16 +185,16 @@ def _request(question: Question, seed: int) -> dict[str, Any]:
 
 
 def _asking(
-    loaded: tuple[Any, Any], decoding: Decoding, settings: Any, config: Mapping[str, Any], slots: int
+    loaded: tuple[Any, Any], decoding: Decoding, settings: Any, config: Mapping[str, Any], max_sequences: int
 ) -> Ask:
-    from reverse.decoding.generate import generate_many
+    from reverse.api import generate_many
 
     def ask(requests: Iterable[dict[str, Any]]) -> Iterator[Any]:
         return generate_many(
             *loaded,
             requests,
-            slots=slots,
-            mode=decoding.mode,  # type: ignore[arg-type]
+            max_sequences=max_sequences,
+            mode=decoding.mode,
             config=settings,
             max_new_tokens=config["max_new_tokens"],
             do_sample=decoding.do_sample,

@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 from scipy.stats import mannwhitneyu
 
+from reverse.api import generate
 from reverse.data.files import write_json
 from reverse.data.locking import output_lock
 from reverse.data.scenes import Scene, find_objects, make_scene, questions, render
-from reverse.decoding.generate import generate
-from reverse.decoding.trace import Result
+from reverse.decoding.result import Result
 from reverse.evaluation.bootstrap import difference, interval
 from reverse.evaluation.environment import environment
 from reverse.evaluation.reading import read_settings, rows_of

@@ -33,6 +33,7 @@ class Family:
     tower: str  # path of the module that encodes pictures
     projector: str  # path of the module that turns picture features into embeddings
     language_model: str  # path of the decoder below the head
+    grid_field: str | None  # of a processor's output: patches of each picture (temporal, height, width)
     video: bool  # the processor of transformers also wants a video processor (and so torchvision)
     chat_template: str  # for checkpoints built here; published ones bring their own
 
@@ -55,6 +56,21 @@ class Family:
     def context_length(self, config: Any) -> int:
         """How many tokens fit, pictures included."""
         return config.get_text_config().max_position_embeddings
+
+    def split_pictures(self, inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The tensors of each picture in what a processor made of prompts, in their order."""
+        pixels = inputs.get("pixel_values")
+        if pixels is None:
+            return []
+        if self.grid_field is None:
+            return [{"pixel_values": pixels[i : i + 1]} for i in range(len(pixels))]
+        grids = inputs[self.grid_field]
+        parts = pixels.split(grids.prod(dim=-1).tolist())
+        return [{"pixel_values": part, self.grid_field: grids[i : i + 1]} for i, part in enumerate(parts)]
+
+    def merge_size(self, config: Any) -> int:
+        """How many patches a side of an image token stands for."""
+        return getattr(config.vision_config, "spatial_merge_size", 1)
 
     def messages(self, prompt: str, images: Sequence[Any], system: str | None = None) -> list[dict]:
         """One user turn as a chat message list: the pictures, then the prompt."""
@@ -81,6 +97,7 @@ LLAVA = Family(
     tower="model.vision_tower",
     projector="model.multi_modal_projector",
     language_model="model.language_model",
+    grid_field=None,
     video=False,
     chat_template=LLAVA_CHAT,
 )
@@ -97,6 +114,7 @@ QWEN2_5_VL = Family(
     tower="model.visual",
     projector="model.visual.merger",
     language_model="model.language_model",
+    grid_field="image_grid_thw",
     video=True,
     chat_template=QWEN2_5_VL_CHAT,
 )

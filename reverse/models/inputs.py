@@ -5,13 +5,16 @@
 torch.Size([1, 606])
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import BatchFeature
 
 from reverse.data.records import IMAGE_TOKEN, is_set
+from reverse.models.each_picture import EachPicture, ProcessPicture
 from reverse.models.families import Family
+from reverse.models.locked_tokenizer import LockedTokenizer
 from reverse.models.picture_parts import open_picture, resize, source_of
 from reverse.models.places import check_text, place_pictures, split_at_places
 from reverse.models.processor_checks import check_usable
@@ -31,8 +34,9 @@ def prepare_inputs(
     *,
     system: str | None = None,
     context_length: int | None = None,
+    process: ProcessPicture | None = None,
 ) -> BatchFeature:
-    """Tensors for a batch of prompts, each with its pictures.
+    """Tensors for a batch of prompts, each with its pictures. Threads may share a processor.
 
     Args:
         processor: of `family`, as `load` returns it.
@@ -48,6 +52,8 @@ def prepare_inputs(
         system: text of a system turn put before every prompt, and every chat without one.
         context_length: the model's, in tokens (`family.context_length(model.config)`); longer prompts are
             refused. None: not checked.
+        process: makes the tensors of one picture, see `EachPicture`. None: the image processor makes those of
+            all pictures at once.
 
     Returns:
         `input_ids` and `attention_mask`, int64 of shape (batch, length); `pixel_values`, float32; for
@@ -74,10 +80,14 @@ def prepare_inputs(
 
     tokenizer = processor.tokenizer
     starts_itself = bool(tokenizer.bos_token) and texts[0].startswith(tokenizer.bos_token)
-    inputs = processor(
+    own = copy.copy(processor)
+    own.tokenizer = LockedTokenizer(tokenizer)
+    if process is not None:
+        own.image_processor = EachPicture(processor.image_processor, process)
+    inputs = own(
         images=pictures if any(pictures) else None,
         text=texts,
-        padding=True,
+        padding=len(texts) > 1,  # changes the tokenizer, which other threads may be using for one text
         padding_side="left",
         add_special_tokens=not starts_itself,  # a template that writes <s> itself gets no second one
         return_tensors="pt",

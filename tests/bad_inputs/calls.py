@@ -57,8 +57,8 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
 EITHER = {("seed", "None"), ("seed", "True"), ("temperature", "None")} | {
     (name, repr(10**30)) for name in SETTINGS
 }
-CHOICES = ("check", "score", "commit", "on_exhausted", "engine", "mode")
-FLAGS = ("sentence_checkpoints", "escalation_resets", "yes_no", "open_ended")
+CHOICES = ("check", "score", "commit", "on_exhausted", "policy", "backend", "mode")
+FLAGS = ("yes_no", "open_ended")
 
 
 def ask(changes: dict[str, Any], world: World, family: str = "llava") -> Any:
@@ -322,8 +322,8 @@ def of_requests() -> Iterator[Entry]:
         ("a triple", [("a.png", "What?", 3)], {}, "tuple"),
         ("a prompt that is a number", [{"prompt": 5}], {}, "5"),
         ("a seed that is a text", [{"seed": "a", "prompt": "What?"}], {}, "'a'"),
-        ("no slots", [{"prompt": "What?"}], {"slots": 0}, "0"),
-        ("slots that are a text", [{"prompt": "What?"}], {"slots": "two"}, "'two'"),
+        ("no sequences", [{"prompt": "What?"}], {"max_sequences": 0}, "0"),
+        ("sequences that are a text", [{"prompt": "What?"}], {"max_sequences": "two"}, "'two'"),
         ("a misspelt setting", [{"prompt": "What?"}], {"treshold": 1}, "treshold"),
         ("a threshold of 3", [{"prompt": "What?"}], {"threshold": 3}, "3"),
         ("an unknown mode", [{"prompt": "What?"}], {"mode": "fast"}, "fast"),

@@ -21,7 +21,7 @@ NUMBERS: tuple[tuple[str, str, bool, float, float, bool], ...] = (
     ("generate-sample", "--temperature", False, 0, INF, False),
     ("demo", "--threshold", False, 0, 1, False),
     ("eval", "--threshold", False, 0, 1, False),
-    ("eval", "--slots", True, 1, INF, True),
+    ("eval", "--max-sequences", True, 1, INF, True),
     ("eval", "--window", True, 1, INF, True),
     ("eval", "--limit", True, 1, INF, True),
     ("eval", "--decode-seeds", True, 1, 1, True),

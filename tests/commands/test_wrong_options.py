@@ -13,7 +13,7 @@ def run(*words):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("eval", "pope", "--slots", "0"), ("--slots", "greater than or equal to 1", "'0'")),
+        (("eval", "pope", "--max-sequences", "0"), ("--max-sequences", "greater than or equal to 1", "'0'")),
         (("generate", "m", "--threshold", "abc"), ("--threshold", "valid number", "'abc'")),
         (("generate", "m", "--threshold="), ("--threshold", "valid number", "''")),
         (("generate", "m", "--hints", "1.5"), ("--hints", "valid integer", "'1.5'")),

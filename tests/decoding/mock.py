@@ -9,12 +9,14 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+from reverse.decoding.asks import Node
+from reverse.decoding.branch import AnswerRules, Branch
 from reverse.decoding.config import ResamplingConfig
-from reverse.decoding.loop import Request
-from reverse.decoding.policy import Policy
+from reverse.decoding.policies import policy_factory
+from reverse.decoding.policies.plain import PlainPolicy
 from reverse.decoding.verifier import Verifier
 from reverse.tokens.spans import TokenIds
-from tests.decoding.oracle import NaiveBackend, resample
+from tests.decoding.oracle import NaiveBackend, drive
 
 BOS, SPAN, CN, UN, EOS, DOT = range(6)
 TAGS = TokenIds(SPAN, CN, UN)
@@ -58,10 +60,29 @@ def always(*cycle):
     return MockModel(logits)
 
 
-def run(model, config: ResamplingConfig, max_new_tokens=40, temperature=0.0, seed=0, checking=True):
-    """Decode one answer to the end; returns (Result, Policy)."""
-    backend = NaiveBackend(model, {"input_ids": torch.tensor([[BOS]])}, TAGS, frozenset({EOS}))
-    policy = Policy(config, TAGS, max_new_tokens, temperature, checking)
+def branch(
+    config: ResamplingConfig,
+    max_new_tokens=40,
+    temperature=0.0,
+    seed=0,
+    checking=True,
+    factory=None,
+    **options,
+):
+    """A branch behind a prompt of one id."""
+    factory = factory or (policy_factory(config) if checking else PlainPolicy)
     verifier = Verifier(TAGS, config.score, config.check)
-    result = resample(backend, [Request([BOS], policy, seed)], decode, verifier, frozenset({EOS}))
-    return result[0], policy
+    rules = AnswerRules(decode, TAGS, verifier, max_new_tokens, frozenset({EOS}), seed)
+    return Branch(Node((BOS,)), factory(config, TAGS, max_new_tokens, temperature), rules, **options)
+
+
+def backend(model, max_sequences=64):
+    return NaiveBackend(model, {"input_ids": torch.tensor([[BOS]])}, max_sequences)
+
+
+def run(
+    model, config: ResamplingConfig, max_new_tokens=40, temperature=0.0, seed=0, checking=True, factory=None
+):
+    """Decode one answer to the end; returns (Result, Policy)."""
+    decoded = branch(config, max_new_tokens, temperature, seed, checking, factory)
+    return drive(backend(model), [decoded])[0], decoded.policy

@@ -1,103 +1,97 @@
-"""The slow and obvious way: every id from a forward of the whole row, images included, without a cache.
+"""The slow and obvious way: every id from a forward of the whole text, images included, without a cache.
 
-It shares the policy and the loop with the library and nothing of the engine: no slots, no masks, no
+It shares the policy and the scheduler with the library and nothing of a backend: no slots, no masks, no
 positions of our own, batch 1.
 """
 
+from dataclasses import replace
+
 import torch
 
-from reverse.decoding.backend import Prefill, Run
+from reverse.decoding.asks import Node
+from reverse.decoding.backends.base import Capabilities, RunningSegment, StepOutput
+from reverse.decoding.branch import AnswerRules, Branch
+from reverse.decoding.codec import TextCodec
 from reverse.decoding.config import ResamplingConfig
-from reverse.decoding.loop import Loop, Request
-from reverse.decoding.policy import Policy
+from reverse.decoding.policies import policy_factory
 from reverse.decoding.rewriting import HintWriter
 from reverse.decoding.sampling import uniform
-from reverse.decoding.sources import Batch
+from reverse.decoding.scheduler import Scheduler
 from reverse.decoding.verifier import Verifier
-from reverse.tokens import token_ids
 
 
 class NaiveBackend:
-    process = None  # a caller's logits processors
-
-    def __init__(self, model, inputs, tags, eos, slots=1):
-        self.model, self.tags, self.eos, self.slots = model, tags, eos, slots
+    def __init__(self, model, inputs, max_sequences=64):
+        self.model = model
+        self.capabilities = Capabilities(max_sequences, logits_processors=True)
         self.extra = {k: v for k, v in inputs.items() if k not in ("input_ids", "attention_mask")}
         self.types = inputs["mm_token_type_ids"][0].tolist() if "mm_token_type_ids" in inputs else None
-        self.texts = {}  # row -> ids
-        self.draws = {}  # row -> draws not decoded yet
-        self.runs = {}  # row -> ids of the candidates decoded last
-        self.admitted = 0
-        self.unused = 0  # ids of candidates that were dropped
+        self.texts = {}  # sequence -> ids
+        self.segments = {}  # sequence -> the segment that it decodes
+        self.added = 0
 
-    def free(self):
-        return self.slots - len(self.texts)
+    def reserve(self, sequences):
+        self.capabilities = replace(self.capabilities, max_sequences=sequences)
 
-    def admit(self, batch):
-        rows = range(self.admitted, self.admitted + len(batch.input_ids))
-        self.admitted = rows.stop
-        self.texts.update(zip(rows, batch.input_ids.tolist(), strict=True))
-        return list(rows)
+    def encode(self, pictures):
+        raise AssertionError("the pictures stand in the inputs")
 
-    def rewind(self, row, ids):
-        self.texts[row] = list(ids)
+    def add(self, prompts):
+        return [self._add(prompt.ids) for prompt in prompts]
 
-    def start(self, row, draw):
-        self.fork(row, [draw])
+    def _add(self, ids):
+        self.added += 1
+        self.texts[self.added] = list(ids)
+        return self.added
 
-    def fork(self, row, draws):
-        self.draws[row] = list(draws)
+    def split(self, sequence, n):
+        return [self._add(self.texts[sequence]) for _ in range(n)]
 
-    def adopt(self, row, candidate):
-        self.unused += sum(len(run) for run in self.runs[row][candidate + 1 :])
-        self.texts[row] = self.texts[row] + list(self.runs[row][candidate])
-        return 0  # all of them have ended
+    def set_tokens(self, sequence, ids):
+        self.texts[sequence] = list(ids)
+        self.segments.pop(sequence, None)
 
-    def finish(self, row):
-        self.texts.pop(row, None)
-        self.draws.pop(row, None)
+    def start(self, sequence, params):
+        self.segments[sequence] = RunningSegment(params)
 
-    def close(self):
-        self.texts, self.draws = {}, {}
+    def score(self, sequences, kind):
+        raise NotImplementedError
 
-    def extend(self):
-        started, self.draws = self.draws, {}
-        ended = []
-        for row, draws in started.items():
-            runs = [self._decode(self.texts[row], i, draw) for i, draw in enumerate(draws)]
-            self.runs[row] = [run.ids for run in runs]
-            ended += [(row, i, run) for i, run in enumerate(runs)]
-        return ended
+    def release(self, sequence):
+        self.texts.pop(sequence, None)
+        self.segments.pop(sequence, None)
 
-    def _decode(self, text, candidate, draw):
-        run, ps, inside, end = [], [], False, None
-        while end is None:
-            logits = self._logits(text + run)
-            ps.append(float(torch.softmax(logits, dim=-1)[self.tags.un]))
-            for token in self.tags:
-                if (token == self.tags.span) == inside:
+    def reset(self):
+        self.texts, self.segments = {}, {}
+
+    def step(self):
+        return [self._step(sequence, segment) for sequence, segment in list(self.segments.items())]
+
+    def _step(self, sequence, segment):
+        params, tags = segment.params, segment.params.tags
+        logits = self._logits(self.texts[sequence])
+        p = float(torch.softmax(logits, dim=-1)[tags.un]) if tags.un >= 0 else 0.0
+        if params.masks_tags:
+            for token in tags:
+                if (token == tags.span) == segment.is_inside:
                     logits[token] = -torch.inf
-            if self.process is not None:
-                logits = self.process(text + run, logits)
-            if draw.temperature == 0:
-                token = int(logits.argmax())
-            else:
-                weights = torch.softmax(logits.double() / draw.temperature, dim=-1)
-                noise = uniform(draw.seed, draw.position + len(run), draw.attempt)
-                token = int((weights.cumsum(0) <= noise).sum())
-            run.append(token)
-            if draw.watch is not None:
-                draw.watch(candidate, token, ps[-1])
-            inside = inside or token == self.tags.span
-            if token in (self.tags.cn, self.tags.un):
-                end = "phrase"
-            elif token in self.eos:
-                end = "eos"
-            elif draw.stops is not None and draw.stops(run):
-                end = "stop"
-            elif len(run) == draw.room:
-                end = "length"
-        return Run(tuple(run), tuple(ps), end, len(run))
+        if params.process is not None:
+            logits = params.process(segment.ids, logits[None])[0]
+        if params.temperature == 0:
+            token = int(logits.argmax())
+        else:
+            scores = logits.double() / params.temperature
+            if 0 < params.top_k < len(scores):
+                scores[scores < scores.topk(params.top_k).values[-1]] = -torch.inf
+            weights = torch.softmax(scores, dim=-1)
+            at = params.position + len(segment.ids)
+            noise = uniform(params.seed, at, params.attempt, params.path)
+            token = int((weights.cumsum(0) <= noise).sum())
+        self.texts[sequence].append(token)
+        output = segment.append(token, p)
+        if output is not None:
+            del self.segments[sequence]
+        return StepOutput(sequence, token, p, output)
 
     @torch.no_grad()
     def _logits(self, ids):
@@ -109,36 +103,39 @@ class NaiveBackend:
         return out.logits[0, -1].float()
 
 
-def resample(backend, requests, decode, verifier, eos=frozenset()):
-    """Requests of equal prompt lengths through the loop; results in their order."""
-    prompts = torch.tensor([list(request.prompt) for request in requests])
-    loop = Loop(backend, Batch(requests, Prefill(prompts, eos=eos)), decode, verifier)
-    found = {}
-    while not loop.done:
-        found.update((request.name, result) for request, result in loop.step())
-    return [found[i] for i in range(len(requests))]
+def drive(backend, branches, limit=64):
+    """Decode branches to their end; returns their results, in their order."""
+    scheduler = Scheduler(backend, limit)
+    for branch in branches:
+        scheduler.add(branch)
+    while scheduler.has_work:
+        for branch in scheduler.step():
+            if branch.error is not None:
+                raise branch.error
+    return [branch.result for branch in branches]
 
 
 def naive_generate(
     model, processor, inputs, config: ResamplingConfig, max_new_tokens, temperature=0.0, seed=0, process=None
 ):
-    """One row through the naive backend; `inputs` a batch of one without padding.
+    """One prompt through the naive backend; `inputs` a batch of one without padding.
 
-    `process` maps (ids of the answer, masked logits) to logits; it needs a config without hints.
+    `process` maps (ids of the answer, masked logits) to logits.
     """
-    tokenizer = processor.tokenizer
-    tags = token_ids(tokenizer)
+    codec = TextCodec(processor)
     eos = model.generation_config.eos_token_id
-    eos = frozenset(eos if isinstance(eos, list) else [eos])
-    backend = NaiveBackend(model, inputs, tags, eos)
-    if process is not None:
-        length = inputs["input_ids"].shape[1]
-        backend.process = lambda ids, logits: process(ids[length:], logits)
-    hints = HintWriter(processor, config.hints) if config.hints else None
-    policy = Policy(config, tags, max_new_tokens, temperature)
-    request = Request(inputs["input_ids"][0].tolist(), policy, seed, hints)
-
-    def decode(ids):
-        return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-    return resample(backend, [request], decode, Verifier(tags), eos)[0]
+    prompt = inputs["input_ids"][0].tolist()
+    rules = AnswerRules(
+        codec.decode,
+        codec.tags,
+        Verifier(codec.tags, config.score, config.check),
+        max_new_tokens,
+        frozenset(eos if isinstance(eos, list) else [eos]),
+        seed,
+        hints=HintWriter(processor, config.hints) if config.hints else None,
+        process=None if process is None else lambda ids, scores: process(ids, scores[0])[None],
+    )
+    hint_at = None if rules.hints is None else rules.hints.insert_at(prompt)
+    policy = policy_factory(config)(config, codec.tags, max_new_tokens, temperature)
+    branch = Branch(Node(tuple(prompt), hint_at=hint_at), policy, rules)
+    return drive(NaiveBackend(model, inputs), [branch])[0]

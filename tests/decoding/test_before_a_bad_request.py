@@ -2,22 +2,22 @@
 
 import pytest
 
-from reverse.decoding.failures import FailedRequest
-from reverse.decoding.sources import Job, Stream
+import reverse
 
 
-def test_requests_read_before_a_malformed_one_are_answered():
+def test_requests_read_before_a_malformed_one_are_answered(tiny_llava):
     """A request that is none dropped all that were read with it, and `generate_many()` gave no answer."""
-    jobs = [
-        Job(0, None, "a?", 0),
-        Job(1, None, "b?", 0),
-        FailedRequest(2, 5, TypeError("request 2 is a int")),
-    ]
-    source = Stream(iter([*jobs, Job(3, None, "c?", 0)]), lambda taken: (list(taken), None), None, "later")
-    source.look(4)
-    requests, _ = source.take(4)
-    assert [job.index for job in requests] == [0, 1]
-    source.look(4)
-    assert source.take(4) is None
-    with pytest.raises(TypeError, match="request 2"):
-        raise source.error
+    read = []
+
+    def requests():
+        for request in ({"prompt": "a?"}, {"prompt": "b?"}, 5, {"prompt": "c?"}):
+            read.append(request)
+            yield request
+
+    answers = reverse.generate_many(
+        *tiny_llava, requests(), max_sequences=4, ordered=False, max_new_tokens=2, threshold=0.5
+    )
+    assert sorted(next(answers)[0] for _ in range(2)) == [0, 1]
+    with pytest.raises(TypeError, match="request 2 is a int"):
+        next(answers)
+    assert list(answers) == [] and {"prompt": "c?"} not in read

@@ -1,6 +1,7 @@
 """Each setting that bounds an answer or says how it ends: what it does, and what is refused."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,16 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reverse.decoding.config import ResamplingConfig
-from reverse.decoding.policy import Continue, Finish, Policy, Rewind, Segment
+from reverse.decoding.policies.base import Finish, Rewind, Segment
+from reverse.decoding.policies.plain import PlainPolicy
+from reverse.decoding.policies.resample import ResamplePolicy
 from reverse.decoding.verifier import Verifier
-from tests.decoding import mock
+from tests.decoding.actions import continues, rewinds
 from tests.decoding.mock import CN, DOT, SPAN, TAGS, UN, hashed, run
 
 A, B, C, D = 6, 7, 8, 9
 
 
 def policy(max_new_tokens=100, temperature=0.0, **settings):
-    return Policy(ResamplingConfig(**{"threshold": 0.5} | settings), TAGS, max_new_tokens, temperature)
+    return ResamplePolicy(
+        ResamplingConfig(**{"threshold": 0.5} | settings), TAGS, max_new_tokens, temperature
+    )
 
 
 def phrase(*words, p=0.0, close=CN, before=(), ends=(), stop=False):
@@ -28,41 +33,39 @@ def phrase(*words, p=0.0, close=CN, before=(), ends=(), stop=False):
 def test_seconds_are_used_up_like_attempts():
     """A caller with a deadline would wait for fifty attempts all the same."""
     one = policy(max_seconds=2.0)
-    assert isinstance(one.next(phrase(A, p=0.6), spent=1.0), Rewind)
-    assert one.next(phrase(B, p=0.9), spent=2.0) == Continue(0.0)  # the best of both is kept
-    assert one.ids == [SPAN, A, CN] and one.resolved is False
-    assert one.next(phrase(C, p=0.9), spent=0.0) == Continue(0.0)  # used up for good
-    assert (one.total, len(one.ids)) == (2, 6)
+    assert isinstance(one.next(replace(phrase(A, p=0.6), seconds=1.0)), Rewind)
+    assert one.next(replace(phrase(B, p=0.9), seconds=2.0)) == continues(0.0)  # the best of both is kept
+    assert one.answer.ids == [SPAN, A, CN] and one.answer.resolved is False
+    assert one.next(replace(phrase(C, p=0.9), seconds=0.0)) == continues(0.0)  # used up for good
+    assert (one.rejections, len(one.answer.ids)) == (2, 6)
 
 
 def test_seconds_spent_on_good_phrases_count():
     """A late first doubt would still be resampled past the deadline."""
     one = policy(max_seconds=2.0)
-    one.next(phrase(A), spent=2.5)
-    assert one.next(phrase(B, p=0.9), spent=2.6) == Continue(0.0)
-    assert one.attempts == [] and one.resolved is False
+    one.next(replace(phrase(A), seconds=2.5))
+    assert one.next(replace(phrase(B, p=0.9), seconds=2.6)) == continues(0.0)
+    assert one.answer.attempts == [] and one.answer.resolved is False
 
 
 @pytest.mark.parametrize("budget", ["max_seconds", "max_extra_tokens", "max_attempts"])
 def test_a_budget_of_nothing_checks_and_never_corrects(budget):
     """0 would be taken for "no limit"."""
     one = policy(**{budget: 0})
-    assert one.next(phrase(A, p=0.9)) == Continue(0.0)
-    assert (one.attempts, one.resolved) == ([], False)
+    assert one.next(phrase(A, p=0.9)) == continues(0.0)
+    assert (one.answer.attempts, one.answer.resolved) == ([], False)
 
 
-@pytest.mark.parametrize(
-    "on_exhausted, action", [("best", Continue(0.0)), ("drop", Finish("dropped")), ("verified_prefix", None)]
-)
+@pytest.mark.parametrize("on_exhausted, action", [("best", continues(0.0)), ("drop", Finish("dropped"))])
 @pytest.mark.parametrize("budget", [{"max_seconds": 1.0}, {"max_extra_tokens": 6}])
 def test_on_exhausted_decides_when_a_budget_is_used_up(on_exhausted, action, budget):
     """Only N would ask `on_exhausted`; a budget would cut the answer or loop for ever."""
     one = policy(on_exhausted=on_exhausted, **budget)
-    one.next(phrase(A, before=(D,)), spent=0.1)
-    assert isinstance(one.next(phrase(B, p=0.9), spent=0.2), Rewind)
-    assert one.next(phrase(C, p=0.8), spent=1.0) == (action or Finish("exhausted"))
+    one.next(replace(phrase(A, before=(D,)), seconds=0.1))
+    assert isinstance(one.next(replace(phrase(B, p=0.9), seconds=0.2)), Rewind)
+    assert one.next(replace(phrase(C, p=0.8), seconds=1.0)) == action
     kept = [SPAN, C, CN] if on_exhausted == "best" else []
-    assert one.ids == [D, SPAN, A, CN, *kept] and one.resolved is False
+    assert one.answer.ids == [D, SPAN, A, CN, *kept] and one.answer.resolved is False
 
 
 # ---------------------------------------------------------------------- tokens
@@ -74,10 +77,10 @@ def test_extra_tokens_are_those_taken_back():
     assert one.discarded == 3
     assert isinstance(one.next(phrase(B, p=0.8)), Rewind)
     assert one.discarded == 6
-    assert one.next(phrase(B, p=0.9)) == Continue(0.0)  # 9: the best is restored, and 3 of them are kept
+    assert one.next(phrase(B, p=0.9)) == continues(0.0)  # 9: the best is restored, and 3 of them are kept
     assert one.discarded == 6
-    assert one.next(phrase(C, p=0.9)) == Continue(0.0)
-    assert len(one.attempts) == 3
+    assert one.next(phrase(C, p=0.9)) == continues(0.0)
+    assert len(one.answer.attempts) == 3
 
 
 def test_escalation_stays_within_the_budget():
@@ -91,17 +94,17 @@ def test_escalation_stays_within_the_budget():
         return one.next(phrase(D, p=0.9)), one
 
     action, one = last(8)
-    assert action == Rewind(4, 0.1, ((D,),)) and one.discarded == 8
+    assert action == rewinds(4, 0.1, ((D,),)) and one.discarded == 8
     action, one = last(7)  # 3 for the phrase, 5 for what stands before it
-    assert action == Continue(0.0) and one.ids[-3:] == [SPAN, D, CN]
-    assert one.exhausted is False  # stuck here; later phrases are corrected
+    assert action == continues(0.0) and one.answer.ids[-3:] == [SPAN, D, CN]
+    assert one.is_exhausted is False  # stuck here; later phrases are corrected
 
 
 @settings(max_examples=200, deadline=None)
 @given(
     st.integers(0, 2**32),
     st.integers(0, 30),
-    st.sampled_from(["best", "drop", "verified_prefix"]),
+    st.sampled_from(["best", "drop"]),
     st.sampled_from(["phrase", "sentence", "answer"]),
     st.sampled_from([1, 3]),
 )
@@ -109,11 +112,11 @@ def test_never_more_than_the_budget_and_one_segment(salt, budget, on_exhausted, 
     """A promised bound on the cost of an answer would not hold."""
     longest = 0
 
-    class Watched(Policy):
-        def next(self, segment, spent=0.0):
+    class Watched(ResamplePolicy):
+        def next(self, segment):
             nonlocal longest
             longest = max(longest, len(segment.ids))
-            return super().next(segment, spent)
+            return super().next(segment)
 
     config = ResamplingConfig(
         threshold=0.05,
@@ -123,11 +126,7 @@ def test_never_more_than_the_budget_and_one_segment(salt, budget, on_exhausted, 
         local_attempts=3,
         candidates=candidates,
     )
-    original, mock.Policy = mock.Policy, Watched
-    try:
-        result, one = run(hashed(salt), config, 40, 0.7)
-    finally:
-        mock.Policy = original
+    result, one = run(hashed(salt), config, 40, 0.7, factory=Watched)
     unused = (candidates - 1) * 40  # at most, of sisters that nobody looked at
     assert one.discarded <= budget + longest + unused
     assert result.usage.discarded <= budget + 2 * longest + unused  # the segment that the end cut off, too
@@ -139,16 +138,16 @@ def test_stop_outside_a_phrase_ends_the_answer():
     one = policy()
     one.next(phrase(A))
     assert one.next(Segment((B, DOT), "stop")) == Finish("stop")
-    assert one.ids == [SPAN, A, CN, B, DOT] and one.resolved is True
+    assert one.answer.ids == [SPAN, A, CN, B, DOT] and one.answer.resolved is True
 
 
 def test_stop_inside_a_phrase_waits_for_its_acceptance():
     """A phrase that is taken back would have ended the answer, or an accepted one not."""
     one = policy()
     assert isinstance(one.next(phrase(A, p=0.9, stop=True)), Rewind)
-    assert one.next(phrase(B)) == Continue(0.0)
+    assert one.next(phrase(B)) == continues(0.0)
     assert one.next(phrase(C, stop=True)) == Finish("stop")
-    assert one.ids == [SPAN, B, CN, SPAN, C, CN]
+    assert one.answer.ids == [SPAN, B, CN, SPAN, C, CN]
 
 
 def test_a_restored_phrase_may_hold_the_stop():
@@ -156,7 +155,7 @@ def test_a_restored_phrase_may_hold_the_stop():
     one = policy(local_attempts=2)
     one.next(phrase(A, p=0.6, stop=True))
     assert one.next(phrase(B, p=0.9)) == Finish("stop")
-    assert one.ids == [SPAN, A, CN]
+    assert one.answer.ids == [SPAN, A, CN]
 
 
 def test_being_stopped_inside_a_phrase_cuts_it():
@@ -164,14 +163,14 @@ def test_being_stopped_inside_a_phrase_cuts_it():
     one = policy()
     one.next(phrase(A))
     assert one.next(Segment((DOT, B, SPAN, C), "stop", None, (1,))) == Finish("stop")
-    assert one.ids == [SPAN, A, CN, DOT] and (one.total, one.resolved) == (0, True)
+    assert one.answer.ids == [SPAN, A, CN, DOT] and (one.rejections, one.answer.resolved) == (0, True)
 
 
 def test_unchecked_text_is_final_at_once_and_stops():
     """A stream of plain decoding would hold everything back, or run past a stop."""
-    one = Policy(ResamplingConfig(threshold=0.5), TAGS, 100, checking=False)
-    assert one.next(phrase(A, p=0.9, close=UN)) == Continue(0.0)
-    assert one.floor == len(one.ids) == 3
+    one = PlainPolicy(ResamplingConfig(threshold=0.5), TAGS, 100)
+    assert one.next(phrase(A, p=0.9, close=UN)) == continues(0.0)
+    assert one.answer.committed_length == len(one.answer.ids) == 3
     assert one.next(phrase(A, stop=True)) == Finish("stop")
 
 
@@ -192,9 +191,9 @@ def test_upcoming_temperatures(k, n, failures, expected):
     one = policy(local_attempts=k, max_attempts=n)
     for _ in range(failures):
         one.next(phrase(A, p=0.9))
-    assert one.upcoming(4) == pytest.approx(expected)
-    assert one.upcoming(1) == expected[:1]
-    assert one.upcoming(1) == (one.temperature,)
+    assert one.next_temperatures(4) == pytest.approx(expected)
+    assert one.next_temperatures(1) == expected[:1]
+    assert one.next_temperatures(1) == (one.temperature,)
 
 
 @settings(max_examples=100, deadline=None)
@@ -205,7 +204,7 @@ def test_upcoming_is_what_the_attempts_get(k, n, m, failures):
     for _ in range(failures):
         if not isinstance(one.next(phrase(A, p=0.9)), Rewind):
             return
-    promised = one.upcoming(m)
+    promised = one.next_temperatures(m)
     for i, temperature in enumerate(promised):
         assert one.temperature == pytest.approx(temperature)
         action = one.next(phrase(A, p=0.9))
@@ -218,7 +217,7 @@ def test_attempts_are_counted_per_answer():
     for _ in range(2):
         assert isinstance(one.next(phrase(A, p=0.9)), Rewind)
         one.next(phrase(B))
-    assert one.next(phrase(C, p=0.9)) == Continue(0.0) and one.exhausted
+    assert one.next(phrase(C, p=0.9)) == continues(0.0) and one.is_exhausted
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ import pytest
 import torch
 from scipy.stats import chi2_contingency
 
+from reverse.decoding.branch import Branch
 from reverse.decoding.config import ResamplingConfig
-from reverse.decoding.loop import Request
+from reverse.decoding.policies.resample import ResamplePolicy
 from tests.decoding import mock
 from tests.decoding.oracle import naive_generate
 from tests.decoding.test_backend import FAMILIES, ROOM, config, decode, inputs_for, world
@@ -22,7 +23,7 @@ def outline(result):
 
 
 @pytest.mark.parametrize("commit", ["phrase", "sentence", "answer"])
-@pytest.mark.parametrize("on_exhausted", ["best", "drop", "verified_prefix"])
+@pytest.mark.parametrize("on_exhausted", ["best", "drop"])
 def test_scripted_answers_are_the_sequential_ones(commit, on_exhausted):
     """Candidates would be judged out of order, or k, n and R grow by those after the winner."""
     for salt, m in itertools.product(range(12), (2, 3, 16)):
@@ -32,7 +33,7 @@ def test_scripted_answers_are_the_sequential_ones(commit, on_exhausted):
         more = ResamplingConfig(**settings, candidates=m)
         side, policy = mock.run(model, more, temperature=temperature, seed=salt)
         assert outline(side) == outline(one)
-        assert policy.total == len(side.trace) <= settings["max_attempts"]
+        assert policy.rejections == len(side.trace) <= settings["max_attempts"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -118,13 +119,13 @@ def test_answers_are_distributed_as_sequential_ones():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_token_is_in_the_books(family, monkeypatch):
     """What candidates cost would be hidden: losers after the winner are generated too."""
-    watched, draws = [], Request.draws
+    watched, take = [], Branch.take_token
 
-    def watching(request, temperatures):
-        request.on_token = lambda candidate, token, p: watched.append(request.name)
-        return draws(request, temperatures)
+    def watching(branch, *args):
+        watched.append(branch.rules.seed - 100)
+        return take(branch, *args)
 
-    monkeypatch.setattr(Request, "draws", watching)
+    monkeypatch.setattr(Branch, "take_token", watching)
     results, _ = decode(family, range(4), config(**STRICT, candidates=4), temperature=0.8)
     assert sum(r.usage.unused for r in results) > 0
     for row, result in enumerate(results):
@@ -135,6 +136,18 @@ def test_every_token_is_in_the_books(family, monkeypatch):
 
 def test_unused_candidates_count_against_the_budget():
     """`max_extra_tokens` would be overrun by what nobody looked at."""
-    result, policy = mock.run(mock.hashed(3, 1.0), ResamplingConfig(**STRICT, candidates=4), seed=3)
-    assert result.usage.unused > 0
-    assert policy.discarded == result.usage.discarded
+    told, found = [], []
+
+    class Watched(ResamplePolicy):
+        def next(self, segment):
+            told.append(segment.unused)
+            return super().next(segment)
+
+    strict = ResamplingConfig(**STRICT, candidates=4)
+    for seed in range(6):
+        told.clear()
+        result, policy = mock.run(mock.hashed(seed, 1.0), strict, seed=seed, factory=Watched)
+        assert sum(told) <= result.usage.unused
+        assert policy.discarded == sum(t.tokens for t in result.trace) + sum(told)
+        found.append(sum(told))
+    assert sum(found) > 0  # the case would prove nothing

@@ -14,7 +14,7 @@ from reverse.decoding.backends import auto
 from reverse.decoding.backends.auto import AutoBackend, choose_backend
 from reverse.decoding.backends.base import Prompt
 from reverse.decoding.backends.cuda_graph.backend import CudaGraphBackend
-from reverse.decoding.backends.hf import HfBackend
+from reverse.decoding.backends.hf.backend import HfBackend
 from reverse.models import family_of
 from reverse.tokens import token_ids
 from tests.decoding.hf_driver import decode, params, question
@@ -53,11 +53,11 @@ def test_names_choose_backends(model, capturable):
     assert isinstance(choose(model, "hf"), HfBackend)
     assert isinstance(choose(model, "cuda_graph"), CudaGraphBackend)
     assert isinstance(choose(model), AutoBackend)
-    assert isinstance(choose(model, needs_processors=True), HfBackend)
+    assert isinstance(choose(model, processors="Own"), HfBackend)
     with pytest.raises(ValueError, match="must be 'auto', 'hf' or 'cuda_graph', got 'fast'"):
         choose(model, "fast")
-    with pytest.raises(ValueError, match=r"'cuda_graph' cannot decode this: a logits processor .*'auto'"):
-        choose(model, "cuda_graph", needs_processors=True)
+    with pytest.raises(ValueError, match=r"'cuda_graph' cannot decode this: Own has to see .*'auto'"):
+        choose(model, "cuda_graph", processors="Own")
 
 
 def test_auto_leaves_a_model_on_the_cpu_alone(model, caplog):

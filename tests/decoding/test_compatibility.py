@@ -17,7 +17,10 @@ from reverse import compatibility
 from reverse.cli import app
 from reverse.compatibility import IncompatibleLibraryError, requirement, supported_range
 from reverse.decoding import _hf, _hf_processors
-from reverse.decoding.backend import Prefill
+from reverse.decoding.backends.base import Prompt, SegmentParams
+from reverse.decoding.backends.hf import compat
+from reverse.decoding.backends.hf.backend import HfBackend
+from reverse.decoding.verifier import NO_TAGS
 
 ROOT = Path(__file__).resolve().parents[2]
 RANGE = f"supported is transformers {supported_range('transformers')}"
@@ -31,17 +34,18 @@ def changed(tiny_llava, monkeypatch, picture):
     """
     model, processor = tiny_llava
     original = type(model).forward
-    own = _hf.cache_argument(model)
+    own = compat.cache_argument(model)
 
-    def call(body, engine="dynamic", **names):
+    def call(body, backend="hf", **names):
         def forward(self, *args, **kwargs):
             return original(self, *args, **body(own, kwargs))
 
         signature = inspect.signature(original)
         renamed = [p.replace(name=names.get(p.name, p.name)) for p in signature.parameters.values()]
         forward.__signature__ = signature.replace(parameters=renamed)
-        # The static engine refuses other classes; here it is shown one that it would take.
-        monkeypatch.setattr("reverse.decoding.static.weights.find_modification", lambda model: None)
+        if backend == "cuda_graph":  # it refuses other classes; here it is shown one that it would take
+            weights = "reverse.decoding.backends.cuda_graph.weights"
+            monkeypatch.setattr(f"{weights}.find_modification", lambda model: None)
         monkeypatch.setattr(model, "__class__", type("Changed", (type(model),), {"forward": forward}))
         return reverse.generate(
             model,
@@ -50,7 +54,7 @@ def changed(tiny_llava, monkeypatch, picture):
             "Describe this image.",
             max_new_tokens=4,
             threshold=0.5,
-            engine=engine,
+            backend=backend,
         )
 
     return call
@@ -64,8 +68,8 @@ def test_a_renamed_cache_argument_is_an_error(changed):
     assert requirement("transformers") in str(caught.value)
 
 
-@pytest.mark.parametrize("engine", ["dynamic", "static"])
-def test_a_cache_that_the_prefill_does_not_fill_is_an_error(changed, engine):
+@pytest.mark.parametrize("backend", ["hf", "cuda_graph"])
+def test_a_cache_that_the_prefill_does_not_fill_is_an_error(changed, backend):
     """An argument that is taken and not used would decode without the prompt and the picture."""
 
     def without(name, kwargs):
@@ -74,7 +78,7 @@ def test_a_cache_that_the_prefill_does_not_fill_is_an_error(changed, engine):
     with pytest.raises(
         IncompatibleLibraryError, match="tokens were fed to each of 1 rows the cache holds nothing"
     ):
-        changed(without, engine)
+        changed(without, backend)
 
 
 def test_a_cache_that_a_step_does_not_grow_is_an_error(changed):
@@ -87,55 +91,84 @@ def test_a_cache_that_a_step_does_not_grow_is_an_error(changed):
         changed(first_alone)
 
 
-def test_a_step_of_several_ids_is_checked_too(tiny_llava):
+def started(model):
+    """A backend with a sequence of three ids that has decoded one, and the sequence."""
+    backend = HfBackend(model, max_sequences=2)
+    (sequence,) = backend.add([Prompt([5, 6, 7])])
+    backend.start(sequence, SegmentParams(8, NO_TAGS, masks_tags=False))
+    backend.step()
+    return backend, sequence
+
+
+def test_a_step_of_several_ids_is_checked_too(tiny_llava, monkeypatch):
     """A cache that keeps one id of several would be found at the next row that catches up, or never."""
-    model, _ = tiny_llava
-    cache = DynamicCache(config=model.config.get_text_config())
-    ids = torch.tensor([[5, 6, 7]])
-    _hf.forward(model, cache, ids, None, torch.arange(3)[None], None)
-    cache.layers[-1].keys = cache.layers[-1].keys[:, :, 1:]
-    with pytest.raises(IncompatibleLibraryError, match="after 4 tokens were fed"):
-        _hf.forward(model, cache, ids[:, :1], None, torch.tensor([[3]]), None)
+    backend, sequence = started(tiny_llava[0])
+    backend.set_tokens(sequence, [5, 6, 7, 8, 9])
+    backend.start(sequence, SegmentParams(8, NO_TAGS, masks_tags=False))
+
+    def forward(model, cache, *args, **kwargs):
+        logits = original(model, cache, *args, **kwargs)
+        cache.layers[-1].keys = cache.layers[-1].keys[:, :, 1:]
+        return logits
+
+    original = compat.forward
+    monkeypatch.setattr(compat, "forward", forward)
+    with pytest.raises(IncompatibleLibraryError, match="after 5 tokens were fed"):
+        backend.step()
 
 
-def test_compaction_checks_that_the_cache_believes_in_its_length(tiny_llava):
+def test_a_step_checks_that_the_cache_believes_in_its_length(tiny_llava):
     """A layer that counts its tokens apart from its keys would mask the wrong ones after a compaction."""
-    model, _ = tiny_llava
-    cache = DynamicCache(config=model.config.get_text_config())
-    _hf.forward(model, cache, torch.tensor([[5, 6, 7]]), None, torch.arange(3)[None], None)
-    cache.layers[0].get_seq_length = lambda: 3
+    backend, sequence = started(tiny_llava[0])
+    backend.set_tokens(sequence, [5, 6, 8])
+    backend.start(sequence, SegmentParams(8, NO_TAGS, masks_tags=False))
+    backend._cache._cache.layers[0].get_seq_length = lambda: 3
     with pytest.raises(IncompatibleLibraryError, match="the cache holds shape 3 as length"):
-        _hf.gather_slots([(cache, [0], torch.tensor([[0, 2]]))])
+        backend.step()
 
 
-@pytest.mark.parametrize("positions", [torch.zeros(3, 1, 4), torch.arange(4).expand(4, 1, 4) + 1])
-def test_other_multimodal_positions_are_an_error(positions):
+class Rope:
+    """A model whose `get_rope_index()` gives what it is told to give."""
+
+    def __init__(self, *answer):
+        self.base_model, self.answer = self, answer
+
+    def get_rope_index(self, *args, **kwargs):
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    "positions, offsets",
+    [(torch.zeros(4, 1, 4), torch.zeros(1, 1)), (torch.zeros(3, 1, 4), torch.zeros(2, 1))],
+)
+def test_other_multimodal_positions_are_an_error(positions, offsets):
     """Rotary positions would be counted from the wrong row, and every token stand at a wrong place."""
-    batch = Prefill(
-        torch.tensor([[1, 2, 3, 4]]), kwargs={"attention_mask": torch.ones(1, 4, dtype=torch.int64)}
-    )
-    with pytest.raises(IncompatibleLibraryError, match="position_ids have the shape"):
-        _hf._rope_distance(positions.long(), batch)
+    ids = torch.tensor([[1, 2, 3, 4]])
+    with pytest.raises(IncompatibleLibraryError, match=r"get_rope_index\(\) gave shapes"):
+        compat.build_positions(Rope(positions, offsets), ids, torch.ones_like(ids), 2, [(1, 2, 2)])
 
 
-def test_a_model_without_prefill_is_an_error(tiny_llava):
-    """An AttributeError would say nothing of versions."""
+def test_a_model_without_encoder_outputs_is_an_error():
+    """A TypeError about an argument would say nothing of versions."""
 
-    class Bare:
-        config = tiny_llava[0].config
+    class Bare(torch.nn.Module):
+        def forward(self, input_ids):
+            """Pictures have no place here."""
 
-    with pytest.raises(IncompatibleLibraryError, match="Bare has no method _prefill.*" + RANGE):
-        _hf.prefill(Bare(), Prefill(torch.tensor([[1]])))
+    with pytest.raises(
+        IncompatibleLibraryError, match="Bare.forward does not take mm_encoder_outputs.*" + RANGE
+    ):
+        compat.encode_pictures(Bare(), [{"pixel_values": torch.zeros(1)}])
 
 
 def test_the_name_of_the_cache_is_read_below_wrappers(tiny_llava):
     """Wrappers take any arguments, so their own signature tells nothing."""
     model, _ = tiny_llava
-    name = _hf.cache_argument(model)
+    name = compat.cache_argument(model)
     assert name in inspect.signature(type(model).forward).parameters
     wrapper = type("DataParallel", (torch.nn.Module,), {"forward": lambda self, *args, **kwargs: None})()
     wrapper.module = model
-    assert _hf.cache_argument(wrapper) == name
+    assert compat.cache_argument(wrapper) == name
 
 
 @pytest.mark.parametrize("name", ["cache", "past_key_values"])
@@ -262,21 +295,23 @@ def test_supported_versions_give_no_warning(caplog):
 
 
 @pytest.mark.parametrize("widths", [[2, 2], [2], [2, 3, 1]])
-def test_encoded_pictures_that_do_not_fit_are_an_error(widths):
-    """A row would get the features of another row's picture when memory runs out and a batch is divided."""
-    ids = torch.tensor([[1, 9, 9], [9, 9, 9]])
+def test_encoded_pictures_that_do_not_fit_are_an_error(tiny_llava, widths):
+    """A row would get the features of another row's picture."""
+    model, _ = tiny_llava
+    token = model.config.image_token_id
+    ids = torch.tensor([[token + 1, token, token], [token] * 3])
     encoded = BaseModelOutputWithPooling(pooler_output=[torch.zeros(width, 4) for width in widths])
     with pytest.raises(IncompatibleLibraryError, match="pooler_output does not hold as many features"):
-        _hf.rows_of(Prefill(ids, kwargs={"mm_encoder_outputs": {"image": encoded}}), [0], 9)
+        _hf.pictures_of_rows(model, ids, {"mm_encoder_outputs": {"image": encoded}})
 
 
 def test_a_command_says_it_in_one_line(monkeypatch):
     """`reverse demo` would print nonsense and exit with 0, or a traceback that names no version."""
 
-    def other_cache(*args):
-        raise _hf._other_cache("keys of layer 0", None, 1, 40)
+    def other_cache(*args, **kwargs):
+        raise IncompatibleLibraryError("transformers", "the cache holds nothing as keys of layer 0")
 
-    monkeypatch.setattr(_hf, "_check_cache", other_cache)
+    monkeypatch.setattr(compat, "check_cache", other_cache)
     result = CliRunner().invoke(app, ["demo"])
     assert result.exit_code == 2
     assert result.stderr.startswith("error: transformers ") and RANGE in result.stderr

@@ -100,7 +100,7 @@ def test_a_cut_into_pictures_is_refused_and_changes_nothing(family):
 class Walk:
     """Sequences that are started, rewound, extended, split and released at random.
 
-    `texts` holds the tokens of every sequence, and `wanted` what its running segment must say by the oracle.
+    `texts` holds the tokens that every sequence has where its segment begins, `wanted` how it is decoded.
     """
 
     def __init__(self, family, backend, seed):

@@ -1,38 +1,16 @@
 """Without this, a model on any GPU but the first fails or computes on the wrong one."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
-from reverse.decoding import engines
-from reverse.decoding.engines import ChosenBackend
+import reverse
+from reverse.decoding import engine
+from reverse.decoding.backends.base import Backend
+from tests.decoding import mock
+from tests.decoding.oracle import NaiveBackend
+from tests.decoding.scripted import Scripted
 
-VERBS = {
-    "admit": (None,),
-    "rewind": (0, [1]),
-    "start": (0, None),
-    "fork": (0, []),
-    "adopt": (0, 0),
-    "extend": (),
-    "finish": (0,),
-    "close": (),
-}
-
-
-class RecordingBackend:
-    """Notes which device was current in every call."""
-
-    slots = 1
-
-    def __init__(self, current: list):
-        self.current, self.seen = current, {}
-
-    def __getattr__(self, name):
-        def verb(*_):
-            self.seen[name] = self.current[-1]
-
-        return verb
+VERBS = ("reserve", "encode", "add", "split", "set_tokens", "start", "step", "score", "release", "reset")
 
 
 @pytest.fixture
@@ -54,35 +32,49 @@ def current(monkeypatch):
     return stack
 
 
-def choose(device, inner):
-    model = SimpleNamespace(device=torch.device(device), dtype=torch.float32)
-    return ChosenBackend(model, lambda: inner, engine="dynamic", style=None, slots=1, candidates=1)
+@pytest.fixture
+def seen(current, monkeypatch):
+    """Which devices were current in the calls of every verb."""
+    devices = {}
+
+    def record(name, verb):
+        def call(*args):
+            devices.setdefault(name, set()).add(current[-1])
+            return verb(*args)
+
+        return call
+
+    for name in VERBS:
+        monkeypatch.setattr(NaiveBackend, name, record(name, getattr(NaiveBackend, name)))
+    return devices
 
 
-def test_every_verb_runs_on_the_models_gpu(current):
+def decode(world, monkeypatch):
+    """Answer with candidates and rejections, and give an answer up, on a scripted backend."""
+    scripted = Scripted(monkeypatch, mock.hashed(3))
+    options = {"mode": scripted.mode, "threshold": 0.02, "candidates": 3, "hints": 0, "commit": "answer"}
+    assert any(r.trace for r in reverse.generate(*world, prompt=["a?", "b?"], **options))
+    lazy = reverse.generate_many(*world, [{"prompt": "c?"}] * 9, max_sequences=2, **options)
+    next(lazy)
+    lazy.close()
+
+
+def test_every_verb_runs_on_the_models_gpu(current, seen, tiny_llava, monkeypatch):
     """Without this, kernels and graphs start on the current GPU while the weights are on another."""
-    inner = RecordingBackend(current)
-    backend = choose("cuda:1", inner)
-    for name, arguments in VERBS.items():
-        getattr(backend, name)(*arguments)
-    assert inner.seen == dict.fromkeys(VERBS, torch.device("cuda:1"))
+    monkeypatch.setattr(engine, "input_device", lambda model: torch.device("cuda:1"))
+    decode(tiny_llava, monkeypatch)
+    assert set(seen) >= {"add", "split", "set_tokens", "start", "step", "release", "reset"}
+    assert all(devices == {torch.device("cuda:1")} for devices in seen.values()), seen
     assert current == [None]
 
 
-def test_a_model_on_the_cpu_touches_no_gpu(current):
+def test_a_model_on_the_cpu_touches_no_gpu(seen, tiny_llava, monkeypatch):
     """Without this, decoding on a CPU would need CUDA."""
-    inner = RecordingBackend(current)
-    backend = choose("cpu", inner)
-    backend.admit(None)
-    backend.extend()
-    assert inner.seen == {"admit": None, "extend": None}
+    decode(tiny_llava, monkeypatch)
+    assert all(devices == {None} for devices in seen.values()), seen
 
 
 def test_every_verb_is_covered():
     """Without this, a verb that is added later would run on whatever GPU is current."""
-    verbs = {name for name in vars(engines.ChosenBackend) if not name.startswith("_")} - {
-        "slots",
-        "chosen",
-        "free",
-    }
+    verbs = {name for name in vars(Backend) if not name.startswith("_")} - {"capabilities"}
     assert verbs == set(VERBS)

@@ -6,12 +6,16 @@ import itertools
 
 import pytest
 import torch
+import transformers
 
 import reverse
-from reverse.decoding import engines
+from reverse.decoding import branch
+from reverse.decoding.backends import auto
+from reverse.decoding.backends.base import OutOfMemory
+from reverse.decoding.backends.cuda_graph import ops
+from reverse.decoding.backends.cuda_graph.state import INSIDE, MASKED, PAIR
+from reverse.decoding.backends.hf.backend import HfBackend
 from reverse.decoding.failures import name_request
-from reverse.decoding.static import ops
-from reverse.decoding.transformers import TransformersBackend
 from reverse.decoding.verifier import NO_TAGS, Verifier
 from reverse.tokens import TokenIds
 from tests.decoding.worlds import picture, talkative
@@ -67,12 +71,13 @@ def test_one_bad_logit_is_seen(score, value, at):
     logits = torch.randn(3, 100, generator=torch.Generator().manual_seed(0))
     pair = score == "pair"
     verifier = Verifier(tags, "pair" if pair else "softmax")
-    inside = torch.tensor([0, 1, 0])
+    rows, held = torch.arange(3), torch.zeros(MASKED + 1, 3, dtype=torch.int64)
+    held[INSIDE], held[MASKED], held[PAIR] = torch.tensor([0, 1, 0]), int(score != "none"), int(pair)
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         good = logits.to(dtype)
         bad = good.clone()
         bad[1, at] = value
-        for p in (verifier.p, lambda x: ops.pick(x, inside, tags, score != "none", pair)[1]):
+        for p in (verifier.p, lambda x: ops.pick(x, rows, held, tags)[1]):
             assert torch.isfinite(p(good)).all()
             assert p(bad).isnan().tolist() == [False, True, False]
     row = logits[:1].double()
@@ -89,9 +94,11 @@ def test_bad_logits_in_any_row_raise(spoilt, mode, sampled):
     """An infinite logit in one row of a batch would be chosen, sampled from or read as p = 0."""
     model, processor, bad = spoilt
     options = SETTINGS | {"mode": mode, "do_sample": sampled}
-    with pytest.raises(ValueError, match=rf"request {bad}: logits .* not finite at answer position 0: check"):
+    with pytest.raises(
+        ValueError, match=rf"request {bad}: logits are not finite at answer position 0: check"
+    ):
         reverse.generate(model, processor, prompt=PROMPTS, **options)
-    with pytest.raises(ValueError, match=r"^logits of row 0 are not finite at answer position 0"):
+    with pytest.raises(ValueError, match=r"^logits are not finite at answer position 0"):
         reverse.generate(model, processor, prompt=PROMPTS[bad], **options)
 
 
@@ -101,14 +108,14 @@ def infect(model, value):
 
 
 @pytest.mark.parametrize("value", BAD.values(), ids=BAD)
-@pytest.mark.parametrize("engine", ["dynamic", "static"])
+@pytest.mark.parametrize("backend", ["hf", "cuda_graph"])
 @pytest.mark.parametrize("family", ["llava", "qwen"])
-def test_bad_weights_raise_on_every_engine(family, engine, value):
+def test_bad_weights_raise_on_every_backend(family, backend, value):
     """One weight of the head that overflowed would be sampled for ever, or never noticed."""
     model, processor = copy.deepcopy(world(family)[0]), world(family)[1]
     infect(model, value)
     with pytest.raises(ValueError, match="not finite at answer position 0"):
-        reverse.generate(model, processor, picture(0), engine=engine, **SETTINGS)
+        reverse.generate(model, processor, picture(0), backend=backend, **SETTINGS)
 
 
 def to_nan(ids, scores):
@@ -126,7 +133,7 @@ def test_scores_of_a_processor_that_are_not_finite_raise(processor_of):
     """A processor's NaN would choose whatever id argmax falls on."""
     model, processor = world("llava")
 
-    class Own(reverse.decoding.retrospective.LogitsProcessorList):
+    class Own(transformers.LogitsProcessorList):
         def __call__(self, ids, scores):
             return processor_of(ids, scores)
 
@@ -137,8 +144,8 @@ def test_scores_of_a_processor_that_are_not_finite_raise(processor_of):
 
 # ------------------------------------------------------------------ on_error
 @pytest.mark.parametrize("ordered", [True, False])
-@pytest.mark.parametrize("slots", [1, 2, 8])
-def test_one_bad_request_does_not_end_the_others(slots, ordered):
+@pytest.mark.parametrize("max_sequences", [1, 2, 8])
+def test_one_bad_request_does_not_end_the_others(max_sequences, ordered):
     """A thousand answers would be lost for a file that is not there."""
     model, processor = world("llava")
     bad = {
@@ -152,7 +159,13 @@ def test_one_bad_request_does_not_end_the_others(slots, ordered):
     good = iter(REQUESTS)
     requests = [bad[i] if i in bad else next(good) for i in range(len(bad) + len(REQUESTS))]
     found = reverse.generate_many(
-        model, processor, iter(requests), slots=slots, ordered=ordered, on_error="yield", **SETTINGS
+        model,
+        processor,
+        iter(requests),
+        max_sequences=max_sequences,
+        ordered=ordered,
+        on_error="yield",
+        **SETTINGS,
     )
     pairs = list(enumerate(found)) if ordered else sorted(found)
     assert [i for i, _ in pairs] == list(range(len(requests)))
@@ -170,7 +183,9 @@ def test_only_bad_requests_end_too():
     """A loop without rows would think that it is done, or go round for ever."""
     model, processor = world("llava")
     requests = [None] * 5 + REQUESTS[:1] + [None] * 5
-    found = list(reverse.generate_many(model, processor, requests, slots=2, on_error="yield", **SETTINGS))
+    found = list(
+        reverse.generate_many(model, processor, requests, max_sequences=2, on_error="yield", **SETTINGS)
+    )
     assert [isinstance(each, reverse.FailedRequest) for each in found] == [r is None for r in requests]
     assert found[5].ids == answers()[0]
 
@@ -179,7 +194,7 @@ def test_endless_bad_requests_are_read_as_they_are_handed_out():
     """An endless iterable of bad requests would be read for ever before the first is told."""
     model, processor = world("llava")
     found = reverse.generate_many(
-        model, processor, itertools.repeat(None), slots=2, on_error="yield", **SETTINGS
+        model, processor, itertools.repeat(None), max_sequences=2, on_error="yield", **SETTINGS
     )
     assert [next(found).index for _ in range(7)] == list(range(7))
     found.close()
@@ -191,7 +206,7 @@ def test_a_row_that_fails_leaves_the_others_alone(spoilt, ordered):
     """NaN in one row would end a run of thousands, or spoil its neighbours."""
     model, processor, bad = spoilt
     found = reverse.generate_many(
-        model, processor, REQUESTS, slots=4, ordered=ordered, on_error="yield", **SETTINGS
+        model, processor, REQUESTS, max_sequences=4, ordered=ordered, on_error="yield", **SETTINGS
     )
     pairs = dict(enumerate(found) if ordered else found)
     assert isinstance(pairs[bad], reverse.FailedRequest) and "not finite" in str(pairs[bad].error)
@@ -210,7 +225,7 @@ def test_a_lane_of_the_static_engine_is_clean_after_nan():
     for candidates in (1, 3):
         found = list(
             reverse.generate_many(
-                model, processor, REQUESTS * 2, slots=2, on_error="yield", engine="static",
+                model, processor, REQUESTS * 2, max_sequences=2, on_error="yield", backend="cuda_graph",
                 candidates=candidates, **SETTINGS | {"hints": 0},
             )
         )  # fmt: skip
@@ -220,21 +235,23 @@ def test_a_lane_of_the_static_engine_is_clean_after_nan():
             model,
             processor,
             [REQUESTS[i] for i in (0, 1, 2, 4, 5)],
-            engine="dynamic",
+            backend="hf",
             **SETTINGS | {"hints": 0},
         )
         assert [r.ids for i, r in enumerate(found[:6]) if i != 3] == [r.ids for r in alone]
-    engines.release(model)
+    auto.release(model)
 
 
 def test_raise_names_the_request_and_hands_out_what_came_before():
     """ "on_error='raise'", the default, would lose the answers under way, or not say whose error it is."""
     model, processor = world("llava")
     requests = [*REQUESTS[:3], {"images": "/nowhere.png"}, *REQUESTS[3:]]
-    for slots in (1, 2, 8):
+    for max_sequences in (1, 2, 8):
         handed = []
         with pytest.raises(FileNotFoundError, match=r"^request 3: .*/nowhere.png"):
-            for result in reverse.generate_many(model, processor, requests, slots=slots, **SETTINGS):
+            for result in reverse.generate_many(
+                model, processor, requests, max_sequences=max_sequences, **SETTINGS
+            ):
                 handed.append(result.ids)
         assert handed == answers()[:3]
     with pytest.raises(ValueError, match="on_error must be one of raise, yield, got 'skip'"):
@@ -271,25 +288,28 @@ def test_errors_keep_their_type():
 def test_what_was_finished_before_a_model_fault_is_handed_out(ordered, on_error, monkeypatch):
     """Hours of answers would be lost, or an error of the device be yielded for ever."""
     model, processor = world("llava")
-    step, finished = TransformersBackend._step, []
+    step, finished = HfBackend.step, []
 
     def failing(self):
         if len(finished) >= 3:
             raise RuntimeError("device-side assert")
         return step(self)
 
-    monkeypatch.setattr(TransformersBackend, "_step", failing)
-    monkeypatch.setattr(
-        "reverse.decoding.loop.build_result",
-        lambda *args, build=reverse.decoding.loop.build_result: finished.append(build(*args)) or finished[-1],
-    )
+    monkeypatch.setattr(HfBackend, "step", failing)
+    build = branch.build_result
+
+    def noting(*args, **kwargs):
+        finished.append(build(*args, **kwargs))
+        return finished[-1]
+
+    monkeypatch.setattr(branch, "build_result", noting)
     handed = []
     with pytest.raises(RuntimeError, match="device-side assert") as caught:
         for each in reverse.generate_many(
             model,
             processor,
             itertools.cycle(REQUESTS),
-            slots=4,
+            max_sequences=4,
             ordered=ordered,
             on_error=on_error,
             **SETTINGS,
@@ -317,7 +337,9 @@ def test_an_end_in_the_step_of_a_fault_is_not_lost(monkeypatch):
 
     monkeypatch.setattr(Verifier, "p", last_is_bad)
     options = SETTINGS | {"max_new_tokens": 1, "mode": "plain"}
-    found = list(reverse.generate_many(model, processor, REQUESTS[:3], slots=3, on_error="yield", **options))
+    found = list(
+        reverse.generate_many(model, processor, REQUESTS[:3], max_sequences=3, on_error="yield", **options)
+    )
     assert [isinstance(each, reverse.FailedRequest) for each in found] == [False, False, True]
 
 
@@ -325,18 +347,18 @@ def test_an_end_in_the_step_of_a_fault_is_not_lost(monkeypatch):
 def test_a_request_too_large_for_the_memory_fails_alone(on_error, monkeypatch):
     """One picture of 50 megapixels would end a run of thousands."""
     model, processor = world("llava")
-    prepare = TransformersBackend.admit
+    add = HfBackend.add
     mark = mark_of(processor, 3)
 
-    def admit(self, batch):
-        if bool((batch.input_ids == mark).any()):
-            raise reverse.decoding.backend.OutOfMemory("CUDA out of memory. Tried to allocate 20 GiB")
-        return prepare(self, batch)
+    def full(self, prompts):
+        if any(mark in prompt.ids for prompt in prompts):
+            raise OutOfMemory("CUDA out of memory. Tried to allocate 20 GiB")
+        return add(self, prompts)
 
     others = [*PROMPTS[:3], *PROMPTS[4:]]
     requests = [{"prompt": p} for p in [*others[:2], PROMPTS[3], *others[2:]]]
-    monkeypatch.setattr(TransformersBackend, "admit", admit)
-    found = reverse.generate_many(model, processor, requests, slots=2, on_error=on_error, **SETTINGS)
+    monkeypatch.setattr(HfBackend, "add", full)
+    found = reverse.generate_many(model, processor, requests, max_sequences=2, on_error=on_error, **SETTINGS)
     handed = [next(found).ids for _ in range(2)]
     assert handed == [answers()[PROMPTS.index(p)] for p in others[:2]]
     if on_error == "raise":
@@ -352,7 +374,9 @@ def test_a_failure_holds_no_picture_or_cache():
     """A list of failures would keep the tensors of every frame that the error passed."""
     model, processor = world("llava")
     requests = [{"images": "/nowhere.png"}, *REQUESTS[:1]]
-    failure, _ = reverse.generate_many(model, processor, requests, slots=2, on_error="yield", **SETTINGS)
+    failure, _ = reverse.generate_many(
+        model, processor, requests, max_sequences=2, on_error="yield", **SETTINGS
+    )
     frame = failure.error.__traceback__
     while frame is not None:
         held = [value for value in frame.tb_frame.f_locals.values() if isinstance(value, torch.Tensor)]

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 import reverse
-from reverse.decoding import engines
-from reverse.decoding.turns import DecodingTurn, model_lock
+from reverse.decoding.worker import worker_of
 from tests.decoding.worlds import talkative
 
 SETTINGS = {"prompt": "Is there a dog?", "threshold": 0.3, "max_new_tokens": 6, "max_attempts": 2}
@@ -52,26 +51,25 @@ def test_a_fork_in_the_middle_of_a_stream_can_decode(world):
     expected = reverse.generate(model, processor, **SETTINGS).ids
     inside, go_on = threading.Event(), threading.Event()
 
-    def wait(event):
+    def wait(*_):
         inside.set()
         go_on.wait(60)
 
-    thread = threading.Thread(
-        target=lambda: reverse.generate(model, processor, events=wait, engine="static", **SETTINGS)
-    )
+    thread = threading.Thread(target=lambda: reverse.generate(model, processor, **SETTINGS))
     model.train()
+    hook = model.register_forward_pre_hook(wait)
     thread.start()
-    assert inside.wait(60) and not model.training  # its thread holds the lock, in eval mode
+    assert inside.wait(60) and not model.training  # a step is under way, in eval mode
     try:
 
         def check():
+            hook.remove()
             assert all(module.training for module in model.modules())
             assert reverse.generate(model, processor, **SETTINGS).ids == expected
-            engines.release(model)
 
-        with engines._guard:  # as where the fork meets another thread inside of it
-            in_child(check)
+        in_child(check)
     finally:
+        hook.remove()
         go_on.set()
         thread.join()
         assert model.training
@@ -96,22 +94,16 @@ def test_a_stream_is_not_read_in_a_child(world):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_turn_that_forks_itself_goes_on_in_the_child(world):
-    """A reader of events that forks would leave a lock whose depth is wrong."""
-    model, _ = world
-    lock = model_lock(model)
+def test_a_reader_of_events_may_fork(world):
+    """A process that is forked between two events would wait for a thread that it does not have."""
+    model, processor = world
+    expected = reverse.generate(model, processor, **SETTINGS).ids
+    forked = []
 
-    def check():
-        assert lock.depth == 1
-        turn.__exit__(None, None, None)
-        assert lock.depth == 0
-        got = []
-        other = threading.Thread(target=lambda: got.append(lock.__enter__()))
-        other.start()
-        other.join(30)
-        return len(got) == 1
+    def fork(event):
+        if not forked:
+            forked.append(True)
+            in_child(lambda: reverse.generate(model, processor, **SETTINGS).ids == expected)
 
-    turn = DecodingTurn(model)
-    with turn:
-        in_child(check)
-    assert lock.depth == 0
+    assert reverse.generate(model, processor, events=fork, **SETTINGS).ids == expected
+    assert forked and worker_of(model).training == []

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from reverse.decoding.backends.base import Prompt
-from reverse.decoding.backends.hf import HfBackend, slots
+from reverse.decoding.backends.hf import slots
+from reverse.decoding.backends.hf.backend import HfBackend
 from reverse.models import family_of
 from reverse.tokens import TokenIds
 from tests.decoding.hf_driver import (

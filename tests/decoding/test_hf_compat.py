@@ -8,7 +8,8 @@ from transformers import DynamicCache, MistralConfig
 
 from reverse.compatibility import IncompatibleLibraryError
 from reverse.decoding.backends.base import Picture, Prompt
-from reverse.decoding.backends.hf import HfBackend, compat
+from reverse.decoding.backends.hf import compat
+from reverse.decoding.backends.hf.backend import HfBackend
 from tests.decoding.hf_driver import FAMILIES, add, params, question
 from tests.decoding.worlds import talkative
 

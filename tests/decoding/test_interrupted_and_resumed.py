@@ -36,4 +36,4 @@ def test_an_abbreviation_that_ends_a_phrase_ends_no_sentence(phrase, ends):
     model = mock.always(mock.SPAN, 6, mock.CN, mock.DOT, 7, mock.SPAN, 8, mock.CN, mock.EOS)
     with patch.object(mock, "TEXTS", texts):
         result, policy = mock.run(model, ResamplingConfig(threshold=0.5, commit="answer"))
-    assert result.text == f"{phrase}. Smith c" and policy.answer.sentence_ends == ends
+    assert result.text == f"{phrase}. Smith c" and policy.sentence_ends == ends

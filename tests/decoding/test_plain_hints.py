@@ -24,10 +24,11 @@ def build(name):
     add_tokens(model, processor)
     processor.tokenizer.add_tokens(["[obj]", "</cn>", "<span>"])  # a user's own; tags as hints spell them
     processor.tokenizer.add_tokens(["<mine>"], special_tokens=True)
-    return processor
+    return model, processor
 
 
-PROCESSORS = {name: build(name) for name in ("llava", "vicuna", "qwen")}
+MODELS = {name: build(name) for name in ("llava", "vicuna", "qwen")}
+PROCESSORS = {name: processor for name, (_, processor) in MODELS.items()}
 WRITERS = {name: HintWriter(processor) for name, processor in PROCESSORS.items()}
 OURS = {
     name: {i for i, token in processor.tokenizer.added_tokens_decoder.items() if token.content.strip()}
@@ -81,13 +82,12 @@ def test_training_writes_no_control_tokens_as_hints_either(name):
 @pytest.mark.parametrize("name, token", [("llava", "<image>"), ("vicuna", "</s>"), ("qwen", "<|im_end|>")])
 def test_second_question_with_a_control_token_is_refused(name, token):
     """The instruction of the second question would end the turn, found out in mid-run or never."""
+    asked = {"prompt": "What is it?", "threshold": 0.5}  # streams that are not read decode nothing
     with pytest.raises(ValueError, match=r"false_premise holds .*not as text"):
-        reverse.retrospective(
-            PROCESSORS[name], threshold=0.5, open_ended=True, false_premise=f"Say {token} instead."
-        )
-    reverse.retrospective(PROCESSORS[name], threshold=0.5, false_premise=f"unused {token}")
+        reverse.stream(*MODELS[name], open_ended=True, false_premise=f"Say {token} instead.", **asked)
+    reverse.stream(*MODELS[name], false_premise=f"unused {token}", **asked)
     with pytest.raises(ValueError, match="false_premise must be a text"):
-        reverse.retrospective(PROCESSORS[name], threshold=0.5, false_premise=" ")
+        reverse.stream(*MODELS[name], false_premise=" ", **asked)
 
 
 def test_a_tokenizer_that_cannot_write_it_as_text_says_so(monkeypatch):

@@ -1,21 +1,27 @@
 """The policy row by row of its table, then its invariants for models drawn by hypothesis."""
 
 import math
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reverse.decoding.config import ResamplingConfig
-from reverse.decoding.policy import Continue, Finish, Policy, Rewind, Segment
+from reverse.decoding.policies import policy_factory
+from reverse.decoding.policies.base import Continue, Finish, Rewind, Segment
+from reverse.decoding.policies.resample import ResamplePolicy
 from tests.decoding import mock
+from tests.decoding.actions import continues, rewinds
 from tests.decoding.mock import CN, DOT, EOS, SPAN, TAGS, UN, always, hashed, run
 
 A, B, C, D = 6, 7, 8, 9
 
 
 def policy(max_new_tokens=100, temperature=0.0, **settings):
-    return Policy(ResamplingConfig(**{"threshold": 0.5} | settings), TAGS, max_new_tokens, temperature)
+    return ResamplePolicy(
+        ResamplingConfig(**{"threshold": 0.5} | settings), TAGS, max_new_tokens, temperature
+    )
 
 
 def phrase(*words, p=0.0, close=CN, before=(), ends=()):
@@ -26,46 +32,47 @@ def phrase(*words, p=0.0, close=CN, before=(), ends=()):
 def test_confident_phrase_is_accepted():
     """An accepted phrase would be decoded again, or raise the temperature of what follows."""
     one = policy()
-    assert one.next(phrase(A, p=0.5)) == Continue(0.0)
-    assert one.ids == [SPAN, A, CN]
-    assert (one.resolved, one.local, one.total) == (True, 0, 0)
+    assert one.next(phrase(A, p=0.5)) == continues(0.0)
+    assert one.answer.ids == [SPAN, A, CN]
+    assert (one.answer.resolved, one.local_failures, one.rejections) == (True, 0, 0)
 
 
 def test_suspect_phrase_is_taken_back_and_hinted():
     """A rejected phrase would stay in the answer, or not be named to the model."""
     one = policy()
     one.next(phrase(A))
-    assert one.next(phrase(B, C, p=0.51, before=(D,))) == Rewind(3, 0.1, ((B, C),))
-    assert one.ids == [SPAN, A, CN]
+    assert one.next(phrase(B, C, p=0.51, before=(D,))) == rewinds(3, 0.1, ((B, C),))
+    assert one.answer.ids == [SPAN, A, CN]
 
 
 def test_chosen_un_is_a_rejection_whatever_its_p():
     """A `</UN>` the model itself wrote below the threshold would be taken for confidence."""
     one = policy()
-    assert one.next(phrase(A, p=0.01, close=UN)) == Rewind(0, 0.1, ((A,),))
+    assert one.next(phrase(A, p=0.01, close=UN)) == rewinds(0, 0.1, ((A,),))
 
 
 def test_sentence_end_inside_the_segment_is_a_checkpoint():
     """Text that was not in question would be thrown away with the phrase after it."""
     one = policy()
     segment = phrase(B, p=0.9, before=(A, DOT, C), ends=[2])
-    assert one.next(segment) == Rewind(2, 0.1, ((B,),))
-    assert one.ids == [A, DOT]
+    assert one.next(segment) == rewinds(2, 0.1, ((B,),))
+    assert one.answer.ids == [A, DOT]
 
 
 def test_paper_rewinds_to_phrase_ends_only():
     """`.paper()` would not be the published algorithm, which knows no sentence checkpoints."""
-    one = Policy(ResamplingConfig.paper(threshold=0.5), TAGS, 100)
+    config = ResamplingConfig.paper(threshold=0.5)
+    one = policy_factory(config)(config, TAGS, 100, 0.0)
     one.next(phrase(A))
-    assert one.next(phrase(B, p=0.9, before=(DOT, C), ends=[1])) == Rewind(3, 0.1, ((B,),))
+    assert one.next(phrase(B, p=0.9, before=(DOT, C), ends=[1])) == rewinds(3, 0.1, ((B,),))
 
 
 def test_temperature_rises_by_steps_to_its_cap_and_falls_back():
     """Attempts would repeat the same greedy phrase, or boil the text without limit."""
     one = policy(temperature=0.2, local_attempts=20)
-    seen = [one.next(phrase(A, p=0.9)).temperature for _ in range(7)]
+    seen = [one.next(phrase(A, p=0.9)).temperatures[0] for _ in range(7)]
     assert seen == pytest.approx([0.3, 0.4, 0.5, 0.6, 0.7, 0.7, 0.7])
-    assert one.next(phrase(A)) == Continue(0.2)
+    assert one.next(phrase(A)) == continues(0.2)
 
 
 def test_hints_keep_their_order_without_repeats():
@@ -83,18 +90,18 @@ def test_k_failures_go_back_one_sentence_then_one_more():
     one.next(phrase(A))  # 0..3
     one.next(phrase(B, before=(DOT,), ends=[1]))  # "." is 3, ends at 4
     one.next(phrase(C, before=(DOT,), ends=[1]))  # "." is 7, ends at 8; phrase ends at 11
-    assert one.answer.sentence_ends == [4, 8]
+    assert one.sentence_ends == [4, 8]
     assert one.next(phrase(D, p=0.9)).to == 11
-    assert one.next(phrase(D, p=0.9)) == Rewind(8, 0.1, ((D,),))
-    assert (one.level, one.local) == (1, 0)
+    assert one.next(phrase(D, p=0.9)) == rewinds(8, 0.1, ((D,),))
+    assert (one.level, one.local_failures) == (1, 0)
     one.next(phrase(D, p=0.9))
     assert one.next(phrase(D, p=0.9)).to == 4
     one.next(phrase(D, p=0.9))
     assert one.next(phrase(D, p=0.9)).to == 0
     assert one.level == 3
     one.next(phrase(D, p=0.9))
-    assert one.next(phrase(D, p=0.9)) == Continue(0.0)  # stuck: the best was kept
-    assert one.resolved is False
+    assert one.next(phrase(D, p=0.9)) == continues(0.0)  # stuck: the best was kept
+    assert one.answer.resolved is False
 
 
 def test_level_falls_back_once_the_place_is_passed():
@@ -122,29 +129,16 @@ def test_commit_bounds_escalation(commit, reached):
     assert isinstance(action, Continue)
 
 
-def test_released_sticks_after_one_sentence_and_keeps_its_heat():
-    """`.released()` would not have the settings of the published code."""
-    config = ResamplingConfig.released(threshold=0.5, local_attempts=2, max_attempts=9)
-    one = Policy(config, TAGS, 100)
-    for before, ends in (((), ()), ((DOT,), (1,)), ((DOT,), (1,))):
-        one.next(phrase(A, before=before, ends=ends))
-    actions = [one.next(phrase(D, p=0.9)) for _ in range(9)]
-    assert [a.to for a in actions[:-1]] == [11, 8, 8, 8, 8, 8, 8, 8]
-    assert actions[1].temperature == pytest.approx(0.1)
-    assert actions[-1] == Finish("exhausted")
-    assert len(one.ids) == 8
-
-
 # ---------------------------------------------------------------------- stuck and exhausted
 def test_best_keeps_the_least_suspect_candidate():
     """The answer would keep the worst phrase, lose it, or leave it open."""
     one = policy(local_attempts=3)
     one.next(phrase(A, p=0.9))
     one.next(phrase(B, p=0.6, close=UN))
-    assert one.next(phrase(C, p=0.8)) == Continue(0.0)
-    assert one.ids == [SPAN, B, CN]
+    assert one.next(phrase(C, p=0.8)) == continues(0.0)
+    assert one.answer.ids == [SPAN, B, CN]
     assert one.answer.spans[0].p == 0.6 and not one.answer.spans[0].accepted
-    assert one.resolved is False
+    assert one.answer.resolved is False
     assert isinstance(one.next(phrase(D, p=0.9)), Rewind)  # later phrases are corrected as before
 
 
@@ -155,25 +149,25 @@ def test_best_prefers_the_longest_prefix():
     one.next(phrase(B, before=(DOT,), ends=[1]))
     one.next(phrase(C, p=0.9))  # at 7, then back to 4
     one.next(phrase(D, p=0.6))  # at 4, nowhere further to go
-    assert one.ids == [SPAN, A, CN, DOT, SPAN, B, CN, SPAN, C, CN]
+    assert one.answer.ids == [SPAN, A, CN, DOT, SPAN, B, CN, SPAN, C, CN]
 
 
 def test_exhausted_keeps_every_later_suspect():
     """After N attempts the answer would end, or go on being resampled for ever."""
     one = policy(max_attempts=1)
-    assert one.next(phrase(A, p=0.9)) == Continue(0.0)
-    assert one.next(phrase(B, p=0.9, close=UN)) == Continue(0.0)
-    assert one.ids == [SPAN, A, CN, SPAN, B, CN]
-    assert (one.total, one.resolved) == (1, False)
-    assert one.next(Segment((SPAN, C, EOS), "eos")) == Continue(0.0)
-    assert one.ids[-3:] == [SPAN, C, CN]
+    assert one.next(phrase(A, p=0.9)) == continues(0.0)
+    assert one.next(phrase(B, p=0.9, close=UN)) == continues(0.0)
+    assert one.answer.ids == [SPAN, A, CN, SPAN, B, CN]
+    assert (one.rejections, one.answer.resolved) == (1, False)
+    assert one.next(Segment((SPAN, C, EOS), "eos")) == continues(0.0)
+    assert one.answer.ids[-3:] == [SPAN, C, CN]
 
 
 def test_no_attempts_checks_and_never_corrects():
     """N = 0 would still resample."""
     one = policy(max_attempts=0)
-    assert one.next(phrase(A, p=0.9)) == Continue(0.0)
-    assert (one.attempts, one.resolved) == ([], False)
+    assert one.next(phrase(A, p=0.9)) == continues(0.0)
+    assert (one.answer.attempts, one.answer.resolved) == ([], False)
 
 
 @pytest.mark.parametrize("settings", [{"max_attempts": 1}, {"local_attempts": 1, "commit": "phrase"}])
@@ -182,8 +176,8 @@ def test_drop_ends_at_the_last_checkpoint(settings):
     one = policy(on_exhausted="drop", **settings)
     one.next(phrase(A))
     assert one.next(phrase(B, p=0.9, before=(DOT, C), ends=[1])) == Finish("dropped")
-    assert one.ids == [SPAN, A, CN, DOT]
-    assert one.resolved is False
+    assert one.answer.ids == [SPAN, A, CN, DOT]
+    assert one.answer.resolved is False
 
 
 # ---------------------------------------------------------------------- ends
@@ -192,15 +186,15 @@ def test_length_inside_a_phrase_is_no_attempt():
     one = policy(max_new_tokens=6)
     one.next(phrase(A))
     assert one.next(Segment((DOT, SPAN, B), "length", None, (1,))) == Finish("length")
-    assert one.ids == [SPAN, A, CN, DOT]
-    assert (one.total, one.resolved) == (0, True)
+    assert one.answer.ids == [SPAN, A, CN, DOT]
+    assert (one.rejections, one.answer.resolved) == (0, True)
 
 
 def test_end_inside_a_phrase_is_an_attempt_without_a_hint():
     """A half phrase would be taught to the model as wrong, or be returned open."""
     one = policy()
-    assert one.next(Segment((SPAN, A, EOS), "eos")) == Rewind(0, 0.1, ())
-    assert one.attempts[0].kind == "unclosed"
+    assert one.next(Segment((SPAN, A, EOS), "eos")) == rewinds(0, 0.1, ())
+    assert one.answer.attempts[0].kind == "unclosed"
 
 
 def test_full_answer_ends_by_length():
@@ -216,7 +210,7 @@ def test_nan_is_refused():
 
 
 # ---------------------------------------------------------------------- adversarial models
-POLICIES = ("best", "drop", "verified_prefix")
+POLICIES = ("best", "drop")
 ADVERSARIES = {
     "always </UN>": always(SPAN, A, UN),
     "never closes": always(SPAN, A, B, C),
@@ -228,15 +222,15 @@ ADVERSARIES = {
 
 
 # What becomes of each: finish reason, text and `resolved`.
-DROPPED, EXHAUSTED = ("dropped", "", False), ("exhausted", "", False)
+DROPPED = ("dropped", "", False)
 OUTCOMES = {
     "always </UN>": {
-        "best": ("length", " a" * 6, False), "drop": DROPPED, "verified_prefix": EXHAUSTED,
+        "best": ("length", " a" * 6, False), "drop": DROPPED,
     },
     "ends inside a phrase": {
-        "best": ("length", "a" + " a" * 5, False), "drop": DROPPED, "verified_prefix": EXHAUSTED,
+        "best": ("length", "a" + " a" * 5, False), "drop": DROPPED,
     },
-    "empty phrases": {"best": ("length", "", False), "drop": DROPPED, "verified_prefix": EXHAUSTED},
+    "empty phrases": {"best": ("length", "", False), "drop": DROPPED},
     "never closes": dict.fromkeys(POLICIES, ("length", "", True)),
     "closes without opening": dict.fromkeys(POLICIES, ("length", "a" + " a" * 5, True)),  # closing is masked
     "only end of text": dict.fromkeys(POLICIES, ("eos", "", True)),
@@ -250,7 +244,7 @@ def test_it_ends_for_adversaries(name, on_exhausted, temperature):
     """A model that never says anything acceptable would hang the caller, or get what was not decided."""
     config = ResamplingConfig(threshold=0.2, on_exhausted=on_exhausted, max_attempts=12, local_attempts=3)
     result, one = run(ADVERSARIES[name], config, 20, temperature)
-    assert one.total <= 12 and len(result.ids) <= 20
+    assert one.rejections <= 12 and len(result.ids) <= 20
     outcome = (result.finish_reason, result.text, result.resolved)
     if temperature and name in ("never closes", "closes without opening"):  # the mask leaves it to chance
         assert outcome[0] in ("length", "eos") and outcome[2] is True
@@ -266,10 +260,9 @@ configs = st.builds(
     max_attempts=st.integers(0, 12),
     temperature_step=st.sampled_from([0.0, 0.1, 0.5]),
     commit=st.sampled_from(["phrase", "sentence", "answer"]),
-    on_exhausted=st.sampled_from(["best", "drop", "verified_prefix"]),
+    on_exhausted=st.sampled_from(["best", "drop"]),
     check=st.sampled_from(["closing", "every_token"]),
-    sentence_checkpoints=st.booleans(),
-    escalation_resets=st.booleans(),
+    policy=st.sampled_from(["resample", "paper"]),
     max_extra_tokens=st.sampled_from([None, None, 0, 3, 12]),
 )
 
@@ -279,7 +272,7 @@ configs = st.builds(
 def test_invariants(salt, config, temperature, room):
     """It would not end, lie about `resolved`, overrun its room, or show a tag."""
     result, one = run(hashed(salt), config, room, temperature, seed=salt % 97)
-    assert one.total <= config.max_attempts and len(result.ids) <= room
+    assert one.rejections <= config.max_attempts and len(result.ids) <= room
     assert not any(tag in result.text for tag in ("<SPAN>", "</CN>", "</UN>"))
     if result.resolved:
         assert all(p.p_un <= config.threshold for p in result.phrases)
@@ -292,7 +285,7 @@ def test_invariants(salt, config, temperature, room):
         opened = token == SPAN or (opened and token != CN)
     assert not opened
     assert result.usage.kept == len(result.ids) and result.usage.discarded >= 0
-    assert len(result.trace) == one.total
+    assert len(result.trace) == one.rejections
     assert one.discarded == sum(entry.tokens for entry in result.trace)
     if config.max_extra_tokens is not None:  # one segment may begin within the budget and end outside it
         assert one.discarded <= max(config.max_extra_tokens - 1 + room, 0)
@@ -306,19 +299,17 @@ def test_floor_is_never_undercut(salt, config, temperature):
     """What a stream has shown would be taken back."""
     floors = []
 
-    class Watched(Policy):
-        def next(self, segment, spent=0.0):
-            head = self.ids[: self.floor]
-            action = super().next(segment, spent)
-            assert self.ids[: len(head)] == head
-            floors.append(self.floor)
+    class Watched(ResamplePolicy):
+        def next(self, segment):
+            answer = self.answer
+            head = answer.ids[: answer.committed_length]
+            action = super().next(segment)
+            assert answer.ids[: len(head)] == head
+            floors.append(answer.committed_length)
             return action
 
-    original, mock.Policy = mock.Policy, Watched
-    try:
-        run(hashed(salt), config, 40, temperature)
-    finally:
-        mock.Policy = original
+    factory = partial(Watched, sentence_rewind_points=config.policy != "paper")
+    run(hashed(salt), config, 40, temperature, factory=factory)
     assert floors == sorted(floors)
 
 

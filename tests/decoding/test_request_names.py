@@ -3,7 +3,9 @@
 import pytest
 
 import reverse
-from reverse.decoding.sources import Job, Stream
+from reverse.decoding.preparing import Preparer
+from tests.decoding import mock
+from tests.decoding.scripted import Scripted
 
 
 @pytest.mark.parametrize(
@@ -26,21 +28,21 @@ def test_one_number_says_which_request_it_is(tiny_llava, request_, words):
 
 
 @pytest.mark.parametrize("bad", [0, 31, 63])
-def test_one_bad_request_does_not_have_all_others_prepared_again_and_again(bad):
+def test_one_bad_request_does_not_have_all_others_prepared_again_and_again(tiny_llava, monkeypatch, bad):
     """With 64 rows, 2,080 pictures were opened where the last of 64 was missing."""
-    prepared = []
+    scripted, prepared = Scripted(monkeypatch, mock.always(mock.SPAN, 7, mock.CN, mock.EOS)), []
 
-    def prepare(jobs):
-        prepared.extend(jobs)
-        if any(job.index == bad for job in jobs):
+    def prepare(self, conversation, request, hints):
+        prepared.append(conversation)
+        if request.seed == bad:
             raise ValueError("no such picture")
-        return jobs, None
+        return scripted.prepare(conversation, request, hints)
 
-    source = Stream((Job(i, None, "What?", 0) for i in range(64)), prepare, on_error="yield")
-    source.look(64)
-    made = []
-    while (taken := source.take(64)) is not None:
-        made += [job.index for job in taken[0]]
-    assert made == [i for i in range(64) if i != bad]
-    assert [failure.index for failure in source.failures] == [bad]
+    monkeypatch.setattr(Preparer, "prepare", prepare)
+    requests = ({"prompt": "What?", "seed": i} for i in range(64))
+    options = {"mode": scripted.mode, "on_error": "yield", "max_sequences": 64, "threshold": 0.5}
+    found = list(reverse.generate_many(*tiny_llava, requests, **options))
+    failures = [each for each in found if isinstance(each, reverse.FailedRequest)]
+    assert len(found) == 64 and found.index(failures[0]) == bad
+    assert [failure.index for failure in failures] == [bad], failures[-1].error
     assert len(prepared) < 8 * 64

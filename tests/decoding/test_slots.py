@@ -3,23 +3,21 @@
 import functools
 import gc
 import itertools
+import signal
 import threading
+import time
 import weakref
 
 import pytest
 import torch
 
 import reverse
-from reverse.decoding import _hf, retrospective
-from reverse.decoding.backend import Prefill
-from reverse.decoding.calls import AHEAD, GenerationCall
-from reverse.decoding.config import ResamplingConfig
-from reverse.decoding.loop import Loop, Request
-from reverse.decoding.policy import Policy
-from reverse.decoding.transformers import TransformersBackend
-from reverse.decoding.verifier import Verifier
+from reverse.decoding.backends.hf import compat
+from reverse.decoding.backends.hf.backend import HfBackend
+from reverse.decoding.scheduler import Scheduler
 from tests.decoding import mock
 from tests.decoding.oracle import NaiveBackend
+from tests.decoding.scripted import Scripted
 from tests.decoding.worlds import picture, talkative
 
 FAMILIES = ["llava", "qwen"]
@@ -66,11 +64,11 @@ def alone(family, dtype, sampled):
 # ------------------------------------------------------------------ the same answers
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype, sampled", [(torch.float32, False), (torch.float64, True)])
-@pytest.mark.parametrize("slots", [2, 3, 5])
-def test_an_answer_does_not_depend_on_its_neighbours(family, dtype, sampled, slots):
+@pytest.mark.parametrize("max_sequences", [2, 3, 5])
+def test_an_answer_does_not_depend_on_its_neighbours(family, dtype, sampled, max_sequences):
     """Rows admitted late, beside others of other lengths and pictures, would answer something else."""
     options = {"do_sample": True, "temperature": 0.8} if sampled else {}
-    together = list(many(family, mixed(family), dtype, slots=slots, **options))
+    together = list(many(family, mixed(family), dtype, max_sequences=max_sequences, **options))
     assert [r.ids for r in together] == alone(family, dtype, sampled)
     assert sum(len(r.trace) for r in together) > 3
 
@@ -82,7 +80,15 @@ def test_the_order_of_admission_plays_no_part(family):
     for order in ([6, 5, 4, 3, 2, 1, 0], [3, 0, 6, 1, 5, 2, 4]):
         requests = [mixed(family)[i] for i in order]
         found = dict(
-            many(family, requests, slots=3, ordered=False, do_sample=True, temperature=0.8, candidates=1)
+            many(
+                family,
+                requests,
+                max_sequences=3,
+                ordered=False,
+                do_sample=True,
+                temperature=0.8,
+                candidates=1,
+            )
         )
         assert [found[order.index(i)].ids for i in range(7)] == expected
 
@@ -91,13 +97,13 @@ def test_the_order_of_admission_plays_no_part(family):
 def test_candidates_in_few_slots(family):
     """A forked row would disturb the one that is admitted beside it."""
     options = {"hints": 0, "threshold": 0.05, "do_sample": True, "temperature": 0.8}
-    one = [r.ids for r in many(family, mixed(family), slots=2, **options)]
-    assert [r.ids for r in many(family, mixed(family), slots=2, candidates=3, **options)] == one
+    one = [r.ids for r in many(family, mixed(family), max_sequences=2, **options)]
+    assert [r.ids for r in many(family, mixed(family), max_sequences=2, candidates=3, **options)] == one
 
 
 def test_unordered_results_come_as_they_finish():
     """A slow answer would hold back those that are ready."""
-    lazy = many("llava", mixed("llava"), slots=7, ordered=False)
+    lazy = many("llava", mixed("llava"), max_sequences=7, ordered=False)
     found = list(lazy)
     assert sorted(i for i, _ in found) == list(range(7)) and [i for i, _ in found] != list(range(7))
 
@@ -111,113 +117,100 @@ def test_pictures_are_read_when_a_row_is_free():
             read.append(i)
             yield {"images": picture(i % 5), "prompt": "Describe this image."}
 
-    lazy = many("llava", endless(), slots=2)
+    lazy = many("llava", endless(), max_sequences=2)
     for taken in range(1, 6):
         next(lazy)
-        assert len(read) <= taken + AHEAD * 2
+        assert len(read) <= taken + 4 * 2
     lazy.close()
     seen = len(read)
     assert list(lazy) == [] and len(read) == seen
 
 
 # ------------------------------------------------------------------ memory
-class Mocked:
-    """generate_many() with the scripted model in place of transformers."""
-
-    def __init__(self, monkeypatch, model):
-        self.alive, self.most, self.model = weakref.WeakSet(), 0, model
-        monkeypatch.setattr(GenerationCall, "prepare", self.prepare)
-        monkeypatch.setattr(retrospective.Retrospective, "loop", self.loop)
-
-    def prepare(self, jobs):
-        config = ResamplingConfig(threshold=0.3, local_attempts=2, max_attempts=4)
-        requests = []
-        for job in jobs:
-            policy = Policy(config, mock.TAGS, 20, 1.0)
-            requests.append(Request([mock.BOS], policy, job.seed, name=job))
-            self.alive.add(policy)
-        self.most = max(self.most, len(self.alive))
-        return requests, Prefill(torch.full((len(jobs), 1), mock.BOS), eos=frozenset({mock.EOS}))
-
-    def loop(self, model, source, slots):
-        self.backend = NaiveBackend(self.model, {}, mock.TAGS, frozenset({mock.EOS}), slots)
-        return Loop(self.backend, source, mock.decode, Verifier(mock.TAGS))
-
-
 @pytest.mark.parametrize("ordered", [True, False])
 def test_ten_thousand_requests_in_bounded_memory(monkeypatch, ordered):
     """A long list would keep every picture, policy and cache it ever saw."""
-    mocked = Mocked(monkeypatch, mock.always(mock.SPAN, 7, mock.CN, mock.EOS))
+    scripted = Scripted(monkeypatch, mock.always(mock.SPAN, 7, mock.CN, mock.EOS))
     requests = ({"prompt": "?", "seed": i} for i in range(10_000))
     model, processor = _talkative("llava", torch.float64)
-    answers = reverse.generate_many(model, processor, requests, slots=8, ordered=ordered)
+    answers = reverse.generate_many(
+        model, processor, requests, max_sequences=8, ordered=ordered, mode=scripted.mode, threshold=0.3
+    )
     assert sum(1 for _ in answers) == 10_000
-    assert mocked.most <= 4 * 8
-    assert not mocked.backend.texts
+    assert scripted.most <= 4 * 8
+    assert not scripted.backend.texts
 
 
 def test_a_slow_answer_bounds_the_window(monkeypatch):
     """One endless answer at the front would let finished ones pile up behind it."""
-    mocked, extend = Mocked(monkeypatch, mock.hashed(1)), NaiveBackend.extend
+    scripted, step = Scripted(monkeypatch, mock.hashed(1)), NaiveBackend.step
 
     def neglecting(self):
-        """Row 0 is served when there is nothing else to do."""
-        if 0 in self.draws and len(self.draws) > 1:
-            first = self.draws.pop(0)
-            ended = extend(self)
-            self.draws[0] = first
-            return ended
-        return extend(self)
+        """The first sequence is served when there is nothing else to do."""
+        if 1 in self.segments and len(self.segments) > 1:
+            first = self.segments.pop(1)
+            outputs = step(self)
+            self.segments[1] = first
+            return outputs
+        return step(self)
 
-    monkeypatch.setattr(NaiveBackend, "extend", neglecting)
+    monkeypatch.setattr(NaiveBackend, "step", neglecting)
     model, processor = _talkative("llava", torch.float64)
     requests = ({"prompt": "?", "seed": i} for i in range(200))
-    answers = reverse.generate_many(model, processor, requests, slots=4)
+    answers = reverse.generate_many(
+        model, processor, requests, max_sequences=4, mode=scripted.mode, threshold=0.3, hints=0
+    )
     next(answers)
-    assert mocked.backend.admitted == AHEAD * 4
+    assert scripted.prepared <= 4 * 4
     assert 1 + sum(1 for _ in answers) == 200
 
 
 # ------------------------------------------------------------------ leaving early
-def test_closing_frees_rows_cache_and_lock():
-    """A consumer that stops early would keep the model locked and its cache full."""
-    made = []
-    original = TransformersBackend.__init__
+def test_closing_frees_sequences_and_cache(monkeypatch):
+    """A consumer that stops early would keep the model busy and its cache full."""
+    made, original = [], HfBackend.__init__
 
     def noting(self, *args, **kwargs):
         original(self, *args, **kwargs)
         made.append(weakref.ref(self))
 
-    TransformersBackend.__init__ = noting
-    try:
-        lazy = many("llava", itertools.cycle(mixed("llava")), slots=3)
-        next(lazy)
-        backend = made[0]()
-        assert backend.rows and backend.cache is not None
-        lazy.close()
-        assert not backend.rows and backend.cache is None
-        del backend
-        gc.collect()
-        assert made[0]() is None
-    finally:
-        TransformersBackend.__init__ = original
+    monkeypatch.setattr(HfBackend, "__init__", noting)
+    lazy = many("llava", itertools.cycle(mixed("llava")), max_sequences=3)
+    next(lazy)
+    backend = made[0]()
+    assert backend._sequences and backend._cache._cache is not None
+    lazy.close()
+    assert not backend._sequences and backend._cache._cache is None
+    del backend
+    until(lambda: gc.collect() is None or made[0]() is None)
     free = threading.Thread(target=lambda: many("llava", mixed("llava")[:1]).__next__())
     free.start()
     free.join(30)
     assert not free.is_alive()
 
 
+def until(holds, seconds=30):
+    """Wait for something that another thread is about to do."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 def interrupting(monkeypatch, calls, error=KeyboardInterrupt):
-    """Raise `error` in the calls of the forward whose numbers are in `calls`; returns the count."""
-    seen, forward = [0], _hf.forward
+    """Raise `error` in the calls of the forward whose numbers are in `calls`, Ctrl-C in the main thread."""
+    seen, forward = [0], compat.forward
 
     def fails(*args):
         seen[0] += 1
         if seen[0] in calls:
-            raise error
+            if error is not KeyboardInterrupt:
+                raise error
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            time.sleep(0.05)  # while the main thread takes notice
         return forward(*args)
 
-    monkeypatch.setattr(_hf, "forward", fails)
+    monkeypatch.setattr(compat, "forward", fails)
     return seen
 
 
@@ -259,8 +252,8 @@ def test_a_source_of_requests_may_ask_the_model(monkeypatch):
             assert not thread.is_alive()
             yield image
 
-    expected = [r.ids for r in many("llava", mixed("llava")[:3], slots=2)]
-    assert [r.ids for r in many("llava", requests(), slots=2)] == expected
+    expected = [r.ids for r in many("llava", mixed("llava")[:3], max_sequences=2)]
+    assert [r.ids for r in many("llava", requests(), max_sequences=2)] == expected
     assert len(answers) == 3
 
 
@@ -269,10 +262,10 @@ def test_a_source_of_requests_may_ask_the_model(monkeypatch):
 def test_a_bad_request_does_not_take_its_neighbours_along(bad, ordered):
     """Hours of answers would be lost with one missing picture."""
     good = mixed("llava")
-    expected = [r.ids for r in many("llava", good[:4], slots=3)]
+    expected = [r.ids for r in many("llava", good[:4], max_sequences=3)]
     found = {}
     with pytest.raises((OSError, ValueError, TypeError)):
-        for item in enumerate(many("llava", [*good[:4], bad, *good[4:]], slots=3, ordered=ordered)):
+        for item in enumerate(many("llava", [*good[:4], bad, *good[4:]], max_sequences=3, ordered=ordered)):
             i, result = item if ordered else item[1]
             found[i] = result.ids
     assert [found[i] for i in range(4)] == expected and set(found) <= {0, 1, 2, 3}
@@ -287,7 +280,7 @@ def memory():
 @pytest.mark.parametrize("settings", [{}, {"candidates": 3, "threshold": 0.05}], ids=["alone", "forked"])
 def test_out_of_memory_in_a_step_changes_no_answer(family, settings, monkeypatch):
     """A full device would end the run, or rows put back would go on with another text or other noise."""
-    options = {"do_sample": True, "temperature": 0.8, "slots": 6} | settings
+    options = {"do_sample": True, "temperature": 0.8, "max_sequences": 6} | settings
     expected = [r.ids for r in many(family, mixed(family), **options)]
     for calls in ({1}, {7, 8}, {12, 21}):
         with monkeypatch.context() as patch:
@@ -295,12 +288,12 @@ def test_out_of_memory_in_a_step_changes_no_answer(family, settings, monkeypatch
             assert [r.ids for r in many(family, mixed(family), **options)] == expected
 
 
-@pytest.mark.parametrize("where", ["prefill", "gather_slots"])
+@pytest.mark.parametrize("where", ["build_positions", "move_layer"])
 def test_out_of_memory_in_an_admission_changes_no_answer(where, monkeypatch):
     """The requests that did not fit would be lost, or a half-moved cache be used."""
-    expected = [r.ids for r in many("qwen", mixed("qwen"), slots=4)]
+    expected = [r.ids for r in many("qwen", mixed("qwen"), max_sequences=4)]
     for failing in ({1}, {2}, {3, 4}):
-        seen, original = [0], getattr(_hf, where)
+        seen, original = [0], getattr(compat, where)
 
         def fails(*args, seen=seen, original=original, failing=failing):
             seen[0] += 1
@@ -309,14 +302,14 @@ def test_out_of_memory_in_an_admission_changes_no_answer(where, monkeypatch):
             return original(*args)
 
         with monkeypatch.context() as patch:
-            patch.setattr(_hf, where, fails)
-            assert [r.ids for r in many("qwen", mixed("qwen"), slots=4)] == expected
+            patch.setattr(compat, where, fails)
+            assert [r.ids for r in many("qwen", mixed("qwen"), max_sequences=4)] == expected
 
 
 def test_out_of_memory_while_pictures_are_encoded(monkeypatch):
     """The vision tower's memory would not be part of what halving is for."""
     model, _ = _talkative("llava", torch.float64)
-    expected = [r.ids for r in many("llava", mixed("llava"), slots=6)]
+    expected = [r.ids for r in many("llava", mixed("llava"), max_sequences=6)]
     tower, calls = reverse.models.family_of(model).vision_tower(model), []
 
     def full(module, args, kwargs):
@@ -326,7 +319,7 @@ def test_out_of_memory_while_pictures_are_encoded(monkeypatch):
 
     hook = tower.register_forward_pre_hook(full, with_kwargs=True)
     try:
-        assert [r.ids for r in many("llava", mixed("llava"), slots=6)] == expected
+        assert [r.ids for r in many("llava", mixed("llava"), max_sequences=6)] == expected
     finally:
         hook.remove()
     assert len(calls) > 1
@@ -349,35 +342,37 @@ def test_out_of_memory_with_one_row_names_the_mend(monkeypatch):
     """Halving would go on for ever, or the error say nothing of what to do."""
     interrupting(monkeypatch, set(range(1, 100)), memory())
     with pytest.raises(torch.OutOfMemoryError, match=r"single row \(CUDA out of memory.*smaller pictures"):
-        list(many("llava", mixed("llava"), slots=4))
+        list(many("llava", mixed("llava"), max_sequences=4))
 
 
 def test_out_of_memory_lets_go_of_what_it_held(monkeypatch):
-    """The error's own traceback would keep the tensors alive that the next attempt needs the room of."""
-    held, forward = [], _hf.forward
+    """The error's own traceback would keep the tensors alive that the next attempt needs the room of.
+
+    The first time that memory runs out the kept pictures go and the sequences stay; then the sequences go.
+    """
+    held, alive, forward, step = [], [], compat.forward, Scheduler.step
 
     def full(model, cache, *args):
-        if not held:
-            held.extend(weakref.ref(tensor) for tensor in (cache.layers[0].keys, cache.layers[1].values))
+        if len(held) < 2 and cache.layers[0].keys is not None:
+            held.append([weakref.ref(tensor) for tensor in (cache.layers[0].keys, cache.layers[1].values)])
             raise memory()
         return forward(model, cache, *args)
-
-    step = Loop.step
 
     def stepping(self):
         before = len(held)
         found = step(self)
         if len(held) > before:
-            assert [ref() for ref in held] == [None, None]
+            alive.append([ref() is not None for ref in held[-1]])
         return found
 
-    monkeypatch.setattr(_hf, "forward", full)
-    monkeypatch.setattr(Loop, "step", stepping)
+    monkeypatch.setattr(compat, "forward", full)
+    monkeypatch.setattr(Scheduler, "step", stepping)
     gc.disable()
     try:
-        assert len(list(many("qwen", mixed("qwen"), slots=4))) == 7 and held
+        assert len(list(many("qwen", mixed("qwen"), max_sequences=4))) == 7
     finally:
         gc.enable()
+    assert alive == [[True, True], [False, False]]
 
 
 # ------------------------------------------------------------------ threads
@@ -389,7 +384,7 @@ def test_two_threads_on_one_model(family):
 
     def work(name, order):
         requests = [mixed(family)[i] for i in order]
-        answers = many(family, requests, slots=2, do_sample=True, temperature=0.8)
+        answers = many(family, requests, max_sequences=2, do_sample=True, temperature=0.8)
         found[name] = dict(zip(order, (r.ids for r in answers), strict=True))
 
     orders = {"a": list(range(7)), "b": [6, 3, 5, 1, 0, 2, 4]}
@@ -408,7 +403,7 @@ def test_threads_take_turns():
     steps, started = [], threading.Event()
 
     def endless():
-        for result in many("llava", itertools.cycle(mixed("llava")), slots=2, ordered=False):
+        for result in many("llava", itertools.cycle(mixed("llava")), max_sequences=2, ordered=False):
             steps.append(result)
             started.set()
             if len(steps) >= 400:
@@ -454,8 +449,8 @@ def test_requests_of_the_wrong_form(request_, error, message):
 
 def test_bad_arguments_are_refused_at_the_call():
     """A generator would only complain when it is first read, far from the mistake."""
-    with pytest.raises(ValueError, match="slots must be a whole number of at least 1, got 0"):
-        many("llava", [], slots=0)
+    with pytest.raises(ValueError, match="max_sequences must be a whole number of at least 1, got 0"):
+        many("llava", [], max_sequences=0)
     with pytest.raises(TypeError, match="unknown setting tresholds"):
         many("llava", [], tresholds=1)
 

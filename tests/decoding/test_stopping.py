@@ -16,17 +16,16 @@ from transformers import (
 )
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
+from reverse.custom_generate import Retrospective
+from reverse.decoding.codec import TextCodec
 from reverse.decoding.config import ResamplingConfig
-from reverse.decoding.loop import Request
-from reverse.decoding.policy import Policy
-from reverse.decoding.retrospective import Retrospective
 from reverse.decoding.stopping import Stops, stop_texts
-from reverse.decoding.verifier import NO_TAGS, Verifier
+from reverse.decoding.verifier import NO_TAGS
 from reverse.models.tiny import SENTENCES, train_tokenizer
 from reverse.tokens import token_ids
 from tests.decoding import mock
 from tests.decoding.mock import CN, DOT, SPAN, TAGS, UN
-from tests.decoding.oracle import NaiveBackend, naive_generate, resample
+from tests.decoding.oracle import drive, naive_generate
 from tests.decoding.test_backend import ROOM, config, decode, inputs_for, world
 
 A, B, C = 6, 7, 8
@@ -288,7 +287,7 @@ def test_stop_strings_are_those_of_generate():
     tags, compared = token_ids(processor.tokenizer), 0
     free, _ = decode("llava", range(4), config(), checking=False)
     for result in free:
-        for text in list(words_of(result.ids, tags, Retrospective(processor, config()).decode))[::5]:
+        for text in list(words_of(result.ids, tags, TextCodec(processor).decode))[::5]:
             decoder = Retrospective(processor, config(), checking=False, stop_strings=text)
             inputs = inputs_for("llava", range(4))
             ours = model.generate(**inputs, custom_generate=decoder, max_new_tokens=ROOM)
@@ -335,12 +334,8 @@ def test_a_stop_that_is_taken_back_stops_nothing():
         return row
 
     request_stops = Stops(torch.tensor([mock.BOS]), mock.decode, TAGS, strings=(" b",))
-    settled = ResamplingConfig(threshold=0.3)
-    backend = NaiveBackend(
-        mock.MockModel(logits), {"input_ids": torch.tensor([[mock.BOS]])}, TAGS, frozenset({mock.EOS})
-    )
-    request = Request([mock.BOS], Policy(settled, TAGS, 20), stops=request_stops)
-    (result,) = resample(backend, [request], mock.decode, Verifier(TAGS), frozenset({mock.EOS}))
+    asked = mock.branch(ResamplingConfig(threshold=0.3), 20, stops=request_stops)
+    (result,) = drive(mock.backend(mock.MockModel(logits)), [asked])
     assert [t.phrase for t in result.trace] == ["b"]
     assert (result.text, result.finish_reason) == (" c. b", "stop")
 

@@ -3,8 +3,8 @@
 import functools
 import gc
 import threading
-import time
 import weakref
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -14,28 +14,27 @@ from hypothesis import strategies as st
 from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor, TextIteratorStreamer
 
 import reverse
+from reverse.api import stream
 from reverse.decoding.answer_text import read_answer
-from reverse.decoding.backend import OutOfMemory
+from reverse.decoding.backends.base import OutOfMemory, SegmentOutput
+from reverse.decoding.backends.hf.backend import HfBackend
 from reverse.decoding.config import ResamplingConfig
-from reverse.decoding.events import Append, Commit, Finish, Retract, Watch, sinks_of
-from reverse.decoding.loop import Request
-from reverse.decoding.policy import Attempt, Policy, Segment
-from reverse.decoding.policy import Finish as PolicyFinish
-from reverse.decoding.retrospective import Retrospective
+from reverse.decoding.events import Append, Commit, EventEmitter, Finish, Retract
+from reverse.decoding.policies.base import Answer, Attempt
+from reverse.decoding.policies.base import Finish as PolicyFinish
+from reverse.decoding.preparing import Preparer
 from reverse.decoding.sampling import choose, uniform
 from reverse.decoding.shown import ShownText, half_character
-from reverse.decoding.stream import stream
-from reverse.decoding.trace import build_result
-from reverse.decoding.transformers import TransformersBackend
-from reverse.decoding.verifier import Verifier
+from reverse.decoding.sinks import sinks_of
 from reverse.models.tiny import SENTENCES, train_tokenizer
 from reverse.tokens import TAGS, token_ids
 from tests.decoding import mock
 from tests.decoding.mock import CN, EOS, SPAN, UN, hashed
 from tests.decoding.mock import TAGS as TAG_IDS
-from tests.decoding.oracle import NaiveBackend, resample
+from tests.decoding.oracle import NaiveBackend, drive
 from tests.decoding.test_backend import inputs_for
 from tests.decoding.test_policy import configs
+from tests.decoding.test_slots import until
 from tests.decoding.worlds import picture, talkative
 
 TOKENIZERS = {style: train_tokenizer(SENTENCES, 600, style=style) for style in ("bytes", "sentencepiece")}
@@ -123,12 +122,25 @@ class Reader:
     def begin(self, prompt):
         self.prompt = list(prompt)
 
-    def final(self, ids, text):
+    def write(self, ids, text):
         self.ids.extend(ids)
         self.text += text
 
     def done(self, result):
         self.result = result
+
+
+def emitter_of(row, events, sink, is_checked=True, keeps_open=False):
+    return EventEmitter(
+        row,
+        mock.decode,
+        TAG_IDS,
+        eos=frozenset({EOS}),
+        on_event=events.append,
+        on_text=sink.write,
+        is_checked=is_checked,
+        keeps_open=keeps_open,
+    )
 
 
 def follow(model, config, room, temperature=0.0, checking=True, keep_open=False):
@@ -137,44 +149,33 @@ def follow(model, config, room, temperature=0.0, checking=True, keep_open=False)
     Returns the result, the policy, the events, the sink, and how much of the text the sink had after each
     action, with what the answer was then.
     """
-    policy = Policy(config, TAG_IDS, room, temperature, checking)
     events, sink, steps = [], Reader(), []
-    watch = Watch(
-        0,
-        policy,
-        mock.decode,
-        TAG_IDS,
-        eos=frozenset({EOS}),
-        events=events.append,
-        sink=sink,
-        keep_open=keep_open,
-    )
-    generated, reason = 0, None
-    while reason is None:
-        run, ps, end = [], [], None
+    emitter = emitter_of(0, events, sink, checking, keep_open)
+    branch = mock.branch(config, room, temperature, checking=checking, emitter=emitter)
+    branch.begin()
+    answer, decision = branch.policy.answer, None
+    while decision is None or not isinstance(decision.action, PolicyFinish):
+        branch.round.sequences = [0]
+        (params, *_), run, ps, end = branch.round.params, [], [], None
         while end is None:
-            logits = torch.tensor(model.logits([mock.BOS, *policy.ids, *run]), dtype=torch.float32)
+            logits = torch.tensor(model.logits([mock.BOS, *answer.ids, *run]), dtype=torch.float32)
             ps.append(float(logits.softmax(-1)[UN]))
             if checking:
                 opened = SPAN in run
                 logits[[SPAN] if opened else [CN, UN]] = -torch.inf
-            noise = uniform(0, len(policy.ids) + len(run), policy.total)
-            token = int(choose(logits[None], [policy.temperature], [noise]))
+            noise = uniform(0, len(answer.ids) + len(run), params.attempt)
+            token = int(choose(logits[None], [params.temperature], [noise]))
             run.append(token)
-            watch.token(0, token, ps[-1])
-            full = len(run) == policy.room
+            full = len(run) == params.max_tokens
             end = {CN: "phrase", UN: "phrase", EOS: "eos"}.get(token, "length" if full else None)
-        p = ps[-1] if end == "phrase" else None
-        ends = tuple(i for i in range(1, len(run)) if run[i - 1] == mock.DOT and SPAN not in run[: i - 1])
-        generated += len(run)
-        action = policy.next(Segment(tuple(run), end, p, ends))
-        reason = action.reason if isinstance(action, PolicyFinish) else None
-        watch.action(policy, reason is not None)
-        steps.append((sink.text, list(policy.ids), policy.floor))
-    seconds = [0.0] * len(policy.attempts)
-    result = build_result(policy, mock.decode, frozenset({EOS}), reason, seconds, generated, 0, 0.0)
-    watch.finish(result)
-    return result, policy, events, sink, steps
+            output = None if end is None else SegmentOutput(tuple(run), tuple(ps), end, 0)
+            branch.take_token(0, token, ps[-1], output)
+        decision = branch.judge()
+        steps.append((sink.text, list(answer.ids), answer.committed_length))
+    if not emitter.is_blank:
+        events.append(Finish(0, branch.result))
+        sink.done(branch.result)
+    return branch.result, branch.policy, events, sink, steps
 
 
 def replay(events):
@@ -254,26 +255,17 @@ def test_a_blank_first_answer_leaves_the_stream_open():
     assert follow(blank, config, 8)[3].result is not None
 
 
-class Candidates:
-    """A policy that is told what to answer."""
-
-    checking, floor, unchanged = True, 0, 0
-
-    def __init__(self):
-        self.ids, self.attempts = [], []
-
-
 def test_only_the_adopted_candidate_is_appended():
     """Losers decoded side by side would flicker through the text."""
-    policy, events = Candidates(), []
-    watch = Watch(0, policy, mock.decode, TAG_IDS, events=events.append)
+    answer, events = Answer(), []
+    emitter = emitter_of(0, events, Reader())
     for step in ((SPAN, SPAN, SPAN), (6, 7, 8), (UN, CN, CN)):
         for candidate, token in enumerate(step):
-            watch.token(candidate, token, 0.5)
-    policy.attempts.append(Attempt("rejected", (6,), 0.5, 0, 0, 0.1, 0, 3))
-    watch.action(policy, False)
-    policy.ids = [SPAN, 7, CN]
-    watch.action(policy, False)
+            emitter.token(candidate, token, 0.5)
+    answer.attempts.append(Attempt("rejected", (6,), 0.5, 0, 0, 0.1, 0, 3))
+    emitter.action(answer, False)
+    answer.append((SPAN, 7, CN))
+    emitter.action(answer, False)
     told = [e for e in events if not isinstance(e, Commit)]
     assert [type(e) for e in told] == [Append, Append, Append, Retract, Append]
     assert told[3].phrase == "a" and told[4].ids == (SPAN, 7, CN) and told[4].text == " b"
@@ -286,65 +278,60 @@ def test_what_is_no_stream_is_refused():
         sinks_of(3)
 
 
-# ---------------------------------------------------------------------- reading in another thread
+# ---------------------------------------------------------------------- reading what the engine tells
 @pytest.fixture
-def decoding(monkeypatch):
-    """`decoding(pieces)`: lets generate() say these; returns what became of it."""
+def prepared(monkeypatch):
+    """How many questions were prepared, and how many forwards were made."""
+    happened = SimpleNamespace(questions=0, steps=0)
+    prepare, step = Preparer.prepare, HfBackend.step
 
-    def install(*pieces, error=None):
-        happened = SimpleNamespace(said=0, ended=threading.Event(), threads=[])
+    def noting(self, *args):
+        happened.questions += 1
+        return prepare(self, *args)
 
-        def fake(model, processor, images, prompt, *, stream=None, events=None, **settings):
-            happened.threads.append(threading.current_thread())
-            try:
-                for piece in pieces:
-                    if stream is not None:
-                        if stream.closed:
-                            return None
-                        stream.final([1], piece)
-                    else:
-                        events(piece)
-                    happened.said += 1
-                    time.sleep(settings.get("pause", 0))
-                if error is not None:
-                    raise error
-                return "the result"
-            finally:
-                happened.ended.set()
+    def stepping(self):
+        happened.steps += 1
+        return step(self)
 
-        monkeypatch.setattr(
-            "reverse.decoding.stream.prepare_call", functools.partial(functools.partial, fake)
-        )
-        return happened
-
-    return install
+    monkeypatch.setattr(Preparer, "prepare", noting)
+    monkeypatch.setattr(HfBackend, "step", stepping)
+    return happened
 
 
-def test_stream_is_read_to_its_end(decoding):
+def long_stream(**options):
+    model, processor = _talkative("llava", calm=True)
+    plain = {"mode": "plain", "max_new_tokens": 700, "generation": {"suppress_tokens": [eos_of(model)]}}
+    return stream(model, processor, picture(0), **plain | options)
+
+
+def eos_of(model):
+    eos = model.generation_config.eos_token_id
+    return eos[0] if isinstance(eos, list) else eos
+
+
+def test_stream_is_read_to_its_end(prepared):
     """Pieces would be lost, or the result not be there after the last of them."""
-    happened = decoding("A dog", " and", " a cup.")
-    reader = stream(None, None)
-    assert not happened.threads  # nothing is decoded before it is asked for
+    model, processor = _talkative("llava")
+    reader = stream(model, processor, picture(0), **SETTINGS)
+    assert not prepared.questions  # nothing is decoded before it is asked for
     with pytest.raises(RuntimeError, match="no result yet: iterate it to its end"):
         reader.result  # noqa: B018
-    assert "".join(reader) == "A dog and a cup." and reader.result == "the result"
-    assert list(reader) == [] and not happened.threads[0].is_alive()
+    assert "".join(reader) == reader.result.text
+    assert list(reader) == []
 
 
 @pytest.mark.parametrize("kind", ["text", "events"])
 @pytest.mark.parametrize("leave", ["close", "with", "break", "forget"])
-def test_leaving_a_stream_ends_decoding(decoding, leave, kind):
-    """The model would go on talking, and hold memory and lock, for a reader who has gone."""
-    happened = decoding(*["x"] * 10_000)
-    reader = stream(None, None, events=kind == "events", pause=0.001)
+def test_leaving_a_stream_ends_decoding(prepared, leave, kind):
+    """The model would go on talking, and hold memory, for a reader who has gone."""
+    reader = long_stream(events=kind == "events")
     if leave == "close":
         next(reader)
         reader.close()
-        assert happened.ended.is_set() and not happened.threads[0].is_alive() and list(reader) == []
+        assert list(reader) == []
     elif leave == "with":
         with reader:
             next(reader)
-        assert happened.ended.is_set()
     elif leave == "break":
         for _ in reader:
             break
@@ -353,33 +340,42 @@ def test_leaving_a_stream_ends_decoding(decoding, leave, kind):
         next(reader)
         del reader
     gc.collect()
-    assert happened.ended.wait(5) and happened.said < 5_000
+    until(lambda: not [t for t in threading.enumerate() if t.name == "reverse-decoding"])
+    assert prepared.steps < 600
 
 
-def test_errors_of_decoding_reach_the_reader(decoding):
+def test_errors_of_decoding_reach_the_reader(monkeypatch):
     """The reader would wait for ever, or take half an answer for a whole one."""
-    decoding("A dog", error=ValueError("logits are not finite"))
-    reader = stream(None, None)
-    assert next(reader) == "A dog"
-    with pytest.raises(ValueError, match="not finite"):
-        next(reader)
+    reader, step, calls = long_stream(), HfBackend.step, []
+
+    def failing(self):
+        calls.append(1)
+        if len(calls) > 30:
+            raise RuntimeError("device-side assert")
+        return step(self)
+
+    monkeypatch.setattr(HfBackend, "step", failing)
+    with pytest.raises(RuntimeError, match="device-side"):
+        for _ in reader:
+            pass
     assert list(reader) == []
     with pytest.raises(RuntimeError, match="no result"):
         reader.result  # noqa: B018
 
 
-def test_events_are_iterated(decoding):
+def test_events_are_iterated():
     """The iterator form would yield text instead, or end without its result."""
-    decoding("one", "two")
-    reader = stream(None, None, events=True)
-    assert list(reader) == ["one", "two"] and reader.result == "the result"
+    model, processor = _talkative("llava")
+    reader = stream(model, processor, picture(0), events=True, **SETTINGS)
+    told = list(reader)
+    assert replay(told)[:2] == (reader.result.text, reader.result.ids)
+    assert told[-1] == Finish(0, reader.result)
 
 
-def test_a_stream_never_read_costs_nothing(decoding):
+def test_a_stream_never_read_costs_nothing(prepared):
     """A stream made and forgotten would decode."""
-    happened = decoding("A")
-    stream(None, None).close()
-    assert not happened.threads
+    long_stream().close()
+    assert not prepared.questions
 
 
 # ---------------------------------------------------------------------- whole answers
@@ -453,20 +449,20 @@ def test_a_closed_stream_ends_its_own_answer_only():
 @pytest.mark.parametrize("events", [False, True])
 def test_leaving_a_real_stream_frees_everything(events, monkeypatch):
     """Cache, rows and lock would stay with a reader who has gone."""
-    made, original = [], TransformersBackend.__init__
+    made, original = [], HfBackend.__init__
 
     def noted(self, *args, **kwargs):
         original(self, *args, **kwargs)
         made.append(weakref.ref(self))
 
-    monkeypatch.setattr(TransformersBackend, "__init__", noted)
+    monkeypatch.setattr(HfBackend, "__init__", noted)
     model, processor = _talkative("llava")
     settings = {"mode": "plain", "max_new_tokens": 800, "events": events}
     with reverse.stream(model, processor, picture(0), **settings) as reader:
         next(reader)
-    gc.collect()
-    assert len(made) == 1 and made[0]() is None
-    assert not [t for t in threading.enumerate() if t.name == "reverse-stream" and t.is_alive()]
+    until(lambda: gc.collect() is None or made[0]() is None)
+    assert len(made) == 1
+    until(lambda: not [t for t in threading.enumerate() if t.name == "reverse-decoding"])
     assert reverse.generate(model, processor, picture(0), mode="plain", max_new_tokens=4).ids
 
 
@@ -483,18 +479,18 @@ def test_a_question_asked_again_is_one_stream(monkeypatch):
     """The stream of an open-ended question would end with the blank first answer, or hold both."""
     model, processor = _talkative("llava")
     size, asked = model.get_output_embeddings().weight.shape[0], []
-    eos = model.generation_config.eos_token_id
-    prepare = Retrospective.prepare
+    eos, prepare = eos_of(model), Preparer.prepare
 
     def short_first(self, *args):
-        requests, prefill = prepare(self, *args)
-        asked.append(requests)
+        found = prepare(self, *args)
+        asked.append(found)
         if len(asked) == 1:  # nothing but the end of the text
             silence = SuppressTokensLogitsProcessor([i for i in range(size) if i != eos])
-            prefill.processors = [LogitsProcessorList([silence])]
-        return requests, prefill
+            options = replace(found.options, processors=LogitsProcessorList([silence]))
+            return replace(found, options=options)
+        return found
 
-    monkeypatch.setattr(Retrospective, "prepare", short_first)
+    monkeypatch.setattr(Preparer, "prepare", short_first)
     stream, events = reverse.TextStream(), []
     result = reverse.generate(
         model, processor, picture(0), open_ended=True, stream=stream, events=events.append, **SETTINGS
@@ -511,27 +507,29 @@ def test_running_out_of_memory_is_not_heard_of(checking):
     class Tight(NaiveBackend):
         left = 2
 
-        def extend(self):
-            ended = super().extend()
-            if self.left:
+        def step(self):
+            outputs = super().step()
+            if self.left and any(output.segment for output in outputs):
                 self.left -= 1
-                for row in list(self.texts):
-                    self.finish(row)
-                raise OutOfMemory("full")
-            return ended
+                self.reset()
+                error = OutOfMemory("full")
+                error.lost_everything = True
+                raise error
+            return outputs
 
-    config = ResamplingConfig(threshold=0.1)
-    policies = [Policy(config, TAG_IDS, 30, checking=checking) for _ in range(4)]
-    told, sinks, requests = [], [Reader() for _ in policies], []
-    for row, policy in enumerate(policies):
-        watch = Watch(
-            row, policy, mock.decode, TAG_IDS, eos=frozenset({EOS}), events=told.append, sink=sinks[row]
+    told, sinks = [], [Reader() for _ in range(4)]
+    branches = [
+        mock.branch(
+            ResamplingConfig(threshold=0.1),
+            30,
+            seed=row,
+            checking=checking,
+            emitter=emitter_of(row, told, sinks[row], checking),
+            order=(row,),
         )
-        request = Request([mock.BOS], policy, row)
-        request.on_token, request.on_action, request.on_finish = watch.token, watch.action, watch.finish
-        requests.append(request)
-    prompt = {"input_ids": torch.tensor([[mock.BOS]])}
-    backend = Tight(hashed(5), prompt, TAG_IDS, frozenset({EOS}), slots=4)
-    results = resample(backend, requests, mock.decode, Verifier(TAG_IDS), frozenset({EOS}))
+        for row in range(4)
+    ]
+    backend = Tight(hashed(5), {"input_ids": torch.tensor([[mock.BOS]])})
+    results = drive(backend, branches, limit=4)
     assert backend.left == 0 and [sink.text for sink in sinks] == [r.text for r in results]
     assert replay_rows(told, 4) == [(r.text, r.ids) for r in results]

@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftMixedModel, PrefixTuningConfig, PromptTuningCon
 from torch import nn
 
 import reverse
-from reverse.decoding.turns import model_lock
+from reverse.decoding.worker import worker_of
 from reverse.models import family_of, prepare_inputs, set_default_threshold
 from reverse.models.unwrapping import input_device, unwrap_model
 from tests.decoding.worlds import picture, talkative
@@ -107,7 +107,7 @@ def test_every_call_takes_a_peft_model(family):
     wrapped = lora(model, "CAUSAL_LM")
     first, second = (r[0] for r in ask(wrapped, processor))
     requests = [(picture(0), PROMPT), (picture(1), PROMPT)]
-    many = reverse.generate_many(wrapped, processor, requests, slots=1, **SETTINGS)
+    many = reverse.generate_many(wrapped, processor, requests, max_sequences=1, **SETTINGS)
     assert [r.ids for r in many] == [first, second]
     reader = reverse.stream(wrapped, processor, picture(0), PROMPT, **SETTINGS)
     text = "".join(reader)
@@ -338,7 +338,7 @@ def test_a_model_in_training_is_decoded_in_eval_mode(family):
     model.gradient_checkpointing_enable()
     modes = [module.training for module in wrapped.modules()]
     assert ask(wrapped, processor) == adapted
-    many = reverse.generate_many(wrapped, processor, [(picture(0), PROMPT)] * 2, slots=2, **SETTINGS)
+    many = reverse.generate_many(wrapped, processor, [(picture(0), PROMPT)] * 2, max_sequences=2, **SETTINGS)
     next(many)
     assert [module.training for module in wrapped.modules()] == modes  # between two answers too
     many.close()
@@ -378,13 +378,13 @@ def test_pictures_encoded_with_dropout_are_refused():
 
 
 # ------------------------------------------------------------------ what belongs to a model
-def test_lock_threshold_and_family_are_the_inner_models():
+def test_worker_threshold_and_family_are_the_inner_models():
     """Two threads with a model and its wrapper would decode at once, and each judge by its own threshold."""
     model, _ = fresh("qwen")
     wrapped = lora(model)
     others = [wrapped, torch.compile(wrapped, backend="eager"), nn.DataParallel(model), wrapped.base_model]
-    assert all(model_lock(other) is model_lock(model) for other in others)
-    assert model_lock(fresh("qwen")[0]) is not model_lock(model)
+    assert all(worker_of(other) is worker_of(model) for other in others)
+    assert worker_of(fresh("qwen")[0]) is not worker_of(model)
     set_default_threshold(nn.DataParallel(wrapped), 0.25)
     for other in (model, *others):
         assert reverse.models.default_threshold(other) == 0.25

@@ -3,7 +3,7 @@
 import sys
 import time
 
-from reverse.decoding.trace import Phrase, Result, TraceEntry, Usage
+from reverse.decoding.result import Phrase, Result, TraceEntry, Usage
 from reverse.evaluation import benches
 from reverse.evaluation.running import Decoding, place, run
 

@@ -89,7 +89,7 @@ def test_one_process_goes_on_where_three_stopped(data, unbroken, tmp_path):
 
 def test_stopped_with_finished_answers_in_hand(data, unbroken, tmp_path):
     """Ctrl-C would throw away answers that were made and wait for an earlier one."""
-    from reverse.decoding.retrospective import Interrupted
+    from reverse.custom_generate import Interrupted
     from reverse.evaluation import benches
     from reverse.evaluation.running import Decoding, run
     from tests.evaluation.mock_run import answer

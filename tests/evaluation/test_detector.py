@@ -159,7 +159,7 @@ def test_files_that_cannot_be_judged_are_refused(tmp_path, row, says):
 
 def test_corrected_answers_do_not_pass_for_plain_ones(tmp_path):
     """Phrases above the threshold are gone from them: AUROC and promises would be of what is left."""
-    from reverse.decoding.trace import Phrase, Result, Usage
+    from reverse.decoding.result import Phrase, Result, Usage
     from reverse.evaluation.scenes import score
 
     path = tmp_path / "on_0.1.jsonl"

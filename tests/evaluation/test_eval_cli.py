@@ -104,7 +104,7 @@ def test_two_processes_and_an_interrupted_run_give_the_same_bits(answered, tmp_p
     from reverse.evaluation import running
 
     data = answered[0] / "data"
-    shape = {"slots": 3, "window": 5, "limit": 5}
+    shape = {"max_sequences": 3, "window": 5, "limit": 5}
     (whole,) = evaluate(plan(tmp_path / "whole", data, "mme-hall", **shape))
     (first,) = evaluate(plan(tmp_path / "two", data, "mme-hall", **shape), Place(0, 2))
     assert not first.complete and first.done == 5
@@ -131,10 +131,10 @@ def test_two_processes_and_an_interrupted_run_give_the_same_bits(answered, tmp_p
     assert rows(again.path) == rows(whole.path)
 
 
-def test_other_slots_change_last_digits_only(answered, tmp_path):
+def test_other_batches_change_last_digits_only(answered, tmp_path):
     """A larger batch would be another decoder."""
     out, _ = answered
-    (outcome,) = evaluate(plan(tmp_path, out / "data", "chair", slots=1, window=1))
+    (outcome,) = evaluate(plan(tmp_path, out / "data", "chair", max_sequences=1, window=1))
     ours, theirs = rows(outcome.path), rows(out / "chair.jsonl")
     for row in (*ours, *theirs):
         for phrase in (*row["phrases"], *row["attempts"]):
@@ -147,7 +147,7 @@ def test_again_and_with_other_settings(answered):
     out, _ = answered
     before = (out / "chair.jsonl").read_bytes()
     common = ("chair", "--model", "tiny-llava", *SCENES, "--out", out, "--limit", "2")
-    assert run(*common, "--max-new-tokens", 48, "--slots", "1").exit_code == 0
+    assert run(*common, "--max-new-tokens", 48, "--max-sequences", "1").exit_code == 0
     assert (out / "chair.jsonl").read_bytes() == before
     result = run(*common, "--max-new-tokens", 47)
     assert result.exit_code == 2 and "max_new_tokens: 48 there, 47 now" in result.stderr
@@ -255,7 +255,7 @@ def test_two_ray_workers_write_the_file_of_one(answered, tmp_path):
     from reverse.evaluation.evaluating import evaluate_on_ray
 
     data = answered[0] / "data"
-    shape = {"slots": 3, "window": 2}
+    shape = {"max_sequences": 3, "window": 2}
     (whole,) = evaluate(plan(tmp_path / "whole", data, "mme-hall", **shape))
     (spread,) = evaluate_on_ray(plan(tmp_path / "spread", data, "mme-hall", **shape), 2)
     assert spread.complete and rows(spread.path) == rows(whole.path)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from reverse.data.scenes import make_scene
-from reverse.decoding.trace import Phrase, Result, Usage
+from reverse.decoding.result import Phrase, Result, Usage
 from reverse.evaluation import scenes
 from reverse.evaluation.bootstrap import difference, interval
 

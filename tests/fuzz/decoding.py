@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from reverse.decoding.asks import Node
+from reverse.decoding.branch import AnswerRules, Branch
 from reverse.decoding.config import ResamplingConfig
-from reverse.decoding.loop import Request
-from reverse.decoding.policy import Policy
+from reverse.decoding.policies import policy_factory
+from reverse.decoding.policies.plain import PlainPolicy
 from reverse.decoding.verifier import Verifier
 from reverse.tokens import spans
 from reverse.tokens.spans import TokenIds
-from tests.decoding.oracle import NaiveBackend, resample
+from tests.decoding.oracle import NaiveBackend, drive
 from tests.fuzz.running import REFUSALS, Target, check_refusal, expect
 
 BOS, SPAN, CN, UN, EOS, DOT = range(6)
@@ -85,10 +87,9 @@ def make(rng: Random) -> dict[str, Any]:
         "max_attempts": rng.choice((0, 1, 5, 12)),
         "temperature_step": rng.choice((0.0, 0.1, 0.5)),
         "commit": rng.choice(("phrase", "sentence", "answer")),
-        "on_exhausted": rng.choice(("best", "drop", "verified_prefix")),
+        "on_exhausted": rng.choice(("best", "drop")),
         "check": rng.choice(("closing", "closing", "every_token")),
-        "sentence_checkpoints": rng.random() < 0.5,
-        "escalation_resets": rng.random() < 0.5,
+        "policy": rng.choice(("resample", "paper")),
         "candidates": rng.choice((1, 1, 2, 3)),
         "hints": rng.choice((0, 2, 5)),
         "max_extra_tokens": rng.choice((None, None, 0, 3, 12)),
@@ -109,12 +110,13 @@ def make(rng: Random) -> dict[str, Any]:
 def check(case: dict[str, Any]) -> str:
     config = ResamplingConfig(**case["settings"])
     model = script(case["kind"], case["salt"], case["scale"], case["words"], case["odd"])
-    backend = NaiveBackend(model, {"input_ids": torch.tensor([[BOS]])}, TAGS, frozenset({EOS}))
-    policy = Policy(config, TAGS, case["room"], case["temperature"], case["checking"])
+    backend = NaiveBackend(model, {"input_ids": torch.tensor([[BOS]])})
+    factory = policy_factory(config) if case["checking"] else PlainPolicy
+    policy = factory(config, TAGS, case["room"], case["temperature"])
     verifier = Verifier(TAGS, config.score, config.check)
-    request = Request([BOS], policy, case["salt"] % 97)
+    rules = AnswerRules(decode, TAGS, verifier, case["room"], frozenset({EOS}), case["salt"] % 97)
     try:
-        result = resample(backend, [request], decode, verifier, frozenset({EOS}))[0]
+        (result,) = drive(backend, [Branch(Node((BOS,)), policy, rules)])
     except REFUSALS as error:
         expect(case["odd"] and not abs(case["odd"]) < 1e29, "finite logits are refused", error)
         return check_refusal(error)
@@ -122,10 +124,11 @@ def check(case: dict[str, Any]) -> str:
     return "read"
 
 
-def judge(case: dict[str, Any], config: ResamplingConfig, policy: Policy, result: Any) -> None:
+def judge(case: dict[str, Any], config: ResamplingConfig, policy: Any, result: Any) -> None:
     ids, phrases = list(result.ids), result.phrases
     expect(len(ids) <= case["room"], "more tokens than there is room", len(ids))
-    expect(policy.total <= config.max_attempts, "more attempts than allowed", policy.total)
+    tries = len(policy.answer.attempts)
+    expect(tries <= config.max_attempts, "more attempts than allowed", tries)
     expect(
         all(result.text[p.start : p.end] == p.text for p in phrases), "a phrase is not where it says", phrases
     )

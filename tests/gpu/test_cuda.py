@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from reverse.custom_generate import Retrospective
 from reverse.decoding.config import ResamplingConfig
-from reverse.decoding.generate import Retrospective
 from tests.decoding.oracle import naive_generate
 from tests.decoding.test_backend import ROOM, inputs_for, world
 

@@ -23,7 +23,7 @@ from reverse.decoding.backends.cuda_graph.state import (
     StepPlan,
 )
 from reverse.decoding.backends.cuda_graph.weights import text_model
-from reverse.decoding.backends.hf import HfBackend
+from reverse.decoding.backends.hf.backend import HfBackend
 from reverse.models import family_of, prepare_inputs
 from reverse.models.tiny import build_tiny_llava
 from reverse.tokens import TokenIds, add_tokens, token_ids

@@ -33,11 +33,11 @@ from reverse.decoding.backends.base import (
 from reverse.decoding.backends.cuda_graph.backend import CudaGraphBackend, DifferentLogits
 from reverse.decoding.backends.cuda_graph.runner import GraphRunner
 from reverse.decoding.backends.cuda_graph.weights import unsupported
-from reverse.decoding.backends.hf import HfBackend
+from reverse.decoding.backends.hf.backend import HfBackend
 from reverse.models.unwrapping import input_device, unwrap_model
 from reverse.tokens.spans import TokenIds
 
-__all__ = ["AutoBackend", "BackendName", "choose_backend", "release"]
+__all__ = ["AutoBackend", "BackendName", "check_backend", "choose_backend", "release"]
 
 BackendName = Literal["auto", "hf", "cuda_graph"]
 
@@ -72,25 +72,33 @@ def _keep_runner(model: Any, runner: GraphRunner) -> None:
         _idle[model] = runner
 
 
+def check_backend(model: Any, name: str) -> None:
+    """Refuse a backend that cannot decode `model`. Raises ValueError."""
+    if name not in ("auto", "hf", "cuda_graph"):
+        raise ValueError(f"backend must be 'auto', 'hf' or 'cuda_graph', got {name!r}")
+    reason = unsupported(unwrap_model(model)) if name == "cuda_graph" else None
+    if reason is not None:
+        raise DifferentLogits(reason)
+
+
 def choose_backend(
     model: Any,
     name: BackendName,
     *,
     max_sequences: int,
     tags: TokenIds,
-    needs_processors: bool = False,
+    processors: str = "",
 ) -> Backend:
-    """A backend for `model`, whatever wraps it.
+    """A backend for `model`, whatever wraps it; `processors` names those that have to see every step.
 
     Raises ValueError for an unknown name, and if `"cuda_graph"` is asked for and cannot decode the model.
     """
-    if name not in ("auto", "hf", "cuda_graph"):
-        raise ValueError(f"backend must be 'auto', 'hf' or 'cuda_graph', got {name!r}")
+    check_backend(model, name)
     make_hf = partial(HfBackend, model)
     if name == "hf":
         return make_hf(max_sequences=max_sequences)
     inner = unwrap_model(model)
-    reason = "a logits processor has to see every step" if needs_processors else unsupported(inner)
+    reason = f"{processors} has to see every step" if processors else unsupported(inner)
     if name == "auto":
         why_not = _why_not_worth_it(inner)
         if why_not is not None or reason is not None:

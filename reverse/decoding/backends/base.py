@@ -38,6 +38,7 @@ __all__ = [
     "StepOutput",
     "common_prefix",
     "does_not_fit",
+    "find_pictures_end",
     "not_finite",
 ]
 
@@ -196,6 +197,23 @@ def common_prefix(before: Sequence[int], after: Sequence[int]) -> int:
         (i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b),
         min(len(before), len(after)),
     )
+
+
+def find_pictures_end(i: int, prompt: Prompt, image_token: int) -> int:
+    """Where the last picture of prompt number `i` ends: ids before it cannot be fed again.
+
+    Raises ValueError for a prompt without ids, or with other placeholders than its pictures have features.
+    """
+    if not prompt.ids:
+        raise ValueError(f"prompt {i} has no ids: it needs at least one, such as BOS")
+    places = [at for at, token in enumerate(prompt.ids) if token == image_token]
+    features = sum(len(picture.features) for picture in prompt.pictures)
+    if len(places) != features:
+        raise ValueError(
+            f"prompt {i} has {len(places)} placeholders for pictures of {features} features: prepare ids "
+            "and pictures with the same processor"
+        )
+    return places[-1] + 1 if places else 0
 
 
 class Backend(Protocol):

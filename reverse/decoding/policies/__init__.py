@@ -1,1 +1,29 @@
 """Policies: after every segment of an answer they say whether to go on, to go back or to finish."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from reverse.decoding.config import ResamplingConfig
+from reverse.decoding.policies.base import PolicyFactory
+from reverse.decoding.policies.released import FORMAT_ERROR, ReleasedPolicy
+from reverse.decoding.policies.resample import ResamplePolicy
+
+__all__ = ["policy_factory"]
+
+
+def policy_factory(config: ResamplingConfig, codec: Any = None) -> PolicyFactory:
+    """The policy that a configuration names; the published code's reads text, by `codec` (a TextCodec)."""
+    if config.policy == "paper":
+        return partial(ResamplePolicy, sentence_rewind_points=False)
+    if config.policy == "resample":
+        return ResamplePolicy
+    if codec is None:
+        raise ValueError("policy='released' reads the text of ids: give a codec")
+    return partial(
+        ReleasedPolicy,
+        full_stop=codec.full_stop,
+        decode=codec.decode,
+        format_error=tuple(codec.tokenizer.encode(FORMAT_ERROR, add_special_tokens=False)),
+    )

@@ -9,10 +9,25 @@ A policy of one's own needs `answer`, `masks_tags`, `begin` and `next`, and no t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-__all__ = ["Action", "Answer", "Attempt", "Continue", "Finish", "Policy", "Rewind", "Segment", "Span"]
+from reverse.decoding.config import ResamplingConfig
+from reverse.tokens.spans import TokenIds
+
+__all__ = [
+    "Action",
+    "Answer",
+    "Attempt",
+    "Continue",
+    "Finish",
+    "Policy",
+    "PolicyFactory",
+    "Rewind",
+    "Segment",
+    "Span",
+]
 
 Ids = tuple[int, ...]
 
@@ -38,6 +53,7 @@ class Continue:
     attempt: int = 0  # rejections so far: a part of the key of the noise
     temperature_after_accept: float = 0.0  # of the segment after the next one, once its phrase is accepted
     max_tokens: int | None = None  # of the next segment; None: what the answer's limit leaves
+    hints: tuple[Ids, ...] | None = None  # phrases that the prompt is to name as rejected; None: as before
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +67,7 @@ class Rewind:
     to: int
     temperatures: tuple[float, ...]
     attempt: int
-    hints: tuple[Ids, ...] = ()  # phrases that the prompt is to name as rejected, in order
+    hints: tuple[Ids, ...] | None = None  # phrases that the prompt is to name as rejected; None: as before
     temperature_after_accept: float = 0.0
     max_tokens: int | None = None
 
@@ -99,6 +115,7 @@ class Answer:
     attempts: list[Attempt] = field(default_factory=list)
     committed_length: int = 0  # nothing before this position will ever be taken back
     resolved: bool | None = True  # False: a suspect phrase was kept or cut off; None: nothing was checked
+    max_length: int | None = None  # ids that the context has room for, which the engine says
     unchanged_length: int = 0  # ids before it are those that a reader saw when it last set this
 
     def append(self, ids: Ids) -> None:
@@ -132,3 +149,7 @@ class Policy(Protocol):
 
     def next(self, segment: Segment) -> Action:
         """Take in what was decoded and say what to do. Raises ValueError if p is no probability."""
+
+
+# Called with (config, tags, max_new_tokens, temperature).
+PolicyFactory = Callable[[ResamplingConfig, TokenIds, int, float], Policy]

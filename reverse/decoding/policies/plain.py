@@ -16,6 +16,7 @@ class PlainPolicy:
     """
 
     masks_tags = False
+    is_checked = False
 
     def __init__(
         self, config: ResamplingConfig, tags: TokenIds, max_new_tokens: int, temperature: float = 0.0

@@ -84,7 +84,8 @@ class ResamplePolicy:
         return self._out_of_budget or self.rejections >= self.config.max_attempts
 
     def begin(self) -> Continue:
-        return Continue(self.temperature, self.rejections, self.base_temperature)
+        hints = tuple(self.rejected)
+        return Continue(self.temperature, self.rejections, self.base_temperature, hints=hints)
 
     def next_temperatures(self, m: int) -> tuple[float, ...]:
         """Temperatures of the next attempts, at most `m`, if each but the last fails: at least one.

@@ -26,9 +26,10 @@ from reverse.decoding.backends.base import (
     RunningSegment,
     SegmentParams,
     StepOutput,
+    find_pictures_end,
     not_finite,
 )
-from reverse.decoding.backends.cuda_graph.prefill import Prefilled, encode_pictures, prefill
+from reverse.decoding.backends.cuda_graph.prefill import Prefilled, prefill
 from reverse.decoding.backends.cuda_graph.runner import GraphRunner
 from reverse.decoding.backends.cuda_graph.sequences import CacheRow, group_rows, same_sampling, sampling_of
 from reverse.decoding.backends.cuda_graph.state import (
@@ -44,6 +45,7 @@ from reverse.decoding.backends.cuda_graph.state import (
     round_up,
 )
 from reverse.decoding.backends.cuda_graph.weights import text_model, unsupported
+from reverse.decoding.backends.hf import compat
 from reverse.models import family_of
 from reverse.models.unwrapping import unwrap_model
 from reverse.tokens.spans import TokenIds
@@ -156,7 +158,9 @@ class CudaGraphBackend:
     def encode(self, pictures: Sequence[Picture]) -> list[EncodedPicture]:
         """Run the vision tower and the projector, once for all of them."""
         with _memory_errors():
-            return encode_pictures(self.model, pictures)
+            if not pictures:
+                return []
+            return compat.encode_pictures(self.model, [picture.tensors for picture in pictures])
 
     @_on_device
     def add(self, prompts: Sequence[Prompt]) -> list[int]:
@@ -167,7 +171,7 @@ class CudaGraphBackend:
         """
         if not prompts:
             return []
-        ends = [self._check_prompt(i, prompt) for i, prompt in enumerate(prompts)]
+        ends = [find_pictures_end(i, prompt, self._image_token) for i, prompt in enumerate(prompts)]
         self._check_room(len(prompts))
         longest = max(max(prompt.max_length, len(prompt.ids)) for prompt in prompts)
         try:
@@ -180,6 +184,10 @@ class CudaGraphBackend:
                 self._compare(runner, prompts, prefilled, indices)
         except OutOfMemory:
             self._allow_fewer(len(prompts))
+            raise
+        except DifferentLogits:
+            if not self._rows:
+                self.runner = None  # its cache is of no use to anybody
             raise
         rows = [
             CacheRow(
@@ -246,19 +254,6 @@ class CudaGraphBackend:
         self._max_sequences = max(1, held, min(self._max_sequences, held + asked) // 2)
         if not held:
             self.runner = None
-
-    def _check_prompt(self, i: int, prompt: Prompt) -> int:
-        """Where the last picture of a prompt ends. Raises ValueError."""
-        if not prompt.ids:
-            raise ValueError(f"prompt {i} has no ids: it needs at least one, such as BOS")
-        places = [at for at, token in enumerate(prompt.ids) if token == self._image_token]
-        features = sum(len(picture.features) for picture in prompt.pictures)
-        if len(places) != features:
-            raise ValueError(
-                f"prompt {i} has {len(places)} placeholders for pictures of {features} features: prepare ids "
-                "and pictures with the same processor"
-            )
-        return places[-1] + 1 if places else 0
 
     def _check_room(self, n: int) -> None:
         if len(self._rows) + n > self._max_sequences:

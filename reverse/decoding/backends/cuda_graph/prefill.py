@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from reverse.decoding.backends.base import EncodedPicture, Picture, Prompt
+from reverse.decoding.backends.base import Prompt
 from reverse.decoding.backends.hf import compat
 from reverse.models.unwrapping import input_device
 
-__all__ = ["Prefilled", "encode_pictures", "prefill"]
+__all__ = ["Prefilled", "prefill"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,22 +23,6 @@ class Prefilled:
     layers: list[tuple[torch.Tensor, torch.Tensor]]  # keys, values: (rows, kv heads, length, head_dim)
     padding: list[int]  # slots on the left of each row that hold nothing
     rope_offsets: list[int]  # of rotary positions from text positions, after the pictures
-
-
-def encode_pictures(model: Any, pictures: Sequence[Picture]) -> list[EncodedPicture]:
-    """Features of every picture from one run of the vision tower and the projector."""
-    if not pictures:
-        return []
-    features = compat.encode_pictures(model, [picture.tensors for picture in pictures])
-    return [EncodedPicture(f, _grid_of(p)) for f, p in zip(features, pictures, strict=True)]
-
-
-def _grid_of(picture: Picture) -> tuple[int, int, int] | None:
-    grid = picture.tensors.get("image_grid_thw")
-    if grid is None:
-        return None
-    temporal, height, width = grid.reshape(-1).tolist()
-    return temporal, height, width
 
 
 def prefill(model: Any, prompts: Sequence[Prompt], image_token: int) -> Prefilled:

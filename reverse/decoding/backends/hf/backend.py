@@ -28,6 +28,7 @@ from reverse.decoding.backends.base import (
     SegmentParams,
     StepOutput,
     common_prefix,
+    find_pictures_end,
 )
 from reverse.decoding.backends.hf import compat
 from reverse.decoding.backends.hf.choice import Choice, choose_tokens
@@ -80,8 +81,7 @@ class HfBackend:
         if not pictures:
             return []
         with compat.memory_errors():
-            features = compat.encode_pictures(self.model, [picture.tensors for picture in pictures])
-            return [EncodedPicture(f, _grid_of(p)) for f, p in zip(features, pictures, strict=True)]
+            return compat.encode_pictures(self.model, [picture.tensors for picture in pictures])
 
     @torch.no_grad()
     def add(self, prompts: Sequence[Prompt]) -> list[int]:
@@ -91,7 +91,7 @@ class HfBackend:
         """
         if not prompts:
             return []
-        ends = [self._check_prompt(i, prompt) for i, prompt in enumerate(prompts)]
+        ends = [find_pictures_end(i, prompt, self._image_token) for i, prompt in enumerate(prompts)]
         self._check_room(len(prompts))
         pictures = [picture for prompt in prompts for picture in prompt.pictures]
         with compat.memory_errors():
@@ -199,27 +199,6 @@ class HfBackend:
                 f"{len(self._sequences)} sequences are held and {n} more were asked for, of at most {most}: "
                 "release some first"
             )
-
-    def _check_prompt(self, i: int, prompt: Prompt) -> int:
-        """Where the last picture of a prompt ends. Raises ValueError."""
-        if not prompt.ids:
-            raise ValueError(f"prompt {i} has no ids: it needs at least one, such as BOS")
-        places = [at for at, token in enumerate(prompt.ids) if token == self._image_token]
-        features = sum(len(picture.features) for picture in prompt.pictures)
-        if len(places) != features:
-            raise ValueError(
-                f"prompt {i} has {len(places)} placeholders for pictures of {features} features: prepare ids "
-                "and pictures with the same processor"
-            )
-        return places[-1] + 1 if places else 0
-
-
-def _grid_of(picture: Picture) -> tuple[int, int, int] | None:
-    grid = picture.tensors.get("image_grid_thw")
-    if grid is None:
-        return None
-    temporal, height, width = grid.reshape(-1).tolist()
-    return temporal, height, width
 
 
 def _append(name: int, sequence: _Sequence, choice: Choice) -> StepOutput:

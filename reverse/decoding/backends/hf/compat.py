@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache as cached
 from typing import Any
@@ -28,7 +28,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from reverse.compatibility import IncompatibleLibraryError
-from reverse.decoding.backends.base import OutOfMemory
+from reverse.decoding.backends.base import EncodedPicture, OutOfMemory
 from reverse.models.unwrapping import input_device, unwrap_model
 
 __all__ = [
@@ -87,8 +87,8 @@ def memory_errors() -> Iterator[None]:
 
 
 # ------------------------------------------------------------------ pictures and positions
-def encode_pictures(model: Any, pictures: Sequence[Any]) -> list[torch.Tensor]:
-    """Features (tokens, width) of every picture, from one run of the vision tower and the projector.
+def encode_pictures(model: Any, pictures: Sequence[Mapping[str, torch.Tensor]]) -> list[EncodedPicture]:
+    """Every picture's features, from one run of the vision tower and the projector, and its grid.
 
     `pictures` are mappings from the name of a processor's output to its tensor for one picture.
     """
@@ -110,7 +110,17 @@ def encode_pictures(model: Any, pictures: Sequence[Any]) -> list[torch.Tensor]:
             f"{tuple(features[0].shape)}, for {len(pictures)} pictures, where one (tokens, width) each was "
             "expected",
         )
-    return features if len(features) == 1 else [each.clone() for each in features]  # each with its own memory
+    if len(features) > 1:
+        features = [each.clone() for each in features]  # each with its own memory
+    return [EncodedPicture(f, _grid_of(tensors)) for f, tensors in zip(features, pictures, strict=True)]
+
+
+def _grid_of(tensors: Mapping[str, torch.Tensor]) -> tuple[int, int, int] | None:
+    grid = tensors.get("image_grid_thw")
+    if grid is None:
+        return None
+    temporal, height, width = grid.reshape(-1).tolist()
+    return temporal, height, width
 
 
 def has_multimodal_rope(model: Any) -> bool:
@@ -201,12 +211,18 @@ def check_cache(cache: DynamicCache, rows: int, length: int, every_layer: bool) 
             held = getattr(layer, name, None)
             shape = None if held is None else tuple(held.shape)
             if shape is None or len(shape) != 4 or (shape[0], shape[2]) != (rows, length):
-                raise IncompatibleLibraryError(
-                    "transformers",
-                    f"after {length} tokens were fed to each of {rows} rows the cache holds "
-                    f"{'nothing' if shape is None else f'shape {shape}'} as {name} of layer {i}, where "
-                    "(rows, heads, tokens, width) was expected",
-                )
+                raise _other_cache(f"{name} of layer {i}", shape, rows, length)
+        if layer.get_seq_length() != length:  # masks are made from it
+            raise _other_cache(f"length of layer {i}", layer.get_seq_length(), rows, length)
+
+
+def _other_cache(what: str, shape: Any, rows: int, length: int) -> IncompatibleLibraryError:
+    return IncompatibleLibraryError(
+        "transformers",
+        f"after {length} tokens were fed to each of {rows} rows the cache holds "
+        f"{'nothing' if shape is None else f'shape {shape}'} as {what}, where (rows, heads, tokens, width) "
+        "was expected",
+    )
 
 
 def cut_cache(cache: DynamicCache, length: int) -> None:

@@ -1,0 +1,208 @@
+"""The drop-in for `model.generate()`: its arguments as requests for the engine.
+
+ids = model.generate(**inputs, custom_generate=reverse.retrospective(processor, threshold=0.003))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+from reverse.decoding import _hf
+from reverse.decoding.asks import Node, PictureRef
+from reverse.decoding.backends.auto import BackendName
+from reverse.decoding.calls import Call, Interrupted, Job
+from reverse.decoding.codec import TextCodec
+from reverse.decoding.config import ResamplingConfig, check_seed, resolve_config
+from reverse.decoding.engine import shared_engine
+from reverse.decoding.events import Event
+from reverse.decoding.preparing import CallerOptions, row_options
+from reverse.decoding.request import Request
+from reverse.decoding.result import Result
+from reverse.decoding.sinks import propagate_errors_to, sinks_of
+from reverse.decoding.stopping import stop_texts
+from reverse.models import family_of
+from reverse.models.unwrapping import check_adapter_hooks, check_wrappers, unwrap_model
+from reverse.modes import Plain, Resample
+
+__all__ = ["Interrupted", "Retrospective", "retrospective"]
+
+
+class Retrospective:
+    """A decoding loop for `model.generate(custom_generate=...)`; `results` holds what the last call found.
+
+    Args: `processor` (or a tokenizer) with a chat template; `config`; `seeds`, one a request, else
+    `config.seed` for every request; `checking=False` decodes plainly and only reads p; `stream`, `events`,
+    `stop_strings` and `backend` as for `retrospective()`.
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        config: ResamplingConfig,
+        seeds: Sequence[int] | None = None,
+        checking: bool = True,
+        stream: Any = None,
+        events: Callable[[Event], None] | None = None,
+        stop_strings: str | Sequence[str] | None = None,
+        backend: BackendName = "auto",
+    ):
+        self.processor, self.config, self.seeds, self.backend = processor, config, seeds, backend
+        self.mode = Resample() if checking else Plain()
+        codec = TextCodec(processor)
+        self.hints = checking and config.hints > 0 and config.max_attempts > 0
+        if checking:
+            codec.check_tags()
+        self._writer = codec.hint_writer(config.hints) if self.hints else None
+        self._codec = codec
+        self.sinks, self.events, self.stop_strings = sinks_of(stream), events, stop_texts(stop_strings)
+        self.results: list[Result] = []
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **model_kwargs: Any,
+    ) -> torch.Tensor | GenerateDecoderOnlyOutput:
+        """What `model.generate()` calls; returns its usual type, ids with tags, right-padded.
+
+        Raises ValueError for options that a decoder which goes back cannot honour.
+        """
+        self.results = []
+        check_wrappers(model)
+        model = unwrap_model(model)
+        _check_pictures(model, model_kwargs)
+        with propagate_errors_to(self.sinks):
+            _hf.check_request(generation_config, stopping_criteria, model_kwargs)
+            check_adapter_hooks(model)
+            if self.sinks and len(self.sinks) != len(input_ids):
+                raise ValueError(
+                    f"got {len(self.sinks)} streams for {len(input_ids)} rows: give a list with one a row"
+                )
+            jobs = self._jobs(
+                model, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs
+            )
+        engine = shared_engine(model, self.processor, self.backend)
+        rows, candidates = len(input_ids), self.config.candidates
+        call = Call(engine, rows, candidates, sinks=self.sinks, events=self.events, several=False)
+        found: dict[int, Any] = {}
+        try:
+            found.update(call.answer(iter(jobs)))
+        except Interrupted as stopped:
+            raise Interrupted(found | stopped.results) from None
+        self.results = [found[i] for i in range(rows)]
+        pad = _hf.pad_id(generation_config)
+        sequences = _pad(input_ids, [result.ids for result in self.results], pad)
+        if generation_config.return_dict_in_generate:
+            return GenerateDecoderOnlyOutput(sequences=sequences)
+        return sequences
+
+    def _jobs(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        model_kwargs: dict[str, Any],
+    ) -> list[Job]:
+        """What `generate()` hands over as one job a row."""
+        mask = model_kwargs.get("attention_mask")
+        options = row_options(input_ids, mask, logits_processor, stopping_criteria, generation_config)
+        pictures = _hf.pictures_of_rows(model, input_ids, model_kwargs)
+        temperature = 1.0 if generation_config.temperature is None else generation_config.temperature
+        warm = generation_config.do_sample
+        request = Request(
+            config=self.config,
+            mode=self.mode,
+            do_sample=bool(warm),
+            temperature=temperature if warm else 1.0,
+            stop_strings=self.stop_strings,
+        )
+        seeds = self._seeds(len(input_ids), generation_config)
+        jobs = []
+        for row, (ids, seed) in enumerate(zip(input_ids.tolist(), seeds, strict=True)):
+            prompt = ids if mask is None else ids[int((mask[row] == 0).sum()) :]
+            # An unusual prompt is refused before any work is done.
+            hint_at = None if self._writer is None else self._writer.insert_at(prompt)
+            refs = tuple(PictureRef(None, encoded) for encoded in pictures[row])
+            node = Node(tuple(prompt), refs, hint_at, self._codec)
+            jobs.append(_job(row, replace(request, seed=seed), node, options[row]))
+        return jobs
+
+    def _seeds(self, rows: int, generation_config: GenerationConfig) -> list[int]:
+        """One seed a row; the answers asked for one request (`num_return_sequences`) get consecutive ones."""
+        copies = generation_config.num_return_sequences or 1
+        given = self.seeds
+        seeds = list(given) if given is not None else [self.config.seed] * (rows // copies)
+        if len(seeds) * copies != rows:
+            raise ValueError(f"got {len(seeds)} seeds for {rows // copies} requests: give one a request")
+        return [check_seed(seed + i) for seed in seeds for i in range(copies)]
+
+
+def _job(row: int, request: Request, node: Node, options: CallerOptions) -> Job:
+    return Job(row, lambda call, job: call.submit(job, request, source=node, options=options))
+
+
+def _check_pictures(model: Any, model_kwargs: dict[str, Any]) -> None:
+    """Refuse pictures that `model.generate()` encoded with dropout, before the decoding loop had a say."""
+    if not any((model_kwargs.get("mm_encoder_outputs") or {}).values()):
+        return
+    family = family_of(model)
+    for part in (family.vision_tower(model), family.image_projector(model)):
+        for module in part.modules():
+            rates = [getattr(module, name, 0) for name in ("p", "dropout", "attention_dropout")]
+            if module.training and any(isinstance(rate, float) and rate > 0 for rate in rates):
+                raise ValueError(
+                    f"the pictures were encoded in train mode, with dropout ({type(module).__name__}): call "
+                    "model.eval() before model.generate(), or use reverse.generate()"
+                )
+
+
+def retrospective(
+    processor: Any,
+    config: ResamplingConfig | None = None,
+    *,
+    seeds: Sequence[int] | None = None,
+    stream: Any = None,
+    events: Callable[[Event], None] | None = None,
+    stop_strings: str | Sequence[str] | None = None,
+    backend: BackendName = "auto",
+    **settings: Any,
+) -> Retrospective:
+    """The drop-in: `model.generate(**inputs, custom_generate=retrospective(processor, threshold=0.003))`.
+
+    `settings` are fields of `ResamplingConfig`. Temperature and max_new_tokens stay arguments of
+    `model.generate()`; top-k and top-p are settings here, since the library's silent top_k=50 is taken out.
+    `stream`, a `reverse.TextStream` or an object with `put(ids)` and `end()`, or a list with one a row, gets
+    text that is never taken back; `events` is called with every append and retraction; `stop_strings` end an
+    answer (`model.generate()` cannot hand these three to a decoding loop); `backend` as in `generate()`.
+    Raises ValueError where the tokenizer has no confidence tokens or a setting is out of range.
+    """
+    chosen = resolve_config(config, settings, ("seeds", "stream", "events", "stop_strings", "backend"))
+    decoder = Retrospective(
+        processor, chosen, seeds, stream=stream, events=events, stop_strings=stop_strings, backend=backend
+    )
+    if chosen.open_ended:
+        raise ValueError(
+            "open_ended asks a second question, which model.generate() has no place for: leave it out, or "
+            "use reverse.generate()"
+        )
+    return decoder
+
+
+def _pad(prompts: torch.Tensor, answers: Sequence[Sequence[int]], pad: int) -> torch.Tensor:
+    width = max(len(a) for a in answers)
+    tail = torch.full((len(answers), width), pad, dtype=prompts.dtype, device=prompts.device)
+    for row, answer in enumerate(answers):
+        tail[row, : len(answer)] = torch.tensor(answer, dtype=prompts.dtype)
+    return torch.cat((prompts, tail), dim=1)

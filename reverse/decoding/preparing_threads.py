@@ -1,0 +1,87 @@
+"""Threads that prepare requests ahead of need, the oldest first.
+
+They are daemon threads: Python waits at its end for those of `concurrent.futures`, whatever they still have
+to do.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from itertools import count
+from typing import Any
+
+__all__ = ["PreparingThreads", "usable_cores"]
+
+_MOST = 8  # threads; more would wait for Python's lock
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class PreparingThreads:
+    """Up to `most` threads, by default one for each core and at most 8; each is started when it is needed."""
+
+    def __init__(self, most: int | None = None):
+        self.most = min(_MOST, usable_cores()) if most is None else most
+        self.process = os.getpid()  # a forked child has none of the threads
+        self._threads: list[threading.Thread] = []
+        self._idle = 0
+        self._work: list[tuple[int, int, Future[Any], Callable[[], Any]]] = []  # a heap
+        self._numbers = count()
+        self._changed = threading.Condition()
+        self._is_closed = False
+
+    def submit(self, order: int, call: Callable[[], Any]) -> Future[Any]:
+        """Make a call in one of the threads; calls of the least `order` come first."""
+        future: Future[Any] = Future()
+        with self._changed:
+            heapq.heappush(self._work, (order, next(self._numbers), future, call))
+            if len(self._work) > self._idle and len(self._threads) < self.most:
+                thread = threading.Thread(
+                    target=self._run, name=f"reverse-preparing-{len(self._threads)}", daemon=True
+                )
+                self._threads.append(thread)
+                thread.start()
+            self._changed.notify()
+        return future
+
+    def close(self) -> None:
+        """Cancel what was not begun, and let the threads end after what they are doing."""
+        with self._changed:
+            self._is_closed = True
+            left, self._work = self._work, []
+            self._changed.notify_all()
+        for _, _, future, _ in left:
+            future.cancel()
+
+    def _run(self) -> None:
+        while (found := self._next()) is not None:
+            future, call = found
+            if future.set_running_or_notify_cancel():
+                try:
+                    result = call()
+                except BaseException as error:
+                    future.set_exception(error)
+                else:
+                    future.set_result(result)
+                    del result
+            del found, future, call  # pictures would be kept until the next call
+
+    def _next(self) -> tuple[Future[Any], Callable[[], Any]] | None:
+        with self._changed:
+            self._idle += 1
+            while not self._work and not self._is_closed:
+                self._changed.wait()
+            self._idle -= 1
+            if not self._work:
+                return None
+            _, _, future, call = heapq.heappop(self._work)
+            return future, call

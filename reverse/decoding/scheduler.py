@@ -1,0 +1,404 @@
+"""The loop between branches and a backend: prefill what waits, step, do what the policies say.
+
+    scheduler = Scheduler(backend)
+    scheduler.add(branch)
+    while scheduler.has_work:
+        for branch in scheduler.step():      # those that ended in this step
+            branch.result or branch.error
+
+Who is oldest goes first. A backend that runs out of memory loses nothing but time: caches that nobody decodes
+on are dropped, then every branch is put back and fewer go on side by side.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+from reverse.decoding.asks import Node, PictureRef
+from reverse.decoding.backends.base import Backend, OutOfMemory, Prompt, StepOutput, does_not_fit
+from reverse.decoding.branch import Branch, Decision
+from reverse.decoding.picture_cache import PictureCache
+from reverse.decoding.policies.base import Finish
+
+__all__ = ["PREFILL", "Scheduler"]
+
+PREFILL = 16  # sequences prefilled together: their keys and values are held twice for a moment
+_HELD_BACK = 8  # steps that a prompt waits at most for others to be prefilled with it
+# Values of prepared pictures encoded together: 99 pictures of LLaVA-1.5, 28,532 patches of Qwen2.5-VL (18
+# pictures of 640x480). The towers of the published models take up to 3 GB for so many.
+_ENCODED_TOGETHER = 1 << 25
+
+
+class Scheduler:
+    """Decodes branches, as many side by side as fit.
+
+    `limit` is how many branches are decoded side by side at most; their candidates come on top as far as the
+    backend has room. `pictures` keeps what was encoded.
+    """
+
+    def __init__(self, backend: Backend, limit: int, pictures: PictureCache | None = None):
+        self.backend = backend
+        self.pictures = PictureCache() if pictures is None else pictures
+        self.limit = limit
+        self._size = limit, backend.capabilities.max_sequences
+        self.waiting: list[Branch] = []  # sorted by their order
+        self.running: list[Branch] = []
+        self._of_sequence: dict[int, tuple[Branch, int]] = {}  # (branch, number of the segment in its round)
+        self._idle: dict[Node, tuple[int, ...]] = {}  # nodes that hold a cache, and how old they are
+        self._ended: list[Branch] = []
+        self._alone: set[Branch] = set()  # to be prefilled one by one: one of them is at fault
+        self.expects_more = False  # more branches are about to be added: some may wait for them
+        self._held_back = 0  # steps for which prompts have waited for others
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.waiting or self.running or self._ended)
+
+    @property
+    def has_ended(self) -> bool:
+        return bool(self._ended)
+
+    def add(self, branch: Branch) -> None:
+        insort(self.waiting, branch, key=_order)
+
+    def set_size(self, branches: int, sequences: int) -> None:
+        """Decode so many branches side by side, on so many sequences, as far as memory allows."""
+        if (branches, sequences) == self._size:
+            return
+        was_short = self.limit < self._size[0]
+        self.limit = min(self.limit, branches) if was_short else branches
+        self._size = branches, sequences
+        try:
+            self.backend.reserve(max(sequences, len(self._of_sequence) + len(self._idle)))
+        except OutOfMemory as error:
+            if error.lost_everything:
+                self.recover()
+
+    def take_ended(self) -> list[Branch]:
+        """Branches that ended and were not returned by a step."""
+        ended, self._ended = self._ended, []
+        return ended
+
+    # ------------------------------------------------------------------ one step
+    def step(self) -> list[Branch]:
+        """Prefill what fits and decode one token of every running branch; returns the branches that ended.
+
+        A branch that cannot go on, or does not fit into memory alone, ends with an `error`. Raises whatever
+        else the backend raises, after which `recover` has to be called.
+        """
+        ready: list[Branch] = []
+        message, lost, held = None, False, self.backend.capabilities.max_sequences
+        try:
+            if self._hold_back():
+                self._held_back += 1
+            else:
+                self._held_back = 0
+                while (ready := self._next_to_prefill()) and self._admit(ready):
+                    pass
+            ready = []
+            if self.running:
+                self._act(self.backend.step())
+        except _PromptFault:
+            self.recover()
+        except OutOfMemory as error:
+            message = str(error)  # the error itself would keep the tensors of its frames alive
+            lost = error.lost_everything
+        if message is not None:
+            asked = sum(branch in self.waiting for branch in ready)
+            self._make_room(asked, message, lost, self.backend.capabilities.max_sequences < held)
+        return self.take_ended()
+
+    def recover(self, error: BaseException | None = None) -> None:
+        """Put every branch back after the backend has raised; with `error`, end those that were running."""
+        running = self.running
+        self._lose_sequences()
+        for branch in running:
+            if error is None:
+                self._put_back(branch)
+            else:
+                self._end(branch, error)
+
+    # ------------------------------------------------------------------ prefilling
+    def _next_to_prefill(self) -> list[Branch]:
+        """The oldest branches that wait, as many as may be decoded now."""
+        count = min(self.limit - len(self.running), PREFILL)
+        if count > 0 and self.waiting and self.waiting[0] in self._alone:
+            count = 1
+        return self.waiting[: max(0, count)]
+
+    def _hold_back(self) -> bool:
+        """Whether the prompts that could be prefilled now wait for others, while the running ones go on.
+
+        Small batches are slow: where answers end one by one, each prompt would be prefilled on its own.
+        """
+        places = self.limit - len(self.running)
+        count = min(places, len(self.waiting))
+        if not self.running or not 0 < count < min(PREFILL, self.limit // 4):
+            return False
+        if self._held_back >= _HELD_BACK or not (self.expects_more or len(self.waiting) > places):
+            return False
+        nodes = [n for b in self.waiting[:count] for n in (b.node, b.node.base) if n is not None]
+        return all(node.sequence is None for node in nodes)  # others need no prefill
+
+    def _free(self) -> int:
+        return self.backend.capabilities.max_sequences - len(self._of_sequence) - len(self._idle)
+
+    def _admit(self, branches: Sequence[Branch]) -> bool:
+        """Give branches a sequence each: what their node holds, a split of it, or a new one.
+
+        Returns False where there was room for none of them.
+        """
+        fresh: dict[Node, Branch] = {}
+        late: list[Branch] = []  # split from a fresh one of the same node
+        placed: list[Branch] = []
+        for branch in branches:
+            holder = next((n for n in (branch.node, branch.node.base) if n and n.sequence is not None), None)
+            if holder is not None:
+                self._place(branch, self._take_from(holder, branch))
+                placed.append(branch)
+            elif self._has_room(len(fresh) + len(late) + 1):
+                if branch.node in fresh:
+                    late.append(branch)
+                else:
+                    fresh[branch.node] = branch
+        if fresh:
+            for branch, sequence in zip(fresh.values(), self._prefill(list(fresh.values())), strict=True):
+                self._place(branch, sequence)
+        for branch in late:
+            (sequence,) = self.backend.split(fresh[branch.node].round.sequences[0], 1)
+            self._place(branch, sequence)
+        placed += [*fresh.values(), *late]
+        for branch in placed:
+            self._begin(branch, branch.round.sequences[0])
+        return bool(placed)
+
+    def _place(self, branch: Branch, sequence: int) -> None:
+        self.waiting.remove(branch)
+        self._alone.discard(branch)
+        self.running.append(branch)
+        self._of_sequence[sequence] = (branch, 0)
+        branch.round.sequences = [sequence]
+        branch.begin()
+
+    def _take_from(self, node: Node, branch: Branch) -> int:
+        """The sequence of a node, or a split of it where others wait for it too."""
+        assert node.sequence is not None
+        others = (b for b in self.waiting if b is not branch and node in (b.node, b.node.base))
+        if any(others) and self._free() > 0:
+            (sequence,) = self.backend.split(node.sequence, 1)
+            return sequence
+        sequence, node.sequence = node.sequence, None
+        self._idle.pop(node, None)
+        return sequence
+
+    def _has_room(self, count: int) -> bool:
+        """Whether there is room for `count` new sequences, once idle ones are dropped."""
+        wanted = {node for b in self.waiting for node in (b.node, b.node.base) if node in self._idle}
+        self._drop_idle(count - self._free(), keep=wanted)
+        self._drop_idle(count - self._free())  # else the oldest might wait for ever
+        return self._free() >= count
+
+    def _prefill(self, branches: Sequence[Branch]) -> list[int]:
+        try:
+            self._encode(ref for branch in branches for ref in branch.node.pictures)
+            return self.backend.add([_prompt_of(branch) for branch in branches])
+        except OutOfMemory:
+            raise
+        except Exception as error:
+            if len(branches) == 1:
+                self.waiting.remove(branches[0])
+                self._end(branches[0], error)
+            else:
+                self._alone.update(branches)  # to find out whose fault it is
+            raise _PromptFault from error
+
+    def _encode(self, refs: Iterable[PictureRef]) -> None:
+        """Encode the pictures that have no features yet, as many together as memory allows."""
+        missing = [ref for ref in dict.fromkeys(refs) if ref.encoded is None and ref.picture is not None]
+        most = len(missing)
+        while missing:
+            some = _first_pictures(missing, most)
+            try:
+                found = self.backend.encode([ref.picture for ref in some if ref.picture is not None])
+            except OutOfMemory as error:
+                if len(some) == 1 or error.lost_everything:
+                    raise
+                most = len(some) // 2
+                continue
+            for ref, encoded in zip(some, found, strict=True):
+                ref.encoded, ref.picture = encoded, None
+                self.pictures.keep(ref)
+            missing = missing[len(some) :]
+
+    def _begin(self, branch: Branch, sequence: int) -> None:
+        """Decode the round of a branch on a sequence, and its candidates on splits of it."""
+        round = branch.round
+        round.sequences = [sequence]
+        self._of_sequence[sequence] = (branch, 0)
+        self.backend.set_tokens(sequence, round.text)
+        others = len(round.params) - 1
+        if others > 0:
+            self._drop_idle(others - self._free())
+            others = min(others, self._free())
+        if others > 0:
+            for i, split in enumerate(self.backend.split(sequence, others), 1):
+                round.sequences.append(split)
+                self._of_sequence[split] = (branch, i)
+        for each, params in zip(round.sequences, round.params, strict=False):
+            self.backend.start(each, params)
+        round.is_begun = True
+
+    # ------------------------------------------------------------------ what came of a step
+    def _act(self, outputs: Sequence[StepOutput]) -> None:
+        touched: dict[Branch, None] = {}
+        for output in outputs:
+            found = self._of_sequence.get(output.sequence)
+            if found is None:
+                continue
+            branch, i = found
+            if output.error is not None:
+                branch.round.failed[i] = output.error
+            else:
+                branch.take_token(i, output.token, output.p, output.segment)
+            if output.error is not None or output.segment is not None:
+                touched[branch] = None
+        for branch in touched:
+            try:
+                decision = branch.judge()
+            except Exception as error:
+                self._end(branch, error)
+                continue
+            if decision is not None:
+                self._follow(branch, decision)
+
+    def _follow(self, branch: Branch, decision: Decision) -> None:
+        for sequence in decision.others:
+            self._release(sequence)
+        if not isinstance(decision.action, Finish):
+            branch.round.sequences = [decision.sequence]
+            self._begin(branch, decision.sequence)
+            return
+        self.running.remove(branch)
+        del self._of_sequence[decision.sequence]
+        branch.node = branch.answer_node()
+        if branch.keeps_cache:
+            branch.node.sequence = decision.sequence
+            branch.node.scores |= self._scores_of(decision.sequence)
+            self._idle[branch.node] = branch.order
+        else:
+            self.backend.release(decision.sequence)
+        self._ended.append(branch)
+
+    def _scores_of(self, sequence: int) -> dict[str, float]:
+        try:
+            return {"likelihood": self.backend.score([sequence], "likelihood")[0]}
+        except NotImplementedError:
+            return {}
+
+    def _end(self, branch: Branch, error: BaseException) -> None:
+        """A branch that cannot go on."""
+        self._let_go(branch)
+        branch.error = error
+        self._ended.append(branch)
+
+    def cancel(self, branch: Branch) -> None:
+        """Nobody waits for this branch any more."""
+        if branch in self.waiting:
+            self.waiting.remove(branch)
+        self._let_go(branch)
+
+    def _let_go(self, branch: Branch) -> None:
+        for sequence in branch.round.sequences:
+            if self._of_sequence.get(sequence, (None,))[0] is branch:
+                self._release(sequence)
+        if branch in self.running:
+            self.running.remove(branch)
+        self._alone.discard(branch)
+
+    def _release(self, sequence: int) -> None:
+        self._of_sequence.pop(sequence, None)
+        self.backend.release(sequence)
+
+    # ------------------------------------------------------------------ memory
+    def release_node(self, node: Node) -> None:
+        """Let go of the cache of a node; it is recomputed if it is asked for again."""
+        if self._idle.pop(node, None) is not None and node.sequence is not None:
+            self.backend.release(node.sequence)
+        node.sequence = None
+
+    def _drop_idle(self, count: int, keep: Collection[Node] = ()) -> None:
+        """Drop up to `count` caches that nobody decodes on, those of the newest requests first."""
+        if count <= 0:
+            return
+        idle = sorted((n for n in self._idle if n not in keep), key=lambda n: self._idle[n], reverse=True)
+        for node in idle[:count]:
+            self.release_node(node)
+
+    def _make_room(self, asked: int, message: str, lost: bool, smaller: bool) -> None:
+        """Memory ran out with `asked` branches about to be prefilled."""
+        had_pictures = self.pictures.drop()
+        if (self._idle or had_pictures) and not lost:
+            self._drop_idle(len(self._idle))
+            for branch in [b for b in self.running if not b.is_under_way]:
+                self._let_go(branch)
+                self._put_back(branch)
+            return
+        count = len(self.running) + asked
+        if count <= 1 and not smaller:
+            branch = self.running[0] if self.running else self.waiting.pop(0)
+            self._end(branch, does_not_fit(message))
+            if lost:
+                self._lose_sequences()
+            return
+        self._requeue_with_half_batch(count)
+
+    def _requeue_with_half_batch(self, count: int) -> None:
+        self.limit = max(1, count // 2)
+        self.recover()
+
+    def _put_back(self, branch: Branch) -> None:
+        branch.restart()
+        self.add(branch)
+
+    def _lose_sequences(self) -> None:
+        for node in self._idle:
+            node.sequence = None
+        self._idle, self._of_sequence, self.running = {}, {}, []
+        self.backend.reset()
+
+
+class _PromptFault(Exception):
+    """A prompt could not be prefilled; its cause says why."""
+
+
+def _first_pictures(refs: Sequence[PictureRef], most: int) -> list[PictureRef]:
+    """The first of these pictures that are encoded together: at least one."""
+    found: list[PictureRef] = []
+    values = 0
+    for ref in refs[:most]:
+        assert ref.picture is not None
+        values += sum(tensor.numel() for tensor in ref.picture.tensors.values())
+        if found and values > _ENCODED_TOGETHER:
+            break
+        found.append(ref)
+    return found
+
+
+def _prompt_of(branch: Branch) -> Prompt:
+    """The text of a branch, as far as its placeholders are those of its pictures.
+
+    A model may say a placeholder; that and what follows is fed by `set_tokens`, as text.
+    """
+    pictures = [ref.encoded for ref in branch.node.pictures if ref.encoded is not None]
+    text, placeholder = branch.round.text, branch.rules.placeholder
+    own = sum(len(picture.features) for picture in pictures)
+    places = [i for i, token in enumerate(text) if token == placeholder]
+    if len(places) > own:
+        text = text[: places[own]]
+    return Prompt(text, pictures, len(branch.node.ids) + branch.rules.max_new_tokens)
+
+
+def _order(branch: Branch) -> Any:
+    return branch.order

@@ -1,0 +1,13 @@
+"""Modes: what decides above one answer. `mode=` takes one of these, or its name.
+
+>>> reverse.generate(model, processor, "chart.png", question, mode=reverse.modes.Select(n=8))
+"""
+
+from reverse.decoding.asks import MODES, resolve_mode
+from reverse.modes.plain import Plain
+from reverse.modes.resample import Resample
+from reverse.modes.select import Select
+
+__all__ = ["MODES", "Plain", "Resample", "Select", "resolve_mode"]
+
+MODES.update({mode.name: mode for mode in (Resample, Plain, Select)})

@@ -1,0 +1,23 @@
+"""Check every phrase, and decode anew what the model is not sure of."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any
+
+from reverse.decoding.asks import Ask, Outcome, PolicyFactory
+from reverse.modes.base import ModeRequest, answer_once
+
+__all__ = ["Resample"]
+
+
+@dataclass(frozen=True)
+class Resample:
+    """One answer by retrospective resampling, or by a `policy` of one's own (see docs/decoding.md)."""
+
+    name = "resample"
+    policy: PolicyFactory | None = None  # None: the one that the configuration names
+
+    def run(self, request: ModeRequest) -> Generator[list[Ask], list[Any], Outcome]:
+        return answer_once(request, self.policy)
