@@ -19,22 +19,36 @@ from typing import Any
 
 import geometry
 import torch
-from decode import copy_bandwidth, seconds, synchronize
 from geometry import Script
+from timing import Figures, copy_bandwidth, seconds, synchronize
 
-from reverse.decoding.backends.base import Picture, Prompt, SegmentOutput, SegmentParams
+from reverse.decoding.backends.base import Picture, Prompt, SegmentOutput, SegmentParams, StepOutput
 from reverse.decoding.backends.cuda_graph.backend import CudaGraphBackend
 from reverse.decoding.backends.cuda_graph.runner import GraphRunner
 from reverse.decoding.backends.cuda_graph.state import CaptureConfig, RowState, StepPlan
 from reverse.decoding.backends.cuda_graph.weights import text_model
+from reverse.decoding.codec import TextCodec
 from reverse.evaluation.environment import environment
 from reverse.models import family_of, prepare_inputs
 from reverse.tokens import token_ids
 
 LENGTH, THRESHOLD, QUESTION = 60, 0.1, "Describe this image."
+MOST_SEQUENCES = 64
 HINT = list(range(70, 84))
 AFTER_HINT = 5  # ids of the prompt that stand behind a hint
 PHRASE = 6  # ids that a rejection takes back, tags included
+
+
+class TimedBackend(CudaGraphBackend):
+    """Knows when its first step began: what comes before is prefilling, what comes after is decoding."""
+
+    began: float | None = None
+
+    def step(self) -> list[StepOutput]:
+        if self.began is None:
+            synchronize()
+            self.began = time.perf_counter()
+        return super().step()
 
 
 class Bench:
@@ -48,8 +62,9 @@ class Bench:
         ends = self.model.generation_config.eos_token_id
         self.eos = ends[0] if isinstance(ends, list) else ends
         self.imposed = Script.room(21, 220, self.tags.un, device)
-        self.backend = CudaGraphBackend(
-            self.model, max_sequences=64, tags=self.tags, hook=self.imposed.impose,
+        self.codec = TextCodec(self.processor)
+        self.backend = TimedBackend(
+            self.model, max_sequences=MOST_SEQUENCES, tags=self.tags, hook=self.imposed.impose,
             open_runner=self._take, keep_runner=self._keep,
         )  # fmt: skip
         self.kept: GraphRunner | None = None
@@ -163,43 +178,105 @@ class Bench:
         rows = [list(range(1 + i * size, 1 + i * size + size)) for i in range(groups)]
         return StepPlan([], rows, [len(self.ids)] * groups, size)
 
+    def same_bits(self, width: int) -> bool:
+        """Whether ten steps of so many rows, taken back and repeated, say the same to the last bit."""
+        runner = self.backend.runner
+        assert runner is not None
+        plan, config = StepPlan(list(range(1, width + 1))), CaptureConfig(self.tags)
+        at = len(self.ids) + 8
+        found = []
+        with torch.no_grad():
+            for _ in range(3):
+                states = {row: RowState(70 + row, at, at, self.params(LENGTH)) for row in plan.plain}
+                runner.write(states, {})
+                found.append([runner.launch(plan, config).read() for _ in range(10)])
+        return found[0] == found[1] == found[2]
 
-def measure(name: str, device: str, copy: float, quick: bool) -> dict[str, Any]:
-    began = time.perf_counter()
-    bench = Bench(name, device)
-    out: dict[str, Any] = {"model": name, "weights_gb": bench.bytes / 1e9, "prompt": len(bench.ids)}
+    # ------------------------------------------------------------------ second turns
+    def first_token(self, name: int) -> None:
+        """Decode one token of a sequence."""
+        self.backend.start(name, self.params(1))
+        while self.backend.step():
+            pass
 
-    def say(key: str, value: Any) -> None:
-        out[key] = value
-        print(f"{name} {time.perf_counter() - began:6.1f} s  {key}: {value}", flush=True)
+    def second_turn(self, hint: Sequence[int]) -> tuple[float, float]:
+        """Seconds to the first token of a second turn: on the kept answer, and from the start.
 
-    def share(step: float) -> float:
-        return bench.bytes / step / copy
+        `hint`: ids that stood in the first turn's prompt and are gone in the second. The picture's features
+        are at hand in both.
+        """
+        script = self.script(0)
+        self.imposed.load(script)
+        answer = script.tokens[0, :-1].tolist()
+        turn, _ = self.codec.user_turn("Is there anything else in the picture?")
+        head, tail = self.ids[:-AFTER_HINT], self.ids[-AFTER_HINT:]
+        first = [*head, *hint, *tail, *answer]
+        conversation = [*self.ids, *answer, *turn]
+        room = len(conversation) + len(hint) + 16
+        (name,) = self.backend.add([Prompt(self.ids, self.pictures, room)])
+        kept, afresh = [], []
+        for _ in range(7):
+            self.backend.set_tokens(name, first)
+            self.first_token(name)
+            synchronize()
+            began = time.perf_counter()
+            self.backend.set_tokens(name, conversation)
+            self.first_token(name)
+            kept.append(time.perf_counter() - began)
+            began = time.perf_counter()
+            (other,) = self.backend.add([Prompt(conversation, self.pictures, room)])
+            self.first_token(other)
+            afresh.append(time.perf_counter() - began)
+            self.backend.release(other)
+        self.backend.release(name)
+        return statistics.median(kept[2:]), statistics.median(afresh[2:])
 
+
+def measure(name: str, device: str, copy: float, quick: bool) -> Figures:
+    bench, figures = Bench(name, device), Figures(name)
+    figures.update(weights_gb=bench.bytes / 1e9, prompt=len(bench.ids))
     on = bench.decoding(bench.script(0, 220), 220) / 220
-    say("on_step_ms", on * 1e3)
-    say("bandwidth_share", share(on))
+    figures.add("on_step_ms", on * 1e3)
+    figures.add("bandwidth_share", bench.bytes / on / copy)
     clean, five = bench.script(0), bench.script(5)
     for key, hints in (("rewind_steps", False), ("rewind_hint_steps", True)):
         more = bench.decoding(five, hints=hints) - bench.decoding(clean, hints=hints)
-        say(key, (more / 5 - PHRASE * on) / on)
+        figures.add(key, (more / 5 - PHRASE * on) / on)
     names = bench.add(1)
     one = bench.raw(StepPlan([1]))
-    say("raw_step_ms", one * 1e3)
-    say("raw_share", share(one))
+    figures.add("raw_step_ms", one * 1e3)
+    figures.add("raw_share", bench.bytes / one / copy)
     if device != "cpu":
-        say("profile", bench.profile(StepPlan([1])))
+        figures.add("profile", bench.profile(StepPlan([1])))
     bench.backend.release(names[0])
-    if quick:
-        return out
+    if not quick:
+        measure_widths(bench, figures)
+        measure_branches(bench, figures)
+        measure_second_turns(bench, figures)
+    if torch.cuda.is_available():
+        figures.add("peak_gb", torch.cuda.max_memory_allocated() / 1e9)
+    return figures
+
+
+def measure_widths(bench: Bench, figures: Figures) -> None:
+    """Steps of rows that go alone, and of branches that read a prefix together, without a host."""
     names = bench.add(64)
     for rows in (1, 4, 8, 16, 32, 64):
-        say(f"raw_rows{rows}_ms", bench.raw(StepPlan(list(range(1, rows + 1)))) * 1e3)
+        figures.add(f"raw_rows{rows}_ms", bench.raw(StepPlan(list(range(1, rows + 1)))) * 1e3)
     for groups, size in ((1, 4), (4, 4), (1, 16), (16, 4), (4, 16)):
-        say(f"raw_{groups}x{size}_ms", bench.raw(bench.grouped(groups, size)) * 1e3)
-    say("candidates4_over_1", out["raw_1x4_ms"] / out["raw_rows1_ms"])
-    say("candidates16_over_1", out["raw_1x16_ms"] / out["raw_rows1_ms"])
-    say("raw_branches64_over_rows64", out["raw_16x4_ms"] / out["raw_rows64_ms"])
+        figures.add(f"raw_{groups}x{size}_ms", bench.raw(bench.grouped(groups, size)) * 1e3)
+    for each in names:
+        bench.backend.release(each)
+    one = figures["raw_rows1_ms"]
+    figures.add("candidates4_over_1", figures["raw_1x4_ms"] / one)
+    figures.add("candidates16_over_1", figures["raw_1x16_ms"] / one)
+    figures.add("raw_branches64_over_rows64", figures["raw_16x4_ms"] / figures["raw_rows64_ms"])
+
+
+def measure_branches(bench: Bench, figures: Figures) -> None:
+    """Sixteen requests of four branches each beside 64 requests, decoded step by step."""
+    clean = bench.script(0)
+    names = bench.add(64)
 
     def side_by_side(held: list[int]) -> float:
         taken = []
@@ -210,20 +287,28 @@ def measure(name: str, device: str, copy: float, quick: bool) -> dict[str, Any]:
         return statistics.median(taken[1:]) / LENGTH
 
     rows64 = side_by_side(names)
-    say("rows64_step_ms", rows64 * 1e3)
+    figures.add("rows64_step_ms", rows64 * 1e3)
     for each in names[16:]:
         bench.backend.release(each)
     synchronize()
     before = time.perf_counter()
     branches = [branch for each in names[:16] for branch in bench.backend.split(each, 3)]
     synchronize()
-    say("split_48_ms", (time.perf_counter() - before) * 1e3)
+    figures.add("split_48_ms", (time.perf_counter() - before) * 1e3)
     branches64 = side_by_side([*names[:16], *branches])
-    say("branches64_step_ms", branches64 * 1e3)
-    say("branches64_over_rows64", branches64 / rows64)
-    if torch.cuda.is_available():
-        say("peak_gb", torch.cuda.max_memory_allocated() / 1e9)
-    return out
+    figures.add("branches64_step_ms", branches64 * 1e3)
+    figures.add("branches64_over_rows64", branches64 / rows64)
+    for each in (*names[:16], *branches):
+        bench.backend.release(each)
+
+
+def measure_second_turns(bench: Bench, figures: Figures) -> None:
+    """A second turn of the user on a kept answer beside the same conversation prefilled from its start."""
+    for key, hint in (("second_turn", []), ("second_turn_hint_removed", HINT)):
+        kept, afresh = bench.second_turn(hint)
+        figures.add(f"{key}_ms", kept * 1e3)
+        figures.add(f"{key}_prefill_ms", afresh * 1e3)
+        figures.add(f"{key}_over_prefill", kept / afresh)
 
 
 def main() -> None:

@@ -120,7 +120,7 @@ def eval_job(model: str, limit: int) -> Job:
         "scenes",
         "--limit",
         str(limit),
-        "--slots",
+        "--max-sequences",
         "8",
         "--window",
         "16",

@@ -173,7 +173,7 @@ class Measuring:
             assert self.pool is not None
             key = json.dumps(task)
             if key not in self.asked:  # several runs may ask for one twin
-                self.asked[key] = self.pool.submit(_judge, task, str(folder), options.slots)
+                self.asked[key] = self.pool.submit(_judge, task, str(folder), options.max_sequences)
                 self.asked[key].add_done_callback(self._keep)
             return self.asked[key].result
 
@@ -222,7 +222,7 @@ def _open(counter: Any, devices: list[str]) -> None:
             torch.zeros(1, device=_device)
 
 
-def _judge(task: dict[str, Any], folder: str, slots: int) -> dict[str, Any]:
+def _judge(task: dict[str, Any], folder: str, max_sequences: int) -> dict[str, Any]:
     """The piece of one contender: what it answers about one split, counted."""
     from reverse.data.scenes import make_scene
     from reverse.evaluation.scenes import Contender, answer, score, yes_no
@@ -230,7 +230,7 @@ def _judge(task: dict[str, Any], folder: str, slots: int) -> dict[str, Any]:
 
     began = time.time()
     row, twin = task["row"], "twin" in task["row"]
-    settings: dict[str, Any] = {"engine": "dynamic"}  # float32: the same answers in any batch
+    settings: dict[str, Any] = {"backend": "hf"}  # float32: the same answers in any batch
     if row in ("on", "strict"):
         settings |= CORRECTING
     elif row == "yesno_on":
@@ -240,11 +240,11 @@ def _judge(task: dict[str, Any], folder: str, slots: int) -> dict[str, Any]:
     loaded = load(folder, dtype="float32", device=_device, require_tokens=not twin)
     scenes = [make_scene(task["split"], k) for k in range(task["count"])]
     if row.startswith("yesno"):
-        counts = yes_no(contender, loaded, scenes, batch_size=slots)
+        counts = yes_no(contender, loaded, scenes, batch_size=max_sequences)
         found: dict[str, Any] = {name: [each[name] for each in counts] for name in ("right", "asked")}
         examples: list[str] = []
     else:
-        results = answer(contender, loaded, scenes, batch_size=slots)
+        results = answer(contender, loaded, scenes, batch_size=max_sequences)
         rows = [score(scene, result) for scene, result in zip(scenes, results, strict=True)]
         found = columns(rows, phrases=row == "off")
         examples = [result.text for result in results[:3]]

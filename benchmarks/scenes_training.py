@@ -430,7 +430,7 @@ def _options() -> argparse.Namespace:
     add("--second-slabs", type=int, default=192)
     add("--renderers", type=int, default=0, help="processes that draw (default: 0.7 a processor)")
     add("--judges", type=int, default=0, help="processes that measure (default: 6 a GPU; CPU: one a core)")
-    add("--slots", type=int, default=0, help="answers side by side (default: 128; CPU: 16)")
+    add("--max-sequences", type=int, default=0, help="answers side by side (default: 128; CPU: 16)")
     add("--steps", type=int, default=0, help="of each stage, instead of a time")
     add("--work", help="folder for what may be lost (default: shared memory)")
     add("--packs", help="folder of drawn scenes, kept: later calls with the same variants find them drawn")
@@ -449,7 +449,7 @@ def _options() -> argparse.Namespace:
     processors = os.cpu_count() or 1
     options.renderers = options.renderers or max(1, int(0.7 * processors) if gpus else 1)
     options.judges = options.judges or (6 * gpus or processors)
-    options.slots = options.slots or (128 if gpus else 16)
+    options.max_sequences = options.max_sequences or (128 if gpus else 16)
     return options
 
 

@@ -11,7 +11,8 @@ from PIL import Image
 import reverse
 from reverse.data.scenes import make_scene, render
 from reverse.decoding.config import ResamplingConfig
-from reverse.decoding.policy import Finish, Policy, Segment
+from reverse.decoding.policies.base import Finish, Segment
+from reverse.decoding.policies.resample import ResamplePolicy
 from reverse.tokens import TokenIds
 
 SPAN, CN, UN, EOS = 5, 6, 7, 2
@@ -19,13 +20,14 @@ SPAN, CN, UN, EOS = 5, 6, 7, 2
 
 def answer(rejections: int) -> int:
     """A policy's work on an answer of 40 phrases, each rejected so many times first."""
-    policy = Policy(ResamplingConfig(threshold=0.1, max_attempts=1000), TokenIds(SPAN, CN, UN), 1024)
+    config = ResamplingConfig(threshold=0.1, max_attempts=1000)
+    policy = ResamplePolicy(config, TokenIds(SPAN, CN, UN), 1024)
     for phrase in range(40):
         for i in range(rejections):
             policy.next(Segment((20, SPAN, 30 + i, 100 + phrase, UN), "phrase", 0.9))
         policy.next(Segment((20, SPAN, 29, 100 + phrase, CN), "phrase", 0.01))
     assert isinstance(policy.next(Segment((21, EOS), "eos")), Finish)
-    return len(policy.ids)
+    return len(policy.answer.ids)
 
 
 @pytest.mark.parametrize("rejections", [0, 5])
@@ -40,15 +42,15 @@ def bundled():
     return reverse.load("tiny-llava")
 
 
-@pytest.mark.parametrize("engine", ["dynamic", "static"])
+@pytest.mark.parametrize("backend", ["hf", "cuda_graph"])
 @pytest.mark.parametrize("batch", [1, 8])
-def test_cpu_path(benchmark, bundled, engine, batch):
+def test_cpu_path(benchmark, bundled, backend, batch):
     """Eight pictures on one core."""
     pictures = [Image.fromarray(render(make_scene("test", i))) for i in range(8)]
     results = benchmark.pedantic(
         reverse.generate,
         (*bundled, pictures),
-        {"engine": engine, "batch_size": batch, "max_new_tokens": 96},
+        {"backend": backend, "batch_size": batch, "max_new_tokens": 96},
         rounds=3,
         warmup_rounds=1,
     )

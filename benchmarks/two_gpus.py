@@ -153,7 +153,7 @@ def compare_eval(options: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, (model, pictures, rows, window, tokens) in plan.items():
         words = ["reverse", "eval", "chair", "--model", model, "--data", "scenes", "--scenes", str(pictures)]
-        words += ["--slots", str(rows), "--window", str(window), "--max-new-tokens", str(tokens)]
+        words += ["--max-sequences", str(rows), "--window", str(window), "--max-new-tokens", str(tokens)]
         one = time_eval(["-m", *words], folder / f"{name}_one", options)
         two = time_eval([*TORCHRUN, "-m", *words], folder / f"{name}_two", options)
         entry: dict[str, Any] = {"command": " ".join([*words[:4], name, *words[5:]]), "one": one, "two": two}
