@@ -22,13 +22,13 @@ import torch
 from geometry import Script
 from timing import Figures, copy_bandwidth, seconds, synchronize
 
-from reverse.decoding.backends.base import Picture, Prompt, SegmentOutput, SegmentParams, StepOutput
-from reverse.decoding.backends.cuda_graph.backend import CudaGraphBackend
+from reverse.decoding.backends.cuda_graph.graph_backend import CudaGraphBackend
+from reverse.decoding.backends.cuda_graph.row_state import CaptureConfig, RowState, StepPlan
 from reverse.decoding.backends.cuda_graph.runner import GraphRunner
-from reverse.decoding.backends.cuda_graph.state import CaptureConfig, RowState, StepPlan
 from reverse.decoding.backends.cuda_graph.weights import text_model
-from reverse.decoding.codec import TextCodec
-from reverse.evaluation.environment import environment
+from reverse.decoding.backends.protocol import Picture, Prompt, SegmentOutput, SegmentParams, StepOutput
+from reverse.decoding.text.codec import TextCodec
+from reverse.evaluation.runs.environment import environment
 from reverse.models import family_of, prepare_inputs
 from reverse.tokens import token_ids
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 import reverse
 from reverse.data.scenes import make_scene, render
-from reverse.evaluation.environment import environment
+from reverse.evaluation.runs.environment import environment
 
 
 def main() -> None:

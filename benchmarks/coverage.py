@@ -20,9 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-from reverse.data.files import write_json
-from reverse.evaluation.intervals import Resampling, summary
-from reverse.evaluation.tables import Metric, Table, f1, macro, ratio
+from reverse.evaluation.stats.intervals import Resampling, summary
+from reverse.evaluation.stats.scored_tables import Metric, Table, f1, macro, ratio
+from reverse.files.atomic_write import write_json
 
 LEVEL = 0.95
 BLOCK = 20  # runs that share their draws

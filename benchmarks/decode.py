@@ -34,17 +34,17 @@ from timing import Figures, copy_bandwidth, seconds, synchronize
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from reverse.decoding.asks import Node, PictureRef
-from reverse.decoding.backends.base import Picture
-from reverse.decoding.backends.cuda_graph.state import StepPlan
+from reverse.decoding.backends.cuda_graph.row_state import StepPlan
+from reverse.decoding.backends.protocol import Picture
 from reverse.decoding.branch import AnswerRules, Branch
 from reverse.decoding.config import ResamplingConfig
-from reverse.decoding.policies.plain import PlainPolicy
-from reverse.decoding.policies.resample import ResamplePolicy
+from reverse.decoding.policies.plain_policy import PlainPolicy
+from reverse.decoding.policies.resample_policy import ResamplePolicy
 from reverse.decoding.result import Result
-from reverse.decoding.rewriting import HintWriter
 from reverse.decoding.scheduler import Scheduler
+from reverse.decoding.text.hints import HintWriter
 from reverse.decoding.verifier import Verifier
-from reverse.evaluation.environment import environment
+from reverse.evaluation.runs.environment import environment
 from reverse.models import prepare_inputs
 
 SHORT = 12  # tokens of the shorter answer from which the time of a step is told

@@ -22,12 +22,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one core
 import numpy as np
 import torch
 
-from reverse.data.records import make_record
+from reverse.data.records.schema import make_record
 from reverse.data.scenes import make_scene, scene_records
-from reverse.models.tiny import build_tiny_llava, build_tiny_qwen
+from reverse.models.tiny_models import build_tiny_llava, build_tiny_qwen
 from reverse.tokens import add_tokens
-from reverse.training.datasets import RecordDataset
-from reverse.training.encoding import Encoder
+from reverse.training.data.encoding import Encoder
+from reverse.training.data.training_sets import RecordDataset
 
 TARGET = 2000  # samples a second
 
@@ -79,8 +79,8 @@ def main() -> None:
         if options.file is None:
             write_records(path, options.records)
         if options.tokenizer:
-            from reverse.models.loading import find_checkpoint
-            from reverse.models.processors import load_processor
+            from reverse.models.checkpoints.loading import find_checkpoint
+            from reverse.models.processors.picture_processors import load_processor
 
             where, family = find_checkpoint(options.tokenizer)
             named = {options.tokenizer: load_processor(where, family)}

@@ -31,9 +31,9 @@ from reverse.decoding import scheduler as scheduler_module
 from reverse.decoding.backends.auto import choose_backend, release
 from reverse.decoding.config import ResamplingConfig
 from reverse.decoding.engine import shared_engine
-from reverse.decoding.preparing_threads import PreparingThreads, usable_cores
+from reverse.decoding.preparing.preparing_threads import PreparingThreads, usable_cores
 from reverse.decoding.request import Request
-from reverse.evaluation.environment import environment
+from reverse.evaluation.runs.environment import environment
 from reverse.tokens import token_ids
 
 QUESTION, THRESHOLD, SIZE = "Describe this image.", 0.1, (640, 480)

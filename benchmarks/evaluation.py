@@ -27,20 +27,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from reverse.data.files import write_json
-from reverse.evaluation import calibrating
-from reverse.evaluation.baselines import best_of_n, candidates_for, contrastive
-from reverse.evaluation.comparing import compare
-from reverse.evaluation.decoded_risk import calibrate_decoding
-from reverse.evaluation.environment import environment
-from reverse.evaluation.intervals import intervals
-from reverse.evaluation.plots import forest
-from reverse.evaluation.scene_tables import METRICS, scene_table
-from reverse.evaluation.scenes import PROMPT, Contender, auroc, measure, picture
-from reverse.evaluation.sweeping import finite, sweep
-from reverse.evaluation.tables import save
-from reverse.evaluation.training_claims import CORRECTING
-from reverse.evaluation.truth import read_phrases
+from experiments.baselines import best_of_n, candidates_for, contrastive
+from experiments.scene_tables import METRICS, scene_table
+from experiments.training_claims import CORRECTING
+from reverse.evaluation.detector import calibration
+from reverse.evaluation.detector.decoded_risk import calibrate_decoding
+from reverse.evaluation.detector.phrase_truth import read_phrases
+from reverse.evaluation.detector.sweep import finite, sweep
+from reverse.evaluation.reports.plots import forest
+from reverse.evaluation.runs.environment import environment
+from reverse.evaluation.scenes_runner import PROMPT, Contender, auroc, measure, picture
+from reverse.evaluation.stats.comparing import compare
+from reverse.evaluation.stats.intervals import intervals
+from reverse.evaluation.stats.scored_tables import save
+from reverse.files.atomic_write import write_json
 from reverse.models import default_threshold, load
 
 BASELINES = ("likelihood", "confidence")
@@ -225,14 +225,14 @@ def _detector(given: argparse.Namespace, tagged: Any, report: dict[str, Any]) ->
     test = read_phrases(given.out / "test" / "off.jsonl")
     val = read_phrases(given.out / "val" / "off.jsonl")
     report["detector"] = sweep(test, given.out / "sweep", seed=given.seed)
-    chosen = calibrating.calibrate(val, given.risk)
+    chosen = calibration.calibrate(val, given.risk)
     report["calibration"] = {
         **chosen.to_dict(),
-        "promise": calibrating.promise(chosen),
-        "test": calibrating.check(test, chosen, given.seed),
+        "promise": calibration.promise(chosen),
+        "test": calibration.check(test, chosen, given.seed),
         "resplits": {
-            rule: calibrating.resplit(
-                calibrating.joined(val, test), given.risk, rule=rule, times=200, seed=given.seed
+            rule: calibration.resplit(
+                calibration.joined(val, test), given.risk, rule=rule, times=200, seed=given.seed
             )
             for rule in ("betting", "hoeffding-bentkus", "conformal")
         },

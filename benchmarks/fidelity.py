@@ -305,8 +305,8 @@ def update_golden(modules: dict[str, ModuleType], path: Path) -> None:
 
 
 def main() -> None:
-    from reverse.data.files import write_json
-    from reverse.evaluation.environment import environment
+    from reverse.evaluation.runs.environment import environment
+    from reverse.files.atomic_write import write_json
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--published", type=Path, required=True, help="a checkout of the published code")

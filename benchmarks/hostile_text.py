@@ -109,11 +109,13 @@ def _many_turns(text: str) -> dict[str, Any]:
 
 
 def _readers_of_data(folder: Path) -> Iterator[Reader]:
-    from reverse.data import answers, faults, numbers, phrasing, records, scanning, viewing, yesno
-    from reverse.data.lexicon import load_lexicon
-    from reverse.data.negatives.turns import make_negative, turns_of
-    from reverse.data.text_files import parse_json
-    from reverse.training.hints import choose_hints, said
+    from reverse.data.negatives.conversation_turns import make_negative, turns_of
+    from reverse.data.records import answer_types, record_faults, schema, viewer
+    from reverse.data.tagging import numbers, phrase_candidates, yes_no_words
+    from reverse.data.tagging.lexicon import load_lexicon
+    from reverse.files import json_scanning
+    from reverse.files.text_reading import parse_json
+    from reverse.training.data.training_hints import choose_hints, said
 
     def make_negatives(record: dict[str, Any]) -> None:
         for turn in turns_of(record):
@@ -123,32 +125,32 @@ def _readers_of_data(folder: Path) -> Iterator[Reader]:
         return (before + text).encode("utf-8", "replace")
 
     def scan(data: bytes) -> list[Any]:
-        return list(scanning.scan(io.BytesIO(data)))
+        return list(json_scanning.scan(io.BytesIO(data)))
 
     page = folder / "page.html"
     yield Reader("data.scan: a list", scan, partial(stream, "["))
     yield Reader("data.scan: lines", scan, partial(stream, ""))
     yield Reader("data.parse_json", lambda text: parse_json(text, "x.json"))
     for name, make in (("one answer", _record), ("many turns", _many_turns)):
-        yield Reader(f"data.faults: {name}", lambda record: list(faults.faults(record)), make)
-        yield Reader(f"data.validate: {name}", records.validate, make)
+        yield Reader(f"data.faults: {name}", lambda record: list(record_faults.faults(record)), make)
+        yield Reader(f"data.validate: {name}", schema.validate, make)
         yield Reader(f"data.negatives: {name}", make_negatives, make)
         yield Reader(
-            f"data.write_page: {name}", lambda record: viewing.write_page(page, [record], [0], None), make
+            f"data.write_page: {name}", lambda record: viewer.write_page(page, [record], [0], None), make
         )
     yield Reader("data.numbers.find", numbers.find)
     yield Reader("data.numbers.is_number", numbers.is_number)
     yield Reader("data.numbers.change", lambda text: numbers.change(text, Random(0)))
-    yield Reader("data.yesno.find", yesno.find)
-    yield Reader("data.yesno.flip", yesno.flip)
-    yield Reader("data.yesno.guess_language", yesno.guess_language)
-    yield Reader("data.answer_type", lambda text: answers.answer_type(text, text, ()))
-    yield Reader("data.plain_question", answers.plain_question)
-    yield Reader("data.protected", phrasing.protected)
-    yield Reader("data.trimmed", lambda text: phrasing.trimmed(text, 0, len(text)))
-    yield Reader("data.is_skipped", phrasing.is_skipped)
-    yield Reader("data.half_pair", records.half_pair)
-    yield Reader("data.whole_text", records.whole_text)
+    yield Reader("data.yesno.find", yes_no_words.find)
+    yield Reader("data.yesno.flip", yes_no_words.flip)
+    yield Reader("data.yesno.guess_language", yes_no_words.guess_language)
+    yield Reader("data.answer_type", lambda text: answer_types.answer_type(text, text, ()))
+    yield Reader("data.plain_question", answer_types.plain_question)
+    yield Reader("data.protected", phrase_candidates.protected)
+    yield Reader("data.trimmed", lambda text: phrase_candidates.trimmed(text, 0, len(text)))
+    yield Reader("data.is_skipped", phrase_candidates.is_skipped)
+    yield Reader("data.half_pair", schema.half_pair)
+    yield Reader("data.whole_text", schema.whole_text)
     yield Reader("data.lexicon.find", load_lexicon().find)
     yield Reader("training.said", lambda text: said(text[: len(text) // 2], text))
     yield Reader(
@@ -157,10 +159,11 @@ def _readers_of_data(folder: Path) -> Iterator[Reader]:
 
 
 def _readers_of_replies(folder: Path) -> Iterator[Reader]:
-    from reverse.data.negatives.prompt import read_reply
-    from reverse.data.replies import plain_line, read_completion
-    from reverse.evaluation import reading
-    from reverse.evaluation.scoring import judge, markup, rows, yesno
+    from reverse.data.negatives.negative_prompt import read_reply
+    from reverse.endpoints.bounded_replies import plain_line, read_completion
+    from reverse.evaluation.reading import markup
+    from reverse.evaluation.runs import answers_reading
+    from reverse.evaluation.scoring import judge, scored_rows, yes_no_scoring
 
     def completion(text: str) -> bytes:
         return json.dumps({"choices": [{"message": {"content": text}}]}).encode()
@@ -190,16 +193,20 @@ def _readers_of_replies(folder: Path) -> Iterator[Reader]:
     yield Reader("markup.without_reasoning", markup.without_reasoning)
     yield Reader("markup.plain", markup.plain)
     for name in ("read_pope", "read_amber", "read_mme", "strict"):
-        yield Reader(f"yesno.{name}", getattr(yesno, name))
-    yield Reader("scoring.read_answers: rows", rows.read_answers, partial(answers, "a"))
-    yield Reader("scoring.read_answers: anything", rows.read_answers, partial(raw, "b"))
-    yield Reader("evaluation.rows: rows", lambda path: list(reading.rows_of(path)), partial(answers, "c"))
-    yield Reader("evaluation.rows: anything", lambda path: list(reading.rows_of(path)), partial(raw, "d"))
+        yield Reader(f"yesno.{name}", getattr(yes_no_scoring, name))
+    yield Reader("scoring.read_answers: rows", scored_rows.read_answers, partial(answers, "a"))
+    yield Reader("scoring.read_answers: anything", scored_rows.read_answers, partial(raw, "b"))
+    yield Reader(
+        "evaluation.rows: rows", lambda path: list(answers_reading.rows_of(path)), partial(answers, "c")
+    )
+    yield Reader(
+        "evaluation.rows: anything", lambda path: list(answers_reading.rows_of(path)), partial(raw, "d")
+    )
 
 
 @cache
 def _processor(style: str) -> Any:
-    from reverse.models.tiny import SENTENCES, build_tiny_llava, train_tokenizer
+    from reverse.models.tiny_models import SENTENCES, build_tiny_llava, train_tokenizer
     from reverse.tokens import add_tokens
 
     model, processor = build_tiny_llava(train_tokenizer(SENTENCES, 600, style=style))
@@ -210,15 +217,15 @@ def _processor(style: str) -> Any:
 def _readers_of_text() -> Iterator[Reader]:
     import torch
 
-    from reverse.decoding.answer_text import read_answer
-    from reverse.decoding.rewriting import HintWriter
-    from reverse.decoding.sentences import sentence_ends, token_pieces
-    from reverse.decoding.shown import ShownText, half_character
-    from reverse.decoding.stopping import Stops, stop_texts
-    from reverse.models.places import check_text, split_at_places
+    from reverse.decoding.text.answer_text import read_answer
+    from reverse.decoding.text.hints import HintWriter
+    from reverse.decoding.text.incremental_detokenizer import ShownText, half_character
+    from reverse.decoding.text.sentence_ends import sentence_ends, token_pieces
+    from reverse.decoding.text.stopping import Stops, stop_texts
+    from reverse.models.inputs.picture_places import check_text, split_at_places
     from reverse.tokens import token_ids
-    from reverse.training.encoding import Encoder, Turn
-    from reverse.training.recipe_yaml import MAX_BYTES, parse_recipe_yaml
+    from reverse.training.data.encoding import Encoder, Turn
+    from reverse.training.recipes.recipe_yaml import MAX_BYTES, parse_recipe_yaml
 
     yield Reader(
         "training.parse_recipe_yaml", lambda text: parse_recipe_yaml(text, "x.yaml"), limit=MAX_BYTES
@@ -285,11 +292,11 @@ def _repeat(token: int, text: str) -> list[int]:
 
 
 def _readers_of_words() -> list[Reader]:
-    from reverse.evaluation.scoring import chair_words, language
+    from reverse.evaluation.reading import chair_words, english_words
 
-    language.prepare()
+    english_words.prepare()
     return [
-        Reader("chair.mentions", chair_words.mentions, limit=language.LONGEST),
-        Reader("language.tokens", language.tokens, limit=language.LONGEST),
-        Reader("language.nouns", language.nouns, limit=language.LONGEST),
+        Reader("chair.mentions", chair_words.mentions, limit=english_words.LONGEST),
+        Reader("language.tokens", english_words.tokens, limit=english_words.LONGEST),
+        Reader("language.nouns", english_words.nouns, limit=english_words.LONGEST),
     ]

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reverse.data.files import write_json
+from reverse.files.atomic_write import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 KILLS = {"eval": 16, "train": 10, "scenes": 9, "import": 9, "tag": 8, "negatives": 8}
@@ -105,8 +105,8 @@ def jobs(folder: Path, model: str, limit: int) -> dict[str, Callable[[], Job]]:
 
 def eval_job(model: str, limit: int) -> Job:
     def rows(out: Path) -> list[str]:
-        from reverse.evaluation.answers import without_timing
-        from reverse.evaluation.reading import read_answers
+        from reverse.evaluation.runs.answers_files import without_timing
+        from reverse.evaluation.runs.answers_reading import read_answers
 
         path = next(iter(out.glob("pope*.jsonl")))
         return [json.dumps(without_timing(row)) for row in read_answers(path, complete=True).rows]
@@ -131,7 +131,7 @@ def eval_job(model: str, limit: int) -> Job:
 def train_job(folder: Path) -> Job:
     """A LoRA run with dropout on a tiny model, saved every third step."""
     from reverse.data.scenes import write_scenes
-    from reverse.models.tiny import build_tiny_llava
+    from reverse.models.tiny_models import build_tiny_llava
     from reverse.tokens import add_tokens
 
     model, processor = build_tiny_llava(seed=0)
@@ -178,7 +178,7 @@ def records_job(command: str, source: Path) -> Job:
 
 def plain_records(path: Path, count: int, tagged: bool, padding: int = 0) -> Path:
     """Records about made-up pictures, all different."""
-    from reverse.data.records import make_record
+    from reverse.data.records.schema import make_record
 
     things = ("dog", "cat", "cup", "red car", "tall tree", "blue bird", "wooden table", "small boat")
     left, right = ("<SPAN>", "</CN>") if tagged else ("", "")

@@ -91,33 +91,33 @@ def generate(path: Path, records: int, seed: int = 0) -> None:
 
 
 def import_(folder: Path) -> int:
-    from reverse.data.importing import import_records
+    from reverse.data.records.importer import import_records
 
     return import_records(folder / "reverse_ft.json", folder / "imported")["records"]
 
 
 def check(folder: Path) -> int:
-    from reverse.data.checking import check
+    from reverse.data.records.set_check import check
 
     return check(folder / "imported").counts["records"]
 
 
 def check_json(folder: Path) -> int:
-    from reverse.data.checking import check
+    from reverse.data.records.set_check import check
 
     return check(folder / "reverse_ft.json").counts["records"]
 
 
 def subsample(folder: Path) -> int:
-    from reverse.data.published import open_records
-    from reverse.data.subsets import subsample
+    from reverse.data.records.published_set import open_records
+    from reverse.data.records.subsets import subsample
 
     n = min(100_000, len(open_records(folder / "imported")))
     return subsample(folder / "imported", folder / "part.json", n)["n"]
 
 
 def read_20000_at_random(folder: Path) -> int:
-    from reverse.data.published import open_records
+    from reverse.data.records.published_set import open_records
 
     records = open_records(folder / "imported")
     rng = random.Random(0)

@@ -101,8 +101,8 @@ def max_exponent(found: dict[str, Any]) -> float:
 
 def write(part: str, claims: dict[str, Any], details: dict[str, Any], path: Path) -> None:
     """Put the figures of a part into the results, with the versions and the date it was run with."""
-    from reverse.data.files import write_json
-    from reverse.evaluation.environment import environment
+    from reverse.evaluation.runs.environment import environment
+    from reverse.files.atomic_write import write_json
 
     content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     made = environment("cpu")

@@ -20,9 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from reverse.data.files import write_json
-from reverse.evaluation.sweeping import finite
-from reverse.evaluation.training_claims import (
+from experiments.training_claims import (
     CORRECTING,
     CORRECTING_YES_NO,
     STRICT_COVERAGE,
@@ -31,6 +29,8 @@ from reverse.evaluation.training_claims import (
     merge,
     points,
 )
+from reverse.evaluation.detector.sweep import finite
+from reverse.files.atomic_write import write_json
 
 THRESHOLDS = (0.5, 0.3, 0.2, 0.14, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01)
 SPLITS = ("test", "shift")
@@ -208,7 +208,7 @@ def _open(counter: Any, devices: list[str]) -> None:
     import torch
     from transformers.utils import logging
 
-    import reverse.evaluation.scenes  # noqa: F401
+    import reverse.evaluation.scenes_runner  # noqa: F401
 
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     logging.disable_progress_bar()
@@ -225,7 +225,7 @@ def _open(counter: Any, devices: list[str]) -> None:
 def _judge(task: dict[str, Any], folder: str, max_sequences: int) -> dict[str, Any]:
     """The piece of one contender: what it answers about one split, counted."""
     from reverse.data.scenes import make_scene
-    from reverse.evaluation.scenes import Contender, answer, score, yes_no
+    from reverse.evaluation.scenes_runner import Contender, answer, score, yes_no
     from reverse.models import load
 
     began = time.time()
@@ -269,7 +269,7 @@ def read_pieces(paths: list[Any]) -> list[dict[str, Any]]:
 
 def write_results(path: Path, lines: list[dict[str, Any]], command: str, gpus: str = "") -> dict[str, Any]:
     """Merge the pieces into the file of results, and print the claims."""
-    from reverse.evaluation.environment import environment
+    from reverse.evaluation.runs.environment import environment
 
     pieces = [line for line in lines if "columns" in line]
     kinds = sorted({str(piece.get("device", "")).split(":")[0] for piece in pieces})

@@ -9,7 +9,8 @@
 
 Scenes are drawn once by all processors into shared memory; every training is a process, several a GPU, and
 reads them from there. A family has one base, as a published base is one; each seed's tagged model and its
-plain twin start from it and go in step (`reverse.training.grid`). A variant is an ablation: a tagged model of
+plain twin start from it and go in step (`experiments.training_grid`). A variant is an ablation: a tagged
+model of
 the first seed. Then every contender answers every split (`scenes_measuring.py`), here or elsewhere.
 
 `OUT` holds at any moment what is finished: `pieces.jsonl` (a line for each contender, run and split; none is
@@ -37,8 +38,7 @@ from typing import Any
 
 from scenes_measuring import Measuring, Pieces, Run, end_with_parent, read_pieces, write_results
 
-from reverse.data.files import write_json
-from reverse.training.grid import (
+from experiments.training_grid import (
     VARIANTS,
     Cell,
     diets_of,
@@ -47,7 +47,8 @@ from reverse.training.grid import (
     train_leader,
     train_twin,
 )
-from reverse.training.scenes import SECOND_STAGE, Recipe
+from reverse.files.atomic_write import write_json
+from reverse.training.scenes_models import SECOND_STAGE, Recipe
 
 WEIGHT = {"llava": 1.0, "qwen": 0.7}  # of a training, on the GPU
 SLAB = 2048  # pictures
@@ -153,7 +154,7 @@ class Grid:
 
     def _slabs(self, seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Seeds meet the same pictures, each beginning at a third of its own."""
-        from reverse.training.packs import slab_path
+        from experiments.scene_packs import slab_path
 
         orders = []
         for stage, count in zip(("base", "second"), self.counts, strict=True):
@@ -341,7 +342,7 @@ class Grid:
 
 # ---------------------------------------------------------------------- in other processes
 def _draw(folder: str, number: int, diets: Any, count: int, start: int) -> str:
-    from reverse.training.packs import write_slab
+    from experiments.scene_packs import write_slab
 
     return str(write_slab(folder, number, diets, count=count, start=start))
 

@@ -38,8 +38,8 @@ def sentence(rng: random.Random, words: list[str]) -> str:
 
 
 def make(folder: Path) -> None:
-    from reverse.data.scenes.names import COCO_IDS
-    from reverse.evaluation.scoring.chair_words import _OBJECT_OF
+    from reverse.data.scenes.object_names import COCO_IDS
+    from reverse.evaluation.reading.chair_words import _OBJECT_OF
 
     words = sorted(_OBJECT_OF)
     rng = random.Random(0)
@@ -81,10 +81,10 @@ def parity(seed: int = 1) -> int:
     import nltk
     from nltk.stem import WordNetLemmatizer
 
-    from reverse.evaluation.scoring import language
-    from reverse.evaluation.scoring.chair_words import _OBJECT_OF, _PAIRS, mentions
+    from reverse.evaluation.reading import english_words
+    from reverse.evaluation.reading.chair_words import _OBJECT_OF, _PAIRS, mentions
 
-    language.prepare()
+    english_words.prepare()
     rng = random.Random(seed)
     lemmatizer = WordNetLemmatizer()
     differ = 0
@@ -129,7 +129,7 @@ def main() -> None:
     settings = parser.parse_args()
     if not (settings.folder / "answers.jsonl").exists():
         make(settings.folder)
-    from reverse.evaluation.scoring.language_data import build, cache_root
+    from reverse.evaluation.reading.language_data import build, cache_root
 
     build()
     cache = settings.folder / "cache"

@@ -11,8 +11,8 @@ from PIL import Image
 import reverse
 from reverse.data.scenes import make_scene, render
 from reverse.decoding.config import ResamplingConfig
-from reverse.decoding.policies.base import Finish, Segment
-from reverse.decoding.policies.resample import ResamplePolicy
+from reverse.decoding.policies.policy import Finish, Segment
+from reverse.decoding.policies.resample_policy import ResamplePolicy
 from reverse.tokens import TokenIds
 
 SPAN, CN, UN, EOS = 5, 6, 7, 2

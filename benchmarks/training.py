@@ -43,11 +43,11 @@ from two_gpus import PARALLEL_MODES, compare_eval, compare_losses, run_json
 
 from reverse.models import family_of
 from reverse.tokens import token_ids
-from reverse.training.adapters import Tuning, select_trained
-from reverse.training.collator import Collator
-from reverse.training.encoding import Encoder, Item, Row, Turn
-from reverse.training.labels import IGNORE
-from reverse.training.pictures import PictureEncoder
+from reverse.training.data.collator import Collator
+from reverse.training.data.encoding import Encoder, Item, Row, Turn
+from reverse.training.data.fast_pictures import PictureEncoder
+from reverse.training.data.labels import IGNORE
+from reverse.training.optim.trainable_weights import Tuning, select_trained
 from reverse.training.sft import SFTConfig, train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -137,7 +137,7 @@ def run_side(name: str, side: str, options: argparse.Namespace) -> dict[str, Any
     torch.manual_seed(0)
     built = "tiny" if options.tiny else name
     if options.tiny and name == "qwen3b":
-        from reverse.models.tiny import build_tiny_qwen
+        from reverse.models.tiny_models import build_tiny_qwen
         from reverse.tokens import add_tokens
 
         model, processor = build_tiny_qwen()

@@ -23,7 +23,7 @@ import torch
 from backend_steps import Bench
 
 from reverse.decoding.backends.cuda_graph import attention, kernels
-from reverse.decoding.backends.cuda_graph.state import StepPlan
+from reverse.decoding.backends.cuda_graph.row_state import StepPlan
 
 # (outputs, inputs, kind): matrices of LLaVA-1.5-7B, Qwen2.5-VL-3B and Qwen2.5-VL-7B
 MATRICES = {

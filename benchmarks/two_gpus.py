@@ -85,7 +85,7 @@ def compare_losses(options: argparse.Namespace) -> dict[str, Any]:
 def write_recipe(folder: Path) -> Path:
     """Scenes, records with and without pictures, a tiny base checkpoint and the recipe that trains it."""
     from reverse.data.scenes import write_scenes
-    from reverse.models.tiny import build_tiny_llava
+    from reverse.models.tiny_models import build_tiny_llava
     from reverse.tokens import add_tokens
 
     write_scenes(folder / "scenes", "train", 12, 0)
@@ -224,7 +224,7 @@ def shards(out: Path) -> list[Path]:
 
 def read_rows(out: Path) -> list[dict[str, Any]]:
     """The rows without their timings."""
-    from reverse.evaluation.answers import without_timing
+    from reverse.evaluation.runs.answers_files import without_timing
 
     text = (out / "chair.jsonl").read_text(encoding="utf-8")
     return [without_timing(json.loads(line)) for line in text.splitlines()]

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from reverse import modes
     from reverse.api import Engine, generate, generate_many, stream
     from reverse.custom_generate import Retrospective, retrospective
-    from reverse.decoding.calls import Interrupted
+    from reverse.decoding.calls.calls import Interrupted
+    from reverse.decoding.calls.failures import FailedRequest
+    from reverse.decoding.calls.text_stream import TextStream
     from reverse.decoding.config import ResamplingConfig
-    from reverse.decoding.failures import FailedRequest
     from reverse.decoding.request import Request
     from reverse.decoding.result import Phrase, Result, TraceEntry, Usage
-    from reverse.decoding.stream import TextStream
-    from reverse.models.loading import load
+    from reverse.models.checkpoints.loading import load
     from reverse.tokens import add_tokens
 
 __version__ = "0.2.0"
@@ -46,20 +46,20 @@ __all__ = [
 
 _WHERE = {
     "Engine": "api",
-    "FailedRequest": "decoding.failures",
-    "Interrupted": "decoding.calls",
+    "FailedRequest": "decoding.calls.failures",
+    "Interrupted": "decoding.calls.calls",
     "Phrase": "decoding.result",
     "Request": "decoding.request",
     "ResamplingConfig": "decoding.config",
     "Result": "decoding.result",
     "Retrospective": "custom_generate",
-    "TextStream": "decoding.stream",
+    "TextStream": "decoding.calls.text_stream",
     "TraceEntry": "decoding.result",
     "Usage": "decoding.result",
     "add_tokens": "tokens",
     "generate": "api",
     "generate_many": "api",
-    "load": "models.loading",
+    "load": "models.checkpoints.loading",
     "retrospective": "custom_generate",
     "stream": "api",
 }

@@ -14,15 +14,15 @@ from dataclasses import replace
 from typing import Any, Literal, overload
 
 import reverse.modes  # noqa: F401  so that modes have their names
-from reverse.decoding.calls import Call, Interrupted, Job
+from reverse.decoding.calls.calls import Call, Interrupted, Job
+from reverse.decoding.calls.failures import FailedRequest, add_results
+from reverse.decoding.calls.sinks import sinks_of
+from reverse.decoding.calls.text_stream import TextStream
 from reverse.decoding.config import check_seed, check_whole, resolve_config
 from reverse.decoding.engine import Engine, shared_engine
 from reverse.decoding.events import Event
-from reverse.decoding.failures import FailedRequest, add_results
 from reverse.decoding.request import QUESTION, Request
 from reverse.decoding.result import Result
-from reverse.decoding.sinks import sinks_of
-from reverse.decoding.stream import TextStream
 
 __all__ = ["Engine", "generate", "generate_many", "stream"]
 

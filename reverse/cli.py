@@ -25,11 +25,16 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from reverse import __version__
-from reverse.commands import checkpoints, evaluate, making, statistics
-from reverse.commands import data as data_commands
-from reverse.commands import score as scoring
-from reverse.commands import train as train_command
-from reverse.commands.checking import check_decoding, check_request
+from reverse.commands import (
+    checkpoint_commands,
+    data_commands,
+    eval_command,
+    making_commands,
+    statistics_commands,
+    train_command,
+)
+from reverse.commands import score_command as scoring
+from reverse.commands.option_checks import check_decoding, check_request
 from reverse.compatibility import IncompatibleLibraryError
 from reverse.progress import show_phases, show_progress
 
@@ -137,7 +142,7 @@ tokens = typer.Typer(no_args_is_help=True, help="The three tokens of a checkpoin
 data = typer.Typer(no_args_is_help=True, help="Make and prepare data.")
 app.add_typer(tokens, name="tokens")
 app.add_typer(data, name="data")
-making.register(data)
+making_commands.register(data)
 train_command.register(app)
 
 
@@ -267,9 +272,9 @@ def tokens_add(
 ) -> None:
     """Write a copy of BASE that knows <SPAN>, </CN> and </UN>."""
     _hush()
-    from reverse.data.locking import output_lock
+    from reverse.files.file_lock import output_lock
     from reverse.models import add_tokens_to_checkpoint
-    from reverse.models.shards import check_new
+    from reverse.models.checkpoints.shards import check_new
 
     check_new(out)
     with output_lock(out), show_phases(f"adding tokens to {base}"):
@@ -288,7 +293,7 @@ def data_scenes(
 ) -> None:
     """Write scenes with their truth in the published formats."""
     from reverse.data.scenes import write_scenes
-    from reverse.data.scenes.benches import write_benches
+    from reverse.data.scenes.benchmark_files import write_benches
 
     with show_progress("scenes", count) as progress:
         write = write_benches if benches else write_scenes
@@ -296,9 +301,9 @@ def data_scenes(
     typer.echo(f"{out}: {manifest['count']} scenes of {manifest['split']}")
 
 
-checkpoints.register(app)
-evaluate.register(app)
-statistics.register(app)
+checkpoint_commands.register(app)
+eval_command.register(app)
+statistics_commands.register(app)
 data_commands.register(data)
 scoring.register(app, data)
 

@@ -13,19 +13,19 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from reverse.decoding import _hf
 from reverse.decoding.asks import Node, PictureRef
 from reverse.decoding.backends.auto import BackendName
-from reverse.decoding.calls import Call, Interrupted, Job
-from reverse.decoding.codec import TextCodec
+from reverse.decoding.calls.calls import Call, Interrupted, Job
+from reverse.decoding.calls.sinks import propagate_errors_to, sinks_of
 from reverse.decoding.config import ResamplingConfig, check_seed, resolve_config
 from reverse.decoding.engine import shared_engine
 from reverse.decoding.events import Event
-from reverse.decoding.preparing import CallerOptions, row_options
+from reverse.decoding.preparing import caller_options
+from reverse.decoding.preparing.preparing import CallerOptions, row_options
 from reverse.decoding.request import Request
 from reverse.decoding.result import Result
-from reverse.decoding.sinks import propagate_errors_to, sinks_of
-from reverse.decoding.stopping import stop_texts
+from reverse.decoding.text.codec import TextCodec
+from reverse.decoding.text.stopping import stop_texts
 from reverse.models import family_of
 from reverse.models.unwrapping import check_adapter_hooks, check_wrappers, unwrap_model
 from reverse.modes import Plain, Resample
@@ -82,7 +82,7 @@ class Retrospective:
         model = unwrap_model(model)
         _check_pictures(model, model_kwargs)
         with propagate_errors_to(self.sinks):
-            _hf.check_request(generation_config, stopping_criteria, model_kwargs)
+            caller_options.check_request(generation_config, stopping_criteria, model_kwargs)
             check_adapter_hooks(model)
             if self.sinks and len(self.sinks) != len(input_ids):
                 raise ValueError(
@@ -100,7 +100,7 @@ class Retrospective:
         except Interrupted as stopped:
             raise Interrupted(found | stopped.results) from None
         self.results = [found[i] for i in range(rows)]
-        pad = _hf.pad_id(generation_config)
+        pad = caller_options.pad_id(generation_config)
         sequences = _pad(input_ids, [result.ids for result in self.results], pad)
         if generation_config.return_dict_in_generate:
             return GenerateDecoderOnlyOutput(sequences=sequences)
@@ -118,7 +118,7 @@ class Retrospective:
         """What `generate()` hands over as one job a row."""
         mask = model_kwargs.get("attention_mask")
         options = row_options(input_ids, mask, logits_processor, stopping_criteria, generation_config)
-        pictures = _hf.pictures_of_rows(model, input_ids, model_kwargs)
+        pictures = caller_options.pictures_of_rows(model, input_ids, model_kwargs)
         temperature = 1.0 if generation_config.temperature is None else generation_config.temperature
         warm = generation_config.do_sample
         request = Request(

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from reverse.data.scenes.names import Mention, find_objects, noun_phrase
+from reverse.data.scenes.object_names import Mention, find_objects, noun_phrase
 from reverse.decoding.result import Result
 
 __all__ = ["MAX_NEW_TOKENS", "PROMPT", "Example", "answers", "examples", "show", "wrong_mentions"]

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from reverse import __version__
 from reverse.cli import app
 from reverse.demo import examples
-from reverse.models.tiny import build_tiny_llava
+from reverse.models.tiny_models import build_tiny_llava
 from reverse.tokens import TAGS, token_ids
 from tests.decoding.worlds import picture as noise
 from tests.decoding.worlds import talkative

@@ -8,15 +8,15 @@ import pytest
 import torch
 
 import reverse
-from reverse.decoding import preparing
 from reverse.decoding.asks import Node
-from reverse.decoding.backends.hf.backend import HfBackend
+from reverse.decoding.backends.hf.hf_backend import HfBackend
 from reverse.decoding.branch import AnswerRules, Branch
 from reverse.decoding.engine import Engine
-from reverse.decoding.policies.base import Rewind
-from reverse.decoding.policies.resample import ResamplePolicy
-from reverse.decoding.preparing import answer_room
-from reverse.decoding.rewriting import HintWriter
+from reverse.decoding.policies.policy import Rewind
+from reverse.decoding.policies.resample_policy import ResamplePolicy
+from reverse.decoding.preparing import preparing
+from reverse.decoding.preparing.preparing import answer_room
+from reverse.decoding.text.hints import HintWriter
 from reverse.decoding.verifier import Verifier
 from reverse.tokens import TAGS
 from tests.decoding.mock import DOT, SPAN, always, run

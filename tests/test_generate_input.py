@@ -12,7 +12,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 import reverse
 from reverse.models import family_of, prepare_inputs
-from reverse.models.tiny import build_tiny_llava
+from reverse.models.tiny_models import build_tiny_llava
 
 QUESTION = "Describe this image."
 

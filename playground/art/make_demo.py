@@ -13,11 +13,11 @@ import json
 from pathlib import Path
 
 from PIL import Image
-from reverse.decoding.generate import generate
-from reverse.decoding.trace import Result
 
 from reverse import demo
+from reverse.api import generate
 from reverse.data.scenes import Scene, find_objects, make_scene, render
+from reverse.decoding.result import Result
 from reverse.models import load
 
 ATTEMPTS = 3  # enough to see the temperature rise; a longer table is not read

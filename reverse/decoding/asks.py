@@ -15,12 +15,12 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from reverse.decoding.policies.base import PolicyFactory
+from reverse.decoding.policies.policy import PolicyFactory
 
 if TYPE_CHECKING:
     import torch
 
-    from reverse.decoding.backends.base import EncodedPicture, Picture
+    from reverse.decoding.backends.protocol import EncodedPicture, Picture
     from reverse.decoding.result import Result
 
 __all__ = [

@@ -13,12 +13,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from reverse.decoding.asks import Node
-from reverse.decoding.backends.base import SegmentOutput, SegmentParams
-from reverse.decoding.policies.base import Action, Continue, Finish, Policy, Rewind, Segment
+from reverse.decoding.backends.protocol import SegmentOutput, SegmentParams
+from reverse.decoding.policies.policy import Action, Continue, Finish, Policy, Rewind, Segment
 from reverse.decoding.result import Result, build_result
-from reverse.decoding.rewriting import HintWriter
-from reverse.decoding.sentences import sentence_ends, token_pieces
-from reverse.decoding.stopping import Stops
+from reverse.decoding.text.hints import HintWriter
+from reverse.decoding.text.sentence_ends import sentence_ends, token_pieces
+from reverse.decoding.text.stopping import Stops
 from reverse.decoding.verifier import Verifier
 from reverse.tokens.spans import TokenIds
 

@@ -23,18 +23,18 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
 
-from reverse.decoding.active import ActiveRequest
+from reverse.decoding.active_request import ActiveRequest
 from reverse.decoding.asks import Node
 from reverse.decoding.backends.auto import BackendName, check_backend, choose_backend
 from reverse.decoding.branch import Branch
-from reverse.decoding.codec import TextCodec
+from reverse.decoding.calls.handles import Handle, Mailbox
 from reverse.decoding.config import check_whole
-from reverse.decoding.handles import Handle, Mailbox
-from reverse.decoding.picture_cache import PictureCache
-from reverse.decoding.preparing import CallerOptions, Preparer, resolve_threshold
-from reverse.decoding.preparing_threads import PreparingThreads
+from reverse.decoding.preparing.picture_cache import PictureCache
+from reverse.decoding.preparing.preparing import CallerOptions, Preparer, resolve_threshold
+from reverse.decoding.preparing.preparing_threads import PreparingThreads
 from reverse.decoding.request import Request
 from reverse.decoding.scheduler import PREFILL, Scheduler
+from reverse.decoding.text.codec import TextCodec
 from reverse.decoding.worker import eval_mode, worker_of
 from reverse.models import family_of
 from reverse.models.unwrapping import check_adapter_hooks, check_wrappers, input_device, unwrap_model

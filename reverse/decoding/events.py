@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from reverse.decoding.policies.base import Answer, Attempt
+from reverse.decoding.policies.policy import Answer, Attempt
 from reverse.decoding.result import Result
-from reverse.decoding.shown import ShownText
+from reverse.decoding.text.incremental_detokenizer import ShownText
 from reverse.tokens.spans import TokenIds, break_tags
 
 __all__ = ["Append", "Commit", "Event", "EventEmitter", "Finish", "Retract"]

@@ -14,7 +14,7 @@ from typing import Any
 
 from reverse.decoding.asks import Conversation, Mode
 from reverse.decoding.config import ResamplingConfig, check_seed, check_whole
-from reverse.decoding.stopping import stop_texts
+from reverse.decoding.text.stopping import stop_texts
 
 __all__ = ["QUESTION", "Request"]
 

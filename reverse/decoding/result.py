@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from reverse.decoding.answer_text import read_answer
-from reverse.decoding.policies.base import Answer
+from reverse.decoding.policies.policy import Answer
+from reverse.decoding.text.answer_text import read_answer
 from reverse.tokens.spans import break_tags
 
 if TYPE_CHECKING:

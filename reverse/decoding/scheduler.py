@@ -17,10 +17,10 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from reverse.decoding.asks import Node, PictureRef
-from reverse.decoding.backends.base import Backend, OutOfMemory, Prompt, StepOutput, does_not_fit
+from reverse.decoding.backends.protocol import Backend, OutOfMemory, Prompt, StepOutput, does_not_fit
 from reverse.decoding.branch import Branch, Decision
-from reverse.decoding.picture_cache import PictureCache
-from reverse.decoding.policies.base import Finish
+from reverse.decoding.policies.policy import Finish
+from reverse.decoding.preparing.picture_cache import PictureCache
 
 __all__ = ["PREFILL", "Scheduler"]
 

@@ -14,7 +14,7 @@ from functools import reduce
 from numbers import Real
 from typing import Any
 
-from reverse.models.templates import LLAVA_CHAT, QWEN2_5_VL_CHAT
+from reverse.models.processors.chat_templates import LLAVA_CHAT, QWEN2_5_VL_CHAT
 from reverse.models.unwrapping import unwrap_model
 
 

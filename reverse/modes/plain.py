@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from reverse.decoding.asks import Ask, Outcome, PolicyFactory
-from reverse.decoding.policies.plain import PlainPolicy
-from reverse.modes.base import ModeRequest, answer_once
+from reverse.decoding.policies.plain_policy import PlainPolicy
+from reverse.modes.mode import ModeRequest, answer_once
 
 __all__ = ["Plain"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reverse.decoding.asks import Ask, Outcome, PolicyFactory
-from reverse.modes.base import ModeRequest, answer_once
+from reverse.modes.mode import ModeRequest, answer_once
 
 __all__ = ["Resample"]
 

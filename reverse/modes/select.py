@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from reverse.decoding.asks import Ask, Generate, Mode, Outcome, Run, Sampling, Score, policy_of, resolve_mode
 from reverse.decoding.config import check_whole
-from reverse.modes.base import ModeRequest
 from reverse.modes.confidence import CONFIDENCES, confidence_of
+from reverse.modes.mode import ModeRequest
 
 __all__ = ["Select"]
 

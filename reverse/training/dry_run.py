@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from reverse.data.locking import check_free
-from reverse.training.checkpoints import last_checkpoint
-from reverse.training.parallel import is_sharded, processes
-from reverse.training.recipe import Recipe
-from reverse.training.run import check_before_loading, prepare, read_finished
-from reverse.training.settings_check import check_settings, check_size
+from reverse.files.file_lock import check_free
+from reverse.training.checkpoints.resuming import last_checkpoint
+from reverse.training.optim.parallel import is_sharded, processes
+from reverse.training.recipes.recipe import Recipe
+from reverse.training.recipes.settings_check import check_settings, check_size
+from reverse.training.training_run import check_before_loading, prepare, read_finished
 
 __all__ = ["SAMPLE", "dry_run"]
 

@@ -28,31 +28,36 @@ from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from reverse.compatibility import IncompatibleLibraryError
-from reverse.data.locking import output_lock
+from reverse.files.file_lock import output_lock
 from reverse.models import family_of
-from reverse.models.adapter_card import CARD, adapter_card
-from reverse.models.windows import windows_at_once
+from reverse.models.adapters.adapter_card import CARD, adapter_card
+from reverse.models.window_attention import windows_at_once
 from reverse.tokens import token_ids
-from reverse.training.adapters import inputs_as_they_are, is_adapted
 from reverse.training.assumptions import check_decoder
-from reverse.training.checkpoints import last_checkpoint, load_weights, names_not_missed, prepare_folder
-from reverse.training.collator import Collator, blank_item
-from reverse.training.encoding import Item
-from reverse.training.full_disk import explain_full_disk
-from reverse.training.loss import LossConfig, loss_in_forward
-from reverse.training.order import Ordered, grouped_order
-from reverse.training.packing import row_positions
-from reverse.training.parallel import (
+from reverse.training.checkpoints.full_disk import explain_full_disk
+from reverse.training.checkpoints.resuming import (
+    last_checkpoint,
+    load_weights,
+    names_not_missed,
+    prepare_folder,
+)
+from reverse.training.checkpoints.saving import MANIFEST, save_run, versions
+from reverse.training.data.collator import Collator, blank_item
+from reverse.training.data.encoding import Item
+from reverse.training.data.item_order import Ordered, grouped_order
+from reverse.training.data.packing import row_positions
+from reverse.training.loss_record import LossRecord
+from reverse.training.optim.loss import LossConfig, loss_in_forward
+from reverse.training.optim.parallel import (
     is_first,
     is_sharded,
     parallel_arguments,
     processes,
     set_fsdp_precision,
 )
-from reverse.training.record import LossRecord
-from reverse.training.saving import MANIFEST, save_run, versions
-from reverse.training.schedule import Clock, Progress, Schedule
-from reverse.training.settings_check import (
+from reverse.training.optim.schedule import Clock, Progress, Schedule
+from reverse.training.optim.trainable_weights import inputs_as_they_are, is_adapted
+from reverse.training.recipes.settings_check import (
     DTYPES,
     REPORTERS,
     check_kernel,
@@ -91,7 +96,7 @@ class SFTConfig:
     pixels: str = "bfloat16"  # what pixels are sent as, see Collator
     compile: bool = False  # torch.compile; pays in long runs only
     checkpoint_activations: bool = False  # recompute them in the backward pass: less memory, slower
-    parallel: str = "none"  # "ddp", "fsdp", "zero2", "zero3", see reverse.training.parallel
+    parallel: str = "none"  # "ddp", "fsdp", "zero2", "zero3", see reverse.training.optim.parallel
     workers: int = 0  # processes that prepare data
     prefetch: int = 2  # batches each worker is ahead; they stand in shared memory
     log_steps: int = 50  # steps between two lines of progress

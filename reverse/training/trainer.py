@@ -3,7 +3,7 @@
 What is other than in transformers: the loss is a sum over targets, divided by the weight of all targets of an
 optimizer step (all its batches, on all devices), so that a step is the same however it is cut into batches
 and devices; parameters fall into groups with a rate and a decay each; every step's loss is kept on record
-(`reverse.training.record`); nothing is counted that nobody reads.
+(`reverse.training.loss_record`); nothing is counted that nobody reads.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from transformers import Trainer
 from reverse.compatibility import IncompatibleLibraryError
 from reverse.models import family_of
 from reverse.training.assumptions import check_gradient_scale, check_trainer
-from reverse.training.loss import LossConfig
-from reverse.training.record import LossRecord
-from reverse.training.schedule import Schedule
+from reverse.training.loss_record import LossRecord
+from reverse.training.optim.loss import LossConfig
+from reverse.training.optim.schedule import Schedule
 
 __all__ = ["StepTrainer", "parameter_groups"]
 

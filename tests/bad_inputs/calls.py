@@ -15,8 +15,8 @@ from PIL import Image
 
 import reverse
 from reverse.models import add_tokens_to_checkpoint, family_of, prepare_inputs
-from reverse.models.converting import convert
-from reverse.models.merging import merge_adapter
+from reverse.models.adapters.merging import merge_adapter
+from reverse.models.conversion.converter import convert
 from tests.bad_inputs.judging import Entry
 from tests.bad_inputs.world import World
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any, Union, get_args, get_origin
 
-from reverse.training.recipe import Recipe, _leaves, load_recipe
+from reverse.training.recipes.recipe import Recipe, _leaves, load_recipe
 from tests.bad_inputs.judging import Entry
 from tests.bad_inputs.world import World
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import reverse
-from reverse.models.loading import ASSETS
+from reverse.models.checkpoints.loading import ASSETS
 
 JSONL = (".jsonl",)
 
@@ -66,7 +66,7 @@ class World(dict):  # type: ignore[type-arg]
 
     def make_untagged(self) -> str:
         """A checkpoint without the three tokens."""
-        from reverse.models.tiny import build_tiny_llava
+        from reverse.models.tiny_models import build_tiny_llava
 
         path = self.root / "untagged"
         model, processor = build_tiny_llava(seed=0)
@@ -80,7 +80,7 @@ class World(dict):  # type: ignore[type-arg]
 
     # ------------------------------------------------------------------ files
     def make_scenes(self) -> str:
-        from reverse.data.scenes.benches import write_benches
+        from reverse.data.scenes.benchmark_files import write_benches
 
         path = self.root / "scenes"
         write_benches(path, "test", 3, 0)

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from reverse.cli import app
-from reverse.data.records import make_record
+from reverse.data.records.schema import make_record
 from reverse.data.scenes import write_scenes
 
 

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from reverse.cli import app
-from reverse.evaluation import plots
+from reverse.evaluation.reports import plots
 
 
 def call(*words):
@@ -34,7 +34,9 @@ def no_matplotlib(monkeypatch):
 
 def test_plots_are_asked_for_before_minutes_of_decoding(tmp_path, no_matplotlib, monkeypatch, answers):
     """A sweep decoded for minutes, and then asked for matplotlib."""
-    monkeypatch.setattr("reverse.evaluation.sweeping.decode_at", lambda *_, **__: pytest.fail("decoded"))
+    monkeypatch.setattr(
+        "reverse.evaluation.detector.sweep.decode_at", lambda *_, **__: pytest.fail("decoded")
+    )
     result = call("sweep", "--model", "tiny-llava", "--out", tmp_path / "out")
     assert result.exit_code == 2 and "plots need matplotlib: pip install" in result.stderr
     result = call("compare", answers, answers, "--out", tmp_path / "out")
@@ -65,7 +67,7 @@ def fake_decoding(*_, on_tried, **__):
 
 def test_what_a_calibration_measured_is_kept(tmp_path, monkeypatch, answers):
     """Hours of decoding would print nothing of what they measured when the last threshold fails."""
-    monkeypatch.setattr("reverse.evaluation.decoded_risk.calibrate_decoding", fake_decoding)
+    monkeypatch.setattr("reverse.evaluation.detector.decoded_risk.calibrate_decoding", fake_decoding)
     words = ("calibrate", answers, "--truth", "stored", "--resplits", 2, "--model", "tiny-llava", "--decode")
     result = call(*words, "--out", tmp_path / "new" / "out")
     assert isinstance(result.exception, RuntimeError)
@@ -86,7 +88,9 @@ def test_what_a_calibration_measured_is_kept(tmp_path, monkeypatch, answers):
 )
 def test_calibrations_that_cannot_end_do_not_begin(tmp_path, monkeypatch, answers, options, said):
     """What was asked for would turn out impossible after everything was computed."""
-    monkeypatch.setattr("reverse.evaluation.calibrating.calibrate", lambda *_: pytest.fail("calibrated"))
+    monkeypatch.setattr(
+        "reverse.evaluation.detector.calibration.calibrate", lambda *_: pytest.fail("calibrated")
+    )
     options = [str(answers) if each == "FILE" else each for each in options]
     result = call("calibrate", answers, "--truth", "stored", *options)
     assert result.exit_code == 2 and said in result.stderr
@@ -94,6 +98,8 @@ def test_calibrations_that_cannot_end_do_not_begin(tmp_path, monkeypatch, answer
 
 def test_a_report_needs_a_folder_to_write(tmp_path, monkeypatch, answers):
     """Intervals of many runs would be computed for a page that has no place."""
-    monkeypatch.setattr("reverse.evaluation.reporting.write_report", lambda *_, **__: pytest.fail("computed"))
+    monkeypatch.setattr(
+        "reverse.evaluation.reports.reporting.write_report", lambda *_, **__: pytest.fail("computed")
+    )
     result = call("report", tmp_path, "--out", answers)
     assert result.exit_code == 2 and "is a file: name a folder" in result.stderr

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 import reverse
 from reverse import cli
 from reverse.cli import app
-from reverse.data.locking import output_lock
+from reverse.files.file_lock import output_lock
 from tests.decoding.worlds import picture as noise
 from tests.decoding.worlds import talkative
 
@@ -43,8 +43,8 @@ def unloaded(monkeypatch):
 
     monkeypatch.setattr(reverse, "load", load)
     monkeypatch.setattr("reverse.models.load", load)
-    monkeypatch.setattr("reverse.models.adding.load_weights", load)
-    monkeypatch.setattr("reverse.models.merging.load_weights", load)
+    monkeypatch.setattr("reverse.models.checkpoints.token_adding.load_weights", load)
+    monkeypatch.setattr("reverse.models.adapters.merging.load_weights", load)
 
 
 def run(*arguments):

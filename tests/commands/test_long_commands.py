@@ -8,9 +8,9 @@ from typer.testing import CliRunner
 
 from reverse import progress
 from reverse.cli import app
-from reverse.commands.evaluate import _bars
-from reverse.training.recipe import load_recipe
-from reverse.training.run import run_recipe
+from reverse.commands.eval_command import _bars
+from reverse.training.recipes.recipe import load_recipe
+from reverse.training.training_run import run_recipe
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_checks_come_before_the_model(tmp_path, monkeypatch, command, words):
     def load(*_, **__):
         raise AssertionError("a model was loaded")
 
-    for name in ("reverse.models.load", "reverse.load", "reverse.evaluation.evaluating.load"):
+    for name in ("reverse.models.load", "reverse.load", "reverse.evaluation.runs.evaluation.load"):
         monkeypatch.setattr(name, load, raising=False)
     said = CliRunner().invoke(app, [word.format(tmp=tmp_path) for word in command])
     assert said.exit_code == 2, (said.output, said.exception)

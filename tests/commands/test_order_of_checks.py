@@ -6,8 +6,8 @@ import pytest
 from typer.testing import CliRunner
 
 from reverse.cli import app
-from reverse.commands.checking import check_decoding
-from reverse.models.loading import ASSETS
+from reverse.commands.option_checks import check_decoding
+from reverse.models.checkpoints.loading import ASSETS
 
 
 def run(*words):
@@ -17,7 +17,7 @@ def run(*words):
 def test_a_model_that_is_not_there_is_refused_before_scenes_are_made(tmp_path, monkeypatch):
     """A typing mistake in --model cost the making of 500 scenes."""
     monkeypatch.setattr(
-        "reverse.data.scenes.benches.write_benches", lambda *_, **__: pytest.fail("scenes were made")
+        "reverse.data.scenes.benchmark_files.write_benches", lambda *_, **__: pytest.fail("scenes were made")
     )
     result = run("eval", "chair", "--model", "tiny-lava", "--data", "scenes", "--out", tmp_path / "out")
     assert result.exit_code == 2 and "there is no folder 'tiny-lava'" in result.stderr
@@ -34,7 +34,9 @@ def test_a_temperature_of_zero_is_greedy():
 def test_greedy_runs_are_one_configuration(tmp_path, monkeypatch):
     """A run with `--temperature 0` would not go on with answers made without it."""
     plans = []
-    monkeypatch.setattr("reverse.evaluation.evaluating.evaluate", lambda plan, *_: plans.append(plan) or [])
+    monkeypatch.setattr(
+        "reverse.evaluation.runs.evaluation.evaluate", lambda plan, *_: plans.append(plan) or []
+    )
     for more in ((), ("--temperature", "0")):
         options = ("--model", "tiny-llava", "--data", "scenes", "--out", tmp_path / "out", *more)
         assert run("eval", "chair", *options).exit_code == 0

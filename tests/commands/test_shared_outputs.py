@@ -12,9 +12,9 @@ from filelock import FileLock
 from typer.testing import CliRunner
 
 from reverse.cli import app
-from reverse.data.importing import import_records
-from reverse.data.locking import output_lock
-from reverse.evaluation.tables import Table, ratio, save
+from reverse.data.records.importer import import_records
+from reverse.evaluation.stats.scored_tables import Table, ratio, save
+from reverse.files.file_lock import output_lock
 
 
 def run(*words):

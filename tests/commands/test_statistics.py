@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from reverse.cli import app
 from reverse.data.scenes import make_scene
-from reverse.evaluation.tables import Table, ratio, save
+from reverse.evaluation.stats.scored_tables import Table, ratio, save
 
 
 def call(*words, code=0):
@@ -109,8 +109,8 @@ def test_sweep_of_stored_answers(tmp_path, answers):
 
 def test_bins_are_those_of_the_figure_and_the_plot(tmp_path, answers):
     """--bins would change the plot and leave the ECE beside it at 15 bins."""
-    from reverse.evaluation.detector import ece
-    from reverse.evaluation.truth import read_phrases
+    from reverse.evaluation.detector.detection import ece
+    from reverse.evaluation.detector.phrase_truth import read_phrases
 
     words = ("sweep", answers[0], "--truth", "stored", "--out", tmp_path, "--rounds", 20, "--bins")
     assert "ECE (4 bins" in call(*words, 4)
@@ -218,7 +218,7 @@ def test_a_threshold_is_not_tested_on_the_scenes_that_chose_it(tmp_path, about_s
 
 def test_scenes_of_another_world_are_others(tmp_path, about_scenes, monkeypatch):
     """The same names stand for other scenes where the world has another seed."""
-    from reverse.evaluation import decoded_risk
+    from reverse.evaluation.detector import decoded_risk
 
     given = []
 

@@ -6,10 +6,10 @@ from collections import Counter
 
 import pytest
 
-from reverse.data import checking
-from reverse.data.checking import check, source_of
-from reverse.data.importing import import_records
-from reverse.data.records import make_record
+from reverse.data.records import set_check
+from reverse.data.records.importer import import_records
+from reverse.data.records.schema import make_record
+from reverse.data.records.set_check import check, source_of
 from reverse.data.scenes import write_scenes
 from reverse.tokens.spans import problems
 
@@ -68,7 +68,7 @@ def counted(records):
 @pytest.mark.parametrize("form", ["file", "imported"])
 def test_counts_are_those_of_plain_python(form, tmp_path, monkeypatch):
     """The columns and the one regular expression would count otherwise than the tags' own parser."""
-    monkeypatch.setattr(checking, "BATCH", 64)
+    monkeypatch.setattr(set_check, "BATCH", 64)
     records = random_records(600)
     path = tmp_path / "all.json"
     path.write_text(json.dumps(records))

@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 
-from reverse.data.images import open_image
+from reverse.data.pictures.opening import open_image
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])

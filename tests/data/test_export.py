@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reverse.data.images import open_image, resolve_image
-from reverse.data.records import read_records
+from reverse.data.pictures.opening import open_image, resolve_image
+from reverse.data.records.schema import read_records
 from reverse.data.scenes import find_objects, make_scene, render, write_scenes
-from reverse.data.scenes.names import COCO_IDS
+from reverse.data.scenes.object_names import COCO_IDS
 
 COUNT = 200  # four blocks, the last of them short
 

@@ -7,17 +7,18 @@ from random import Random
 
 import pytest
 
-from reverse.data import scanning, yesno
-from reverse.data.checking import check
-from reverse.data.lexicon import Lexicon, load_lexicon
-from reverse.data.negatives import lexicon_negatives, turns, turns_of
-from reverse.data.negatives.filters import Context, trivial
-from reverse.data.numbers import find
-from reverse.data.phrasing import Parts, masked, protected
-from reverse.data.records import make_record, read_records
-from reverse.data.scanning import Broken, scan
-from reverse.data.subsets import subsample
-from reverse.data.text_files import MAX_DEPTH
+from reverse.data.negatives import conversation_turns, lexicon_negatives, turns_of
+from reverse.data.negatives.negative_filters import Context, trivial
+from reverse.data.records.schema import make_record, read_records
+from reverse.data.records.set_check import check
+from reverse.data.records.subsets import subsample
+from reverse.data.tagging import yes_no_words
+from reverse.data.tagging.lexicon import Lexicon, load_lexicon
+from reverse.data.tagging.numbers import find
+from reverse.data.tagging.phrase_candidates import Parts, masked, protected
+from reverse.files import json_scanning
+from reverse.files.json_scanning import Broken, scan
+from reverse.files.text_reading import MAX_DEPTH
 
 
 @pytest.mark.parametrize(
@@ -27,7 +28,7 @@ from reverse.data.text_files import MAX_DEPTH
 def test_recovery_goes_over_a_text_a_bounded_number_of_times(unit, monkeypatch):
     """Each of thousands of broken records was decoded to the end of the file, again and again."""
     gone_over = [0]
-    decode = scanning._decode
+    decode = json_scanning._decode
 
     def counted(text, at):
         try:
@@ -38,13 +39,13 @@ def test_recovery_goes_over_a_text_a_bounded_number_of_times(unit, monkeypatch):
         gone_over[0] += end
         return value, end
 
-    monkeypatch.setattr(scanning, "_decode", counted)
-    monkeypatch.setattr(scanning, "FREE_EFFORT", 1 << 18)
+    monkeypatch.setattr(json_scanning, "_decode", counted)
+    monkeypatch.setattr(json_scanning, "FREE_EFFORT", 1 << 18)
     text = ("[" + unit * (60_000 // len(unit))).encode()
     items = list(scan(io.BytesIO(text)))
     assert all(isinstance(item, Broken) for item in items)
     assert sum(item.size for item in items) + 1 >= len(text) - items[0].offset
-    assert gone_over[0] < 3 * (scanning.FREE_EFFORT + scanning.EFFORT * len(text))
+    assert gone_over[0] < 3 * (json_scanning.FREE_EFFORT + json_scanning.EFFORT * len(text))
 
 
 def test_what_is_not_searched_is_said():
@@ -110,7 +111,7 @@ def test_formulas_and_addresses_are_still_protected():
 def test_numbers_and_answers_of_long_texts():
     """Each sign was tried as the beginning of thirteen kinds of number."""
     assert find("$" * 300_000 + " 45") == [(300_001, 300_003, "integer")]
-    assert yesno.find(" " * 300_000) is None and yesno.find('  "No", it is not') == (3, 5)
+    assert yes_no_words.find(" " * 300_000) is None and yes_no_words.find('  "No", it is not') == (3, 5)
 
 
 def long_record(count):
@@ -160,7 +161,7 @@ def test_what_is_told_elsewhere_is_known_from_counts():
 
 def test_long_texts_get_no_negative_and_say_so(monkeypatch):
     """A question of a megabyte was searched once for every phrase of its answer."""
-    long = make_record("x", None, "Q " * turns.LONGEST, "<SPAN>A dog</CN>.")
+    long = make_record("x", None, "Q " * conversation_turns.LONGEST, "<SPAN>A dog</CN>.")
     [(made, counts, failures)] = lexicon_negatives([long])
     assert made[0]["conversations"][1]["value"] == "<SPAN>A dog</CN>." and len(made) == 1
     assert failures[0]["reason"] == "too_long" and counts["without_negative.too_long"] == 1

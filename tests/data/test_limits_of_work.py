@@ -4,16 +4,17 @@ import io
 import json
 from random import Random
 
-from reverse.data import numbers, scanned_items
-from reverse.data.negatives import lexicon_negatives, turns
-from reverse.data.records import make_record
-from reverse.data.scanning import Broken, Item, scan
+from reverse.data.negatives import conversation_turns, lexicon_negatives
+from reverse.data.records.schema import make_record
+from reverse.data.tagging import numbers
+from reverse.files import json_items
+from reverse.files.json_scanning import Broken, Item, scan
 from reverse.tokens import spans
 
 
 def test_a_file_of_short_items_is_not_scanned_to_its_end(monkeypatch):
     """A megabyte of `x` lines took four seconds, and gave half a million faults."""
-    monkeypatch.setattr(scanned_items, "MOST_SHORT", 5)
+    monkeypatch.setattr(json_items, "MOST_SHORT", 5)
     for text in (b"x\n" * 50, b"{}\n" * 50, b"[" + b"1, " * 50 + b"1]"):
         *before, last = scan(io.BytesIO(text))
         assert len(before) == 5 and isinstance(last, Broken) and "too short to be records" in last.reason
@@ -42,7 +43,7 @@ def test_errors_of_lines_read_as_those_of_json():
 
 def test_records_that_are_too_long_get_no_negative_and_say_so(monkeypatch):
     """A record of 20,000 turns took ten seconds."""
-    monkeypatch.setattr(turns, "LONGEST_RECORD", 18)
+    monkeypatch.setattr(conversation_turns, "LONGEST_RECORD", 18)
     [(made, counts, failures)] = lexicon_negatives([make_record("x", None, "Q?", "<SPAN>A dog</CN>.")])
     assert len(made) == 1 and made[0]["conversations"][1]["value"] == "<SPAN>A dog</CN>."
     assert failures[0]["reason"] == "record_too_long"

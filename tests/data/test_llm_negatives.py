@@ -14,12 +14,12 @@ import pytest
 from typer.testing import CliRunner
 
 from reverse.cli import app
-from reverse.data.llm import Cache, Client, Endpoint, Reply
 from reverse.data.negatives import lexicon_negatives
-from reverse.data.negatives.asking import ask_for_negatives
-from reverse.data.negatives.prompt import messages, read_reply
-from reverse.data.negatives.turns import turns_of
-from reverse.data.records import make_record, read_records, validate
+from reverse.data.negatives.conversation_turns import turns_of
+from reverse.data.negatives.llm_negatives import ask_for_negatives
+from reverse.data.negatives.negative_prompt import messages, read_reply
+from reverse.data.records.schema import make_record, read_records, validate
+from reverse.endpoints.client import Cache, Client, Endpoint, Reply
 from reverse.tokens.spans import CN, SPAN, UN, problems
 
 ANIMALS = ("dog", "cat", "horse", "cow", "sheep", "pig", "goat", "bear")
@@ -379,7 +379,7 @@ def test_killed_at_any_moment_nothing_is_lost_or_paid_for_twice(serve, tmp_path)
 
 def test_a_cache_has_one_writer(tmp_path):
     """Replies of two runs that share a file would be told for each other's questions."""
-    from reverse.data.llm import Cache, Reply
+    from reverse.endpoints.client import Cache, Reply
 
     path = tmp_path / "replies.jsonl"
     first = Cache(path)

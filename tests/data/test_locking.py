@@ -10,22 +10,22 @@ from pathlib import Path
 
 import pytest
 
-from reverse.data import files, locking
-from reverse.data.importing import import_records
-from reverse.data.llm import Cache
-from reverse.data.locking import OutputInUseError, describe_owner, lock_path, output_lock
-from reverse.data.parts import PartFile
+from reverse.data.records.importer import import_records
+from reverse.data.records.subsets import subsample
 from reverse.data.scenes import write_scenes
-from reverse.data.scenes.benches import write_benches
-from reverse.data.subsets import subsample
-from reverse.evaluation.answers import AnswersFile
-from reverse.models.shards import whole_folder
+from reverse.data.scenes.benchmark_files import write_benches
+from reverse.endpoints.client import Cache
+from reverse.evaluation.runs.answers_files import AnswersFile
+from reverse.files import atomic_write, file_lock
+from reverse.files.file_lock import OutputInUseError, describe_owner, lock_path, output_lock
+from reverse.files.resumable_parts import PartFile
+from reverse.models.checkpoints.shards import whole_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLD = """
 import sys
 from contextlib import ExitStack
-from reverse.data.locking import output_lock
+from reverse.files.file_lock import output_lock
 with ExitStack() as stack:
     for name in sys.argv[1:]:
         stack.enter_context(output_lock(name))
@@ -83,7 +83,7 @@ WRITERS = {
         ),
     ),
     "pass": ("out.json", lambda out, there: PartFile(out, {"seed": 0})),
-    "file": ("out.json", lambda out, there: files.write_json(out, {})),
+    "file": ("out.json", lambda out, there: atomic_write.write_json(out, {})),
     "answers": ("out.jsonl", lambda out, there: answers(out)),
     "replies": ("out.jsonl", lambda out, there: Cache(out)),
 }
@@ -92,7 +92,7 @@ WRITERS = {
 @pytest.mark.parametrize("writer", WRITERS)
 def test_every_writer_names_the_other_process(other, tmp_path, monkeypatch, writer):
     """Two runs would end well and one have replaced the other, or end in a bare "No such file"."""
-    monkeypatch.setattr(files, "WAIT", 0.0)
+    monkeypatch.setattr(atomic_write, "WAIT", 0.0)
     folder, process = other
     before = sorted(folder.rglob("*"))
     name, write = WRITERS[writer]
@@ -167,7 +167,7 @@ def test_files_written_at_once_are_whole(tmp_path):
 
     def write(number):
         try:
-            files.write_json(path, [number, *content])
+            atomic_write.write_json(path, [number, *content])
         except BaseException as error:
             errors.append(error)
 
@@ -209,7 +209,7 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
 def test_a_mounted_folder_is_locked_inside(tmp_path, monkeypatch):
     """A folder whose parent folder is read-only could not be written to any more."""
     (tmp_path / "out").mkdir()
-    monkeypatch.setattr(locking.os, "access", lambda path, mode: Path(path) != tmp_path)
+    monkeypatch.setattr(file_lock.os, "access", lambda path, mode: Path(path) != tmp_path)
     assert lock_path(tmp_path / "out") == tmp_path / "out" / ".lock"
     assert write_scenes(tmp_path / "out", "test", 1)["count"] == 1
     assert not (tmp_path / ".out.lock").exists()

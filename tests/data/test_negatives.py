@@ -13,18 +13,18 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from reverse.cli import app
-from reverse.data import numbers
-from reverse.data.lexicon import load_lexicon
 from reverse.data.negatives import lexicon_negatives, make_negative, turns_of
-from reverse.data.negatives.filters import Context, trivial
-from reverse.data.negatives.rules import Slot, replacements
-from reverse.data.parts import PartFile
-from reverse.data.records import make_record, read_records, validate
+from reverse.data.negatives.negative_filters import Context, trivial
+from reverse.data.negatives.rule_negatives import Slot, replacements
+from reverse.data.records.schema import make_record, read_records, validate
 from reverse.data.scenes import find_objects, make_scene, scene_records
 from reverse.data.scenes.captions import PLACES, false_places, unique_object
-from reverse.data.scenes.names import GROUPS
+from reverse.data.scenes.object_names import GROUPS
 from reverse.data.scenes.themes import COLOURS
-from reverse.data.tagging import tag_records
+from reverse.data.tagging import numbers
+from reverse.data.tagging.lexicon import load_lexicon
+from reverse.data.tagging.tagger import tag_records
+from reverse.files.resumable_parts import PartFile
 from reverse.tokens.spans import CN, SPAN, UN, parse, problems
 
 LEXICON = load_lexicon()

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from reverse.cli import app
-from reverse.data import numbers
 from reverse.data.negatives import lexicon_negatives, pairs_in, turns_of
-from reverse.data.negatives.prompt import again, messages, read_reply
-from reverse.data.records import make_record, read_records, validate
+from reverse.data.negatives.negative_prompt import again, messages, read_reply
+from reverse.data.records.schema import make_record, read_records, validate
 from reverse.data.scenes import make_scene, scene_records
-from reverse.data.tagging import tag_records
+from reverse.data.tagging import numbers
+from reverse.data.tagging.tagger import tag_records
 from reverse.tokens.spans import UN
 
 DOG = "<SPAN>A dog</CN> sits <SPAN>on the grass</CN>."
@@ -237,5 +237,5 @@ def test_odd_records_and_pairs_go_on_to_the_same_bytes(cut, tmp_path):
 def stopped(command, source, out):
     """A run that is stopped when all is in its part."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("reverse.data.parts.PartFile.finish", lambda part: 1 / 0)
+        patch.setattr("reverse.files.resumable_parts.PartFile.finish", lambda part: 1 / 0)
         assert isinstance(run(command, source, out).exception, ZeroDivisionError)

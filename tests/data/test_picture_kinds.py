@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
-from reverse.data import images
-from reverse.data.images import FORMATS, image_size, open_image
+from reverse.data.pictures import opening
+from reverse.data.pictures.opening import FORMATS, image_size, open_image
 
 RED = Image.new("RGB", (16, 16), (255, 0, 0))
 
@@ -173,7 +173,7 @@ def test_scans_and_tiles_are_bounded(monkeypatch):
     """A JPEG of thousands of scans decodes for hours; a TIFF of one huge tile takes the memory."""
     data = encoded(RED, "JPEG", progressive=True)
     open_image(data)
-    monkeypatch.setattr(images, "MAX_WORK", 16 * 16 * 3)
+    monkeypatch.setattr(opening, "MAX_WORK", 16 * 16 * 3)
     with pytest.raises(ValueError, match=r"has .* scans of 256 pixels"):
         open_image(data)
     tags = {256: 16, 257: 16, 258: 8, 259: 8, 262: 1, 277: 1, 322: 1 << 30, 323: 1 << 14, 324: 8, 325: 8}

@@ -11,13 +11,13 @@ import time
 
 import pytest
 
-from reverse.data import importing
-from reverse.data.importing import import_records
-from reverse.data.published import FileRecords, ImportedRecords, open_records, scan_records
-from reverse.data.records import make_record
-from reverse.data.scanning import Broken
-from reverse.training.datasets import RecordDataset
-from reverse.training.encoding import Encoder
+from reverse.data.records import importer
+from reverse.data.records.importer import import_records
+from reverse.data.records.published_set import FileRecords, ImportedRecords, open_records, scan_records
+from reverse.data.records.schema import make_record
+from reverse.files.json_scanning import Broken
+from reverse.training.data.encoding import Encoder
+from reverse.training.data.training_sets import RecordDataset
 
 SHAPES = (
     {},
@@ -62,8 +62,8 @@ def write(path, records, form="list"):
 
 @pytest.fixture
 def small_shards(monkeypatch):
-    monkeypatch.setattr(importing, "SHARD_BYTES", 8000)
-    monkeypatch.setattr(importing, "BATCH", 7)
+    monkeypatch.setattr(importer, "SHARD_BYTES", 8000)
+    monkeypatch.setattr(importer, "BATCH", 7)
 
 
 @pytest.mark.parametrize("form", ["list", "indented", "lines"])
@@ -106,7 +106,7 @@ def test_a_stopped_import_goes_on_to_the_same_set(form, stop, tmp_path, small_sh
     records = unusual_records(200)
     path = write(tmp_path / "all.json", records, form)
     whole = import_records(path, tmp_path / "whole")
-    monkeypatch.setattr("reverse.data.scanning.CHUNK", 512)
+    monkeypatch.setattr("reverse.files.json_scanning.CHUNK", 512)
 
     def progress(done, total):
         if done >= stop:
@@ -133,11 +133,11 @@ def test_killed_for_good(tmp_path):
     records = unusual_records(4000)
     path = write(tmp_path / "all.json", records)
     code = (
-        "import sys; from reverse.data import importing; importing.SHARD_BYTES = 50_000\n"
+        "import sys; from reverse.data.records import importer; importer.SHARD_BYTES = 50_000\n"
         "import os; sync = os.fsync\n"
         "def slow(d): sync(d); print(flush=True)\n"
         "os.fsync = slow\n"
-        "importing.import_records(sys.argv[1], sys.argv[2])"
+        "importer.import_records(sys.argv[1], sys.argv[2])"
     )
     command = [sys.executable, "-c", code, str(path), str(tmp_path / "set")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ) as process:

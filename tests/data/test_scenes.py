@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from reverse.data.records import validate
+from reverse.data.records.schema import validate
 from reverse.data.scenes import (
     SPLITS,
     caption,
@@ -22,10 +22,10 @@ from reverse.data.scenes import (
     scene_records,
 )
 from reverse.data.scenes.captions import PLACES, PREJUDICE, place_of, unique_object
-from reverse.data.scenes.names import COCO_IDS, NUMBERS, noun_phrase
+from reverse.data.scenes.object_names import COCO_IDS, NUMBERS, noun_phrase
+from reverse.data.scenes.scene import MIN_VISIBLE, owner_map, placed_sprite
 from reverse.data.scenes.sprites import atlas
 from reverse.data.scenes.themes import DRAWN, THEMES
-from reverse.data.scenes.world import MIN_VISIBLE, owner_map, placed_sprite
 
 scenes = st.builds(make_scene, st.sampled_from(SPLITS), st.integers(0, 50_000), st.integers(0, 3))
 seeds = st.integers(0, 2**32)

@@ -5,11 +5,11 @@ import json
 
 import pytest
 
-from reverse.data.importing import import_records
 from reverse.data.negatives import lexicon_negatives
-from reverse.data.records import make_record
+from reverse.data.records.importer import import_records
+from reverse.data.records.schema import make_record
+from reverse.data.records.subsets import manifest_path, subsample
 from reverse.data.scenes import make_scene, scene_records
-from reverse.data.subsets import manifest_path, subsample
 from reverse.tokens import strip
 from reverse.tokens.spans import UN
 

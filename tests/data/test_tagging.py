@@ -8,12 +8,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from reverse.data import yesno
-from reverse.data.answers import answer_type
-from reverse.data.phrasing import is_skipped, protected
-from reverse.data.records import make_record, validate
+from reverse.data.records.answer_types import answer_type
+from reverse.data.records.schema import make_record, validate
 from reverse.data.scenes import make_scene, scene_records
-from reverse.data.tagging import Tagger, tag_records
+from reverse.data.tagging import yes_no_words
+from reverse.data.tagging.phrase_candidates import is_skipped, protected
+from reverse.data.tagging.tagger import Tagger, tag_records
 from reverse.tokens.spans import parse, problems, strip
 
 
@@ -192,18 +192,18 @@ def test_kept_kinds(phrase):
 )
 def test_yes_and_no_in_many_languages(word, question, opposite):
     """Without it: the negative of a Spanish "no" is an English "yes"."""
-    assert yesno.flip(word, question) == opposite
+    assert yes_no_words.flip(word, question) == opposite
 
 
 def test_every_yes_is_found_and_flips_back():
     """Without it: a language's words are listed and never recognised."""
-    for pairs in yesno.PAIRS.values():
+    for pairs in yes_no_words.PAIRS.values():
         for pair in pairs:
             for word in pair:
-                assert yesno.find(f"{word}.") == (0, len(word))
-                assert yesno.find(f"{word} dog") is None
-                flipped = yesno.flip(word)
-                assert flipped is not None and flipped != word and yesno.flip(flipped) is not None
+                assert yes_no_words.find(f"{word}.") == (0, len(word))
+                assert yes_no_words.find(f"{word} dog") is None
+                flipped = yes_no_words.flip(word)
+                assert flipped is not None and flipped != word and yes_no_words.flip(flipped) is not None
 
 
 def test_records_keep_all_else(tagger):
@@ -279,10 +279,10 @@ def test_phrases_of_scenes_are_found():
 
 def test_without_spacy_the_extra_is_named(monkeypatch):
     """Without it: a user without spaCy gets a ModuleNotFoundError and no idea what to install."""
-    from reverse.data import tagging
+    from reverse.data.tagging import tagger
 
-    tagging._pipeline.cache_clear()
+    tagger._pipeline.cache_clear()
     monkeypatch.setitem(sys.modules, "spacy", None)
     with pytest.raises(ImportError, match=r"reverse-vlm\[tag\]"):
         list(tag_records([]))
-    tagging._pipeline.cache_clear()
+    tagger._pipeline.cache_clear()

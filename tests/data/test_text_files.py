@@ -2,7 +2,7 @@
 
 import pytest
 
-from reverse.data.text_files import decode_text, parse_json, read_json, read_json_lines, read_text
+from reverse.files.text_reading import decode_text, parse_json, read_json, read_json_lines, read_text
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from reverse.data.published import open_records
-from reverse.data.records import make_record
-from reverse.data.viewing import choose, show, write_page
+from reverse.data.records.published_set import open_records
+from reverse.data.records.schema import make_record
+from reverse.data.records.viewer import choose, show, write_page
 
 EVIL = '<script>alert("1")</script> & <img src=x onerror=alert(1)> \x1b[2J\x07'
 

@@ -1,6 +1,6 @@
 """Actions of a policy to compare with: the parts that a test names, and no others."""
 
-from reverse.decoding.policies.base import Continue, Rewind
+from reverse.decoding.policies.policy import Continue, Rewind
 
 
 class _Like:

@@ -7,8 +7,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from reverse.decoding.backends.base import Picture, Prompt, SegmentParams
-from reverse.decoding.backends.hf.backend import HfBackend
+from reverse.decoding.backends.hf.hf_backend import HfBackend
+from reverse.decoding.backends.protocol import Picture, Prompt, SegmentParams
 from reverse.decoding.sampling import choose, mask_tags, uniform
 from reverse.models import family_of
 from reverse.tokens import token_ids

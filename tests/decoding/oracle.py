@@ -9,14 +9,14 @@ from dataclasses import replace
 import torch
 
 from reverse.decoding.asks import Node
-from reverse.decoding.backends.base import Capabilities, RunningSegment, StepOutput
+from reverse.decoding.backends.protocol import Capabilities, RunningSegment, StepOutput
 from reverse.decoding.branch import AnswerRules, Branch
-from reverse.decoding.codec import TextCodec
 from reverse.decoding.config import ResamplingConfig
 from reverse.decoding.policies import policy_factory
-from reverse.decoding.rewriting import HintWriter
 from reverse.decoding.sampling import uniform
 from reverse.decoding.scheduler import Scheduler
+from reverse.decoding.text.codec import TextCodec
+from reverse.decoding.text.hints import HintWriter
 from reverse.decoding.verifier import Verifier
 
 

@@ -7,9 +7,9 @@ import torch
 
 from reverse.decoding import engine
 from reverse.decoding.asks import Node
-from reverse.decoding.codec import TextCodec
-from reverse.decoding.policies.resample import ResamplePolicy
-from reverse.decoding.preparing import CallerOptions, Prepared, Preparer
+from reverse.decoding.policies.resample_policy import ResamplePolicy
+from reverse.decoding.preparing.preparing import CallerOptions, Prepared, Preparer
+from reverse.decoding.text.codec import TextCodec
 from reverse.modes import Resample
 from tests.decoding import mock
 from tests.decoding.oracle import NaiveBackend

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from reverse.decoding.config import ResamplingConfig
-from reverse.decoding.policies.base import Finish, Policy, Rewind, Segment
-from reverse.decoding.policies.released import FORMAT_ERROR, ReleasedPolicy
+from reverse.decoding.policies.policy import Finish, Policy, Rewind, Segment
+from reverse.decoding.policies.released_policy import FORMAT_ERROR, ReleasedPolicy
 from reverse.tokens.spans import TokenIds
 
 SPAN, CN, UN, EOS, DOT, SPACE_DOT, BLANK, MARK = range(8)

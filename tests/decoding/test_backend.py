@@ -7,7 +7,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from reverse.custom_generate import Retrospective
-from reverse.decoding.backends.hf import slots
+from reverse.decoding.backends.hf import shared_cache
 from reverse.decoding.config import ResamplingConfig
 from reverse.models import family_of
 from reverse.tokens import token_ids
@@ -208,17 +208,17 @@ def test_vision_tower_runs_once(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_compaction_changes_nothing(family, monkeypatch):
     """Moving live slots together would change keys, masks or the order of rows."""
-    rows, kept, made = range(5), [], slots.SlotCache.__init__
+    rows, kept, made = range(5), [], shared_cache.SlotCache.__init__
 
     def noting(self, *args):
         made(self, *args)
         kept.append(self)
 
-    monkeypatch.setattr(slots.SlotCache, "__init__", noting)
+    monkeypatch.setattr(shared_cache.SlotCache, "__init__", noting)
     answers = []
     for waste, least in ((10.0, 10_000), (0.0, 0)):  # as seldom as can be, and before every step
-        monkeypatch.setattr(slots, "_WASTE", waste)
-        monkeypatch.setattr(slots, "_WASTE_SLOTS", least)
+        monkeypatch.setattr(shared_cache, "_WASTE", waste)
+        monkeypatch.setattr(shared_cache, "_WASTE_SLOTS", least)
         answers.append([r.ids for r in decode(family, rows, config(threshold=0.05, commit="answer"))[0]])
     assert answers[0] == answers[1]
     assert kept[1].moves > kept[0].moves + 3

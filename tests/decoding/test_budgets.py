@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reverse.decoding.config import ResamplingConfig
-from reverse.decoding.policies.base import Finish, Rewind, Segment
-from reverse.decoding.policies.plain import PlainPolicy
-from reverse.decoding.policies.resample import ResamplePolicy
+from reverse.decoding.policies.plain_policy import PlainPolicy
+from reverse.decoding.policies.policy import Finish, Rewind, Segment
+from reverse.decoding.policies.resample_policy import ResamplePolicy
 from reverse.decoding.verifier import Verifier
 from tests.decoding.actions import continues, rewinds
 from tests.decoding.mock import CN, DOT, SPAN, TAGS, UN, hashed, run

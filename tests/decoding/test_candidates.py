@@ -8,7 +8,7 @@ from scipy.stats import chi2_contingency
 
 from reverse.decoding.branch import Branch
 from reverse.decoding.config import ResamplingConfig
-from reverse.decoding.policies.resample import ResamplePolicy
+from reverse.decoding.policies.resample_policy import ResamplePolicy
 from tests.decoding import mock
 from tests.decoding.oracle import naive_generate
 from tests.decoding.test_backend import FAMILIES, ROOM, config, decode, inputs_for, world

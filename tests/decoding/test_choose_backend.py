@@ -12,9 +12,9 @@ from torch import nn
 
 from reverse.decoding.backends import auto
 from reverse.decoding.backends.auto import AutoBackend, choose_backend
-from reverse.decoding.backends.base import Prompt
-from reverse.decoding.backends.cuda_graph.backend import CudaGraphBackend
-from reverse.decoding.backends.hf.backend import HfBackend
+from reverse.decoding.backends.cuda_graph.graph_backend import CudaGraphBackend
+from reverse.decoding.backends.hf.hf_backend import HfBackend
+from reverse.decoding.backends.protocol import Prompt
 from reverse.models import family_of
 from reverse.tokens import token_ids
 from tests.decoding.hf_driver import decode, params, question

@@ -16,10 +16,10 @@ import reverse
 from reverse import compatibility
 from reverse.cli import app
 from reverse.compatibility import IncompatibleLibraryError, requirement, supported_range
-from reverse.decoding import _hf, _hf_processors
-from reverse.decoding.backends.base import Prompt, SegmentParams
 from reverse.decoding.backends.hf import compat
-from reverse.decoding.backends.hf.backend import HfBackend
+from reverse.decoding.backends.hf.hf_backend import HfBackend
+from reverse.decoding.backends.protocol import Prompt, SegmentParams
+from reverse.decoding.preparing import caller_options, caller_processors
 from reverse.decoding.verifier import NO_TAGS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -199,19 +199,19 @@ def test_a_cache_is_refused_under_both_of_its_names(tiny_llava, name):
         (torch.zeros(2), f"{name} must be left out, got a Tensor"),
     ):
         with pytest.raises(ValueError, match=message):
-            _hf.check_request(GenerationConfig(), [], {name: cache})
+            caller_options.check_request(GenerationConfig(), [], {name: cache})
     static = StaticCache(config=text, max_cache_len=512)
     with pytest.raises(
         ValueError, match="a cache of StaticLayer cannot be rewound: leave cache_implementation"
     ):
-        _hf.check_request(GenerationConfig(cache_implementation="static"), [], {name: static})
+        caller_options.check_request(GenerationConfig(cache_implementation="static"), [], {name: static})
 
 
 def test_a_cache_implementation_is_refused_by_its_name():
     """An offloaded cache would be made, left empty, and memory run out all the same."""
     for kind in ("offloaded", "quantized"):
         with pytest.raises(ValueError, match=f"cache_implementation='{kind}' cannot be rewound"):
-            _hf.check_request(GenerationConfig(cache_implementation=kind), [], {})
+            caller_options.check_request(GenerationConfig(cache_implementation=kind), [], {})
 
 
 def test_sliding_windows_are_refused(tiny_llava, picture, monkeypatch):
@@ -234,8 +234,8 @@ def test_every_processor_of_transformers_is_known():
         and issubclass(kind, logits_process.LogitsProcessor)
         and kind.__module__ == logits_process.__name__
     ]
-    known = {*_hf_processors._STATEFUL, *_hf_processors._STATELESS, *_hf_processors._WARPERS}
-    ours = {kind.__name__ for kind in _hf_processors._OURS}
+    known = {*caller_processors._STATEFUL, *caller_processors._STATELESS, *caller_processors._WARPERS}
+    ours = {kind.__name__ for kind in caller_processors._OURS}
     assert set(kinds) - known - ours == {"LogitsProcessor"}
 
 
@@ -245,7 +245,7 @@ def test_a_processor_of_a_later_transformers_is_refused():
         "LateLogitsProcessor", (logits_process.LogitsProcessor,), {"__module__": logits_process.__name__}
     )
     with pytest.raises(ValueError, match="LateLogitsProcessor is not known to this release"):
-        _hf.caller_processors(LogitsProcessorList([late()]), None, 1)
+        caller_options.caller_processors(LogitsProcessorList([late()]), None, 1)
 
 
 def test_a_processor_without_its_attributes_is_an_error():
@@ -253,7 +253,7 @@ def test_a_processor_without_its_attributes_is_an_error():
     changed = logits_process.RepetitionPenaltyLogitsProcessor(2.0)
     del changed.prompt_ignore_length
     with pytest.raises(IncompatibleLibraryError, match="prompt_ignore_length.*" + RANGE):
-        _hf.caller_processors(LogitsProcessorList([changed]), None, 1)
+        caller_options.caller_processors(LogitsProcessorList([changed]), None, 1)
 
 
 def test_pyproject_has_the_supported_ranges():
@@ -302,7 +302,7 @@ def test_encoded_pictures_that_do_not_fit_are_an_error(tiny_llava, widths):
     ids = torch.tensor([[token + 1, token, token], [token] * 3])
     encoded = BaseModelOutputWithPooling(pooler_output=[torch.zeros(width, 4) for width in widths])
     with pytest.raises(IncompatibleLibraryError, match="pooler_output does not hold as many features"):
-        _hf.pictures_of_rows(model, ids, {"mm_encoder_outputs": {"image": encoded}})
+        caller_options.pictures_of_rows(model, ids, {"mm_encoder_outputs": {"image": encoded}})
 
 
 def test_a_command_says_it_in_one_line(monkeypatch):

@@ -9,7 +9,7 @@ import reverse
 from reverse.decoding.backends import auto
 from reverse.decoding.backends.cuda_graph.runner import GraphRunner
 from reverse.decoding.backends.cuda_graph.weights import unsupported
-from reverse.models.tiny import build_tiny_llava
+from reverse.models.tiny_models import build_tiny_llava
 from tests.decoding.worlds import picture, talkative
 
 FAMILIES = ["llava", "qwen"]

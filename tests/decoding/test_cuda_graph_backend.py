@@ -8,11 +8,10 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from reverse.decoding.backends.base import OutOfMemory, Prompt
-from reverse.decoding.backends.cuda_graph import backend as graph_backend
-from reverse.decoding.backends.cuda_graph import sequences
-from reverse.decoding.backends.cuda_graph.backend import CudaGraphBackend
+from reverse.decoding.backends.cuda_graph import graph_backend, sequences
+from reverse.decoding.backends.cuda_graph.graph_backend import CudaGraphBackend
 from reverse.decoding.backends.cuda_graph.runner import GraphRunner
+from reverse.decoding.backends.protocol import OutOfMemory, Prompt
 from reverse.models import family_of
 from reverse.tokens import TokenIds, token_ids
 from tests.decoding.hf_driver import FAMILIES, add, backend_of, decode, oracle_of, params, question, world

@@ -8,7 +8,7 @@ from torch import nn
 
 import reverse
 from reverse.decoding.backends import auto
-from reverse.decoding.backends.cuda_graph import backend as graph_backend
+from reverse.decoding.backends.cuda_graph import graph_backend
 from reverse.decoding.backends.cuda_graph.runner import GraphRunner
 from reverse.models import family_of
 from tests.decoding.worlds import talkative

@@ -5,7 +5,7 @@ import torch
 
 import reverse
 from reverse.decoding import engine
-from reverse.decoding.backends.base import Backend
+from reverse.decoding.backends.protocol import Backend
 from tests.decoding import mock
 from tests.decoding.oracle import NaiveBackend
 from tests.decoding.scripted import Scripted

@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
-from reverse.decoding.backends.base import Prompt
-from reverse.decoding.backends.hf import slots
-from reverse.decoding.backends.hf.backend import HfBackend
+from reverse.decoding.backends.hf import shared_cache
+from reverse.decoding.backends.hf.hf_backend import HfBackend
+from reverse.decoding.backends.protocol import Prompt
 from reverse.models import family_of
 from reverse.tokens import TokenIds
 from tests.decoding.hf_driver import (
@@ -54,7 +54,9 @@ def test_plain_decoding_equals_generate(family):
     names = add(backend, family, 0, 1, 2)
     plain = params(family, 20, masks_tags=False, tags=TokenIds(-2, -2, -2))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("reverse.decoding.backends.hf.choice.Verifier.p", lambda self, logits: logits[:, 0] * 0)
+        patch.setattr(
+            "reverse.decoding.backends.hf.token_choice.Verifier.p", lambda self, logits: logits[:, 0] * 0
+        )
         ended = decode(backend, dict.fromkeys(names, plain))
     for row, name in enumerate(names):
         ids, (one,) = question(family, row)
@@ -362,8 +364,8 @@ def test_moving_tokens_changes_nothing(monkeypatch):
     """Moving live slots together would change keys, masks or the order of rows."""
     answers, moves = [], []
     for waste, least in ((10.0, 10_000), (0.0, 0)):  # as seldom as can be, and before every step
-        monkeypatch.setattr(slots, "_WASTE", waste)
-        monkeypatch.setattr(slots, "_WASTE_SLOTS", least)
+        monkeypatch.setattr(shared_cache, "_WASTE", waste)
+        monkeypatch.setattr(shared_cache, "_WASTE_SLOTS", least)
         backend = backend_of("qwen")
         names = add(backend, "qwen", *ROWS)
         said = []

@@ -7,9 +7,9 @@ import torch
 from transformers import DynamicCache, MistralConfig
 
 from reverse.compatibility import IncompatibleLibraryError
-from reverse.decoding.backends.base import Picture, Prompt
 from reverse.decoding.backends.hf import compat
-from reverse.decoding.backends.hf.backend import HfBackend
+from reverse.decoding.backends.hf.hf_backend import HfBackend
+from reverse.decoding.backends.protocol import Picture, Prompt
 from tests.decoding.hf_driver import FAMILIES, add, params, question
 from tests.decoding.worlds import talkative
 

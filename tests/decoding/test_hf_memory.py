@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from reverse.decoding.backends.base import OutOfMemory, Prompt
-from reverse.decoding.backends.hf import slots
+from reverse.decoding.backends.hf import shared_cache
+from reverse.decoding.backends.protocol import OutOfMemory, Prompt
 from tests.decoding.hf_driver import (
     FAMILIES,
     FailAt,
@@ -98,7 +98,7 @@ def test_a_prompt_or_a_picture_that_does_not_fit_leaves_nothing_behind(family):
 
 def test_tokens_that_were_moved_in_some_layers_only_are_found_again():
     """Layers that ran out of memory at different times would give a sequence the keys of another."""
-    cache = slots.SlotCache(world("llava")[0])
+    cache = shared_cache.SlotCache(world("llava")[0])
     dice = random.Random(0)
     for _ in range(60):
         caches, rows = [], []
@@ -109,7 +109,7 @@ def test_tokens_that_were_moved_in_some_layers_only_are_found_again():
                 caches[-1].update(*torch.randn(2, 3, 2, width, 4), layer)
             for at in dice.choices(range(3), k=dice.randint(1, 3)):
                 places = sorted(dice.sample(range(width), dice.randint(1, width)))
-                rows.append(slots.CacheRow(places[:], [slots.Place(caches[-1], at, places)]))
+                rows.append(shared_cache.CacheRow(places[:], [shared_cache.Place(caches[-1], at, places)]))
         held = {row: [held_by(row, layer) for layer in range(6)] for row in rows}
         for tries in itertools.count(1):
             longest = max(len(row.ids) for row in rows)

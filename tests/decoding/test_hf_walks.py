@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from reverse.decoding.backends.base import OutOfMemory, Prompt, RunningSegment
+from reverse.decoding.backends.protocol import OutOfMemory, Prompt, RunningSegment
 from tests.decoding.hf_driver import FAMILIES, FailAt, backend_of, oracle_of, params, question
 
 ROWS = [(0, 0), (1, 0), (0, 1), (1, 2)]  # of `question`

@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 
 import reverse
-from reverse.decoding import preparing_threads
 from reverse.decoding.asks import PictureRef
-from reverse.decoding.backends.base import EncodedPicture, OutOfMemory, Picture
+from reverse.decoding.backends.protocol import EncodedPicture, OutOfMemory, Picture
 from reverse.decoding.engine import shared_engine
-from reverse.decoding.picture_cache import PictureCache
-from reverse.decoding.preparing_threads import PreparingThreads
+from reverse.decoding.preparing import preparing_threads
+from reverse.decoding.preparing.picture_cache import PictureCache
+from reverse.decoding.preparing.preparing_threads import PreparingThreads
 from reverse.decoding.scheduler import Scheduler
 from reverse.models import family_of, prepare_inputs
 from tests.decoding.worlds import picture, talkative
@@ -318,7 +318,7 @@ def test_python_ends_although_a_thread_prepares(ends):
     end = "pass" if ends == "main thread" else "os.kill(os.getpid(), signal.SIGINT); time.sleep(30)"
     code = f"""
         import os, signal, sys, time
-        from reverse.decoding.preparing_threads import PreparingThreads
+        from reverse.decoding.preparing.preparing_threads import PreparingThreads
         signal.signal(signal.SIGINT, signal.default_int_handler)
         pool = PreparingThreads(2)
         futures = [pool.submit(i, lambda: time.sleep(60)) for i in range(8)]

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import reverse
-from reverse.decoding.rewriting import HintWriter
-from reverse.models.tiny import SENTENCES, build_tiny_llava, build_tiny_qwen, train_tokenizer
+from reverse.decoding.text.hints import HintWriter
+from reverse.models.tiny_models import SENTENCES, build_tiny_llava, build_tiny_qwen, train_tokenizer
 from reverse.tokens import add_tokens
-from reverse.training.encoding import Encoder, Turn
+from reverse.training.data.encoding import Encoder, Turn
 
 CONTROL = ["<image>", "</s>", "<s>", "<|im_end|>", "<|im_start|>", "<|image_pad|>", "<pad>", "<unk>"]
 CONTROL += ["<SPAN>", "</CN>", "</UN>", "<|im_end|>\n<|im_start|>assistant\n", "[obj]", "<mine>"]

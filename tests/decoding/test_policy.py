@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from reverse.decoding.config import ResamplingConfig
 from reverse.decoding.policies import policy_factory
-from reverse.decoding.policies.base import Continue, Finish, Rewind, Segment
-from reverse.decoding.policies.resample import ResamplePolicy
+from reverse.decoding.policies.policy import Continue, Finish, Rewind, Segment
+from reverse.decoding.policies.resample_policy import ResamplePolicy
 from tests.decoding import mock
 from tests.decoding.actions import continues, rewinds
 from tests.decoding.mock import CN, DOT, EOS, SPAN, TAGS, UN, always, hashed, run

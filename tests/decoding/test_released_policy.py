@@ -7,8 +7,8 @@ import pytest
 
 from benchmarks.fidelity import load_published
 from reverse.decoding.config import ResamplingConfig
-from reverse.decoding.policies.base import Continue, Finish, Rewind, Segment
-from reverse.decoding.policies.released import ReleasedPolicy
+from reverse.decoding.policies.policy import Continue, Finish, Rewind, Segment
+from reverse.decoding.policies.released_policy import ReleasedPolicy
 from tests.decoding import scripts
 from tests.decoding.scripts import CN, DOT, EOS, FORMAT_ERROR_ID, SPACE_DOT, SPAN, TAGS, UN, Outcome, Script
 

@@ -3,7 +3,7 @@
 import pytest
 
 import reverse
-from reverse.decoding.preparing import Preparer
+from reverse.decoding.preparing.preparing import Preparer
 from tests.decoding import mock
 from tests.decoding.scripted import Scripted
 

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reverse.decoding.answer_text import read_answer
 from reverse.decoding.config import ResamplingConfig
-from reverse.decoding.sentences import sentence_ends, token_pieces
-from reverse.decoding.shown import ShownText, half_character
-from reverse.models.tiny import SENTENCES, train_tokenizer
+from reverse.decoding.text.answer_text import read_answer
+from reverse.decoding.text.incremental_detokenizer import ShownText, half_character
+from reverse.decoding.text.sentence_ends import sentence_ends, token_pieces
+from reverse.models.tiny_models import SENTENCES, train_tokenizer
 from reverse.tokens import TAGS, TokenIds, break_tags, parse, problems, strip, token_ids
 from tests.decoding import mock
 from tests.decoding.mock import CN, DOT, SPAN, UN, always, hashed

@@ -17,11 +17,11 @@ from transformers import (
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
 from reverse.custom_generate import Retrospective
-from reverse.decoding.codec import TextCodec
 from reverse.decoding.config import ResamplingConfig
-from reverse.decoding.stopping import Stops, stop_texts
+from reverse.decoding.text.codec import TextCodec
+from reverse.decoding.text.stopping import Stops, stop_texts
 from reverse.decoding.verifier import NO_TAGS
-from reverse.models.tiny import SENTENCES, train_tokenizer
+from reverse.models.tiny_models import SENTENCES, train_tokenizer
 from reverse.tokens import token_ids
 from tests.decoding import mock
 from tests.decoding.mock import CN, DOT, SPAN, TAGS, UN

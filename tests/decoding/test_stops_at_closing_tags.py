@@ -4,7 +4,7 @@ from random import Random
 
 import torch
 
-from reverse.decoding.stopping import Stops
+from reverse.decoding.text.stopping import Stops
 from reverse.tokens.spans import TokenIds
 
 TAGS = TokenIds(1, 2, 3)

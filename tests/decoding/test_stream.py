@@ -15,18 +15,18 @@ from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor, Tex
 
 import reverse
 from reverse.api import stream
-from reverse.decoding.answer_text import read_answer
-from reverse.decoding.backends.base import OutOfMemory, SegmentOutput
-from reverse.decoding.backends.hf.backend import HfBackend
+from reverse.decoding.backends.hf.hf_backend import HfBackend
+from reverse.decoding.backends.protocol import OutOfMemory, SegmentOutput
+from reverse.decoding.calls.sinks import sinks_of
 from reverse.decoding.config import ResamplingConfig
 from reverse.decoding.events import Append, Commit, EventEmitter, Finish, Retract
-from reverse.decoding.policies.base import Answer, Attempt
-from reverse.decoding.policies.base import Finish as PolicyFinish
-from reverse.decoding.preparing import Preparer
+from reverse.decoding.policies.policy import Answer, Attempt
+from reverse.decoding.policies.policy import Finish as PolicyFinish
+from reverse.decoding.preparing.preparing import Preparer
 from reverse.decoding.sampling import choose, uniform
-from reverse.decoding.shown import ShownText, half_character
-from reverse.decoding.sinks import sinks_of
-from reverse.models.tiny import SENTENCES, train_tokenizer
+from reverse.decoding.text.answer_text import read_answer
+from reverse.decoding.text.incremental_detokenizer import ShownText, half_character
+from reverse.models.tiny_models import SENTENCES, train_tokenizer
 from reverse.tokens import TAGS, token_ids
 from tests.decoding import mock
 from tests.decoding.mock import CN, EOS, SPAN, UN, hashed

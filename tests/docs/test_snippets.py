@@ -18,7 +18,7 @@ import reverse
 from reverse.cli import app
 from reverse.data.scenes import make_scene, render, write_scenes
 from reverse.decoding.events import Append
-from reverse.models.tiny import build_tiny_llava
+from reverse.models.tiny_models import build_tiny_llava
 from tests.docs.reading import (
     DOCUMENTS,
     ROOT,
@@ -91,7 +91,7 @@ def prepare_files(document):
     if document == "docs/data.md":
         run("data", "import", "reverse_ft.json", "data/reverse_1.3m")
     if document == "docs/evaluation.md":
-        from reverse.evaluation.answers import AnswersFile, config_hash
+        from reverse.evaluation.runs.answers_files import AnswersFile, config_hash
 
         Path("out/eval").mkdir(parents=True)
         config = {"model": "m"}

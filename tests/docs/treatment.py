@@ -16,7 +16,10 @@ SHORTER = {
 
 SIGNATURES = {
     # Checkpoints in the layouts of others: made and read in tests/models/test_convert.py, test_merging.py.
-    "docs/checkpoints.md": ["reverse.models.converting.convert", "reverse.models.merging.merge_adapter"],
+    "docs/checkpoints.md": [
+        "reverse.models.conversion.converter.convert",
+        "reverse.models.adapters.merging.merge_adapter",
+    ],
     # Truth and answers of a benchmark: tests/evaluation/scoring/test_score.py.
     "docs/scoring.md": ["reverse.evaluation.scoring.score_file"],
 }

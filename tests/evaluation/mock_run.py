@@ -4,8 +4,8 @@ import sys
 import time
 
 from reverse.decoding.result import Phrase, Result, TraceEntry, Usage
-from reverse.evaluation import benches
-from reverse.evaluation.running import Decoding, place, run
+from reverse.evaluation import benchmarks
+from reverse.evaluation.runs.benchmark_run import Decoding, place, run
 
 
 def answer(request):
@@ -29,7 +29,7 @@ def asking(pause=0.0, stop_after=None):
 
 
 def answered(data, out, name="pope", pause=0.0, stop_after=None, seed=0, images=None, **options):
-    bench = benches.named(name)[0]
+    bench = benchmarks.named(name)[0]
     decoding = Decoding(threshold=0.5, seed=seed)
     ask = asking(pause, stop_after)
     return run(bench, (None, None), data, out, decoding, ask=ask, images=images, **options)

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from reverse.data.scenes.benches import write_benches
-from reverse.evaluation.answers import without_timing
-from reverse.evaluation.reading import read_answers
-from reverse.evaluation.running import Place, question_seed
+from reverse.data.scenes.benchmark_files import write_benches
+from reverse.evaluation.runs.answers_files import without_timing
+from reverse.evaluation.runs.answers_reading import read_answers
+from reverse.evaluation.runs.benchmark_run import Place, question_seed
 from tests.evaluation.mock_run import answered
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,8 +90,8 @@ def test_one_process_goes_on_where_three_stopped(data, unbroken, tmp_path):
 def test_stopped_with_finished_answers_in_hand(data, unbroken, tmp_path):
     """Ctrl-C would throw away answers that were made and wait for an earlier one."""
     from reverse.custom_generate import Interrupted
-    from reverse.evaluation import benches
-    from reverse.evaluation.running import Decoding, run
+    from reverse.evaluation import benchmarks
+    from reverse.evaluation.runs.benchmark_run import Decoding, run
     from tests.evaluation.mock_run import answer
 
     def ask(requests):
@@ -99,7 +99,7 @@ def test_stopped_with_finished_answers_in_hand(data, unbroken, tmp_path):
         yield answer(requests[0])
         raise Interrupted({4: answer(requests[4]), 2: answer(requests[2])})
 
-    pope = benches.named("pope")[0]
+    pope = benchmarks.named("pope")[0]
     with pytest.raises(KeyboardInterrupt):
         run(pope, (None, None), data, tmp_path, Decoding(threshold=0.5), ask=ask)
     ids = [row["question_id"] for row in read_answers(tmp_path / "pope.jsonl").rows]
@@ -244,9 +244,9 @@ def test_seed_of_a_question_does_not_depend_on_its_place():
 
 def test_every_reader_names_the_same_line(data, unbroken, tmp_path):
     """One command would name a damaged line, another crash on it or pass it over."""
-    from reverse.evaluation.reading import rows_of
-    from reverse.evaluation.scoring.rows import read_answers as scored
-    from reverse.evaluation.truth import read_phrases
+    from reverse.evaluation.detector.phrase_truth import read_phrases
+    from reverse.evaluation.runs.answers_reading import rows_of
+    from reverse.evaluation.scoring.scored_rows import read_answers as scored
 
     lines = unbroken.read_bytes().split(b"\n")[:-1]  # an answer holds U+2028, which ends no line
     assert [number for number, _ in rows_of(unbroken)] == list(range(1, len(lines) + 1))

@@ -6,7 +6,7 @@ import torch
 from transformers import LogitsProcessorList
 
 import reverse
-from reverse.evaluation.baselines import NoisedPicture, best_of_n, candidates_for, contrastive, judge, noised
+from experiments.baselines import NoisedPicture, best_of_n, candidates_for, contrastive, judge, noised
 from reverse.models import family_of, prepare_inputs
 from reverse.tokens import token_ids
 

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from reverse.data.scenes import find_objects, make_scene
-from reverse.data.scenes.benches import amber_word, pope_questions, write_benches
-from reverse.data.scenes.names import NUMBERS
+from reverse.data.scenes.benchmark_files import amber_word, pope_questions, write_benches
+from reverse.data.scenes.object_names import NUMBERS
 from reverse.data.scenes.themes import DRAWN, THEMES
-from reverse.evaluation import benches
+from reverse.evaluation import benchmarks
 
 COUNT = 48
 SUFFIX = "\nAnswer the question using a single word or phrase."
@@ -30,7 +30,7 @@ def scenes():
 
 
 def bench(name):
-    return benches.named(name)[0]
+    return benchmarks.named(name)[0]
 
 
 def put(root, place, content):
@@ -52,23 +52,23 @@ def picture(root, place):
 
 def test_names_and_groups():
     """`reverse eval all` would leave a benchmark out, or ask one twice."""
-    assert [b.name for b in benches.named("POPE", "amber", "pope_all")] == [
+    assert [b.name for b in benchmarks.named("POPE", "amber", "pope_all")] == [
         "pope", "amber-g", "amber-d", "pope-aokvqa", "pope-gqa",
     ]  # fmt: skip
-    assert {b.name for b in benches.named("all", "mme")} == set(benches.BENCHES)
+    assert {b.name for b in benchmarks.named("all", "mme")} == set(benchmarks.BENCHES)
     with pytest.raises(ValueError, match=r"no benchmark 'popo': known are chair, "):
-        benches.named("popo")
+        benchmarks.named("popo")
 
 
 def test_defaults_are_those_of_the_paper():
     """Yes/no questions would be checked at the captions' threshold, captions cut short."""
-    kinds = {b.name: b.kind for b in benches.BENCHES.values()}
+    kinds = {b.name: b.kind for b in benchmarks.BENCHES.values()}
     assert {name for name, kind in kinds.items() if kind == "open"} == {"mmhal", "haloquest"}
     assert {name for name, kind in kinds.items() if kind == "caption"} == {"chair", "amber-g"}
-    assert all(b.max_new_tokens == 1024 for b in benches.BENCHES.values() if b.kind != "yes_no")
+    assert all(b.max_new_tokens == 1024 for b in benchmarks.BENCHES.values() if b.kind != "yes_no")
 
 
-@pytest.mark.parametrize("name", list(benches.BENCHES))
+@pytest.mark.parametrize("name", list(benchmarks.BENCHES))
 def test_every_benchmark_can_be_read_from_scenes(scenes_root, name):
     """One of them could not be tried offline."""
     questions = bench(name).questions(scenes_root)
@@ -87,7 +87,7 @@ def test_pope_labels_and_rules(scenes_root, scenes):
     often = Counter(name for scene in scenes.values() for name in scene.truth)
     positives = {}
     for setting in ("random", "popular", "adversarial"):
-        rows = benches.read_rows(scenes_root / f"pope/coco_pope/coco_pope_{setting}.json")
+        rows = benchmarks.read_rows(scenes_root / f"pope/coco_pope/coco_pope_{setting}.json")
         assert [row["question_id"] for row in rows] == list(range(1, len(rows) + 1))
         asked = Counter(row["image"] for row in rows)
         assert set(asked.values()) == {6}
@@ -123,13 +123,13 @@ def test_amber_annotations_fit_their_queries(scenes_root, scenes):
     """The scorer, which finds an annotation by its place in the list, would read another picture's."""
     annotations = json.loads((scenes_root / "amber/metadata/annotations.json").read_text())
     assert [a["id"] for a in annotations] == list(range(1, len(annotations) + 1))
-    for query in benches.read_rows(scenes_root / "amber/questions/query_generative.jsonl"):
+    for query in benchmarks.read_rows(scenes_root / "amber/questions/query_generative.jsonl"):
         scene, annotation = scenes[query["image"]], annotations[query["id"] - 1]
         assert set(annotation["truth"]) == {amber_word(name) for name in scene.truth}
         assert annotation["hallu"] and not set(annotation["hallu"]) & set(annotation["truth"])
         assert set(annotation["hallu"]) <= {amber_word(n) for n in THEMES[scene.theme].objects}
     kinds = Counter()
-    for query in benches.read_rows(scenes_root / "amber/questions/query_discriminative.jsonl"):
+    for query in benchmarks.read_rows(scenes_root / "amber/questions/query_discriminative.jsonl"):
         scene, annotation = scenes[query["image"]], annotations[query["id"] - 1]
         kinds[annotation["type"], annotation["truth"]] += 1
         check_yes_no(scene, query["query"], annotation["truth"])
@@ -168,7 +168,7 @@ def check_yes_no(scene, question, answer):
 
 def test_mme_pairs(scenes_root, scenes):
     """Accuracy+ would have no meaning: a picture needs one question to be answered yes and one no."""
-    rows = benches.read_rows(scenes_root / "MME/mme.jsonl")
+    rows = benchmarks.read_rows(scenes_root / "MME/mme.jsonl")
     assert [row["answer"] for row in rows] == ["Yes", "No"] * COUNT
     assert {row["category"] for row in rows} == {"existence", "count", "position", "color"}
     request = " Please answer yes or no."  # the published scorer finds no question without it
@@ -185,7 +185,7 @@ def test_mme_pairs(scenes_root, scenes):
 
 def test_open_questions_have_types_and_references(scenes_root, scenes):
     """A judge would have nothing to compare with, and no false premise to notice."""
-    template = benches.read_rows(scenes_root / "mmhal/response_template.json")
+    template = benchmarks.read_rows(scenes_root / "mmhal/response_template.json")
     assert len({row["question_type"] for row in template}) == 8
     for row in template:
         scene = scenes[row["image_src"]]
@@ -193,7 +193,7 @@ def test_open_questions_have_types_and_references(scenes_root, scenes):
         assert all(m.name in scene.truth for m in find_objects(row["gt_answer"]))
         if row["question_type"] == "adversarial":
             assert find_objects(row["question"])[0].name not in scene.truth
-    quest = benches.read_rows(scenes_root / "haloquest/haloquest-eval.jsonl")
+    quest = benchmarks.read_rows(scenes_root / "haloquest/haloquest-eval.jsonl")
     kinds = Counter(row["hallucination_type"] for row in quest)
     assert kinds == dict.fromkeys(
         ("false premise", "visually challenging", "insufficient context"), COUNT // 3
@@ -352,7 +352,7 @@ def test_where_says_what_is_there(tmp_path, scenes_root):
     from rich.console import Console
 
     def shown(root, *names):
-        table, ready = benches.where(benches.named(*names), root)
+        table, ready = benchmarks.where(benchmarks.named(*names), root)
         screen = io.StringIO()
         Console(file=screen, width=200, color_system=None).print(table)
         return screen.getvalue(), ready
@@ -360,7 +360,7 @@ def test_where_says_what_is_there(tmp_path, scenes_root):
     text, ready = shown(tmp_path, "all")
     assert "chair_mscoco/chair-500.jsonl" in text and "missing" in text and not ready
     text, ready = shown(scenes_root, "all", "mme")
-    assert "missing" not in text and ready == [b.name for b in benches.named("all", "mme")]
+    assert "missing" not in text and ready == [b.name for b in benchmarks.named("all", "mme")]
     pope_files(tmp_path)
     text, ready = shown(tmp_path, "pope")
     assert ready == ["pope"] and "not needed" in text

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from reverse.evaluation.calibrating import (
+from reverse.evaluation.detector.calibration import (
     GRID,
     Calibration,
     betting,
@@ -17,7 +17,7 @@ from reverse.evaluation.calibrating import (
     resplit,
     write_threshold,
 )
-from reverse.evaluation.detector import Detector
+from reverse.evaluation.detector.detection import Detector
 from reverse.models.families import stored_threshold
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import permutation_test
 
-from reverse.evaluation.comparing import compare, holm, mcnemar, permutation
-from reverse.evaluation.intervals import Resampling
-from reverse.evaluation.tables import Metric, Table, ratio
+from reverse.evaluation.stats.comparing import compare, holm, mcnemar, permutation
+from reverse.evaluation.stats.intervals import Resampling
+from reverse.evaluation.stats.scored_tables import Metric, Table, ratio
 
 CHAIR_I = ratio("chair_i", "wrong", "mentions", "low", title="CHAIRi")
 ACCURACY = ratio("accuracy", "right", "ones", "high")
@@ -80,7 +80,7 @@ def test_paired_interval_is_narrower_than_two_apart():
     """What both runs share would hide what they differ in."""
     a, b = pair(300, 0.04, seed=1)
     (found,) = compare(a, b, [CHAIR_I])
-    from reverse.evaluation.intervals import interval
+    from reverse.evaluation.stats.intervals import interval
 
     apart = np.hypot(interval(a, CHAIR_I).sd, interval(b, CHAIR_I).sd)
     assert found.difference.sd < 0.95 * apart
@@ -171,7 +171,7 @@ def test_other_questions_are_refused_by_name():
 
 def test_forest_plot_is_drawn_and_the_same_again(tmp_path):
     """The plot would be missing, or change without a change in the figures."""
-    from reverse.evaluation.plots import forest
+    from reverse.evaluation.reports.plots import forest
 
     a, b = pair(60, 0.1)
     words = ratio("words", "mentions", "ones", "neither", unit="words", title="length <&> $5")

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from reverse.data.scenes import make_scene
-from reverse.evaluation.detector import Detector, aurc, auroc, average_precision, ece, reliability
-from reverse.evaluation.truth import SceneTruth, read_phrases
+from reverse.evaluation.detector.detection import Detector, aurc, auroc, average_precision, ece, reliability
+from reverse.evaluation.detector.phrase_truth import SceneTruth, read_phrases
 
 
 def phrases(n=200, seed=0, digits=1, images=50):
@@ -160,7 +160,7 @@ def test_files_that_cannot_be_judged_are_refused(tmp_path, row, says):
 def test_corrected_answers_do_not_pass_for_plain_ones(tmp_path):
     """Phrases above the threshold are gone from them: AUROC and promises would be of what is left."""
     from reverse.decoding.result import Phrase, Result, Usage
-    from reverse.evaluation.scenes import score
+    from reverse.evaluation.scenes_runner import score
 
     path = tmp_path / "on_0.1.jsonl"
     scene = make_scene("test", 1)
@@ -190,7 +190,7 @@ def test_corrected_answers_do_not_pass_for_plain_ones(tmp_path):
 
 def test_phrases_of_another_benchmark_are_not_judged(tmp_path):
     """AMBER knows answers by number: captions of another list would be judged by other pictures."""
-    from reverse.evaluation.truth import BenchmarkTruth
+    from reverse.evaluation.detector.phrase_truth import BenchmarkTruth
 
     row = {"question_id": 1, "phrases": [{"text": "a dog", "p_un": 0.1}], "metadata": {"benchmark": "chair"}}
     path = tmp_path / "a.jsonl"
@@ -201,8 +201,8 @@ def test_phrases_of_another_benchmark_are_not_judged(tmp_path):
 
 def test_plots_of_the_detector(tmp_path):
     """A plot would fail on ties."""
-    from reverse.evaluation.plots import reliability as plot_reliability
-    from reverse.evaluation.plots import risk_coverage, roc, tradeoff
+    from reverse.evaluation.reports.plots import reliability as plot_reliability
+    from reverse.evaluation.reports.plots import risk_coverage, roc, tradeoff
 
     found = phrases()
     point = {"threshold": 0.1, "chair_i": [0.1, 0.05, 0.2], "coverage": [0.8, 0.7, 0.9]}

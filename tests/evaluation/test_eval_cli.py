@@ -11,11 +11,11 @@ import pytest
 from typer.testing import CliRunner
 
 from reverse.cli import app
-from reverse.evaluation.answers import without_timing
-from reverse.evaluation.evaluating import Plan, evaluate
-from reverse.evaluation.reading import read_answers
-from reverse.evaluation.running import Decoding, Place
-from reverse.models.loading import ASSETS
+from reverse.evaluation.runs.answers_files import without_timing
+from reverse.evaluation.runs.answers_reading import read_answers
+from reverse.evaluation.runs.benchmark_run import Decoding, Place
+from reverse.evaluation.runs.evaluation import Plan, evaluate
+from reverse.models.checkpoints.loading import ASSETS
 
 ROOT = Path(__file__).resolve().parents[2]
 SCENES = ("--data", "scenes", "--scenes", "12")
@@ -72,7 +72,7 @@ def test_every_benchmark_from_one_command(answered):
 def test_answers_are_those_of_generate(answered):
     """What is measured would be another decoder than users have."""
     import reverse
-    from reverse.evaluation.running import question_seed
+    from reverse.evaluation.runs.benchmark_run import question_seed
 
     out, _ = answered
     model, processor = reverse.load("tiny-llava")
@@ -101,7 +101,7 @@ def plan(out, data, *names, **changes):
 
 def test_two_processes_and_an_interrupted_run_give_the_same_bits(answered, tmp_path, monkeypatch):
     """Several GPUs, or a run that was stopped, would give other answers where the batch shows in them."""
-    from reverse.evaluation import running
+    from reverse.evaluation.runs import benchmark_run
 
     data = answered[0] / "data"
     shape = {"max_sequences": 3, "window": 5, "limit": 5}
@@ -111,7 +111,7 @@ def test_two_processes_and_an_interrupted_run_give_the_same_bits(answered, tmp_p
     (second,) = evaluate(plan(tmp_path / "two", data, "mme-hall", **shape), Place(1, 2))
     assert second.complete and rows(second.path) == rows(whole.path)
 
-    asking = running._asking
+    asking = benchmark_run._asking
 
     def interrupted(*arguments):
         def ask(requests):
@@ -122,7 +122,7 @@ def test_two_processes_and_an_interrupted_run_give_the_same_bits(answered, tmp_p
 
         return ask
 
-    monkeypatch.setattr(running, "_asking", interrupted)
+    monkeypatch.setattr(benchmark_run, "_asking", interrupted)
     with pytest.raises(KeyboardInterrupt):
         evaluate(plan(tmp_path / "broken", data, "mme-hall", **shape))
     monkeypatch.undo()
@@ -217,12 +217,12 @@ def test_where(tmp_path):
 
 def test_stopped_by_ctrl_c(answered, tmp_path, monkeypatch):
     """Ctrl-C would show a traceback and leave it open whether anything was kept."""
-    from reverse.evaluation import evaluating
+    from reverse.evaluation.runs import evaluation
 
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluating, "run", stop)
+    monkeypatch.setattr(evaluation, "run", stop)
     out, _ = answered
     result = run("chair", "--model", "tiny-llava", "--data", out / "data", "--out", tmp_path)
     assert result.exit_code == 130 and "the same command goes on" in result.stderr
@@ -230,7 +230,7 @@ def test_stopped_by_ctrl_c(answered, tmp_path, monkeypatch):
 
 def test_rank_beyond_world_is_refused(monkeypatch):
     """A leftover RANK of a shell would answer a part of the questions in silence."""
-    from reverse.evaluation.running import place
+    from reverse.evaluation.runs.benchmark_run import place
 
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -252,7 +252,7 @@ def test_ray_is_asked_for_by_name(tmp_path, monkeypatch):
 def test_two_ray_workers_write_the_file_of_one(answered, tmp_path):
     """Answers made on several machines would differ, or stay in shards."""
     pytest.importorskip("ray")
-    from reverse.evaluation.evaluating import evaluate_on_ray
+    from reverse.evaluation.runs.evaluation import evaluate_on_ray
 
     data = answered[0] / "data"
     shape = {"max_sequences": 3, "window": 2}

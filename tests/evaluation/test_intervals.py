@@ -5,8 +5,8 @@ import pytest
 from scipy.stats import bootstrap
 
 from benchmarks import coverage as simulation
-from reverse.evaluation.intervals import interval, intervals, over_seeds
-from reverse.evaluation.tables import Metric, Table, f1, load, macro, ratio, save, total
+from reverse.evaluation.stats.intervals import interval, intervals, over_seeds
+from reverse.evaluation.stats.scored_tables import Metric, Table, f1, load, macro, ratio, save, total
 
 CHAIR_I = ratio("chair_i", "wrong", "mentions", "low")
 ONES = ratio("mean", "score", "ones", "high")

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from reverse.data.checking import check
-from reverse.evaluation.bootstrap import MAX_ROUNDS, check_rounds, make_generator, weights
-from reverse.evaluation.intervals import Resampling
-from reverse.evaluation.reporting import write_report
-from reverse.evaluation.tables import Table
+from reverse.data.records.set_check import check
+from reverse.evaluation.reports.reporting import write_report
+from reverse.evaluation.stats.bootstrap import MAX_ROUNDS, check_rounds, make_generator, weights
+from reverse.evaluation.stats.intervals import Resampling
+from reverse.evaluation.stats.scored_tables import Table
 
 
 @pytest.mark.parametrize("rounds", [0, -1, MAX_ROUNDS + 1, 10**23])

@@ -6,14 +6,14 @@ import pytest
 from typer.testing import CliRunner
 
 from reverse.cli import app
-from reverse.evaluation.reading import read_answers as read_run_answers
-from reverse.evaluation.reporting import write_report
+from reverse.evaluation.detector.phrase_truth import read_phrases
+from reverse.evaluation.reading.markup import LONGEST
+from reverse.evaluation.reports.reporting import write_report
+from reverse.evaluation.runs.answers_reading import read_answers as read_run_answers
 from reverse.evaluation.scoring import score_file
-from reverse.evaluation.scoring.markup import LONGEST
-from reverse.evaluation.scoring.rows import read_answers
-from reverse.evaluation.tables import load, save
-from reverse.evaluation.truth import read_phrases
-from reverse.evaluation.values import read_id, read_number, shown
+from reverse.evaluation.scoring.scored_rows import read_answers
+from reverse.evaluation.stats.scored_tables import load, save
+from reverse.files.cell_values import read_id, read_number, shown
 
 DEEP = "[" * 300 + "]" * 300
 # Values that stand in place of one of a good row's; True: the row can be used all the same.

@@ -6,9 +6,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from reverse.evaluation.pages import coloured
-from reverse.evaluation.reporting import write_report
-from reverse.evaluation.tables import Table, ratio, save
+from reverse.evaluation.reports.html_page import coloured
+from reverse.evaluation.reports.reporting import write_report
+from reverse.evaluation.stats.scored_tables import Table, ratio, save
 
 EVIL = '<script>alert("x")</script> | a `b`'
 

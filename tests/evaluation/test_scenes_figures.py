@@ -8,8 +8,8 @@ import pytest
 
 from reverse.data.scenes import make_scene
 from reverse.decoding.result import Phrase, Result, Usage
-from reverse.evaluation import scenes
-from reverse.evaluation.bootstrap import difference, interval
+from reverse.evaluation import scenes_runner
+from reverse.evaluation.stats.bootstrap import difference, interval
 
 
 def result(text, phrases=(), resolved=True):
@@ -22,7 +22,9 @@ def test_score_counts_wrong_mentions_and_named_objects():
     scene = make_scene("test", 0)
     true = sorted(scene.truth)
     absent = next(name for name in ("dog", "pizza", "train", "bed") if name not in scene.truth)
-    row = scenes.score(scene, result(f"A {true[0]}, a {true[0]} and a {absent}.", [(f"a {absent}", 0.7)]))
+    row = scenes_runner.score(
+        scene, result(f"A {true[0]}, a {true[0]} and a {absent}.", [(f"a {absent}", 0.7)])
+    )
     assert (row["mentions"], row["wrong"], row["named"]) == (3, 1, 1)
     assert row["objects"] == len(true) and row["empty"] == 0
     assert row["phrases"] == [[f"a {absent}", 0.7, 1]]
@@ -67,20 +69,20 @@ def test_auroc_counts_pairs():
     rows = [{"phrases": [["a", 0.9, 1], ["b", 0.2, 0]]}, {"phrases": [["c", 0.2, 1], ["d", 0.1, 0]]}]
     pairs = [(w, r) for w in (0.9, 0.2) for r in (0.2, 0.1)]
     expected = sum((w > r) + 0.5 * (w == r) for w, r in pairs) / len(pairs)
-    assert scenes.auroc(rows) == pytest.approx(expected)
-    assert scenes.auroc([{"phrases": [["a", 0.9, 1]]}]) is None
+    assert scenes_runner.auroc(rows) == pytest.approx(expected)
+    assert scenes_runner.auroc([{"phrases": [["a", 0.9, 1]]}]) is None
 
 
 def test_measuring_again_goes_on_where_it_was(tmp_path, bundled):
     """A stopped measurement would start over, repeat scenes or trip over a torn line."""
-    contender = scenes.Contender("on", "tiny-llava", threshold=0.1)
+    contender = scenes_runner.Contender("on", "tiny-llava", threshold=0.1)
     settings = {"count": 5, "batch_size": 2, "quiet": True}
-    whole = scenes.measure(contender, bundled, tmp_path / "whole", **settings)
+    whole = scenes_runner.measure(contender, bundled, tmp_path / "whole", **settings)
     lines = (tmp_path / "whole" / "on.jsonl").read_bytes()
     torn = tmp_path / "torn"
     torn.mkdir()
     (torn / "on.jsonl").write_bytes(lines[: len(lines) * 2 // 3])
-    assert scenes.measure(contender, bundled, torn, **settings) == whole
+    assert scenes_runner.measure(contender, bundled, torn, **settings) == whole
     assert (torn / "on.jsonl").read_bytes() == lines
     assert [json.loads(line)["id"] for line in lines.splitlines()] == [f"test-{i:06d}" for i in range(5)]
 
@@ -88,34 +90,36 @@ def test_measuring_again_goes_on_where_it_was(tmp_path, bundled):
 def test_answers_of_other_settings_are_not_taken(tmp_path, bundled):
     """A table would mix answers of two thresholds, or of two models, without a word."""
     settings = {"count": 1, "batch_size": 1, "quiet": True}
-    scenes.measure(scenes.Contender("on", "tiny-llava", threshold=0.1), bundled, tmp_path, **settings)
-    other = scenes.Contender("on", "tiny-llava", threshold=0.2)
+    scenes_runner.measure(
+        scenes_runner.Contender("on", "tiny-llava", threshold=0.1), bundled, tmp_path, **settings
+    )
+    other = scenes_runner.Contender("on", "tiny-llava", threshold=0.2)
     with pytest.raises(ValueError, match=r"threshold=0\.1.*--out"):
-        scenes.measure(other, bundled, tmp_path, **settings)
+        scenes_runner.measure(other, bundled, tmp_path, **settings)
 
 
 def test_answers_of_another_checkpoint_at_the_same_path_are_not_taken(tmp_path, bundled):
     """A model that was trained further in its folder would be given the answers of the one before."""
     from safetensors.torch import load_file, save_file
 
-    from reverse.models.loading import ASSETS
+    from reverse.models.checkpoints.loading import ASSETS
 
     folder = tmp_path / "model"
     shutil.copytree(ASSETS / "tiny-llava", folder)
     settings = {"count": 3, "batch_size": 2, "quiet": True}
-    contender = scenes.Contender("on", str(folder), threshold=0.1)
-    before = scenes.measure(contender, bundled, tmp_path / "out", **settings)
+    contender = scenes_runner.Contender("on", str(folder), threshold=0.1)
+    before = scenes_runner.measure(contender, bundled, tmp_path / "out", **settings)
     config = json.loads((folder / "config.json").read_text())
     config["reverse"] = {"threshold": 0.5}  # as `calibrate --write` does: another default, the same model
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "training.json").write_text("{}")
-    assert scenes.measure(contender, bundled, tmp_path / "out", **settings) == before
+    assert scenes_runner.measure(contender, bundled, tmp_path / "out", **settings) == before
     weights = load_file(folder / "model.safetensors")
     name = next(name for name, value in weights.items() if value.dim() == 2)
     weights[name][0, 0] += 1
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=r"checkpoint='\w{16}', now '\w{16}'.*--out"):
-        scenes.measure(contender, bundled, tmp_path / "out", **settings)
+        scenes_runner.measure(contender, bundled, tmp_path / "out", **settings)
 
 
 def test_another_default_threshold_is_another_setting(tmp_path, bundled):
@@ -123,33 +127,33 @@ def test_another_default_threshold_is_another_setting(tmp_path, bundled):
     from reverse.models import default_threshold, set_default_threshold
 
     settings = {"count": 1, "batch_size": 1, "quiet": True}
-    contender = scenes.Contender("on", "tiny-llava")
-    scenes.measure(contender, bundled, tmp_path, **settings)
+    contender = scenes_runner.Contender("on", "tiny-llava")
+    scenes_runner.measure(contender, bundled, tmp_path, **settings)
     kept = default_threshold(bundled[0])
     set_default_threshold(bundled[0], 0.77)
     try:
         with pytest.raises(ValueError, match=r"threshold=.*now 0\.77"):
-            scenes.measure(contender, bundled, tmp_path, **settings)
+            scenes_runner.measure(contender, bundled, tmp_path, **settings)
     finally:
         set_default_threshold(bundled[0], kept)
 
 
 def test_a_finished_measurement_is_left_as_it_is(tmp_path, bundled):
     """Its last batch would be decoded again each time, and cut off where fewer scenes are asked for."""
-    contender = scenes.Contender("on", "tiny-llava", threshold=0.1)
+    contender = scenes_runner.Contender("on", "tiny-llava", threshold=0.1)
     settings = {"batch_size": 2, "quiet": True}
 
     def never(_):
         raise AssertionError("decoded again")
 
-    whole = scenes.measure(contender, bundled, tmp_path, count=3, **settings)
+    whole = scenes_runner.measure(contender, bundled, tmp_path, count=3, **settings)
     before = (tmp_path / "on.jsonl").read_bytes()
-    assert scenes.measure(contender, bundled, tmp_path, count=3, by=never, **settings) == whole
-    assert scenes.measure(contender, bundled, tmp_path, count=1, by=never, **settings) == whole[:1]
+    assert scenes_runner.measure(contender, bundled, tmp_path, count=3, by=never, **settings) == whole
+    assert scenes_runner.measure(contender, bundled, tmp_path, count=1, by=never, **settings) == whole[:1]
     assert (tmp_path / "on.jsonl").read_bytes() == before
     (tmp_path / "on.jsonl").write_bytes(before.replace(b"{", b"[", 1))
     with pytest.raises(ValueError, match=r"on\.jsonl, line 1 is no JSON"):
-        scenes.measure(contender, bundled, tmp_path, count=3, **settings)
+        scenes_runner.measure(contender, bundled, tmp_path, count=3, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -163,9 +167,9 @@ def test_bundled_model_makes_up_less_with_checking_on(tmp_path, bundled):
     """The shipped checkpoint would not do what it is shipped for."""
     rows = {}
     for name, mode in (("off", "plain"), ("on", "resample")):
-        contender = scenes.Contender(name, "tiny-llava", mode)
-        rows[name] = scenes.measure(contender, bundled, tmp_path, count=48, batch_size=16, quiet=True)
-    off, on = scenes.summarise(rows["off"]), scenes.summarise(rows["on"])
+        contender = scenes_runner.Contender(name, "tiny-llava", mode)
+        rows[name] = scenes_runner.measure(contender, bundled, tmp_path, count=48, batch_size=16, quiet=True)
+    off, on = scenes_runner.summarise(rows["off"]), scenes_runner.summarise(rows["on"])
     assert on["chair_i"][0] < off["chair_i"][0] * 2 / 3
     assert on["coverage"][0] > off["coverage"][0] - 0.02
     assert off["auroc"] > 0.9

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import mannwhitneyu
 
-from reverse.evaluation.training_claims import auroc, choose_thresholds, figures, merge
+from experiments.training_claims import auroc, choose_thresholds, figures, merge
 
 SCENES = 40
 

@@ -9,13 +9,13 @@ from random import Random
 from typing import Any
 
 from reverse.data.scenes import make_scene
-from reverse.data.scenes.benches import write_benches
-from reverse.evaluation.answers import AnswersFile, without_timing
-from reverse.evaluation.reading import read_answers, rows_of
-from reverse.evaluation.reporting import write_report
-from reverse.evaluation.scoring import rows as scoring_rows
+from reverse.data.scenes.benchmark_files import write_benches
+from reverse.evaluation.detector.phrase_truth import read_phrases
+from reverse.evaluation.reports.reporting import write_report
+from reverse.evaluation.runs.answers_files import AnswersFile, without_timing
+from reverse.evaluation.runs.answers_reading import read_answers, rows_of
 from reverse.evaluation.scoring import score_file
-from reverse.evaluation.truth import read_phrases
+from reverse.evaluation.scoring import scored_rows as scoring_rows
 from tests.fuzz.mutating import dumps, encode, mutate_bytes, mutate_json
 from tests.fuzz.running import REFUSALS, Target, check_refusal, expect
 from tests.fuzz.scratch import folder

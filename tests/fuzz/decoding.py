@@ -19,7 +19,7 @@ from reverse.decoding.asks import Node
 from reverse.decoding.branch import AnswerRules, Branch
 from reverse.decoding.config import ResamplingConfig
 from reverse.decoding.policies import policy_factory
-from reverse.decoding.policies.plain import PlainPolicy
+from reverse.decoding.policies.plain_policy import PlainPolicy
 from reverse.decoding.verifier import Verifier
 from reverse.tokens import spans
 from reverse.tokens.spans import TokenIds

@@ -11,7 +11,7 @@ from random import Random
 import numpy as np
 from PIL import Image
 
-from reverse.data.images import MAX_PIXELS, MAX_RATIO, MIN_SIDE, image_size, open_image
+from reverse.data.pictures.opening import MAX_PIXELS, MAX_RATIO, MIN_SIDE, image_size, open_image
 from tests.fuzz.mutating import mutate_bytes
 from tests.fuzz.running import REFUSALS, Target, check_refusal, expect
 from tests.fuzz.scratch import folder

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from reverse.training.recipe import RECIPES, as_yaml, load_recipe
+from reverse.training.recipes.recipe import RECIPES, as_yaml, load_recipe
 from tests.fuzz.mutating import ODD_TEXTS, ODD_VALUES, encode, mutate_bytes, mutate_json, mutate_text
 from tests.fuzz.running import REFUSALS, Target, check_refusal, expect
 from tests.fuzz.scratch import folder

@@ -10,12 +10,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from reverse.data.checking import check as check_file
-from reverse.data.faults import faults
 from reverse.data.negatives import lexicon_negatives
-from reverse.data.records import read_records, validate
-from reverse.data.scanning import Broken, scan
-from reverse.data.text_files import MAX_DEPTH
+from reverse.data.records.record_faults import faults
+from reverse.data.records.schema import read_records, validate
+from reverse.data.records.set_check import check as check_file
+from reverse.files.json_scanning import Broken, scan
+from reverse.files.text_reading import MAX_DEPTH
 from tests.fuzz.mutating import dumps, encode, mutate_bytes, mutate_json
 from tests.fuzz.running import REFUSALS, Target, check_refusal, expect
 from tests.fuzz.scratch import folder

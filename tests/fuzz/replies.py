@@ -14,8 +14,8 @@ import zlib
 from random import Random
 from typing import Any
 
-from reverse.data.llm import Cache, Client, Endpoint, Unanswered
-from reverse.data.negatives.prompt import read_reply
+from reverse.data.negatives.negative_prompt import read_reply
+from reverse.endpoints.client import Cache, Client, Endpoint, Unanswered
 from reverse.evaluation.scoring.haloquest import read_verdict
 from reverse.evaluation.scoring.judge import object_in
 from reverse.evaluation.scoring.mmhal import read_rating

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from reverse.data.files import write_json
-from reverse.data.negatives.prompt import read_reply
-from reverse.evaluation.answers import AnswersFile
-from reverse.evaluation.reading import read_answers
-from reverse.evaluation.reporting import write_report
+from reverse.data.negatives.negative_prompt import read_reply
+from reverse.evaluation.reports.reporting import write_report
+from reverse.evaluation.runs.answers_files import AnswersFile
+from reverse.evaluation.runs.answers_reading import read_answers
+from reverse.files.atomic_write import write_json
 
 
 def test_half_a_surrogate_in_an_answer_is_written(tmp_path):

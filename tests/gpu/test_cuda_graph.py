@@ -7,12 +7,10 @@ import pytest
 import torch
 
 from reverse.decoding.backends import auto
-from reverse.decoding.backends.base import Picture, Prompt, SegmentParams
 from reverse.decoding.backends.cuda_graph import ops, sequences
-from reverse.decoding.backends.cuda_graph.backend import CudaGraphBackend
+from reverse.decoding.backends.cuda_graph.graph_backend import CudaGraphBackend
 from reverse.decoding.backends.cuda_graph.ops import CachePart
-from reverse.decoding.backends.cuda_graph.runner import GraphRunner
-from reverse.decoding.backends.cuda_graph.state import (
+from reverse.decoding.backends.cuda_graph.row_state import (
     INSIDE,
     MASKED,
     PAIR,
@@ -22,10 +20,12 @@ from reverse.decoding.backends.cuda_graph.state import (
     RowState,
     StepPlan,
 )
+from reverse.decoding.backends.cuda_graph.runner import GraphRunner
 from reverse.decoding.backends.cuda_graph.weights import text_model
-from reverse.decoding.backends.hf.backend import HfBackend
+from reverse.decoding.backends.hf.hf_backend import HfBackend
+from reverse.decoding.backends.protocol import Picture, Prompt, SegmentParams
 from reverse.models import family_of, prepare_inputs
-from reverse.models.tiny import build_tiny_llava
+from reverse.models.tiny_models import build_tiny_llava
 from reverse.tokens import TokenIds, add_tokens, token_ids
 from tests.decoding.worlds import picture, talkative
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-import reverse.models.adding as adding
+import reverse.models.checkpoints.token_adding as adding
 from reverse.models import add_tokens_to_checkpoint, load
-from reverse.models.tiny import build_tiny_llava, build_tiny_qwen
+from reverse.models.tiny_models import build_tiny_llava, build_tiny_qwen
 from reverse.tokens import token_ids
 
 BUILDERS = [build_tiny_llava, build_tiny_qwen]

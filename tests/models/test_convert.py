@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 import reverse
 from reverse.cli import app
 from reverse.models import family_of, load, prepare_inputs
-from reverse.models.converting import convert
+from reverse.models.conversion.converter import convert
 from reverse.tokens import TokenIds, token_ids
-from reverse.training.encoding import Encoder, Turn
+from reverse.training.data.encoding import Encoder, Turn
 from tests.models import original as layout
 
 BEFORE = f"{layout.VICUNA_SYSTEM} USER: "
@@ -111,7 +111,7 @@ def test_a_checkpoint_that_holds_its_tower(write, vicuna, picture, tmp_path):
 
 def test_several_output_shards(write, vicuna, picture, tmp_path, monkeypatch):
     """A checkpoint larger than one shard would have a wrong index, or not fit into memory."""
-    from reverse.models import shards
+    from reverse.models.checkpoints import shards
 
     sizes = []
     save = shards.save_file
@@ -537,7 +537,7 @@ def test_a_hub_id_that_cannot_be_fetched_is_named(monkeypatch):
     import huggingface_hub
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    from reverse.models.shards import find_folder
+    from reverse.models.checkpoints.shards import find_folder
 
     def fail(name, **_):
         raise LocalEntryNotFoundError("offline")

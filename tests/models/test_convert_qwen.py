@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 import reverse
 from reverse.models import family_of, load, prepare_inputs
-from reverse.models.converting import convert
+from reverse.models.conversion.converter import convert
 from reverse.tokens import token_ids
 from tests.models import original as layout
 

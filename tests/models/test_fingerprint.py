@@ -7,9 +7,9 @@ import shutil
 import pytest
 from safetensors.torch import load_file, save_file
 
-from reverse.models import fingerprint
-from reverse.models.fingerprint import checkpoint_fingerprint
-from reverse.models.loading import ASSETS
+from reverse.models.checkpoints import fingerprint
+from reverse.models.checkpoints.fingerprint import checkpoint_fingerprint
+from reverse.models.checkpoints.loading import ASSETS
 
 NAME = "model.safetensors"
 

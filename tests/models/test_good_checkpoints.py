@@ -11,11 +11,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from reverse.models import load, template_sandbox
-from reverse.models.checked_config import build_config, build_empty, check_config_values
+from reverse.models import load
+from reverse.models.adapters.merging import merge_adapter
+from reverse.models.checkpoints.config_checks import build_config, build_empty, check_config_values
+from reverse.models.checkpoints.loading import find_dtype
 from reverse.models.families import LLAVA, QWEN2_5_VL
-from reverse.models.loading import find_dtype
-from reverse.models.merging import merge_adapter
+from reverse.models.processors import template_sandbox
 
 FAMILIES = ["llava", "qwen"]
 # The keys and values of published configurations; layers are cut to two, which no check looks at.

@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import reverse.models.loading as loading
-import reverse.models.template_checks as template_checks
+import reverse.models.checkpoints.loading as loading
+import reverse.models.processors.template_checks as template_checks
 from reverse.models import add_tokens_to_checkpoint, load, prepare_inputs
+from reverse.models.checkpoints.fingerprint import checkpoint_fingerprint
 from reverse.models.families import LLAVA
-from reverse.models.fingerprint import checkpoint_fingerprint
 
 
 @pytest.fixture(params=["llava", "qwen"])

@@ -6,11 +6,11 @@ import shutil
 import pytest
 from safetensors.torch import load_file, save_file
 
-import reverse.models.template_checks as template_checks
+import reverse.models.processors.template_checks as template_checks
 from reverse.models import load
-from reverse.models.converting import convert
-from reverse.models.fingerprint import _header_and_tails
-from reverse.models.shards import check_new
+from reverse.models.checkpoints.fingerprint import _header_and_tails
+from reverse.models.checkpoints.shards import check_new
+from reverse.models.conversion.converter import convert
 from tests.models import original as layout
 
 

@@ -9,11 +9,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-import reverse.models.merging as merging
+import reverse.models.adapters.merging as merging
 from reverse.models import family_of, load, prepare_inputs
-from reverse.models.loose_weights import find_loose_weights
-from reverse.models.merging import merge_adapter
-from reverse.models.original_llava.layout import read_layout
+from reverse.models.adapters.loose_weights import find_loose_weights
+from reverse.models.adapters.merging import merge_adapter
+from reverse.models.conversion.original_llava.llava_layout import read_layout
 
 TRAINED = {"llava": "multi_modal_projector", "qwen": "visual.merger"}
 

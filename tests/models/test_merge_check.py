@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import reverse
 from reverse.models import family_of, load, prepare_inputs
-from reverse.models.merging import merge_adapter
+from reverse.models.adapters.merging import merge_adapter
 from tests.decoding.worlds import picture
 
 ROWS = [5, 6, 7]

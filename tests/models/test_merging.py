@@ -12,8 +12,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
 from reverse.models import default_threshold, family_of, load, prepare_inputs, set_default_threshold
-from reverse.models.adapter_card import CARD, base_fingerprint, write_adapter_card
-from reverse.models.merging import merge_adapter
+from reverse.models.adapters.adapter_card import CARD, base_fingerprint, write_adapter_card
+from reverse.models.adapters.merging import merge_adapter
 from reverse.tokens import token_ids
 
 KINDS = {"llava": ("llava", False), "qwen": ("qwen", True), "qwen-untied": ("qwen", False)}
@@ -213,13 +213,13 @@ def fewer_layers(base, adapter, tiny):
 
 
 def no_tokens(base, adapter, tiny):
-    from reverse.models.tiny import build_tiny_llava
+    from reverse.models.tiny_models import build_tiny_llava
 
     save(*build_tiny_llava(), base)
 
 
 def other_vocabulary(base, adapter, tiny):
-    from reverse.models.tiny import SENTENCES, train_tokenizer
+    from reverse.models.tiny_models import SENTENCES, train_tokenizer
 
     model, processor = tiny("llava", tokenizer=train_tokenizer(SENTENCES[:2], 400))
     save(model, processor, base)

@@ -2,10 +2,10 @@
 
 import pytest
 
-from reverse.decoding.rewriting import HintWriter
+from reverse.decoding.text.hints import HintWriter
 from reverse.models import family_of, prepare_inputs
-from reverse.training.contents import split_questions
-from reverse.training.encoding import Encoder, Turn
+from reverse.training.data.encoding import Encoder, Turn
+from reverse.training.data.question_contents import split_questions
 from tests.decoding.worlds import picture
 
 

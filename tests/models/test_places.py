@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from reverse.data.records import MODEL_PLACEHOLDERS
+from reverse.data.records.schema import MODEL_PLACEHOLDERS
 from reverse.models import family_of, prepare_inputs
-from reverse.models.places import split_at_places
+from reverse.models.inputs.picture_places import split_at_places
 
 PROMPT = "Describe this image."
 
@@ -200,6 +200,6 @@ def test_long_texts_are_not_echoed(prepare, source, message):
 
 def test_data_urls_are_bounded(prepare, picture, monkeypatch):
     """A request of gigabytes would be decoded in memory."""
-    monkeypatch.setattr("reverse.models.picture_parts.MAX_DATA_URL", 1000)
+    monkeypatch.setattr("reverse.models.inputs.picture_parts.MAX_DATA_URL", 1000)
     with pytest.raises(ValueError, match="data URL of 1022 characters, of at most 1000"):
         prepare(["data:image/png;base64," + "A" * 1000], [PROMPT])

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoTokenizer
 
 import reverse
-import reverse.models.loading as loading
+import reverse.models.checkpoints.loading as loading
 from reverse.models import load
 
 

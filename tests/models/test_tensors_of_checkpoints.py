@@ -10,12 +10,12 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-import reverse.models.loading as loading
+import reverse.models.checkpoints.loading as loading
 from reverse.models import add_tokens_to_checkpoint, family_of, load, prepare_inputs
-from reverse.models.converting import convert
-from reverse.models.merging import merge_adapter
-from reverse.models.tensor_names import canonical_name
-from reverse.training.checkpoints import load_weights as load_into
+from reverse.models.adapters.merging import merge_adapter
+from reverse.models.checkpoints.tensor_names import canonical_name
+from reverse.models.conversion.converter import convert
+from reverse.training.checkpoints.resuming import load_weights as load_into
 
 
 @pytest.fixture(scope="module", params=["llava", "qwen"])
@@ -214,11 +214,11 @@ def test_an_adapter_beside_merged_weights_is_not_applied_again(folder, saved, pi
         assert (changed - expected).abs().max() > 0.1  # what stock transformers does
         monkeypatch.setattr(loading, "_warned", set())
         for _ in range(2):
-            with caplog.at_level(logging.WARNING, logger="reverse.models.loading"):
+            with caplog.at_level(logging.WARNING, logger="reverse.models.checkpoints.loading"):
                 again, _ = load(folder)
             assert torch.equal(again(**inputs).logits, expected)
             assert again.name_or_path == str(folder)
-    warnings = [r.getMessage() for r in caplog.records if r.name == "reverse.models.loading"]
+    warnings = [r.getMessage() for r in caplog.records if r.name == "reverse.models.checkpoints.loading"]
     assert len(warnings) == 1 and "adapter_config.json, adapter_model.safetensors" in warnings[0]
 
 
@@ -227,7 +227,7 @@ def test_only_weights_beside_the_model_are_named(folder, caplog, monkeypatch):
     monkeypatch.setattr(loading, "_warned", set())
     save_file({"a": torch.ones(1)}, folder / "vit.safetensors")
     (folder / "non_lora_trainables.bin").write_bytes(b"")
-    with caplog.at_level(logging.WARNING, logger="reverse.models.loading"):
+    with caplog.at_level(logging.WARNING, logger="reverse.models.checkpoints.loading"):
         load(folder)
     assert "non_lora_trainables.bin, vit.safetensors" in caplog.text
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from reverse.models import family_of, windows
-from reverse.models.tiny import build_tiny_llava, build_tiny_qwen
-from reverse.models.windows import NAME, windows_at_once
+from reverse.models import family_of, window_attention
+from reverse.models.tiny_models import build_tiny_llava, build_tiny_qwen
+from reverse.models.window_attention import NAME, windows_at_once
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +25,12 @@ def pictures(model, sizes=((10, 14), (6, 26)), seed=0):
 
 def test_the_same_features(qwen, monkeypatch):
     """Patches would look at other windows than their own."""
-    monkeypatch.setattr(windows, "_kernel_here", lambda tower: True)
+    monkeypatch.setattr(window_attention, "_kernel_here", lambda tower: True)
     tower = family_of(qwen).vision_tower(qwen)
     calls = []
-    monkeypatch.setattr(windows, "_attend", lambda *a, f=windows._attend, **k: calls.append(1) or f(*a, **k))
+    monkeypatch.setattr(
+        window_attention, "_attend", lambda *a, f=window_attention._attend, **k: calls.append(1) or f(*a, **k)
+    )
     patches, grid = pictures(qwen)
     with torch.no_grad():
         expected = tower(patches, grid_thw=grid)
@@ -44,7 +46,7 @@ def test_the_same_features(qwen, monkeypatch):
 
 def test_put_back_after_an_error(qwen, monkeypatch):
     """A run that fails would leave a model that no saved configuration describes."""
-    monkeypatch.setattr(windows, "_kernel_here", lambda tower: True)
+    monkeypatch.setattr(window_attention, "_kernel_here", lambda tower: True)
     with pytest.raises(KeyError), windows_at_once(qwen):
         raise KeyError
     assert family_of(qwen).vision_tower(qwen).config._attn_implementation == "sdpa"
@@ -67,17 +69,17 @@ def test_a_kernel_that_does_otherwise_is_not_used(monkeypatch, fault):
     def kernel(query, key, value, starts, longest):
         if fault == "raises":
             raise RuntimeError("no such kernel")
-        seen = windows._one_by_one(query, key, value, starts)
+        seen = window_attention._one_by_one(query, key, value, starts)
         return seen.flip(1) if fault == "transposed" else seen
 
-    monkeypatch.setattr(windows, "_by_kernel", kernel)
-    windows._agrees.cache_clear()
+    monkeypatch.setattr(window_attention, "_by_kernel", kernel)
+    window_attention._agrees.cache_clear()
     if fault == "none":
-        assert windows._agrees(2, 16, "cpu")
+        assert window_attention._agrees(2, 16, "cpu")
     else:
         with pytest.warns(UserWarning, match="one by one"):
-            assert not windows._agrees(2, 16, "cpu")
-    windows._agrees.cache_clear()
+            assert not window_attention._agrees(2, 16, "cpu")
+    window_attention._agrees.cache_clear()
 
 
 @pytest.mark.gpu

@@ -8,7 +8,7 @@ import torch
 
 import reverse
 from reverse.decoding.asks import Generate, Node, Release, Sampling
-from reverse.decoding.backends.hf.backend import HfBackend
+from reverse.decoding.backends.hf.hf_backend import HfBackend
 from reverse.models import family_of
 from reverse.modes import Resample, Select
 from tests.decoding.worlds import picture, talkative
@@ -128,7 +128,7 @@ def test_a_second_turn_is_ids_and_no_text(family, monkeypatch):
 
 
 def processor_suffix(processor):
-    from reverse.decoding.rewriting import HintWriter
+    from reverse.decoding.text.hints import HintWriter
 
     return HintWriter(processor).suffix_ids
 

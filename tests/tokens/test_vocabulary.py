@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import AddedToken, AutoTokenizer, LlamaTokenizer
 
 from reverse.models.families import LLAVA, QWEN2_5_VL
-from reverse.models.tiny import SENTENCES, build_tiny_llava, build_tiny_qwen, train_tokenizer
+from reverse.models.tiny_models import SENTENCES, build_tiny_llava, build_tiny_qwen, train_tokenizer
 from reverse.tokens import (
     CN,
     SPAN,

@@ -7,11 +7,11 @@ import torch
 from peft import PeftModel
 
 from reverse.models import family_of
-from reverse.models.adapter_card import base_fingerprint
+from reverse.models.adapters.adapter_card import base_fingerprint
 from reverse.tokens import token_ids
-from reverse.training.adapters import Tuning, select_trained
-from reverse.training.datasets import SceneDataset
-from reverse.training.encoding import Encoder
+from reverse.training.data.encoding import Encoder
+from reverse.training.data.training_sets import SceneDataset
+from reverse.training.optim.trainable_weights import Tuning, select_trained
 from reverse.training.sft import SFTConfig, _checkpoint_activations, train
 
 SMALL = {"rank": 4, "alpha": 8.0, "dropout": 0.1}
@@ -162,7 +162,7 @@ def test_projector_has_its_own_rate(tiny, tmp_path):
 
 def test_impossible_tunings_are_refused(tiny, tmp_path, monkeypatch):
     """A setting would be ignored, or fail after an hour of loading."""
-    from reverse.training import adapters
+    from reverse.training.optim import trainable_weights
 
     model, processor = tiny("llava")
     wrong = [
@@ -175,9 +175,9 @@ def test_impossible_tunings_are_refused(tiny, tmp_path, monkeypatch):
     for settings, match in wrong:
         with pytest.raises(ValueError, match=match):
             select_trained(model, processor, Tuning(**settings))
-    monkeypatch.setattr(adapters.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(trainable_weights.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="bitsandbytes"):
-        adapters.quantization(Tuning(method="lora", quantize="nf4"), "tiny-llava", torch.bfloat16)
+        trainable_weights.quantization(Tuning(method="lora", quantize="nf4"), "tiny-llava", torch.bfloat16)
 
 
 @pytest.mark.parametrize(("family", "method"), [("llava", "lora"), ("qwen", "lora"), ("qwen", "full")])

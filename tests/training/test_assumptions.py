@@ -9,16 +9,17 @@ from accelerate import Accelerator
 from transformers import Trainer
 
 from reverse.compatibility import IncompatibleLibraryError, supported_range
-from reverse.models import windows
-from reverse.models.tiny import build_tiny_llava
+from reverse.models import window_attention
+from reverse.models.tiny_models import build_tiny_llava
 from reverse.tokens import add_tokens
-from reverse.training import adapters, assumptions
-from reverse.training.adapters import Tuning, inputs_as_they_are, select_trained
-from reverse.training.datasets import SceneDataset
-from reverse.training.encoding import Encoder
-from reverse.training.packing import row_positions
-from reverse.training.parallel import set_fsdp_precision
-from reverse.training.record import LossRecord
+from reverse.training import assumptions
+from reverse.training.data.encoding import Encoder
+from reverse.training.data.packing import row_positions
+from reverse.training.data.training_sets import SceneDataset
+from reverse.training.loss_record import LossRecord
+from reverse.training.optim import trainable_weights
+from reverse.training.optim.parallel import set_fsdp_precision
+from reverse.training.optim.trainable_weights import Tuning, inputs_as_they_are, select_trained
 from reverse.training.sft import SFTConfig, train
 
 RANGE = f"supported is transformers {supported_range('transformers')}"
@@ -136,13 +137,13 @@ def test_the_probe_changes_nothing(tiny_llava):
     before, state = [m.training for m in model.modules()], torch.get_rng_state()
     assumptions.check_decoder(model, packed=True)
     assumptions.check_row_layers.cache_clear()
-    assumptions.check_row_layers(adapters._Rows)
+    assumptions.check_row_layers(trainable_weights._Rows)
     assert before == [m.training for m in model.modules()] and torch.equal(state, torch.get_rng_state())
 
 
 def test_row_layers_that_compute_otherwise_are_an_error():
     """The model that is trained would be another than the one that peft saves and loads."""
-    assumptions.check_row_layers(adapters._Rows)
+    assumptions.check_row_layers(trainable_weights._Rows)
     with pytest.raises(
         IncompatibleLibraryError, match=f"TrainableTokensLayer computes something else.*{PEFT}"
     ):
@@ -187,4 +188,4 @@ def test_windows_without_their_lengths_are_an_error():
     """All windows of a picture would be one, and features another model's."""
     query = torch.zeros(1, 1, 4, 8)
     with pytest.raises(IncompatibleLibraryError, match=f"hands no cu_seq_lens_q to attention.*{RANGE}"):
-        windows._attend(None, query, query, query)
+        window_attention._attend(None, query, query, query)

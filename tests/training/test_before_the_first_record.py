@@ -10,14 +10,15 @@ import torch
 from typer.testing import CliRunner
 
 from reverse.cli import app
-from reverse.data.locking import output_lock
 from reverse.data.scenes import write_scenes
-from reverse.training import run, settings_check
+from reverse.files.file_lock import output_lock
+from reverse.training import training_run
 from reverse.training.dry_run import dry_run
-from reverse.training.recipe import load_recipe
-from reverse.training.run import run_recipe
-from reverse.training.settings_check import check_kernel, check_settings, check_size
+from reverse.training.recipes import settings_check
+from reverse.training.recipes.recipe import load_recipe
+from reverse.training.recipes.settings_check import check_kernel, check_settings, check_size
 from reverse.training.sft import SFTConfig
+from reverse.training.training_run import run_recipe
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +56,8 @@ def unloaded(monkeypatch):
     def touch(*_, **__):
         raise AssertionError("the model was loaded, or a record looked at")
 
-    monkeypatch.setattr(run, "load", touch)
-    monkeypatch.setattr(run, "RecordDataset", touch)
+    monkeypatch.setattr(training_run, "load", touch)
+    monkeypatch.setattr(training_run, "RecordDataset", touch)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +134,7 @@ def test_checkpoints_of_another_run(given, unloaded):
 
 def test_too_few_records_are_said_before_they_are_looked_at(given, monkeypatch):
     """A long look at all records would end in "make it smaller"."""
-    monkeypatch.setattr(run, "check_records", lambda *_, **__: pytest.fail("looked at"))
+    monkeypatch.setattr(training_run, "check_records", lambda *_, **__: pytest.fail("looked at"))
     with pytest.raises(ValueError, match="the data hold 3 items, a batch takes 4"):
         run_recipe(recipe_of(given, "data.limit=3"), quiet=True)
 
@@ -190,7 +191,9 @@ def test_dry_run_counts_all_ids(given):
     """The estimate of a long run would rest on something else than what training sees."""
     recipe = recipe_of(given, "data.limit=6", f"output={given}/other")
     plan = dry_run(recipe, quiet=True)
-    ready = run.prepare(recipe, run.check_before_loading(recipe), given / "found", quiet=True)
+    ready = training_run.prepare(
+        recipe, training_run.check_before_loading(recipe), given / "found", quiet=True
+    )
     lengths = [len(row.ids) for k in range(6) for row in ready.dataset[k].rows]
     assert plan["tokens"]["each_pass"] == sum(lengths) and plan["tokens"]["exact"]
     assert plan["tokens"]["longest"] == max(lengths)

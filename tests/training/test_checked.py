@@ -10,19 +10,19 @@ from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
 from reverse.cli import app
-from reverse.data.checking import check
-from reverse.data.images import look_for_images, open_image
-from reverse.data.importing import import_records
-from reverse.data.records import ANSWER_TYPE
+from reverse.data.pictures.opening import look_for_images, open_image
+from reverse.data.records.importer import import_records
+from reverse.data.records.schema import ANSWER_TYPE
+from reverse.data.records.set_check import check
 from reverse.data.scenes import write_scenes
-from reverse.training import checked
-from reverse.training import checkpoints as checkpointing
-from reverse.training.checked import check_records, checked_file, find_bad
-from reverse.training.checkpoints import prepare_folder
-from reverse.training.datasets import RecordDataset
-from reverse.training.encoding import Encoder
-from reverse.training.recipe import load_recipe
-from reverse.training.run import run_recipe
+from reverse.training.checkpoints import resuming as checkpointing
+from reverse.training.checkpoints.resuming import prepare_folder
+from reverse.training.data import first_pass
+from reverse.training.data.encoding import Encoder
+from reverse.training.data.first_pass import check_records, checked_file, find_bad
+from reverse.training.data.training_sets import RecordDataset
+from reverse.training.recipes.recipe import load_recipe
+from reverse.training.training_run import run_recipe
 from tests.training.two import on_two
 
 GOOD = "There is <SPAN>a dog</CN> and <SPAN>two cups</UN>"
@@ -247,7 +247,7 @@ def test_turns_that_do_not_fit_are_counted(request, folder, name):
         if number not in bad and (turns := dataset[number].rows[0].cut):
             cut[number] = turns
     assert bad == [1, 41] and len({*cut.values()}) > 1 and 5 < len(cut) < 38
-    assert checked._look(dataset)[1] == cut
+    assert first_pass._look(dataset)[1] == cut
     for _ in range(2):  # looked at, and kept
         found = check_records(dataset, folder / "run", identity={}, skip_bad=True, say=lines.append).cut
         assert (found.records, found.turns) == (len(cut), sum(cut.values()))
@@ -299,8 +299,8 @@ def test_outcome_is_kept_for_the_same_data_only(tiny_llava, folder, monkeypatch)
     encoder = Encoder(tiny_llava[1], max_length=1000)
     records = FINE * 4 + [BAD["is empty"]]
     path, output, calls = write(folder, records), folder / "out/run", []
-    find = checked._look
-    monkeypatch.setattr(checked, "_look", lambda *args: calls.append(args) or find(*args))
+    find = first_pass._look
+    monkeypatch.setattr(first_pass, "_look", lambda *args: calls.append(args) or find(*args))
 
     def again(identity="a", **options):
         dataset = opened(path, encoder)
@@ -331,7 +331,7 @@ def test_bad_records_cost_little_memory(tiny_llava, folder):
     assert len(found) == 2000 and kept < 250 * 2000, kept
     with pytest.raises(ValueError) as error:
         check_records(dataset, folder / "run", identity={})
-    assert str(error.value).count('; the record: {"id": "x"') == checked.SHOWN
+    assert str(error.value).count('; the record: {"id": "x"') == first_pass.SHOWN
 
 
 def test_half_of_the_data_is_not_left_out(tiny_llava, folder):

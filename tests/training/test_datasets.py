@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from reverse.data.scenes import find_objects, make_scene
-from reverse.data.scenes.names import GROUPS, plural
-from reverse.data.scenes.texts import text_question
+from reverse.data.scenes.object_names import GROUPS, plural
+from reverse.data.scenes.text_questions import text_question
 from reverse.tokens import parse, strip
-from reverse.training.datasets import RecordDataset, SceneDataset
-from reverse.training.encoding import Encoder
-from reverse.training.hints import choose_hints, said
+from reverse.training.data.encoding import Encoder
+from reverse.training.data.training_hints import choose_hints, said
+from reverse.training.data.training_sets import RecordDataset, SceneDataset
 
 
 @pytest.fixture(scope="module")

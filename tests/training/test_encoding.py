@@ -5,11 +5,11 @@ import re
 import numpy as np
 import pytest
 
-from reverse.decoding.rewriting import HintWriter
+from reverse.decoding.text.hints import HintWriter
 from reverse.models import family_of, prepare_inputs
-from reverse.training.encoding import Encoder, Turn, turns_of
-from reverse.training.labels import IGNORE
-from reverse.training.pictures import PictureEncoder
+from reverse.training.data.encoding import Encoder, Turn, turns_of
+from reverse.training.data.fast_pictures import PictureEncoder
+from reverse.training.data.labels import IGNORE
 
 QUESTION = "Describe this image."
 ANSWER = "There is <SPAN>a dog</CN> and <SPAN>two cups</UN>"
@@ -107,7 +107,7 @@ def test_template_without_end_of_turn_gets_one(tiny_llava):
 
 def test_sentencepiece_answers_have_one_space():
     """A Llama-2 tokenizer puts a space of its own before a text: answers would begin with two."""
-    from reverse.models.tiny import SENTENCES, build_tiny_llava, train_tokenizer
+    from reverse.models.tiny_models import SENTENCES, build_tiny_llava, train_tokenizer
     from reverse.tokens import add_tokens
 
     model, processor = build_tiny_llava(train_tokenizer(SENTENCES, 400, style="sentencepiece"))
@@ -190,7 +190,7 @@ def test_samples_that_cannot_be_labelled_are_shown(tiny_llava, tmp_path):
     """A malformed sample would be masked in silence, and nobody could find it among 1.3 million."""
     import json
 
-    from reverse.training.datasets import RecordDataset
+    from reverse.training.data.training_sets import RecordDataset
 
     encoder = Encoder(tiny_llava[1])
     with pytest.raises(ValueError, match=r"closes no open <SPAN>.*the sample: Q\? -> A dog</UN>"):
@@ -208,7 +208,7 @@ def test_samples_that_cannot_be_labelled_are_shown(tiny_llava, tmp_path):
 
 def test_items_of_one_length_come_together():
     """Batches would be padded to the longest of all, or items be lost and repeated."""
-    from reverse.training.order import grouped_order
+    from reverse.training.data.item_order import grouped_order
 
     lengths = np.random.default_rng(0).integers(10, 1000, 500) * np.where(np.arange(500) % 5, 1, -1)
     order = grouped_order(lengths, 8, seed=3, epochs=2)
@@ -226,7 +226,7 @@ def with_llama31(processor):
     """A copy of `processor` that chats as LLaVA-MORE does; its end of sequence is not its end of turn."""
     import copy
 
-    from reverse.models.original_llava.words import chat_template
+    from reverse.models.conversion.original_llava.llava_tokenizer import chat_template
 
     processor = copy.deepcopy(processor)
     tokens = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
@@ -239,7 +239,7 @@ def with_vicuna(processor):
     """A copy that chats as the published LLaVA-1.5 does, its system prompt before the first question."""
     import copy
 
-    from reverse.models.original_llava.words import chat_template
+    from reverse.models.conversion.original_llava.llava_tokenizer import chat_template
 
     processor = copy.deepcopy(processor)
     processor.chat_template = chat_template(processor.tokenizer, None)

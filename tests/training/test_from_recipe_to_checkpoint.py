@@ -8,14 +8,14 @@ from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 
 import reverse
-from reverse.data.importing import import_records
+from reverse.data.records.importer import import_records
 from reverse.data.scenes import write_scenes
 from reverse.models import add_tokens_to_checkpoint
-from reverse.models.merging import merge_adapter
-from reverse.models.tiny import build_tiny_llava, build_tiny_qwen
+from reverse.models.adapters.merging import merge_adapter
+from reverse.models.tiny_models import build_tiny_llava, build_tiny_qwen
 from reverse.tokens import add_tokens, token_ids
-from reverse.training.recipe import load_recipe
-from reverse.training.run import run_recipe
+from reverse.training.recipes.recipe import load_recipe
+from reverse.training.training_run import run_recipe
 
 SETTINGS = {
     "tune": {"method": "lora", "rank": 4, "alpha": 8, "dropout": 0.0},

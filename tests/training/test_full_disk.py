@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from reverse.data import files
-from reverse.training.checkpoints import last_checkpoint
-from reverse.training.full_disk import DiskFullError, is_full_disk
-from reverse.training.recipe import load_recipe
-from reverse.training.run import check_before_loading, prepare, run_recipe
+from reverse.files import atomic_write
+from reverse.training.checkpoints.full_disk import DiskFullError, is_full_disk
+from reverse.training.checkpoints.resuming import last_checkpoint
+from reverse.training.recipes.recipe import load_recipe
 from reverse.training.sft import train
+from reverse.training.training_run import check_before_loading, prepare, run_recipe
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -149,7 +149,7 @@ def test_what_a_full_disk_looks_like(error, full):
 
 def test_a_file_that_finds_no_room_is_named(tmp_path, monkeypatch):
     """ "No space left on device" alone does not say on which disk."""
-    monkeypatch.setattr(files.os, "fsync", lambda descriptor: (_ for _ in ()).throw(FULL))
+    monkeypatch.setattr(atomic_write.os, "fsync", lambda descriptor: (_ for _ in ()).throw(FULL))
     with pytest.raises(OSError, match=r"out\.json"):
-        files.write_json(tmp_path / "out.json", {})
+        atomic_write.write_json(tmp_path / "out.json", {})
     assert list(tmp_path.iterdir()) == []

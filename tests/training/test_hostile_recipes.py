@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from reverse.training.recipe import as_yaml, load_recipe, recipe_names
-from reverse.training.recipe_yaml import MAX_BYTES, parse_recipe_yaml, show_value
+from reverse.training.recipes.recipe import as_yaml, load_recipe, recipe_names
+from reverse.training.recipes.recipe_yaml import MAX_BYTES, parse_recipe_yaml, show_value
 
 LEAST = "model: m\noutput: o\ndata: {records: r}\n"
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from reverse.data.scenes import write_scenes
-from reverse.training.checkpoints import last_checkpoint
-from reverse.training.recipe import load_recipe
-from reverse.training.run import run_recipe
+from reverse.training.checkpoints.resuming import last_checkpoint
+from reverse.training.recipes.recipe import load_recipe
+from reverse.training.training_run import run_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reverse.training.labels import IGNORE, Segment, join, span_mask
+from reverse.training.data.labels import IGNORE, Segment, join, span_mask
 
 SPAN, CN, UN, EOS = 1, 2, 3, 4
 TAGS = {"span_id": SPAN, "cn_id": CN, "un_id": UN}

@@ -5,13 +5,13 @@ import torch
 import torch.nn.functional as F
 
 from reverse.tokens import token_ids
-from reverse.training import loss as loss_module
-from reverse.training.collator import Collator, blank_item
-from reverse.training.datasets import SceneDataset
-from reverse.training.encoding import Encoder, Item, Turn
-from reverse.training.labels import IGNORE
-from reverse.training.loss import LossConfig, loss_in_forward, summed_loss
-from reverse.training.packing import check_packing, row_positions
+from reverse.training.data.collator import Collator, blank_item
+from reverse.training.data.encoding import Encoder, Item, Turn
+from reverse.training.data.labels import IGNORE
+from reverse.training.data.packing import check_packing, row_positions
+from reverse.training.data.training_sets import SceneDataset
+from reverse.training.optim import loss as loss_module
+from reverse.training.optim.loss import LossConfig, loss_in_forward, summed_loss
 from reverse.training.sft import SFTConfig, train
 
 
@@ -137,7 +137,7 @@ def test_what_cannot_be_had_is_named(monkeypatch):
 
 def test_liger_is_not_asked_for_what_it_cannot_read(tiny, monkeypatch):
     """A kernel that was asked for by name would be left out in silence."""
-    from reverse.training.adapters import Tuning, select_trained
+    from reverse.training.optim.trainable_weights import Tuning, select_trained
 
     monkeypatch.setattr(loss_module, "_has_liger", lambda: True)
     model, processor = tiny("llava")

@@ -6,10 +6,10 @@ import pytest
 
 from reverse.data.scenes import write_scenes
 from reverse.models import load
-from reverse.training import parallel
-from reverse.training.parallel import check_parallel
-from reverse.training.recipe import load_recipe
-from reverse.training.run import run_recipe
+from reverse.training.optim import parallel
+from reverse.training.optim.parallel import check_parallel
+from reverse.training.recipes.recipe import load_recipe
+from reverse.training.training_run import run_recipe
 from tests.training.two import ROOT, on_two
 
 
@@ -82,8 +82,8 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from accelerate import PartialState
-from reverse.training.parallel import check_shared, exchange, rank
-from reverse.training.record import LossRecord
+from reverse.training.optim.parallel import check_shared, exchange, rank
+from reverse.training.loss_record import LossRecord
 
 
 def exchanged():
@@ -171,11 +171,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from conftest import make_tiny
 from reverse.models import family_of
-from reverse.training import loss as losses
-from reverse.training.adapters import Tuning, select_trained
-from reverse.training.collator import Collator
-from reverse.training.datasets import SceneDataset
-from reverse.training.encoding import Encoder
+from reverse.training.optim import loss as losses
+from reverse.training.optim.trainable_weights import Tuning, select_trained
+from reverse.training.data.collator import Collator
+from reverse.training.data.training_sets import SceneDataset
+from reverse.training.data.encoding import Encoder
 
 dist.init_process_group("gloo")
 rank, mesh = dist.get_rank(), init_device_mesh("cpu", (2,))

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from reverse.training.collator import Collator
-from reverse.training.encoding import Encoder, Item, Turn
-from reverse.training.labels import IGNORE
-from reverse.training.pictures import PictureEncoder
+from reverse.training.data.collator import Collator
+from reverse.training.data.encoding import Encoder, Item, Turn
+from reverse.training.data.fast_pictures import PictureEncoder
+from reverse.training.data.labels import IGNORE
 
 
 def noise(seed, height=112, width=112):

@@ -7,7 +7,7 @@ import pytest
 
 from reverse.models import load
 from reverse.tokens import TAGS, add_tokens
-from reverse.training.scenes import Recipe, build_base, main, run
+from reverse.training.scenes_models import Recipe, build_base, main, run
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from reverse.cli import app
-from reverse.training.recipe import Recipe, as_yaml, load_recipe, recipe_names
+from reverse.training.recipes.recipe import Recipe, as_yaml, load_recipe, recipe_names
 
 LEAST = "model: m\noutput: o\ndata: {records: r}\n"
 
@@ -127,8 +127,8 @@ def test_command_says_what_is_wrong(tmp_path):
 
 def test_reporter_that_is_not_installed_is_named(monkeypatch, tmp_path):
     """The run would fail at its first line of progress, or report to nobody."""
-    from reverse.training import settings_check
-    from reverse.training.settings_check import check_settings
+    from reverse.training.recipes import settings_check
+    from reverse.training.recipes.settings_check import check_settings
     from reverse.training.sft import SFTConfig
 
     monkeypatch.setattr(settings_check, "find_spec", lambda name: None)
@@ -161,7 +161,7 @@ def test_values_out_of_range_are_refused(setting):
 
 def test_an_output_inside_a_file_is_refused_first(tmp_path):
     """The model would be loaded and all records checked before a bare "File exists"."""
-    from reverse.training.run import run_recipe
+    from reverse.training.training_run import run_recipe
 
     records = tmp_path / "r.json"
     records.write_text("[]")

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reverse.data.checking import check
-from reverse.data.importing import import_records
-from reverse.data.record_keys import picture_of, pictures_of, unseen
-from reverse.data.records import MODEL_PLACEHOLDERS, make_record, validate
-from reverse.training.checked import check_records, find_bad
-from reverse.training.datasets import RecordDataset
-from reverse.training.encoding import Encoder
+from reverse.data.records.importer import import_records
+from reverse.data.records.record_keys import picture_of, pictures_of, unseen
+from reverse.data.records.schema import MODEL_PLACEHOLDERS, make_record, validate
+from reverse.data.records.set_check import check
+from reverse.training.data.encoding import Encoder
+from reverse.training.data.first_pass import check_records, find_bad
+from reverse.training.data.training_sets import RecordDataset
 
 
 @pytest.fixture(params=["llava", "qwen"])

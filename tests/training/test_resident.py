@@ -5,15 +5,15 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from experiments.batch_shapes import Shape
+from experiments.resident_training import ResidentConfig, _assemble, train_resident
+from experiments.scene_packs import read_slab, slab_path, write_slab
+from experiments.training_grid import diets_of, prepare_processors
 from reverse.data.scenes import make_scene, render
 from reverse.tokens import token_ids
-from reverse.training.datasets import SceneDataset
-from reverse.training.encoding import Encoder
-from reverse.training.grid import diets_of, prepare_processors
-from reverse.training.packs import read_slab, slab_path, write_slab
-from reverse.training.resident import ResidentConfig, _assemble, train_resident
-from reverse.training.scenes import Recipe, build_base
-from reverse.training.shapes import Shape
+from reverse.training.data.encoding import Encoder
+from reverse.training.data.training_sets import SceneDataset
+from reverse.training.scenes_models import Recipe, build_base
 
 SMALL = {
     "vision_layers": 1, "vision_hidden": 32, "vision_inner": 32, "vision_heads": 2, "text_layers": 1,
@@ -37,7 +37,7 @@ def packed(request, tmp_path_factory):
 def model_of(recipe, diets, family, name):
     """A model for the diet's processor."""
     from reverse.models.families import family_named
-    from reverse.models.processors import load_processor
+    from reverse.models.processors.picture_processors import load_processor
 
     model_type = {"llava": "llava", "qwen": "qwen2_5_vl"}[family]
     processor = load_processor(diets[f"{family}.{name}"].processor, family_named(model_type, ""))
@@ -97,7 +97,7 @@ def test_training_learns_and_can_be_loaded(packed, tmp_path):
 
 def test_padding_changes_no_loss(packed):
     """A compiled step, whose batches are of one shape, would train another objective."""
-    from reverse.training.uniform import UniformPass
+    from experiments.uniform_passes import UniformPass
 
     family, recipe, folder, diets = packed
     model, processor = model_of(recipe, diets, family, "main")
@@ -157,8 +157,8 @@ def test_hints_can_be_left_out_and_nothing_else(packed):
 
 def test_pictures_at_different_places_are_refused(packed, tmp_path):
     """Features would be put over the words of a prompt."""
-    from reverse.training.encoding import Row
-    from reverse.training.packs import _arrays
+    from experiments.scene_packs import _arrays
+    from reverse.training.data.encoding import Row
 
     family, recipe, _, diets = packed
     _, processor = model_of(recipe, diets, family, "main")
@@ -170,11 +170,11 @@ def test_pictures_at_different_places_are_refused(packed, tmp_path):
 
 def test_a_slab_that_does_not_come_is_an_error(packed, tmp_path, monkeypatch):
     """A training whose renderer died would wait for ever."""
-    from reverse.training import resident
+    from experiments import resident_training
 
     family, recipe, _, diets = packed
     model, processor = model_of(recipe, diets, family, "main")
-    monkeypatch.setattr(resident, "PATIENCE", 0.1)
+    monkeypatch.setattr(resident_training, "PATIENCE", 0.1)
     config = ResidentConfig(str(tmp_path / "x"), f"{family}.main", steps=1)
     with pytest.raises(TimeoutError, match="renderer"):
         train_resident(model, processor, [tmp_path / "none"], config)
@@ -184,8 +184,8 @@ def test_a_slab_that_does_not_come_is_an_error(packed, tmp_path, monkeypatch):
 
 def test_jitter_leaves_some_pictures_and_moves_the_others_as_it_says(tiny_llava):
     """Places would no longer be where the caption says, or no picture would look as those it is tested on."""
-    from reverse.training.resident import jittered
-    from reverse.training.uniform import UniformPass
+    from experiments.resident_training import jittered
+    from experiments.uniform_passes import UniformPass
 
     warp = jittered(np.random.default_rng(0), 200, 0.5)
     same = (warp == torch.eye(2, 3)).all(dim=2).all(dim=1)
@@ -227,11 +227,11 @@ def test_patience_counts_only_while_a_training_waits(packed, tmp_path, monkeypat
     import time
     from threading import Timer
 
-    from reverse.training import resident
+    from experiments import resident_training
 
     family, recipe, folder, diets = packed
     model, processor = model_of(recipe, diets, family, "main")
-    monkeypatch.setattr(resident, "PATIENCE", 0.3)
+    monkeypatch.setattr(resident_training, "PATIENCE", 0.3)
     second = tmp_path / "second.safetensors"
     Timer(0.8, shutil.copy, [slab_path(folder, 1), tmp_path / "partial"]).start()
     Timer(0.9, lambda: (tmp_path / "partial").replace(second)).start()

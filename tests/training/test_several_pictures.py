@@ -11,23 +11,23 @@ import pytest
 import torch
 from PIL import Image
 
-from reverse.data.checking import check
-from reverse.data.importing import import_records
 from reverse.data.negatives import lexicon_negatives, pairs_in
 from reverse.data.negatives import turns_of as turns_to_swap
-from reverse.data.published import open_records
-from reverse.data.records import ANSWER_TYPE, validate
-from reverse.data.subsets import subsample
-from reverse.data.viewing import write_page
+from reverse.data.records.importer import import_records
+from reverse.data.records.published_set import open_records
+from reverse.data.records.schema import ANSWER_TYPE, validate
+from reverse.data.records.set_check import check
+from reverse.data.records.subsets import subsample
+from reverse.data.records.viewer import write_page
 from reverse.models import family_of
-from reverse.models.inputs import prepare_inputs
-from reverse.training.checked import _look, check_records, find_bad
-from reverse.training.collator import Collator
-from reverse.training.datasets import RecordDataset
-from reverse.training.encoding import Encoder, Turn
-from reverse.training.labels import IGNORE
-from reverse.training.loss import LossConfig, loss_in_forward
-from reverse.training.packing import row_positions
+from reverse.models.inputs.prompt_inputs import prepare_inputs
+from reverse.training.data.collator import Collator
+from reverse.training.data.encoding import Encoder, Turn
+from reverse.training.data.first_pass import _look, check_records, find_bad
+from reverse.training.data.labels import IGNORE
+from reverse.training.data.packing import row_positions
+from reverse.training.data.training_sets import RecordDataset
+from reverse.training.optim.loss import LossConfig, loss_in_forward
 from reverse.training.sft import SFTConfig, train
 from tests.training.test_whole_conversations import MAKE, QUESTIONS
 

@@ -10,13 +10,13 @@ import torch
 from transformers import TrainerCallback
 
 from reverse.models import load
-from reverse.models.tiny import build_tiny_llava
+from reverse.models.tiny_models import build_tiny_llava
 from reverse.tokens import add_tokens
-from reverse.training import schedule
-from reverse.training.datasets import SceneDataset
-from reverse.training.encoding import Encoder
-from reverse.training.record import LossRecord
-from reverse.training.schedule import Schedule
+from reverse.training.data.encoding import Encoder
+from reverse.training.data.training_sets import SceneDataset
+from reverse.training.loss_record import LossRecord
+from reverse.training.optim import schedule
+from reverse.training.optim.schedule import Schedule
 from reverse.training.sft import SFTConfig, train
 
 

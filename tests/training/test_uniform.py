@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from reverse.training.collator import Collator
-from reverse.training.encoding import Encoder, Item, Turn
-from reverse.training.labels import IGNORE
-from reverse.training.pictures import PictureEncoder
-from reverse.training.uniform import UniformPass
+from experiments.uniform_passes import UniformPass
+from reverse.training.data.collator import Collator
+from reverse.training.data.encoding import Encoder, Item, Turn
+from reverse.training.data.fast_pictures import PictureEncoder
+from reverse.training.data.labels import IGNORE
 
 SIZES = {
     "llava": {"vision": {"num_hidden_layers": 3}},

@@ -6,14 +6,14 @@ import random
 import pytest
 from tokenizers import normalizers, pre_tokenizers
 
-from reverse.models.loading import find_checkpoint
-from reverse.models.original_llava.words import chat_template
-from reverse.models.processors import load_processor
-from reverse.models.tiny import SENTENCES, build_tiny_llava, build_tiny_qwen, train_tokenizer
+from reverse.models.checkpoints.loading import find_checkpoint
+from reverse.models.conversion.original_llava.llava_tokenizer import chat_template
+from reverse.models.processors.picture_processors import load_processor
+from reverse.models.tiny_models import SENTENCES, build_tiny_llava, build_tiny_qwen, train_tokenizer
 from reverse.tokens import TAGS
-from reverse.training import encoding_check
-from reverse.training.encoding import Encoder, Turn
-from reverse.training.labels import IGNORE
+from reverse.training.data import encoding_check
+from reverse.training.data.encoding import Encoder, Turn
+from reverse.training.data.labels import IGNORE
 from tests.training.test_encoding import LLAMA31
 
 NO_END = (  # llava-1.5-hf's: no end of turn

@@ -4,14 +4,22 @@
 
 `turns` takes records apart and pairs them, `rules` and `lexicon` say things wrongly, `filters` throws out
 what is no negative, `asking` and `prompt` are for a model behind an OpenAI-compatible address
-(`reverse.data.llm`).
+(`reverse.endpoints.client`).
 """
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-from reverse.data.negatives.turns import Negative, Outcome, Turn, make_negative, pair, pairs_in, turns_of
+from reverse.data.negatives.conversation_turns import (
+    Negative,
+    Outcome,
+    Turn,
+    make_negative,
+    pair,
+    pairs_in,
+    turns_of,
+)
 
 __all__ = [
     "Negative", "Outcome", "Turn", "lexicon_negatives", "make_negative", "pair", "pairs_in", "turns_of",

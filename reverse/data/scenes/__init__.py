@@ -9,11 +9,11 @@
 """
 
 from reverse.data.scenes.captions import Caption, Negative, Phrase, caption, negative
-from reverse.data.scenes.export import write_scenes
-from reverse.data.scenes.names import Mention, find_objects
-from reverse.data.scenes.questions import Question, questions, scene_records
-from reverse.data.scenes.render import render
-from reverse.data.scenes.world import SPLITS, Scene, SceneObject, make_scene
+from reverse.data.scenes.object_names import Mention, find_objects
+from reverse.data.scenes.published_formats import write_scenes
+from reverse.data.scenes.rendering import render
+from reverse.data.scenes.scene import SPLITS, Scene, SceneObject, make_scene
+from reverse.data.scenes.scene_questions import Question, questions, scene_records
 
 __all__ = [
     "SPLITS", "Caption", "Mention", "Negative", "Phrase", "Question", "Scene", "SceneObject", "caption",

@@ -17,9 +17,9 @@ from itertools import accumulate
 
 import numpy as np
 
-from reverse.data.scenes.names import UNCOUNTED, lookalikes, noun_phrase
+from reverse.data.scenes.object_names import UNCOUNTED, lookalikes, noun_phrase
+from reverse.data.scenes.scene import SPLITS, USUAL, Scene, SceneObject, pick, pick_weighted
 from reverse.data.scenes.themes import DRAWN, THEME_NAMES, THEMES
-from reverse.data.scenes.world import SPLITS, USUAL, Scene, SceneObject, pick, pick_weighted
 
 SPAN, CN, UN = "<SPAN>", "</CN>", "</UN>"
 

@@ -21,7 +21,11 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from reverse.decoding.backends.base import (
+from reverse.decoding.backends.cuda_graph.graph_backend import CudaGraphBackend, DifferentLogits
+from reverse.decoding.backends.cuda_graph.runner import GraphRunner
+from reverse.decoding.backends.cuda_graph.weights import unsupported
+from reverse.decoding.backends.hf.hf_backend import HfBackend
+from reverse.decoding.backends.protocol import (
     Backend,
     Capabilities,
     EncodedPicture,
@@ -30,10 +34,6 @@ from reverse.decoding.backends.base import (
     SegmentParams,
     StepOutput,
 )
-from reverse.decoding.backends.cuda_graph.backend import CudaGraphBackend, DifferentLogits
-from reverse.decoding.backends.cuda_graph.runner import GraphRunner
-from reverse.decoding.backends.cuda_graph.weights import unsupported
-from reverse.decoding.backends.hf.backend import HfBackend
 from reverse.models.unwrapping import input_device, unwrap_model
 from reverse.tokens.spans import TokenIds
 

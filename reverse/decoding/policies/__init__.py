@@ -6,9 +6,9 @@ from functools import partial
 from typing import Any
 
 from reverse.decoding.config import ResamplingConfig
-from reverse.decoding.policies.base import PolicyFactory
-from reverse.decoding.policies.released import FORMAT_ERROR, ReleasedPolicy
-from reverse.decoding.policies.resample import ResamplePolicy
+from reverse.decoding.policies.policy import PolicyFactory
+from reverse.decoding.policies.released_policy import FORMAT_ERROR, ReleasedPolicy
+from reverse.decoding.policies.resample_policy import ResamplePolicy
 
 __all__ = ["policy_factory"]
 

@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reverse.evaluation.scoring.rows import Answer, cost_metrics, of_a_whole_run, once, read_answers
-from reverse.evaluation.tables import Metric, Table
-from reverse.evaluation.values import cut
+from reverse.evaluation.scoring.scored_rows import Answer, cost_metrics, of_a_whole_run, once, read_answers
+from reverse.evaluation.stats.scored_tables import Metric, Table
+from reverse.files.cell_values import cut
 
 if TYPE_CHECKING:
     from reverse.evaluation.scoring.judge import Judge
@@ -73,9 +73,9 @@ def _score(
 
         return amber.score(answers, truth, partial, name)
     if name.startswith("pope"):
-        from reverse.evaluation.scoring import yesno
+        from reverse.evaluation.scoring import yes_no_scoring
 
-        return yesno.score(answers, truth, partial, name)
+        return yes_no_scoring.score(answers, truth, partial, name)
     if name.startswith("mme"):
         from reverse.evaluation.scoring import mme
 
@@ -128,14 +128,18 @@ def benchmark_of(answers: Sequence[Answer], truth: str | Path) -> str:
 
 
 def _of_truth(truth: str | Path, answers: Sequence[Answer]) -> list[str]:
-    from reverse.evaluation.benches import mme_files
-    from reverse.evaluation.scoring import amber, coco_truth, haloquest, mmhal, yesno
-    from reverse.evaluation.scoring.rows import locate
+    from reverse.evaluation.benchmarks import mme_files
+    from reverse.evaluation.reading import coco_truth
+    from reverse.evaluation.scoring import amber, haloquest, mmhal, yes_no_scoring
+    from reverse.evaluation.scoring.scored_rows import locate
 
     patterns: dict[str, tuple[Sequence[str], Sequence[str]]] = {
         "chair": (coco_truth.PLACES, ["instances*.json"]),
         "amber": (amber.PLACES, ["relation.json"]),
-        "pope": (yesno.PLACES, ["*pope_random.json", "*pope_popular.json", "*pope_adversarial.json"]),
+        "pope": (
+            yes_no_scoring.PLACES,
+            ["*pope_random.json", "*pope_popular.json", "*pope_adversarial.json"],
+        ),
         "mmhal": (mmhal.PLACES, ["response_template.json"]),
         "haloquest": (haloquest.PLACES, ["haloquest-eval.jsonl"]),
     }

@@ -33,19 +33,19 @@ from typing import Any
 
 import numpy as np
 
-from reverse.data.text_files import read_text
-from reverse.evaluation.entries import Entry, read_entries, read_value
-from reverse.evaluation.scoring import language
-from reverse.evaluation.scoring.rows import Answer, all_answered, leave_out_longer, locate, make_table
-from reverse.evaluation.scoring.yesno import (
+from reverse.evaluation.reading import english_words
+from reverse.evaluation.scoring.scored_rows import Answer, all_answered, leave_out_longer, locate, make_table
+from reverse.evaluation.scoring.yes_no_scoring import (
     both_readings,
     by_group,
     quartet,
     read_amber,
     unanswered_metrics,
 )
-from reverse.evaluation.tables import Metric, Table, ratio
-from reverse.evaluation.values import read_id, shown
+from reverse.evaluation.stats.scored_tables import Metric, Table, ratio
+from reverse.files.cell_values import read_id, shown
+from reverse.files.entries import Entry, read_entries, read_value
+from reverse.files.text_reading import read_text
 
 __all__ = ["GENERATIVE", "Close", "annotation_file", "by_similarity", "read_items", "score", "vectors"]
 
@@ -113,7 +113,7 @@ def score(
         "AMBER's captions (amber-g)" if generative else "AMBER's questions (amber-d)", asked, answers, partial
     )
     if generative:
-        answers = leave_out_longer(answers, language.LONGEST, "word by word")
+        answers = leave_out_longer(answers, english_words.LONGEST, "word by word")
     wanted = [items[answer.question_id] for answer in answers]
     if generative:
         return _generative(answers, wanted, truth, close)
@@ -185,7 +185,7 @@ def _generative(
     answers: Sequence[Answer], items: Sequence[Mapping[str, Any]], truth: str | Path, close: Close | None
 ) -> tuple[Table, list[Metric]]:
     net = _Net(truth)
-    language.prepare()
+    english_words.prepare()
     how = "as given"
     if close is None:
         close, how = vectors()
@@ -194,7 +194,7 @@ def _generative(
     columns = dict(zip(names, np.array(counts, float).T, strict=True))
     notes = {
         "similarity": how,
-        "language": language.versions(),
+        "language": english_words.versions(),
         "published": _published_generative(columns),
         "published_bootstrap": _published_rounds(columns, _round_generative),
     }
@@ -209,7 +209,7 @@ def _count(text: str, item: Mapping[str, Any], net: _Net, close: Close) -> tuple
     covered: set[int] = set()
     expected: set[int] = set()
     made_up = 0
-    nouns = [noun for noun in language.nouns(text) if noun in net.known]
+    nouns = [noun for noun in english_words.nouns(text) if noun in net.known]
     for noun in nouns:
         if noun in net.safe:
             continue

@@ -18,11 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from reverse.evaluation.entries import read_entries
-from reverse.evaluation.scoring import language
-from reverse.evaluation.scoring.chair_words import mentions
-from reverse.evaluation.scoring.coco_truth import PLACES, Truth, coco_truth
-from reverse.evaluation.scoring.rows import (
+from reverse.evaluation.reading import english_words
+from reverse.evaluation.reading.chair_words import mentions
+from reverse.evaluation.reading.coco_truth import PLACES, Truth, coco_truth
+from reverse.evaluation.scoring.scored_rows import (
     Answer,
     all_answered,
     leave_out_longer,
@@ -31,8 +30,9 @@ from reverse.evaluation.scoring.rows import (
     make_table,
     same_image,
 )
-from reverse.evaluation.tables import Metric, Table, ratio
-from reverse.evaluation.values import read_id
+from reverse.evaluation.stats.scored_tables import Metric, Table, ratio
+from reverse.files.cell_values import read_id
+from reverse.files.entries import read_entries
 
 __all__ = ["METRICS", "score"]
 
@@ -67,7 +67,7 @@ def score(
         all_answered("CHAIR", asked, answers, partial)
         for answer in answers:
             same_image(answer, asked[answer.question_id])
-    answers = leave_out_longer(answers, language.LONGEST, "word by word")
+    answers = leave_out_longer(answers, english_words.LONGEST, "word by word")
     known = coco_truth(truth, workers, progress)
     places = _places(answers, known, truth)
     counts = np.array(
@@ -79,7 +79,7 @@ def score(
     notes = {
         "questions": _QUESTIONS if published else "a list of the run's own",
         "truth": known.sources,
-        "language": language.versions(),
+        "language": english_words.versions(),
         "published": _published(columns),
     }
     return make_table("chair", answers, columns, notes=notes), list(METRICS)

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from reverse.evaluation.entries import read_entries
 from reverse.evaluation.scoring.judge import Judge, chat
-from reverse.evaluation.scoring.rows import Answer, all_answered, locate, make_table, same_image
-from reverse.evaluation.scoring.yesno import by_group
-from reverse.evaluation.tables import Metric, Table, ratio
-from reverse.evaluation.values import read_id, shown
+from reverse.evaluation.scoring.scored_rows import Answer, all_answered, locate, make_table, same_image
+from reverse.evaluation.scoring.yes_no_scoring import by_group
+from reverse.evaluation.stats.scored_tables import Metric, Table, ratio
+from reverse.files.cell_values import read_id, shown
+from reverse.files.entries import read_entries
 
 __all__ = ["PROMPT", "messages", "read_verdict", "score"]
 

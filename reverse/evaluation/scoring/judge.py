@@ -22,11 +22,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from reverse.data.llm import Cache, Client, Endpoint, Reply, Unanswered
-from reverse.data.replies import plain_line
-from reverse.data.text_files import MAX_DEPTH, is_deeper
-from reverse.evaluation.scoring.markup import LONGEST, without_reasoning
-from reverse.evaluation.tables import Table
+from reverse.endpoints.bounded_replies import plain_line
+from reverse.endpoints.client import Cache, Client, Endpoint, Reply, Unanswered
+from reverse.evaluation.reading.markup import LONGEST, without_reasoning
+from reverse.evaluation.stats.scored_tables import Table
+from reverse.files.text_reading import MAX_DEPTH, is_deeper
 
 __all__ = ["MOST_WITHOUT_VERDICT", "Judge", "Verdicts", "chat", "object_in", "refuse_without_verdicts"]
 

@@ -18,17 +18,17 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from reverse.evaluation.benches import mme_files
-from reverse.evaluation.benches.mme_files import COGNITION, HALLUCINATION, PERCEPTION
-from reverse.evaluation.scoring.rows import (
+from reverse.evaluation.benchmarks import mme_files
+from reverse.evaluation.benchmarks.mme_files import COGNITION, HALLUCINATION, PERCEPTION
+from reverse.evaluation.scoring.scored_rows import (
     Answer,
     allowed_missing,
     listed,
     make_table,
     same_image,
 )
-from reverse.evaluation.scoring.yesno import both_readings, by_group, read_mme, unanswered_metrics
-from reverse.evaluation.tables import Metric, Table, ratio, total
+from reverse.evaluation.scoring.yes_no_scoring import both_readings, by_group, read_mme, unanswered_metrics
+from reverse.evaluation.stats.scored_tables import Metric, Table, ratio, total
 
 __all__ = ["COGNITION", "HALLUCINATION", "PERCEPTION", "score"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from reverse.evaluation.benches import Bench
+from reverse.evaluation.benchmarks import Bench
 
 __all__ = ["check_scoring"]
 
@@ -29,9 +29,9 @@ def check_scoring(benches: Sequence[Bench], root: str | Path | None) -> None:
             lacking += [f"{bench.title}: no {file.places[0]} under {root} ({file.what})" for file in files]
         try:
             if bench.name in _WORDS:
-                from reverse.evaluation.scoring import language
+                from reverse.evaluation.reading import english_words
 
-                language.prepare()
+                english_words.prepare()
             elif bench.name in _JUDGED:
                 from reverse.evaluation.scoring.judge import Judge
 

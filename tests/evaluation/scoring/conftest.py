@@ -2,9 +2,9 @@
 
 import pytest
 
-from reverse.evaluation.scoring import language
+from reverse.evaluation.reading import english_words
 
 
 @pytest.fixture(scope="session", autouse=True)
 def words():
-    language.prepare()
+    english_words.prepare()

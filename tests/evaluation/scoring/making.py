@@ -3,7 +3,7 @@
 import json
 import random
 
-from reverse.evaluation.scoring.chair_words import _OBJECT_OF, _PAIRS
+from reverse.evaluation.reading.chair_words import _OBJECT_OF, _PAIRS
 
 WORDS = sorted(_OBJECT_OF)
 PAIRS = sorted(_PAIRS)

@@ -8,7 +8,7 @@ from functools import cache
 import nltk
 from nltk.stem import WordNetLemmatizer
 
-from reverse.evaluation.scoring.chair_words import _OBJECT_OF, _PAIRS
+from reverse.evaluation.reading.chair_words import _OBJECT_OF, _PAIRS
 
 LEMMATIZER = WordNetLemmatizer()
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from reverse.evaluation.scoring import amber, score_file
-from reverse.evaluation.scoring.rows import read_answers
+from reverse.evaluation.scoring.scored_rows import read_answers
 from tests.evaluation.scoring import oracle
 from tests.evaluation.scoring.making import mutated, row, write_answers, yes_no
 
@@ -175,7 +175,7 @@ def test_bad_input(made, tmp_path):
 
 def test_phrases_of_one_answer_are_judged_apart(made):
     """Calibration and sweep would refuse every answer with two phrases, or mix their verdicts up."""
-    from reverse.evaluation.truth import BenchmarkTruth
+    from reverse.evaluation.detector.phrase_truth import BenchmarkTruth
 
     folder, _, captions, _ = made
     said = [(answer, answer["text"]) for answer in captions[:3] for _ in range(2)]

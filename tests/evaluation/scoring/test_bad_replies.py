@@ -11,9 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from reverse.data.llm import Cache, Client, Endpoint, Reply, Unanswered
-from reverse.data.negatives.prompt import read_reply
-from reverse.data.replies import MOST_BYTES
+from reverse.data.negatives.negative_prompt import read_reply
+from reverse.endpoints.bounded_replies import MOST_BYTES
+from reverse.endpoints.client import Cache, Client, Endpoint, Reply, Unanswered
 from reverse.evaluation.scoring import judge, mmhal
 
 

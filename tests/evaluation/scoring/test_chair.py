@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from reverse.data.scenes import write_scenes
-from reverse.evaluation.scoring import chair, chair_words, coco_truth, score_file
-from reverse.evaluation.scoring.rows import read_answers
+from reverse.evaluation.reading import chair_words, coco_truth
+from reverse.evaluation.scoring import chair, score_file
+from reverse.evaluation.scoring.scored_rows import read_answers
 from tests.evaluation.scoring import oracle
 from tests.evaluation.scoring.making import captions, row, write_answers
 
@@ -277,7 +278,7 @@ def test_questions_beside_the_truth_must_be_answered(made, tmp_path):
 
 def test_phrases_of_one_answer_are_judged_apart(made):
     """Calibration and sweep would refuse every answer with two phrases, or mix their verdicts up."""
-    from reverse.evaluation.truth import BenchmarkTruth
+    from reverse.evaluation.detector.phrase_truth import BenchmarkTruth
 
     folder, _, rows, objects = made
     said = [(rows[n], f"a {word}") for n in (0, 1, 2) for word in ("dog", "cat", "sky", "car")]

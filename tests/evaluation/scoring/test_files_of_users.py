@@ -4,12 +4,13 @@ import json
 
 import pytest
 
-from reverse.evaluation import benches
-from reverse.evaluation.entries import read_entries
-from reverse.evaluation.pictures import Pictures
-from reverse.evaluation.reading import read_answers as read_run_answers
-from reverse.evaluation.scoring import coco_truth, score_file
-from reverse.evaluation.scoring.rows import read_answers
+from reverse.evaluation import benchmarks
+from reverse.evaluation.benchmarks.picture_lookup import Pictures
+from reverse.evaluation.reading import coco_truth
+from reverse.evaluation.runs.answers_reading import read_answers as read_run_answers
+from reverse.evaluation.scoring import score_file
+from reverse.evaluation.scoring.scored_rows import read_answers
+from reverse.files.entries import read_entries
 from tests.evaluation.scoring.making import row, write_answers
 
 MARK = "\ufeff"
@@ -140,7 +141,7 @@ def test_numbers_and_texts_are_one_id_in_every_benchmark(tmp_path):
     (tmp_path / "images").mkdir()
     for n in (1, 2):
         put(tmp_path, f"images/{n}.jpg", "")
-    asked = benches.named("amber-d")[0].questions(tmp_path)
+    asked = benchmarks.named("amber-d")[0].questions(tmp_path)
     assert [question.metadata["type"] for question in asked] == ["discriminative-hallucination"] * 2
     path = write_answers(tmp_path / "a.jsonl", [row(1, "Yes"), row("2", "Yes")])
     assert figures(score_file(path, tmp_path, "amber-d"))["accuracy"] == 1
@@ -278,7 +279,7 @@ def mme_release(root):
 def test_stray_files_are_no_questions(tmp_path):
     """The tool that MME is published with lies among its tasks, and its notes became questions."""
     release = mme_release(tmp_path)
-    asked = benches.named("mme")[0].questions(tmp_path)
+    asked = benchmarks.named("mme")[0].questions(tmp_path)
     assert [question.id for question in asked] == [f"existence/{n}.jpg#{k}" for n in (1, 2) for k in (1, 2)]
     rows = [row(q.id, ("Yes", "No")[n % 2], q.image, q.prompt) for n, q in enumerate(asked)]
     path = write_answers(tmp_path / "a.jsonl", rows)
@@ -302,11 +303,11 @@ def test_scoring_looks_where_running_does(tmp_path):
     put(tmp_path, "MME/MME_Benchmark_release_version/1.jpg", "")
     put(tmp_path, "mme.jsonl", "[]")  # not where it is published
     (tmp_path / "MME/data").mkdir()  # empty
-    asked = benches.named("mme")[0].questions(tmp_path)
+    asked = benchmarks.named("mme")[0].questions(tmp_path)
     rows = [row(q.id, "Yes", q.image, q.prompt) for q in asked]
     assert figures(score_file(write_answers(tmp_path / "a.jsonl", rows), tmp_path))["acc@count"] == 0.5
     (tmp_path / "MME/mme.jsonl").unlink()
-    assert len(benches.named("mme")[0].questions(tmp_path)) == 4  # the empty folder holds none
+    assert len(benchmarks.named("mme")[0].questions(tmp_path)) == 4  # the empty folder holds none
 
     folder = "chair_mscoco/coco/annotations"
     coco(tmp_path / folder, ((1, "1.jpg"),), [(1, 18)])

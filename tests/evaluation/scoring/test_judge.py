@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from reverse.data.llm import Endpoint
+from reverse.endpoints.client import Endpoint
 from reverse.evaluation.scoring import haloquest, judge, mmhal, score_file
 from tests.evaluation.scoring.making import row, write_answers
 

@@ -12,7 +12,7 @@ from nltk.stem import WordNetLemmatizer
 from typer.testing import CliRunner
 
 from reverse.cli import app
-from reverse.evaluation.scoring import language, language_data
+from reverse.evaluation.reading import english_words, language_data
 from tests.evaluation.scoring.making import captions
 
 TEXTS = captions(400, seed=1)
@@ -37,7 +37,7 @@ def test_tokens_are_those_of_nltk():
         "d ye",
     ]
     for text in [t.lower() for t in TEXTS] + plain:
-        assert language.tokens(text) == nltk.word_tokenize(text), text
+        assert english_words.tokens(text) == nltk.word_tokenize(text), text
 
 
 def test_tags_are_those_of_nltk_in_any_order():
@@ -47,7 +47,7 @@ def test_tags_are_those_of_nltk_in_any_order():
         if not words:
             continue
         wanted = [tag for _, tag in nltk.pos_tag(words)]
-        tags = language.Tags(words)
+        tags = english_words.Tags(words)
         start = n % len(words)
         order = [*range(start, len(words)), *range(start)]
         assert {i: tags[i] for i in order} == dict(enumerate(wanted)), text
@@ -60,16 +60,16 @@ def test_lemmas_are_those_of_nltk():
     words |= {"", "s", "es", "men", "ing", "glasses", "knives", "scissors", "oxen", "better", "boxes"}
     for word in sorted(words):
         for pos in "nvar":
-            assert language.lemma(word, pos) == theirs.lemmatize(word, pos), (word, pos)
+            assert english_words.lemma(word, pos) == theirs.lemmatize(word, pos), (word, pos)
     endings = {pos: tuple(map(tuple, rules)) for pos, rules in wordnet.MORPHOLOGICAL_SUBSTITUTIONS.items()}
-    assert all(language._ENDINGS[pos] == endings[pos] for pos in "nvar")
+    assert all(english_words._ENDINGS[pos] == endings[pos] for pos in "nvar")
 
 
 def test_a_missing_resource_names_its_mend(monkeypatch):
     """A user without the data would get NLTK's page of text, or a traceback."""
-    monkeypatch.setattr(language, "missing", lambda: ["corpora/wordnet"])
+    monkeypatch.setattr(english_words, "missing", lambda: ["corpora/wordnet"])
     with pytest.raises(ValueError, match="corpora/wordnet: run `reverse data language`"):
-        language.prepare()
+        english_words.prepare()
 
 
 def test_the_tagger_pickle_may_hold_data_only():

@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 
-from reverse.data.scenes.benches import write_benches
-from reverse.evaluation import benches
+from reverse.data.scenes.benchmark_files import write_benches
+from reverse.evaluation import benchmarks
 from reverse.evaluation.scoring import score_file
 from tests.evaluation.scoring.making import row, write_answers
 
@@ -46,7 +46,7 @@ def test_the_published_scorer_finds_every_question_of_mme(tmp_path):
     write_benches(tmp_path, "test", 6)
     rows = [json.loads(line) for line in (tmp_path / "MME/mme.jsonl").read_text().splitlines()]
     known = {(each["question_id"].split("/")[0], each["question"]): each["answer"] for each in rows}
-    asked = benches.named("mme-hall")[0].questions(tmp_path)
+    asked = benchmarks.named("mme-hall")[0].questions(tmp_path)
     for question in asked:  # as it makes a question of what was asked
         prompt = f"{question.prompt} Please answer yes or no."
         assert known[(str(question.id).split("/")[0], prompt)] == question.metadata["label"]

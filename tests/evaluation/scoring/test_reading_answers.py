@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from reverse.evaluation.reading.markup import LONGEST, plain, without_reasoning
 from reverse.evaluation.scoring import amber, mme, score_file
-from reverse.evaluation.scoring.markup import LONGEST, plain, without_reasoning
-from reverse.evaluation.scoring.yesno import read_amber, read_mme, read_pope, strict
+from reverse.evaluation.scoring.yes_no_scoring import read_amber, read_mme, read_pope, strict
 from tests.evaluation.scoring.making import row, write_answers
 
 
@@ -132,6 +132,6 @@ def test_what_is_not_read_is_reported(tmp_path):
 
 
 def read(folder, rows):
-    from reverse.evaluation.scoring.rows import read_answers
+    from reverse.evaluation.scoring.scored_rows import read_answers
 
     return read_answers(write_answers(folder / "a.jsonl", rows))

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from reverse.cli import app
-from reverse.evaluation.tables import load
+from reverse.evaluation.stats.scored_tables import load
 from tests.evaluation.scoring.making import row, write_answers
 
 
@@ -55,7 +55,7 @@ def test_figures_are_printed_though_they_cannot_be_written(pope, monkeypatch):
     def full(*_):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("reverse.evaluation.tables.save", full)
+    monkeypatch.setattr("reverse.evaluation.stats.scored_tables.save", full)
     result = run("score", answers, "--truth", folder, "--rounds", 0, "--save", folder / "t.json")
     assert result.exit_code == 2 and "accuracy" in result.stdout and "Input/output error" in result.stderr
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reverse.evaluation.scoring import mme, score_file, yesno
-from reverse.evaluation.tables import load, save
+from reverse.evaluation.scoring import mme, score_file, yes_no_scoring
+from reverse.evaluation.stats.scored_tables import load, save
 from tests.evaluation.scoring import oracle
 from tests.evaluation.scoring.making import row, write_answers, yes_no
 
@@ -52,7 +52,12 @@ def figures(scored):
 )
 def test_readings(text, pope, amber, mme_, strict):
     """The published readings would be mended by mistake, or the strict one would share their slips."""
-    read = (yesno.read_pope(text), yesno.read_amber(text), yesno.read_mme(text), yesno.strict(text))
+    read = (
+        yes_no_scoring.read_pope(text),
+        yes_no_scoring.read_amber(text),
+        yes_no_scoring.read_mme(text),
+        yes_no_scoring.strict(text),
+    )
     assert read == (pope, amber, mme_, strict)
 
 
@@ -110,7 +115,7 @@ def test_pope_parity(pope, tmp_path):
         assert found[name] == pytest.approx(np.mean([wanted[s][name] for s in SETTINGS]), abs=1e-7)
     assert table.notes["readings_differ"] > 0 and found["strict_accuracy"] != found["accuracy"]
     assert found["no_answer"] == pytest.approx(
-        np.mean([yesno.strict(a["text"]) in ("other", "empty") for a in answers])
+        np.mean([yes_no_scoring.strict(a["text"]) in ("other", "empty") for a in answers])
     )
 
 
@@ -233,7 +238,10 @@ def test_mme_stored_tables_are_read_again(mme_files, tmp_path):
     save(tmp_path / "t.json", table, metrics)
     assert figures(load(tmp_path / "t.json")) == figures((table, metrics))
     # … by a process that has scored nothing, such as `reverse compare`
-    script = f"from reverse.evaluation.tables import load; print(len(load({str(tmp_path / 't.json')!r})[1]))"
+    script = (
+        "from reverse.evaluation.stats.scored_tables import load; "
+        f"print(len(load({str(tmp_path / 't.json')!r})[1]))"
+    )
     read = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
     )

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from reverse.decoding.backends.cuda_graph.launching import await_previous, launch_options, release_next
-from reverse.decoding.backends.cuda_graph.state import INSIDE, MASKED, PAIR
+from reverse.decoding.backends.cuda_graph.row_state import INSIDE, MASKED, PAIR
 
 __all__ = ["attend", "pick", "rope_store", "splits_for"]
 

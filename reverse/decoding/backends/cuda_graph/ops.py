@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from reverse.decoding.backends.cuda_graph.state import (
+from reverse.decoding.backends.cuda_graph.row_state import (
     AFTER_ACCEPT,
     INSIDE,
     MASKED,

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from reverse.decoding.backends.base import Prompt
 from reverse.decoding.backends.hf import compat
+from reverse.decoding.backends.protocol import Prompt
 from reverse.models.unwrapping import input_device
 
 __all__ = ["Prefilled", "prefill"]

@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 
 from reverse.decoding.backends.cuda_graph import ops as torch_ops
+from reverse.decoding.backends.cuda_graph.captured_step import StepShape, run_layers, run_step
 from reverse.decoding.backends.cuda_graph.ops import CachePart
-from reverse.decoding.backends.cuda_graph.state import (
+from reverse.decoding.backends.cuda_graph.row_state import (
     BLOCK,
     FEED_IDS,
     FEEDS_AT_ONCE,
@@ -32,7 +33,6 @@ from reverse.decoding.backends.cuda_graph.state import (
     padded,
     round_up,
 )
-from reverse.decoding.backends.cuda_graph.step import StepShape, run_layers, run_step
 from reverse.decoding.backends.cuda_graph.weights import TextModel
 
 __all__ = ["GraphRunner"]

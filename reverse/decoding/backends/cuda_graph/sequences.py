@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from reverse.decoding.backends.base import RunningSegment, SegmentParams, common_prefix
-from reverse.decoding.backends.cuda_graph.state import GREEDY, NOISE, SAMPLED, TRUNCATED, RowState
+from reverse.decoding.backends.cuda_graph.row_state import GREEDY, NOISE, SAMPLED, TRUNCATED, RowState
+from reverse.decoding.backends.protocol import RunningSegment, SegmentParams, common_prefix
 from reverse.decoding.sampling import uniform
 
 __all__ = ["CacheRow", "group_rows", "is_sampled", "same_sampling", "sampling_of"]

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from reverse.decoding.backends.cuda_graph import state as fields
+from reverse.decoding.backends.cuda_graph import row_state as fields
 from reverse.decoding.backends.cuda_graph.launching import await_previous, launch_options, release_next
 
 __all__ = ["advance", "begin"]

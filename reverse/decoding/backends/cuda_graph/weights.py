@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from reverse.decoding.backends.cuda_graph.modified import find_modification
+from reverse.decoding.backends.cuda_graph.modified_models import find_modification
 from reverse.models import family_of
 
 __all__ = ["Layer", "TextModel", "text_model", "unsupported"]

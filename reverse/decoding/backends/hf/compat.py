@@ -28,7 +28,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from reverse.compatibility import IncompatibleLibraryError
-from reverse.decoding.backends.base import EncodedPicture, OutOfMemory
+from reverse.decoding.backends.protocol import EncodedPicture, OutOfMemory
 from reverse.models.unwrapping import input_device, unwrap_model
 
 __all__ = [

@@ -1,0 +1,82 @@
+"""Commands that make checkpoints that everyone loads out of those that training and publication left.
+
+reverse merge runs/llava llava-merged --base llava-with-tokens
+reverse convert reverse_llava_v15 OUT --vision clip-vit-large-patch14-336
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from reverse.progress import show_phases, show_progress
+
+_OUT = "Folder to write; it must not exist or be empty."
+_DTYPE = "float32, bfloat16 or float16; else as saved."
+
+
+def register(app: typer.Typer) -> None:
+    """Put the commands of this module into `app`."""
+    app.command()(merge)
+    app.command()(convert)
+
+
+def merge(
+    adapter: Annotated[Path, typer.Argument(help="Folder of a LoRA adapter, as training wrote it.")],
+    out: Annotated[Path, typer.Argument(help=_OUT)],
+    base: Annotated[
+        str | None, typer.Option(help="Folder or hub id of the base; else the one the adapter names.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help=_DTYPE)] = None,
+) -> None:
+    """Merge a LoRA adapter, its token rows and its projector into a plain checkpoint."""
+    kind = _dtype(dtype)
+    from reverse.files.file_lock import output_lock
+    from reverse.models.adapters.merging import merge_adapter
+    from reverse.models.checkpoints.shards import check_new
+
+    check_new(out)
+    with output_lock(out), show_phases("reading") as say:
+        done = merge_adapter(adapter, out, base=base, dtype=kind, progress=say)
+    modules = f", {', '.join(done.modules)} whole" if done.modules else ""
+    checked = "weights compared" if done.checked else "only shapes and vocabulary compared: no fingerprint"
+    typer.echo(
+        f"{out}: {done.layers} matrices, {done.rows} token rows{modules}; base {done.base} ({checked}); "
+        f"{done.probe}"
+    )
+
+
+def convert(
+    src: Annotated[str, typer.Argument(help="Folder or hub id of a published checkpoint.")],
+    out: Annotated[Path, typer.Argument(help=_OUT)],
+    vision: Annotated[
+        str | None, typer.Option(help="Folder or hub id of the CLIP tower, where SRC does not hold it.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Folder or hub id of a LoRA folder's base; else the one it names.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help=_DTYPE)] = None,
+) -> None:
+    """Turn an original LLaVA (full or LoRA) or a published Qwen2.5-VL into a plain checkpoint."""
+    kind = _dtype(dtype)
+    from reverse.files.file_lock import output_lock
+    from reverse.models.checkpoints.shards import check_new
+    from reverse.models.conversion.converter import convert as write
+
+    check_new(out)
+    with output_lock(out), show_progress("tensors") as progress:
+        done = write(src, out, vision=vision, base=base, dtype=kind, progress=progress)
+    ids = done.tokens
+    known = (
+        f"<SPAN> {ids.span}, </CN> {ids.cn}, </UN> {ids.un}"
+        if ids
+        else "without the three tokens: `reverse tokens add` puts them in"
+    )
+    typer.echo(f"{out}: {done.found}, {known}")
+
+
+def _dtype(name: str | None) -> Any:
+    from reverse.cli import _hush, _placement
+
+    _hush()
+    return _placement("cpu", name)[1]

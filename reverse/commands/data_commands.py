@@ -1,0 +1,211 @@
+"""`reverse data import`, `check`, `subsample`, `view`: sets of records read, judged, divided, seen."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from reverse.progress import show_progress
+
+SET = "Imported set, folder of scenes, JSON list or JSONL."
+IMAGES = "Folder that the pictures' paths are relative to; that of scenes is known."
+
+
+def register(data: typer.Typer) -> None:
+    """Add the commands to the group `reverse data`."""
+    data.command("import")(import_)
+    data.command("check")(check)
+    data.command("subsample")(subsample)
+    data.command("view")(view)
+
+
+def import_(
+    file: Annotated[Path, typer.Argument(help="JSON list or JSONL of records, of any size.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write; a stopped import goes on where it was.")],
+    skip_corrupt: Annotated[
+        bool, typer.Option("--skip-corrupt", help="Leave out what is no record, and list it.")
+    ] = False,
+) -> None:
+    """Read a file of records once into Arrow files that training maps."""
+    from reverse.data.records.importer import import_records
+
+    with show_progress("bytes read") as progress:
+        manifest = import_records(file, out, skip_corrupt=skip_corrupt, progress=progress)
+    typer.echo(f"{out}: {manifest['records']:,} records, {manifest['answers']:,} answers")
+    if manifest["left_out"]:
+        console = Console(stderr=True)
+        console.print(
+            Text(f"left out: {manifest['left_out']:,}, listed in {out / 'manifest.json'}", "yellow")
+        )
+        for broken in manifest["corrupt"][:10]:
+            console.print(Text(f"  {broken['where']}: {broken['reason']}"), soft_wrap=True)
+
+
+def check(
+    file: Annotated[Path, typer.Argument(help=SET)],
+    images: Annotated[Path | None, typer.Option(help=IMAGES)] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Checkpoint folder, hub id or bundled name: counts tokens.")
+    ] = None,
+    token_sample: Annotated[int, typer.Option(help="Records whose tokens are counted.")] = 20_000,
+    seed: Annotated[int, typer.Option(help="Of that sample.")] = 0,
+    decode: Annotated[
+        bool, typer.Option(help="Decode every picture as training does, not only look for it.")
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
+) -> None:
+    """Say what a set holds and what is wrong with it; exit code 1 when something is."""
+    from reverse.data.records.published_set import records_path
+    from reverse.data.records.set_check import check as check_records
+
+    records_path(file)  # its error comes before the tokenizer is loaded
+    reader = None
+    if tokenizer is not None:
+        from reverse.models.checkpoints.tokenizer_loading import load_tokenizer
+
+        reader = load_tokenizer(tokenizer)
+    with show_progress("checked") as progress:
+        report = check_records(
+            file, images=images, tokenizer=reader, token_sample=token_sample, seed=seed, decode=decode,
+            progress=progress,
+        )  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(report.to_dict(), indent=2))
+    else:
+        _print_report(Console(), report)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+def subsample(
+    file: Annotated[Path, typer.Argument(help=SET)],
+    out: Annotated[Path, typer.Argument(help="JSON file to write.")],
+    n: Annotated[int, typer.Option("--n", help="How many records.")] = 100_000,
+    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+    plain: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(
+            metavar="PLAIN PLAINOUT", help="The set without tags, and a file for the same ids of it."
+        ),
+    ] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Pass over ids that the plain set lacks.")
+    ] = False,
+) -> None:
+    """Draw records by a seed; with --plain the same ids of both sets, in the same order."""
+    from reverse.data.records.subsets import subsample as draw
+
+    source, target = plain or (None, None)
+    with show_progress("read", transient=True) as progress:
+        manifest = draw(
+            file, out, n, seed=seed, plain=source, plain_out=target,
+            allow_missing=allow_missing, progress=progress,
+        )  # fmt: skip
+    typer.echo(f"{out}: {n:,} records, seed {seed}")
+    if plain is not None:
+        negatives = (
+            f" ({manifest['neg_ids']:,} of them negatives, X-neg for X)" if manifest["neg_ids"] else ""
+        )
+        typer.echo(
+            f"{target}: the same ids{negatives}; {manifest['same_questions']:,} ask the same, "
+            f"{manifest['other_questions']:,} are matched by id alone; ids that one set lacks: "
+            f"{manifest['ids_only_tagged']:,} the plain, {manifest['ids_only_plain']:,} the tagged"
+        )
+
+
+def view(
+    file: Annotated[Path, typer.Argument(help=SET)],
+    index: Annotated[int | None, typer.Option(help="Number of the first record, from 0.")] = None,
+    name: Annotated[str | None, typer.Option("--id", help="Records with this id.")] = None,
+    n: Annotated[int, typer.Option("--n", help="How many records.")] = 3,
+    seed: Annotated[int, typer.Option(help="Of the draw, without --index and --id.")] = 0,
+    images: Annotated[Path | None, typer.Option(help=IMAGES)] = None,
+    html: Annotated[Path | None, typer.Option(help="Write one page with the pictures in it instead.")] = None,
+) -> None:
+    """Show records with their pictures, phrases coloured."""
+    from reverse.data.records.published_set import open_records, records_path
+    from reverse.data.records.viewer import choose, show, write_page
+
+    if images is None and records_path(file) != file:
+        images = file
+    if images is not None and not images.is_dir():
+        raise ValueError(f"--images {images} is no folder: name what the records' pictures are relative to")
+    with show_progress("read", transient=True) as progress:
+        records = open_records(file, progress)
+    indices = choose(records, index=index, name=name, n=n, seed=seed)
+    if html is None:
+        show(Console(), records, indices, images)
+        return
+    write_page(html, records, indices, images, title=file.name)
+    typer.echo(f"{html}: {len(indices)} records")
+
+
+def _print_report(console: Console, report: Any) -> None:
+    console.print(_table("by source", "source", report.sources, report.counts))
+    console.print(_table("by answer type", "A_type", report.types, report.counts))
+    lines = [("records", f"{report.counts['records']:,}")]
+    if report.counts.get("left_out"):
+        lines.append(("left out", f"{report.counts['left_out']:,} when the set was imported"))
+    if report.tokens is not None:
+        spread = ", ".join(f"{value:,.0f} ({p} %)" for p, value in report.tokens["percentiles"].items())
+        lines.append(("tokens", f"{spread} of {report.tokens['records']:,} records, without the picture"))
+        if not report.tokens["tags_are_tokens"]:
+            lines.append(("", "the tokenizer lacks the three tokens: tags are counted in pieces"))
+    if report.pictures is None:
+        lines.append(("pictures", f"{report.counts['pictures']:,}, not looked for: --images says where"))
+    else:
+        lines.append(("pictures", f"{report.pictures['different']:,} under {report.pictures['root']}"))
+    for label, text in lines:
+        console.print(Text.assemble((f"{label:<10}", "bold"), text), soft_wrap=True)
+    _print_problems(console, report)
+    good = report.ok
+    console.print(Text("nothing is wrong" if good else "something is wrong", "green" if good else "red"))
+
+
+def _print_problems(console: Console, report: Any) -> None:
+    from reverse.data.records.set_check import UNUSABLE
+
+    if report.counts["broken"]:
+        console.print(Text(f"broken records: {report.counts['broken']:,}", "red"))
+        for broken in report.broken:
+            console.print(Text(f"  {broken['where']}: {broken['reason']}"), soft_wrap=True)
+    for among, style in ((report.malformed, "red"), (report.notes, "yellow")):
+        for kind, seen in sorted(among.items()):
+            console.print(Text(f"{kind.replace('_', ' ')}: {seen['count']:,}", style))
+            for example in seen["examples"]:
+                where = f"  record {example['index']}, id {example['id']!r}, turn {example['turn']}"
+                console.print(Text(f"{where}: {example['text']!r}"), soft_wrap=True)
+    for kind in UNUSABLE if report.pictures else ():
+        if report.pictures[kind]:
+            console.print(
+                Text(
+                    f"{kind} pictures: {report.pictures[kind]:,}, "
+                    f"in {report.pictures[f'{kind}_records']:,} records",
+                    "red",
+                )
+            )
+            for example in report.pictures[f"{kind}_examples"]:
+                why = f": {example['reason']}" if "reason" in example else ""
+                console.print(Text(f"  record {example['index']}: {example['image']!r}{why}"), soft_wrap=True)
+
+
+def _table(title: str, first: str, rows: dict[str, dict[str, int]], totals: dict[str, int]) -> Table:
+    from reverse.data.records.set_check import COLUMNS
+
+    headings = {"confident": "</CN>", "unconfident": "</UN>"}
+    columns = (["records"] if first == "source" else []) + list(COLUMNS)
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column(first, overflow="fold")
+    for column in columns:
+        table.add_column(Text(headings.get(column, column)), justify="right")
+    for name, row in list(rows.items())[:30]:
+        table.add_row(Text(repr(name)[1:-1]), *(f"{row[column]:,}" for column in columns))
+    if len(rows) > 30:
+        table.add_row(Text(f"… {len(rows) - 30} more, see --json"))
+    table.add_section()
+    table.add_row("all", *(f"{totals[column]:,}" for column in columns))
+    return table

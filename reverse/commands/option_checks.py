@@ -1,0 +1,57 @@
+"""What a command can refuse before a model is loaded: options, prompts, pictures, outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = ["check_decoding", "check_request"]
+
+
+def check_decoding(
+    *,
+    mode: str = "resample",
+    max_new_tokens: int | None = None,
+    do_sample: bool = False,
+    temperature: float | None = None,
+    **settings: Any,
+) -> None:
+    """Refuse options of decoding that no model could be decoded with.
+
+    Args:
+        settings: fields of `ResamplingConfig`; those that are None are left to it.
+
+    Raises:
+        ValueError: an option out of its range, or one that would be ignored.
+    """
+    from reverse.decoding.config import ResamplingConfig, check_whole
+    from reverse.modes import MODES
+
+    if mode not in MODES:
+        raise ValueError(f"--mode must be one of {', '.join(MODES)}, got {mode!r}")
+    if max_new_tokens is not None:
+        check_whole("max_new_tokens", max_new_tokens, 1)
+    if temperature and not do_sample:  # 0 says "greedily"
+        raise ValueError(
+            f"--temperature {temperature:g} does nothing without --do-sample: add --do-sample, or leave "
+            "--temperature out"
+        )
+    if temperature is not None and do_sample and temperature <= 0:
+        raise ValueError(
+            f"--temperature must be above 0, got {temperature:g}: leave --do-sample out to decode greedily"
+        )
+    ResamplingConfig(**{name: value for name, value in settings.items() if value is not None})
+
+
+def check_request(images: Sequence[str], prompt: str, system: str | None = None) -> list[Any]:
+    """The pictures of one request, opened; the prompt and the system turn are checked.
+
+    Raises:
+        FileNotFoundError, ValueError: a picture that cannot be read, an empty prompt, half of a surrogate
+            pair.
+    """
+    from reverse.models.families import LLAVA
+    from reverse.models.inputs.prompt_inputs import _as_chats, open_picture
+
+    _as_chats([list(images)], [prompt], LLAVA, system)
+    return [open_picture(image) for image in images]

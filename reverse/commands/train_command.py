@@ -1,0 +1,93 @@
+"""`reverse train RECIPE`: a thin command over `reverse.training.training_run`.
+
+reverse train llava_v15_lora --set data.records=reverse_ft.json --set data.images=playground/data
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+
+    @app.command()
+    def train(
+        recipe: Annotated[
+            str | None, typer.Argument(help="A YAML file, or the name of a shipped recipe (--list).")
+        ] = None,
+        settings: Annotated[
+            list[str] | None, typer.Option("--set", help="key=value over the recipe's; repeat it.")
+        ] = None,
+        restart: Annotated[
+            bool, typer.Option("--restart", help="Begin anew where a stopped run has checkpoints.")
+        ] = False,
+        show: Annotated[bool, typer.Option("--show", help="Print the whole recipe and leave.")] = False,
+        names: Annotated[bool, typer.Option("--list", help="Print the shipped recipes and leave.")] = False,
+        dry: Annotated[
+            bool, typer.Option("--dry-run", help="Load and check everything, count, and write nothing.")
+        ] = False,
+        quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    ) -> None:
+        """Train a model as a recipe says; a run that was stopped goes on."""
+        from reverse.training.recipes.recipe import RECIPES, as_yaml, load_recipe, recipe_names
+
+        if names or recipe is None:
+            for name in recipe_names():
+                first = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").split("\n", 1)[0]
+                typer.echo(f"{name:20} {first.removeprefix('# ')}")
+            if recipe is None and not names:
+                raise ValueError("name a recipe of the list above, or a YAML file")
+            return
+        chosen = load_recipe(recipe, settings or [])
+        if show:
+            typer.echo(as_yaml(chosen), nl=False)
+            return
+        from reverse.cli import _hush
+
+        _hush()
+        from reverse.training.optim.parallel import is_first
+
+        if dry:
+            from reverse.training.dry_run import dry_run
+
+            plan = dry_run(chosen, resume=not restart, quiet=quiet)
+            if is_first():
+                _print_plan(chosen.output, plan)
+            return
+        from reverse.training.training_run import run_recipe
+
+        manifest = run_recipe(chosen, resume=not restart, quiet=quiet)
+        if is_first():
+            steps, seconds, loss = manifest["steps"], manifest["seconds"], manifest["final_loss"]
+            typer.echo(f"{chosen.output}: {steps} steps in {seconds:.0f} s, loss {loss}")
+
+
+def _print_plan(output: str, plan: dict[str, Any]) -> None:
+    if "finished" in plan:
+        typer.echo(f"{output}: this run is at its end, after {plan['finished']['steps']} steps")
+        return
+    records, tokens, parameters, memory = (
+        plan[name] for name in ("records", "tokens", "parameters", "memory")
+    )
+    about = "" if tokens["exact"] else "about "
+    lines = {
+        "records": f"{records['trained']:,}; left out {records['left_out']:,}, cut {records['cut']:,}",
+        "tokens": f"{about}{tokens['each_pass']:,} a pass, {tokens['mean']:,} a record, "
+        f"longest of {tokens['counted']:,} counted {tokens['longest']:,}",
+        "steps": f"{plan['steps']:,} of {plan['samples_a_step']:,} samples: {plan['accumulate']} "
+        f"batch{'' if plan['accumulate'] == 1 else 'es'} of {plan['batch']} on {plan['processes']} "
+        f"process{'' if plan['processes'] == 1 else 'es'}",
+        "trained": f"{parameters['trained']:,} of {parameters['all']:,} parameters",
+        "memory": f"{memory['gib']:.2f} GiB a process (weights {memory['weights']:.2f}, gradients "
+        f"{memory['gradients']:.2f}, AdamW {memory['optimizer']:.2f}), activations come on top",
+    }
+    if plan["goes_on_from"] is not None:
+        lines["goes on"] = f"from {plan['goes_on_from']}"
+    for name, text in lines.items():
+        typer.echo(f"{name:9} {text}")
+    typer.echo(f"{output}: nothing stands in the way of this run; nothing was written")

@@ -1,0 +1,82 @@
+"""What a language model is asked for a negative, and how its reply is read. A change of words is a new
+VERSION, because replies are cached by what was asked.
+
+    >>> read_reply('{"index": 1, "phrase": "a cat"}', candidates)
+"""
+
+import json
+from collections.abc import Sequence
+
+from reverse.data.negatives.conversation_turns import Turn
+from reverse.data.records.schema import half_pair, whole_text
+from reverse.tokens.spans import strip
+
+VERSION = 1
+MOST_PHRASES = 6  # offered for one answer
+MOST_TEXT = 4000  # characters of question and of answer that are shown
+LONGEST_PHRASE = 200  # characters
+
+SYSTEM = """\
+You prepare training data that teaches a vision-language model to notice its own mistakes. You get a \
+question about a picture, a correct answer, and numbered phrases of that answer. Make exactly one of them \
+wrong.
+
+Choose the phrase that a model could most plausibly get wrong, and write another in its place that
+- is of the same sort (an animal for an animal, a colour for a colour, a place for a place) and has about \
+the same length, so that the sentence up to there still reads well;
+- would look clearly different in the picture: no synonym, no more general or more detailed word, no mere \
+change of singular and plural, article or pronoun;
+- cannot be true, as far as the question and the answer tell; what they mention elsewhere may be true.
+
+Keep prepositions and articles of the phrase unless the change needs others. If the question already \
+contains the first word of the phrase, keep that word.
+
+Reply with one JSON object and nothing else: {"index": <number of the phrase>, "phrase": "<the new phrase>"}
+
+Example. Phrases: 1. "a black cat" 2. "on the sofa"
+{"index": 2, "phrase": "under the table"}"""
+
+
+def messages(turn: Turn, candidates: Sequence[int]) -> list[dict[str, str]]:
+    """The chat for one answer; `candidates` are the phrases offered, numbered from 1 in the order given."""
+    phrases = turn.answer.phrases
+    listed = "\n".join(
+        f"{number}. {json.dumps(phrases[at].text, ensure_ascii=False)}"
+        for number, at in enumerate(candidates, 1)
+    )
+    question, answer = turn.question[:MOST_TEXT], turn.answer.text[:MOST_TEXT]
+    asked = f"Question: {question}\n\nAnswer: {answer}\n\nPhrases:\n{listed}"
+    return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": whole_text(asked)}]
+
+
+def again(reply: str, reason: str) -> list[dict[str, str]]:
+    """What is added to the chat after a reply that could not be used."""
+    return [
+        {"role": "assistant", "content": whole_text(reply[:MOST_TEXT]) or "(empty)"},
+        {"role": "user", "content": f"That cannot be used: {reason}. Reply with the JSON object alone."},
+    ]
+
+
+def read_reply(reply: str, candidates: Sequence[int]) -> tuple[int, str]:
+    """The phrase chosen (as numbered in the answer) and what to say instead.
+
+    A fence around the JSON is the only thing forgiven. Raises ValueError saying what is wrong.
+    """
+    said = reply.strip()
+    if len(said) > 6 and said.startswith("```") and said.endswith("```"):  # a code fence
+        said = said[3:-3].removeprefix("json")
+    try:
+        content = json.loads(said)
+    except (ValueError, RecursionError) as error:
+        raise ValueError("it is not a JSON object") from error
+    if not isinstance(content, dict) or set(content) != {"index", "phrase"}:
+        raise ValueError('it must have the keys "index" and "phrase" and no others')
+    index, phrase = content["index"], content["phrase"]
+    if not isinstance(index, int) or isinstance(index, bool) or not 1 <= index <= len(candidates):
+        raise ValueError(f'"index" must be a number from 1 to {len(candidates)}')
+    if not isinstance(phrase, str) or not phrase.strip() or len(phrase) > LONGEST_PHRASE:
+        raise ValueError(f'"phrase" must be a text of 1 to {LONGEST_PHRASE} characters')
+    phrase = phrase.strip()
+    if strip(phrase) != phrase or half_pair(phrase) or any(ord(letter) < 32 for letter in phrase):
+        raise ValueError('"phrase" must be on one line and hold no tags and no half of a surrogate pair')
+    return candidates[index - 1], phrase

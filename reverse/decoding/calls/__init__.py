@@ -1,0 +1,1 @@
+"""What a caller holds: calls, handles, streams and failures."""

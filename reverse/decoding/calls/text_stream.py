@@ -1,0 +1,182 @@
+"""Text that comes while it is made and is never taken back.
+
+    for piece in reverse.stream(model, processor, "kitchen.png", "Describe this image."):
+        print(piece, end="", flush=True)
+
+How far behind the stream is, `commit` decides: what may still be rewound is held back, exactly. The pieces
+joined are `result.text`. The engine decodes ahead of the reader, from the first piece asked for until the
+stream is closed or forgotten.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from reverse.decoding.backends.protocol import OutOfMemory
+from reverse.decoding.calls.failures import name_request
+from reverse.decoding.calls.handles import Ended, FinalText, Handle
+from reverse.decoding.engine import Engine
+from reverse.decoding.request import Request
+
+__all__ = ["TextStream"]
+
+
+class _End:
+    """The last item of a channel: the answer, or why there is none."""
+
+    def __init__(self, result: Any, error: BaseException | None = None):
+        self.result, self.error = result, error
+
+
+class Channel:
+    """From the thread that calls `generate(stream=...)` to the one that reads. A sink, see `sinks.Sink`."""
+
+    def __init__(self) -> None:
+        self.items: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.closed = False
+        self._ended = False
+
+    def begin(self, prompt: Sequence[int]) -> None:
+        if self._ended:
+            raise ValueError("this TextStream has told an answer already: make a new one for each")
+
+    def write(self, ids: Sequence[int], text: str) -> None:
+        if text:
+            self.items.put(text)
+
+    def done(self, result: Any) -> None:
+        self._ended = True
+        self.items.put(_End(result))
+
+    def fail(self, error: BaseException) -> None:
+        self._ended = True
+        self.items.put(_End(None, error))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class _Requests:
+    """Requests of a stream in the engine, begun when the first item is asked for."""
+
+    def __init__(
+        self, engine: Engine, requests: Sequence[Request], branches: int, events: bool, single: bool
+    ):
+        self.engine, self.requests, self.events, self.single = engine, requests, events, single
+        candidates = requests[0].config.candidates if requests else 1
+        self.mailbox = engine.open_mailbox(branches, branches * candidates, in_background=True)
+        self.handles: list[Handle] = []
+
+    def next(self) -> Any:
+        """The next event or piece of text, or the end."""
+        if not self.handles:
+            self.handles = [
+                self.engine.submit_to(self.mailbox, request, row=i, events=self.events, text=not self.events)
+                for i, request in enumerate(self.requests)
+            ]
+        while not all(handle.is_done for handle in self.handles) or not self.mailbox.is_empty:
+            found = self.mailbox.get()
+            if found is None:
+                return _End(None)
+            handle, item = found
+            if isinstance(item, FinalText):
+                if item.text:
+                    return item.text
+            elif not isinstance(item, Ended):
+                return item
+            elif handle.error is not None:
+                return _End(None, self._error(handle))
+        results = [handle.peek_result() for handle in self.handles if handle.has_result]
+        return _End(results[0] if self.single and results else results)
+
+    def _error(self, handle: Handle) -> BaseException:
+        error = handle.error
+        assert error is not None
+        if isinstance(error, OutOfMemory):
+            import torch
+
+            error = torch.OutOfMemoryError(str(error))
+        single = self.single or not isinstance(error, Exception)
+        return error if single else name_request(error, handle.row)  # type: ignore[arg-type]
+
+    def cancel(self) -> None:
+        for handle in self.handles:
+            handle.cancel()
+
+    def close(self) -> None:
+        """Give up what is under way, and wait until all that it held is free."""
+        self.mailbox.give_up(self.handles, self.engine.worker)
+
+
+class TextStream:
+    """An iterator over the final text of one answer; `result` is there when it is exhausted.
+
+    Hand it over as `stream=` and iterate in another thread, or let `reverse.stream()` do both. Closing it,
+    leaving its `with` block or dropping the last reference ends decoding of that answer with the next token.
+    """
+
+    def __init__(self) -> None:
+        self.channel = Channel()
+        self._requests: _Requests | None = None
+        self._end: _End | None = None
+        self._process = os.getpid()
+        self._finalizer = weakref.finalize(self, self.channel.close)
+
+    @classmethod
+    def of_requests(
+        cls, engine: Engine, requests: Sequence[Request], branches: int, events: bool, single: bool
+    ) -> TextStream:
+        """A stream over requests that the engine answers in the background."""
+        stream = cls()
+        stream._requests = _Requests(engine, requests, branches, events, single)
+        weakref.finalize(stream, stream._requests.cancel)
+        return stream
+
+    @property
+    def result(self) -> Any:
+        """The answer. Raises RuntimeError before the stream is exhausted."""
+        if self._end is None or self._end.error is not None or self._end.result is None:
+            raise RuntimeError("the stream has no result yet: iterate it to its end first")
+        return self._end.result
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        if self._end is not None or self.channel.closed:
+            raise StopIteration
+        if self._process != os.getpid():  # nobody writes to this copy of it, so reading would wait for ever
+            raise RuntimeError(
+                f"the stream was begun in process {self._process}, and this is {os.getpid()}, forked from "
+                "it: read it there, or begin one here"
+            )
+        try:
+            item = self.channel.items.get() if self._requests is None else self._requests.next()
+        except BaseException:
+            if self._requests is not None:
+                self._requests.close()
+            raise
+        if not isinstance(item, _End):
+            return item
+        self._end = item
+        if self._requests is not None:
+            self._requests.close()
+        if item.error is not None:
+            raise item.error
+        raise StopIteration
+
+    def close(self) -> None:
+        """End decoding and wait until all that it held is free."""
+        self.channel.close()
+        if self._requests is not None:
+            self._requests.close()
+
+    def __enter__(self) -> TextStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,1 @@
+"""Text of token ids: detokenizing, sentence ends, stop strings and hints."""

@@ -1,0 +1,235 @@
+"""Which phrases of stored answers are wrong: the truth behind `reverse sweep` and `reverse calibrate`.
+
+    detector = read_phrases("off.jsonl", SceneTruth())
+
+Read are answers files (`phrases` a list of {text, p_un, …}) and the files of
+`reverse.evaluation.scenes_runner`
+(`phrases` a list of [text, p, wrong], already judged). A phrase is wrong when an object that it names is not
+in the picture; one that names none is left out. CHAIR and AMBER judge a phrase as if it were a caption, with
+their own words and truth (`BenchmarkTruth`); a phrase alone is tagged a little differently than in its
+sentence, so its objects may differ from those of the whole answer now and then.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+
+from reverse.data.records.schema import whole_text
+from reverse.evaluation.benchmarks.picture_lookup import clear_path
+from reverse.evaluation.detector.detection import Detector
+from reverse.evaluation.reading.markup import LONGEST
+from reverse.evaluation.runs.answers_reading import benchmark_of, read_run, read_settings, rows_of, unanswered
+from reverse.files.cell_values import file_name, read_id, shown
+
+__all__ = ["BenchmarkTruth", "SceneTruth", "Truth", "read_phrases", "same_picture"]
+
+_SCENE = re.compile(r"(?<![A-Za-z0-9])(train|val|test|shift)-(\d{6,})(?!\d)")
+
+
+Row = Mapping[str, Any]
+
+
+class Truth(Protocol):
+    def judge(self, phrases: Sequence[tuple[Row, str]]) -> Sequence[bool | None]:
+        """Of each (row of the answers, phrase) whether it is wrong; None where it names no object.
+
+        Raises ValueError for a picture that the truth does not know.
+        """
+        ...
+
+
+class SceneTruth:
+    """The world's own truth; pictures are known by their scene's id, "test-000123", wherever it stands."""
+
+    def __init__(self, seed: int = 0):
+        self.seed = seed
+        self._known: dict[str, frozenset[str]] = {}
+
+    def judge(self, phrases: Sequence[tuple[Row, str]]) -> list[bool | None]:
+        """As `Truth.judge`."""
+        from reverse.data.scenes import find_objects
+
+        judged: list[bool | None] = []
+        for row, phrase in phrases:
+            named = find_objects(phrase)
+            truth = self.objects(_picture(row)) if named else frozenset()
+            judged.append(any(mention.name not in truth for mention in named) if named else None)
+        return judged
+
+    def objects(self, image: str) -> frozenset[str]:
+        """Names of what stands in a scene."""
+        from reverse.data.scenes import make_scene
+
+        if image not in self._known:
+            match = _SCENE.search(image)
+            if match is None:
+                raise ValueError(
+                    f"picture {image!r} is no scene: its name must hold an id such as test-000123"
+                )
+            self._known[image] = frozenset(make_scene(match[1], int(match[2]), self.seed).truth)
+        return self._known[image]
+
+
+class BenchmarkTruth:
+    """CHAIR's or AMBER's truth, in the folder of its published files; `benchmark` "chair" or "amber-g".
+
+    Raises ValueError for another benchmark.
+    """
+
+    COLUMNS: ClassVar = {"chair": ("wrong", "mentions"), "amber-g": ("made_up", "nouns")}
+
+    def __init__(self, folder: str | Path, benchmark: str = "chair"):
+        if benchmark not in self.COLUMNS:
+            raise ValueError(f"phrases are judged by {', '.join(self.COLUMNS)}, got {benchmark!r}")
+        self.folder, self.benchmark = Path(folder), benchmark
+
+    def judge(self, phrases: Sequence[tuple[Row, str]]) -> list[bool | None]:
+        """As `Truth.judge`: one call of the benchmark's scorer, each phrase as an answer of its own."""
+        for row, _ in phrases if self.benchmark == "amber-g" else ():  # CHAIR knows them by picture
+            named = benchmark_of(row)
+            if named not in (None, self.benchmark):
+                raise ValueError(
+                    f"question {row.get('question_id')!r} is one of {named}, not of {self.benchmark}: its "
+                    "ids mean other pictures there, name the truth of its own benchmark"
+                )
+        if not phrases:
+            return []
+        answer = import_module("reverse.evaluation.scoring.scored_rows").Answer
+        scorer = import_module(f"reverse.evaluation.scoring.{self.benchmark.split('-')[0]}")
+        asked = [
+            answer(
+                read_id(row.get("question_id")) or str(row.get("question_id")),
+                file_name(_picture(row)),
+                str(row.get("prompt", "")),
+                phrase,
+                {},
+                {},
+                i,
+                clear_path(_picture(row)),
+            )
+            for i, (row, phrase) in enumerate(phrases, 1)
+        ]
+        table, _ = scorer.score(asked, self.folder, partial=True)
+        wrong, named = (table.columns[name] for name in self.COLUMNS[self.benchmark])
+        return [bool(w > 0) if n > 0 else None for w, n in zip(wrong, named, strict=True)]
+
+
+def read_phrases(path: str | Path, truth: Truth | None = None) -> Detector:
+    """Every object phrase with a p of an answers file, judged.
+
+    Raises FileNotFoundError; ValueError for a file that is no answers file, for answers that were corrected
+    while they were made or given twice, for a run that is not finished, and where no phrase can be judged.
+    """
+    run = read_run(path)
+    _made_with_checking_off(path, run)
+    images: dict[str, int] = {}
+    seen: dict[tuple[str, ...], int] = {}
+    found: list[tuple[int, float, bool | None]] = []
+    unjudged: list[tuple[Row, str]] = []
+    places: list[int] = []
+    for number, row in rows_of(path):
+        where = f"{path}, line {number}"
+        if _corrected(row):
+            raise ValueError(f"{where} was made with checking on{_GONE}")
+        given = row.get("question_id", row.get("id", number))
+        key = read_id(given) or shown(given), _picture(row), str(row.get("prompt", ""))
+        if key in seen:
+            raise ValueError(
+                f"{where}: {key[0]!r} is answered in line {seen[key]} already and would count twice: "
+                "one run a file"
+            )
+        seen[key] = number
+        place = images.setdefault(_picture(row), len(images))
+        for text, p, label in _phrases_of(row, where):
+            if label is None:
+                if truth is None:
+                    raise ValueError(f"{where} does not say which phrases are wrong: name a truth")
+                unjudged.append((row, text))
+                places.append(len(found))
+            found.append((place, p, label))
+    if not seen:
+        raise ValueError(f"{path} holds no answers: `reverse eval --mode plain` writes one a line")
+    missing = unanswered(run, {key[0] for key in seen})
+    if missing:
+        raise ValueError(
+            f"{path} is of a run that is not finished, {len(missing)} questions have no answer (first: "
+            f"{missing[0]}): the same `reverse eval` command goes on"
+        )
+    if truth is not None:
+        for at, judged in zip(places, truth.judge(unjudged), strict=True):
+            found[at] = (*found[at][:2], judged)
+    kept = [each for each in found if each[2] is not None]
+    return Detector(
+        np.array([p for _, p, _ in kept]),
+        np.array([float(bool(wrong)) for _, _, wrong in kept]),
+        np.array([place for place, _, _ in kept], int),
+        tuple(images),
+    )
+
+
+_GONE = (
+    ", so suspect phrases are gone from it: answer again with --mode plain, which stores p of every phrase"
+)
+
+
+def _made_with_checking_off(path: str | Path, run: Row | None) -> None:
+    """Refuse answers whose run or settings, written beside them, say another mode than "plain"."""
+    told = (run["config"] if run is not None else read_settings(path)) or {}
+    if told.get("mode", "plain") != "plain":
+        raise ValueError(f"{path} was not made with checking off (mode {told['mode']!r}){_GONE}")
+
+
+def _corrected(row: Row) -> bool:
+    """Whether a row tells of checking: what became of it, or anything that was taken back."""
+    said = (row.get("successful_correction"), row.get("resolved"))
+    left = (row.get("attempts"), row.get("generation_history"), row.get("unresolved"))
+    return any(value is not None for value in said) or any(left)
+
+
+def _phrases_of(row: Row, where: str) -> Iterator[tuple[str, float, bool | None]]:
+    """(text, p, wrong or None) of every phrase with a p. Raises ValueError for another shape."""
+    listed = row.get("phrases")
+    if not isinstance(listed, list):
+        raise ValueError(f"{where} has no list of phrases: was it made by `reverse eval`?")
+    for phrase in listed:
+        text = phrase[0] if isinstance(phrase, list) and phrase else phrase
+        text = text.get("text") if isinstance(text, Mapping) else text
+        if isinstance(text, str) and len(text) > LONGEST:
+            raise ValueError(
+                f"{where} has a phrase of {len(text):,} characters: at most {LONGEST:,} are read"
+            )
+        if isinstance(phrase, list) and len(phrase) == 3 and isinstance(phrase[1], (int, float)):
+            yield whole_text(str(phrase[0])), _probability(phrase[1], where), bool(phrase[2])
+        elif isinstance(phrase, Mapping) and isinstance(phrase.get("text"), str) and _p_or_none(phrase):
+            if phrase.get("p_un") is not None:
+                yield whole_text(phrase["text"]), _probability(phrase["p_un"], where), None
+        else:
+            raise ValueError(f"{where} has a phrase of another shape: {shown(phrase)}")
+
+
+def _probability(value: Any, where: str) -> float:
+    """A number from 0 to 1. Raises ValueError for another one, such as NaN, which no threshold would sort."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{where} has a phrase with p {shown(value, 30)} outside [0, 1]: p(</UN>) is none")
+    return float(value)
+
+
+def _p_or_none(phrase: Mapping[str, Any]) -> bool:
+    p = phrase.get("p_un")
+    return p is None or isinstance(p, (int, float))
+
+
+def same_picture(image: str) -> str:
+    """What a picture is called wherever it stands: a scene's id, else the file's name without folders."""
+    match = _SCENE.search(image)
+    return match[0] if match else PurePosixPath(image).name
+
+
+def _picture(row: Row) -> str:
+    return str(row.get("image_id", row.get("image", row.get("id", row.get("question_id")))))

@@ -1,0 +1,1 @@
+"""Reading words and truth: markup, English, the vocabulary of CHAIR, and what COCO images hold."""

@@ -1,0 +1,149 @@
+"""Plots of the statistics, each as PNG and SVG. Needs matplotlib (extra `eval`).
+
+forest(compare(a, b, metrics), Path("out/forest"))       # out/forest.png, out/forest.svg
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from reverse.files.atomic_write import whole_file
+
+if TYPE_CHECKING:
+    from reverse.evaluation.detector.detection import Detector
+    from reverse.evaluation.stats.comparing import Difference
+
+__all__ = ["check_plots", "figure", "forest", "reliability", "risk_coverage", "roc", "save", "tradeoff"]
+
+COLOURS = {"better": "#1b7f4d", "worse": "#b3261e", "": "#5f6368"}
+LINE = "#1f5fa8"
+_LABELS = {"%": "percentage points", "": "", "tokens": "tokens", "s": "seconds", "words": "words"}
+
+
+def check_plots() -> None:
+    """Raise ValueError where matplotlib is missing: before hours of work, not after."""
+    if find_spec("matplotlib") is None:
+        raise ValueError("plots need matplotlib: pip install 'reverse-vlm[eval]'")
+
+
+@contextmanager
+def figure(width: float = 6.0, height: float = 4.0, **kwargs: Any) -> Iterator[tuple[Any, Any]]:
+    """(figure, axes) without a display, closed at the end. Raises ValueError where matplotlib is missing."""
+    check_plots()
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    style: Any = {"svg.fonttype": "none", "svg.hashsalt": "reverse", "font.size": 9, "axes.grid": True,
+             "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False}  # fmt: skip
+    with matplotlib.rc_context(style):
+        shown = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(shown)
+        yield shown, shown.subplots(**kwargs)
+
+
+def save(shown: Any, path: Path) -> list[Path]:
+    """`path` with .png and .svg, each written whole or not at all, the same bytes for the same figure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = []
+    for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
+        held = io.BytesIO()
+        shown.savefig(held, format=kind, dpi=150, metadata=metadata)
+        target = path.with_name(f"{path.name}.{kind}")
+        with whole_file(target) as stream:
+            stream.write(held.getvalue())
+        written.append(target)
+    return written
+
+
+def forest(found: Sequence[Difference], path: Path, title: str = "") -> list[Path]:
+    """Differences with their intervals, one panel a unit; green where the first run is better for sure."""
+    units = list(dict.fromkeys(each.unit for each in found))
+    groups = [[each for each in found if each.unit == unit] for unit in units]
+    heights = [len(group) + 0.6 for group in groups]
+    with figure(
+        6.5, 0.9 + 0.34 * sum(heights) + 0.35 * len(units), nrows=len(units), squeeze=False,
+        gridspec_kw={"height_ratios": heights},
+    ) as (shown, axes):  # fmt: skip
+        for axis, unit, group in zip(axes[:, 0], units, groups, strict=True):
+            scale = 100 if unit == "%" else 1
+            for y, each in enumerate(group):
+                point, low, high = (scale * x for x in each.difference)
+                colour = COLOURS[each.verdict]
+                if np.isfinite(low) and np.isfinite(high):
+                    axis.plot([low, high], [y, y], color=colour, lw=2, solid_capstyle="butt")
+                axis.plot([point], [y], "o", color=colour, ms=5)
+            axis.axvline(0, color="black", lw=0.8)
+            axis.set_yticks(range(len(group)), [_labelled(each) for each in group])
+            axis.set_ylim(len(group) - 0.5, -0.5)
+            axis.set_xlabel(f"difference, {_LABELS[unit]}" if _LABELS[unit] else "difference")
+        if title:
+            shown.suptitle(title, fontsize=10)
+        return save(shown, path)
+
+
+def _labelled(each: Difference) -> str:
+    arrow = {"low": " ↓", "high": " ↑"}.get(each.better, "")
+    return each.title.replace("$", r"\$") + arrow
+
+
+def roc(detector: Detector, path: Path) -> list[Path]:
+    """True against false alarms over all thresholds."""
+    with figure(4.2, 4.0) as (shown, axis):
+        false, true, _ = detector.roc()
+        axis.plot([0, 1], [0, 1], color="#9aa0a6", lw=0.8, ls="--")
+        axis.plot(false, true, color=LINE, lw=1.6)
+        axis.set(xlabel="right phrases rejected", ylabel="wrong phrases rejected", aspect="equal")
+        axis.set_title(f"AUROC {detector.auroc():.3f}, {len(detector.p)} phrases", fontsize=9)
+        return save(shown, path)
+
+
+def reliability(detector: Detector, path: Path, bins: int = 10) -> list[Path]:
+    """Share of wrong phrases against mean p, bins of equal mass."""
+    with figure(4.4, 4.0) as (shown, axis):
+        table = detector.reliability(bins)
+        axis.plot([0, 1], [0, 1], color="#9aa0a6", lw=0.8, ls="--")
+        axis.plot(table["p"], table["wrong"], "o-", color=LINE, lw=1.2, ms=4)
+        axis.set(xlabel="mean p(</UN>) of the bin", ylabel="share of wrong phrases")
+        axis.set_title(f"ECE {detector.ece(bins):.3f} ({len(table['p'])} bins of equal mass)", fontsize=9)
+        return save(shown, path)
+
+
+def risk_coverage(detector: Detector, path: Path) -> list[Path]:
+    """Share of wrong among the phrases that are kept, against how many are kept."""
+    with figure(4.6, 3.6) as (shown, axis):
+        coverage, risk, _ = detector.risk_coverage()
+        axis.plot(coverage, 100 * risk, color=LINE, lw=1.6)
+        axis.set(xlabel="share of phrases kept", ylabel="wrong among them, %", xlim=(0, 1))
+        axis.set_title(f"AURC {detector.aurc():.4f}", fontsize=9)
+        return save(shown, path)
+
+
+def tradeoff(points: Sequence[Mapping[str, Any]], path: Path) -> list[Path]:
+    """Decoded anew at several thresholds: hallucination against coverage, and against tokens."""
+    with figure(8.2, 3.6, ncols=2) as (shown, axes):
+        for axis, name, label, scale in (
+            (axes[0], "coverage", "coverage, %", 100),
+            (axes[1], "tokens_ratio", "tokens generated for each kept", 1),
+        ):
+            for point in points:
+                x, y = point[name], point["chair_i"]
+                axis.errorbar(
+                    scale * x[0], 100 * y[0],
+                    xerr=scale * np.abs([[x[0] - x[1]], [x[2] - x[0]]]),
+                    yerr=100 * np.abs([[y[0] - y[1]], [y[2] - y[0]]]),
+                    fmt="o", color=LINE, ms=4, lw=0.9,
+                )  # fmt: skip
+                axis.annotate(
+                    f"{point['threshold']:g}" if point.get("threshold") is not None else "off",
+                    (scale * x[0], 100 * y[0]), xytext=(4, 4), textcoords="offset points", fontsize=8,
+                )  # fmt: skip
+            axis.set(xlabel=label, ylabel="CHAIRi, %")
+        return save(shown, path)

@@ -1,0 +1,1 @@
+"""Running benchmarks: questions to a model, answers files, and reading them back."""

@@ -1,0 +1,259 @@
+"""Answers on disk: JSON lines that can be killed at any moment, gone on with and divided.
+
+They are read back by `reverse.evaluation.runs.answers_reading`.
+
+A row holds what the published code writes (question_id, prompt, image_id, text, generation_history,
+answer_id, model_id, successful_correction, metadata) and `resolved`, `finish_reason`, `phrases` (text, start,
+end, p_un, status), `attempts` (what was taken back), `usage` (tokens), `config` (hash of all that decides the
+answer) and, last, `timing`: the only key that differs between two runs of the same configuration.
+Probabilities are kept to four significant digits: another batch changes the sixth in float32.
+
+Crash safety. `NAME.run.json` (configuration, question and picture ids, versions) is written first, whole, by
+rename. Rows are appended to `NAME.jsonl` and flushed one by one, synced every 16 rows: a killed process loses
+none that was written, a power cut at most 16. A restart cuts off a torn last line, refuses another
+configuration, and asks only what is not answered. With several processes each writes a shard
+(`NAME.shard-0001-of-0004.jsonl`); whoever finds all questions answered, under the lock of the folder, writes
+`NAME.jsonl` anew in the order of the questions, by rename, and then removes the shards. So a shard vouches
+for its rows until the whole file has them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from io import BufferedRandom
+from pathlib import Path
+from typing import Any
+
+from reverse.evaluation.runs.answers_reading import kept_rows, read_run, run_path, whole
+from reverse.files.atomic_write import json_bytes, sync_folder, whole_file, write_json
+from reverse.files.file_lock import output_lock
+
+__all__ = [
+    "AnswersFile",
+    "answer_row",
+    "config_hash",
+    "locked",
+    "settle",
+    "without_timing",
+]
+
+FORMAT = 1
+SYNC_EVERY = 16  # rows
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits of SHA-256 over the configuration as sorted JSON."""
+    data = json.dumps(config, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(data.encode()).hexdigest()[:16]
+
+
+def answer_row(question: Any, result: Any, *, benchmark: str, model_id: str, config: str) -> dict[str, Any]:
+    """A `Result` as a row. `question` has id, image, prompt and metadata; `config` is the hash."""
+    identity = hashlib.sha256(f"{config} {question.id}".encode()).hexdigest()[:22]
+    return {
+        "question_id": question.id,
+        "prompt": question.prompt,
+        "image_id": question.image,
+        "text": result.text,
+        "generation_history": [entry.phrase for entry in result.trace],
+        "answer_id": identity,
+        "model_id": model_id,
+        "successful_correction": result.resolved,
+        "metadata": {"benchmark": benchmark, **question.metadata},
+        "resolved": result.resolved,
+        "finish_reason": result.finish_reason,
+        "phrases": [
+            {"text": p.text, "start": p.start, "end": p.end, "p_un": _round(p.p_un), "status": p.status}
+            for p in result.phrases
+        ],
+        "attempts": [
+            {
+                "kind": a.kind, "phrase": a.phrase, "p_un": _round(a.p_un), "at": a.at,
+                "rewound_to": a.rewound_to, "temperature": round(a.temperature, 6), "level": a.level,
+                "tokens": a.tokens,
+            }
+            for a in result.trace
+        ],
+        "usage": {
+            "kept": result.usage.kept, "discarded": result.usage.discarded, "unused": result.usage.unused,
+        },
+        "config": config,
+        "timing": {
+            "seconds": round(result.usage.seconds, 4),
+            "forwards": result.usage.forwards,
+            "attempts": [round(a.seconds, 4) for a in result.trace],
+        },
+    }  # fmt: skip
+
+
+def without_timing(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What is the same in every run of a configuration."""
+    return {key: value for key, value in row.items() if key != "timing"}
+
+
+class AnswersFile:
+    """Answers of one benchmark as they are written.
+
+    Args:
+        path: NAME.jsonl, in a folder that exists.
+        run: what NAME.run.json holds: "config", and "questions" with the list "ids", at least.
+        rank, world: which of how many processes this is.
+
+    `done`: ids (as text) that are answered, by whichever process. Raises ValueError where the file was made
+    with another configuration (saying what differs), is damaged, or another process writes to it.
+    """
+
+    def __init__(self, path: str | Path, run: Mapping[str, Any], rank: int = 0, world: int = 1):
+        self.path = Path(path)
+        self.own = self.path if world == 1 else _shard(self.path, rank, world)
+        self.config = config_hash(run["config"])
+        self._file: BufferedRandom | None = None
+        self._unsynced = 0
+        self._lock = ExitStack()
+        with locked(self.path.parent):
+            _write_run(self.path, run, self.config)
+            self._lock.enter_context(output_lock(self.own, reentrant=False))
+            try:
+                self._file = self.own.open("a+b")
+                self._file.truncate(whole(self.own.read_bytes()))
+                self.done = set(_offsets(self.path, self.config))
+                for shard in _shards(self.path):
+                    self.done |= set(_offsets(shard, self.config))
+            except BaseException:
+                self._release()
+                raise
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Append a row; it outlives this process from here on."""
+        assert self._file is not None, "the file is closed"
+        self._file.write(json_bytes(row) + b"\n")
+        self._file.flush()
+        self.done.add(str(row["question_id"]))
+        self._unsynced += 1
+        if self._unsynced >= SYNC_EVERY:
+            self._sync()
+
+    def _sync(self) -> None:
+        assert self._file is not None
+        os.fsync(self._file.fileno())
+        self._unsynced = 0
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._sync()
+        self._release()
+
+    def _release(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        self._lock.close()
+
+    def __enter__(self) -> AnswersFile:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+
+def settle(path: str | Path, ids: Sequence[Any], config: str) -> bool:
+    """Put the answers into the order of `ids`, shards included, if all are there; whether they are.
+
+    Answers to other questions (of an earlier run with a higher limit) stay, behind the others.
+    """
+    path = Path(path)
+    with locked(path.parent):
+        shards = _shards(path)
+        lines: dict[str, bytes] = {}
+        for file in (path, *shards):
+            if file.exists():
+                data = file.read_bytes()
+                found = _offsets(file, config)
+                lines = {name: data[span] for name, span in found.items()} | lines
+        wanted = [str(i) for i in ids]
+        if any(name not in lines for name in wanted):
+            return False
+        order = list(dict.fromkeys([*wanted, *lines]))
+        if shards or list(lines) != order:
+            with whole_file(path) as stream:
+                stream.writelines(lines[name] for name in order)
+        for shard in shards:
+            shard.unlink()
+        sync_folder(path.parent)
+    return True
+
+
+def _round(p: float | None) -> float | None:
+    return None if p is None else float(f"{p:.4g}")
+
+
+def _offsets(path: Path, config: str) -> dict[str, slice]:
+    """Where the line of each id lies. Raises ValueError for rows of another configuration."""
+    if not path.exists():
+        return {}
+    found: dict[str, slice] = {}
+    data = path.read_bytes()
+    for number, span, row in kept_rows(path, data[: whole(data)]):
+        name = str(row["question_id"])
+        if row.get("config") != config:
+            raise ValueError(
+                f"{path}, line {number} was made with the configuration {row.get('config')!r}, not "
+                f"{config!r}: give another folder with --out"
+            )
+        if name in found:
+            raise ValueError(f"{path}: question {name!r} is answered twice: keep one of the lines")
+        found[name] = span
+    return found
+
+
+def _write_run(path: Path, run: Mapping[str, Any], config: str) -> None:
+    """Keep what the run is, or refuse to mix it with another."""
+    before = read_run(path)
+    if before is None:
+        if path.exists() and path.stat().st_size:
+            raise ValueError(
+                f"{path} is there without {run_path(path).name}, so nobody knows what made it: give another "
+                "folder with --out"
+            )
+        write_json(run_path(path), {"format": FORMAT, "config_hash": config, **run})
+        return
+    if config_hash(before["config"]) != config:
+        changed = _difference(before["config"], run["config"])
+        raise ValueError(
+            f"{path} holds answers made with other settings ({changed}): "
+            "give another folder with --out, or the settings it was made with"
+        )
+    merged = {"format": FORMAT, "config_hash": config, **run}
+    for name in ("versions", "batching"):
+        several = [*before.get(name, []), *run.get(name, [])]
+        merged[name] = [value for i, value in enumerate(several) if value not in several[:i]]
+    asked = {str(i) for i in run["questions"]["ids"]}
+    if any(str(i) not in asked for i in before["questions"]["ids"]):  # a lower limit: all stay in the record
+        merged["questions"] = before["questions"]
+        merged["images"] = before.get("images")
+    if merged != before:
+        write_json(run_path(path), merged)
+
+
+def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return ", ".join(f"{name}: {before.get(name)!r} there, {now.get(name)!r} now" for name in names[:5])
+
+
+def _shard(path: Path, rank: int, world: int) -> Path:
+    return path.with_name(f"{path.stem}.shard-{rank:04d}-of-{world:04d}.jsonl")
+
+
+def _shards(path: Path) -> list[Path]:
+    return sorted(path.parent.glob(f"{path.stem}.shard-*-of-*.jsonl"))
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One process at a time looks after the files of a folder; the others wait."""
+    with output_lock(folder, wait=-1):
+        yield

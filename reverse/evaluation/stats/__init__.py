@@ -1,0 +1,1 @@
+"""Statistics of scored answers: bootstrap intervals and paired comparisons."""

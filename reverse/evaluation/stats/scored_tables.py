@@ -1,0 +1,261 @@
+"""What a benchmark's answers were counted as, and the figures made of it: what scoring hands to statistics.
+
+    table = Table("chair", clusters, {"wrong": wrong, "mentions": mentions})
+    CHAIR_I = ratio("chair_i", "wrong", "mentions", better="low")
+    CHAIR_I.of(table.sums())                                # the point estimate
+
+A scorer returns a `Table` and names its `Metric`s; intervals, comparisons and reports need to know no
+more. Nearly every published figure is a function of column sums (a mean, a ratio, F1, a macro average over
+parts), so a bootstrap is one matrix product; what is not (AUROC) is a function of rows.
+
+    save(path, table, metrics)                              # a scored file: one JSON object
+    table, metrics = load(path)
+
+A scored file holds no code: a metric made by `ratio`, `f1`, `total` or `macro` is written as its form and
+made again from it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from reverse.files.atomic_write import write_json
+from reverse.files.cell_values import cut
+from reverse.files.text_reading import read_json
+
+__all__ = ["Metric", "Sums", "Table", "columns_of", "f1", "load", "macro", "ratio", "save", "total"]
+
+Sums = Mapping[str, np.ndarray]  # of each column, shape (..., parts): summed over the rows of each part
+
+
+@dataclass(frozen=True)
+class Table:
+    """One row an answer, in the order of the answers file.
+
+    `clusters` (rows,): what is resampled together, image ids as text. `columns`: name to (rows,) float64,
+    counts of the answer. `parts` (rows,): names of what a macro average weighs equally (POPE's three
+    settings, MME's tasks), None where there is one. `keys` (rows,): what makes a row the same in another run.
+    """
+
+    benchmark: str
+    clusters: Sequence[str]
+    columns: Mapping[str, np.ndarray]
+    parts: Sequence[str] | None = None
+    keys: Sequence[str] = ()
+    notes: Mapping[str, Any] = field(default_factory=dict)  # versions, fallbacks, failures: shown in reports
+
+    def __post_init__(self) -> None:
+        for name, column in self.columns.items():
+            if len(column) != len(self.clusters):
+                raise ValueError(f"column {name!r} has {len(column)} rows, the table {len(self.clusters)}")
+
+    @property
+    def part_names(self) -> list[str]:
+        """In the order in which they first occur."""
+        return list(dict.fromkeys(self.parts)) if self.parts is not None else [""]
+
+    def sums(self) -> dict[str, np.ndarray]:
+        """Of every column, shape (parts,)."""
+        names = self.part_names
+        place = {name: i for i, name in enumerate(names)}
+        at = np.zeros(len(self.clusters), int)
+        if self.parts is not None:
+            at = np.array([place[part] for part in self.parts])
+        return {name: np.bincount(at, column, len(names)) for name, column in self.columns.items()}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure: `of(sums)` for what is a function of column sums, else `rows(columns)`.
+
+    `of` maps arrays (..., parts) to (...), vectorised over bootstrap rounds; `rows` maps the columns of
+    resampled rows, (rows,) each, to a number. NaN where it is not defined.
+    """
+
+    name: str  # as in reports and JSON: chair_i, f1
+    better: Literal["low", "high", "neither"]
+    of: Callable[[Sums], np.ndarray] | None = None
+    rows: Callable[[Mapping[str, np.ndarray]], float] | None = None
+    unit: Literal["%", "", "tokens", "s", "words"] = "%"  # "%": a share, shown times 100
+    title: str = ""
+    form: Mapping[str, Any] = field(default_factory=dict)  # what a scored file keeps of it, see `load`
+
+
+def ratio(
+    name: str, part: str, whole: str, better: Literal["low", "high", "neither"], **kwargs: Any
+) -> Metric:
+    """sum(part) / sum(whole), over all parts together."""
+
+    def of(sums: Sums) -> np.ndarray:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(sums[part].sum(axis=-1) / sums[whole].sum(axis=-1))
+
+    return Metric(name, better, of, form={"ratio": [part, whole]}, **kwargs)
+
+
+def f1(
+    name: str,
+    hits: str,
+    false_alarms: str,
+    misses: str,
+    better: Literal["low", "high", "neither"] = "high",
+    **kwargs: Any,
+) -> Metric:
+    """2 hits / (2 hits + false alarms + misses), over all parts together."""
+
+    def of(sums: Sums) -> np.ndarray:
+        tp, fp, fn = (sums[column].sum(axis=-1) for column in (hits, false_alarms, misses))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(2 * tp / (2 * tp + fp + fn))
+
+    return Metric(name, better, of, form={"f1": [hits, false_alarms, misses]}, **kwargs)
+
+
+def total(
+    name: str,
+    ratios: Sequence[tuple[str, str]],
+    better: Literal["low", "high", "neither"],
+    times: float = 1.0,
+    **kwargs: Any,
+) -> Metric:
+    """`times` the sum of several part / whole, each over all parts together."""
+
+    def of(sums: Sums) -> np.ndarray:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            shares = [sums[part].sum(axis=-1) / sums[whole].sum(axis=-1) for part, whole in ratios]
+        return np.asarray(times * sum(shares))
+
+    return Metric(name, better, of, form={"total": [list(pair) for pair in ratios], "times": times}, **kwargs)
+
+
+def macro(metric: Metric) -> Metric:
+    """The mean over parts of a function of sums, each part by itself. Raises ValueError for one of rows."""
+    inner = metric.of
+    if inner is None:
+        raise ValueError(f"{metric.name!r} is a function of rows: a macro average needs one of sums")
+
+    def of(sums: Sums) -> np.ndarray:
+        return np.asarray(inner({column: each[..., None] for column, each in sums.items()}).mean(axis=-1))
+
+    return replace(metric, of=of, form={"macro": metric.form} if metric.form else {})
+
+
+# ---------------------------------------------------------------------- scored files
+_FORMAT = "reverse-scored-1"
+_BETTER = ("low", "high", "neither")
+
+
+def save(path: Path, table: Table, metrics: Sequence[Metric]) -> None:
+    """Write a scored file, whole or not at all: the table's columns as lists, and its metrics by form.
+
+    Raises ValueError for a column that is not finite, which JSON cannot hold.
+    """
+    for name, column in table.columns.items():
+        if not np.isfinite(column).all():
+            raise ValueError(f"column {name!r} has a value that is not finite: a count is missing")
+    content = {
+        "format": _FORMAT,
+        "benchmark": table.benchmark,
+        "metrics": [
+            {"name": m.name, "better": m.better, "unit": m.unit, "title": m.title, "form": dict(m.form)}
+            for m in metrics
+        ],
+        "notes": dict(table.notes),
+        "keys": list(table.keys),
+        "clusters": list(table.clusters),
+        "parts": None if table.parts is None else list(table.parts),
+        "columns": {name: _plain(column) for name, column in table.columns.items()},
+    }
+    write_json(path, content)
+
+
+def load(path: Path) -> tuple[Table, list[Metric]]:
+    """A scored file's table and metrics. Raises FileNotFoundError; ValueError for a damaged one."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no scored file {str(path)!r}: `reverse score … --save` writes one")
+    try:
+        content = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is no scored file ({error}): `reverse score … --save` writes one") from None
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise ValueError(
+            f"{path} is no scored file (no format {_FORMAT!r}): `reverse score … --save` writes one"
+        )
+    try:
+        columns = {str(n): _column(str(n), c) for n, c in content["columns"].items()}
+        clusters = [str(cluster) for cluster in content["clusters"]]
+        parts = None if content.get("parts") is None else [str(part) for part in content["parts"]]
+        keys = [str(key) for key in content.get("keys", [])]
+        for name, some in (("parts", parts), ("keys", keys)):
+            if some and len(some) != len(clusters):
+                raise ValueError(f"{name!r} has {len(some)} rows, 'clusters' {len(clusters)}")
+        table = Table(
+            str(content["benchmark"]), clusters, columns, parts, keys, dict(content.get("notes") or {})
+        )
+        metrics = [_known(table, metric) for metric in content["metrics"]]
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f"{path} is damaged ({cut(repr(error), 200)}): score the answers again") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return table, metrics
+
+
+def _column(name: str, values: Any) -> np.ndarray:
+    """A column of counts. Raises ValueError for one that is not finite, or is no list of numbers."""
+    column = np.array(values, dtype=float)
+    if column.ndim != 1 or not np.isfinite(column).all():
+        raise ValueError(f"column {cut(name)!r} must be a list of finite numbers: score the answers again")
+    return column
+
+
+def _plain(column: np.ndarray) -> list[float]:
+    """Whole numbers as such: half the size, and readable."""
+    return [int(x) if x == math.floor(x) else float(x) for x in np.asarray(column, dtype=float)]
+
+
+def _known(table: Table, stored: Mapping[str, Any]) -> Metric:
+    """The metric of a stored description. Raises ValueError where nothing says how it is computed."""
+    name, form = str(stored["name"]), stored.get("form") or {}
+    looks = {"unit": stored.get("unit", "%"), "title": str(stored.get("title", ""))}
+    better = stored.get("better")
+    if better not in _BETTER:
+        raise ValueError(f"metric {name!r} has better={better!r}: known are {', '.join(_BETTER)}")
+    found = _formed(name, better, form, looks)
+    if found is None:
+        raise ValueError(
+            f"nothing known computes the metric {name!r} of {table.benchmark!r}: its form is {form!r}"
+        )
+    missing = sorted(columns_of(found.form) - set(table.columns))
+    if missing:
+        raise ValueError(f"metric {name!r} needs the columns {', '.join(missing)}, which are not there")
+    return found
+
+
+def _formed(name: str, better: Any, form: Mapping[str, Any], looks: Mapping[str, Any]) -> Metric | None:
+    if "macro" in form:
+        inner = _formed(name, better, form["macro"], looks)
+        return None if inner is None else macro(inner)
+    if len(form.get("ratio", ())) == 2:
+        part, whole = map(str, form["ratio"])
+        return ratio(name, part, whole, better, **looks)
+    if len(form.get("f1", ())) == 3:
+        hits, false_alarms, misses = map(str, form["f1"])
+        return f1(name, hits, false_alarms, misses, better, **looks)
+    if form.get("total"):
+        ratios = [(str(part), str(whole)) for part, whole in form["total"]]
+        return total(name, ratios, better, float(form.get("times", 1.0)), **looks)
+    return None
+
+
+def columns_of(form: Mapping[str, Any]) -> set[str]:
+    """The columns that a form reads."""
+    if "macro" in form:
+        return columns_of(form["macro"])
+    totals = [column for pair in form.get("total", ()) for column in pair]
+    return set(map(str, [*form.get("ratio", ()), *form.get("f1", ()), *totals]))

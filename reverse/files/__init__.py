@@ -1,0 +1,1 @@
+"""Files: atomic writes, locks, and bounded reading of text and JSON."""

@@ -1,0 +1,1 @@
+"""LoRA adapters: their settings, loose weights beside them, and merging."""

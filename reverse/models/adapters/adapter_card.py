@@ -1,0 +1,139 @@
+"""What training writes beside an adapter, so that `reverse merge` can check the base against it.
+
+The card (`CARD`, JSON) names the base, its vocabulary and the ids of the three tokens, and holds a
+fingerprint of the base's weights.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reverse.models.checkpoints.shards import read_json
+from reverse.models.families import stored_threshold
+from reverse.tokens.vocabulary import token_ids
+
+__all__ = [
+    "CARD",
+    "adapter_card",
+    "base_fingerprint",
+    "find_threshold",
+    "plain_name",
+    "read_card",
+    "write_adapter_card",
+]
+
+CARD = "reverse_adapter.json"
+_SAMPLES = 64  # values of each tensor that go into a fingerprint
+
+
+def base_fingerprint(model: Any, kind: str | None = None, through: torch.dtype | None = None) -> str:
+    """A cheap hash of a base's weights: names, shapes, and 64 values of every tensor, rounded to bfloat16.
+
+    The same for a base in float32 and bfloat16, and for a base under a LoRA that has not been merged, however
+    long it was trained: what the adapter holds is left out. Take it before FSDP or ZeRO shards the model, and
+    keep it for `write_adapter_card`.
+
+    Args:
+        model: a base, or a PeftModel around it.
+        kind: "full", all tensors; or "plain", embeddings, norms and biases only, which is all that is left of
+            a quantised base. By default "full" where no weight is quantised.
+        through: a dtype that the values are rounded to first; None: their own.
+
+    Returns:
+        "full-…" or "plain-…", a sha256 in hexadecimal.
+    """
+    tensors = {
+        name: value for raw, value in model.named_parameters() if (name := plain_name(raw)) is not None
+    }
+    # Packed weights may have a floating type (bitsandbytes' quant_storage).
+    packed = ("Params4bit", "Int8Params")
+    quantised = any(not v.is_floating_point() or type(v).__name__ in packed for v in tensors.values())
+    kind = kind or ("plain" if quantised else "full")
+    embedding = model.get_input_embeddings()
+    rows = getattr(embedding, "weight", None)
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach()
+        if kind == "plain" and value.dim() != 1 and not (rows is not None and value.shape == rows.shape):
+            continue
+        flat = value.reshape(-1)
+        step = max(1, flat.numel() // _SAMPLES)
+        sample = flat[::step][:_SAMPLES].to("cpu").to(through or flat.dtype).to(torch.bfloat16)
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(sample.view(torch.int16).numpy().tobytes())
+    return f"{kind}-{digest.hexdigest()}"
+
+
+def adapter_card(
+    model: Any,
+    tokenizer: Any,
+    *,
+    base: str | os.PathLike = "",
+    threshold: float | None = None,
+    fingerprint: str | None = None,
+    added_seed: int | None = None,
+) -> dict[str, Any]:
+    """What `reverse merge` checks a base against; training writes it beside an adapter as `CARD`, JSON.
+
+    Args:
+        model: the PeftModel, or its base; not sharded yet.
+        tokenizer: of the base, or a processor that holds one; it knows the three tokens.
+        base: path or id that the base was loaded from.
+        threshold: to become the merged checkpoint's own default.
+        fingerprint: of the base, where `model` is sharded by now; else it is taken from `model`.
+        added_seed: of `add_tokens`, where the base has no tokens on disk.
+    """
+    card: dict[str, Any] = {
+        "base": str(base),
+        "model_type": model.config.model_type,
+        "rows": model.get_input_embeddings().weight.shape[0],
+        "tokens": list(token_ids(tokenizer)),
+        "fingerprint": fingerprint or base_fingerprint(model),
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
+    if threshold is not None:
+        card["threshold"] = stored_threshold({"threshold": threshold})
+    if added_seed is not None:
+        card["added_seed"] = added_seed
+    return card
+
+
+def write_adapter_card(folder: str | os.PathLike, model: Any, tokenizer: Any, **settings: Any) -> Path:
+    """Write `adapter_card(model, tokenizer, **settings)` into the adapter's folder."""
+    path = Path(folder) / CARD
+    part = path.with_name(f".{CARD}.part")
+    part.write_text(json.dumps(adapter_card(model, tokenizer, **settings), indent=2) + "\n", encoding="utf-8")
+    part.replace(path)
+    return path
+
+
+def plain_name(name: str) -> str | None:
+    """A parameter's name in the base; None for what belongs to an adapter."""
+    parts = name.split(".")
+    if any(part.startswith(("lora_", "trainable_tokens_")) or part == "modules_to_save" for part in parts):
+        return None
+    if parts[:2] == ["base_model", "model"]:
+        parts = parts[2:]
+    wrappers = {"base_layer", "original_module", "token_adapter", "_fsdp_wrapped_module", "module"}
+    return ".".join(part for part in parts if part not in wrappers)
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """The card beside an adapter; empty where training left none."""
+    return read_json(folder / CARD) if (folder / CARD).is_file() else {}
+
+
+def find_threshold(folder: Path, card: dict[str, Any]) -> float | None:
+    """The default that training gave the adapter: in its card, or in a config.json beside it."""
+    try:
+        if card.get("threshold") is not None:
+            return stored_threshold({"threshold": card["threshold"]})
+        if (folder / "config.json").is_file():
+            return stored_threshold(read_json(folder / "config.json").get("reverse"))
+    except ValueError as error:
+        raise ValueError(f"{str(folder)!r}: {error}") from error
+    return None

@@ -1,0 +1,1 @@
+"""Checkpoints on disk: loading, weight files, configuration checks and fingerprints."""

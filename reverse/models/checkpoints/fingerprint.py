@@ -1,0 +1,98 @@
+"""What a checkpoint holds, in 16 digits: whether the folder of a name is still the model that it was.
+
+    checkpoint_fingerprint("tiny-llava")               # of the files, wherever they lie and however old
+
+Small files are hashed whole: configuration, tokenizer, chat template, image processor. Of weights above 64
+MiB it takes the size, the header (names, shapes, types), 4 KiB of every MiB, and the last 4 MiB of each
+matrix with as many rows as a vocabulary, where new tokens stand: under a hundredth of what loading reads,
+and nothing of times or places. What training changed shows; a hand-made change of a few values elsewhere
+may not. Where a tokenizer.json is, the vocabulary files that it was made from are left out: loading does not
+read them, and a cache may gain them later. So is the section "reverse" of config.json: a default threshold
+decides nothing where one is given, so whoever takes the default compares it beside the fingerprint.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from transformers.utils import cached_file
+
+from reverse.models.checkpoints.loading import find_checkpoint
+
+__all__ = ["checkpoint_fingerprint"]
+
+WHOLE = 64 << 20  # bytes up to which a file is hashed whole
+STRIDE, BLOCK = 1 << 20, 4 << 10  # of larger ones: a block of every stride
+TAIL, VOCABULARY = 4 << 20, 30_000  # the last bytes of a matrix with so many rows
+MAX_HEADER = 100_000_000  # bytes, as safetensors has it
+_DECIDING = (
+    "config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json",
+    "tokenizer*.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json",
+    "special_tokens_map.json", "chat_template.*", "*.safetensors", "*.safetensors.index.json",
+)  # fmt: skip
+
+
+_SOURCES = {"tokenizer.model", "vocab.json", "merges.txt"}  # of a tokenizer.json
+
+
+def checkpoint_fingerprint(path_or_id: str | os.PathLike) -> str:
+    """16 hexadecimal digits over the files of a checkpoint that decide what it says.
+
+    `path_or_id` is that of `reverse.load`; a hub id's files are those in the cache. Raises as `reverse.load`.
+    """
+    place, _ = find_checkpoint(path_or_id)
+    config = cached_file(place, "config.json")
+    if config is None:
+        raise FileNotFoundError(f"{place!r} has no config.json: name the folder of a checkpoint")
+    folder = Path(config).parent
+    digest = hashlib.sha256()
+    files = {found for name in _DECIDING for found in folder.glob(name) if found.is_file()}
+    if folder / "tokenizer.json" in files:
+        files = {file for file in files if file.name not in _SOURCES}
+    for file in sorted(files):
+        digest.update(f"{file.name}\0".encode())
+        for part in _config(file) if file.name == "config.json" else _parts(file):
+            digest.update(part)
+    return digest.hexdigest()[:16]
+
+
+def _config(file: Path) -> Iterator[bytes]:
+    content = json.loads(file.read_text(encoding="utf-8"))
+    yield json.dumps({k: v for k, v in content.items() if k != "reverse"}, sort_keys=True).encode()
+
+
+def _parts(file: Path) -> Iterator[bytes]:
+    """All of a small file; of a large one its size, header and blocks."""
+    size = file.stat().st_size
+    yield f"{size}\0".encode()
+    with file.open("rb") as stream:
+        if size <= WHOLE:
+            while piece := stream.read(STRIDE):
+                yield piece
+            return
+        if file.suffix == ".safetensors":
+            yield from _header_and_tails(stream)
+        for start in range(0, size, STRIDE):
+            stream.seek(start)
+            yield stream.read(BLOCK)
+
+
+def _header_and_tails(stream: BinaryIO) -> Iterator[bytes]:
+    """Names, shapes and types of the tensors, and the last rows of what is as long as a vocabulary."""
+    length = int.from_bytes(stream.read(8), "little")
+    if length > MAX_HEADER:
+        raise ValueError(
+            f"the weights in {stream.name!r} say that they have a header of {length:,} bytes: they are "
+            f"damaged, fetch them again"
+        )
+    header = stream.read(length)
+    yield header
+    for name, tensor in sorted(json.loads(header).items()):
+        if name != "__metadata__" and len(tensor["shape"]) == 2 and tensor["shape"][0] >= VOCABULARY:
+            begin, end = tensor["data_offsets"]
+            start = max(begin, end - TAIL)
+            stream.seek(8 + length + start)
+            yield stream.read(end - start)

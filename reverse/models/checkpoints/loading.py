@@ -1,0 +1,363 @@
+"""Load a checkpoint of either family, with the three tokens, from a folder or a hub.
+
+    >>> import reverse
+    >>> model, processor = reverse.load("llava-with-tokens", device="cuda", dtype="bfloat16")
+
+What is refused, and why: pickled weights and code beside the weights run whatever they were written to run;
+a vocabulary without the three tokens cannot say which phrase is suspect; a tensor that is missing, or that
+stands under a foreign name, would be filled with random numbers. Settings, names and shapes are looked at
+before a model is built, and the weights come last.
+"""
+
+import logging
+import os
+import shutil
+import weakref
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from transformers.utils import cached_file
+
+from reverse.models.checkpoints.config_checks import (
+    build_config,
+    build_empty,
+    check_config_values,
+    check_depth,
+)
+from reverse.models.checkpoints.settings_files import check_settings, find_settings, read_settings
+from reverse.models.checkpoints.tensor_names import (
+    canonical_name,
+    check_loaded,
+    compare_tensors,
+    refuse_foreign_prefixes,
+)
+from reverse.models.checkpoints.weight_files import (
+    check_weight_files,
+    fetch_weight_files,
+    link_without_adapter,
+    read_shapes,
+    read_tensor,
+    stray_weights,
+)
+from reverse.models.devices import check_device
+from reverse.models.families import Family, family_named, stored_threshold
+from reverse.models.processors.picture_processors import check_backend, load_processor
+from reverse.models.processors.processor_checks import complete_processor
+from reverse.tokens.vocabulary import ensure_ordinary, token_ids
+
+logger = logging.getLogger(__name__)
+
+BUNDLED = ("tiny-llava", "tiny-qwen")
+ASSETS = Path(__file__).resolve().parents[2] / "assets"
+
+_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_PICTURE_SETTINGS = ("processor_config.json", "preprocessor_config.json")
+_OURS = ("adapter_kwargs", "gguf_file", "output_loading_info", "state_dict", "use_safetensors")
+_OTHER_NAMES = ("config", "key_mapping")  # of from_pretrained: other tensors than the files say
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_NO_FOLDER = "no-adapter"  # where transformers is told to look for an adapter of the checkpoint: nowhere
+_warned: set[str] = set()  # checkpoints whose files beside the weights were named once
+
+
+def load(
+    path_or_id: str | os.PathLike,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    attn_implementation: str = "sdpa",
+    require_tokens: bool = True,
+    image_backend: str = "pil",
+    **kwargs: Any,
+) -> tuple[Any, Any]:
+    """Load a model in eval mode, and its processor, padding on the left.
+
+    Args:
+        path_or_id: a folder, a hub id, or "tiny-llava", the model that comes with the package.
+        dtype: of the weights; by default as they were saved.
+        device: where the model goes; by default the CPU, unless `device_map` is among `kwargs`.
+        attn_implementation: "sdpa", "eager" or "flash_attention_2" (needs flash-attn).
+        require_tokens: refuse a vocabulary without `<SPAN>`, `</CN>`, `</UN>`. Tags that were saved as
+            special tokens become ordinary either way.
+        image_backend: "pil" or "torchvision"; their pixels differ slightly.
+        kwargs: for `from_pretrained` of the model; `revision`, `cache_dir`, `token`, `local_files_only` and
+            `force_download` go to the processor too.
+
+    Returns:
+        The model, `LlavaForConditionalGeneration` or `Qwen2_5_VLForConditionalGeneration`, and its processor.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or it lacks config.json, weights, tokenizer or the image
+            processor's settings.
+        ValueError: unknown architecture; code beside the weights; pickled weights; damaged files; no tokens;
+            a device or an image backend that is not there.
+        TypeError: `trust_remote_code` is given, or another argument of `from_pretrained` that this function
+            sets itself.
+    """
+    _check_options(kwargs)
+    if device is not None:
+        check_device(device)
+    kind = find_dtype(dtype)
+    check_backend(image_backend)
+    hub = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
+    path, family = find_checkpoint(path_or_id, variant=kwargs.get("variant"), **hub)
+
+    processor = load_fitting_processor(path, family, backend=image_backend, **hub)
+    if require_tokens:
+        token_ids(processor)
+
+    model = load_weights(path, family, dtype=kind, attn_implementation=attn_implementation, **kwargs)
+    _check_rows(path, model, processor)
+    if device is not None:
+        model = model.to(device)
+    return model.eval(), processor
+
+
+def load_fitting_processor(
+    path: str, family: Family, *, backend: str = "pil", model: str | None = None, **hub: Any
+) -> Any:
+    """The processor of a checkpoint that `find_checkpoint` let pass, completed from its config.json.
+
+    It pads on the left, and tags that were saved as special tokens are ordinary. `model` is another
+    checkpoint, whose config.json is taken: an adapter's folder has a processor and no model.
+
+    Raises ValueError where its files are damaged, or it does not fit the model.
+    """
+    settings = check_settings(find_settings(path, hub))
+    try:
+        processor = load_processor(path, family, backend=backend, **hub)
+    except (ImportError, OSError, MemoryError):
+        raise
+    except Exception as error:  # whatever damaged files raise in tokenizers and transformers
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"tokenizer or processor settings of {path!r} are damaged ({reason}): fetch them again"
+        ) from error
+    processor.tokenizer.padding_side = "left"
+    ensure_ordinary(processor)
+    file, values = _read_config(model or path, hub if model is None else {})
+    config = build_config(file, values, family)
+    complete_processor(path, processor, config, family, settings)
+    return processor
+
+
+def find_checkpoint(
+    path_or_id: str | os.PathLike, *, variant: str | None = None, **hub: Any
+) -> tuple[str, Family]:
+    """Where a checkpoint is, and its family. Refuses what `load` refuses, before anything heavy is read.
+
+    `hub` are options of the hub, such as `revision`; `variant` is that of the weights. Raises as `load`.
+    """
+    path = _resolve(path_or_id)
+    file, config = _read_config(path, hub)
+    family = _check_config(path, config)
+    check_config_values(file, config, family)
+    check_weight_files(path, hub, variant)
+    _check_files(path, _TOKENIZERS, "tokenizer", hub)
+    _check_files(path, _PICTURE_SETTINGS, "image processor", hub)
+    check_settings(find_settings(path, hub, vocabulary=False))
+    return path, family
+
+
+def load_weights(path: str, family: Family, *, dtype: torch.dtype | None = None, **kwargs: Any) -> Any:
+    """The model of a checkpoint that `find_checkpoint` let pass, from safetensors, without adapters.
+
+    Raises ValueError where the files do not hold exactly the tensors of the model, or are damaged.
+    """
+    hub = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
+    files = fetch_weight_files(path, hub, kwargs.get("variant"))
+    if not any(name in kwargs for name in _OTHER_NAMES):
+        _check_tensors(path, files, family, hub)
+    _warn_of_stray_files(path, files)
+    place, view = path, None
+    if Path(path).is_dir() and (files[0].parent / "adapter_config.json").exists():
+        place = view = str(link_without_adapter(files[0].parent, files))
+        kwargs.pop("subfolder", None)
+    try:
+        model, info = getattr(transformers, family.model_class).from_pretrained(
+            place,
+            dtype=dtype if dtype is not None else "auto",
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            adapter_kwargs={"subfolder": _NO_FOLDER},
+            **kwargs,
+        )
+    except BaseException as error:
+        if view is not None:
+            shutil.rmtree(view, ignore_errors=True)
+        if isinstance(error, TypeError) and "unexpected keyword argument" in str(error):
+            name = str(error).rpartition("argument ")[2]
+            raise TypeError(
+                f"load() has no option {name}: leave it out; see help(reverse.load) and transformers' "
+                "from_pretrained for those there are"
+            ) from error
+        if isinstance(error, SafetensorError):
+            raise ValueError(
+                f"the weights of {path!r} are damaged or cut off ({error}): fetch them again"
+            ) from error
+        raise
+    if view is not None:
+        weakref.finalize(model, shutil.rmtree, view, ignore_errors=True)
+        model.name_or_path = model.config.name_or_path = path
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError(
+            f"transformers {transformers.__version__} applied the adapter that lies beside the weights of "
+            f"{path!r}: move adapter_config.json out of the folder"
+        )
+    check_loaded(path, info, family)
+    return model
+
+
+def _check_tensors(path: str, files: list[Path], family: Family, hub: dict[str, Any]) -> None:
+    """Compare the headers of the weight files with what config.json describes."""
+    shapes = read_shapes(files)
+    refuse_foreign_prefixes(path, shapes)
+    file, settings = _read_config(path, hub)
+    config = build_config(file, settings, family)
+    check_depth(file, config, len(shapes))
+    if settings.get("quantization_config") is not None:
+        return  # packed: names and shapes are the quantizer's, and transformers' own account is left
+    empty = build_empty(file, config, family)
+    compare_tensors(path, shapes, empty, family)
+    if config.tie_word_embeddings:
+        _check_tied_head(path, files, list(shapes), family)
+
+
+def _check_tied_head(path: str, files: list[Path], names: list[str], family: Family) -> None:
+    """Refuse a head that the config ties to the embeddings and that differs from them."""
+    by_name = {canonical_name(name, family): name for name in names}
+    head = by_name.get("lm_head.weight")
+    if head is None:
+        return
+    embedding = next(name for plain, name in by_name.items() if plain.endswith("embed_tokens.weight"))
+    if not torch.equal(read_tensor(files, head), read_tensor(files, embedding)):
+        raise ValueError(
+            f"{path!r} ties head and embeddings in its config.json, but its {head} differs from {embedding}: "
+            "set tie_word_embeddings to false in config.json if the head was trained apart, or take the head "
+            "out of the files"
+        )
+
+
+def _warn_of_stray_files(path: str, files: list[Path]) -> None:
+    """Name what lies beside the weights and is not loaded, once a checkpoint."""
+    strays = stray_weights(files[0].parent, files)
+    if strays and path not in _warned:
+        _warned.add(path)
+        logger.warning(
+            "%s holds complete weights, and beside them %s: the weights are loaded as they stand, without "
+            "these files. An adapter that was merged must not be applied twice; one that was not belongs "
+            "into "
+            "a folder of its own (`reverse merge ADAPTER OUT --base BASE`)",
+            path,
+            ", ".join(strays[:5]),
+        )
+
+
+def _resolve(path_or_id: str | os.PathLike) -> str:
+    """A folder as it is, a bundled name as its folder, and what can only be a hub id as it is."""
+    name = os.fspath(path_or_id)
+    if not name.strip():
+        raise ValueError(
+            f"the checkpoint's name is empty, got {name!r}: name a folder, a hub id (owner/name) or one of "
+            f"{', '.join(BUNDLED)}"
+        )
+    if Path(name).is_dir():
+        return name
+    if name in BUNDLED:
+        if not (ASSETS / name).is_dir():
+            raise FileNotFoundError(
+                f"this installation has no bundled {name!r} (looked in {str(ASSETS / name)!r}): install a "
+                "released wheel, or name a checkpoint folder"
+            )
+        return str(ASSETS / name)
+    if Path(name).is_file():
+        raise FileNotFoundError(f"{name!r} is a file: name the folder that holds config.json")
+    looks_like_hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~"))
+    if not looks_like_hub_id:
+        raise FileNotFoundError(
+            f"there is no folder {name!r}: name a checkpoint folder, a hub id (owner/name) or one of "
+            f"{', '.join(BUNDLED)}"
+        )
+    return name
+
+
+def _read_config(path: str, hub: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """config.json and what is written there; AutoConfig would offer to run the code it names."""
+    reason = ""
+    try:
+        file = cached_file(path, "config.json", **hub)
+    except OSError as error:
+        file, reason = None, f" ({error})"
+    if file is None and (Path(path) / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{path!r} is a LoRA adapter: merge it first, `reverse merge ADAPTER OUT --base BASE`"
+        )
+    if file is None:
+        raise FileNotFoundError(
+            f"{path!r} has no config.json that can be read{reason}: name a folder that `save_pretrained` "
+            "wrote, or check the hub id and the connection"
+        )
+    return Path(file), read_settings(Path(file))
+
+
+def _check_config(path: str, config: dict[str, Any]) -> Family:
+    """The family that `config` names; refuses code and architectures that are not known."""
+    family = family_named(config.get("model_type"), f"{path!r} ({config.get('architectures')})")
+    if "auto_map" in config:
+        raise ValueError(
+            f"{path!r} wants to run its own code (auto_map in config.json: {config['auto_map']}): no code "
+            f"is run from a checkpoint, and {family.name} needs none; take auto_map out if you trust the rest"
+        )
+    stored_threshold(config.get("reverse"))
+    return family
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """Refuse options of `from_pretrained` that `load` decides itself. Raises TypeError."""
+    if "trust_remote_code" in options:
+        raise TypeError("trust_remote_code is not accepted, leave it out: no code of a checkpoint is run")
+    given = [name for name in _OURS if name in options]
+    if given:
+        raise TypeError(
+            f"{given[0]} is not accepted: complete safetensors weights of a folder or a hub id are loaded, "
+            f"and what does not fit is refused; leave it out"
+        )
+
+
+def find_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """The type of weights that is meant; None for None and "auto", as they were saved.
+
+    Raises ValueError where it is no type that a model of float weights can have.
+    """
+    if dtype in (None, "auto"):
+        return None
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if found not in _DTYPES:
+        raise ValueError(f"dtype {dtype!r:.80} is no type of weights: try 'bfloat16', 'float16' or 'float32'")
+    return found
+
+
+def _check_files(path: str, names: tuple[str, ...], what: str, hub: dict[str, Any]) -> None:
+    """Refuse a folder that holds none of the files that `what` may be saved in."""
+    folder = Path(path) / hub.get("subfolder", "")
+    if Path(path).is_dir() and not any((folder / name).is_file() for name in names):
+        raise FileNotFoundError(
+            f"{path!r} has no {what} ({' or '.join(names)}): the checkpoint is not complete, fetch or save "
+            "it again with its processor"
+        )
+
+
+def _check_rows(path: str, model: Any, processor: Any) -> None:
+    rows = model.get_input_embeddings().weight.shape[0]
+    ids = processor.tokenizer.get_vocab()
+    highest = max(ids, key=ids.__getitem__)
+    if ids[highest] >= rows:
+        raise ValueError(
+            f"{path!r}: the tokenizer gives {highest!r} the id {ids[highest]}, but the model has {rows} "
+            "embedding rows: tokenizer and weights are not of one checkpoint; run "
+            "`reverse tokens add BASE OUT` on the base"
+        )

@@ -1,0 +1,81 @@
+"""A copy of a checkpoint on disk that knows the three tokens.
+
+    reverse tokens add llava-hf/llava-1.5-7b-hf llava-with-tokens
+
+Bases are as strangers' as any checkpoint: what `load` refuses is refused here too.
+"""
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from reverse.models.checkpoints.loading import find_checkpoint, load_weights
+from reverse.models.checkpoints.settings_files import check_settings, find_settings
+from reverse.models.checkpoints.shards import check_new, whole_folder
+from reverse.tokens.spans import TokenIds
+from reverse.tokens.vocabulary import add_tokens, check_starts
+
+
+def add_tokens_to_checkpoint(
+    base: str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    init: str | Mapping[str, str] = "mean",
+    seed: int = 0,
+) -> TokenIds:
+    """Write a copy of checkpoint `base` that has the three tokens to the folder `out`.
+
+    Written into a temporary folder beside `out` and renamed when it is whole, so `out` is complete or not
+    there; a run that is killed leaves `.out.*` behind, which may be deleted.
+    Weights keep their dtype and are read and written as safetensors only. Small files that do not change
+    (image processor, chat template, licence) are copied.
+
+    Raises:
+        FileExistsError: `out` exists and is not an empty folder.
+        FileNotFoundError, ValueError: `base` as for `load`; `init` as for `add_tokens`.
+    """
+    out = Path(out)
+    check_new(out)
+    path, family = find_checkpoint(base)
+    tokenizer = _load_tokenizer(path)
+    check_starts(tokenizer, init)
+    model = load_weights(path, family)
+    ids = add_tokens(model, tokenizer, init=init, seed=seed)
+
+    with whole_folder(out) as whole:
+        _copy_small_files(path, whole)
+        model.save_pretrained(whole)
+        tokenizer.save_pretrained(whole)
+    return ids
+
+
+def _load_tokenizer(path: str) -> Any:
+    """The tokenizer of a checkpoint. Raises ValueError where its files are damaged."""
+    check_settings(find_settings(path, {}))
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (ImportError, OSError, MemoryError):
+        raise
+    except Exception as error:  # whatever damaged files raise in tokenizers and transformers
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"the tokenizer of {path!r} is damaged ({reason}): fetch it again") from error
+
+
+def _copy_small_files(base: str, out: Path) -> None:
+    """Copy what a checkpoint holds beside weights, configuration and token lists."""
+    folder = Path(base)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(
+            snapshot_download(base, allow_patterns=["*.json", "*.jinja", "*.txt", "*.md", "LICENSE*"])
+        )
+    rewritten = {"config.json", "generation_config.json", "added_tokens.json", "special_tokens_map.json"}
+    for path in folder.iterdir():
+        keep = path.suffix in (".json", ".jinja", ".txt", ".md") or path.name.startswith("LICENSE")
+        if keep and path.is_file() and path.name not in rewritten and not path.name.endswith(".index.json"):
+            shutil.copyfile(path, out / path.name)

@@ -1,0 +1,53 @@
+"""Load a tokenizer alone, of any architecture, from files that are bounded as those of a model are.
+
+tokenizer = load_tokenizer("tiny-llava")
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from reverse.models.checkpoints.loading import BUNDLED, find_checkpoint
+from reverse.models.checkpoints.settings_files import find_settings, read_settings
+
+__all__ = ["load_tokenizer"]
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of a folder, a hub id or a bundled name; it need not belong to a model that we decode.
+
+    Its settings are bounded in size and depth, and no code beside them is run. Its chat template is neither
+    checked nor used.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: damaged files, or a class that transformers does not know.
+    """
+    if name in BUNDLED and not Path(name).is_dir():
+        name = find_checkpoint(name)[0]
+    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise FileNotFoundError(
+            f"there is no folder {name!r}: name a checkpoint folder, or a hub id (owner/name)"
+        )
+    try:
+        files = find_settings(name, {})
+    except (OSError, ValueError) as error:  # of the hub
+        raise _unreadable(name, error) from error
+    for file in files.values():  # transformers reads the same without limits
+        read_settings(file)
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever damaged files raise in tokenizers and transformers
+        raise _unreadable(name, error) from error
+
+
+def _unreadable(name: str, error: Exception) -> ValueError:
+    reason = " ".join(str(error).split())[:120] or type(error).__name__
+    return ValueError(
+        f"{name!r} holds no tokenizer that can be read ({reason}): name a checkpoint folder or a hub id"
+    )

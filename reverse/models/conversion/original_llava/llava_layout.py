@@ -1,0 +1,179 @@
+"""What a folder of the original LLaVA layout holds, found in its configuration and its tensor names.
+
+The layout: a Llama's config.json with `mm_*` fields, its tensors under the Llama's own names, the projector
+as `model.mm_projector.0` and `.2`, and the CLIP tower either elsewhere or as
+`model.vision_tower.vision_tower`. A LoRA folder holds adapter_config.json, adapter_model.(safetensors|bin)
+and non_lora_trainables.bin instead.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reverse.models.adapters.loose_weights import list_loose_weights
+from reverse.models.checkpoints.settings_files import is_number, refused
+from reverse.models.checkpoints.shards import Tensors, open_tensors, read_json
+from reverse.models.checkpoints.tensor_names import refuse_foreign_prefixes
+
+CLASS = "LlavaLlamaForCausalLM"
+MODEL_TYPES = ("llava_llama", "llava")  # transformers' LLaVA is also "llava", but has no mm_* fields
+LORA_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+REST_FILES = ("non_lora_trainables.bin", "non_lora_trainables.safetensors")
+TOWER = "model.vision_tower.vision_tower."
+PROJECTOR = "model.mm_projector."
+
+_IGNORED = re.compile(r"rotary_emb\.inv_freq$|embeddings\.position_ids$")  # buffers that are computed anew
+_KNOWN = re.compile(
+    r"^(model\.(embed_tokens|norm)\.weight|lm_head\.weight|model\.layers\.\d+\..+"
+    r"|model\.mm_projector\.(0|2)\.(weight|bias)|model\.vision_tower\.vision_tower\..+)$"
+)
+
+# field: the values whose meaning is known; a field that is absent has the first
+_FIELDS: dict[str, tuple[Any, ...]] = {
+    "mm_projector_type": ("mlp2x_gelu",),
+    "mm_vision_select_feature": ("patch", "cls_patch"),
+    "mm_patch_merge_type": ("flat",),
+    "image_aspect_ratio": ("square", "pad", None),
+    "mm_use_im_start_end": (False, None),
+    "s2": (False, None),
+    "siglip": (False, None),
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A folder of the original layout; every tensor goes by its plain name (`model.layers.0.…`)."""
+
+    folder: Path
+    config: dict[str, Any]
+    weights: Tensors | None  # None: a LoRA folder, whose base holds them
+    lora: Tensors | None
+    lora_config: dict[str, Any]
+    rest: Tensors | None  # trained in full beside the LoRA: the projector
+
+    @property
+    def has_tower(self) -> bool:
+        """Whether the CLIP tower is among the weights."""
+        return any(
+            name.startswith(TOWER)
+            for source in (self.weights, self.rest)
+            if source
+            for name in map(plain, source)
+        )
+
+
+def is_original(folder: Path, config: dict[str, Any]) -> bool:
+    """Whether `config`, of config.json, is one of the original layout."""
+    named = CLASS in (config.get("architectures") or ()) or config.get("model_type") == "llava_llama"
+    return named or (config.get("model_type") in (*MODEL_TYPES, "llama") and "mm_vision_tower" in config)
+
+
+def read_layout(folder: Path) -> Layout:
+    """Look at a folder without reading weights.
+
+    Raises:
+        ValueError: a field or a tensor of unknown meaning; a damaged file.
+        FileNotFoundError: a file is missing.
+    """
+    config = read_json(folder / "config.json")
+    _check_fields(folder, config)
+    if not (folder / "adapter_config.json").is_file():
+        weights = open_tensors(folder)
+        _check_names(folder, weights)
+        return Layout(folder, config, weights, None, {}, None)
+    settings = read_json(folder / "adapter_config.json")
+    _check_lora(folder, settings)
+    _check_beside(folder)
+    rest = open_tensors(folder, REST_FILES)
+    _check_names(folder, rest)
+    return Layout(folder, config, None, open_tensors(folder, LORA_FILES), settings, rest)
+
+
+def plain(name: str) -> str:
+    """A tensor's name without what wrappers put before it (`module.`, `base_model.model.`)."""
+    name = name.removeprefix("module.").removeprefix("base_model.model.").removeprefix("module.")
+    if name.startswith(("model.model.", "model.lm_head.")):
+        name = name.removeprefix("model.")
+    return name
+
+
+def ignored(name: str) -> bool:
+    """Whether a tensor is a buffer that every model computes itself."""
+    return _IGNORED.search(name) is not None
+
+
+def _check_fields(folder: Path, config: dict[str, Any]) -> None:
+    for field, known in _FIELDS.items():
+        value = config.get(field, known[0])
+        if value not in known:
+            raise ValueError(
+                f"{folder / 'config.json'} has {field}={value!r}; known is "
+                f"{' or '.join(repr(one) for one in known if one is not None)}: this kind of LLaVA cannot be "
+                f"converted"
+            )
+    layer = config.get("mm_vision_select_layer", -2)
+    if not isinstance(layer, int) or isinstance(layer, bool):
+        raise ValueError(
+            f"{folder / 'config.json'} has mm_vision_select_layer={layer!r}, which must be one layer's "
+            f"number, -2"
+        )
+
+
+def _check_names(folder: Path, tensors: Tensors) -> None:
+    unknown = [name for name in tensors if not ignored(name) and not _KNOWN.match(plain(name))]
+    if unknown:
+        refuse_foreign_prefixes(str(folder), unknown)
+        raise ValueError(
+            f"{str(folder)!r} holds {len(unknown)} tensors of unknown meaning ({', '.join(unknown[:3])}); "
+            f"known are "
+            "a Llama's, model.mm_projector.{0,2} and model.vision_tower.vision_tower: this kind of LLaVA "
+            "cannot be "
+            "converted"
+        )
+
+
+def _check_beside(folder: Path) -> None:
+    """Refuse weights in a LoRA folder that nothing here would read."""
+    others = [file.name for file in list_loose_weights(folder, (*LORA_FILES, *REST_FILES))]
+    if others:
+        raise ValueError(
+            f"{str(folder)!r} holds weights beside its LoRA that have no place in this layout "
+            f"({', '.join(others[:3])}): known are {', '.join(REST_FILES)}; load complete weights as they "
+            "are, and move away what answers do not need"
+        )
+    if all((folder / name).is_file() for name in REST_FILES):
+        raise ValueError(
+            f"{str(folder)!r} holds both {' and '.join(REST_FILES)}: nobody can tell which were trained; "
+            "delete one"
+        )
+
+
+def _check_lora(folder: Path, settings: dict[str, Any]) -> None:
+    """Only plain LoRA is computed here; whatever would change a product is refused."""
+    kind = str(settings.get("peft_type", "")).upper()
+    if kind != "LORA":
+        raise ValueError(f"{folder / 'adapter_config.json'} is of type {kind!r}: only LoRA can be converted")
+    if not is_number(settings.get("lora_alpha"), 0):
+        raise ValueError(
+            refused(
+                folder / "adapter_config.json", "lora_alpha", settings.get("lora_alpha"), "must be above 0"
+            )
+        )
+    found = [
+        field
+        for field in (
+            "use_dora",
+            "fan_in_fan_out",
+            "alpha_pattern",
+            "rank_pattern",
+            "lora_bias",
+            "modules_to_save",
+        )
+        if settings.get(field)
+    ]
+    if settings.get("bias", "none") != "none":
+        found.append("bias")
+    if found:
+        shown = ", ".join(f"{field}={settings[field]!r}" for field in found)
+        raise ValueError(f"{folder / 'adapter_config.json'} sets {shown}, which is not known in this layout")

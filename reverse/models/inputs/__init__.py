@@ -1,0 +1,1 @@
+"""From pictures and prompts to what a forward pass takes."""

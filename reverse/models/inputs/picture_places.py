@@ -1,0 +1,99 @@
+"""Where pictures stand in a prompt: `<image>`, for every family, in decoding as in training.
+
+One picture comes before the words, wherever `<image>` stands: that is how models are trained here. Several
+keep their places where words stand between them (a chat template may still put them first, as LLaVA's does).
+A picture alone is followed by an empty text, since a template writes something behind a text (LLaVA's a
+blank): so the end of the user's turn, where hints go, reads the same whatever was asked.
+The tokens that a family itself writes for a picture are not for prompts.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from reverse.data.records.schema import IMAGE_TOKEN, MODEL_PLACEHOLDERS, half_pair
+
+
+def check_text(text: str, where: str) -> None:
+    """Refuse a text that is no text to a tokenizer, or that stands for a picture.
+
+    Raises ValueError, saying where: half of a surrogate pair; a placeholder of one of the families.
+    """
+    if half := half_pair(text):
+        near = text[max(0, half.start() - 20) : half.start() + 20]
+        raise ValueError(
+            f"{where} holds half of a surrogate pair ({half.group()!a}) at character {half.start()}, near "
+            f"{near!a}: it was cut within a character, take that half out"
+        )
+    for token in MODEL_PLACEHOLDERS:
+        if token in text:
+            raise ValueError(
+                f"{where} holds {token!r}, which a model's own template writes: mark a picture's place with "
+                f"{IMAGE_TOKEN!r}, or leave it out and the picture comes first"
+            )
+
+
+def split_at_places(text: str, count: int, where: str) -> list[dict[str, Any]]:
+    """A text with `<image>` in it as content parts, `{"type": "image"}` at the places of `count` pictures.
+
+    Raises ValueError where `<image>` stands there another number of times.
+    """
+    found = text.count(IMAGE_TOKEN)
+    if found != count:
+        raise ValueError(
+            f"{where} has {found} image placeholders for {count} pictures: give a picture for each, or take "
+            f"{IMAGE_TOKEN!r} out of the prompt: pictures are put in by themselves"
+        )
+    pieces = text.split(IMAGE_TOKEN)
+    said = [piece for piece in pieces if piece.strip()]
+    if count == 1 or len(said) <= 1:  # before the words, or behind them: no words stand between
+        words = "".join(pieces).strip()
+        return [{"type": "image"}] * count + [{"type": "text", "text": words}]
+    parts: list[dict[str, Any]] = []
+    for k, piece in enumerate(pieces):
+        parts += [{"type": "image"}] if k else []
+        parts += [{"type": "text", "text": piece}] if piece.strip() else []
+    return parts
+
+
+def place_pictures(parts: Sequence[Mapping[str, Any]], role: str, where: str) -> list[Mapping[str, Any]]:
+    """The parts of a message with every `<image>` in its texts as the place of a picture.
+
+    A message that has parts for its pictures needs no `<image>`: those are taken out, where it has as many.
+
+    Raises ValueError where `<image>` stands in another turn than the user's, or another number of times.
+    """
+    marks = sum(part["text"].count(IMAGE_TOKEN) for part in parts if part["type"] == "text")
+    if not marks:
+        return _with_words(parts, role)
+    if role != "user":
+        raise ValueError(
+            f"{where} holds {IMAGE_TOKEN!r} in the {role}'s turn: it stands for a picture, which only the "
+            "user shows; take it out"
+        )
+    pictures = [part for part in parts if part["type"] != "text"]
+    if pictures and len(pictures) != marks:
+        raise ValueError(
+            f"{where} has {marks} image placeholders ({IMAGE_TOKEN!r}) beside {len(pictures)} parts with a "
+            "picture: take them out of the text, the parts are the places"
+        )
+    if not pictures and sum(IMAGE_TOKEN in part["text"] for part in parts) == 1:
+        placed: list[Mapping[str, Any]] = []
+        for part in parts:
+            text = part["text"]
+            placed += split_at_places(text, marks, where) if IMAGE_TOKEN in text else [part]
+        return placed
+    texts = [
+        {"type": "text", "text": part["text"].replace(IMAGE_TOKEN, "").strip()}
+        if part["type"] == "text"
+        else part
+        for part in parts
+    ]
+    kept = [part for part in texts if part["type"] != "text" or part["text"]]
+    return _with_words(kept if pictures else [{"type": "image"}] * marks + kept, role)
+
+
+def _with_words(parts: Sequence[Mapping[str, Any]], role: str) -> list[Mapping[str, Any]]:
+    """A user's parts with an empty text behind them where all of them are pictures."""
+    if role == "user" and all(part["type"] != "text" for part in parts):
+        return [*parts, {"type": "text", "text": ""}]
+    return list(parts)

@@ -1,0 +1,1 @@
+"""Processors: pictures, tokenizers and chat templates, and their checks."""

@@ -1,0 +1,1 @@
+"""Training data: records become token ids, labels and pictures in batches."""

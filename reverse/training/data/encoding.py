@@ -1,0 +1,402 @@
+"""A conversation to ids and labels, through the model's own chat template.
+
+    encoder = Encoder(processor)
+    row = encoder.row([Turn("Describe this image.", "I see <SPAN>two cups</CN>.")], image_tokens=196)
+    row.ids, row.labels        # (length,) each, int64
+
+A row's ids are those of the whole rendered conversation, tokenised at once, as the processor and decoding do
+it. They are put together from pieces, each tokenised behind what stands before it: template and question up
+to the place where the assistant begins, later questions behind the end of turn, answers between the
+template's last words and their end of turn, since a tokenizer may treat the start of a text in a way of its
+own (SentencePiece's "▁"). Every encoder compares both ways over probes when it is made (`encoding_check`).
+An answer's end of turn is a target: the one that the template writes (`</s>`, `<|im_end|>`, Llama-3.1's
+`<|eot_id|>`), whatever the tokenizer calls its end of sequence. So the place of every answer is known from
+how the sample was put together. A text that holds one of the tokenizer's own tokens is refused: `</s>` in
+HTML would be a true end of turn, trained in mid-sentence. (Decoding prefills such a question as the processor
+tokenises it, `</s>` as the token: no model is trained on one.) Where a tokenizer or a template does not
+allow this, an error says so: no sample is dropped (LLaVA's "tokenization mismatch (ignored)",
+haotian-liu/LLaVA#779).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from reverse.data.records.record_faults import misplaced_images, unsayable
+from reverse.data.records.record_keys import pictures_of
+from reverse.data.records.schema import IMAGE_TOKEN as IMAGE
+from reverse.tokens import TAGS, TokenIds, token_ids
+from reverse.training.data.labels import Segment, join
+from reverse.training.data.question_contents import Content, split_questions
+
+__all__ = ["Encoder", "Item", "Row", "Turn", "turns_of"]
+
+Ids = npt.NDArray[np.int64]
+MARK = "\u2983{}\u2984"  # stands for an answer while a template is taken apart
+_LIKE_A_TAG = re.compile(r"<[^\s<>]+>")
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A question, its answer, and the phrases named as wrong after the question.
+
+    `content`: of a record with several pictures, the question in parts, None for each (`split_questions`).
+    """
+
+    question: str
+    answer: str
+    hints: tuple[str, ...] = ()
+    content: Content = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a batch: `ids` and `labels` of shape (length,), int64; the pictures' ids are written out."""
+
+    ids: Ids
+    labels: Ids
+    cut: int = 0  # turns that did not fit
+    pictures: int = 0  # that stand in it: of several, the first ones
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """What a dataset gives: rows about the same pictures, and their tensors (None where there are none)."""
+
+    rows: tuple[Row, ...]
+    picture: Mapping[str, Tensor] | None
+
+
+class Encoder:
+    """Turns to a `Row`, for one processor; caches what the template makes of questions.
+
+    Args:
+        processor: with a chat template; the three tokens are optional (without them nothing is masked).
+        max_length: rows longer than this lose turns from the end (`Row.cut` says how many); a first turn that
+            is too long is an error.
+        cache: how many lists of questions are remembered.
+    """
+
+    def __init__(self, processor: Any, *, max_length: int | None = None, cache: int = 8192):
+        from reverse.decoding.text.hints import HintWriter
+        from reverse.training.data.encoding_check import check_encoding
+
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        self.max_length = max_length
+        self.hints = HintWriter(processor)
+        self.image_id = int(processor.image_token_id)
+        self.tail, self.end_text = self._end_of_turn()  # blanks after an answer, and the end of its turn
+        self.end = self._tokenise(self.end_text)  # (1,)
+        self._tags = _tags(self.tokenizer)
+        own = _own_tokens(self.tokenizer)
+        self.not_in_question = _any_of(own)  # what no question or hint may hold
+        self.not_in_answer = _any_of(own - set(TAGS))
+        self._cache_size = cache
+        self._pieces: dict[tuple[Content, ...], list[Ids]] = {}  # what stands before each answer
+        self._takes_several = False  # whether it was compared with the whole for several pictures
+        self._lead, self._anchor = self._answer_start()
+        self._anchor_ids = self._tokenise(self._anchor)
+        self._trims = self._trims_answers()
+        check_encoding(self)
+        self._pieces.clear()
+
+    def row(self, turns: Sequence[Turn], image_tokens: int | Sequence[int] | None) -> Row:
+        """One conversation as ids and labels.
+
+        Args:
+            turns: at least one; one picture stands in the first, several where the turns' `content` says.
+            image_tokens: ids that stand for the picture, of several for each; None where there is none.
+
+        Raises:
+            ValueError: no turns, a turn that says nothing or holds half of a surrogate pair, a token of the
+            tokenizer's own in a text (the three in an answer are no error), a first turn longer than
+            `max_length`, a `</UN>` without its `<SPAN>`, text that cannot be taken apart, or not one number
+            of ids for each picture.
+        """
+        if not turns:
+            raise ValueError("a conversation needs at least one question and answer, got none")
+        tokens = _as_list(image_tokens)
+        contents = _contents(turns, bool(tokens))
+        places = [content.count(None) for content in contents]
+        if sum(places) != len(tokens):
+            raise ValueError(f"the questions show {sum(places)} pictures, and {len(tokens)} are given")
+        for k, turn in enumerate(turns):
+            for fault in unsayable(k, turn.question, turn.answer, turn.hints, places[k] > 0):
+                raise ValueError(fault.message)
+            self._check_text(turn, k)
+        if len(tokens) > 1 and not self._takes_several:
+            from reverse.training.data.encoding_check import check_several_pictures
+
+            check_several_pictures(self)
+            self._takes_several = True
+        segments: list[Segment] = []
+        length = cut = shown = 0
+        for k, (turn, (prompt, answer)) in enumerate(
+            zip(turns, self.pieces(turns, bool(tokens)), strict=True)
+        ):
+            if places[k]:
+                prompt = self._write_out(prompt, tokens[shown : shown + places[k]])
+            length += len(prompt) + len(answer)
+            if self.max_length is not None and length > self.max_length:
+                if not segments:
+                    raise ValueError(
+                        f"the first turn takes {length} ids and max_length is {self.max_length}: raise it, "
+                        f"or leave the sample out; it asks {turn.question[:80]!r}"
+                    )
+                cut = len(turns) - k
+                break
+            segments += [Segment(prompt, False), Segment(answer, True)]
+            shown += places[k]
+        tags = {"span_id": self._tags.span, "cn_id": self._tags.cn, "un_id": self._tags.un}
+        try:
+            return Row(*join(segments, **tags), cut=cut, pictures=shown)
+        except ValueError as error:
+            said = " | ".join(f"{turn.question[:80]} -> {turn.answer}" for turn in turns)
+            raise ValueError(f"{error}; the sample: {said[:600]}") from error
+
+    def pieces(self, turns: Sequence[Turn], picture: bool) -> list[tuple[Ids, Ids]]:
+        """Ids before each answer, with hints and a picture as one id, and ids of the answer with its end."""
+        prompts = self._prompts(_contents(turns, picture))
+        hinted = [self._with_hints(before, turn.hints) for turn, before in zip(turns, prompts, strict=True)]
+        return list(zip(hinted, self._answers([turn.answer for turn in turns]), strict=True))
+
+    def _check_text(self, turn: Turn, k: int) -> None:
+        """Refuse a text that is not all text to the tokenizer."""
+        for name, text, refused in (
+            ("question", turn.question, self.not_in_question),
+            ("answer", turn.answer, self.not_in_answer),
+            *(("hint", hint.lower(), self.not_in_question) for hint in turn.hints),  # as it is written
+        ):
+            if found := refused.search(text):
+                near = text[max(0, found.start() - 40) : found.end() + 40]
+                raise ValueError(
+                    f"turn {k} says {found.group()!r} in its {name}, which this tokenizer reads as a token "
+                    "of its own (an end of turn, a picture) and not as text: write it with a blank inside "
+                    f"or leave the record out; it says {near!r}"
+                )
+
+    def _with_hints(self, prompt: Ids, phrases: Sequence[str]) -> Ids:
+        """Where and how decoding writes them: ids of `HintWriter` at the place that it names."""
+        if not phrases:
+            return prompt
+        return np.insert(prompt, self.hints.insert_at(prompt.tolist()), self.hints.ids(phrases))
+
+    def _write_out(self, prompt: Ids, image_tokens: Sequence[int]) -> Ids:
+        """The one id of each picture, as many times as `image_tokens` says."""
+        times = np.ones(len(prompt), dtype=np.int64)
+        times[prompt == self.image_id] = image_tokens
+        return np.repeat(prompt, times)
+
+    def _answers(self, answers: Sequence[str]) -> list[Ids]:
+        """Each answer's ids as they come after the template's last words, its end of turn included."""
+        if self._trims[0]:
+            answers = [answer.lstrip() for answer in answers]
+        if self._trims[1]:
+            answers = [answer.rstrip() for answer in answers]
+        before, after = self._anchor + self._lead, self.tail + self.end_text
+        texts = [before + answer + after for answer in answers]
+        encoded = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        cut, end = len(self._anchor_ids), int(self.end[0])
+        head = self._anchor_ids.tolist()
+        for ids, text in zip(encoded, texts, strict=True):
+            if ids[:cut] != head or len(ids) <= cut + 1 or ids[-1] != end:
+                raise ValueError(
+                    f"the answer in {text!r:.600} cannot be tokenised apart from the prompt: it is blank, or "
+                    "the tokenizer merges its first characters with the template's last ones"
+                )
+        return [np.array(ids[cut:], dtype=np.int64) for ids in encoded]
+
+    def _prompts(self, contents: tuple[Content, ...]) -> list[Ids]:
+        pieces = self._pieces.get(contents)
+        if pieces is None:
+            pieces = self._take_apart(contents)
+            if len(self._pieces) < self._cache_size:
+                self._pieces[contents] = pieces
+        return pieces
+
+    def _take_apart(self, contents: Sequence[Content]) -> list[Ids]:
+        """Ids before each answer: the conversation is rendered with marks for answers and cut at them."""
+        marks = [MARK.format(k) for k in range(len(contents))]
+        messages = _messages(contents, marks)
+        prompt = self._render(messages[:1], add_generation_prompt=True)
+        parts = []
+        rest = self._render(messages, add_generation_prompt=False)
+        for mark in marks:
+            part, found, rest = rest.partition(mark)
+            if not found:
+                raise ValueError("the chat template does not show the assistant's answers as they are")
+            parts.append(part)
+        if parts[0] != prompt + self._lead:
+            raise ValueError(
+                f"the chat template writes {parts[0]!r} before an answer and {prompt!r} before generating "
+                "one: a model trained so would not know its own prompt"
+            )
+        before = [self._prompt_ids(prompt)]
+        for part in parts[1:]:
+            if not part.endswith(self._lead):
+                raise ValueError(f"the chat template opens a later answer differently: {part!r}")
+            part = part[: len(part) - len(self._lead)]
+            end = self.tail + self.end_text
+            # Templates that write no end of turn (llava-1.5-hf) get the one the model was trained with.
+            before.append(self._after_end(part.removeprefix(end) if part.startswith(end) else part.lstrip()))
+        found_images = [int((piece == self.image_id).sum()) for piece in before]
+        wanted = [content.count(None) for content in contents]
+        if found_images != wanted:
+            raise ValueError(
+                f"the chat template writes {sum(found_images)} times {self.processor.image_token!r} in a "
+                f"conversation with {sum(wanted)} pictures, by turns {found_images} and not {wanted}: "
+                f"{''.join(parts)[:300]!r}"
+            )
+        return before
+
+    def _after_end(self, part: str) -> Ids:
+        """Ids of what the template writes behind an end of turn."""
+        ids = self._tokenise(self.end_text + part)
+        if not np.array_equal(ids[:1], self.end):
+            raise ValueError(
+                f"the tokenizer reads {self.end_text + part[:80]!r} as {ids[:8].tolist()}: the end of turn "
+                f"{self.end_text!r} is not its first token"
+            )
+        return ids[1:]
+
+    def _trims_answers(self) -> tuple[bool, bool]:
+        """Whether the template takes blanks off the start and the end of an answer, as Llama-3.1's does."""
+        mark = MARK.format(0)
+        lengths = [
+            len(self._render(_messages([("question",)], [answer]), add_generation_prompt=False))
+            for answer in (mark, " " + mark, mark + " ")
+        ]
+        return lengths[1] == lengths[0], lengths[2] == lengths[0]
+
+    def _end_of_turn(self) -> tuple[str, str]:
+        """Blanks and the token that the template writes after an answer.
+
+        The tokenizer's own end of text where the template writes none.
+        """
+        mark = MARK.format(0)
+        whole = self._render(_messages([("question",)], [mark]), add_generation_prompt=False)
+        after = whole.partition(mark)[2]
+        text = after.strip()
+        if not text:
+            if self.tokenizer.eos_token is None:
+                raise ValueError(
+                    f"nothing ends the assistant's turn: the chat template writes {whole!r}, and the "
+                    "tokenizer has no eos_token: name one"
+                )
+            return "", str(self.tokenizer.eos_token)
+        ids = self._tokenise(text)
+        if len(ids) != 1 or int(ids[0]) not in self.tokenizer.added_tokens_decoder:
+            raise ValueError(
+                f"the chat template ends the assistant's turn with {text!r}, ids {ids.tolist()}: it must be "
+                f"one token of its own that generation stops at; the template writes {whole!r}"
+            )
+        return after[: len(after) - len(after.lstrip())], text
+
+    def _answer_start(self) -> tuple[str, str]:
+        """(what the template writes between generation prompt and answer, its last words before that)."""
+        mark = MARK.format(0)
+        messages = _messages([("question",)], [mark])
+        prompt = self._render(messages[:1], add_generation_prompt=True)
+        whole = self._render(messages, add_generation_prompt=False)
+        before = whole.partition(mark)[0]
+        if not before.startswith(prompt) or before[len(prompt) :].strip():
+            raise ValueError(
+                f"the chat template writes {before!r} before an answer and {prompt!r} before generating one"
+            )
+        return before[len(prompt) :], prompt[prompt.rindex("question") + len("question") :]
+
+    def _prompt_ids(self, prompt: str) -> Ids:
+        """As the processor does it: special tokens are added, but no second beginning-of-text."""
+        bos = self.tokenizer.bos_token
+        return self._tokenise(prompt, add_special_tokens=not (bos and prompt.startswith(bos)))
+
+    def _tokenise(self, text: str, add_special_tokens: bool = False) -> Ids:
+        return np.array(self.tokenizer.encode(text, add_special_tokens=add_special_tokens), dtype=np.int64)
+
+    def _render(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
+        return self.processor.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+
+
+def turns_of(record: Mapping[str, Any]) -> list[Turn]:
+    """The turns of a published record, without hints; `<image>` is taken out of the text.
+
+    In this format `<image>` is the place of a picture and never text. It stands once in the first question of
+    a record with one picture, for several once for each in any question, or nowhere: then they come first.
+
+    Raises:
+        ValueError: questions and answers do not alternate, or `<image>` stands elsewhere, or not for each.
+    """
+    said = record["conversations"]
+    roles = [turn["from"] for turn in said]
+    if not said or roles != ["human", "gpt"] * (len(said) // 2):
+        raise ValueError(f"record {record.get('id')!r}: human and gpt must alternate, got {roles}")
+    for fault in misplaced_images(record):
+        raise ValueError(f"record {record.get('id')!r}: {fault.message}")
+    turns = [
+        Turn(human["value"].replace(IMAGE, "").strip(), gpt["value"])
+        for human, gpt in zip(said[::2], said[1::2], strict=True)
+    ]
+    count = len(pictures_of(record))
+    if count < 2:
+        return turns
+    contents = split_questions([turn["value"] for turn in said[::2]], count)
+    return [replace(turn, content=content) for turn, content in zip(turns, contents, strict=True)]
+
+
+def _messages(contents: Sequence[Content], answers: Sequence[str]) -> list[dict[str, Any]]:
+    """A conversation as the chat template takes it, without the pictures themselves."""
+    messages: list[dict[str, Any]] = []
+    for content, answer in zip(contents, answers, strict=True):
+        parts = [{"type": "image"} if part is None else {"type": "text", "text": part} for part in content]
+        messages += [
+            {"role": "user", "content": parts},
+            {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+        ]
+    return messages
+
+
+def _contents(turns: Sequence[Turn], picture: bool) -> tuple[Content, ...]:
+    """Of each question its texts, and None for a picture: one stands first where no turn says more."""
+    contents: list[Content] = [turn.content or (turn.question,) for turn in turns]
+    if picture and not any(turn.content for turn in turns):
+        contents[0] = (None, *contents[0])
+    return tuple(contents)
+
+
+def _as_list(image_tokens: int | Sequence[int] | None) -> list[int]:
+    if image_tokens is None:
+        return []
+    return list(image_tokens) if isinstance(image_tokens, Sequence) else [image_tokens]
+
+
+def _own_tokens(tokenizer: Any) -> set[str]:
+    """What the tokenizer takes out of a text before it splits the rest: `</s>`, `<|im_end|>`, `<SPAN>`.
+
+    Added tokens that look like words or blanks are text (some tokenizers keep runs of spaces so).
+    """
+    added = tokenizer.added_tokens_decoder.values()
+    return {token.content for token in added if token.special or _LIKE_A_TAG.fullmatch(token.content)}
+
+
+def _any_of(words: Set[str]) -> re.Pattern[str]:
+    """Finds any of them, the longest where several begin; none where there are none."""
+    longest_first = sorted(filter(str.strip, words), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+
+def _tags(tokenizer: Any) -> TokenIds:
+    """The three ids, or ids that never occur: a base or a twin is trained without the tokens."""
+    try:
+        return token_ids(tokenizer)
+    except ValueError:
+        return TokenIds(span=-1, cn=-2, un=-3)

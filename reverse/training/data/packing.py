@@ -1,0 +1,54 @@
+"""Rows end to end: which models can, and what positions a row has.
+
+Several rows in one are only right where the model keeps them apart: positions start anew at each, and
+attention does not look back over a start. Transformers derives both from `position_ids` for the attention
+functions named here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reverse.compatibility import IncompatibleLibraryError
+from reverse.models import family_of
+from reverse.training.data.collator import Positions
+
+__all__ = ["check_packing", "row_positions"]
+
+_ATTENTION = ("eager", "sdpa", "flash_attention_2")
+
+
+def check_packing(model: Any) -> None:
+    """Raise ValueError, naming why, unless the model keeps packed rows apart."""
+    config = family_of(model).decoder(model).config
+    if config._attn_implementation not in _ATTENTION:
+        raise ValueError(
+            f"packing needs attention that keeps rows apart by their positions, which "
+            f"{', '.join(_ATTENTION)} do; this model has {config._attn_implementation!r}: change "
+            "compute.attention, or take compute.packing=false"
+        )
+
+
+def row_positions(model: Any, processor: Any) -> Positions:
+    """A function from one row's ids (1, length) and its pictures' tensors to its positions.
+
+    They are (length,) where ids are counted, (3, length) where pictures have rows and columns of their own.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not hasattr(base.model, "get_rope_index"):
+        return lambda ids, picture: torch.arange(ids.shape[1])
+    rope, image_id = base.model.get_rope_index, int(processor.image_token_id)
+
+    def positions(ids: Tensor, picture: dict[str, Tensor]) -> Tensor:
+        if "image_grid_thw" not in picture:
+            return torch.arange(ids.shape[1]).expand(3, -1)
+        types = (ids == image_id).int()
+        try:
+            return rope(ids, mm_token_type_ids=types, image_grid_thw=picture["image_grid_thw"])[0][:, 0]
+        except TypeError as error:
+            raise IncompatibleLibraryError("transformers", f"get_rope_index was changed ({error})") from error
+
+    return positions

@@ -1,0 +1,41 @@
+"""Questions of a record with several pictures, as decoding places them.
+
+    >>> split_questions(["<image>\\n<image>\\nWhich is red?", "And here? <image>"], 3)
+    [(None, None, 'Which is red?'), (None, 'And here?')]
+
+`generate()` and a chat put pictures where `reverse.models.inputs.picture_places` says, and so are they
+trained: `<image>` is
+the place of one, they come before the words where no words stand between them, and without any `<image>` all
+stand in the first question. Whether the words between pictures stay between them is up to the chat template.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from reverse.data.records.schema import IMAGE_TOKEN
+from reverse.models.inputs.picture_places import split_at_places
+
+__all__ = ["Content", "split_questions"]
+
+Content = tuple[str | None, ...]  # the texts of a question, and None for each picture
+
+
+def split_questions(questions: Sequence[str], count: int) -> list[Content]:
+    """The content of each question of a conversation about `count` pictures, blanks at its ends stripped.
+
+    Raises:
+        ValueError: `<image>` stands another number of times in them, and not nowhere.
+    """
+    questions = [question.strip() for question in questions]
+    places = [question.count(IMAGE_TOKEN) for question in questions]
+    if not any(places):
+        questions = [f"{IMAGE_TOKEN * count}{questions[0]}", *questions[1:]]
+        places[0] = count
+    if sum(places) != count:
+        raise ValueError(f"{IMAGE_TOKEN} stands {sum(places)} times in the questions about {count} pictures")
+    contents: list[Content] = []
+    for k, (question, here) in enumerate(zip(questions, places, strict=True)):
+        parts = split_at_places(question, here, f"turn {k}") if here else [{"type": "text", "text": question}]
+        contents.append(tuple(part.get("text") for part in parts))
+    return contents

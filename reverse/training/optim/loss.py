@@ -1,0 +1,200 @@
+"""Cross entropy of the targets alone: logits of a whole batch never stand in memory.
+
+A batch of 16 rows of 2,048 ids over 151,936 logits takes 20 GB in float32, and most of these logits are of
+prompts and pictures, which nothing is learnt from. Here the hidden states at targets are gathered first, and
+go through the head a few hundred at a time; what the backward pass needs of such a part is computed again.
+
+    with loss_in_forward(model, LossConfig()):
+        loss = model(**batch)["loss"] / batch["places"].numel()     # batch as `collator.Collator` makes it
+
+Sum and gradients equal those of `torch.nn.functional.cross_entropy` over all logits. While the context lasts
+`model.forward` gives the sum of the losses and no logits; that works through whatever wraps the model (peft,
+DDP, FSDP2, DeepSpeed), because the head's parameters are only touched inside a call of the head.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from reverse.training.data.labels import IGNORE
+
+__all__ = ["KERNELS", "LossConfig", "class_weights", "loss_in_forward", "summed_loss"]
+
+KERNELS = ("auto", "chunked", "liger")
+ROOM = 1 << 24  # logits that stand at once: 0.2 to 0.3 GB with what softmax and its gradient take
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """How the loss is computed; the defaults are the published objective."""
+
+    closing_ids: tuple[int, ...] = ()  # `</CN>` and `</UN>`
+    confidence_weight: float = 1.0  # of targets that are a closing tag; every other target weighs 1
+    kernel: str = (
+        "auto"  # "liger" (fused, needs liger-kernel and CUDA), "chunked", or the first that can be had
+    )
+
+    def __post_init__(self) -> None:
+        if self.kernel not in KERNELS:
+            raise ValueError(f"loss.kernel must be one of {', '.join(KERNELS)}, got {self.kernel!r}")
+        if not self.confidence_weight > 0:
+            raise ValueError(
+                f"loss.confidence_weight must be positive, got {self.confidence_weight!r}: 1 is the "
+                "published objective, 2 makes a closing tag count twice"
+            )
+        if self.kernel == "liger" and not _has_liger():
+            raise ValueError(
+                "loss.kernel is 'liger' but liger-kernel is not installed: pip install 'reverse-vlm[liger]', "
+                "or loss.kernel=chunked"
+            )
+
+    @property
+    def weighted(self) -> bool:
+        """Whether targets weigh differently."""
+        return self.confidence_weight != 1.0 and bool(self.closing_ids)
+
+    def weight_of(self, targets: Tensor) -> Tensor | int:
+        """What `targets` (int64, any shape, `IGNORE` allowed) weigh together: what a sum is divided by."""
+        if not self.weighted:
+            return (targets != IGNORE).sum()
+        closing = torch.isin(targets, torch.tensor(self.closing_ids, device=targets.device)).sum()
+        return (targets != IGNORE).sum() + closing * (self.confidence_weight - 1)
+
+
+def class_weights(config: LossConfig, vocabulary: int, device: torch.device) -> Tensor | None:
+    """Weight of each id as a target, (vocabulary,) float32, or None where all weigh 1."""
+    if not config.weighted:
+        return None
+    weights = torch.ones(vocabulary, device=device)
+    weights[list(config.closing_ids)] = config.confidence_weight
+    return weights
+
+
+def summed_loss(
+    project: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, weights: Tensor | None, part: int
+) -> Tensor:
+    """Sum of the cross entropies, float32, with at most `part` rows of logits at a time.
+
+    Args:
+        project: (rows, hidden size) to logits (rows, vocabulary).
+        hidden: (rows, hidden size).
+        targets: (rows,) int64.
+        weights: (vocabulary,) float32 or None.
+        part: rows.
+    """
+    if len(hidden) <= part:
+        return _part_loss(project, hidden, targets, weights)
+    total = hidden.new_zeros((), dtype=torch.float32)
+    for start in range(0, len(hidden), part):
+        rows = slice(start, start + part)
+        total = total + checkpoint(
+            _part_loss,
+            project,
+            hidden[rows],
+            targets[rows],
+            weights,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            determinism_check="none",  # ZeRO-3 shows parameters without rows between its gatherings
+        )
+    return total
+
+
+def _part_loss(
+    project: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, weights: Tensor | None
+) -> Tensor:
+    logits = project(hidden)
+    if logits.dtype != torch.float64:
+        logits = logits.float()
+    weights = None if weights is None else weights.to(logits.dtype)
+    return F.cross_entropy(logits, targets, weight=weights, reduction="sum")
+
+
+@contextmanager
+def loss_in_forward(model: Any, config: LossConfig) -> Iterator[None]:
+    """While it lasts, `model(**batch)` gives `{"loss": sum over targets}`; what wraps the model stays as it
+    is.
+
+    Args:
+        model: of transformers, with or without peft around it; not yet wrapped for several devices.
+        config: see `LossConfig`.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    head = base.get_output_embeddings()
+    base.forward = MethodType(_forward, base)
+    head.forward = MethodType(_head_forward, head)
+    head.reverse_loss = config
+    try:
+        yield
+    finally:
+        # Accelerate wraps what it finds in `forward` and puts it back itself, or does not: the class has it.
+        for module, name in ((base, "forward"), (head, "forward"), (head, "reverse_loss")):
+            vars(module).pop(name, None)
+
+
+def _forward(self: Any, *, labels: Tensor, places: Tensor, **inputs: Any) -> dict[str, Tensor]:
+    """Sum of the losses of a batch.
+
+    Args:
+        labels: (rows, length) int64, `IGNORE` where no target is.
+        places: (targets,) int64, positions in the flattened `labels` whose *next* id is a target.
+        inputs: of the model.
+    """
+    given = {name: value for name, value in inputs.items() if value is not None}  # peft names all it knows
+    hidden = self.model(**given, use_cache=False).last_hidden_state
+    chosen = hidden.flatten(0, 1).index_select(0, places)  # (targets, hidden size)
+    loss = self.get_output_embeddings()(chosen, labels.flatten()[places + 1])
+    return {"loss": loss}
+
+
+def _head_forward(self: Any, hidden: Tensor, targets: Tensor) -> Tensor:
+    """The head gives the loss and not the logits, so that FSDP and DeepSpeed gather its weight once."""
+    config: LossConfig = self.reverse_loss
+    vocabulary = (
+        self.weight.shape[0] if isinstance(self, torch.nn.Linear) else self.original_module.out_features
+    )
+    weights = class_weights(config, vocabulary, hidden.device)
+    if _use_liger(self, config, hidden):
+        return _liger_loss(self, hidden, targets, weights)
+    part = max(1, ROOM // vocabulary)
+    return summed_loss(MethodType(type(self).forward, self), hidden, targets, weights, part)
+
+
+def _has_liger() -> bool:
+    return importlib.util.find_spec("liger_kernel") is not None
+
+
+def _use_liger(head: Any, config: LossConfig, hidden: Tensor) -> bool:
+    """A head whose rows are trained by peft is no one matrix, and goes by parts."""
+    plain = isinstance(head, torch.nn.Linear)
+    if config.kernel == "liger" and not plain:
+        raise ValueError(
+            "loss.kernel is 'liger', which reads a head as one matrix, but this one's token rows are trained "
+            "beside it: take loss.kernel=auto or chunked"
+        )
+    if config.kernel == "chunked" or not plain:
+        return False
+    if config.kernel == "liger" and hidden.device.type != "cuda":
+        raise ValueError("loss.kernel is 'liger', which needs a CUDA device: take loss.kernel=chunked here")
+    return hidden.device.type == "cuda" and _has_liger()
+
+
+def _liger_loss(head: torch.nn.Linear, hidden: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+    kind = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else head.weight.dtype
+    loss = LigerFusedLinearCrossEntropyLoss(
+        ce_weight=weights, ignore_index=IGNORE, reduction="sum", accum_dtype=torch.float32
+    )
+    bias = None if head.bias is None else head.bias.to(kind)
+    return loss(head.weight.to(kind), hidden.to(kind), targets, bias)

@@ -1,0 +1,212 @@
+"""What of a model is trained: all of the language model, or LoRA, the three tokens' rows and the projector.
+
+    model = select_trained(model, processor, Tuning(method="lora"))
+
+Under LoRA everything is frozen but the low-rank matrices at every linear layer of the language model, the
+rows of the three tokens in the embeddings *and* in the head, and the projector in full. (Known difference
+from the released code, https://arxiv.org/abs/2504.13169: there the rows are frozen at random values.) The
+head's rows of an untied model are trained only where they are named for it (peft, `trainable_token_indices`).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from reverse.compatibility import IncompatibleLibraryError
+from reverse.models import family_of
+from reverse.tokens import token_ids
+from reverse.training.assumptions import check_row_layers
+
+__all__ = [
+    "Tuning",
+    "cheap_rows",
+    "inputs_as_they_are",
+    "is_adapted",
+    "quantization",
+    "select_trained",
+]
+
+
+@dataclass
+class Tuning:
+    """What is trained, and how."""
+
+    method: str = "full"  # "full": the language model's own weights; "lora": low-rank matrices beside them
+    rank: int = 128  # of LoRA
+    alpha: float = 256.0  # of LoRA; the matrices count alpha / rank times
+    dropout: float = 0.05  # before LoRA's matrices
+    tokens: bool = True  # LoRA: train the three tokens' rows, input and output
+    projector: bool = True  # train the projector (Qwen2.5-VL: the merger) in full
+    vision: bool = False  # train the tower that sees; full only
+    quantize: str = "none"  # "nf4": the frozen weights in four bits (QLoRA)
+
+
+def select_trained(model: Any, processor: Any, tuning: Tuning, *, parallel: str = "none") -> Any:
+    """Freeze and adapt `model` in place; the model to train, wrapped by peft under LoRA.
+
+    Args:
+        model: of transformers, with the three tokens.
+        processor: of the model; says which rows are the tokens'.
+        tuning: see `Tuning`.
+        parallel: how it will be trained; ZeRO-3 wants one dtype throughout.
+
+    Raises:
+        ValueError: settings that exclude each other, or a vocabulary without the tokens.
+    """
+    check_tuning(tuning)
+    family = family_of(model)
+    if tuning.method == "full":
+        model.requires_grad_(True)
+        family.vision_tower(model).requires_grad_(tuning.vision)
+        family.image_projector(model).requires_grad_(tuning.projector)
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    ids = list(token_ids(processor.tokenizer))
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=tuning.rank,
+        lora_alpha=tuning.alpha,
+        lora_dropout=tuning.dropout,
+        target_modules=_linears(model, family),
+        modules_to_save=[family.projector] if tuning.projector else None,
+        trainable_token_indices={"embed_tokens": ids, "lm_head": ids} if tuning.tokens else None,
+    )
+    model.requires_grad_(False)
+    adapted = get_peft_model(model, config, autocast_adapter_dtype=parallel != "zero3")
+    for parameter in adapted.parameters():
+        # The matrices of LoRA come in float32, projector and rows in the base's dtype: in bfloat16 a
+        # step of 2e-5 is lost in rounding.
+        if parameter.requires_grad and parallel != "zero3":
+            parameter.data = parameter.data.float()
+    cheap_rows(adapted)
+    return adapted
+
+
+def check_tuning(tuning: Tuning) -> None:
+    """Raise ValueError for settings that are unknown or exclude each other."""
+    if tuning.method not in ("full", "lora"):
+        raise ValueError(f"tune.method must be full or lora, got {tuning.method!r}")
+    if tuning.quantize not in ("none", "nf4"):
+        raise ValueError(f"tune.quantize must be none or nf4, got {tuning.quantize!r}")
+    if tuning.method == "full" and tuning.quantize != "none":
+        raise ValueError("tune.quantize=nf4 freezes what it quantizes: it goes with tune.method=lora")
+    if tuning.method == "lora" and tuning.vision:
+        raise ValueError("tune.vision=true trains the tower in full: it goes with tune.method=full")
+    if tuning.rank < 1 or not 0 <= tuning.dropout < 1 or tuning.alpha <= 0:
+        raise ValueError(
+            f"LoRA needs rank ≥ 1, alpha > 0 and dropout in [0, 1), got {tuning.rank}, {tuning.alpha} and "
+            f"{tuning.dropout}"
+        )
+
+
+def quantization(tuning: Tuning, model_path: str, dtype: torch.dtype) -> Any:
+    """The `quantization_config` a base is loaded with, None where there is none.
+
+    Raises:
+        ValueError: bitsandbytes or a CUDA device is missing.
+    """
+    if tuning.quantize == "none":
+        return None
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError(
+            "tune.quantize is nf4 but bitsandbytes is not installed: pip install 'reverse-vlm[qlora]', or "
+            "tune.quantize=none"
+        )
+    if not torch.cuda.is_available():
+        raise ValueError("tune.quantize is nf4, which needs a CUDA device: take tune.quantize=none here")
+    from transformers import BitsAndBytesConfig
+
+    from reverse.models.checkpoints.loading import find_checkpoint
+
+    _, family = find_checkpoint(model_path)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_quant_storage=dtype,  # a float: FSDP shards nothing else
+        llm_int8_skip_modules=["lm_head", family.tower, family.projector],
+    )
+
+
+def is_adapted(model: Any) -> bool:
+    """Whether peft wraps the model."""
+    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+
+
+@contextmanager
+def inputs_as_they_are(model: Any) -> Iterator[None]:
+    """While it lasts, LoRA does not turn its inputs into float32 first: autocast would turn them back."""
+    layers = [module for module in model.modules() if hasattr(module, "cast_input_dtype_enabled")]
+    if not layers:
+        raise IncompatibleLibraryError("peft", "no layer has the attribute cast_input_dtype_enabled")
+    for layer in layers:
+        layer.cast_input_dtype_enabled = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.cast_input_dtype_enabled = True
+
+
+def _linears(model: Any, family: Any) -> str:
+    """A pattern for every linear layer of the decoder, and no other."""
+    decoder = family.decoder(model)
+    names = {
+        name.rpartition(".")[2]
+        for name, module in decoder.named_modules()
+        if isinstance(module, torch.nn.Linear) or module.__class__.__name__ == "Linear4bit"
+    }
+    return rf"{re.escape(family.language_model)}\..*\.({'|'.join(sorted(names))})"
+
+
+def cheap_rows(model: Any) -> None:
+    """Let peft's layers for the rows of tokens do the same without a copy of the whole matrix at every call.
+
+    Theirs writes the rows into a copy of the matrix (262 MB for LLaVA-1.5-7B), whose gradient is as large and
+    is thrown away but for three rows. Here the layer below is called as it is, and what belongs to the tokens
+    is replaced in what comes out; DeepSpeed, too, finds the matrix there only inside that call.
+    """
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
+
+    check_row_layers(_Rows)
+    for module in model.modules():
+        if isinstance(module, TrainableTokensLayer):
+            module.forward = _Rows(module)
+
+
+class _Rows:
+    """`forward` of one layer for token rows; an object, so that a deep copy refers to the copied layer."""
+
+    def __init__(self, layer: Any):
+        self.layer = layer
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        layer = self.layer
+        if layer.disable_adapters and layer.merged:
+            layer.unmerge()
+        adapters = [] if layer.disable_adapters or layer.merged else layer.active_adapters
+        base = layer.get_base_layer()
+        out = base(x, *args, **kwargs)
+        for name in adapters:
+            rows = layer.trainable_tokens_delta[name]  # (tokens, hidden size)
+            ids = torch.as_tensor(layer.token_indices[name], device=x.device)
+            if isinstance(base, torch.nn.Embedding):
+                at = x[..., None] == ids  # (…, tokens)
+                own = at.to(rows.dtype) @ rows  # exact: one row, or none
+                out = torch.where(at.any(-1, keepdim=True), own.to(out.dtype), out)
+            else:
+                kind = out.dtype if torch.is_autocast_enabled(x.device.type) else rows.dtype
+                logits = F.linear(x.to(kind), rows.to(kind))
+                out = out.index_copy_(-1, ids, logits.to(out.dtype))  # nothing else holds what the base gave
+        return out

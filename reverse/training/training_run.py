@@ -1,0 +1,345 @@
+"""A recipe from beginning to end: checkpoint, tokens, data, what is trained, the run, what is written.
+
+    manifest = run_recipe(load_recipe("llava_v15_lora", ["data.limit=1000"]))
+
+Every process of a run calls it alike. `OUTPUT` holds the model (or adapter), the processor, `training.json`
+with versions, data and losses, and `recipe.yaml`, which gives the same run again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import set_seed
+
+from reverse.data.records.published_set import records_path
+from reverse.files.atomic_write import sha256
+from reverse.files.file_lock import output_lock
+from reverse.files.text_reading import read_json
+from reverse.models import load
+from reverse.progress import show_progress
+from reverse.tokens import add_tokens, token_ids
+from reverse.training.checkpoints.full_disk import explain_full_disk
+from reverse.training.checkpoints.resuming import check_same_run, with_later_keys
+from reverse.training.checkpoints.saving import MANIFEST
+from reverse.training.data.encoding import Encoder
+from reverse.training.data.first_pass import Checked, check_records, checked_file
+from reverse.training.data.training_sets import RecordDataset
+from reverse.training.optim.parallel import check_parallel, check_shared, is_first
+from reverse.training.optim.trainable_weights import check_tuning, quantization, select_trained
+from reverse.training.recipes.recipe import Recipe, as_yaml
+from reverse.training.recipes.settings_check import check_kernel, check_settings, check_size, check_writable
+from reverse.training.sft import SFTConfig, run_settings, train
+
+__all__ = ["Prepared", "check_before_loading", "prepare", "read_finished", "run_recipe"]
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_ATTENTION = ("sdpa", "flash_attention_2", "eager")
+
+
+def run_recipe(recipe: Recipe, *, resume: bool = True, quiet: bool = False) -> dict[str, Any]:
+    """Train as `recipe` says; the manifest.
+
+    Args:
+        recipe: from `load_recipe`.
+        resume: go on from the last checkpoint, where there is one; a run that is finished is not repeated.
+            False: start over, in place of what an earlier run left.
+        quiet: no progress.
+
+    Raises:
+        FileExistsError: the output holds anything but the same run (with `resume=False`: but a run).
+        OutputInUseError: another process trains to this output.
+        DiskFullError: the disk of the output is full; the last good checkpoint stays.
+        ValueError, OSError: what the recipe names is not there, or cannot be done here.
+    """
+    with ExitStack() as stack:
+        config = check_before_loading(recipe, quiet)
+        if is_first():
+            stack.enter_context(output_lock(recipe.output))
+        stack.enter_context(explain_full_disk(recipe.output))
+        check_shared(Path(recipe.output))
+        return _run(recipe, config, resume, quiet)
+
+
+@dataclass
+class Prepared:
+    """All that training takes, loaded and checked."""
+
+    model: Any  # not on its device yet
+    processor: Any
+    dataset: RecordDataset
+    config: SFTConfig
+    data: dict[str, Any]  # what the data are and what a look at them found, for the manifest
+    checked: Checked
+    added_seed: int | None  # of tokens that had to be added
+
+
+def _run(recipe: Recipe, config: SFTConfig, resume: bool, quiet: bool) -> dict[str, Any]:
+    finished = read_finished(recipe, resume)
+    if finished is not None:
+        return finished
+    ready = prepare(recipe, config, recipe.output, resume=resume, quiet=quiet)
+    # Where it runs does not decide what comes out; SFTConfig says which of the rest does.
+    notes = {"recipe": _outcome(recipe), "data": ready.data}
+    files = {"recipe.yaml": as_yaml(recipe)}
+    manifest = train(
+        ready.model, ready.processor, ready.dataset, config, resume=resume, notes=notes, files=files,
+        added_seed=ready.added_seed,
+    )  # fmt: skip
+    if is_first():
+        checked_file(recipe.output).unlink(missing_ok=True)
+    return manifest
+
+
+def prepare(
+    recipe: Recipe, config: SFTConfig, found: str | Path, *, resume: bool = True, quiet: bool = False
+) -> Prepared:
+    """Load the model and look at all records; whatever needs no record is checked first.
+
+    Args:
+        config: that of `recipe`, checked.
+        found: output beside which is kept what a look at the records finds.
+        resume: keep to checkpoints that are there.
+        quiet: no progress.
+    """
+    data = _data_manifest(recipe)
+    if resume:
+        settings = run_settings(config, {"recipe": _outcome(recipe), "data": data})
+        output = Path(recipe.output)
+        folder = output.with_name(output.name + ".checkpoints")
+        check_same_run(folder, settings, found=("count", "left_out", "cut"))
+    model, processor, added_seed = _load(recipe)
+    _set_pixels(processor, recipe)
+    if recipe.data.pad_to_square:
+        _pad_to_square(processor)
+    encoder = Encoder(processor, max_length=recipe.data.max_length)
+    _check_stops(model, encoder)
+    model = select_trained(model, processor, recipe.tune, parallel=recipe.compute.parallel).train()
+    check_kernel(config, model)
+    dataset: Any = RecordDataset(
+        recipe.data.records,
+        recipe.data.images,
+        encoder,
+        hint_share=recipe.data.hint_share,
+        seed=recipe.seed,
+        limit=recipe.data.limit,
+        keep_broken=True,
+    )
+    check_size(config, check_settings(config), len(dataset))
+    shown = is_first() and not quiet
+    with show_progress("records checked", shown=shown, transient=True) as progress:
+        checked = check_records(
+            dataset,
+            found,
+            identity=data,
+            skip_bad=recipe.data.skip_bad,
+            resume=resume,
+            say=lambda line: _say(recipe, line) if shown else None,
+            progress=progress,
+        )
+    check_size(config, check_settings(config), len(dataset))
+    data |= {
+        "count": len(dataset),
+        "left_out": {"count": len(checked.bad), "records": checked.bad},
+        "cut": {"records": checked.cut.records, "turns": checked.cut.turns},
+    }
+    return Prepared(model, processor, dataset, config, data, checked, added_seed)
+
+
+def check_before_loading(recipe: Recipe, quiet: bool = False) -> SFTConfig:
+    """All that needs neither the model nor a record; the settings of the run."""
+    check_parallel(recipe.compute.parallel)
+    set_seed(recipe.seed)  # of LoRA's matrices too: every process makes its own, and they must be alike
+    check_tuning(recipe.tune)
+    _check_files(recipe)
+    config = _config(recipe, quiet)
+    check_settings(config)
+    check_writable(recipe.output)
+    return config
+
+
+def read_finished(recipe: Recipe, resume: bool) -> dict[str, Any] | None:
+    """The manifest of the same run where it is at its end already.
+
+    Raises FileExistsError where the output holds something else, which the run would put an end to.
+    """
+    output = Path(recipe.output)
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return None
+    path = output / MANIFEST
+    found = read_json(path) if path.is_file() else {}
+    if "recipe" not in found or "data" not in found:
+        raise FileExistsError(f"output: {output} holds other files than a run's: name a folder of its own")
+    if not resume:
+        return None
+    same_data = found["data"].get("sha256") == _data_manifest(recipe)["sha256"]
+    before = with_later_keys(found)["recipe"]
+    if before != json.loads(json.dumps(_outcome(recipe))) or not same_data:
+        raise FileExistsError(
+            f"output: {output} holds a run of another recipe or other data: name another folder, or start "
+            "over in its place with --restart"
+        )
+    return found
+
+
+def _check_files(recipe: Recipe) -> None:
+    """What can be refused before a model of many gigabytes is loaded."""
+    try:
+        records_path(recipe.data.records)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"data.records: {error}") from None
+    if not Path(recipe.data.images).is_dir():
+        raise FileNotFoundError(
+            f"data.images: no such folder: {recipe.data.images}: name the folder of the pictures"
+        )
+    if recipe.compute.attention not in _ATTENTION:
+        raise ValueError(
+            f"compute.attention must be one of {', '.join(_ATTENTION)}, got {recipe.compute.attention!r}"
+        )
+    if recipe.compute.attention == "flash_attention_2" and find_spec("flash_attn") is None:
+        raise ValueError(
+            "compute.attention is flash_attention_2 but flash-attn is not installed: pip install "
+            "'reverse-vlm[flash]', or compute.attention=sdpa"
+        )
+    if recipe.compute.weights not in _DTYPES:
+        raise ValueError(
+            f"compute.weights must be one of {', '.join(_DTYPES)}, got {recipe.compute.weights!r}"
+        )
+
+
+def _load(recipe: Recipe) -> tuple[Any, Any, int | None]:
+    """Model and processor, and the seed of tokens that had to be added."""
+    dtype = _DTYPES[recipe.compute.weights]
+    options: dict[str, Any] = {}
+    quantized = quantization(recipe.tune, recipe.model, dtype)
+    if quantized is not None:
+        options = {
+            "quantization_config": quantized,
+            "device_map": {"": int(os.environ.get("LOCAL_RANK", "0"))},
+        }
+    if not torch.cuda.is_available() or recipe.compute.precision == "float32":
+        dtype = torch.float32  # without autocast all weights are of one dtype
+    model, processor = load(
+        recipe.model,
+        dtype=dtype,
+        attn_implementation=recipe.compute.attention,
+        require_tokens=False,
+        **options,
+    )
+    try:
+        token_ids(processor.tokenizer)
+    except ValueError:
+        add_tokens(model, processor, seed=recipe.seed)
+        return model, processor, recipe.seed
+    return model, processor, None
+
+
+def _say(recipe: Recipe, line: str) -> None:
+    print(f"{Path(recipe.output).name}: {line}", flush=True)
+
+
+def _check_stops(model: Any, encoder: Encoder) -> None:
+    """Generation must stop at what the model learns to end its turns with."""
+    known = model.generation_config.eos_token_id
+    ends = [] if known is None else [known] if isinstance(known, int) else list(known)
+    end = int(encoder.end[0])
+    if end not in ends:
+        raise ValueError(
+            f"the chat template ends a turn with {encoder.end_text!r} (id {end}), and generation stops at "
+            f'{ends} only: write "eos_token_id": {[*ends, end]} into the generation_config.json of the model'
+        )
+
+
+def _set_pixels(processor: Any, recipe: Recipe) -> None:
+    """The least and the most pixels of a picture, kept in the processor: decoding sees alike."""
+    data, size = recipe.data, dict(processor.image_processor.size)
+    if data.min_pixels is None and data.max_pixels is None:
+        return
+    if "longest_edge" not in size:
+        raise ValueError(
+            "data.min_pixels and data.max_pixels are for processors that keep a picture's size (Qwen2.5-VL); "
+            f"this one makes all pictures {size}: leave them out"
+        )
+    size["shortest_edge"] = data.min_pixels or size["shortest_edge"]
+    size["longest_edge"] = data.max_pixels or size["longest_edge"]
+    if size["shortest_edge"] > size["longest_edge"]:
+        raise ValueError(
+            f"data.min_pixels {size['shortest_edge']} is above data.max_pixels {size['longest_edge']}"
+        )
+    processor.image_processor.size = type(processor.image_processor.size)(**size)
+
+
+def _pad_to_square(processor: Any) -> None:
+    """Pictures on a square ground of the mean colour, as LLaVA-1.5 was trained; kept in the processor."""
+    from reverse.models.processors.picture_processors import pil_image_processor
+
+    now = processor.image_processor
+    if not hasattr(now, "crop_size") or "shortest_edge" not in now.size:
+        raise ValueError(
+            "data.pad_to_square is for processors that crop pictures to a square (LLaVA); leave it out"
+        )
+    names = ("size", "crop_size", "image_mean", "image_std", "resample", "rescale_factor", "do_convert_rgb")
+    settings = {name: getattr(now, name) for name in names if getattr(now, name, None) is not None}
+    settings = {n: dict(v) if n in ("size", "crop_size") else v for n, v in settings.items()}
+    processor.image_processor = pil_image_processor("LlavaImageProcessor", do_pad=True, **settings)
+
+
+def _config(recipe: Recipe, quiet: bool) -> SFTConfig:
+    optim, compute, full = recipe.optim, recipe.compute, recipe.tune.method == "full"
+    return SFTConfig(
+        output=recipe.output,
+        steps=optim.steps,
+        epochs=optim.epochs,
+        batch=optim.batch,
+        global_batch=optim.global_batch,
+        lr=optim.lr,
+        projector_lr=optim.projector_lr,
+        warmup=optim.warmup,
+        weight_decay=optim.weight_decay,
+        beta2=optim.beta2,
+        clip=optim.clip,
+        confidence_weight=recipe.loss.confidence_weight,
+        loss_kernel=recipe.loss.kernel,
+        group_by_length=compute.group_by_length,
+        packing=compute.packing,
+        precision=compute.precision,
+        pixels="bfloat16" if torch.cuda.is_available() and compute.precision == "bfloat16" else "float32",
+        compile=compute.compile,
+        checkpoint_activations=compute.checkpoint_activations,
+        parallel=compute.parallel,
+        workers=recipe.data.workers,
+        log_steps=recipe.log.steps,
+        save_steps=recipe.log.save_steps or None,
+        save_dtype=compute.save_dtype if full else None,
+        report_to=recipe.log.report_to,
+        seed=recipe.seed,
+        quiet=quiet,
+    )
+
+
+def _outcome(recipe: Recipe) -> dict[str, Any]:
+    """The recipe without what only says where it runs and what is shown."""
+    settings = asdict(recipe)
+    for name in ("output", "log"):
+        del settings[name]
+    del settings["data"]["workers"]
+    return settings
+
+
+def _data_manifest(recipe: Recipe) -> dict[str, Any]:
+    """The data as they were: a run on others is another run."""
+    path = records_path(recipe.data.records)
+    path = path / "manifest.json" if path.is_dir() else path  # it names the hash of what was imported
+    return {
+        "records": str(path),
+        "bytes": path.stat().st_size,
+        "sha256": sha256(path),
+        "hint_share": recipe.data.hint_share,
+    }
