@@ -23,6 +23,7 @@ from reverse.decoding.engine import Engine, shared_engine
 from reverse.decoding.events import Event
 from reverse.decoding.request import QUESTION, Request
 from reverse.decoding.result import Result
+from reverse.errors import RequestError, RequestTypeError
 
 __all__ = ["Engine", "generate", "generate_many", "stream"]
 
@@ -84,7 +85,7 @@ def generate(
     requests, single = _requests_of(request, images, prompt, seed)
     sinks = sinks_of(stream)
     if sinks and len(sinks) != len(requests):
-        raise ValueError(f"got {len(sinks)} streams for {len(requests)} requests: give one a request")
+        raise RequestError(f"got {len(sinks)} streams for {len(requests)} requests: give one a request")
     jobs = (_job(i, each) for i, each in enumerate(requests))
     engine = shared_engine(model, processor, backend)
     engine.check(request)
@@ -140,11 +141,11 @@ def generate_many(
     """
     most = check_whole("max_sequences", max_sequences, 1)
     if not isinstance(requests, Iterable):
-        raise TypeError(
+        raise RequestTypeError(
             f"requests must be an iterable of mappings with images and prompt, got {requests!r:.80}"
         )
     if on_error not in ("raise", "yield"):
-        raise ValueError(f"on_error must be one of raise, yield, got {on_error!r:.80}")
+        raise RequestError(f"on_error must be one of raise, yield, got {on_error!r:.80}")
     request = _template(options)
     (first_seed,) = _check_seeds(request.seed if seed is None else seed, 1)
     engine = shared_engine(model, processor, backend)
@@ -181,7 +182,7 @@ def stream(
     request = _template(options)
     requests, single = _requests_of(request, images, prompt, seed)
     if not events and len(requests) > 1:
-        raise ValueError(
+        raise RequestError(
             f"got {len(requests)} requests, whose texts would be mixed: stream one, or use events=True"
         )
     engine = shared_engine(model, processor, backend)
@@ -203,7 +204,7 @@ def _requests_of(request: Request, images: Any, prompt: Any, seed: Any) -> tuple
     pictures, prompts, single = _pair_up(images, prompt)
     seeds = _check_seeds(request.seed if seed is None else seed, len(prompts))
     if len(seeds) != len(prompts):
-        raise ValueError(
+        raise RequestError(
             f"got {len(seeds)} seeds for {len(prompts)} requests: give one a request, or a number"
         )
     places = zip(pictures, prompts, seeds, strict=True)
@@ -220,7 +221,7 @@ def _read_job(index: int, given: Any, request: Request) -> Job | FailedRequest:
         if isinstance(given, Mapping):
             unknown = sorted(map(str, set(given) - {"images", "prompt", "seed"}))
             if unknown:
-                raise ValueError(
+                raise RequestError(
                     f"request {index} has {', '.join(map(repr, unknown)):.200}: known are images, prompt, "
                     "seed"
                 )
@@ -229,7 +230,7 @@ def _read_job(index: int, given: Any, request: Request) -> Job | FailedRequest:
             return _job(index, replace(request, images=images, prompt=prompt, seed=own), given)
         if isinstance(given, tuple) and len(given) == 2:
             return _job(index, replace(request, images=given[0], prompt=given[1]), given)
-        raise TypeError(
+        raise RequestTypeError(
             f"request {index} is a {type(given).__name__}: give a mapping with images and prompt, or a pair "
             "of them"
         )
@@ -240,18 +241,18 @@ def _read_job(index: int, given: Any, request: Request) -> Job | FailedRequest:
 def _pair_up(images: Any, prompt: Any) -> tuple[list[Any], list[Any], bool]:
     """Images and prompts as lists of equal length, and whether the caller asked for one answer."""
     if not isinstance(prompt, (str, list, tuple)):
-        raise TypeError(
+        raise RequestTypeError(
             f"prompt must be a text, a chat (a list of messages) or a list of either, got "
             f"{type(prompt).__name__}: try 'Describe this image.'"
         )
     one_prompt = isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], dict))
     prompts = [prompt] if one_prompt else list(prompt)
     if one_prompt and isinstance(images, (list, tuple)) and not images:
-        raise ValueError(
+        raise RequestError(
             f"images holds no picture for the prompt, got {images!r}: give None to ask without a picture"
         )
     if not prompts and not isinstance(images, (list, tuple)):
-        raise ValueError(
+        raise RequestError(
             f"prompt holds no question, got {prompt!r}: try 'Describe this image.' (an empty batch is "
             "images=[] with prompt=[])"
         )
@@ -260,7 +261,7 @@ def _pair_up(images: Any, prompt: Any) -> tuple[list[Any], list[Any], bool]:
     if one_prompt:
         return list(images), prompts * len(images), False
     if len(images) != len(prompts):
-        raise ValueError(
+        raise RequestError(
             f"got {len(images)} images for {len(prompts)} prompts: give one entry a prompt "
             "(a list where a prompt has several pictures, None where it has none)"
         )
@@ -273,7 +274,7 @@ def _check_seeds(seed: Any, requests: int) -> list[int]:
             return [check_seed(s) for s in seed]
         return [check_seed(seed)] * requests
     except TypeError:
-        raise TypeError(
+        raise RequestTypeError(
             f"seed must be a whole number, or a list of them with one a request, got {seed!r}: try 0"
         ) from None
 

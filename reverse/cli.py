@@ -3,9 +3,10 @@
     reverse demo
     reverse generate tiny-llava --image kitchen.png --prompt "Describe this image."
 
-Heavy imports stand inside the commands, so that `reverse --help` is there at once. What the library refuses
-(ValueError, TypeError, OSError) is one line on stderr, or a line and a list, and exit code 2;
-`reverse --debug …` or REVERSE_DEBUG=1 shows the traceback instead.
+Heavy imports stand inside the commands, so that `reverse --help` is there at once. A `ReverseError` and an
+error of the operating system become one line on stderr, or a line and a list, and exit code 2;
+`reverse --debug …` or REVERSE_DEBUG=1 shows the traceback instead. Any other exception is a bug: it shows its
+traceback and asks for a report.
 """
 
 import errno
@@ -15,6 +16,7 @@ import math
 import os
 import re
 import sys
+import traceback
 import warnings
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,10 +37,10 @@ from reverse.commands import (
 )
 from reverse.commands import score_command as scoring
 from reverse.commands.option_checks import check_decoding, check_request
-from reverse.compatibility import IncompatibleLibraryError
+from reverse.errors import RequestError, ReverseError
 from reverse.progress import show_phases, show_progress
 
-REFUSALS = (ValueError, TypeError, OSError, IncompatibleLibraryError)
+BUG = "this is a bug of reverse-vlm: please report it with the lines above and the command that you ran"
 
 
 class _Commands(TyperGroup):
@@ -52,17 +54,26 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except REFUSALS as error:
-            if isinstance(error, BrokenPipeError) or ctx.params.get("debug"):
-                raise
-            _print_error(_system_error(error) or str(error))
-            raise typer.Exit(2) from error
+        except (typer.Exit, typer.Abort, BrokenPipeError):
+            raise
         except Exception as error:
-            said = _wrong_option(error) or _system_error(error)
+            said = _explain_error(error)
+            if said is None and not hasattr(error, "exit_code"):
+                traceback.print_exception(error)
+                _print_error(BUG)
+                raise typer.Exit(1) from error
             if said is None or ctx.params.get("debug"):
                 raise
             _print_error(said)
             raise typer.Exit(2) from error
+
+
+def _explain_error(error: Exception) -> str | None:
+    """The line for an error that is no bug; None for any other."""
+    found = _system_error(error) or _wrong_option(error)
+    if found is None and isinstance(error, ReverseError):
+        return str(error)
+    return found
 
 
 def _print_error(message: str) -> None:
@@ -131,7 +142,9 @@ def _bound_numbers(command: Any) -> None:
         for name, value in given.items():
             if isinstance(value, int | float) and not (math.isfinite(value) and abs(value) < 1 << 63):
                 shown = f"{value:.3g}" if isinstance(value, float) else f"{str(value)[:40]}"
-                raise ValueError(f"{names.get(name, name)} must be a finite number below 2**63, got {shown}")
+                raise RequestError(
+                    f"{names.get(name, name)} must be a finite number below 2**63, got {shown}"
+                )
         return run(*arguments, **given)
 
     command.callback = checked
@@ -223,7 +236,7 @@ def generate(
         "candidates": candidates, "commit": commit, "top_p": top_p, "seed": seed,
     }  # fmt: skip
     if stream and as_json:
-        raise ValueError("--stream prints text as it comes and --json the whole answer: choose one of them")
+        raise RequestError("--stream prints text as it comes and --json the whole answer: choose one of them")
     check_decoding(
         mode=mode, max_new_tokens=max_new_tokens, do_sample=do_sample, temperature=temperature, **settings
     )
@@ -331,7 +344,7 @@ def _placement(device: str | None, dtype: str | None) -> tuple[Any, Any]:
     check_device(device)
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype is not None and dtype not in known:
-        raise ValueError(f"dtype must be one of {', '.join(known)}, got {dtype!r}")
+        raise RequestError(f"dtype must be one of {', '.join(known)}, got {dtype!r}")
     return device, known.get(dtype or "")
 
 

@@ -11,6 +11,8 @@ import logging
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
+from reverse.errors import BackendError
+
 __all__ = ["SUPPORTED", "IncompatibleLibraryError", "supported_range", "warn_of_newer_versions"]
 
 _log = logging.getLogger(__name__)
@@ -23,7 +25,7 @@ SUPPORTED = {
 }
 
 
-class IncompatibleLibraryError(RuntimeError):
+class IncompatibleLibraryError(BackendError):
     """An installed library does not do what this one relies on; going on would give wrong results."""
 
     def __init__(self, library: str, what: str):

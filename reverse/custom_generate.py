@@ -26,6 +26,7 @@ from reverse.decoding.request import Request
 from reverse.decoding.result import Result
 from reverse.decoding.text.codec import TextCodec
 from reverse.decoding.text.stopping import stop_texts
+from reverse.errors import RequestError
 from reverse.models import family_of
 from reverse.models.unwrapping import check_adapter_hooks, check_wrappers, unwrap_model
 from reverse.modes import Plain, Resample
@@ -85,7 +86,7 @@ class Retrospective:
             caller_options.check_request(generation_config, stopping_criteria, model_kwargs)
             check_adapter_hooks(model)
             if self.sinks and len(self.sinks) != len(input_ids):
-                raise ValueError(
+                raise RequestError(
                     f"got {len(self.sinks)} streams for {len(input_ids)} rows: give a list with one a row"
                 )
             jobs = self._jobs(
@@ -145,7 +146,7 @@ class Retrospective:
         given = self.seeds
         seeds = list(given) if given is not None else [self.config.seed] * (rows // copies)
         if len(seeds) * copies != rows:
-            raise ValueError(f"got {len(seeds)} seeds for {rows // copies} requests: give one a request")
+            raise RequestError(f"got {len(seeds)} seeds for {rows // copies} requests: give one a request")
         return [check_seed(seed + i) for seed in seeds for i in range(copies)]
 
 
@@ -162,7 +163,7 @@ def _check_pictures(model: Any, model_kwargs: dict[str, Any]) -> None:
         for module in part.modules():
             rates = [getattr(module, name, 0) for name in ("p", "dropout", "attention_dropout")]
             if module.training and any(isinstance(rate, float) and rate > 0 for rate in rates):
-                raise ValueError(
+                raise RequestError(
                     f"the pictures were encoded in train mode, with dropout ({type(module).__name__}): call "
                     "model.eval() before model.generate(), or use reverse.generate()"
                 )
@@ -193,7 +194,7 @@ def retrospective(
         processor, chosen, seeds, stream=stream, events=events, stop_strings=stop_strings, backend=backend
     )
     if chosen.open_ended:
-        raise ValueError(
+        raise RequestError(
             "open_ended asks a second question, which model.generate() has no place for: leave it out, or "
             "use reverse.generate()"
         )

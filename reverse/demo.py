@@ -21,6 +21,7 @@ from rich.text import Text
 
 from reverse.data.scenes.object_names import Mention, find_objects, noun_phrase
 from reverse.decoding.result import Result
+from reverse.errors import MissingFileError
 
 __all__ = ["MAX_NEW_TOKENS", "PROMPT", "Example", "answers", "examples", "show", "wrong_mentions"]
 
@@ -48,7 +49,7 @@ def examples(folder: Path | None = None) -> list[Example]:
         for path in sorted(folder.glob("*.png"))
     ]
     if not found:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no demo pictures in {str(folder)!r}: install a released wheel, or run "
             "playground/art/make_demo.py"
         )

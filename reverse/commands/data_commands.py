@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from reverse.errors import RequestError
 from reverse.progress import show_progress
 
 SET = "Imported set, folder of scenes, JSON list or JSONL."
@@ -133,7 +134,7 @@ def view(
     if images is None and records_path(file) != file:
         images = file
     if images is not None and not images.is_dir():
-        raise ValueError(f"--images {images} is no folder: name what the records' pictures are relative to")
+        raise RequestError(f"--images {images} is no folder: name what the records' pictures are relative to")
     with show_progress("read", transient=True) as progress:
         records = open_records(file, progress)
     indices = choose(records, index=index, name=name, n=n, seed=seed)

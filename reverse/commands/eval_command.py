@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from reverse.commands.option_checks import check_decoding
+from reverse.errors import RequestError
 from reverse.progress import ProgressLines
 
 _DATA = "playground/data/eval"
@@ -88,12 +89,12 @@ def evaluate(
 
     _hush()
     if not benches:
-        raise ValueError(
+        raise RequestError(
             "name a benchmark, or all: reverse eval chair --model tiny-llava --data scenes --out out"
         )
     for name, value in (("--model", model), ("--out", out)):
         if value is None:
-            raise ValueError(
+            raise RequestError(
                 f"{name} is missing: reverse eval chair --model tiny-llava --data scenes --out out"
             )
     check_decoding(
@@ -182,7 +183,7 @@ def _report(plan: Any, outcomes: list[Any], score: bool = False) -> None:
         failed = [said for path in complete if (said := _score(path, root, plan))]
         if failed:  # the others are scored
             told = "\n  ".join(failed)
-            raise ValueError(f"{len(failed)} of {len(complete)} files of answers have no score:\n  {told}")
+            raise RequestError(f"{len(failed)} of {len(complete)} files of answers have no score:\n  {told}")
         return
     part = " --partial" if plan.limit is not None else ""
     typer.echo("next:")

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from reverse.errors import RequestError
 from reverse.progress import Report, show_progress
 
 FORMAT = 2  # of what is written: a part of another is not gone on with
@@ -75,7 +76,7 @@ def negatives(
 ) -> None:
     """Make one negative for every right answer: one phrase wrong, closed by </UN>."""
     if by not in ("lexicon", "llm"):
-        raise ValueError(f"--by must be lexicon or llm, got {by!r}")
+        raise RequestError(f"--by must be lexicon or llm, got {by!r}")
     plan: dict[str, Any] = {"command": "negatives", "by": by, "seed": seed, "limit": limit}
     if by == "lexicon":
         _by_lexicon(source, out, plan)
@@ -182,13 +183,13 @@ def _pass(source: Path, out: Path, plan: dict[str, Any]) -> Iterator[tuple[Any, 
     def records() -> Iterator[dict[str, Any]]:
         for item in scan_records(source):
             if isinstance(item, Broken):
-                raise ValueError(f"{source}, {item.where}: {item.reason}")
+                raise RequestError(f"{source}, {item.where}: {item.reason}")
             yield item.value
 
     path = records_path(source)  # a file, or an imported set, whose manifest names the hash of its source
     path = path / "manifest.json" if path.is_dir() else path
     if source.resolve() == out.resolve():
-        raise ValueError(f"{out} is the input: name another file to write")
+        raise RequestError(f"{out} is the input: name another file to write")
     plan = {"format": FORMAT, **plan, "input": source.name, "input_sha256": sha256(path)}
     with PartFile(out, plan) as part:
         if part.manifest is not None:
@@ -202,7 +203,7 @@ def _pass(source: Path, out: Path, plan: dict[str, Any]) -> Iterator[tuple[Any, 
             Console(stderr=True).print(f"stopped after {part.done} records; the same command goes on")
             raise
         except ImportError as error:  # an extra that is not installed: one line, as for other refusals
-            raise ValueError(str(error)) from error
+            raise RequestError(str(error)) from error
 
 
 def _manifest(out: Path) -> dict[str, Any]:

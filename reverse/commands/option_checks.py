@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from reverse.errors import RequestError
+
 __all__ = ["check_decoding", "check_request"]
 
 
@@ -28,16 +30,16 @@ def check_decoding(
     from reverse.modes import MODES
 
     if mode not in MODES:
-        raise ValueError(f"--mode must be one of {', '.join(MODES)}, got {mode!r}")
+        raise RequestError(f"--mode must be one of {', '.join(MODES)}, got {mode!r}")
     if max_new_tokens is not None:
         check_whole("max_new_tokens", max_new_tokens, 1)
     if temperature and not do_sample:  # 0 says "greedily"
-        raise ValueError(
+        raise RequestError(
             f"--temperature {temperature:g} does nothing without --do-sample: add --do-sample, or leave "
             "--temperature out"
         )
     if temperature is not None and do_sample and temperature <= 0:
-        raise ValueError(
+        raise RequestError(
             f"--temperature must be above 0, got {temperature:g}: leave --do-sample out to decode greedily"
         )
     ResamplingConfig(**{name: value for name, value in settings.items() if value is not None})

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from reverse.errors import RequestError
 from reverse.progress import show_progress
 
 
@@ -108,7 +109,7 @@ def score_and_show(
         try:
             table, metrics = score_file(answers, truth, name, judge=judge, partial=partial, progress=progress)
         except ImportError as error:  # an extra that is not installed: one line, as for other refusals
-            raise ValueError(str(error)) from error
+            raise RequestError(str(error)) from error
         except KeyboardInterrupt:
             if judge is not None:
                 console.print(f"stopped; the verdicts so far are in {judge.cache}, the same command goes on")
@@ -139,13 +140,13 @@ def language(
     try:
         absent = missing()
     except ImportError as error:
-        raise ValueError('reading words needs NLTK: pip install "reverse-vlm[eval]"') from error
+        raise RequestError('reading words needs NLTK: pip install "reverse-vlm[eval]"') from error
     if not absent:
         typer.echo("the language data are there")
         return
     typer.echo(f"{build(wheels)}: WordNet, tagger, tokeniser")
     if still := missing():
-        raise ValueError(f"NLTK still finds no {', '.join(still)}")
+        raise RequestError(f"NLTK still finds no {', '.join(still)}")
 
 
 def _intervals(table: Any, metrics: Any, rounds: int, seed: int) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 from reverse.commands import result_tables
+from reverse.errors import MissingFileError, RequestError
 
 TRUTH = "Knows which phrases are wrong: scenes, chair:FOLDER, amber-g:FOLDER, or stored (in the answers)."
 ANSWERS = "Answers made with checking off (JSON lines), which hold p(</UN>) of every phrase."
@@ -54,18 +55,18 @@ def compare(
     for path, table in ((first, ours), (second, theirs)):
         _refuse_failed_judge(path, table)
     if ours.benchmark != theirs.benchmark:
-        raise ValueError(
+        raise RequestError(
             f"{first} is scored as {ours.benchmark!r}, {second} as {theirs.benchmark!r}: compare runs of one"
         )
     known = [m.name for m in metrics]
     unknown = sorted(set(metric or []) - set(known))
     if unknown:
-        raise ValueError(f"no metric {', '.join(unknown)} in {first}: it has {', '.join(known)}")
+        raise RequestError(f"no metric {', '.join(unknown)} in {first}: it has {', '.join(known)}")
     metrics = [m for m in metrics if not metric or m.name in metric]
     both = [m for m in metrics if _needs(m) <= set(theirs.columns)]
     left_out = [m.title or m.name for m in metrics if m not in both]
     if left_out and (metric or not both):
-        raise ValueError(f"{second} does not hold what {', '.join(left_out)} is made of: compare others")
+        raise RequestError(f"{second} does not hold what {', '.join(left_out)} is made of: compare others")
     metrics = both
     found = pair(
         ours,
@@ -126,9 +127,9 @@ def sweep(
     """Measure p(</UN>) as a detector at every threshold; decode anew at chosen ones."""
     thresholds = _thresholds(decode)
     if answers is None and model is None:
-        raise ValueError("name an answers file, or --model to describe scenes with")
+        raise RequestError("name an answers file, or --model to describe scenes with")
     if thresholds and model is None:
-        raise ValueError("--decode needs --model: which one is to decode?")
+        raise RequestError("--decode needs --model: which one is to decode?")
     known = _truth(truth if answers is not None else "stored", world_seed)
     _check_plots(out)
     from reverse.evaluation.detector.phrase_truth import read_phrases
@@ -181,7 +182,7 @@ def calibrate(
 ) -> None:
     """Find the largest threshold that keeps false phrases below a promised share."""
     if (write or decode) and model is None:
-        raise ValueError("--write and --decode need --model: the folder of the checkpoint")
+        raise RequestError("--write and --decode need --model: the folder of the checkpoint")
     from reverse.evaluation.detector import calibration
     from reverse.evaluation.detector.phrase_truth import read_phrases
     from reverse.evaluation.detector.sweep import finite
@@ -190,7 +191,7 @@ def calibrate(
 
     world = _truth(truth, world_seed)
     if decode and rule not in calibration.TESTS:
-        raise ValueError(f"--decode tests with {' or '.join(calibration.TESTS)}, not with --rule {rule}")
+        raise RequestError(f"--decode tests with {' or '.join(calibration.TESTS)}, not with --rule {rule}")
     if write:
         calibration.read_config(str(model))
     if out is not None:
@@ -327,9 +328,9 @@ def _truth(name: str, world_seed: int) -> Any:
     benchmark, _, folder = name.partition(":")
     if folder and benchmark in BenchmarkTruth.COLUMNS:
         if not Path(folder).exists():
-            raise FileNotFoundError(f"no truth at {folder!r}: name the folder of the benchmark's files")
+            raise MissingFileError(f"no truth at {folder!r}: name the folder of the benchmark's files")
         return BenchmarkTruth(folder, benchmark)
-    raise ValueError(f"truth must be scenes, stored, chair:FOLDER or amber-g:FOLDER, got {name!r}")
+    raise RequestError(f"truth must be scenes, stored, chair:FOLDER or amber-g:FOLDER, got {name!r}")
 
 
 def _refuse_failed_judge(path: Path, table: Any) -> None:
@@ -339,7 +340,7 @@ def _refuse_failed_judge(path: Path, table: Any) -> None:
     try:
         refuse_without_verdicts(table)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise RequestError(f"{path}: {error}") from error
 
 
 def _check_plots(out: Path) -> None:
@@ -355,7 +356,9 @@ def _thresholds(given: str) -> list[float]:
     try:
         return [float(each) for each in given.split(",") if each.strip()]
     except ValueError:
-        raise ValueError(f"--decode takes numbers with commas between them, 0.3,0.1, got {given!r}") from None
+        raise RequestError(
+            f"--decode takes numbers with commas between them, 0.3,0.1, got {given!r}"
+        ) from None
 
 
 def _device(name: str | None) -> Any:

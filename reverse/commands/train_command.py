@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from reverse.errors import RequestError
+
 __all__ = ["register"]
 
 
@@ -41,7 +43,7 @@ def register(app: typer.Typer) -> None:
                 first = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").split("\n", 1)[0]
                 typer.echo(f"{name:20} {first.removeprefix('# ')}")
             if recipe is None and not names:
-                raise ValueError("name a recipe of the list above, or a YAML file")
+                raise RequestError("name a recipe of the list above, or a YAML file")
             return
         chosen = load_recipe(recipe, settings or [])
         if show:

@@ -27,6 +27,7 @@ from reverse.decoding.preparing.preparing import (
     wants_hints,
 )
 from reverse.decoding.tasks import BranchPlace, Task
+from reverse.errors import RequestError
 
 if TYPE_CHECKING:
     from reverse.decoding.engine import Engine
@@ -189,7 +190,7 @@ class ActiveRequest:
     def score(self, node: Node, kind: str) -> float:
         found = node.scores.get(kind)
         if found is None:
-            raise ValueError(f"there is no score {kind!r} of this answer: the backend does not give it")
+            raise RequestError(f"there is no score {kind!r} of this answer: the backend does not give it")
         return found
 
     def release(self, node: Node) -> None:

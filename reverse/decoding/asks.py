@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from reverse.decoding.policies.policy import PolicyFactory
+from reverse.errors import RequestError, RequestTypeError
 
 if TYPE_CHECKING:
     import torch
@@ -213,10 +214,10 @@ def resolve_mode(mode: Any) -> Mode:
     """The mode that a name stands for; an object with `run` is one itself. Raises ValueError, TypeError."""
     if isinstance(mode, str):
         if mode not in MODES:
-            raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+            raise RequestError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
         return MODES[mode]()
     if isinstance(mode, type) or not callable(getattr(mode, "run", None)):
-        raise TypeError(
+        raise RequestTypeError(
             f"mode must be a name or an object with run(request), got {mode!r:.80}: try mode='resample'"
         )
     return mode

@@ -16,6 +16,8 @@ from numbers import Integral, Real
 from operator import index
 from typing import Any, Literal
 
+from reverse.errors import RequestError, RequestTypeError
+
 __all__ = ["FALSE_PREMISE", "ResamplingConfig", "check_seed", "check_whole", "resolve_config"]
 
 FALSE_PREMISE = (
@@ -78,24 +80,24 @@ class ResamplingConfig:
         object.__setattr__(self, "seed", check_seed(self.seed))
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+                raise RequestError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         if not isinstance(self.false_premise, str) or not self.false_premise.strip():
-            raise ValueError(
+            raise RequestError(
                 f"false_premise must be a text that says something, got {self.false_premise!r:.80}: leave it "
                 "out for the library's own"
             )
         for name in ("yes_no", "open_ended"):
             if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
+                raise RequestError(f"{name} must be True or False, got {getattr(self, name)!r}")
         if self.score == "pair" and self.check != "closing":
-            raise ValueError("score='pair' compares the two closing tags, so it needs check='closing'")
+            raise RequestError("score='pair' compares the two closing tags, so it needs check='closing'")
 
     def _number(self, name: str, must: str, good: Callable[[float], bool], mend: str = "") -> None:
         value = getattr(self, name)
         if not isinstance(value, Real) or isinstance(value, bool):
-            raise ValueError(f"{name} must {must}, got {value!r} ({type(value).__name__}){mend}")
+            raise RequestError(f"{name} must {must}, got {value!r} ({type(value).__name__}){mend}")
         if not good(float(value)):
-            raise ValueError(f"{name} must {must}, got {value}{mend}")
+            raise RequestError(f"{name} must {must}, got {value}{mend}")
         object.__setattr__(self, name, float(value))  # numpy's float32 would round what it is compared with
 
     @classmethod
@@ -143,7 +145,7 @@ class ResamplingConfig:
         known = [f.name for f in fields(self)]
         unknown = sorted(set(changes) - set(known))
         if unknown:
-            raise TypeError(
+            raise RequestTypeError(
                 f"unknown setting {', '.join(unknown):.200}: {_explain(unknown[0], known, arguments)}"
             )
         return replace(self, **changes)
@@ -155,7 +157,7 @@ def resolve_config(config: Any, settings: dict[str, Any], arguments: Sequence[st
     Raises TypeError, ValueError.
     """
     if config is not None and not isinstance(config, ResamplingConfig):
-        raise TypeError(
+        raise RequestTypeError(
             f"config must be a ResamplingConfig, got {type(config).__name__}: give its fields by name, "
             "threshold=0.003, or make one, ResamplingConfig(threshold=0.003)"
         )
@@ -180,7 +182,7 @@ def _explain(name: str, known: Sequence[str], arguments: Sequence[str]) -> str:
 def check_whole(name: str, value: Any, low: int, mend: str = "") -> int:
     """`value` as an int. Raises ValueError where it is none (True is none either), or below `low`."""
     if not isinstance(value, Integral) or isinstance(value, bool) or value < low:
-        raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}{mend}")
+        raise RequestError(f"{name} must be a whole number of at least {low}, got {value!r}{mend}")
     return int(value)
 
 
@@ -189,9 +191,9 @@ def check_seed(seed: Any) -> int:
     try:
         seed = index(seed)
     except TypeError:
-        raise TypeError(f"seed must be a whole number, got {seed!r}: try 0") from None
+        raise RequestTypeError(f"seed must be a whole number, got {seed!r}: try 0") from None
     if not -(2**63) <= seed < 2**63:
-        raise ValueError(f"seed must lie between -2**63 and 2**63 - 1, got {seed}: try 0")
+        raise RequestError(f"seed must lie between -2**63 and 2**63 - 1, got {seed}: try 0")
     return seed
 
 

@@ -36,6 +36,7 @@ from reverse.decoding.request import Request
 from reverse.decoding.scheduler import PREFILL, Scheduler
 from reverse.decoding.text.codec import TextCodec
 from reverse.decoding.worker import eval_mode, worker_of
+from reverse.errors import RequestTypeError
 from reverse.models import family_of
 from reverse.models.unwrapping import check_adapter_hooks, check_wrappers, input_device, unwrap_model
 
@@ -66,7 +67,7 @@ class Engine:
         check_wrappers(model)
         self.model, self.base = model, unwrap_model(model)
         if not hasattr(self.base, "generate"):
-            raise TypeError(
+            raise RequestTypeError(
                 f"{type(self.base).__name__} has no head to generate with: give the "
                 f"{family_of(self.base).model_class} that reverse.load() returns"
             )

@@ -15,6 +15,7 @@ from typing import Any
 from reverse.decoding.asks import Conversation, Mode
 from reverse.decoding.config import ResamplingConfig, check_seed, check_whole
 from reverse.decoding.text.stopping import stop_texts
+from reverse.errors import RequestError, RequestTypeError
 
 __all__ = ["QUESTION", "Request"]
 
@@ -78,17 +79,17 @@ class Request:
 
 def _check_options(generation: Any) -> None:
     if generation is not None and not isinstance(generation, Mapping):
-        raise TypeError(
+        raise RequestTypeError(
             f"generation must be a mapping, got {generation!r:.80}: try {{'repetition_penalty': 1.2}}"
         )
     if "adapter_names" in (generation or {}):
-        raise ValueError(
+        raise RequestError(
             "adapter_names gives the rows of a batch different adapters, and requests are decoded in any "
             "order here: call once for each adapter, after `model.set_adapter(name)`"
         )
     ours = sorted(set(generation or {}) & _OWN_OPTIONS)
     if ours:
-        raise ValueError(
+        raise RequestError(
             f"generation holds {', '.join(ours)}, which is not for model.generate() to decide here: use "
             "the arguments max_new_tokens, do_sample, temperature, stop_strings, images, prompt and the "
             "settings top_k, top_p"
@@ -98,15 +99,17 @@ def _check_options(generation: Any) -> None:
 def _check_sampling(do_sample: Any, temperature: Any) -> None:
     """Refuse a temperature that no sampling would heed. Raises TypeError, ValueError."""
     if not isinstance(do_sample, bool):
-        raise TypeError(f"do_sample must be True or False, got {do_sample!r:.80}")
+        raise RequestTypeError(f"do_sample must be True or False, got {do_sample!r:.80}")
     if not isinstance(temperature, Real) or isinstance(temperature, bool):
-        raise TypeError(f"temperature must be a number, got {temperature!r:.80}: try 0.7 with do_sample=True")
+        raise RequestTypeError(
+            f"temperature must be a number, got {temperature!r:.80}: try 0.7 with do_sample=True"
+        )
     if not 0 <= float(temperature) < math.inf:
-        raise ValueError(f"temperature must be a finite number of at least 0, got {temperature}: try 0.7")
+        raise RequestError(f"temperature must be a finite number of at least 0, got {temperature}: try 0.7")
     if do_sample and temperature == 0:
-        raise ValueError("temperature must be above 0 with do_sample=True, got 0: leave do_sample out")
+        raise RequestError("temperature must be above 0 with do_sample=True, got 0: leave do_sample out")
     if not do_sample and temperature not in (0.0, 1.0):
-        raise ValueError(
+        raise RequestError(
             f"temperature={temperature} is that of sampling and would do nothing: add do_sample=True, or "
             "leave it out"
         )

@@ -28,6 +28,7 @@ from reverse.decoding.asks import (
 from reverse.decoding.branch import Branch
 from reverse.decoding.config import ResamplingConfig
 from reverse.decoding.result import Usage
+from reverse.errors import RequestError, RequestTypeError
 
 __all__ = ["BranchPlace", "ModeRequest", "Task", "TaskHost"]
 
@@ -166,7 +167,9 @@ class Task:
                 self._return(run, stop.value)
                 return
             if not isinstance(asks, (list, tuple)) or not asks:
-                raise TypeError(f"a mode must yield a list of asks, got {asks!r:.80}: yield [Generate(...)]")
+                raise RequestTypeError(
+                    f"a mode must yield a list of asks, got {asks!r:.80}: yield [Generate(...)]"
+                )
             sizes = [_count_outcomes(ask) for ask in asks]
             run.outcomes = [None] * sum(sizes)
             run.missing = sum(sizes) + 1  # and one, so that nothing goes on before all have begun
@@ -188,7 +191,7 @@ class Task:
 
     def _return(self, run: _ModeRun, outcome: Any) -> None:
         if not isinstance(outcome, Outcome):
-            raise TypeError(
+            raise RequestTypeError(
                 f"a mode must return an outcome, got {outcome!r:.80}: return one that it was sent"
             )
         self._runs.remove(run)
@@ -270,10 +273,10 @@ class _Root:
 def _count_outcomes(ask: Any) -> int:
     if isinstance(ask, Generate):
         if ask.n < 1:
-            raise ValueError(f"Generate(n={ask.n}): n must be at least 1")
+            raise RequestError(f"Generate(n={ask.n}): n must be at least 1")
         return ask.n
     if not isinstance(ask, (Run, Score, Release)):
-        raise TypeError(f"a mode must yield asks, got {ask!r:.80}: Generate, Run, Score or Release")
+        raise RequestTypeError(f"a mode must yield asks, got {ask!r:.80}: Generate, Run, Score or Release")
     return 1
 
 

@@ -14,6 +14,7 @@ import zlib
 from typing import Any
 
 from reverse.data.records.schema import whole_text
+from reverse.errors import DataError
 from reverse.files.text_reading import MAX_DEPTH, is_deeper
 
 __all__ = ["MOST_BYTES", "BadReply", "plain_line", "read_body", "read_completion"]
@@ -88,12 +89,12 @@ def _count(value: Any) -> int:
     """A number of tokens; 0 where none is given. Raises ValueError, TypeError or OverflowError."""
     count = int(value or 0)
     if not 0 <= count <= MOST_TOKENS:
-        raise ValueError(f"{str(value)[:40]} is no number of tokens")
+        raise DataError(f"{str(value)[:40]} is no number of tokens")
     return count
 
 
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
+    raise DataError(f"{name} is no JSON")
 
 
 def plain_line(text: str, most: int = 200) -> str:

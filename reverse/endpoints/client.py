@@ -31,6 +31,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from reverse.data.records.schema import whole_text
 from reverse.endpoints.bounded_replies import BadReply, plain_line, read_body, read_completion
+from reverse.errors import DataError, MissingPackageError, RequestTypeError
 from reverse.files.file_lock import output_lock
 
 BASE_URL, MODEL, KEY = "REVERSE_LLM_BASE_URL", "REVERSE_LLM_MODEL", "REVERSE_LLM_KEY"
@@ -59,7 +60,7 @@ class Endpoint:
     def __post_init__(self) -> None:
         place = next((i for i, c in enumerate(self.key or "", 1) if not "!" <= c <= "~"), None)
         if place is not None:  # the key itself is not shown
-            raise ValueError(
+            raise DataError(
                 f"{self.names[2]} has a character at place {place} of {len(self.key or '')} that no HTTP "
                 "header can hold (a space, a line end, or none of ASCII): copy the key anew"
             )
@@ -79,12 +80,12 @@ class Endpoint:
         )
         for name, value in zip(names, (base_url, model), strict=False):
             if not value:
-                raise ValueError(
+                raise DataError(
                     f"{name} is not set: a model is asked at {names[0]} (such as http://127.0.0.1:8000/v1), "
                     f"by the name {names[1]}, with {names[2]} if it wants a key{otherwise}"
                 )
         if urlsplit(base_url).scheme not in ("http", "https"):
-            raise ValueError(f"{names[0]} must begin with http:// or https://, got {base_url[:80]!r}")
+            raise DataError(f"{names[0]} must begin with http:// or https://, got {base_url[:80]!r}")
         return cls(base_url.rstrip("/"), model, key or None, names=names, **settings)
 
     @property
@@ -139,7 +140,7 @@ class Cache:
                     self._places[key] = good
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 if line.endswith(b"\n"):
-                    raise ValueError(
+                    raise DataError(
                         f"{self.path}, byte {good}: no reply of a model: is it another file?"
                     ) from error
                 key = None
@@ -177,7 +178,7 @@ def _entry(line: bytes) -> tuple[bytes, Reply]:
     content = json.loads(line)
     text, spent = content["reply"], (content["tokens_in"], content["tokens_out"])
     if not isinstance(text, str) or not all(isinstance(count, int) for count in spent):
-        raise TypeError(f"no reply of a model: {line[:60]!r}")
+        raise RequestTypeError(f"no reply of a model: {line[:60]!r}")
     return bytes.fromhex(content["key"]), Reply(text, *spent, cached=True)
 
 
@@ -205,9 +206,9 @@ class Client:
         try:
             import httpx
         except ImportError as error:
-            raise ImportError('asking a model needs httpx: pip install "reverse-vlm[llm]"') from error
+            raise MissingPackageError('asking a model needs httpx: pip install "reverse-vlm[llm]"') from error
         if concurrency < 1:
-            raise ValueError(f"concurrency must be at least 1, got {concurrency}")
+            raise DataError(f"concurrency must be at least 1, got {concurrency}")
         self._invalid = httpx.InvalidURL
         self.endpoint, self.cache, self.settings = endpoint, cache, dict(settings)
         self.identity, self.fresh = dict(identity), fresh
@@ -274,7 +275,7 @@ class Client:
                     status, content, again_after = await self._exchange(data)
                     reply = Reply(*read_completion(content)) if status == 200 else None
                 except self._invalid as error:
-                    raise ValueError(
+                    raise DataError(
                         f"{self.endpoint.names[0]} {self.endpoint.shown_url!r} is no address: {error}"
                     ) from error
                 except BadReply as error:
@@ -324,9 +325,9 @@ class Client:
             if self.asked and self._denied < DENIED:  # others get replies: one server of several, or one chat
                 raise Unanswered("refused", f"HTTP {status}: {said}")
         if status in (401, 403):
-            raise ValueError(f"{self.endpoint.shown_url} refuses the key (HTTP {status}): set {key}")
+            raise DataError(f"{self.endpoint.shown_url} refuses the key (HTTP {status}): set {key}")
         if status == 404:
-            raise ValueError(
+            raise DataError(
                 f"{self.endpoint.shown_url}/chat/completions with model {self.endpoint.model!r} is not there "
                 f"(HTTP 404): check {base_url}, which usually ends in /v1, and {model}"
             )

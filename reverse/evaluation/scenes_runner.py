@@ -27,6 +27,7 @@ from scipy.stats import mannwhitneyu
 from reverse.api import generate
 from reverse.data.scenes import Scene, find_objects, make_scene, questions, render
 from reverse.decoding.result import Result
+from reverse.errors import DataError
 from reverse.evaluation.detector.sweep import finite
 from reverse.evaluation.runs.answers_reading import read_settings, rows_of
 from reverse.evaluation.runs.environment import environment
@@ -243,7 +244,7 @@ def _same_settings(path: Path, settings: dict[str, Any]) -> None:
     elif before != settings:
         names = [k for k in {**before, **settings} if before.get(k) != settings.get(k)]
         changed = ", ".join(f"{k}={before.get(k)!r}, now {settings.get(k)!r}" for k in names)
-        raise ValueError(f"{path.parent} holds answers made with {changed}: give another folder with --out")
+        raise DataError(f"{path.parent} holds answers made with {changed}: give another folder with --out")
 
 
 def _read_whole_batches(path: Path, batch_size: int, count: int) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from reverse.errors import DataError
 from reverse.files.cell_values import LONGEST_ID, read_id, shown
 from reverse.files.text_reading import parse_json, read_text
 
@@ -55,7 +56,7 @@ class Entry(NamedTuple):
     def wrong(self, key: str, value: Any, wanted: str) -> ValueError:
         """The error for a value of another kind than is wanted."""
         told = "null" if value is None else shown(value)
-        return ValueError(
+        return DataError(
             f"{self.where}: {key!r} must be {wanted}, got {told}: mend it, or fetch the file again"
         )
 
@@ -65,7 +66,7 @@ class Entry(NamedTuple):
                 return key, self.row[key]
         names = shown(", ".join(self.row))
         wanted = repr(keys[0]) if len(keys) == 1 else " or ".join(keys)
-        raise ValueError(f"{self.where} has no {wanted}, only {names}: fetch the file again")
+        raise DataError(f"{self.where} has no {wanted}, only {names}: fetch the file again")
 
 
 def read_entries(path: Path) -> list[Entry]:
@@ -82,12 +83,12 @@ def read_value(path: Path) -> Any:
     try:
         return parse_json(text, str(path))
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): fetch it again") from error
+        raise DataError(f"{path} is damaged ({error}): fetch it again") from error
 
 
 def _entry(path: Path, number: int, value: Any) -> Entry:
     if not isinstance(value, dict):
-        raise ValueError(f"{path}, entry {number} is no JSON object but {shown(value)}: fetch the file again")
+        raise DataError(f"{path}, entry {number} is no JSON object but {shown(value)}: fetch the file again")
     return Entry(value, f"{path}, entry {number}")
 
 
@@ -104,7 +105,7 @@ def _values(path: Path) -> Iterator[Any]:
         try:
             yield parse_json(line, str(path), line=number)
         except ValueError as error:
-            raise ValueError(f"{path} is damaged in line {number} ({error}): fetch it again") from error
+            raise DataError(f"{path} is damaged in line {number} ({error}): fetch it again") from error
 
 
 def _is_json(line: str) -> bool:

@@ -32,6 +32,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from reverse.errors import DataError
+
 __all__ = ["OutputInUseError", "check_free", "describe_owner", "lock_path", "output_lock"]
 
 SHOWN = 200  # characters of a command in a message
@@ -39,7 +41,7 @@ _NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK}
 _held: dict[tuple[str, int], int] = {}  # by path of the lock and thread: how often it was taken
 
 
-class OutputInUseError(ValueError):
+class OutputInUseError(DataError):
     """Another process writes to the same output."""
 
 

@@ -21,6 +21,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, Literal
 
+from reverse.errors import DataError
 from reverse.files.json_items import (
     Broken,
     CountedSource,
@@ -219,11 +220,11 @@ class _Window:
                 if (is_rest and self.whole) or not cut:
                     raise
             except RecursionError as error:
-                raise ValueError("brackets are nested too deeply") from error
+                raise DataError("brackets are nested too deeply") from error
             size *= 4
             if is_rest:
                 if len(piece) > LONGEST:
-                    raise ValueError(f"longer than {LONGEST} characters: a bracket or a quote is missing")
+                    raise DataError(f"longer than {LONGEST} characters: a bracket or a quote is missing")
                 self.more()
 
     def explain(self, error: ValueError) -> str:

@@ -23,6 +23,7 @@ from io import BufferedRandom
 from pathlib import Path
 from typing import Any
 
+from reverse.errors import DataError
 from reverse.files.atomic_write import json_bytes, whole_file, write_json
 from reverse.files.file_lock import output_lock
 from reverse.files.text_reading import read_json
@@ -53,9 +54,9 @@ class PartFile:
         self._file: BufferedRandom | None = None
         self._unsynced = 0
         if self.out.suffix not in (".json", *LINES):
-            raise ValueError(f"{self.out} must end in .json (a JSON list) or .jsonl (one record a line)")
+            raise DataError(f"{self.out} must end in .json (a JSON list) or .jsonl (one record a line)")
         if self.out.parent.exists() and not self.out.parent.is_dir():
-            raise ValueError(f"{self.out}: {self.out.parent} is a file: name a folder")
+            raise DataError(f"{self.out}: {self.out.parent} is a file: name a folder")
         self.part = self.out.with_name(self.out.name + ".part")
         self.manifest_path = self.out.with_name(self.out.name + ".manifest.json")
         self.failures_path = self.out.with_name(self.out.name + ".failures.jsonl")
@@ -150,7 +151,7 @@ class PartFile:
             self.manifest = written
             return True
         if self.out.exists():
-            raise ValueError(f"{self.out} is there already: name another file, or remove it")
+            raise DataError(f"{self.out} is there already: name another file, or remove it")
         return False
 
     def _open(self) -> None:
@@ -184,7 +185,7 @@ class PartFile:
             was = ", ".join(f"{key}={written.get(key)!r}" for key in other)
             now = ", ".join(f"{key}={self.plan[key]!r}" for key in other)
             self.close()
-            raise ValueError(f"{where} was made with {was}, not {now}: name another file, or remove it")
+            raise DataError(f"{where} was made with {was}, not {now}: name another file, or remove it")
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         with self.part.open("rb") as stream:

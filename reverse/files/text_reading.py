@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from reverse.errors import DataError, MissingFileError
+
 MAX_BYTES = 1 << 31  # of one file: COCO's largest annotations take 0.5 GB
 MAX_LINE_BYTES = 1 << 24  # of one line of JSON lines
 MAX_DEPTH = 64  # of nested brackets; the files that we know have 5
@@ -50,7 +52,7 @@ def read_json_lines(
         while data := stream.readline(max_line_bytes + 1):
             number += 1
             if len(data) > max_line_bytes:
-                raise ValueError(
+                raise DataError(
                     f"{path}, line {number}: longer than {max_line_bytes:,} bytes: write one value a line"
                 )
             if number == 1:
@@ -80,7 +82,7 @@ def decode_text(data: bytes, name: str, *, line: int = 1) -> str:
         at = line + data.count(b"\n", 0, error.start)
         begin = max(data.rfind(b"\n", 0, error.start) + 1, error.start - _SHOWN)
         near = data[begin : error.start + _SHOWN].split(b"\n")[0].decode("latin-1")
-        raise ValueError(
+        raise DataError(
             f"{name}, line {at}: byte 0x{data[error.start]:02x} is not UTF-8, near {near!r} (shown as "
             "Latin-1): save the file as UTF-8 (`iconv -f latin1 -t utf-8 OLD > NEW` where it is Latin-1)"
         ) from error
@@ -102,16 +104,16 @@ def parse_json(text: str, name: str, *, line: int = 1, max_depth: int = MAX_DEPT
     except json.JSONDecodeError as error:
         begin = max(0, error.pos - _SHOWN)
         near = text[begin : error.pos + _SHOWN]
-        raise ValueError(
+        raise DataError(
             f"{name}, line {line + error.lineno - 1}, column {error.colno}: not valid JSON ({error.msg}), "
             f"near {near!a}: mend it there, or copy or download the file again"
         ) from error
     except RecursionError as error:
-        raise ValueError(_too_deep(name, line, max_depth)) from error
+        raise DataError(_too_deep(name, line, max_depth)) from error
     except ValueError as error:  # a whole number of more than 4,300 digits
-        raise ValueError(f"{name}, from line {line} on: {error}: write a smaller number") from error
+        raise DataError(f"{name}, from line {line} on: {error}: write a smaller number") from error
     if is_deeper(value, max_depth):
-        raise ValueError(_too_deep(name, line, max_depth))
+        raise DataError(_too_deep(name, line, max_depth))
     return value
 
 
@@ -134,21 +136,21 @@ def _read_bytes(path: Path, max_bytes: int) -> bytes:
     with _existing(path).open("rb") as stream:
         data = stream.read(max_bytes + 1)
     if len(data) > max_bytes:
-        raise ValueError(f"{path} is larger than {max_bytes:,} bytes: name another file, or split this one")
+        raise DataError(f"{path} is larger than {max_bytes:,} bytes: name another file, or split this one")
     return data
 
 
 def _existing(path: Path) -> Path:
     if not path.exists():
-        raise FileNotFoundError(f"no such file: {path}: check the path")
+        raise MissingFileError(f"no such file: {path}: check the path")
     if path.is_dir():
-        raise ValueError(f"{path} is a folder: name a file in it")
+        raise DataError(f"{path} is a folder: name a file in it")
     return path
 
 
 def _without_mark(data: bytes, name: str) -> bytes:
     if data.startswith(_UTF16) or data.startswith(codecs.BOM_UTF32_BE):
-        raise ValueError(
+        raise DataError(
             f"{name}, line 1: the byte-order mark says UTF-16 or UTF-32: save the file as UTF-8 "
             "(`iconv -f utf-16 -t utf-8 OLD > NEW`)"
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from reverse.errors import RequestError
+
 __all__ = ["available_devices", "check_device", "default_device", "device_name"]
 
 
@@ -28,11 +30,11 @@ def check_device(device: torch.device | str | int) -> torch.device:
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(
+        raise RequestError(
             f"device {device!r:.80} is not known: this machine has {', '.join(there)}"
         ) from error
     if found.type != "cpu" and f"{found.type}:{found.index or 0}" not in there:
-        raise ValueError(f"device {str(device)!r:.80} is not on this machine: it has {', '.join(there)}")
+        raise RequestError(f"device {str(device)!r:.80} is not on this machine: it has {', '.join(there)}")
     return found
 
 

@@ -14,6 +14,7 @@ from functools import reduce
 from numbers import Real
 from typing import Any
 
+from reverse.errors import CheckpointError
 from reverse.models.processors.chat_templates import LLAVA_CHAT, QWEN2_5_VL_CHAT
 from reverse.models.unwrapping import unwrap_model
 
@@ -147,7 +148,7 @@ def family_named(model_type: Any, owner: str) -> Family:
         if model_type in family.model_types:
             return family
     known = ", ".join(f"{family.name} ({', '.join(family.model_types)})" for family in FAMILIES)
-    raise ValueError(
+    raise CheckpointError(
         f"{owner} has the unknown architecture {model_type!r}: known are {known}; an original LLaVA "
         "checkpoint (model_type 'llava_llama') must first be converted (`reverse convert SRC OUT`), and a "
         "LoRA adapter merged into its base (`reverse merge ADAPTER OUT`)"
@@ -175,13 +176,13 @@ def stored_threshold(section: Any) -> float | None:
     if section is None:
         return None
     if not isinstance(section, Mapping):
-        raise ValueError(
+        raise CheckpointError(
             f'config.json has "reverse": {section!r}, which must be an object, {{"threshold": 0.003}}, or '
             "left out"
         )
     stored = section.get("threshold")
     if stored is not None and not _is_probability(stored):
-        raise ValueError(
+        raise CheckpointError(
             f"config.json gives the threshold {stored!r}, which must be a number in (0, 1]: it is a "
             "probability of </UN>, the family's is used when it is left out"
         )
@@ -199,7 +200,7 @@ def set_default_threshold(model: Any, threshold: float) -> None:
         ValueError: `threshold` lies outside (0, 1].
     """
     if not _is_probability(threshold):
-        raise ValueError(
+        raise CheckpointError(
             f"threshold must be a number in (0, 1], got {threshold!r}: it is a probability of </UN>, try "
             "0.003"
         )

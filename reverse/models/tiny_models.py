@@ -31,6 +31,7 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
 )
 
+from reverse.errors import CheckpointError
 from reverse.models.families import LLAVA, QWEN2_5_VL, Family
 
 LLAVA_SPECIAL = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
@@ -80,14 +81,16 @@ def train_tokenizer(
         ValueError: unknown style, a vocabulary smaller than 300, or "sentencepiece" for Qwen2.5-VL.
     """
     if vocab_size < 300:
-        raise ValueError(
+        raise CheckpointError(
             f"vocab_size must be at least 300, got {vocab_size}: 256 bytes and the special tokens"
         )
     if style == "bytes":
         return _train_bytes(texts, vocab_size, family)
     if style == "sentencepiece" and family is LLAVA:
         return _train_sentencepiece(texts, vocab_size)
-    raise ValueError(f"style must be 'bytes' or, for LLaVA, 'sentencepiece', got {style!r} for {family.name}")
+    raise CheckpointError(
+        f"style must be 'bytes' or, for LLaVA, 'sentencepiece', got {style!r} for {family.name}"
+    )
 
 
 def build_tiny_llava(

@@ -9,6 +9,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+from reverse.errors import CheckpointError
+
 if TYPE_CHECKING:
     import torch
 
@@ -56,7 +58,7 @@ def check_wrappers(model: Any) -> None:
     """
     while (inner := _unwrap_once(model)) is not model:
         if type(model).__name__ == "FullyShardedDataParallel":
-            raise ValueError(
+            raise CheckpointError(
                 "model is a FullyShardedDataParallel, whose weights are in pieces on several processes: "
                 "gather them, `with FullyShardedDataParallel.summon_full_params(model): "
                 "generate(model.module, ...)`"
@@ -85,7 +87,7 @@ def _check_adapters(model: Any) -> None:
         why = "is switched on by tokens of the prompt (alora_invocation_tokens)"
     if why is not None:
         kind = getattr(config.peft_type, "value", config.peft_type)
-        raise ValueError(
+        raise CheckpointError(
             f"the active adapter {model.active_adapter!r} is of type {kind} and {why}, which decoding that "
             "goes back cannot follow: use an adapter inside of the layers, such as LoRA, or decode with the "
             "base model, `with model.disable_adapter(): ...`"
@@ -112,7 +114,7 @@ def check_adapter_hooks(model: Any) -> None:
         for hook in module._forward_pre_hooks.values():
             option = _ADAPTER_HOOKS.get(getattr(getattr(hook, "func", hook), "__name__", ""))
             if option is not None:
-                raise ValueError(
+                raise CheckpointError(
                     f"{option} gives the rows of a batch different adapters (at {name}), and decoding that "
                     "goes back changes their order: call once for each, after `model.set_adapter(name)`"
                 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from reverse.decoding.result import Result
+from reverse.errors import RequestError
 
 __all__ = ["CONFIDENCES", "confidence_of"]
 
@@ -19,7 +20,7 @@ def confidence_of(result: Result, kind: str = "min") -> float:
     """
     sure = [1.0 - phrase.p_un for phrase in result.phrases if phrase.p_un is not None]
     if kind not in CONFIDENCES:
-        raise ValueError(f"confidence must be one of {', '.join(CONFIDENCES)}, got {kind!r}")
+        raise RequestError(f"confidence must be one of {', '.join(CONFIDENCES)}, got {kind!r}")
     if not sure:
         return 0.0
     if kind == "min":

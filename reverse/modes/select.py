@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from reverse.decoding.asks import Ask, Generate, Mode, Outcome, Run, Sampling, Score, policy_of, resolve_mode
 from reverse.decoding.config import check_whole
+from reverse.errors import RequestError
 from reverse.modes.confidence import CONFIDENCES, confidence_of
 from reverse.modes.mode import ModeRequest
 
@@ -35,10 +36,10 @@ class Select:
     def __post_init__(self) -> None:
         check_whole("n", self.n, 1, ": 2 is the least that has a choice")
         if self.judge != "best":
-            raise ValueError(f"judge must be 'best', got {self.judge!r}")
+            raise RequestError(f"judge must be 'best', got {self.judge!r}")
         if self.confidence not in (*CONFIDENCES, "likelihood"):
             known = ", ".join((*CONFIDENCES, "likelihood"))
-            raise ValueError(f"confidence must be one of {known}, got {self.confidence!r}")
+            raise RequestError(f"confidence must be one of {known}, got {self.confidence!r}")
 
     def run(self, request: ModeRequest) -> Generator[list[Ask], list[Any], Outcome]:
         outcomes: list[Outcome] = yield self._ask_for_answers(request)

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from reverse.errors import DataError
+
 SPAN = "<SPAN>"  # opens a phrase
 CN = "</CN>"  # closes a phrase the model is confident of
 UN = "</UN>"  # closes a phrase the model is not confident of
@@ -138,18 +140,18 @@ def render(text: str, phrases: Iterable[Phrase]) -> str:
             stands in `text` at their offsets.
     """
     if strip(text) != text:
-        raise ValueError(f"text to be tagged already contains a tag, got {text!r}: parse it first")
+        raise DataError(f"text to be tagged already contains a tag, got {text!r}: parse it first")
     parts = []
     at = 0
     for phrase in phrases:
         if not at <= phrase.start <= phrase.end <= len(text):
-            raise ValueError(
+            raise DataError(
                 f"phrase {phrase.text!r} covers characters {phrase.start} to {phrase.end} of a text of "
                 f"{len(text)}, and the phrase before it ends at {at}: phrases stand in order, do not "
                 "overlap and lie inside the text"
             )
         if text[phrase.start : phrase.end] != phrase.text:
-            raise ValueError(
+            raise DataError(
                 f"phrase {phrase.text!r} is said to stand at {phrase.start}, where the text reads "
                 f"{text[phrase.start : phrase.end]!r}: offsets count characters of the clean text"
             )

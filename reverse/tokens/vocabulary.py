@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import AddedToken
 
+from reverse.errors import DataError, RequestTypeError
 from reverse.tokens.spans import CN, SPAN, TAGS, UN, TokenIds
 
 NOISE = 0.02  # of the standard deviation of the rows in use: enough to tell the three rows apart
@@ -33,7 +34,7 @@ def token_ids(tokenizer: Any) -> TokenIds:
     vocabulary = tokenizer.get_vocab()
     missing = [tag for tag in TAGS if tag not in vocabulary]
     if missing:
-        raise ValueError(
+        raise DataError(
             f"the tokenizer of {tokenizer.name_or_path or 'this model'!r} does not know "
             f"{', '.join(missing)}: add the tokens with `reverse tokens add BASE OUT` and train the result"
         )
@@ -90,7 +91,7 @@ def add_tokens(
         TypeError: `seed` is no whole number.
     """
     if not isinstance(seed, int):
-        raise TypeError(f"seed must be a whole number, got {seed!r}: try 0")
+        raise RequestTypeError(f"seed must be a whole number, got {seed!r}: try 0")
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     starts = _starts(init)
     before = tokenizer.get_vocab()
@@ -122,7 +123,7 @@ def check_starts(tokenizer: Any, init: str | Mapping[str, str]) -> None:
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     for start in set(_starts(init).values()) - {"mean"}:
         if not isinstance(start, str) or not tokenizer.encode(start, add_special_tokens=False):
-            raise ValueError(f"init={start!r} has no tokens: give a phrase, or 'mean'")
+            raise DataError(f"init={start!r} has no tokens: give a phrase, or 'mean'")
 
 
 def _ordinary(tag: str) -> AddedToken:
@@ -144,7 +145,7 @@ def _starts(init: str | Mapping[str, str]) -> dict[str, str]:
         return dict.fromkeys(TAGS, init)
     unknown = set(init) - set(TAGS)
     if unknown:
-        raise ValueError(f"init names {', '.join(sorted(unknown))}: the tokens are {', '.join(TAGS)}")
+        raise DataError(f"init names {', '.join(sorted(unknown))}: the tokens are {', '.join(TAGS)}")
     return dict.fromkeys(TAGS, "mean") | dict(init)
 
 
@@ -165,7 +166,7 @@ def _keep_spaces(tokenizer: Any) -> None:
         tokenizer.legacy = False
         tokenizer.init_kwargs["legacy"] = False
     if _decoded(tokenizer, probe) != probe:
-        raise ValueError(
+        raise DataError(
             f"the tokenizer turns {probe!r} into {_decoded(tokenizer, probe)!r}: load it with legacy=False "
             "and without clean_up_tokenization_spaces, so that text around the tags stays as it is"
         )
@@ -185,7 +186,7 @@ def _fill_rows(model: Any, tokenizer: Any, to_fill: dict[int, str], used: list[i
     for start in set(to_fill.values()) - {"mean"}:
         phrases[start] = tokenizer.encode(start, add_special_tokens=False) if start.strip() else []
         if not phrases[start]:
-            raise ValueError(f"init={start!r} has no tokens: give a phrase, or 'mean'")
+            raise DataError(f"init={start!r} has no tokens: give a phrase, or 'mean'")
     weights = [model.get_input_embeddings().weight]
     output = model.get_output_embeddings()
     if output is not None and output.weight.data_ptr() != weights[0].data_ptr():

@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from reverse.compatibility import IncompatibleLibraryError
+from reverse.errors import DataError
 from reverse.training.checkpoints.resuming import last_checkpoint
 from reverse.training.optim.parallel import processes, rank
 
@@ -100,13 +101,13 @@ class LossRecord(TrainerCallback):
     def _stop(self, found: str, after: int) -> None:
         """Raise; the weights after step `after` are bad, and so is what was saved of them."""
         if after == 0:
-            raise ValueError(
+            raise DataError(
                 f"{found}, before any weight was changed: the model that the run starts from holds weights "
                 "that are not finite, or compute.precision is too narrow for it, try float32"
             )
         good = last_checkpoint(self.checkpoints, processes(), before=after)
         kept = f"the last good checkpoint is {good}" if good else "there is no good checkpoint"
-        raise ValueError(
+        raise DataError(
             f"{found}: lower lr (optim.lr in a recipe), now {self.lr:g}, and start over with resume=False "
             f"(--restart); {kept}"
         )

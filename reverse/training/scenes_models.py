@@ -28,6 +28,7 @@ from typing import Any
 from reverse.data.scenes import make_scene, scene_records
 from reverse.data.scenes.captions import PREJUDICE
 from reverse.data.scenes.text_questions import text_question
+from reverse.errors import DataError, MissingFileError
 from reverse.files.text_reading import read_json
 from reverse.models import load
 from reverse.models.families import LLAVA, QWEN2_5_VL
@@ -99,7 +100,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.family not in SIZES:
-            raise ValueError(f"family must be one of {', '.join(SIZES)}, got {self.family!r}")
+            raise DataError(f"family must be one of {', '.join(SIZES)}, got {self.family!r}")
         for name, size in SIZES[self.family].items():
             setattr(self, name, getattr(self, name) or size)
 
@@ -124,7 +125,7 @@ def run(recipe: Recipe, quiet: bool = False) -> dict[str, dict[str, Any]]:
     wanted = recipe.stages.split(",")
     unknown = set(wanted) - set(STAGES)
     if unknown:
-        raise ValueError(f"unknown stages {', '.join(sorted(unknown))}: there are {', '.join(STAGES)}")
+        raise DataError(f"unknown stages {', '.join(sorted(unknown))}: there are {', '.join(STAGES)}")
     manifests = {}
     for stage in STAGES:
         if stage in wanted:
@@ -192,7 +193,7 @@ def _run_stage(stage: str, recipe: Recipe, quiet: bool) -> dict[str, Any]:
         model, processor = build_base(recipe)
     else:
         if not (out / "base" / MANIFEST).is_file():
-            raise FileNotFoundError(f"no trained base in {out / 'base'}: run the stage base first")
+            raise MissingFileError(f"no trained base in {out / 'base'}: run the stage base first")
         model, processor = load(out / "base", require_tokens=False)
     if stage == "tags":
         add_tokens(model, processor, seed=recipe.seed)
@@ -266,7 +267,7 @@ def _bounds(stage: str, recipe: Recipe, output: Path) -> tuple[float | None, int
     else:
         seconds, steps = recipe.tags_seconds, recipe.tags_steps
     if not seconds and not steps:
-        raise ValueError(f"{stage} has neither seconds nor steps: give one")
+        raise DataError(f"{stage} has neither seconds nor steps: give one")
     return seconds or None, steps or None
 
 

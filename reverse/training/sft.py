@@ -28,6 +28,7 @@ from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from reverse.compatibility import IncompatibleLibraryError
+from reverse.errors import RequestError
 from reverse.files.file_lock import output_lock
 from reverse.models import family_of
 from reverse.models.adapters.adapter_card import CARD, adapter_card
@@ -297,7 +298,7 @@ def _ordered(dataset: Any, config: SFTConfig, items: int, steps: int) -> Any:
     if not config.group_by_length:
         return dataset
     if not hasattr(dataset, "lengths"):
-        raise ValueError(
+        raise RequestError(
             f"group_by_length needs data that know their lengths; {type(dataset).__name__} does not"
         )
     epochs = -(-steps * items // len(dataset))

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import Trainer
 
 from reverse.compatibility import IncompatibleLibraryError
+from reverse.errors import DataError
 from reverse.models import family_of
 from reverse.training.assumptions import check_gradient_scale, check_trainer
 from reverse.training.loss_record import LossRecord
@@ -155,6 +156,6 @@ def parameter_groups(
         rate = projector_lr if projector_lr is not None and id(parameter) in projector else lr
         groups.setdefault((rate, weight_decay if decays else 0.0), []).append(name)
     if not groups:
-        raise ValueError("no parameter of the model requires a gradient: nothing would be trained")
+        raise DataError("no parameter of the model requires a gradient: nothing would be trained")
     ordered = sorted(groups.items(), key=lambda group: group[0][0] != lr)  # the first one's rate is shown
     return [{"names": names, "lr": rate, "weight_decay": decay} for (rate, decay), names in ordered]

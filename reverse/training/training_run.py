@@ -20,6 +20,7 @@ import torch
 from transformers import set_seed
 
 from reverse.data.records.published_set import records_path
+from reverse.errors import MissingFileError, OutputExistsError, RequestError
 from reverse.files.atomic_write import sha256
 from reverse.files.file_lock import output_lock
 from reverse.files.text_reading import read_json
@@ -176,13 +177,13 @@ def read_finished(recipe: Recipe, resume: bool) -> dict[str, Any] | None:
     path = output / MANIFEST
     found = read_json(path) if path.is_file() else {}
     if "recipe" not in found or "data" not in found:
-        raise FileExistsError(f"output: {output} holds other files than a run's: name a folder of its own")
+        raise OutputExistsError(f"output: {output} holds other files than a run's: name a folder of its own")
     if not resume:
         return None
     same_data = found["data"].get("sha256") == _data_manifest(recipe)["sha256"]
     before = with_later_keys(found)["recipe"]
     if before != json.loads(json.dumps(_outcome(recipe))) or not same_data:
-        raise FileExistsError(
+        raise OutputExistsError(
             f"output: {output} holds a run of another recipe or other data: name another folder, or start "
             "over in its place with --restart"
         )
@@ -194,22 +195,22 @@ def _check_files(recipe: Recipe) -> None:
     try:
         records_path(recipe.data.records)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"data.records: {error}") from None
+        raise MissingFileError(f"data.records: {error}") from None
     if not Path(recipe.data.images).is_dir():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"data.images: no such folder: {recipe.data.images}: name the folder of the pictures"
         )
     if recipe.compute.attention not in _ATTENTION:
-        raise ValueError(
+        raise RequestError(
             f"compute.attention must be one of {', '.join(_ATTENTION)}, got {recipe.compute.attention!r}"
         )
     if recipe.compute.attention == "flash_attention_2" and find_spec("flash_attn") is None:
-        raise ValueError(
+        raise RequestError(
             "compute.attention is flash_attention_2 but flash-attn is not installed: pip install "
             "'reverse-vlm[flash]', or compute.attention=sdpa"
         )
     if recipe.compute.weights not in _DTYPES:
-        raise ValueError(
+        raise RequestError(
             f"compute.weights must be one of {', '.join(_DTYPES)}, got {recipe.compute.weights!r}"
         )
 
@@ -251,7 +252,7 @@ def _check_stops(model: Any, encoder: Encoder) -> None:
     ends = [] if known is None else [known] if isinstance(known, int) else list(known)
     end = int(encoder.end[0])
     if end not in ends:
-        raise ValueError(
+        raise RequestError(
             f"the chat template ends a turn with {encoder.end_text!r} (id {end}), and generation stops at "
             f'{ends} only: write "eos_token_id": {[*ends, end]} into the generation_config.json of the model'
         )
@@ -263,14 +264,14 @@ def _set_pixels(processor: Any, recipe: Recipe) -> None:
     if data.min_pixels is None and data.max_pixels is None:
         return
     if "longest_edge" not in size:
-        raise ValueError(
+        raise RequestError(
             "data.min_pixels and data.max_pixels are for processors that keep a picture's size (Qwen2.5-VL); "
             f"this one makes all pictures {size}: leave them out"
         )
     size["shortest_edge"] = data.min_pixels or size["shortest_edge"]
     size["longest_edge"] = data.max_pixels or size["longest_edge"]
     if size["shortest_edge"] > size["longest_edge"]:
-        raise ValueError(
+        raise RequestError(
             f"data.min_pixels {size['shortest_edge']} is above data.max_pixels {size['longest_edge']}"
         )
     processor.image_processor.size = type(processor.image_processor.size)(**size)
@@ -282,7 +283,7 @@ def _pad_to_square(processor: Any) -> None:
 
     now = processor.image_processor
     if not hasattr(now, "crop_size") or "shortest_edge" not in now.size:
-        raise ValueError(
+        raise RequestError(
             "data.pad_to_square is for processors that crop pictures to a square (LLaVA); leave it out"
         )
     names = ("size", "crop_size", "image_mean", "image_std", "resample", "rescale_factor", "do_convert_rgb")

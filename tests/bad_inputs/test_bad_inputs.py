@@ -3,6 +3,7 @@
 import pytest
 
 import reverse
+from reverse.errors import RequestError
 from tests.bad_inputs.judging import Entry, all_entries, judge
 from tests.bad_inputs.world import World
 
@@ -79,4 +80,4 @@ def test_what_is_unclear(world, act, unclear):
 
 
 def refuse(message):
-    raise ValueError(message)
+    raise RequestError(message)

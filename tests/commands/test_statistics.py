@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from reverse.cli import app
 from reverse.data.scenes import make_scene
+from reverse.errors import RequestError
 from reverse.evaluation.stats.scored_tables import Table, ratio, save
 
 
@@ -224,7 +225,7 @@ def test_scenes_of_another_world_are_others(tmp_path, about_scenes, monkeypatch)
 
     def decoding(*_, given_by, **__):
         given.append(list(given_by))
-        raise ValueError("reached")
+        raise RequestError("reached")
 
     monkeypatch.setattr(decoded_risk, "calibrate_decoding", decoding)
     words = ("calibrate", about_scenes, "--model", "tiny-llava", "--decode", "--resplits", 2)

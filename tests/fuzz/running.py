@@ -22,7 +22,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-REFUSALS = (ValueError, TypeError, OSError)  # what the library documents, and commands turn into one line
+from reverse.errors import ReverseError
+
+REFUSALS = (ReverseError, OSError)  # what commands turn into one line; anything else is a bug
 LONGEST_MESSAGE = 1500  # characters: an error that echoes its input says nothing
 MEMORY = 400 << 20  # bytes that one case may add to the highest use so far
 TRIALS = 400  # of the minimiser

@@ -29,6 +29,7 @@ from reverse.data.negatives.negative_prompt import MOST_PHRASES, MOST_TEXT, agai
 from reverse.data.records.schema import ANSWER_TYPE
 from reverse.data.tagging.lexicon import load_lexicon
 from reverse.endpoints.client import Client, Unanswered
+from reverse.errors import DataError
 
 REPLIES = 3  # for one answer, the first included
 IN_A_ROW = 20  # answers without a reply, one after the other: the server is gone
@@ -36,7 +37,7 @@ IN_A_ROW = 20  # answers without a reply, one after the other: the server is gon
 Made = tuple[list[dict[str, Any]], Counter[str], list[dict[str, Any]]]
 
 
-class ServerGone(ValueError):
+class ServerGone(DataError):
     """The model has stopped answering; what was made before is kept."""
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from reverse.data.negatives.conversation_turns import Turn
 from reverse.data.records.schema import half_pair, whole_text
+from reverse.errors import DataError
 from reverse.tokens.spans import strip
 
 VERSION = 1
@@ -68,15 +69,15 @@ def read_reply(reply: str, candidates: Sequence[int]) -> tuple[int, str]:
     try:
         content = json.loads(said)
     except (ValueError, RecursionError) as error:
-        raise ValueError("it is not a JSON object") from error
+        raise DataError("it is not a JSON object") from error
     if not isinstance(content, dict) or set(content) != {"index", "phrase"}:
-        raise ValueError('it must have the keys "index" and "phrase" and no others')
+        raise DataError('it must have the keys "index" and "phrase" and no others')
     index, phrase = content["index"], content["phrase"]
     if not isinstance(index, int) or isinstance(index, bool) or not 1 <= index <= len(candidates):
-        raise ValueError(f'"index" must be a number from 1 to {len(candidates)}')
+        raise DataError(f'"index" must be a number from 1 to {len(candidates)}')
     if not isinstance(phrase, str) or not phrase.strip() or len(phrase) > LONGEST_PHRASE:
-        raise ValueError(f'"phrase" must be a text of 1 to {LONGEST_PHRASE} characters')
+        raise DataError(f'"phrase" must be a text of 1 to {LONGEST_PHRASE} characters')
     phrase = phrase.strip()
     if strip(phrase) != phrase or half_pair(phrase) or any(ord(letter) < 32 for letter in phrase):
-        raise ValueError('"phrase" must be on one line and hold no tags and no half of a surrogate pair')
+        raise DataError('"phrase" must be on one line and hold no tags and no half of a surrogate pair')
     return candidates[index - 1], phrase

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from reverse.data.pictures.picture_sources import find_file, from_array, is_array, read_stream
+from reverse.errors import DataError, RequestTypeError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # MPO, a phone's JPEG with a second one, is JPEG
 MIN_SIDE = 8  # pixels: below it there is nothing to see, and image processors fail on it
@@ -42,16 +43,12 @@ def resolve_image(root: str | Path, relative: str | Path) -> Path:
     """
     root = Path(root).resolve()
     if not str(relative) or "\0" in str(relative):
-        raise ValueError(
-            f"image path must name a file, got {str(relative)!r}: give a path relative to {root}"
-        )
+        raise DataError(f"image path must name a file, got {str(relative)!r}: give a path relative to {root}")
     if Path(relative).is_absolute():
-        raise ValueError(f"image path must be relative, got {str(relative)!r}: give it relative to {root}")
+        raise DataError(f"image path must be relative, got {str(relative)!r}: give it relative to {root}")
     path = (root / relative).resolve()
     if not path.is_relative_to(root):
-        raise ValueError(
-            f"image path {str(relative)!r} leaves {root}: pictures must lie under that directory"
-        )
+        raise DataError(f"image path {str(relative)!r} leaves {root}: pictures must lie under that directory")
     return path
 
 
@@ -131,7 +128,7 @@ def open_image(source: Any) -> Image.Image:
             data = read_stream(source)
         return _open(io.BytesIO(data), f"image of {len(data)} bytes")
     if not isinstance(source, (str, os.PathLike)):
-        raise TypeError(
+        raise RequestTypeError(
             f"image must be a path, bytes or a PIL image, got {type(source).__name__}: open it first (open "
             "binary files, numpy arrays and torch tensors of uint8 will do too)"
         )
@@ -169,16 +166,16 @@ def _read_header(stream: BinaryIO, name: str) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             return Image.open(stream, formats=FORMATS)
     except Image.DecompressionBombError as error:
-        raise ValueError(
+        raise DataError(
             f"{name} is larger than {MAX_PIXELS} pixels ({error}): scale it down first"
         ) from error
     except Image.UnidentifiedImageError as error:
-        raise ValueError(
+        raise DataError(
             f"{name} is not a picture that can be read (no JPEG, PNG, WebP, GIF, BMP or TIFF): save it again "
             "as PNG or JPEG"
         ) from error
     except Exception as error:  # decoders raise nearly anything on damaged bytes
-        raise ValueError(
+        raise DataError(
             f"{name} is not a picture that can be read ({_words(error)}): save it again as PNG or JPEG"
         ) from error
 
@@ -186,15 +183,15 @@ def _read_header(stream: BinaryIO, name: str) -> Image.Image:
 def _check_size(image: Image.Image, name: str) -> None:
     width, height = image.size
     if min(width, height) < MIN_SIDE:
-        raise ValueError(
+        raise DataError(
             f"{name} is {width}x{height} pixels, too small to see anything: give at least {MIN_SIDE} a side"
         )
     if width * height > MAX_PIXELS:
-        raise ValueError(
+        raise DataError(
             f"{name} is {width}x{height} pixels, {width * height} of at most {MAX_PIXELS}: scale it down"
         )
     if max(width, height) > MAX_RATIO * min(width, height):
-        raise ValueError(
+        raise DataError(
             f"{name} is {width}x{height} pixels, a side over {MAX_RATIO} times the other: crop it"
         )
 
@@ -208,12 +205,12 @@ def _check_work(stream: BinaryIO, image: Image.Image, name: str) -> None:
         scans = sum(piece.count(b"\xff\xda") for piece in iter(lambda: stream.read(1 << 20), b""))
         stream.seek(at)
         if scans * pixels > MAX_WORK:
-            raise ValueError(f"{name} has {scans} scans of {pixels} pixels: save it again as PNG or JPEG")
+            raise DataError(f"{name} has {scans} scans of {pixels} pixels: save it again as PNG or JPEG")
     if image.format == "TIFF":
         tags: Any = getattr(image, "tag_v2", {})
         tile = (tags.get(322, 1), tags.get(323, 1))  # width and length of a tile
         if not all(isinstance(side, int) for side in tile) or tile[0] * tile[1] > MAX_PIXELS:
-            raise ValueError(f"{name} has tiles of {tile!r:.60} pixels: save it again as PNG or JPEG")
+            raise DataError(f"{name} has tiles of {tile!r:.60} pixels: save it again as PNG or JPEG")
 
 
 def _decode(image: Image.Image, name: str) -> Image.Image:
@@ -238,14 +235,14 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
         return image.convert("RGB")
     except MemoryError as error:
-        raise ValueError(f"{name} needs more memory than there is to decode: scale it down first") from error
+        raise DataError(f"{name} needs more memory than there is to decode: scale it down first") from error
     except Exception as error:  # decoders raise nearly anything on damaged bytes
         if name == _PIL_IMAGE:
-            raise ValueError(
+            raise DataError(
                 f"the PIL image cannot be decoded ({_words(error)}): its file is damaged, or was closed "
                 "before the pixels were read; open it again, or give its path"
             ) from error
-        raise ValueError(
+        raise DataError(
             f"{name} is damaged or cut off ({_words(error)}): copy or download it again"
         ) from error
 
@@ -266,7 +263,7 @@ def _check_mode(image: Image.Image, name: str) -> None:
         return
     if image.mode == "I" and image.format == "PNG":  # as older versions of Pillow open 16-bit PNG
         return
-    raise ValueError(
+    raise DataError(
         f"{name} is in mode {image.mode!r} ({_UNKNOWN.get(image.mode, 'rarely used')}), and which of its "
         "values are black and white is not known: scale it to 8 bits and save it as PNG (numpy: "
         "`((a - a.min()) / (a.max() - a.min()) * 255).astype('uint8')`)"

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from reverse.data.records.schema import LONGEST_PATH
+from reverse.errors import DataError, MissingFileError, RequestTypeError
 
 MAX_BYTES = 1 << 29  # of an encoded picture: 50 megapixels of 16-bit RGBA, not compressed, take 400 MB
 # What the base64 of a JPEG, PNG, GIF, WebP, BMP or TIFF file begins with.
@@ -26,22 +27,22 @@ def find_file(source: str | os.PathLike[Any]) -> Path:
     given = os.fspath(source)
     text = given if isinstance(given, str) else os.fsdecode(given)
     if not text.strip():
-        raise ValueError(f"image path is empty, got {text!r}: give the path of a picture, or None for none")
+        raise DataError(f"image path is empty, got {text!r}: give the path of a picture, or None for none")
     if len(text) > LONGEST_PATH or any(letter in text for letter in "\0\n\r"):
-        raise ValueError(_no_path(text))
+        raise DataError(_no_path(text))
     try:
         path = Path(text)
         if not path.exists() and text.startswith("~"):
             path = path.expanduser()
         there, is_file = path.exists(), path.is_file()
     except (OSError, ValueError, RuntimeError) as error:  # a name that is too long, half of a surrogate pair
-        raise ValueError(_no_path(text)) from error
+        raise DataError(_no_path(text)) from error
     if not there:
         if len(text) > 40 and text.startswith(_BASE64):
-            raise ValueError(_no_path(text))
-        raise FileNotFoundError(f"no such image: {_shorten(path)}: check the path and the image root")
+            raise DataError(_no_path(text))
+        raise MissingFileError(f"no such image: {_shorten(path)}: check the path and the image root")
     if not is_file:
-        raise ValueError(f"{_shorten(path)} is not a file: give the path of one picture")
+        raise DataError(f"{_shorten(path)} is not a file: give the path of one picture")
     return path
 
 
@@ -67,20 +68,20 @@ def read_stream(stream: BinaryIO) -> bytes:
     """
     try:
         if not (hasattr(stream, "seekable") and stream.seekable()):
-            raise ValueError("it cannot be rewound, give the bytes of its read()")
+            raise DataError("it cannot be rewound, give the bytes of its read()")
         stream.seek(0)
         data = stream.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise DataError(
             f"image is an open file that cannot be read ({error!s:.200}): open it again"
         ) from error
     if not isinstance(data, bytes):
-        raise TypeError(
+        raise RequestTypeError(
             f"image is a file whose read() gives {type(data).__name__}, which must be bytes: open it with "
             "mode 'rb'"
         )
     if len(data) > MAX_BYTES:
-        raise ValueError(f"image is a file of more than {MAX_BYTES} bytes: scale the picture down")
+        raise DataError(f"image is a file of more than {MAX_BYTES} bytes: scale the picture down")
     return data
 
 
@@ -108,7 +109,7 @@ def from_array(source: Any) -> Image.Image:
     if dtype != "uint8":
         mend = "(x * 255).round()" if dtype.startswith(("float", "bfloat")) else "(x scaled to 0..255)"
         mend += ".to(torch.uint8)" if tensor else ".astype('uint8')"
-        raise TypeError(
+        raise RequestTypeError(
             f"image is a {kind} of {dtype}, which must be uint8: whether its values reach 1, 255 or 65535 is "
             f"not known; give {mend}"
         )
@@ -117,7 +118,7 @@ def from_array(source: Any) -> Image.Image:
         wanted = "(3, height, width), (1, height, width) or (4, height, width)"
     channels = (shape[0] if tensor else shape[2]) if len(shape) == 3 else 1
     if len(shape) not in (2, 3) or channels not in (1, 3, 4) or 0 in shape:
-        raise ValueError(
+        raise DataError(
             f"image is a {kind} of shape {shape!s:.80}, which must be {wanted}: give one picture, and its "
             f"channels {'first' if tensor else 'last'} "
             f"({'x.permute(2, 0, 1)' if tensor else 'x.transpose(1, 2, 0)'})"

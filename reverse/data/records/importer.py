@@ -33,6 +33,7 @@ from reverse.data.records.published_set import (
     records_path,
 )
 from reverse.data.records.record_keys import picture_of
+from reverse.errors import DataError, MissingFileError
 from reverse.files.atomic_write import sha256, whole_file, write_json
 from reverse.files.file_lock import output_lock
 from reverse.files.json_scanning import Broken, Item, Place, place_after, scan
@@ -67,7 +68,7 @@ def import_records(
     """
     path, out = records_path(path), Path(out)
     if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}: give a JSON list or JSONL of instruct records")
+        raise MissingFileError(f"no such file: {path}: give a JSON list or JSONL of instruct records")
     with output_lock(out, reentrant=False):
         return _import(path, out, skip_corrupt, progress)
 
@@ -80,16 +81,16 @@ def _import(path: Path, out: Path, skip_corrupt: bool, progress: Any) -> dict[st
     parts = _begun(out, source)
     known = [broken for part in parts for broken in part["corrupt"]]
     if known and not skip_corrupt:
-        raise ValueError(f"{path}, {known[0]['where']}: {known[0]['reason']}: {_MEND}")
+        raise DataError(f"{path}, {known[0]['where']}: {known[0]['reason']}: {_MEND}")
     with path.open("rb") as stream:
         hashed = _Hashed(stream, source["size"], progress)
         _import_rest(path, out, hashed, parts, skip_corrupt)
         hashed.drain()
     if _source(path) != source:
-        raise ValueError(f"{path} changed while it was read: import it again, into an empty folder")
+        raise DataError(f"{path} changed while it was read: import it again, into an empty folder")
     manifest = _manifest(source | {"sha256": hashed.digest.hexdigest()}, parts)
     if manifest["records"] == 0:
-        raise ValueError(f"{path} holds no records: give a JSON list or JSONL of instruct records")
+        raise DataError(f"{path} holds no records: give a JSON list or JSONL of instruct records")
     write_json(out / "manifest.json", manifest)
     shutil.rmtree(out / "parts")
     return manifest
@@ -112,7 +113,7 @@ def _import_rest(
         corrupt.clear()
     if corrupt:
         if not parts:
-            raise ValueError(f"{path} holds no records; {corrupt[0]['where']}: {corrupt[0]['reason']}")
+            raise DataError(f"{path} holds no records; {corrupt[0]['where']}: {corrupt[0]['reason']}")
         parts[-1]["corrupt"] += corrupt
 
 
@@ -130,7 +131,7 @@ def _good(
             place = {"number": item.number, "offset": item.offset, "size": size, "where": item.where}
             corrupt.append(place | {"reason": problem})
         else:
-            raise ValueError(f"{path}, {item.where}: {problem}: {_MEND}")
+            raise DataError(f"{path}, {item.where}: {problem}: {_MEND}")
 
 
 def _write_shard(shard: Path, items: Iterator[Item]) -> dict[str, Any]:
@@ -192,34 +193,34 @@ def _finished(path: Path, out: Path, source: dict[str, Any]) -> dict[str, Any] |
     try:
         manifest = read_manifest(out)
     except ValueError as error:
-        raise ValueError(f"{out} holds something else ({error}): name a new folder") from error
+        raise DataError(f"{out} holds something else ({error}): name a new folder") from error
     known = manifest["source"]
     if known["size"] == source["size"]:
         if known["mtime_ns"] == source["mtime_ns"]:
             return manifest
         if sha256(path) == known["sha256"]:
             return manifest
-    raise ValueError(f"{out} holds the records of another {known['name']}: name another folder")
+    raise DataError(f"{out} holds the records of another {known['name']}: name another folder")
 
 
 def _begun(out: Path, source: dict[str, Any]) -> list[dict[str, Any]]:
     """The parts of an import of this source that was stopped; a new folder has none."""
     plan = {"format": FORMAT, "source": source}
     if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file: name a folder to write, which need not exist")
+        raise DataError(f"{out} is a file: name a folder to write, which need not exist")
     known = out / "parts" / "plan.json"
     if known.is_file():
         parts = _parts(out)
         if read_json(known) == plan:
             return parts
         if parts:
-            raise ValueError(f"{out} holds part of an import of another file: remove it, or name another")
+            raise DataError(f"{out} holds part of an import of another file: remove it, or name another")
         write_json(known, plan)
         return []
     if out.is_dir():
         for other in out.rglob("*"):
             if other.name not in _LEFT_BY_A_KILL and not other.is_dir():
-                raise ValueError(f"{out} holds {other.relative_to(out)}: name a new or an empty folder")
+                raise DataError(f"{out} holds {other.relative_to(out)}: name a new or an empty folder")
     (out / "parts").mkdir(parents=True, exist_ok=True)
     write_json(out / "parts" / "plan.json", plan)
     return []

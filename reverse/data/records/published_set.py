@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from reverse.data.records.schema import validate
+from reverse.errors import DataError, MissingFileError
 from reverse.files.json_scanning import Broken, Item, scan
 from reverse.files.text_reading import read_json
 
@@ -35,7 +36,7 @@ def arrow() -> Any:
         import pyarrow.compute
         import pyarrow.ipc
     except ImportError as error:
-        raise ValueError("pyarrow is not installed: pip install 'reverse-vlm[train]'") from error
+        raise DataError("pyarrow is not installed: pip install 'reverse-vlm[train]'") from error
     return pyarrow
 
 
@@ -64,20 +65,20 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / "manifest.json"
     if not path.is_file():
         begun = (Path(folder) / "parts").is_dir()
-        raise ValueError(
+        raise DataError(
             f"{folder} {'was not imported to the end' if begun else 'holds no imported records'}: "
             f"run `reverse data import FILE {folder}`"
         )
     manifest = read_json(path)
     kind, version = (manifest.get(key) if isinstance(manifest, dict) else None for key in ("kind", "format"))
     if kind != KIND or version != FORMAT:
-        raise ValueError(
+        raise DataError(
             f"{path} is not that of imported records, format {FORMAT}, got {kind!r:.80}, "
             f"format {version!r:.80}: see `reverse data import`"
         )
     for key, expected in _OF_MANIFEST.items():
         if not isinstance(manifest.get(key), expected):
-            raise ValueError(
+            raise DataError(
                 f'{path}: "{key}" must be {expected.__name__}, got {manifest.get(key)!r:.80}: import '
                 "the set again into an empty folder"
             )
@@ -85,7 +86,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         given = shard if isinstance(shard, dict) else {}
         name = given.get("file")
         if not isinstance(name, str) or Path(name).name != name or not isinstance(given.get("size"), int):
-            raise ValueError(
+            raise DataError(
                 f'{path}, entry {k} of "shards": a file of this folder and its size are missing, got '
                 f"{shard!r:.80}: import the set again into an empty folder"
             )
@@ -107,7 +108,7 @@ class ImportedRecords:
         for shard in self.manifest["shards"]:
             path = self.folder / shard["file"]
             if not path.is_file() or path.stat().st_size != shard["size"]:
-                raise ValueError(f"{path} is missing or cut off: import the set again into an empty folder")
+                raise DataError(f"{path} is missing or cut off: import the set again into an empty folder")
         self._batches: list[Any] | None = None
         self._starts: list[int] = []
 
@@ -183,7 +184,7 @@ class ImportedRecords:
                 starts.append(rows)
                 rows += batches[-1].num_rows
         if rows != len(self):
-            raise ValueError(
+            raise DataError(
                 f"{self.folder} holds {rows} records, its manifest says {len(self)}: import again"
             )
         self._batches, self._starts = batches, starts
@@ -208,11 +209,11 @@ class FileRecords:
             size = item.size if isinstance(item, Broken) else len(item.raw)
             if isinstance(item, Broken):
                 if not keep_broken:
-                    raise ValueError(f"{self.path}, {item.where}: {item.reason}")
+                    raise DataError(f"{self.path}, {item.where}: {item.reason}")
                 self.broken[len(spans) // 2] = item.reason
             spans.extend((item.offset, item.offset + size))
         if not spans:
-            raise ValueError(f"{self.path} holds no records: give a JSON list or JSONL of instruct records")
+            raise DataError(f"{self.path} holds no records: give a JSON list or JSONL of instruct records")
         self.spans = np.array(spans, dtype=np.int64).reshape(-1, 2)  # (records, 2), bytes
         self._file: mmap.mmap | None = None
 
@@ -225,7 +226,7 @@ class FileRecords:
     def text(self, index: int) -> str:
         """The record as it stands in the file."""
         if index in self.broken:
-            raise ValueError(f"{self.where(index)}: {self.broken[index]}")
+            raise DataError(f"{self.where(index)}: {self.broken[index]}")
         return self.raw(index).decode("utf-8")
 
     def raw(self, index: int) -> bytes:
@@ -270,7 +271,7 @@ def records_path(path: str | Path) -> Path:
     if (path / "instruct.json").is_file():
         return path / "instruct.json"
     if not path.exists():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no such file: {path}: give a JSON file of records, an imported set or a folder of scenes"
         )
     return path
@@ -294,7 +295,7 @@ def scan_records(path: str | Path, progress: Progress | None = None) -> Iterator
 def _checked(path: Path, progress: Progress | None = None) -> Iterator[Item]:
     for item in scan_records(path, progress):
         if isinstance(item, Broken):
-            raise ValueError(f"{path}, {item.where}: {item.reason}")
+            raise DataError(f"{path}, {item.where}: {item.reason}")
         yield item
 
 

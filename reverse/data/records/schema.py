@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from reverse.errors import DataError, MissingFileError
 from reverse.files.json_scanning import Broken, scan
 
 ANSWER_TYPE = "general_answer"
@@ -67,7 +68,7 @@ def validate(record: Any, where: str = "record") -> None:
     LLaVA's own records lack `id`, `A_type` and `hint`; they pass, and so do further keys.
     """
     if not isinstance(record, dict):
-        raise ValueError(
+        raise DataError(
             f"{where} must be an object, got {type(record).__name__}: see reverse.data.records.schema"
         )
     image = record.get("image")
@@ -79,14 +80,14 @@ def validate(record: Any, where: str = "record") -> None:
     if not isinstance(turns, list) or len(turns) < 2:
         other = next((key for key in _OTHER_SHAPES if is_set(record.get(key))), None)
         mend = f': it has "{other}", as other libraries write records; see docs/data.md' if other else ""
-        raise ValueError(
+        raise DataError(
             f'{where}: "conversations" must list a question and an answer, got {shorten(turns)}{mend}'
         )
     if len(turns) % 2:
         mend = "leave one out"
         if isinstance(turns[0], dict) and turns[0].get("from") == "system":
             mend = "write the first, of the system, at the head of the first question"
-        raise ValueError(f"{where}: a question and an answer alternate, got {len(turns)} turns: {mend}")
+        raise DataError(f"{where}: a question and an answer alternate, got {len(turns)} turns: {mend}")
     for i, turn in enumerate(turns):
         # The check of a good turn stands here, and says nothing: millions of turns pass it.
         if not (
@@ -114,21 +115,21 @@ def _check_pictures(value: Any, key: str, where: str) -> None:
     if key == "images" and not names:
         return
     if not names or not all(_is_path(name) for name in names):
-        raise ValueError(
+        raise DataError(
             f'{where}: "{key}" must be a relative path, got {shorten(value)}: leave it out for a text record'
         )
 
 
 def _refuse_turn(turn: Any, speaker: str, where: str) -> None:
     if not isinstance(turn, dict) or turn.get("from") != speaker:
-        raise ValueError(
+        raise DataError(
             f'{where} must be {{"from": "{speaker}", "value": …}}, got {shorten(turn)}: turns alternate'
         )
     if not isinstance(turn.get("value"), str):
-        raise ValueError(f'{where}: "value" must be a text, got {shorten(turn.get("value"))}')
+        raise DataError(f'{where}: "value" must be a text, got {shorten(turn.get("value"))}')
     for key in ("A_type", "hint"):
         if not isinstance(turn.get(key), _TEXT_OR_NONE):
-            raise ValueError(f'{where}: "{key}" must be a text or null, got {shorten(turn[key])}')
+            raise DataError(f'{where}: "{key}" must be a text or null, got {shorten(turn[key])}')
 
 
 def read_records(path: str | Path) -> Iterator[dict[str, Any]]:
@@ -139,11 +140,11 @@ def read_records(path: str | Path) -> Iterator[dict[str, Any]]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}: give a JSON list or JSONL of instruct records")
+        raise MissingFileError(f"no such file: {path}: give a JSON list or JSONL of instruct records")
     with path.open("rb") as stream:
         for item in scan(stream):
             if isinstance(item, Broken):
-                raise ValueError(f"{path}, {item.where}: {item.reason}")
+                raise DataError(f"{path}, {item.where}: {item.reason}")
             validate(item.value, f"{path}, {item.where}")
             yield item.value
 

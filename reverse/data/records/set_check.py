@@ -24,6 +24,7 @@ from reverse.data.records.published_set import Progress, arrow, read_manifest, r
 from reverse.data.records.record_faults import NOT_ASKED, faults
 from reverse.data.records.record_keys import may_be_unseen, picture_of, pictures_of
 from reverse.data.records.schema import IMAGE_TOKEN, half_pair, shorten, whole_text
+from reverse.errors import DataError
 from reverse.files.json_scanning import Broken, Item
 from reverse.tokens.spans import BLANKS, CN, SPAN, UN, WELL_FORMED
 
@@ -96,9 +97,9 @@ def check(
     if images is None and where != Path(path):
         images = path
     if images is not None and not Path(images).is_dir():
-        raise ValueError(f"--images {images} is no folder: name what the records' pictures are relative to")
+        raise DataError(f"--images {images} is no folder: name what the records' pictures are relative to")
     if token_sample < 0:
-        raise ValueError(f"token_sample must be at least 0, got {token_sample}: 0 counts no tokens")
+        raise DataError(f"token_sample must be at least 0, got {token_sample}: 0 counts no tokens")
     counting = _Counting(Report(str(path)), token_sample if tokenizer is not None else 0, seed)
     batch: list[Item] = []
     for item in scan_records(where, progress):

@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from reverse.data.records.published_set import ImportedRecords, Progress, Records, id_text, open_records
 from reverse.data.records.schema import IMAGE_TOKEN, NEGATIVE
+from reverse.errors import DataError
 from reverse.files.atomic_write import sha256, whole_file, write_json
 from reverse.files.file_lock import output_lock
 
@@ -56,18 +57,18 @@ def subsample(
             matched, or (not with `allow_missing`) a tagged id that the plain set lacks.
     """
     if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}")
+        raise DataError(f"n must be at least 1, got {n}")
     if (plain is None) != (plain_out is None):
-        raise ValueError("a plain set and a place for its part belong together: give both or none")
+        raise DataError("a plain set and a place for its part belong together: give both or none")
     outputs = [Path(name) for name in (out, plain_out) if name is not None]
     if len({name.resolve() for name in outputs}) < len(outputs):
-        raise ValueError(f"both parts would be written to {outputs[0]}: name two files")
+        raise DataError(f"both parts would be written to {outputs[0]}: name two files")
     with ExitStack() as locks:
         for name in outputs:
             locks.enter_context(output_lock(name))
         for name in outputs:
             if name.exists() or manifest_path(name).exists():
-                raise ValueError(f"{name} or its manifest exists: remove it, or name another file")
+                raise DataError(f"{name} or its manifest exists: remove it, or name another file")
             name.parent.mkdir(parents=True, exist_ok=True)
         rng = np.random.default_rng(seed)
         tagged = open_records(path, progress)
@@ -75,7 +76,7 @@ def subsample(
         facts: dict[str, Any] = {}
         if plain is None:
             if n > len(tagged):
-                raise ValueError(f"n must be at most {len(tagged)}, the records of {path}, got {n}")
+                raise DataError(f"n must be at most {len(tagged)}, the records of {path}, got {n}")
             chosen = [np.sort(rng.choice(len(tagged), n, replace=False))]
         else:
             sources.append(open_records(plain, progress))
@@ -112,7 +113,7 @@ def _match(
     }
     if len(lost) and not allow_missing:
         name = id_text(tagged[int(lost[0])])
-        raise ValueError(
+        raise DataError(
             f"{facts['ids_only_tagged']} ids are not in the plain set, the first is {name!r} of record "
             f"{lost[0]}: is it the file that the tagged one was made of? --allow-missing leaves them out"
         )
@@ -120,7 +121,7 @@ def _match(
     shuffled = rng.permutation(np.setdiff1d(np.arange(len(ids)), lost))
     one_each = np.sort(shuffled[np.unique(ids[shuffled], return_index=True)[1]])
     if n > len(one_each):
-        raise ValueError(f"n must be at most {len(one_each)}, the different ids that both sets have, got {n}")
+        raise DataError(f"n must be at most {len(one_each)}, the different ids that both sets have, got {n}")
     first = np.sort(rng.choice(one_each, n, replace=False))
     partners: dict[int, list[int]] = {}
     for k in np.flatnonzero(np.isin(plain_ids, ids[first])).tolist():
@@ -144,7 +145,7 @@ def _keys(records: Records, progress: Progress | None) -> tuple[Hashes, Hashes, 
     for k, item in enumerate(records.scan(progress)):
         name = id_text(item.value)
         if name is None:
-            raise ValueError(f"{records.where(k)} has no id: records are matched by id, so each needs one")
+            raise DataError(f"{records.where(k)} has no id: records are matched by id, so each needs one")
         asked = {turn["value"].replace(IMAGE_TOKEN, "").strip() for turn in item.value["conversations"][::2]}
         ids[k] = _hash(name)
         of_records[k] = _hash(name.removesuffix(NEGATIVE)) if name.endswith(NEGATIVE) else ids[k]

@@ -25,6 +25,7 @@ from reverse.data.pictures.opening import open_image, resolve_image
 from reverse.data.records.published_set import Records
 from reverse.data.records.record_keys import pictures_of
 from reverse.data.records.schema import shorten
+from reverse.errors import DataError
 from reverse.files.atomic_write import whole_file
 from reverse.tokens.spans import parse, problems
 
@@ -53,17 +54,17 @@ def choose(
     Raises ValueError for an index or id that is not there.
     """
     if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}")
+        raise DataError(f"n must be at least 1, got {n}")
     if index is not None and name is not None:
-        raise ValueError("an index and an id each say which record: give one of them")
+        raise DataError("an index and an id each say which record: give one of them")
     if index is not None:
         if not 0 <= index < len(records):
-            raise ValueError(f"index must lie in 0 … {len(records) - 1}, the records there are, got {index}")
+            raise DataError(f"index must lie in 0 … {len(records) - 1}, the records there are, got {index}")
         return list(range(index, min(index + n, len(records))))
     if name is not None:
         found = records.find(name)
         if not found:
-            raise ValueError(f"no record has the id {name!r} among {len(records)}")
+            raise DataError(f"no record has the id {name!r} among {len(records)}")
         return found
     return sorted(random.Random(seed).sample(range(len(records)), min(n, len(records))))
 
@@ -104,10 +105,10 @@ def write_page(
 ) -> None:
     """Write records as one HTML page, pictures inside it as JPEG; at most 1,000 of them (ValueError)."""
     if len(indices) > MOST:
-        raise ValueError(f"a page shows at most {MOST} records, got {len(indices)}: ask for fewer")
+        raise DataError(f"a page shows at most {MOST} records, got {len(indices)}: ask for fewer")
     out = Path(out)
     if out.suffix.lower() not in (".html", ".htm"):  # it replaces what is there: no set of records may be
-        raise ValueError(f"a page's name ends in .html, got {out.name!r}")
+        raise DataError(f"a page's name ends in .html, got {out.name!r}")
     out.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(out) as stream:
         stream.write(_head(title, len(indices)).encode("utf-8"))

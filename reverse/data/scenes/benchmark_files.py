@@ -36,6 +36,7 @@ from reverse.data.scenes.object_names import COCO_IDS, noun_phrase, plural
 from reverse.data.scenes.published_formats import write_scenes
 from reverse.data.scenes.scene import Scene, make_scene
 from reverse.data.scenes.themes import COLOURS, DRAWN, THEME_NAMES, THEMES
+from reverse.errors import DataError
 from reverse.files.atomic_write import whole_file
 from reverse.files.file_lock import output_lock
 
@@ -84,7 +85,7 @@ def _write_benches(
         written = json.loads(manifest.read_text(encoding="utf-8"))
         other = {key: written.get(key) for key in plan if written.get(key) != plan[key]}
         if other:
-            raise ValueError(f"{manifest} was made with {other}, not {plan}: choose another directory")
+            raise DataError(f"{manifest} was made with {other}, not {plan}: choose another directory")
         return written
     scenes = [make_scene(split, index, seed) for index in range(count)]
     digests = {name: _put(out / name, content) for name, content in _files(out, scenes, seed).items()}

@@ -20,6 +20,7 @@ import numpy as np
 from reverse.data.scenes.object_names import UNCOUNTED, lookalikes, noun_phrase
 from reverse.data.scenes.scene import SPLITS, USUAL, Scene, SceneObject, pick, pick_weighted
 from reverse.data.scenes.themes import DRAWN, THEME_NAMES, THEMES
+from reverse.errors import DataError
 
 SPAN, CN, UN = "<SPAN>", "</CN>", "</UN>"
 
@@ -104,7 +105,7 @@ def caption(
     pure function of the scene. Raises ValueError for a prejudice outside 0..1.
     """
     if not 0 <= prejudice <= 1:
-        raise ValueError(f"prejudice must lie in [0, 1], got {prejudice}: it is a probability, try 0.6")
+        raise DataError(f"prejudice must lie in [0, 1], got {prejudice}: it is a probability, try 0.6")
     rng = scene_rng(scene, 1) if rng is None else np.random.default_rng(rng)
     phrases = _seen(scene, rng)
     if rng.random() < prejudice:

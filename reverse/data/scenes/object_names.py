@@ -12,6 +12,8 @@ phrases back. Both directions stand here, so that they cannot drift apart.
 import re
 from dataclasses import dataclass
 
+from reverse.errors import DataError
+
 COCO_IDS = {
     "person": 1, "bicycle": 2, "car": 3, "motorcycle": 4, "airplane": 5, "bus": 6, "train": 7, "truck": 8,
     "boat": 9, "traffic light": 10, "fire hydrant": 11, "stop sign": 13, "parking meter": 14, "bench": 15,
@@ -105,7 +107,7 @@ def noun_phrase(name: str, count: int = 1) -> str:
     Raises ValueError for a count below 1 or above 9.
     """
     if not 1 <= count < len(NUMBERS):
-        raise ValueError(f"count must lie in 1..{len(NUMBERS) - 1}, got {count}: say how many there are")
+        raise DataError(f"count must lie in 1..{len(NUMBERS) - 1}, got {count}: say how many there are")
     if name in UNCOUNTED:
         return f"some {name}"
     if name in PAIRS:

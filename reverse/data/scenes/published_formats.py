@@ -35,6 +35,7 @@ from reverse.data.scenes.object_names import COCO_IDS
 from reverse.data.scenes.rendering import render
 from reverse.data.scenes.scene import SIDE, WORLD_VERSION, Scene, make_scene, owner_map
 from reverse.data.scenes.scene_questions import scene_records, strip
+from reverse.errors import DataError
 from reverse.files.file_lock import output_lock
 from reverse.files.text_reading import read_json
 
@@ -60,7 +61,7 @@ def write_scenes(
     were made with other arguments or anything else, and when it is a file.
     """
     if count < 1 or workers < 1:
-        raise ValueError(f"count and workers must be at least 1, got count={count}, workers={workers}")
+        raise DataError(f"count and workers must be at least 1, got count={count}, workers={workers}")
     make_scene(split, 0, seed, side)  # its errors come before the first file
     out = Path(out)
     plan = {
@@ -129,7 +130,7 @@ def _check_plan(out: Path, plan: dict[str, Any]) -> dict[str, Any] | None:
         other = {key: written.get(key) for key in plan if written.get(key) != plan[key]}
         if other:
             wanted = {key: plan[key] for key in other}
-            raise ValueError(f"{out} holds scenes made with {other}, not {wanted}: choose another directory")
+            raise DataError(f"{out} holds scenes made with {other}, not {wanted}: choose another directory")
         if path.name == "manifest.json":
             shutil.rmtree(out / "parts", ignore_errors=True)  # killed between the manifest and the tidying
             return written
@@ -144,10 +145,10 @@ def _check_plan(out: Path, plan: dict[str, Any]) -> dict[str, Any] | None:
 def _refuse_others(out: Path) -> None:
     """Scenes are not put among what others wrote; what a run killed at its start left does not count."""
     if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file: name a folder to write, which need not exist")
+        raise DataError(f"{out} is a file: name a folder to write, which need not exist")
     for path in out.rglob("*"):
         if path.name not in ("plan.json.tmp", ".lock") and (path.is_symlink() or not path.is_dir()):
-            raise ValueError(f"{out} holds {path.relative_to(out)}, which is no scene: name an empty folder")
+            raise DataError(f"{out} holds {path.relative_to(out)}, which is no scene: name an empty folder")
 
 
 def _part(out: Path, start: int) -> Path:

@@ -9,6 +9,7 @@ from functools import lru_cache
 import numpy as np
 
 from reverse.data.scenes.scene import Scene, placed_sprite
+from reverse.errors import DataError
 
 TEXTURES = ("tiles", "planks", "rows", "grass", "sand", "waves", "carpet", "asphalt", "snow")
 _TILE = 512  # side of the precomputed patterns; a scene cuts a window out of them
@@ -87,7 +88,7 @@ def _pattern(texture: str) -> np.ndarray:
     elif texture == "snow":
         pattern = fine // 3 + _smooth(rng, 32, 16)
     else:
-        raise ValueError(f"texture must be one of {', '.join(TEXTURES)}, got {texture!r}")
+        raise DataError(f"texture must be one of {', '.join(TEXTURES)}, got {texture!r}")
     return pattern.astype(np.int16)
 
 

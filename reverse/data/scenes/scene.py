@@ -19,6 +19,7 @@ import numpy as np
 from reverse.data.scenes.object_names import UNCOUNTED
 from reverse.data.scenes.sprites import variant
 from reverse.data.scenes.themes import DRAWN, THEME_NAMES, THEMES, Ground
+from reverse.errors import DataError
 
 SPLITS = ("train", "val", "test", "shift")
 SIDE = 112  # pixels; the sizes below are for it and grow in proportion
@@ -111,11 +112,11 @@ def make_scene(split: str, index: int, seed: int = 0, side: int = SIDE) -> Scene
     Raises ValueError for an unknown split, a negative index or seed, or a side outside 64..2048.
     """
     if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+        raise DataError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     if index < 0 or seed < 0:
-        raise ValueError(f"index and seed must not be negative, got index={index}, seed={seed}: count from 0")
+        raise DataError(f"index and seed must not be negative, got index={index}, seed={seed}: count from 0")
     if not MIN_SIDE <= side <= MAX_SIDE:
-        raise ValueError(f"side must lie in {MIN_SIDE}..{MAX_SIDE} pixels, got {side}: {SIDE} is usual")
+        raise DataError(f"side must lie in {MIN_SIDE}..{MAX_SIDE} pixels, got {side}: {SIDE} is usual")
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     statistics = SHIFTED if split == "shift" else USUAL
     theme = THEMES[pick(rng, THEME_NAMES)]

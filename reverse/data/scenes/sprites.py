@@ -15,6 +15,8 @@ from importlib.resources import files
 import numpy as np
 from PIL import Image
 
+from reverse.errors import BackendError
+
 ART = files("reverse.data.scenes") / "art"
 
 
@@ -46,7 +48,7 @@ def atlas() -> dict[str, Image.Image]:
         with (ART / "atlas.png").open("rb") as stream:
             sheet = Image.open(stream).convert("RGBA")
     except (OSError, ValueError) as error:
-        raise RuntimeError(f"the sprite atlas cannot be read ({error}): reinstall the package") from error
+        raise BackendError(f"the sprite atlas cannot be read ({error}): reinstall the package") from error
     side = index["sprite"]
     return {
         name: sheet.crop((at["x"], at["y"], at["x"] + side, at["y"] + side))

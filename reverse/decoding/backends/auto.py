@@ -34,6 +34,7 @@ from reverse.decoding.backends.protocol import (
     SegmentParams,
     StepOutput,
 )
+from reverse.errors import RequestError
 from reverse.models.unwrapping import input_device, unwrap_model
 from reverse.tokens.spans import TokenIds
 
@@ -75,7 +76,7 @@ def _keep_runner(model: Any, runner: GraphRunner) -> None:
 def check_backend(model: Any, name: str) -> None:
     """Refuse a backend that cannot decode `model`. Raises ValueError."""
     if name not in ("auto", "hf", "cuda_graph"):
-        raise ValueError(f"backend must be 'auto', 'hf' or 'cuda_graph', got {name!r}")
+        raise RequestError(f"backend must be 'auto', 'hf' or 'cuda_graph', got {name!r}")
     reason = unsupported(unwrap_model(model)) if name == "cuda_graph" else None
     if reason is not None:
         raise DifferentLogits(reason)

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from reverse.errors import BackendError, RequestError
 from reverse.tokens.spans import TokenIds
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ __all__ = [
 End = Literal["phrase", "eos", "stop", "length"]
 
 
-class OutOfMemory(RuntimeError):
+class OutOfMemory(BackendError):
     """The device is full; fewer sequences may fit. The verb that raised it has changed nothing.
 
     Where a backend could not keep that promise, `lost_everything` is True and all sequences are gone.
@@ -65,7 +66,7 @@ def does_not_fit(message: str) -> OutOfMemory:
 
 def not_finite(position: int) -> ValueError:
     """The error of a sequence whose logits are NaN or infinite at a position of its answer."""
-    return ValueError(
+    return RequestError(
         f"logits are not finite at answer position {position}: check the weights, or load with dtype=float32"
     )
 
@@ -205,11 +206,11 @@ def find_pictures_end(i: int, prompt: Prompt, image_token: int) -> int:
     Raises ValueError for a prompt without ids, or with other placeholders than its pictures have features.
     """
     if not prompt.ids:
-        raise ValueError(f"prompt {i} has no ids: it needs at least one, such as BOS")
+        raise RequestError(f"prompt {i} has no ids: it needs at least one, such as BOS")
     places = [at for at, token in enumerate(prompt.ids) if token == image_token]
     features = sum(len(picture.features) for picture in prompt.pictures)
     if len(places) != features:
-        raise ValueError(
+        raise RequestError(
             f"prompt {i} has {len(places)} placeholders for pictures of {features} features: prepare ids "
             "and pictures with the same processor"
         )

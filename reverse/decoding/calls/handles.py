@@ -19,6 +19,7 @@ from reverse.decoding.events import Event
 from reverse.decoding.request import Request
 from reverse.decoding.result import Result
 from reverse.decoding.worker import ModelWorker
+from reverse.errors import BackendError
 
 __all__ = ["Ended", "FinalText", "Handle", "Mailbox"]
 
@@ -62,7 +63,7 @@ class Mailbox:
     def get(self, timeout: float | None = None) -> tuple[Handle, Item] | None:
         """The next item; None if the mailbox was closed. Raises TimeoutError, RuntimeError after a fork."""
         if self._process != os.getpid():  # nobody writes to this copy of it, so reading would wait for ever
-            raise RuntimeError(
+            raise BackendError(
                 f"this answer was begun in process {self._process}, and this is {os.getpid()}, forked from "
                 "it: read it there, or ask anew here"
             )
@@ -145,7 +146,7 @@ class Handle:
             raise self.error
         if self._result is None:
             why = "was cancelled: it has no result" if self.is_cancelled else "is not finished: wait for it"
-            raise RuntimeError(f"the request {why}")
+            raise BackendError(f"the request {why}")
         return self._result
 
     def __iter__(self) -> Iterator[Any]:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from reverse.decoding.result import Result
+from reverse.errors import RequestTypeError
 
 __all__ = ["Sink", "propagate_errors_to", "sinks_of"]
 
@@ -82,7 +83,7 @@ def _sink_of(stream: Any) -> Sink:
         return channel
     if hasattr(stream, "put") and hasattr(stream, "end"):
         return _Streamer(stream)
-    raise TypeError(
+    raise RequestTypeError(
         f"stream must be a reverse.TextStream or have put() and end() as transformers' streamers do, got "
         f"{type(stream).__name__}: try stream=TextStreamer(processor.tokenizer, skip_prompt=True)"
     )

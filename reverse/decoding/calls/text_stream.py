@@ -21,6 +21,7 @@ from reverse.decoding.calls.failures import name_request
 from reverse.decoding.calls.handles import Ended, FinalText, Handle
 from reverse.decoding.engine import Engine
 from reverse.decoding.request import Request
+from reverse.errors import BackendError, RequestError
 
 __all__ = ["TextStream"]
 
@@ -42,7 +43,7 @@ class Channel:
 
     def begin(self, prompt: Sequence[int]) -> None:
         if self._ended:
-            raise ValueError("this TextStream has told an answer already: make a new one for each")
+            raise RequestError("this TextStream has told an answer already: make a new one for each")
 
     def write(self, ids: Sequence[int], text: str) -> None:
         if text:
@@ -140,7 +141,7 @@ class TextStream:
     def result(self) -> Any:
         """The answer. Raises RuntimeError before the stream is exhausted."""
         if self._end is None or self._end.error is not None or self._end.result is None:
-            raise RuntimeError("the stream has no result yet: iterate it to its end first")
+            raise BackendError("the stream has no result yet: iterate it to its end first")
         return self._end.result
 
     def __iter__(self) -> Iterator[Any]:
@@ -150,7 +151,7 @@ class TextStream:
         if self._end is not None or self.channel.closed:
             raise StopIteration
         if self._process != os.getpid():  # nobody writes to this copy of it, so reading would wait for ever
-            raise RuntimeError(
+            raise BackendError(
                 f"the stream was begun in process {self._process}, and this is {os.getpid()}, forked from "
                 "it: read it there, or begin one here"
             )

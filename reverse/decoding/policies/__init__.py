@@ -9,6 +9,7 @@ from reverse.decoding.config import ResamplingConfig
 from reverse.decoding.policies.policy import PolicyFactory
 from reverse.decoding.policies.released_policy import FORMAT_ERROR, ReleasedPolicy
 from reverse.decoding.policies.resample_policy import ResamplePolicy
+from reverse.errors import RequestError
 
 __all__ = ["policy_factory"]
 
@@ -20,7 +21,7 @@ def policy_factory(config: ResamplingConfig, codec: Any = None) -> PolicyFactory
     if config.policy == "resample":
         return ResamplePolicy
     if codec is None:
-        raise ValueError("policy='released' reads the text of ids: give a codec")
+        raise RequestError("policy='released' reads the text of ids: give a codec")
     return partial(
         ReleasedPolicy,
         full_stop=codec.full_stop,

@@ -32,6 +32,7 @@ from reverse.decoding.policies.policy import (
     Segment,
     Span,
 )
+from reverse.errors import RequestError
 from reverse.tokens.spans import TokenIds
 
 __all__ = ["FORMAT_ERROR", "ReleasedPolicy"]
@@ -87,10 +88,12 @@ class ReleasedPolicy:
         max_answer_tokens: int | None = None,
     ):
         if config.threshold is None:
-            raise ValueError("the policy needs a threshold: pass ResamplingConfig(threshold=...), try 0.003")
+            raise RequestError(
+                "the policy needs a threshold: pass ResamplingConfig(threshold=...), try 0.003"
+            )
         for name, limit in (("max_new_tokens", max_new_tokens), ("max_answer_tokens", max_answer_tokens)):
             if limit is not None and limit < 1:
-                raise ValueError(f"{name} must be at least 1, got {limit}")
+                raise RequestError(f"{name} must be at least 1, got {limit}")
         self.config, self.tags = config, tags
         self.max_new_tokens, self.max_answer_tokens = max_new_tokens, max_answer_tokens
         self.full_stop, self.decode = full_stop, decode
@@ -141,9 +144,9 @@ class ReleasedPolicy:
     # ------------------------------------------------------------------ one call
     def _check(self, segment: Segment) -> None:
         if not segment.ids or len(segment.ids) > self.room:
-            raise ValueError(f"a segment holds 1 to {self.room} ids here, got {len(segment.ids)}")
+            raise RequestError(f"a segment holds 1 to {self.room} ids here, got {len(segment.ids)}")
         if segment.end == "phrase" and (segment.p is None or not 0.0 <= segment.p <= 1.0):
-            raise ValueError(
+            raise RequestError(
                 f"p(</UN>) is {segment.p} at answer position {len(self.answer.ids) + len(segment.ids) - 1}, "
                 "and must be a probability at every closing tag: if it is NaN, the model's logits are not "
                 "finite; check the weights and try dtype=float32"

@@ -26,6 +26,7 @@ from reverse.decoding.policies.policy import (
     Segment,
     Span,
 )
+from reverse.errors import RequestError
 from reverse.tokens.spans import TokenIds
 
 __all__ = ["ResamplePolicy"]
@@ -60,9 +61,11 @@ class ResamplePolicy:
         sentence_rewind_points: bool = True,
     ):
         if config.threshold is None:
-            raise ValueError("the policy needs a threshold: pass ResamplingConfig(threshold=...), try 0.003")
+            raise RequestError(
+                "the policy needs a threshold: pass ResamplingConfig(threshold=...), try 0.003"
+            )
         if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+            raise RequestError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
         self.config, self.tags, self.max_new_tokens = config, tags, max_new_tokens
         self.sentence_rewind_points = sentence_rewind_points
         self.base_temperature = self.temperature = temperature
@@ -121,12 +124,12 @@ class ResamplePolicy:
     def _check(self, segment: Segment) -> None:
         ids, p, room = self.answer.ids, segment.p, self.max_new_tokens - len(self.answer.ids)
         if p is not None and not 0.0 <= p <= 1.0:
-            raise ValueError(
+            raise RequestError(
                 f"p(</UN>) is {p} at answer position {len(ids) + len(segment.ids) - 1}: the model's "
                 "logits are not finite; check the weights and try dtype=float32"
             )
         if not segment.ids or len(segment.ids) > room:
-            raise ValueError(f"a segment holds 1 to {room} ids here, got {len(segment.ids)}")
+            raise RequestError(f"a segment holds 1 to {room} ids here, got {len(segment.ids)}")
 
     def _is_suspect(self, segment: Segment) -> bool:
         assert self.config.threshold is not None and segment.p is not None

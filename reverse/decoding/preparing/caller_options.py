@@ -31,6 +31,7 @@ from transformers.generation.stopping_criteria import (
 from reverse.compatibility import IncompatibleLibraryError
 from reverse.decoding.backends.protocol import EncodedPicture
 from reverse.decoding.preparing.caller_processors import caller_processors
+from reverse.errors import RequestError
 from reverse.models import family_of
 
 __all__ = [
@@ -55,13 +56,13 @@ _OTHER_SAMPLING = {"min_p": 0.0, "top_h": None, "typical_p": 1.0, "epsilon_cutof
 def check_request(config: GenerationConfig, criteria: StoppingCriteriaList, kwargs: dict[str, Any]) -> None:
     """Refuse what a decoder that goes back cannot honour, naming the option. Raises ValueError."""
     if (config.num_beams or 1) > 1:
-        raise ValueError(
+        raise RequestError(
             f"num_beams={config.num_beams} cannot be rolled back row by row: use num_beams=1 "
             "(do_sample=True with num_return_sequences gives several answers)"
         )
     mode = config.get_generation_mode()
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
-        raise ValueError(
+        raise RequestError(
             f"{mode.value} is another way of decoding than resampling: leave out the option that asks for it "
             f"({', '.join(_set_of(config, _OTHER_MODES))})"
         )
@@ -69,25 +70,25 @@ def check_request(config: GenerationConfig, criteria: StoppingCriteriaList, kwar
         _check_sampling(config)
     unseen = _set_of(config, _OUTPUTS)
     if unseen:
-        raise ValueError(
+        raise RequestError(
             f"{', '.join(unseen)} cannot be returned for text that was taken back: leave it out; p of each "
             "phrase is in `results` of the decoder"
         )
     for criterion in criteria:
         if isinstance(criterion, ConfidenceCriteria):
-            raise ValueError(
+            raise RequestError(
                 "stopping criterion ConfidenceCriteria reads the scores of a draft model: leave out the "
                 "option that asks for it (assistant_confidence_threshold)"
             )
     if kwargs.get("inputs_embeds") is not None:
-        raise ValueError("inputs_embeds cannot be rewound to token ids: pass input_ids")
+        raise RequestError("inputs_embeds cannot be rewound to token ids: pass input_ids")
     _check_no_own_cache(config, kwargs)
     mask = kwargs.get("attention_mask")
     if mask is not None:
         if mask.dim() != 2:
-            raise ValueError(f"attention_mask must have shape (rows, length), got {tuple(mask.shape)}")
+            raise RequestError(f"attention_mask must have shape (rows, length), got {tuple(mask.shape)}")
         if bool((mask[:, -1] == 0).any()) or bool((mask.diff(dim=1) < 0).any()):
-            raise ValueError(
+            raise RequestError(
                 "attention_mask has padding on the right or in the middle: set "
                 "tokenizer.padding_side = 'left'"
             )
@@ -100,7 +101,7 @@ def _check_no_own_cache(config: GenerationConfig, kwargs: dict[str, Any]) -> Non
         if cache is None:
             continue
         if not isinstance(cache, Cache):
-            raise ValueError(
+            raise RequestError(
                 f"{name} must be left out, got a {type(cache).__name__}: the decoder keeps its own"
             )
         is_own = getattr(cache, "_is_user_defined", False)
@@ -108,19 +109,19 @@ def _check_no_own_cache(config: GenerationConfig, kwargs: dict[str, Any]) -> Non
             _check_layers(cache)
         kinds = _other_layers(cache)
         if kinds:
-            raise ValueError(
+            raise RequestError(
                 f"a cache of {kinds} cannot be rewound: leave cache_implementation at its default"
             )
         if cache.get_seq_length() > 0:
-            raise ValueError(f"{name} already holds {cache.get_seq_length()} tokens: leave {name} out")
+            raise RequestError(f"{name} already holds {cache.get_seq_length()} tokens: leave {name} out")
         if is_own:
-            raise ValueError(
+            raise RequestError(
                 f"{name} is a cache of the caller's own, which would stay empty, since the decoder keeps one "
                 f"that it can rewind: leave {name} out"
             )
     kind = config.cache_implementation
     if kind not in (None, "dynamic"):
-        raise ValueError(
+        raise RequestError(
             f"cache_implementation={kind!r} cannot be rewound row by row: leave cache_implementation at its "
             "default"
         )
@@ -129,14 +130,14 @@ def _check_no_own_cache(config: GenerationConfig, kwargs: dict[str, Any]) -> Non
 def _check_sampling(config: GenerationConfig) -> None:
     """Sampling options stand in `ResamplingConfig`; 50 and 1.0 are what transformers fills in unasked."""
     if config.top_k not in (None, 0, 50) or config.top_p not in (None, 1.0):
-        raise ValueError(
+        raise RequestError(
             f"model.generate() was given top_k={config.top_k}, top_p={config.top_p} (or the checkpoint's "
             "generation_config.json sets them), which are settings of the decoder here: use "
             "retrospective(..., top_k=..., top_p=...), and top_k=0, top_p=1.0 in model.generate()"
         )
     active = [name for name, off in _OTHER_SAMPLING.items() if getattr(config, name, None) not in (None, off)]
     if active:
-        raise ValueError(
+        raise RequestError(
             f"{', '.join(_set_of(config, tuple(active)))} is not supported while text can be taken back: "
             "leave it out (where a checkpoint brings it, set it to None on model.generation_config), and use "
             "the settings top_k, top_p"
@@ -194,7 +195,7 @@ def _eos_list(config: GenerationConfig) -> list[int]:
 def _check_layers(cache: Any) -> None:
     """Refuse a model whose own cache has layers that forget tokens, or states in their place."""
     if kinds := _other_layers(cache):
-        raise ValueError(
+        raise RequestError(
             f"the model keeps its cache in {kinds}, which cannot be rewound: only models with full attention "
             "in every layer can be decoded"
         )
@@ -217,7 +218,7 @@ def pictures_of_rows(
     encoded = kwargs.get("mm_encoder_outputs") or {}
     others = sorted(kind for kind, value in encoded.items() if kind != "image" and value is not None)
     if others:
-        raise ValueError(f"the prompt has {', '.join(others)} inputs: only pictures can be decoded with")
+        raise RequestError(f"the prompt has {', '.join(others)} inputs: only pictures can be decoded with")
     outputs = encoded.get("image")
     if outputs is None:
         return [[] for _ in input_ids]

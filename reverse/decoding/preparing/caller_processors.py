@@ -23,6 +23,7 @@ from transformers.generation.logits_process import (
 from transformers.generation.logits_process import MinNewTokensLengthLogitsProcessor as _MinNewTokens
 
 from reverse.compatibility import IncompatibleLibraryError
+from reverse.errors import RequestError
 
 __all__ = ["caller_processors"]
 
@@ -82,17 +83,17 @@ def caller_processors(
     for processor in kept:
         name = type(processor).__name__
         if name in _STATEFUL:
-            raise ValueError(
+            raise RequestError(
                 f"{name} keeps a state that cannot be rewound, or acts on more than one row: remove the "
                 "option that adds it"
             )
         if name in _WARPERS:
-            raise ValueError(
+            raise RequestError(
                 f"{_WARPERS[name]} ({name}) narrows the choice after temperature, which rises and falls with "
                 "the attempts: use the settings top_k and top_p"
             )
         if type(processor).__module__ == logits_process.__name__ and name not in _STATELESS:
-            raise ValueError(
+            raise RequestError(
                 f"{name} is not known to this release, so it may keep a state that cannot be rewound: "
                 "remove the option that adds it"
             )
@@ -111,7 +112,7 @@ class _RowProcessors(LogitsProcessorList):
         scores = super().__call__(input_ids, scores, **kwargs)
         if bool(torch.isneginf(scores).all()):
             names = ", ".join(type(p).__name__ for p in self)
-            raise ValueError(
+            raise RequestError(
                 f"{names} and the mask that keeps tags well-formed leave no token to choose after "
                 f"{input_ids.shape[1]} tokens: ban fewer of them"
             )

@@ -24,6 +24,7 @@ from reverse.decoding.text.codec import TextCodec
 from reverse.decoding.text.hints import check_plain_text
 from reverse.decoding.text.stopping import Stops
 from reverse.decoding.verifier import Verifier
+from reverse.errors import RequestError
 from reverse.models import default_threshold, family_of, prepare_inputs
 from reverse.models.unwrapping import input_device, unwrap_model
 
@@ -68,7 +69,7 @@ class CallerOptions:
         ids = torch.cat((self.prompt, said)).unsqueeze(0).to(scores.device)
         processed = self.processors(ids, scores)
         if bool((torch.isnan(processed) | torch.isposinf(processed)).any()):
-            raise ValueError(
+            raise RequestError(
                 f"{self.processor_names} made scores that are NaN or inf: give finite ones, or -inf to ban"
             )
         return processed
@@ -257,7 +258,7 @@ def resolve_threshold(config: ResamplingConfig, model: Any) -> ResamplingConfig:
 def answer_room(prompt: int, context: int, asked: int, hints: bool) -> int:
     """The most ids an answer may hold: what was asked for, as far as the context and its hints allow."""
     if prompt >= context:
-        raise ValueError(
+        raise RequestError(
             f"the prompt has {prompt} tokens, images included, and the context is {context}: shorten the "
             "prompt or use smaller images"
         )

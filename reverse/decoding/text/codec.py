@@ -13,6 +13,7 @@ from typing import Any
 from reverse.decoding.text.hints import HintWriter, check_plain_text
 from reverse.decoding.text.incremental_detokenizer import half_character
 from reverse.decoding.verifier import NO_TAGS
+from reverse.errors import RequestError, RequestTypeError
 from reverse.models.processors.locked_tokenizer import encoding
 from reverse.tokens import token_ids
 from reverse.tokens.spans import TokenIds
@@ -34,7 +35,7 @@ class TextCodec:
         self.processor = processor
         self.tokenizer = getattr(processor, "tokenizer", processor)
         if not hasattr(self.tokenizer, "get_vocab"):
-            raise TypeError(
+            raise RequestTypeError(
                 f"processor must be a processor or a tokenizer, got {processor!r:.80}: load one, "
                 "model, processor = reverse.load('tiny-llava')"
             )
@@ -78,13 +79,13 @@ class TextCodec:
         Raises ValueError where `text` is read as more than text, or the template does not show it.
         """
         if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"a turn of the user must say something, got {text!r:.80}")
+            raise RequestError(f"a turn of the user must say something, got {text!r:.80}")
         check_plain_text(self.tokenizer, "a turn of the user", text)
         before, after = self._around_turn
         ids = self._encode(before + text + after)
         suffix = self.hint_writer(0).suffix_ids
         if tuple(ids[len(ids) - len(suffix) :]) != suffix:
-            raise ValueError(
+            raise RequestError(
                 f"the turn {text[:80]!r} runs into what the chat template writes behind it: end it with a "
                 "word"
             )
@@ -95,7 +96,9 @@ class TextCodec:
         check_plain_text(self.tokenizer, "the continuation", text)
         alone, joined = self._encode("a"), self._encode("a" + text)
         if joined[: len(alone)] != alone:
-            raise ValueError(f"cannot tokenise the continuation {text[:80]!r} apart from the word before it")
+            raise RequestError(
+                f"cannot tokenise the continuation {text[:80]!r} apart from the word before it"
+            )
         return joined[len(alone) :]
 
     @cached_property
@@ -103,7 +106,7 @@ class TextCodec:
         """What the chat template writes between an answer and the user's text behind it, and after that."""
         found = {self._render_turn(question) for question in _QUESTIONS}
         if len(found) != 1:
-            raise ValueError(
+            raise RequestError(
                 "the chat template writes something else between two turns for every text: a second turn "
                 "needs a template that shows texts as they are"
             )
@@ -126,7 +129,7 @@ class TextCodec:
             before, asked, after = rest.rpartition(question)
             if answered and asked:
                 return before, after
-        raise ValueError(
+        raise RequestError(
             "the chat template does not show an answer and a second turn of the user "
             f"({errors or 'they were left out'}): modes with several turns need one that does"
         )

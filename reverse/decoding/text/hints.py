@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
+from reverse.errors import RequestError
 from reverse.models.processors.locked_tokenizer import encoding
 
 __all__ = ["HintWriter", "check_plain_text"]
@@ -56,7 +57,7 @@ class HintWriter:
         ids = self._after_word(hint, self._encode_plainly)
         if self._own.isdisjoint(ids):
             return ids
-        raise ValueError(
+        raise RequestError(
             f"the tokenizer writes the hint {hint[:200]!r} with tokens of its own, "
             f"{self.tokenizer.convert_ids_to_tokens(sorted(self._own.intersection(ids)))}, and not as text: "
             "turn hints off with hints=0"
@@ -66,7 +67,7 @@ class HintWriter:
         # What a hint looks like after a word, in every tokenizer: SentencePiece marks the start of a text.
         alone, joined = encode("a"), encode("a" + hint)
         if joined[: len(alone)] != alone:
-            raise ValueError(f"cannot tokenise the hint {hint[:200]!r} apart from the word before it")
+            raise RequestError(f"cannot tokenise the hint {hint[:200]!r} apart from the word before it")
         return joined[len(alone) :]
 
     def _encode(self, text: str) -> list[int]:
@@ -94,7 +95,7 @@ class HintWriter:
         """
         at = len(prompt_ids) - len(self.suffix_ids)
         if at < 0 or tuple(prompt_ids[at:]) != self.suffix_ids:
-            raise ValueError(
+            raise RequestError(
                 f"the prompt ends with ids {list(prompt_ids[-len(self.suffix_ids) :])}, the chat template "
                 f"with {list(self.suffix_ids)}: build it with apply_chat_template(..., "
                 "add_generation_prompt=True), or turn hints off with hints=0"
@@ -111,7 +112,7 @@ def check_plain_text(tokenizer: Any, name: str, text: str) -> None:
         ids = tokenizer.encode(text, add_special_tokens=False)
     found = sorted(_own_ids(tokenizer).intersection(ids))
     if found:
-        raise ValueError(
+        raise RequestError(
             f"{name} holds {tokenizer.convert_ids_to_tokens(found)}, which this tokenizer reads as tokens of "
             f"its own (an end of turn, a picture) and not as text: take it out; it says {text[:200]!r}"
         )
@@ -126,7 +127,7 @@ def _own_ids(tokenizer: Any) -> frozenset[int]:
 def _after_user_text(processor: Any, tokenizer: Any) -> tuple[int, ...]:
     """Ids that the chat template writes after the user's text, whatever that text is."""
     if not (getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)):
-        raise ValueError(
+        raise RequestError(
             f"{type(processor).__name__} has no chat template, so the end of the user's turn cannot be "
             "found: set processor.chat_template (to chat_template.jinja of the checkpoint); hints=0 is "
             "enough only for model.generate(custom_generate=…) on prompts that were built without a template"
@@ -142,7 +143,9 @@ def _after_user_text(processor: Any, tokenizer: Any) -> tuple[int, ...]:
                 shared += 1
             suffix = suffix[len(suffix) - shared :]
     if not suffix:
-        raise ValueError("the chat template ends with the user's text: hints need a turn header, or hints=0")
+        raise RequestError(
+            "the chat template ends with the user's text: hints need a turn header, or hints=0"
+        )
     return tuple(suffix)
 
 
@@ -159,4 +162,4 @@ def _render(processor: Any, tokenizer: Any, text: str) -> list[int]:
             continue
         if text in shown:
             return list(tokenizer.encode(shown, add_special_tokens=False))
-    raise ValueError(f"the chat template does not show the user's text: {errors or 'it was left out'}")
+    raise RequestError(f"the chat template does not show the user's text: {errors or 'it was left out'}")

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from reverse.errors import RequestError, RequestTypeError
 from reverse.tokens.spans import TAGS, TokenIds
 
 __all__ = ["Stops", "stop_texts"]
@@ -29,24 +30,28 @@ _LOOK_BACK = 8  # ids read before those that could hold the stop, so that joints
 def stop_texts(stop_strings: Any) -> tuple[str, ...]:
     """The caller's `stop_strings`, None, one or many, as a tuple. Raises TypeError, ValueError."""
     if stop_strings is not None and not isinstance(stop_strings, Iterable):
-        raise TypeError(
+        raise RequestTypeError(
             f"stop_strings must be a text or a list of texts, got {stop_strings!r:.80}: try '\\n'"
         )
     texts = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings or ())
     for text in texts:
         if not isinstance(text, str):
-            raise TypeError(f"stop_strings must be a text or a list of texts, got {text!r} in it: try '\\n'")
+            raise RequestTypeError(
+                f"stop_strings must be a text or a list of texts, got {text!r} in it: try '\\n'"
+            )
         if not text:
-            raise ValueError("stop_strings holds an empty text, which would stop every answer: leave it out")
+            raise RequestError(
+                "stop_strings holds an empty text, which would stop every answer: leave it out"
+            )
         tag = next((t for t in TAGS if t in text), None)
         if tag is not None:
-            raise ValueError(
+            raise RequestError(
                 f"stop_strings holds {text[:80]!r}: tags are no part of the text that is looked at, "
                 f"take {tag} out"
             )
     length = sum(map(len, texts))
     if length > _LONGEST:
-        raise ValueError(
+        raise RequestError(
             f"stop_strings holds {length:,} characters in {len(texts)} texts, the first {texts[0][:40]!r}: "
             f"{_LONGEST:,} at most, since every token is compared with them; take shorter ones"
         )
@@ -151,7 +156,7 @@ class Stops:
             try:
                 verdict = criterion(ids, None)
             except (AttributeError, TypeError) as error:
-                raise ValueError(
+                raise RequestError(
                     f"stopping criterion {type(criterion).__name__} failed on the ids of one row, which are "
                     f"all that is shown to it here: scores are None ({error}); let it look at input_ids alone"
                 ) from error

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from reverse.data.pictures.opening import resolve_image
+from reverse.errors import DataError, MissingFileError
 from reverse.files.cell_values import cut, read_id
 from reverse.files.entries import read_entries
 
@@ -123,7 +124,7 @@ class Bench:
         gone = [q for q in questions if isinstance(q.source, Path) and not q.source.is_file()]
         if gone:
             told = ", ".join(question.image for question in gone[:SHOWN])
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{len(gone)} of {len(questions)} pictures of {self.title} are not in {folder}: {told}…; "
                 f"`reverse eval --where {self.name}` says where they come from"
             )
@@ -140,14 +141,14 @@ class Bench:
         absent = self.missing(root)
         if absent:
             told = "; ".join(f"{file.places[0]} ({file.what})" for file in absent[:SHOWN])
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{self.title} lacks {told} under {root}: `reverse eval --where {self.name}` says where "
                 "everything comes from and goes"
             )
         rows = list(self.read(root, self.found(root)))
         if not rows:
             files = ", ".join(str(path) for path in self.found(root).values())
-            raise ValueError(f"{self.title}: {files} hold no questions: fetch the files again")
+            raise DataError(f"{self.title}: {files} hold no questions: fetch the files again")
         if is_scenes(root):  # worded as the bundled models have learnt to be asked
             for row in rows:
                 row["prompt"] = row["prompt"].removesuffix(SCENES_REQUEST)
@@ -160,7 +161,7 @@ class Bench:
         source: Path | ParquetPicture | None = row.get("source")
         if source is None:
             if folder is None:
-                raise FileNotFoundError(
+                raise MissingFileError(
                     f"{self.title} has no pictures under {root}: put them into {self.images[0]}"
                 )
             source = resolve_image(folder, str(row.get("file", row["image"])))
@@ -203,7 +204,7 @@ def _no_duplicates(title: str, ids: Sequence[Any]) -> None:
     seen: set[str] = set()
     for name in (read_id(each) or str(each) for each in ids):
         if name in seen:
-            raise ValueError(
+            raise DataError(
                 f"{title}: question id {cut(name)!r} occurs twice: the file is not the published one"
             )
         seen.add(name)

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from reverse.errors import DataError
 from reverse.evaluation.benchmarks.benchmark import ParquetPicture, Row
 from reverse.files.entries import Entry, read_entries
 from reverse.files.text_reading import read_text
@@ -92,7 +93,7 @@ def _from_parquet(place: Path) -> Iterator[Row]:
     try:
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise ValueError("parquet files need pyarrow: pip install 'reverse-vlm[eval]'") from error
+        raise DataError("parquet files need pyarrow: pip install 'reverse-vlm[eval]'") from error
     for path in [place] if place.is_file() else sorted(place.glob("**/*.parquet")):
         file = pq.ParquetFile(path)
         if not set(_COLUMNS) <= set(file.schema_arrow.names):
@@ -133,7 +134,7 @@ def _from_text(folder: Path, task: str, text: Path, pictures: Path) -> Iterator[
     name = image.name if image is not None else f"{text.stem}.jpg"
     for number, question, answer in pairs:
         if answer.lower() not in ("yes", "no"):
-            raise ValueError(f"{text}, line {number}: the answer must be Yes or No, got {answer[:40]!r}")
+            raise DataError(f"{text}, line {number}: the answer must be Yes or No, got {answer[:40]!r}")
         row: dict[str, Any] = {"id": f"{task}/{name}", "image": f"{task}/{name}", "prompt": question}
         row["file"] = (image or pictures / name).relative_to(folder).as_posix()
         yield row | {"metadata": {"category": task, "label": answer}}

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from reverse.errors import DataError
 from reverse.files.cell_values import cut, file_name
 
 __all__ = ["Pictures", "are_same", "clear_path"]
@@ -42,7 +43,7 @@ class Pictures:
             return None
         before = self._meant.setdefault(found, path)
         if not are_same(before, path):
-            raise ValueError(
+            raise DataError(
                 f"pictures {cut(before)!r} and {cut(path)!r} would both be {cut(self._paths[found])!r}: two "
                 "pictures of one name are told apart by their folders, so the benchmark's file must name them"
             )
@@ -57,7 +58,7 @@ class Pictures:
             candidates = [each for each in several if are_same(each, path)]
             if len(candidates) != 1:
                 told = ", ".join(cut(each) for each in several[:3])
-                raise ValueError(
+                raise DataError(
                     f"picture {cut(path)!r} may be any of {told}: name it with its folder in the answers"
                 )
         return candidates[0] if candidates else None

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from reverse.errors import DataError
 from reverse.evaluation.benchmarks.benchmark import Row
 from reverse.evaluation.benchmarks.mme_files import choose_files, read_questions
 from reverse.files.cell_values import file_name, read_id, shown
@@ -54,7 +55,7 @@ def pope(root: Path, files: Mapping[str, Path]) -> Iterator[Row]:
         if at[category] < len(beside):  # published in the same order, label by label
             label = beside[at[category]]
             if label.row.get("image") != entry.row.get("image"):
-                raise ValueError(
+                raise DataError(
                     f"{files['llava']} and {files[category]} do not ask the same: question "
                     f"{shown(entry.row.get('question_id'))} is about {shown(entry.row.get('image'))}, its "
                     f"label about {shown(label.row.get('image'))}; fetch both again"

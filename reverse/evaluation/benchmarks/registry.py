@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from reverse.errors import DataError
 from reverse.evaluation.benchmarks import question_readers
 from reverse.evaluation.benchmarks.benchmark import Bench, File, ids_digest
 from reverse.evaluation.benchmarks.mme_files import HALLUCINATION
@@ -197,4 +198,4 @@ def _resolved(names: Iterable[str]) -> Iterable[str]:
             yield from _GROUPS[key]
         else:
             known = ", ".join((*BENCHES, *_GROUPS))
-            raise ValueError(f"there is no benchmark {name!r}: known are {known}")
+            raise DataError(f"there is no benchmark {name!r}: known are {known}")

@@ -25,6 +25,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy.stats import binom
 
+from reverse.errors import DataError, MissingFileError
 from reverse.evaluation.detector.detection import Detector
 from reverse.evaluation.detector.phrase_truth import same_picture
 from reverse.evaluation.stats.bootstrap import check_rounds, make_generator
@@ -112,13 +113,11 @@ def choose(
     """The place in `grid` of the largest threshold that can be promised, None where there is none."""
     for name, value in (("risk", risk), ("confidence", confidence)):
         if not 0 < value < 1:
-            raise ValueError(
-                f"{name} must lie between 0 and 1, got {value}: it is a share, try 0.05 and 0.95"
-            )
+            raise DataError(f"{name} must lie between 0 and 1, got {value}: it is a share, try 0.05 and 0.95")
     if rule == "conformal":
         return conformal_risk(loss, risk)
     if rule not in TESTS:
-        raise ValueError(f"rule must be one of {', '.join((*TESTS, 'conformal'))}, got {rule!r}")
+        raise DataError(f"rule must be one of {', '.join((*TESTS, 'conformal'))}, got {rule!r}")
     return learn_then_test(loss, risk, confidence, TESTS[rule])
 
 
@@ -198,7 +197,7 @@ def resplit(
     n = len(loss)
     cut = int(n * share)
     if not 0 < cut < n:
-        raise ValueError(f"{n} pictures cannot be split with share {share}: give at least two")
+        raise DataError(f"{n} pictures cannot be split with share {share}: give at least two")
     check_rounds("resplits", times, "200 is usual")
     rng = make_generator(seed)
     observed, thresholds, phrases = [], [], []
@@ -258,7 +257,7 @@ def joined(first: Detector, second: Detector) -> Detector:
     """The phrases of two sets of pictures. Raises ValueError where they share any."""
     both = sorted(set(map(same_picture, first.images)) & set(map(same_picture, second.images)))
     if both:
-        raise ValueError(
+        raise DataError(
             f"{len(both)} pictures are in both files ({', '.join(both[:3])}): check on others than calibrate"
         )
     return Detector(
@@ -277,7 +276,7 @@ def write_threshold(folder: str | Path, found: Calibration, **record: Any) -> Pa
     checkpoint; ValueError where nothing can be promised or the file is damaged.
     """
     if found.threshold is None:
-        raise ValueError("there is no threshold to write: nothing can be promised with these answers")
+        raise DataError("there is no threshold to write: nothing can be promised with these answers")
     path, config = read_config(folder)
     promise = {k: v for k, v in (found.to_dict() | record).items() if k != "threshold"}
     config["reverse"] = {
@@ -296,12 +295,12 @@ def read_config(folder: str | Path) -> tuple[Path, dict[str, Any]]:
     """
     path = Path(folder) / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{str(folder)!r} holds no config.json: name the folder of a checkpoint")
+        raise MissingFileError(f"{str(folder)!r} holds no config.json: name the folder of a checkpoint")
     try:
         config = read_json(path)
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): fetch or save the checkpoint again") from None
+        raise DataError(f"{path} is damaged ({error}): fetch or save the checkpoint again") from None
     section = config.get("reverse") if isinstance(config, dict) else None
     if not isinstance(config, dict) or not isinstance(section or {}, dict):
-        raise ValueError(f'{path} holds no object with an object "reverse": it is no checkpoint\'s config')
+        raise DataError(f'{path} holds no object with an object "reverse": it is no checkpoint\'s config')
     return path, config

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from reverse.data.scenes import make_scene
+from reverse.errors import DataError
 from reverse.evaluation.detector.calibration import TESTS, Calibration
 from reverse.evaluation.detector.phrase_truth import same_picture
 from reverse.evaluation.stats.bootstrap import interval
@@ -52,9 +53,9 @@ def calibrate_decoding(
     outside (0, 1], a rule that is no test, or a picture of theirs among those to be decoded.
     """
     if not 0 < start <= 1:
-        raise ValueError(f"start must lie in (0, 1], got {start}: it is a probability of </UN>")
+        raise DataError(f"start must lie in (0, 1], got {start}: it is a probability of </UN>")
     if rule not in TESTS:
-        raise ValueError(f"rule must be one of {', '.join(TESTS)} for decoding, got {rule!r}")
+        raise DataError(f"rule must be one of {', '.join(TESTS)} for decoding, got {rule!r}")
     _others(given_by, split, count)
     from reverse.evaluation.scenes_runner import Contender, measure
     from reverse.models import load
@@ -101,7 +102,7 @@ def _others(pictures: Iterable[str], split: str, count: int) -> None:
     """Refuse to test a threshold on the scenes that chose it."""
     both = sorted({same_picture(each) for each in pictures} & {f"{split}-{i:06d}" for i in range(count)})
     if both:
-        raise ValueError(
+        raise DataError(
             f"{len(both)} of the {count} scenes of {split!r} that are to be decoded gave the threshold "
             f"({', '.join(both[:3])}): a promise is tested on others: decode another --split (val, test or "
             "shift) or calibrate with answers about another"

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from reverse.errors import DataError
 from reverse.evaluation.stats.bootstrap import check_rounds
 from reverse.evaluation.stats.intervals import DEFAULT, Interval, Method, intervals
 from reverse.evaluation.stats.scored_tables import Metric, Table
@@ -40,12 +41,12 @@ class Detector:
 
     def __post_init__(self) -> None:
         if not len(self.p):
-            raise ValueError(
+            raise DataError(
                 "no phrase has a p and names an object of the truth: were the answers made by a model with "
                 "the three tokens, and is it the right truth?"
             )
         if not (np.isfinite(self.p) & (self.p >= 0) & (self.p <= 1)).all():
-            raise ValueError("a phrase's p lies outside [0, 1]: it is a probability of </UN>")
+            raise DataError("a phrase's p lies outside [0, 1]: it is a probability of </UN>")
 
     @cached_property
     def _levels(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -146,7 +147,7 @@ def average_precision(p: np.ndarray, wrong: np.ndarray) -> float:
 
 def reliability(p: np.ndarray, wrong: np.ndarray, bins: int = BINS) -> dict[str, np.ndarray]:
     if bins < 1:
-        raise ValueError(f"bins must be at least 1, got {bins}: 15 is usual")
+        raise DataError(f"bins must be at least 1, got {bins}: 15 is usual")
     ordered = np.sort(p)
     edges = np.unique(ordered[np.arange(1, bins) * len(p) // bins]) if bins > 1 else np.empty(0)
     place = np.searchsorted(edges, p, side="right")  # equal p fall into one bin

@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from reverse.data.records.schema import whole_text
+from reverse.errors import DataError
 from reverse.evaluation.benchmarks.picture_lookup import clear_path
 from reverse.evaluation.detector.detection import Detector
 from reverse.evaluation.reading.markup import LONGEST
@@ -69,7 +70,7 @@ class SceneTruth:
         if image not in self._known:
             match = _SCENE.search(image)
             if match is None:
-                raise ValueError(
+                raise DataError(
                     f"picture {image!r} is no scene: its name must hold an id such as test-000123"
                 )
             self._known[image] = frozenset(make_scene(match[1], int(match[2]), self.seed).truth)
@@ -86,7 +87,7 @@ class BenchmarkTruth:
 
     def __init__(self, folder: str | Path, benchmark: str = "chair"):
         if benchmark not in self.COLUMNS:
-            raise ValueError(f"phrases are judged by {', '.join(self.COLUMNS)}, got {benchmark!r}")
+            raise DataError(f"phrases are judged by {', '.join(self.COLUMNS)}, got {benchmark!r}")
         self.folder, self.benchmark = Path(folder), benchmark
 
     def judge(self, phrases: Sequence[tuple[Row, str]]) -> list[bool | None]:
@@ -94,7 +95,7 @@ class BenchmarkTruth:
         for row, _ in phrases if self.benchmark == "amber-g" else ():  # CHAIR knows them by picture
             named = benchmark_of(row)
             if named not in (None, self.benchmark):
-                raise ValueError(
+                raise DataError(
                     f"question {row.get('question_id')!r} is one of {named}, not of {self.benchmark}: its "
                     "ids mean other pictures there, name the truth of its own benchmark"
                 )
@@ -136,11 +137,11 @@ def read_phrases(path: str | Path, truth: Truth | None = None) -> Detector:
     for number, row in rows_of(path):
         where = f"{path}, line {number}"
         if _corrected(row):
-            raise ValueError(f"{where} was made with checking on{_GONE}")
+            raise DataError(f"{where} was made with checking on{_GONE}")
         given = row.get("question_id", row.get("id", number))
         key = read_id(given) or shown(given), _picture(row), str(row.get("prompt", ""))
         if key in seen:
-            raise ValueError(
+            raise DataError(
                 f"{where}: {key[0]!r} is answered in line {seen[key]} already and would count twice: "
                 "one run a file"
             )
@@ -149,15 +150,15 @@ def read_phrases(path: str | Path, truth: Truth | None = None) -> Detector:
         for text, p, label in _phrases_of(row, where):
             if label is None:
                 if truth is None:
-                    raise ValueError(f"{where} does not say which phrases are wrong: name a truth")
+                    raise DataError(f"{where} does not say which phrases are wrong: name a truth")
                 unjudged.append((row, text))
                 places.append(len(found))
             found.append((place, p, label))
     if not seen:
-        raise ValueError(f"{path} holds no answers: `reverse eval --mode plain` writes one a line")
+        raise DataError(f"{path} holds no answers: `reverse eval --mode plain` writes one a line")
     missing = unanswered(run, {key[0] for key in seen})
     if missing:
-        raise ValueError(
+        raise DataError(
             f"{path} is of a run that is not finished, {len(missing)} questions have no answer (first: "
             f"{missing[0]}): the same `reverse eval` command goes on"
         )
@@ -182,7 +183,7 @@ def _made_with_checking_off(path: str | Path, run: Row | None) -> None:
     """Refuse answers whose run or settings, written beside them, say another mode than "plain"."""
     told = (run["config"] if run is not None else read_settings(path)) or {}
     if told.get("mode", "plain") != "plain":
-        raise ValueError(f"{path} was not made with checking off (mode {told['mode']!r}){_GONE}")
+        raise DataError(f"{path} was not made with checking off (mode {told['mode']!r}){_GONE}")
 
 
 def _corrected(row: Row) -> bool:
@@ -196,27 +197,25 @@ def _phrases_of(row: Row, where: str) -> Iterator[tuple[str, float, bool | None]
     """(text, p, wrong or None) of every phrase with a p. Raises ValueError for another shape."""
     listed = row.get("phrases")
     if not isinstance(listed, list):
-        raise ValueError(f"{where} has no list of phrases: was it made by `reverse eval`?")
+        raise DataError(f"{where} has no list of phrases: was it made by `reverse eval`?")
     for phrase in listed:
         text = phrase[0] if isinstance(phrase, list) and phrase else phrase
         text = text.get("text") if isinstance(text, Mapping) else text
         if isinstance(text, str) and len(text) > LONGEST:
-            raise ValueError(
-                f"{where} has a phrase of {len(text):,} characters: at most {LONGEST:,} are read"
-            )
+            raise DataError(f"{where} has a phrase of {len(text):,} characters: at most {LONGEST:,} are read")
         if isinstance(phrase, list) and len(phrase) == 3 and isinstance(phrase[1], (int, float)):
             yield whole_text(str(phrase[0])), _probability(phrase[1], where), bool(phrase[2])
         elif isinstance(phrase, Mapping) and isinstance(phrase.get("text"), str) and _p_or_none(phrase):
             if phrase.get("p_un") is not None:
                 yield whole_text(phrase["text"]), _probability(phrase["p_un"], where), None
         else:
-            raise ValueError(f"{where} has a phrase of another shape: {shown(phrase)}")
+            raise DataError(f"{where} has a phrase of another shape: {shown(phrase)}")
 
 
 def _probability(value: Any, where: str) -> float:
     """A number from 0 to 1. Raises ValueError for another one, such as NaN, which no threshold would sort."""
     if not 0 <= value <= 1:
-        raise ValueError(f"{where} has a phrase with p {shown(value, 30)} outside [0, 1]: p(</UN>) is none")
+        raise DataError(f"{where} has a phrase with p {shown(value, 30)} outside [0, 1]: p(</UN>) is none")
     return float(value)
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from reverse.data.scenes import make_scene
+from reverse.errors import DataError
 from reverse.evaluation.detector.detection import BINS, Detector
 from reverse.evaluation.stats.intervals import DEFAULT, Method
 from reverse.files.atomic_write import whole_file, write_json
@@ -91,7 +92,7 @@ def decode_at(
 
     for threshold in thresholds:
         if not 0 < threshold <= 1:
-            raise ValueError(f"threshold must lie in (0, 1], got {threshold:g}: it is a probability of </UN>")
+            raise DataError(f"threshold must lie in (0, 1], got {threshold:g}: it is a probability of </UN>")
     make_scene(split, 0, seed)  # its errors come before the model is loaded
     loaded = load(model, device=device)
     contenders = [

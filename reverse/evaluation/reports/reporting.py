@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from reverse.data.records.schema import whole_text
+from reverse.errors import DataError
 from reverse.evaluation.reports.metric_titles import heading
 from reverse.evaluation.runs.answers_reading import sound_rows
 from reverse.evaluation.scoring.judge import refuse_without_verdicts
@@ -93,14 +94,14 @@ def write_report(
     check_rounds("rounds", rounds, "2000 is usual")
     make_generator(seed)  # refuses one that none can be made of
     if images is not None and not images.is_dir():
-        raise ValueError(f"there is no folder of pictures {images}: name one, or leave --images out")
+        raise DataError(f"there is no folder of pictures {images}: name one, or leave --images out")
     runs = [
         collect(folder, name, examples, method, rounds, seed)
         for folder, name in zip(folders, _names(folders), strict=True)
     ]
     if not any(run.scored or run.answers or run.plots for run in runs):
         unread = "; ".join(each for run in runs for each in run.unread[:1])
-        raise ValueError(
+        raise DataError(
             f"nothing to report in {', '.join(map(str, folders))}: scored files, answers and plots are "
             "looked for there and one folder below" + (f", and not read is {unread}" if unread else "")
         )
@@ -128,7 +129,7 @@ def collect(
 ) -> Run:
     """Read a folder. Raises ValueError where it is none."""
     if not folder.is_dir():
-        raise ValueError(f"{str(folder)!r} is no folder: name one that `reverse eval --out` or score wrote")
+        raise DataError(f"{str(folder)!r} is no folder: name one that `reverse eval --out` or score wrote")
     run = Run(name, folder)
     files = sorted(path for path in _files(folder))
     for path in files:

@@ -28,6 +28,7 @@ from io import BufferedRandom
 from pathlib import Path
 from typing import Any
 
+from reverse.errors import DataError
 from reverse.evaluation.runs.answers_reading import kept_rows, read_run, run_path, whole
 from reverse.files.atomic_write import json_bytes, sync_folder, whole_file, write_json
 from reverse.files.file_lock import output_lock
@@ -200,12 +201,12 @@ def _offsets(path: Path, config: str) -> dict[str, slice]:
     for number, span, row in kept_rows(path, data[: whole(data)]):
         name = str(row["question_id"])
         if row.get("config") != config:
-            raise ValueError(
+            raise DataError(
                 f"{path}, line {number} was made with the configuration {row.get('config')!r}, not "
                 f"{config!r}: give another folder with --out"
             )
         if name in found:
-            raise ValueError(f"{path}: question {name!r} is answered twice: keep one of the lines")
+            raise DataError(f"{path}: question {name!r} is answered twice: keep one of the lines")
         found[name] = span
     return found
 
@@ -215,7 +216,7 @@ def _write_run(path: Path, run: Mapping[str, Any], config: str) -> None:
     before = read_run(path)
     if before is None:
         if path.exists() and path.stat().st_size:
-            raise ValueError(
+            raise DataError(
                 f"{path} is there without {run_path(path).name}, so nobody knows what made it: give another "
                 "folder with --out"
             )
@@ -223,7 +224,7 @@ def _write_run(path: Path, run: Mapping[str, Any], config: str) -> None:
         return
     if config_hash(before["config"]) != config:
         changed = _difference(before["config"], run["config"])
-        raise ValueError(
+        raise DataError(
             f"{path} holds answers made with other settings ({changed}): "
             "give another folder with --out, or the settings it was made with"
         )

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from reverse.errors import DataError, MissingFileError
 from reverse.files.cell_values import read_id, shown
 from reverse.files.text_reading import MAX_DEPTH, is_deeper, read_json
 
@@ -83,17 +84,17 @@ def read_answers(
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no answers file {path}: `reverse eval` writes one")
+        raise MissingFileError(f"there is no answers file {path}: `reverse eval` writes one")
     data = path.read_bytes()
     end = whole(data)
     rows: list[dict[str, Any]] = []
     seen: dict[str, int] = {}
     for number, _, row in kept_rows(path, data[:end]):
         if "text" not in row:
-            raise ValueError(f"{path}, line {number}: no text, only {', '.join(row)}: is it an answers file?")
+            raise DataError(f"{path}, line {number}: no text, only {', '.join(row)}: is it an answers file?")
         name = str(row["question_id"])
         if name in seen:
-            raise ValueError(
+            raise DataError(
                 f"{path}: question {name!r} is answered in line {seen[name]} and again in line {number}: "
                 "keep one of them"
             )
@@ -105,21 +106,21 @@ def read_answers(
     answers = Answers(path, rows, run, end < len(data), [i for i in ids or () if str(i) not in seen])
     _same_benchmark(answers, benchmark, ids)
     if complete and answers.problems():
-        raise ValueError(f"{'; '.join(answers.problems())}: the same `reverse eval` command goes on")
+        raise DataError(f"{'; '.join(answers.problems())}: the same `reverse eval` command goes on")
     return answers
 
 
 def _same_benchmark(answers: Answers, benchmark: str | None, ids: Sequence[Any] | None) -> None:
     found = answers.benchmark
     if benchmark is not None and found is not None and found != benchmark:
-        raise ValueError(f"{answers.path} holds answers to {found}, not to {benchmark}: name another file")
+        raise DataError(f"{answers.path} holds answers to {found}, not to {benchmark}: name another file")
     if ids is None or answers.run is not None:
         return
     known = {str(i) for i in ids}
     strange = [row["question_id"] for row in answers.rows if str(row["question_id"]) not in known]
     if strange:
         shown = ", ".join(repr(i) for i in strange[:SHOWN])
-        raise ValueError(
+        raise DataError(
             f"{answers.path}: {len(strange)} of {len(answers.rows)} answers are to no question of "
             f"{benchmark or 'this benchmark'} (first: {shown}): is it a file of another benchmark?"
         )
@@ -145,7 +146,7 @@ def rows_of(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if line.why:
             raise _damaged(Path(path), line)
         if not isinstance(line.row, dict):
-            raise ValueError(
+            raise DataError(
                 f"{path}, line {line.number} is no JSON object but {shown(line.row)}: is it an answers file?"
             )
         yield line.number, line.row
@@ -184,17 +185,17 @@ class _Line(NamedTuple):
 
 def _existing_lines(path: Path) -> Iterator[_Line]:
     if not path.is_file():
-        raise FileNotFoundError(f"no answers file {path}: `reverse eval` writes one")
+        raise MissingFileError(f"no answers file {path}: `reverse eval` writes one")
     return _lines(path.read_bytes())
 
 
 def _damaged(path: Path, line: _Line) -> ValueError:
     if line.is_torn:
-        return ValueError(
+        return DataError(
             f"{path}, line {line.number} is no JSON ({line.why}): the last line ({line.number}) is torn, the "
             "run was cut there: start it again, it goes on behind the last whole line"
         )
-    return ValueError(
+    return DataError(
         f"{path}, line {line.number} is no JSON ({line.why}): mend or remove it, or give another file"
     )
 
@@ -223,13 +224,13 @@ def kept_rows(path: Path, data: bytes) -> Iterator[tuple[int, slice, dict[str, A
     """(line number, where it lies, row) of a file that a run goes on with."""
     for number, span, row, why, *_ in _lines(data):
         if why:
-            raise ValueError(
+            raise DataError(
                 f"{path}, line {number} is damaged ({why}): remove that line, and its question is asked again"
             )
         if not isinstance(row, dict) or "question_id" not in row:
-            raise ValueError(f"{path}, line {number} is no answer: it has no question_id")
+            raise DataError(f"{path}, line {number} is no answer: it has no question_id")
         if read_id(row["question_id"]) is None:
-            raise ValueError(
+            raise DataError(
                 f"{path}, line {number} is no answer: its question_id is {shown(row['question_id'], 30)}, "
                 "which is no id: remove that line, and its question is asked again"
             )
@@ -249,7 +250,7 @@ def read_run(path: str | Path) -> dict[str, Any] | None:
         run = read_json(file)
         list(run["questions"]["ids"]), dict(run.setdefault("config", {}))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
+        raise DataError(
             f"{file} is no record of a run ({type(error).__name__}: {error}): remove it to read the answers "
             "alone"
         ) from error
@@ -271,4 +272,4 @@ def read_settings(path: str | Path) -> dict[str, Any] | None:
     try:
         return dict(read_json(file))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{file} is damaged ({error}): give another folder with --out") from None
+        raise DataError(f"{file} is damaged ({error}): give another folder with --out") from None

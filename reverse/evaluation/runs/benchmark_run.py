@@ -25,6 +25,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from reverse.errors import DataError
 from reverse.evaluation.benchmarks import Bench, Question, ids_digest
 from reverse.evaluation.runs.answers_files import AnswersFile, answer_row, config_hash, settle
 
@@ -73,9 +74,9 @@ def place() -> Place:
     try:
         found = Place(*(int(os.environ.get(name, default)) for name, default in _ENVIRONMENT))
     except ValueError as error:
-        raise ValueError(f"RANK, WORLD_SIZE and LOCAL_RANK must be whole numbers ({error})") from None
+        raise DataError(f"RANK, WORLD_SIZE and LOCAL_RANK must be whole numbers ({error})") from None
     if not 0 <= found.rank < found.world:
-        raise ValueError(
+        raise DataError(
             f"RANK={found.rank} must lie below WORLD_SIZE={found.world}: unset both for one process"
         )
     return found

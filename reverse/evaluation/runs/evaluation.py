@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from reverse.errors import DataError, MissingFileError
 from reverse.evaluation.benchmarks import DATA, Bench, named
 from reverse.evaluation.runs.answers_files import locked
 from reverse.evaluation.runs.benchmark_run import Decoding, Outcome, Place, place, run
@@ -94,7 +95,7 @@ def evaluate_on_ray(plan: Plan, workers: int) -> list[Outcome]:
     try:
         import ray
     except ImportError as error:
-        raise ValueError("--ray needs ray: pip install 'reverse-vlm[ray]'") from error
+        raise DataError("--ray needs ray: pip install 'reverse-vlm[ray]'") from error
     data_root(plan)  # made once, here, where scenes are asked for
     plan = replace(plan, out=os.path.abspath(plan.out))
     if plan.data != SCENES:
@@ -107,7 +108,7 @@ def evaluate_on_ray(plan: Plan, workers: int) -> list[Outcome]:
     try:
         found = ray.get([work.remote(plan, Place(rank, workers)) for rank in range(workers)])
     except ray.exceptions.RayTaskError as error:
-        raise ValueError(f"a worker failed: {error.cause}") from error
+        raise DataError(f"a worker failed: {error.cause}") from error
     return looked_at_again(found[0])
 
 
@@ -132,7 +133,7 @@ def data_root(plan: Plan) -> Path:
     if plan.data != SCENES:
         root = Path(plan.data)
         if not root.is_dir():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"there is no folder {root}: put the published files there (`reverse eval --where` says what "
                 f"and where), or use --data {SCENES}"
             )

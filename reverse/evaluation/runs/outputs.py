@@ -9,6 +9,8 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from reverse.errors import DataError
+
 __all__ = ["check_output_file", "check_output_folder"]
 
 
@@ -18,7 +20,7 @@ def check_output_file(path: Path) -> None:
     Raises ValueError for a folder; OSError where nothing can be written there.
     """
     if path.is_dir():
-        raise ValueError(f"{path} is a folder: name a file in it, such as {path / 'scored.json'}")
+        raise DataError(f"{path} is a folder: name a file in it, such as {path / 'scored.json'}")
     check_output_folder(path.parent)
 
 
@@ -28,7 +30,7 @@ def check_output_folder(path: Path) -> None:
     Raises ValueError where a file of that name is there; OSError where nothing can be written there.
     """
     if path.exists() and not path.is_dir():
-        raise ValueError(f"{path} is a file: name a folder")
+        raise DataError(f"{path} is a file: name a folder")
     path.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.TemporaryFile(dir=path):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reverse.errors import DataError, MissingFileError
 from reverse.evaluation.scoring.scored_rows import Answer, cost_metrics, of_a_whole_run, once, read_answers
 from reverse.evaluation.stats.scored_tables import Metric, Table
 from reverse.files.cell_values import cut
@@ -48,7 +49,7 @@ def score_file(
         of_a_whole_run(answers_path, answers)
     name = benchmark_of(answers, truth) if benchmark is None else _agreed(_known(benchmark), answers)
     if not Path(truth).exists():
-        raise FileNotFoundError(f"no truth at {truth}: give the benchmark's folder")
+        raise MissingFileError(f"no truth at {truth}: give the benchmark's folder")
     if not name.startswith(("pope", "mme")):  # their ids stand for several questions, told apart there
         once(answers)
     table, metrics = _score(name, answers, truth, judge, partial, workers, progress)
@@ -81,7 +82,7 @@ def _score(
 
         return mme.score(answers, truth, partial, name)
     if judge is None:
-        raise ValueError(f"{name} is scored by a judge: give one, such as Judge.from_environment(cache)")
+        raise DataError(f"{name} is scored by a judge: give one, such as Judge.from_environment(cache)")
     if name == "mmhal":
         from reverse.evaluation.scoring import mmhal
 
@@ -96,7 +97,7 @@ def _agreed(name: str, answers: Sequence[Answer]) -> str:
     for answer in answers:
         told = _known(cut(str(_named(answer) or name)))
         if told != name and not {told, name} <= {"mme", "mme-hall"}:
-            raise ValueError(
+            raise DataError(
                 f"line {answer.line} is an answer to {told}, not to {name}: leave --benchmark out"
             )
     return name
@@ -115,14 +116,14 @@ def benchmark_of(answers: Sequence[Answer], truth: str | Path) -> str:
     if len(named) == 1:
         return _known(named.pop())
     if len(named) > 1:
-        raise ValueError(
+        raise DataError(
             f"the file holds answers to several benchmarks ({', '.join(sorted(named))}): one a file"
         )
     found = _of_truth(truth, answers)
     if len(found) == 1:
         return found[0]
     told = f"{truth} holds {', '.join(found)}" if found else f"{truth} holds no known truth"
-    raise ValueError(
+    raise DataError(
         f"which benchmark are these answers to? {told}: say it with --benchmark ({', '.join(BENCHMARKS)})"
     )
 
@@ -163,5 +164,5 @@ def _known(name: str) -> str:
     plain = name.strip().lower().replace("_", "-")
     plain = {"chair-mscoco": "chair", "mmhal-bench": "mmhal", "pope-coco": "pope"}.get(plain, plain)
     if plain not in BENCHMARKS:
-        raise ValueError(f"there is no benchmark {name!r}: known are {', '.join(BENCHMARKS)}")
+        raise DataError(f"there is no benchmark {name!r}: known are {', '.join(BENCHMARKS)}")
     return plain

@@ -33,6 +33,7 @@ from typing import Any
 
 import numpy as np
 
+from reverse.errors import DataError, MissingFileError
 from reverse.evaluation.reading import english_words
 from reverse.evaluation.scoring.scored_rows import Answer, all_answered, leave_out_longer, locate, make_table
 from reverse.evaluation.scoring.yes_no_scoring import (
@@ -126,7 +127,7 @@ def read_items(truth: str | Path) -> dict[str, dict[str, Any]]:
     for entry in read_entries(annotation_file(truth)):
         name, kind = str(read_id(entry.id("id"))), entry.text("type")
         if name in items:
-            raise ValueError(f"{entry.where}: id {name!r} stands in an earlier entry too: keep one of them")
+            raise DataError(f"{entry.where}: id {name!r} stands in an earlier entry too: keep one of them")
         if kind == "generative":
             hallu = entry.texts("hallu") if "hallu" in entry.row else []
             items[name] = {"id": name, "type": kind, "truth": entry.texts("truth"), "hallu": hallu}
@@ -146,7 +147,7 @@ def annotation_file(truth: str | Path) -> Path:
 def _file(truth: str | Path, name: str) -> Path:
     found = locate(truth if Path(truth).is_dir() else Path(truth).parent, PLACES, [name])
     if not found:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no {name} under {truth}: AMBER needs annotations.json, relation.json and safe_words.txt of "
             "github.com/junyangwang0410/AMBER, data/"
         )
@@ -176,7 +177,7 @@ def _read_relations(path: Path) -> dict[str, list[str]]:
     """Words and those that may stand for each."""
     value = read_value(path)
     if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold an object of lists of words, got {shown(value)}: fetch it again")
+        raise DataError(f"{path} must hold an object of lists of words, got {shown(value)}: fetch it again")
     entry = Entry(value, str(path))
     return {word: entry.texts(word) for word in value}
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from reverse.errors import DataError
 from reverse.evaluation.reading import english_words
 from reverse.evaluation.reading.chair_words import mentions
 from reverse.evaluation.reading.coco_truth import PLACES, Truth, coco_truth
@@ -98,15 +99,15 @@ def _places(answers: Sequence[Answer], known: Truth, truth: str | Path) -> list[
         except KeyError:
             unknown.append(answer.image or f"(no image_id, line {answer.line})")
         except ValueError as error:
-            raise ValueError(f"line {answer.line}: {error}") from None
+            raise DataError(f"line {answer.line}: {error}") from None
     if unknown:
         hint = (
             "these are no answers about its images" if len(unknown) == len(answers) else "wrong annotations?"
         )
-        raise ValueError(f"{len(unknown)} images are not in the truth {truth}: {listed(unknown)}; {hint}")
+        raise DataError(f"{len(unknown)} images are not in the truth {truth}: {listed(unknown)}; {hint}")
     bare = [answer.image for answer, place in zip(answers, places, strict=True) if not known.annotated[place]]
     if bare:
-        raise ValueError(
+        raise DataError(
             f"{len(bare)} images have neither an instance nor a caption in the truth {truth}: "
             f"{listed(bare)}; all that is said about them would be wrong: give the annotations of their set"
         )

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from reverse.errors import DataError, MissingFileError
 from reverse.evaluation.scoring.judge import Judge, chat
 from reverse.evaluation.scoring.scored_rows import Answer, all_answered, locate, make_table, same_image
 from reverse.evaluation.scoring.yes_no_scoring import by_group
@@ -106,14 +107,14 @@ def read_verdict(reply: Mapping[str, Any]) -> float:
     if isinstance(verdict, str) and verdict.strip().lower() in ("true", "false"):
         verdict = verdict.strip().lower() == "true"
     if not isinstance(verdict, bool):
-        raise ValueError(f'"correct" must be true or false, got {shown(verdict)}')
+        raise DataError(f'"correct" must be true or false, got {shown(verdict)}')
     return float(verdict)
 
 
 def _items(truth: str | Path) -> dict[str, Mapping[str, Any]]:
     found = locate(truth, PLACES, ["haloquest-eval.jsonl"])
     if not found:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no haloquest-eval.jsonl under {truth}: it holds question_id, image, text, answer, "
             f"hallucination_type"
         )
@@ -121,7 +122,7 @@ def _items(truth: str | Path) -> dict[str, Mapping[str, Any]]:
     for entry in read_entries(found[0]):
         name = str(read_id(entry.id("question_id")))
         if name in items:
-            raise ValueError(f"{entry.where}: id {name!r} stands in an earlier entry too: keep one of them")
+            raise DataError(f"{entry.where}: id {name!r} stands in an earlier entry too: keep one of them")
         several = isinstance(entry.row.get("answer"), list)
         kinds = ("hallucination_type", "image_type")
         items[name] = {

@@ -24,6 +24,7 @@ from typing import Any
 
 from reverse.endpoints.bounded_replies import plain_line
 from reverse.endpoints.client import Cache, Client, Endpoint, Reply, Unanswered
+from reverse.errors import DataError, MissingPackageError
 from reverse.evaluation.reading.markup import LONGEST, without_reasoning
 from reverse.evaluation.stats.scored_tables import Table
 from reverse.files.text_reading import MAX_DEPTH, is_deeper
@@ -74,7 +75,9 @@ class Judge:
         try:
             import httpx  # noqa: F401
         except ImportError as error:
-            raise ImportError('asking a judge needs httpx: pip install "reverse-vlm[eval]"') from error
+            raise MissingPackageError(
+                'asking a judge needs httpx: pip install "reverse-vlm[eval]"'
+            ) from error
 
     def ask(
         self,
@@ -122,7 +125,7 @@ class Judge:
                     failures[number] = why
                 silent = silent + 1 if why.startswith("unreachable") else 0
                 if silent == min(IN_A_ROW, len(chats)):
-                    raise ValueError(
+                    raise DataError(
                         f"{silent} answers in a row got no reply from {self.endpoint.shown_url} ({why}): "
                         f"see that it "
                         "runs and start again; verdicts that were given are kept"
@@ -207,7 +210,7 @@ def refuse_without_verdicts(table: Table) -> None:
     reasons = ", ".join(f"{many} {why}" for why, many in table.notes.get("failures", {}).items())
     if first := table.notes.get("first_failure"):
         reasons += f"; {first}"
-    raise ValueError(
+    raise DataError(
         f"{int(failed.sum())} of {len(failed)} answers got no verdict of {table.notes.get('judge')} at "
         f"{table.notes.get('address')} ({reasons}): the figures are those of a judge that failed. Verdicts "
         f"that were given are kept in {table.notes.get('cache')}: `reverse score` asks for the others, "
@@ -223,7 +226,7 @@ def object_in(text: str) -> dict[str, Any]:
     """
     text = without_reasoning(text)
     if len(text) > LONGEST:
-        raise ValueError(f"the reply has {len(text):,} characters: at most {LONGEST:,} are read")
+        raise DataError(f"the reply has {len(text):,} characters: at most {LONGEST:,} are read")
     decoder = json.JSONDecoder(parse_constant=_refuse_constant)
     found: list[dict[str, Any]] = []
     tried = 0
@@ -231,7 +234,7 @@ def object_in(text: str) -> dict[str, Any]:
     while at >= 0:
         tried += 1
         if tried > MOST_OBJECTS:
-            raise ValueError(f"the reply has more than {MOST_OBJECTS} places where an object may begin")
+            raise DataError(f"the reply has more than {MOST_OBJECTS} places where an object may begin")
         try:
             value, end = decoder.raw_decode(text, at)
         except (ValueError, RecursionError):
@@ -240,16 +243,16 @@ def object_in(text: str) -> dict[str, Any]:
             found.append(value)
         at = text.find("{", end)
     if any(is_deeper(each, MAX_DEPTH) for each in found):
-        raise ValueError("the JSON of the reply is nested too deeply")
+        raise DataError("the JSON of the reply is nested too deeply")
     if not found:
-        raise ValueError("there is no JSON object in the reply")
+        raise DataError("there is no JSON object in the reply")
     if any(other != found[0] for other in found[1:]):
-        raise ValueError("there are several JSON objects in the reply")
+        raise DataError("there are several JSON objects in the reply")
     return found[0]
 
 
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
+    raise DataError(f"{name} is no JSON")
 
 
 def chat(system: str, fields: Mapping[str, Any]) -> list[dict[str, str]]:

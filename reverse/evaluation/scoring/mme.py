@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from reverse.errors import DataError, MissingFileError
 from reverse.evaluation.benchmarks import mme_files
 from reverse.evaluation.benchmarks.mme_files import COGNITION, HALLUCINATION, PERCEPTION
 from reverse.evaluation.scoring.scored_rows import (
@@ -56,9 +57,7 @@ def score(
             continue
         same_image(answer, PurePosixPath(answer.question_id.partition("#")[0]).name)
         if question in given[(task, picture)]:
-            raise ValueError(
-                f"line {answer.line}: {question[:80]!r} about {task}/{picture} is answered twice"
-            )
+            raise DataError(f"line {answer.line}: {question[:80]!r} about {task}/{picture} is answered twice")
         given[(task, picture)].add(question)
         tasks.append(task)
         pictures.append(f"{task}/{picture}")
@@ -69,7 +68,7 @@ def score(
             if len(unknown) == len(answers)
             else "is it the same MME?"
         )
-        raise ValueError(f"{len(unknown)} answers match no question under {truth}: {listed(unknown)}; {what}")
+        raise DataError(f"{len(unknown)} answers match no question under {truth}: {listed(unknown)}; {what}")
     _complete(labels, given, allowed_missing(answers, partial))
     columns, differ = both_readings([answer.text for answer in answers], wanted, "yes", read_mme)
     for prefix in ("", "strict_"):
@@ -151,13 +150,13 @@ def _labels(truth: str | Path) -> dict[tuple[str, str], dict[str, str]]:
     for task, picture, question, label in _rows(truth):
         label = label.strip().lower()
         if label not in ("yes", "no"):
-            raise ValueError(
+            raise DataError(
                 f"MME under {truth}: the answer to {question[:80]!r} must be yes or no, got {label[:40]!r}"
             )
         found[(task, picture)][_plain(question)] = label
     odd = [f"{task}/{picture}" for (task, picture), both in found.items() if len(both) != 2]
     if odd:
-        raise ValueError(f"MME under {truth}: pictures that have not two questions: {listed(odd)}")
+        raise DataError(f"MME under {truth}: pictures that have not two questions: {listed(odd)}")
     return found
 
 
@@ -165,7 +164,7 @@ def _rows(truth: str | Path) -> Iterator[tuple[str, str, str, str]]:
     """(task, picture, question, label) from the files that running reads."""
     found = mme_files.find_files(truth)
     if found is None:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no MME questions under {truth}: give mme.jsonl, the hub's parquet files or the released folder"
         )
     for row in mme_files.read_questions(*found):
@@ -197,7 +196,7 @@ def _complete(
         if question not in given.get((task, picture), ())
     ]
     if len(missing) > allowed:
-        raise ValueError(
+        raise DataError(
             f"{len(missing)} questions of the answered MME tasks have no answer: {listed(missing)}; start "
             "`reverse eval` again to answer them, or give --partial to score the others"
         )

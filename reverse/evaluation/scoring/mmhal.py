@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from reverse.errors import DataError, MissingFileError
 from reverse.evaluation.scoring.judge import Judge, chat
 from reverse.evaluation.scoring.scored_rows import Answer, all_answered, locate, make_table, same_image
 from reverse.evaluation.scoring.yes_no_scoring import by_group
@@ -123,7 +124,7 @@ def read_rating(reply: Mapping[str, Any]) -> float:
     if isinstance(rating, str) and rating.strip().isdigit():
         rating = int(rating)
     if isinstance(rating, bool) or not isinstance(rating, (int, float)) or rating not in range(BEST + 1):
-        raise ValueError(f'"rating" must be a whole number from 0 to {BEST}, got {shown(rating)}')
+        raise DataError(f'"rating" must be a whole number from 0 to {BEST}, got {shown(rating)}')
     return float(rating)
 
 
@@ -131,7 +132,7 @@ def _items(truth: str | Path) -> dict[str, Mapping[str, Any]]:
     """Questions by id: their own, else their place in the file, as published."""
     found = locate(truth, PLACES, ["response_template.json"])
     if not found:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no response_template.json under {truth}: MMHal-Bench's questions are in test_data.zip of "
             "Shengcao1006/MMHal-Bench"
         )
@@ -140,7 +141,7 @@ def _items(truth: str | Path) -> dict[str, Mapping[str, Any]]:
         own = next((key for key in ("question_id", "id") if entry.row.get(key) is not None), None)
         name = str(number) if own is None else str(read_id(entry.id(own)))
         if name in items:
-            raise ValueError(f"{entry.where}: id {name!r} stands in an earlier entry too: keep one of them")
+            raise DataError(f"{entry.where}: id {name!r} stands in an earlier entry too: keep one of them")
         content = entry.row.get("image_content", "")
         items[name] = {
             "question": entry.text("question"),

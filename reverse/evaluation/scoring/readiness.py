@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from reverse.errors import DataError
 from reverse.evaluation.benchmarks import Bench
 
 __all__ = ["check_scoring"]
@@ -40,6 +41,4 @@ def check_scoring(benches: Sequence[Bench], root: str | Path | None) -> None:
             lacking.append(f"{bench.title}: {error}")
     if lacking:
         told = "\n  ".join(dict.fromkeys(lacking))
-        raise ValueError(
-            f"what is answered could not be scored (leave --score out to answer only):\n  {told}"
-        )
+        raise DataError(f"what is answered could not be scored (leave --score out to answer only):\n  {told}")

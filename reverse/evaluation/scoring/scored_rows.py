@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from reverse.data.records.schema import whole_text
+from reverse.errors import DataError
 from reverse.evaluation.benchmarks.picture_lookup import are_same, clear_path
 from reverse.evaluation.reading.markup import LONGEST
 from reverse.evaluation.runs.answers_reading import read_run, sound_rows, unanswered
@@ -87,14 +88,14 @@ def read_answers(path: str | Path) -> Answers:
             continue
         key = answer.question_id, answer.prompt
         if key in seen:
-            raise ValueError(
+            raise DataError(
                 f"{path}, line {number}: question {cut(answer.question_id)!r} is answered in line "
                 f"{seen[key]} already: one run a file"
             )
         seen[key] = number
         answers.append(answer)
     if not answers and not skipped:
-        raise ValueError(f"{path} holds no answers: `reverse eval` writes one a line")
+        raise DataError(f"{path} holds no answers: `reverse eval` writes one a line")
     _refuse_too_many_skipped(f"{path}: ", answers, skipped)
     answers.skipped = tuple(skipped)
     return answers
@@ -119,7 +120,7 @@ def leave_out_longer(answers: Sequence[Answer], most: int, why: str) -> Answers:
 
 def _refuse_too_many_skipped(where: str, answers: Sequence[Answer], skipped: Sequence[str]) -> None:
     if not answers or len(skipped) > max(1, MOST_SKIPPED * (len(answers) + len(skipped))):
-        raise ValueError(
+        raise DataError(
             f"{where}{len(skipped)} of {len(answers) + len(skipped)} rows cannot be used: "
             f"{'; '.join(skipped[:2])}: is it an answers file?"
         )
@@ -168,7 +169,7 @@ def of_a_whole_run(path: str | Path, answers: Sequence[Answer]) -> None:
     run = read_run(path)
     missing = unanswered(run, {answer.question_id for answer in answers})
     if run is not None and len(missing) > allowed_missing(answers, False):
-        raise ValueError(
+        raise DataError(
             f"{path} is of a run that is not finished, {len(missing)} of "
             f"{len(run['questions']['ids'])} questions have no "
             f"answer: {listed(missing)}; start `reverse eval` again, or give --partial to score the others"
@@ -204,17 +205,17 @@ def all_answered(what: str, asked: Iterable[str], answers: Sequence[Answer], par
     given = {answer.question_id for answer in answers}
     unknown = [name for name in given if name not in wanted]
     if len(unknown) == len(given):
-        raise ValueError(
+        raise DataError(
             f"these are no answers to {what}: none of their questions is in the truth "
             f"({listed(sorted(unknown))}): name the truth that they were asked from"
         )
     if unknown:
-        raise ValueError(
+        raise DataError(
             f"{len(unknown)} answered questions are not in the truth of {what}: {listed(sorted(unknown))}"
         )
     missing = [name for name in wanted if name not in given]
     if len(missing) > allowed_missing(answers, partial):
-        raise ValueError(
+        raise DataError(
             f"{len(missing)} of {len(wanted)} questions of {what} have no answer: {listed(missing)}; start "
             "`reverse eval` again to answer them, or give --partial to score the others"
         )
@@ -225,7 +226,7 @@ def once(answers: Sequence[Answer]) -> None:
     seen: dict[str, int] = {}
     for answer in answers:
         if answer.question_id in seen:
-            raise ValueError(
+            raise DataError(
                 f"line {answer.line}: question {cut(answer.question_id)!r} is answered in line "
                 f"{seen[answer.question_id]} already, with another prompt: keep the answers of one run"
             )
@@ -240,7 +241,7 @@ def same_image(answer: Answer, image: Any) -> None:
     asked = clear_path(str(image or ""))
     given, known = PurePosixPath(answer.path or answer.image), PurePosixPath(asked)
     if given.suffix and known.suffix and given.stem != known.stem:
-        raise ValueError(
+        raise DataError(
             f"line {answer.line}: question {cut(answer.question_id)!r} is about {cut(file_name(asked))}, its "
             f"answer about {cut(answer.image)}: are these answers to another list of questions?"
         )

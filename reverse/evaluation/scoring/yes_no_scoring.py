@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from reverse.errors import DataError, MissingFileError
 from reverse.evaluation.benchmarks.picture_lookup import Pictures, clear_path
 from reverse.evaluation.reading.english import is_english
 from reverse.evaluation.reading.markup import LONGEST, plain
@@ -217,7 +218,7 @@ def score(
         what = (
             "none of them is a question of POPE" if len(unknown) == len(answers) else "is it the same POPE?"
         )
-        raise ValueError(f"{len(unknown)} answers match no label under {truth}: {listed(unknown)}; {what}")
+        raise DataError(f"{len(unknown)} answers match no label under {truth}: {listed(unknown)}; {what}")
     _complete(labels, used, allowed_missing(answers, partial))
     columns, differ = both_readings(said, labels_of, "yes", read_pope)
     names = [setting for setting in _SETTINGS if setting in parts]
@@ -262,7 +263,7 @@ def _labels(truth: str | Path, stem: str) -> dict[str, dict[tuple[str, str], lis
                 rows.setdefault(key, []).append(label)
             found[name[2]] = rows
     if not found:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no {stem}_pope_random.json, _popular or _adversarial under {truth}: give the folder with "
             f"POPE's labels"
         )
@@ -306,13 +307,13 @@ def _complete(
             continue
         twice = [key for key, count in used[setting].items() if count > len(asked[key])]
         if twice:
-            raise ValueError(
+            raise DataError(
                 f"{setting}: {len(twice)} questions are answered more often than asked: "
                 + listed(f"{question!r} about {image}" for image, question in twice)
             )
         missing = [key for key, several in asked.items() if used[setting][key] < len(several)]
         if len(missing) > allowed:
-            raise ValueError(
+            raise DataError(
                 f"{setting}: {len(missing)} of {len(asked)} questions have no answer: "
                 + listed(f"{question!r} about {image}" for image, question in missing)
                 + "; start `reverse eval` again to answer them, or give --partial to score the others"

@@ -12,6 +12,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
+from reverse.errors import DataError
+
 __all__ = ["REPLICATES", "difference", "interval", "weights"]
 
 REPLICATES = 2000
@@ -44,7 +46,7 @@ def difference(
         (np.asarray(p, dtype=float), np.asarray(w, dtype=float)) for p, w in (first, second)
     )
     if len(p1) != len(p2):
-        raise ValueError(f"a paired comparison needs the same items, got {len(p1)} and {len(p2)}")
+        raise DataError(f"a paired comparison needs the same items, got {len(p1)} and {len(p2)}")
     draws = weights(len(p1), replicates, seed)
     point = _ratio(p1.sum(), w1.sum()) - _ratio(p2.sum(), w2.sum())
     spread = _ratio(draws @ p1, draws @ w1) - _ratio(draws @ p2, draws @ w2)
@@ -60,21 +62,21 @@ def weights(items: int, replicates: int, seed: int | np.random.Generator) -> np.
     A generator that is given goes on where it was. Raises ValueError where there is nothing to draw from.
     """
     if items == 0:
-        raise ValueError("no items to resample: the interval needs at least one scored answer")
+        raise DataError("no items to resample: the interval needs at least one scored answer")
     return make_generator(seed).multinomial(items, np.full(items, 1 / items), size=replicates)
 
 
 def make_generator(seed: int | np.random.Generator) -> np.random.Generator:
     """A generator of a seed. Raises ValueError for one that is negative, which NumPy does not take."""
     if not isinstance(seed, np.random.Generator) and seed < 0:
-        raise ValueError(f"seed must be at least 0, got {seed}: try 0")
+        raise DataError(f"seed must be at least 0, got {seed}: try 0")
     return np.random.default_rng(seed)
 
 
 def check_rounds(name: str, rounds: int, usual: str) -> None:
     """Refuse a number of rounds that says nothing, or that no memory holds. Raises ValueError."""
     if not 1 <= rounds <= MAX_ROUNDS:
-        raise ValueError(f"{name} must lie between 1 and {MAX_ROUNDS:,}, got {rounds}: {usual}")
+        raise DataError(f"{name} must lie between 1 and {MAX_ROUNDS:,}, got {rounds}: {usual}")
 
 
 def _ratio(part: ArrayLike, whole: ArrayLike) -> np.ndarray:

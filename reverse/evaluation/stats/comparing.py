@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
+from reverse.errors import DataError
 from reverse.evaluation.stats.bootstrap import REPLICATES, check_rounds, make_generator
 from reverse.evaluation.stats.intervals import DEFAULT, Interval, Method, Resampling, aligned, intervals
 from reverse.evaluation.stats.scored_tables import Metric, Sums, Table, columns_of
@@ -79,14 +80,14 @@ def compare(
     Raises ValueError where the tables do not answer the same questions, with what is missing.
     """
     if not metrics:
-        raise ValueError("no metrics to compare: name at least one")
+        raise DataError("no metrics to compare: name at least one")
     second = aligned(first, second, names)
     shared = [name for name in first.columns if name in second.columns]
     first, second = (replace(t, columns={name: t.columns[name] for name in shared}) for t in (first, second))
     for metric in metrics:
         if not set(columns_of(metric.form)) <= set(shared):
             gone = ", ".join(sorted(columns_of(metric.form) - set(shared)))
-            raise ValueError(
+            raise DataError(
                 f"metric {metric.name!r} needs {gone}, which {' and '.join(names)} do not both have"
             )
     joint = Table(

@@ -23,6 +23,7 @@ from typing import Literal
 import numpy as np
 from scipy.special import ndtr, ndtri
 
+from reverse.errors import DataError
 from reverse.evaluation.stats.bootstrap import REPLICATES, check_rounds, make_generator, weights
 from reverse.evaluation.stats.scored_tables import Metric, Sums, Table
 
@@ -64,7 +65,7 @@ class Resampling:
     def __init__(self, table: Table, rounds: int = REPLICATES, seed: int = 0):
         check_rounds("rounds", rounds, "2000 is usual, 100 the published form")
         if not len(table.clusters):
-            raise ValueError(f"the table of {table.benchmark!r} has no rows: score at least one answer")
+            raise DataError(f"the table of {table.benchmark!r} has no rows: score at least one answer")
         self.table, self.rounds, self.seed = table, rounds, seed
         self.clusters = list(dict.fromkeys(table.clusters))
         place = {name: i for i, name in enumerate(self.clusters)}
@@ -118,7 +119,7 @@ class Resampling:
     def _of_rows(self, metric: Metric, weight: np.ndarray) -> float:
         """A metric of rows, each row as often as its cluster was drawn."""
         if metric.rows is None:
-            raise ValueError(f"metric {metric.name!r} has neither `of` nor `rows`: nothing computes it")
+            raise DataError(f"metric {metric.name!r} has neither `of` nor `rows`: nothing computes it")
         rows = np.repeat(np.arange(len(self.cluster)), weight[self.cluster])
         return float(metric.rows({name: column[rows] for name, column in self.table.columns.items()}))
 
@@ -258,7 +259,7 @@ def over_seeds(
     """
     _check(method, level)
     if len(tables) < 2:
-        raise ValueError(f"got {len(tables)} table: decoding varies between at least two seeds")
+        raise DataError(f"got {len(tables)} table: decoding varies between at least two seeds")
     first = tables[0]
     runs = [Resampling(t, rounds, seed) for t in (first, *(aligned(first, t) for t in tables[1:]))]
     points = np.array([run.point(metric) for run in runs])
@@ -292,12 +293,12 @@ def aligned(first: Table, second: Table, names: tuple[str, str] = ("the first", 
     """`second` in the order of `first`. Raises ValueError where they do not answer the same questions."""
     for name, table in zip(names, (first, second), strict=True):
         if len(table.keys) != len(table.clusters):
-            raise ValueError(f"{name} table has no keys: rows cannot be told apart, score the answers again")
+            raise DataError(f"{name} table has no keys: rows cannot be told apart, score the answers again")
         if len(set(table.keys)) < len(table.keys):
             twice = next(key for key in table.keys if list(table.keys).count(key) > 1)
-            raise ValueError(f"{name} table has {twice!r} twice: a question may be answered once")
+            raise DataError(f"{name} table has {twice!r} twice: a question may be answered once")
     if first.benchmark != second.benchmark:
-        raise ValueError(f"tables of different benchmarks: {first.benchmark!r} and {second.benchmark!r}")
+        raise DataError(f"tables of different benchmarks: {first.benchmark!r} and {second.benchmark!r}")
     place = {key: i for i, key in enumerate(second.keys)}
     known = set(first.keys)
     missing = [key for key in first.keys if key not in place]
@@ -308,7 +309,7 @@ def aligned(first: Table, second: Table, names: tuple[str, str] = ("the first", 
             for name, gone in ((names[1], missing), (names[0], extra))
             if gone
         ]
-        raise ValueError(f"not the same questions: {'; '.join(lacks)}")
+        raise DataError(f"not the same questions: {'; '.join(lacks)}")
     order = np.array([place[key] for key in first.keys])
     moved = Table(
         second.benchmark,
@@ -321,7 +322,7 @@ def aligned(first: Table, second: Table, names: tuple[str, str] = ("the first", 
     if list(moved.clusters) != list(first.clusters) or moved.parts != (
         None if first.parts is None else list(first.parts)
     ):
-        raise ValueError("the same questions stand with other images or parts: were they scored alike?")
+        raise DataError("the same questions stand with other images or parts: were they scored alike?")
     return moved
 
 
@@ -339,10 +340,10 @@ def _strata(stands: np.ndarray) -> list[np.ndarray]:
 def check_method(method: str) -> None:
     """Refuse a method that is not known. Raises ValueError."""
     if method not in ("bca", "percentile"):
-        raise ValueError(f"method must be bca or percentile, got {method!r}")
+        raise DataError(f"method must be bca or percentile, got {method!r}")
 
 
 def _check(method: str, level: float) -> None:
     check_method(method)
     if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, got {level}: 0.95 is usual")
+        raise DataError(f"level must lie between 0 and 1, got {level}: 0.95 is usual")

@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from reverse.errors import DataError, MissingFileError
 from reverse.files.atomic_write import write_json
 from reverse.files.cell_values import cut
 from reverse.files.text_reading import read_json
@@ -53,7 +54,7 @@ class Table:
     def __post_init__(self) -> None:
         for name, column in self.columns.items():
             if len(column) != len(self.clusters):
-                raise ValueError(f"column {name!r} has {len(column)} rows, the table {len(self.clusters)}")
+                raise DataError(f"column {name!r} has {len(column)} rows, the table {len(self.clusters)}")
 
     @property
     def part_names(self) -> list[str]:
@@ -138,7 +139,7 @@ def macro(metric: Metric) -> Metric:
     """The mean over parts of a function of sums, each part by itself. Raises ValueError for one of rows."""
     inner = metric.of
     if inner is None:
-        raise ValueError(f"{metric.name!r} is a function of rows: a macro average needs one of sums")
+        raise DataError(f"{metric.name!r} is a function of rows: a macro average needs one of sums")
 
     def of(sums: Sums) -> np.ndarray:
         return np.asarray(inner({column: each[..., None] for column, each in sums.items()}).mean(axis=-1))
@@ -158,7 +159,7 @@ def save(path: Path, table: Table, metrics: Sequence[Metric]) -> None:
     """
     for name, column in table.columns.items():
         if not np.isfinite(column).all():
-            raise ValueError(f"column {name!r} has a value that is not finite: a count is missing")
+            raise DataError(f"column {name!r} has a value that is not finite: a count is missing")
     content = {
         "format": _FORMAT,
         "benchmark": table.benchmark,
@@ -178,13 +179,13 @@ def save(path: Path, table: Table, metrics: Sequence[Metric]) -> None:
 def load(path: Path) -> tuple[Table, list[Metric]]:
     """A scored file's table and metrics. Raises FileNotFoundError; ValueError for a damaged one."""
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no scored file {str(path)!r}: `reverse score … --save` writes one")
+        raise MissingFileError(f"no scored file {str(path)!r}: `reverse score … --save` writes one")
     try:
         content = read_json(path)
     except ValueError as error:
-        raise ValueError(f"{path} is no scored file ({error}): `reverse score … --save` writes one") from None
+        raise DataError(f"{path} is no scored file ({error}): `reverse score … --save` writes one") from None
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        raise ValueError(
+        raise DataError(
             f"{path} is no scored file (no format {_FORMAT!r}): `reverse score … --save` writes one"
         )
     try:
@@ -194,15 +195,15 @@ def load(path: Path) -> tuple[Table, list[Metric]]:
         keys = [str(key) for key in content.get("keys", [])]
         for name, some in (("parts", parts), ("keys", keys)):
             if some and len(some) != len(clusters):
-                raise ValueError(f"{name!r} has {len(some)} rows, 'clusters' {len(clusters)}")
+                raise DataError(f"{name!r} has {len(some)} rows, 'clusters' {len(clusters)}")
         table = Table(
             str(content["benchmark"]), clusters, columns, parts, keys, dict(content.get("notes") or {})
         )
         metrics = [_known(table, metric) for metric in content["metrics"]]
     except (KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise ValueError(f"{path} is damaged ({cut(repr(error), 200)}): score the answers again") from None
+        raise DataError(f"{path} is damaged ({cut(repr(error), 200)}): score the answers again") from None
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise DataError(f"{path}: {error}") from None
     return table, metrics
 
 
@@ -210,7 +211,7 @@ def _column(name: str, values: Any) -> np.ndarray:
     """A column of counts. Raises ValueError for one that is not finite, or is no list of numbers."""
     column = np.array(values, dtype=float)
     if column.ndim != 1 or not np.isfinite(column).all():
-        raise ValueError(f"column {cut(name)!r} must be a list of finite numbers: score the answers again")
+        raise DataError(f"column {cut(name)!r} must be a list of finite numbers: score the answers again")
     return column
 
 
@@ -225,15 +226,15 @@ def _known(table: Table, stored: Mapping[str, Any]) -> Metric:
     looks = {"unit": stored.get("unit", "%"), "title": str(stored.get("title", ""))}
     better = stored.get("better")
     if better not in _BETTER:
-        raise ValueError(f"metric {name!r} has better={better!r}: known are {', '.join(_BETTER)}")
+        raise DataError(f"metric {name!r} has better={better!r}: known are {', '.join(_BETTER)}")
     found = _formed(name, better, form, looks)
     if found is None:
-        raise ValueError(
+        raise DataError(
             f"nothing known computes the metric {name!r} of {table.benchmark!r}: its form is {form!r}"
         )
     missing = sorted(columns_of(found.form) - set(table.columns))
     if missing:
-        raise ValueError(f"metric {name!r} needs the columns {', '.join(missing)}, which are not there")
+        raise DataError(f"metric {name!r} needs the columns {', '.join(missing)}, which are not there")
     return found
 
 

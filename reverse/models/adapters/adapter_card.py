@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from reverse.errors import CheckpointError
 from reverse.models.checkpoints.shards import read_json
 from reverse.models.families import stored_threshold
 from reverse.tokens.vocabulary import token_ids
@@ -135,5 +136,5 @@ def find_threshold(folder: Path, card: dict[str, Any]) -> float | None:
         if (folder / "config.json").is_file():
             return stored_threshold(read_json(folder / "config.json").get("reverse"))
     except ValueError as error:
-        raise ValueError(f"{str(folder)!r}: {error}") from error
+        raise CheckpointError(f"{str(folder)!r}: {error}") from error
     return None

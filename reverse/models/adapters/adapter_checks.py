@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from reverse.errors import CheckpointError
 from reverse.models.checkpoints.settings_files import is_number, is_whole, refused
 
 _RANKED = ("lora_A", "lora_embedding_A")
@@ -34,15 +35,15 @@ def check_ranks(folder: Path, settings: Mapping[str, Any], state: Mapping[str, A
     for name, rank in ranks.items():
         if rank is not None and not is_whole(rank, 1, most):
             rule = f"must be a whole number from 1 to {most} (its matrices have {highest})"
-            raise ValueError(refused(file, name, rank, rule))
+            raise CheckpointError(refused(file, name, rank, rule))
     factors = {"lora_alpha": settings.get("lora_alpha"), **_pattern(file, settings, "alpha_pattern")}
     for name, factor in factors.items():
         if factor is not None and not is_number(factor, -1e9, 1e9):
-            raise ValueError(refused(file, name, factor, "must be a number"))
+            raise CheckpointError(refused(file, name, factor, "must be a number"))
 
 
 def _pattern(file: Path, settings: Mapping[str, Any], name: str) -> dict[str, Any]:
     found = settings.get(name) or {}
     if not isinstance(found, dict):
-        raise ValueError(refused(file, name, found, "must be an object"))
+        raise CheckpointError(refused(file, name, found, "must be an object"))
     return {f"{name}.{key[:60]}": value for key, value in found.items()}

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from reverse.errors import CheckpointError
 from reverse.models.checkpoints.tensor_names import canonical_name
 from reverse.models.checkpoints.weight_files import read_shapes, read_tensor
 from reverse.models.families import Family
@@ -59,7 +60,7 @@ def find_loose_weights(folder: Path, *, given: Path | None = None, known: Iterab
     found = list_loose_weights(folder, known)
     complete = [file.name for file in found if _matches(file.name, _COMPLETE)]
     if complete:
-        raise ValueError(
+        raise CheckpointError(
             f"{str(folder)!r} holds an adapter and complete weights ({', '.join(complete[:3])}): if the "
             f"adapter is merged into them already, load the folder as it is; else give the adapter a folder "
             f"of its own"
@@ -68,7 +69,7 @@ def find_loose_weights(folder: Path, *, given: Path | None = None, known: Iterab
         found += [file for file in list_loose_weights(given, known) if not _matches(file.name, _COMPLETE)]
     pickles = [file for file in found if file.suffix in _PICKLES]
     if pickles:
-        raise ValueError(_pickle_refused(folder, pickles))
+        raise CheckpointError(_pickle_refused(folder, pickles))
     return LooseWeights(tuple(found), read_shapes(found))
 
 
@@ -87,19 +88,19 @@ def apply_loose_weights(model: Any, loose: LooseWeights, family: Family) -> None
         target = places.get(canonical_name(_plain_name(name), family))
         where = f"the weights {', '.join(loose.names)} beside the adapter"
         if target is None or "lora_" in name:
-            raise ValueError(
+            raise CheckpointError(
                 f"{where} hold {name[:120]!r}, which is no tensor of the base, {type(model).__name__}: merge "
                 "into the base that was trained, or move the file away if answers do not need it (a value "
                 "head's, for one)"
             )
         if tuple(target.shape) != shape:
-            raise ValueError(
+            raise CheckpointError(
                 f"{where} hold {name[:120]!r} of shape {shape}, and the base has {tuple(target.shape)}: "
                 f"merge into the base that was trained"
             )
         value = read_tensor(list(loose.files), name)
         if not torch.isfinite(value).all():
-            raise ValueError(f"{where} hold values that are not finite ({name[:120]}): train again")
+            raise CheckpointError(f"{where} hold values that are not finite ({name[:120]}): train again")
         targets[name], values[name] = target, value
     with torch.no_grad():
         for name, target in targets.items():

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from reverse.errors import CheckpointError
 from reverse.models.families import Family
 from reverse.models.unwrapping import unwrap_model
 from reverse.tokens.vocabulary import token_ids
@@ -95,7 +96,7 @@ def check_merged(
         ratio, changed = float(apart.norm()) / size, float((before - base[name]).norm()) / size
         limit = _EXACT * max(1.0, float(before.abs().max())) if exact else _ROUNDED
         if not ((largest if exact else ratio) <= limit):
-            raise ValueError(
+            raise CheckpointError(
                 _differs(name, largest, f"{ratio:.1%} of their size; allowed {limit:.2g}", exact)
             )
         # An adapter that changes less than rounding does may be there nevertheless: it is lost where the
@@ -103,7 +104,7 @@ def check_merged(
         moved = float((merged[name] - base[name]).norm()) / size
         lost = ratio > 0.5 * changed if changed > _ROUNDED else moved < 0.5 * changed
         if not exact and ratio > _CERTAIN and lost:
-            raise ValueError(_differs(name, largest, f"the adapter changes {changed:.1%}", exact))
+            raise CheckpointError(_differs(name, largest, f"the adapter changes {changed:.1%}", exact))
         difference, relative = max(difference, largest), max(relative, ratio)
         allowed, effect = max(allowed, limit), max(effect, changed)
     return ProbeReport(difference, relative, allowed, exact, effect)
@@ -123,7 +124,7 @@ def check_lora_bias(wrapped: Any) -> None:
     for name, module in wrapped.named_modules():
         trained = any(dict(getattr(module, "lora_bias", None) or {}).values())
         if trained and getattr(getattr(module, "base_layer", None), "bias", None) is None:
-            raise ValueError(
+            raise CheckpointError(
                 "the adapter was trained with lora_bias=True, and "
                 f"{name.removeprefix('base_model.model.')} has no bias that could take it up: decode with "
                 "the adapter unmerged, which reverse.generate() takes, or train with lora_bias=False"

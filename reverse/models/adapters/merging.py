@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from reverse.errors import CheckpointError, MissingFileError
 from reverse.models.adapters.adapter_card import base_fingerprint, find_threshold, plain_name, read_card
 from reverse.models.adapters.adapter_checks import check_ranks
 from reverse.models.adapters.loose_weights import apply_loose_weights, find_loose_weights
@@ -105,12 +106,12 @@ def merge_adapter(
 
     base = str(base or card.get("base") or settings.get("base_model_name_or_path") or "")
     if not base:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{str(folder)!r} does not say which base it belongs to: name it with --base BASE (base=)"
         )
     path, family = find_checkpoint(base)
     if card.get("model_type") and card["model_type"] not in family.model_types:
-        raise ValueError(
+        raise CheckpointError(
             f"the adapter was trained on {card['model_type']!r}, and {base!r} is {family.name}: merge it "
             f"into "
             f"{card.get('base') or 'its own base'}"
@@ -146,17 +147,19 @@ def find_adapter(path: str | os.PathLike) -> Path:
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {str(folder)!r}: name the folder of an adapter")
+        raise MissingFileError(f"there is no folder {str(folder)!r}: name the folder of an adapter")
     if (folder / _CONFIG).is_file():
         return folder
     below = sorted(file.parent for file in folder.glob(f"*/{_CONFIG}"))
     if len(below) > 1:
         names = ", ".join(repr(one.name) for one in below)
-        raise ValueError(f"{str(folder)!r} holds {len(below)} adapters ({names}): name the folder of one")
+        raise CheckpointError(
+            f"{str(folder)!r} holds {len(below)} adapters ({names}): name the folder of one"
+        )
     if below:
         return below[0]
     found = sorted(file.name for file in folder.iterdir())[:5]
-    raise FileNotFoundError(
+    raise MissingFileError(
         f"{str(folder)!r} has no {_CONFIG} (it holds {', '.join(found) or 'nothing'}): name the folder that "
         "peft's save_pretrained wrote"
     )
@@ -164,7 +167,7 @@ def find_adapter(path: str | os.PathLike) -> Path:
 
 def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
     if str(settings.get("peft_type", "")).upper() != "LORA":
-        raise ValueError(
+        raise CheckpointError(
             f"{folder / _CONFIG} is of type {settings.get('peft_type')!r}: only LoRA adapters can be merged"
         )
 
@@ -172,7 +175,7 @@ def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
 def _read_state(folder: Path) -> dict[str, torch.Tensor]:
     file = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
     if file is None:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{str(folder)!r} has no {' or '.join(_WEIGHTS)}: the adapter is not complete, save it again"
         )
     if file.suffix == ".bin":
@@ -180,7 +183,7 @@ def _read_state(folder: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(file)
     except SafetensorError as error:
-        raise ValueError(f"{file} is damaged or cut off ({error}): fetch it again") from error
+        raise CheckpointError(f"{file} is damaged or cut off ({error}): fetch it again") from error
 
 
 def _find_processor(folder: Path, base: str, family: Any) -> Any:
@@ -199,7 +202,7 @@ def _check_tokens(path: str, card: dict[str, Any], processor: Any, family: Any) 
 
 def _check_ids(path: str, ids: Iterable[int], trained: Iterable[int]) -> None:
     if list(ids) != list(trained):
-        raise ValueError(
+        raise CheckpointError(
             f"{path!r} has <SPAN>, </CN>, </UN> at {list(ids)}, and the adapter was trained with them at "
             f"{list(trained)}: its vocabulary is another one, merge into the base that was trained"
         )
@@ -222,7 +225,7 @@ def _check_vocabulary(
     }
     if other:
         token, (here, there) = next(iter(other.items()))
-        raise ValueError(
+        raise CheckpointError(
             f"{str(folder)!r} has a tokenizer that gives {token!r} the id {here}, {path!r} gives it {there}, "
             f"and "
             f"{len(other)} tokens differ: their vocabularies are not the same, merge into the base that was "
@@ -230,7 +233,7 @@ def _check_vocabulary(
         )
     rows = model.get_input_embeddings().weight.shape[0]
     if card.get("rows") not in (None, rows):
-        raise ValueError(
+        raise CheckpointError(
             f"{path!r} has {rows} embedding rows, and the adapter was trained on {card['rows']}: its "
             f"vocabulary "
             "is another one, merge into the base that was trained"
@@ -239,7 +242,7 @@ def _check_vocabulary(
     lists = trained_rows.values() if isinstance(trained_rows, dict) else [trained_rows]
     highest = max((index for one in lists for index in one), default=0)
     if highest >= rows:
-        raise ValueError(
+        raise CheckpointError(
             f"the adapter trained row {highest}, and {path!r} has {rows} embedding rows: it is not the base "
             f"that "
             "was trained"
@@ -255,7 +258,7 @@ def _check_fingerprint(base: str, card: dict[str, Any], model: Any) -> bool:
     found = base_fingerprint(model, kind=str(recorded).split("-")[0], through=through)
     if found != recorded:
         named = f" (it was trained on {card['base']!r})" if card.get("base") else ""
-        raise ValueError(
+        raise CheckpointError(
             f"{base!r} has other weights than the base of this adapter{named}: shapes agree, the "
             f"fingerprints "
             f"{recorded[:17]}… and {found[:17]}… do not; merge into the base that was trained"
@@ -287,16 +290,16 @@ def _merge(
         wrapped = get_peft_model(model, config)  # its matrices stay in float32
         result = set_peft_model_state_dict(wrapped, state)
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
-        raise ValueError(wrong.format(" ".join(str(error).split())[:300])) from error
+        raise CheckpointError(wrong.format(" ".join(str(error).split())[:300])) from error
     absent = _not_given(wrapped, result.missing_keys)
     if absent or result.unexpected_keys:
         names = [f"it has no {name}" for name in absent] + [
             f"unknown is {name}" for name in result.unexpected_keys
         ]
-        raise ValueError(wrong.format("; ".join(names[:3]) + f", {len(names)} in all"))
+        raise CheckpointError(wrong.format("; ".join(names[:3]) + f", {len(names)} in all"))
     damaged = [name for name, value in state.items() if not torch.isfinite(value).all()]
     if damaged:
-        raise ValueError(
+        raise CheckpointError(
             f"the adapter in {str(folder)!r} has values that are not finite ({damaged[0]}): train again"
         )
     rows = sum(value.shape[0] for name, value in state.items() if "trainable_tokens_delta" in name)
@@ -314,7 +317,7 @@ def _merge(
     try:
         merged = cast_parameters(wrapped.merge_and_unload(), kind)
     except (RuntimeError, ValueError, NotImplementedError, TypeError) as error:
-        raise ValueError(
+        raise CheckpointError(
             f"the adapter in {str(folder)!r} cannot be merged ({' '.join(str(error).split())[:300]}): decode "
             "with it unmerged, which reverse.generate() takes"
         ) from error

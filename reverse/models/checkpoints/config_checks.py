@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import transformers
 
+from reverse.errors import CheckpointError
 from reverse.models.checkpoints.settings_files import is_number, is_whole, refused, shorten
 from reverse.models.families import Family
 
@@ -51,7 +52,7 @@ def check_config_values(file: Path | str, config: dict[str, Any], family: Family
     """
     for name in _SECTIONS:
         if name in config and config[name] is not None and not isinstance(config[name], dict):
-            raise ValueError(refused(file, name, config[name], "must be an object"))
+            raise CheckpointError(refused(file, name, config[name], "must be an object"))
     _check_what_runs(file, config)
     for where, section in _sections(config):
         for name in ("dtype", "torch_dtype"):
@@ -59,12 +60,12 @@ def check_config_values(file: Path | str, config: dict[str, Any], family: Family
             known = value is None or (isinstance(value, str) and value.removeprefix("torch.") in _DTYPES)
             if not known:
                 rule = "must be float32, bfloat16, float16 or float64"
-                raise ValueError(refused(file, where + name, value, rule))
+                raise CheckpointError(refused(file, where + name, value, rule))
         for name in _WHOLE:
             _check_whole(file, where, name, section.get(name))
         for name in _POSITIVE:
             if section.get(name) is not None and not is_number(section[name], 0, 1e12):
-                raise ValueError(refused(file, where + name, section[name], "must be a number above 0"))
+                raise CheckpointError(refused(file, where + name, section[name], "must be a number above 0"))
     built = build_config(file, config, family)
     _check_built(file, built, family)
 
@@ -78,7 +79,7 @@ def build_config(file: Path | str, config: dict[str, Any], family: Family) -> An
     try:
         return config_class.from_dict(dict(config))
     except Exception as error:  # whatever values of the wrong type and kind raise in there
-        raise ValueError(_not_buildable(file, family, error)) from error
+        raise CheckpointError(_not_buildable(file, family, error)) from error
 
 
 def build_section(file: Path | str, config_class: Any, values: dict[str, Any]) -> Any:
@@ -89,7 +90,7 @@ def build_section(file: Path | str, config_class: Any, values: dict[str, Any]) -
         return config_class.from_dict(values)
     except Exception as error:  # whatever values of the wrong type and kind raise in there
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise ValueError(
+        raise CheckpointError(
             f"{file} describes no model that can be built ({reason}): fetch or save the checkpoint again"
         ) from error
 
@@ -105,7 +106,7 @@ def build_empty(file: Path | str, config: Any, family: Family) -> Any:
         with torch.device("meta"):
             return getattr(transformers, family.model_class)(config)
     except Exception as error:  # whatever values of the wrong type and kind raise in there
-        raise ValueError(_not_buildable(file, family, error)) from error
+        raise CheckpointError(_not_buildable(file, family, error)) from error
 
 
 def check_depth(file: Path | str, config: Any, tensors: int) -> None:
@@ -114,7 +115,7 @@ def check_depth(file: Path | str, config: Any, tensors: int) -> None:
     tower = getattr(vision, "depth", None) or getattr(vision, "num_hidden_layers", None) or 0
     layers = int(text.num_hidden_layers) + int(tower)
     if layers > tensors:
-        raise ValueError(
+        raise CheckpointError(
             f"{file} asks for {layers} layers, and the weights hold {tensors} tensors: they are not of one "
             "model; fetch or save the checkpoint again"
         )
@@ -130,18 +131,18 @@ def _not_buildable(file: Path | str, family: Family, error: Exception) -> str:
 def _check_what_runs(file: Path | str, config: dict[str, Any]) -> None:
     """Refuse fields that name files or code to be fetched from elsewhere."""
     if config.get("transformers_weights") is not None:
-        raise ValueError(
+        raise CheckpointError(
             f"{file} names its weights itself "
             f"(transformers_weights={shorten(config['transformers_weights'])}): only model.safetensors or "
             f"its shards are read; take the field out and rename the file"
         )
     quantized = config.get("quantization_config")
     if quantized is not None and not isinstance(quantized, dict):
-        raise ValueError(refused(file, "quantization_config", quantized, "must be an object"))
+        raise CheckpointError(refused(file, "quantization_config", quantized, "must be an object"))
     for where, section in _sections(config):
         for name, value in section.items():
             if "attn_implementation" in name and isinstance(value, str) and "/" in value:
-                raise ValueError(
+                raise CheckpointError(
                     f"{file} has {where}{name}={shorten(value)}, which would fetch and run code of a hub: "
                     "take the field out"
                 )
@@ -151,7 +152,7 @@ def _check_whole(file: Path | str, where: str, name: str, value: Any) -> None:
     least, most = _WHOLE.get(name, (0, 0))
     if most and value is not None and not is_whole(value, least, most):
         rule = f"must be a whole number from {least} to {most}"
-        raise ValueError(refused(file, where + name, value, rule))
+        raise CheckpointError(refused(file, where + name, value, rule))
 
 
 def _sections(config: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -165,10 +166,12 @@ def _check_built(file: Path | str, config: Any, family: Family) -> None:
     text, vision = config.get_text_config(), config.vision_config
     heads, width = text.num_attention_heads, text.hidden_size
     if getattr(text, "head_dim", None) is None and width % heads:
-        raise ValueError(_odd(file, "num_attention_heads", heads, f"divide hidden_size={width}"))
+        raise CheckpointError(_odd(file, "num_attention_heads", heads, f"divide hidden_size={width}"))
     shared = getattr(text, "num_key_value_heads", None) or heads
     if heads % shared:
-        raise ValueError(_odd(file, "num_key_value_heads", shared, f"divide num_attention_heads={heads}"))
+        raise CheckpointError(
+            _odd(file, "num_key_value_heads", shared, f"divide num_attention_heads={heads}")
+        )
     rope = getattr(text, "rope_parameters", None)
     parts = rope.get("mrope_section") if isinstance(rope, dict) else None
     if parts is None and config.model_type == "qwen2_5_vl":
@@ -179,11 +182,11 @@ def _check_built(file: Path | str, config: Any, family: Family) -> None:
         and all(is_whole(one, 1, half) for one in parts)
         and sum(parts) == half
     ):
-        raise ValueError(_odd(file, "mrope_section", parts, f"be numbers that add up to {half}"))
+        raise CheckpointError(_odd(file, "mrope_section", parts, f"be numbers that add up to {half}"))
     field = "num_heads" if hasattr(vision, "depth") else "num_attention_heads"
     towers = getattr(vision, field, None)
     if is_whole(towers, 1, 4096) and vision.hidden_size % towers:
-        raise ValueError(
+        raise CheckpointError(
             _odd(
                 file,
                 f"vision_config.{field}",
@@ -195,16 +198,18 @@ def _check_built(file: Path | str, config: Any, family: Family) -> None:
     patch: Any = getattr(vision, "patch_size", None)
     if is_whole(side, 1, 8192) and is_whole(patch, 1, 8192):
         if patch > side:
-            raise ValueError(_odd(file, "vision_config.patch_size", patch, f"be at most image_size={side}"))
+            raise CheckpointError(
+                _odd(file, "vision_config.patch_size", patch, f"be at most image_size={side}")
+            )
         if (side // patch) ** 2 > 1 << 17:
-            raise ValueError(
+            raise CheckpointError(
                 _odd(file, "vision_config.patch_size", patch, f"leave fewer patches of image_size={side}")
             )
     depth = int(getattr(vision, "depth", None) or getattr(vision, "num_hidden_layers", None) or 0)
     _check_feature_layers(file, config, depth)
     image = family.image_token_id(config)
     if not is_whole(image, 0, text.vocab_size - 1):
-        raise ValueError(
+        raise CheckpointError(
             _odd(file, family.image_token_field, image, f"be the id of a token, below {text.vocab_size}")
         )
 
@@ -213,12 +218,12 @@ def _check_feature_layers(file: Path | str, config: Any, depth: int) -> None:
     layer = getattr(config, "vision_feature_layer", None)
     layers = layer if isinstance(layer, (list, tuple)) else [layer]
     if layer is not None and not (layers and all(is_whole(one, -depth - 1, depth) for one in layers)):
-        raise ValueError(
+        raise CheckpointError(
             _odd(file, "vision_feature_layer", layer, f"name a layer of the tower, {-depth - 1} to {depth}")
         )
     blocks = getattr(config.vision_config, "fullatt_block_indexes", None)
     if blocks is not None and not all(is_whole(one, 0, MAX_LAYERS) for one in blocks):
-        raise ValueError(
+        raise CheckpointError(
             _odd(file, "vision_config.fullatt_block_indexes", blocks, "name blocks of the tower")
         )
 

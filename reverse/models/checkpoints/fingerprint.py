@@ -20,6 +20,7 @@ from typing import BinaryIO
 
 from transformers.utils import cached_file
 
+from reverse.errors import CheckpointError, MissingFileError
 from reverse.models.checkpoints.loading import find_checkpoint
 
 __all__ = ["checkpoint_fingerprint"]
@@ -46,7 +47,7 @@ def checkpoint_fingerprint(path_or_id: str | os.PathLike) -> str:
     place, _ = find_checkpoint(path_or_id)
     config = cached_file(place, "config.json")
     if config is None:
-        raise FileNotFoundError(f"{place!r} has no config.json: name the folder of a checkpoint")
+        raise MissingFileError(f"{place!r} has no config.json: name the folder of a checkpoint")
     folder = Path(config).parent
     digest = hashlib.sha256()
     files = {found for name in _DECIDING for found in folder.glob(name) if found.is_file()}
@@ -84,7 +85,7 @@ def _header_and_tails(stream: BinaryIO) -> Iterator[bytes]:
     """Names, shapes and types of the tensors, and the last rows of what is as long as a vocabulary."""
     length = int.from_bytes(stream.read(8), "little")
     if length > MAX_HEADER:
-        raise ValueError(
+        raise CheckpointError(
             f"the weights in {stream.name!r} say that they have a header of {length:,} bytes: they are "
             f"damaged, fetch them again"
         )

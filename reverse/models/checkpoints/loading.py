@@ -21,6 +21,7 @@ import transformers
 from safetensors import SafetensorError
 from transformers.utils import cached_file
 
+from reverse.errors import CheckpointError, MissingFileError, RequestTypeError
 from reverse.models.checkpoints.config_checks import (
     build_config,
     build_empty,
@@ -133,7 +134,7 @@ def load_fitting_processor(
         raise
     except Exception as error:  # whatever damaged files raise in tokenizers and transformers
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(
+        raise CheckpointError(
             f"tokenizer or processor settings of {path!r} are damaged ({reason}): fetch them again"
         ) from error
     processor.tokenizer.padding_side = "left"
@@ -191,12 +192,12 @@ def load_weights(path: str, family: Family, *, dtype: torch.dtype | None = None,
             shutil.rmtree(view, ignore_errors=True)
         if isinstance(error, TypeError) and "unexpected keyword argument" in str(error):
             name = str(error).rpartition("argument ")[2]
-            raise TypeError(
+            raise RequestTypeError(
                 f"load() has no option {name}: leave it out; see help(reverse.load) and transformers' "
                 "from_pretrained for those there are"
             ) from error
         if isinstance(error, SafetensorError):
-            raise ValueError(
+            raise CheckpointError(
                 f"the weights of {path!r} are damaged or cut off ({error}): fetch them again"
             ) from error
         raise
@@ -204,7 +205,7 @@ def load_weights(path: str, family: Family, *, dtype: torch.dtype | None = None,
         weakref.finalize(model, shutil.rmtree, view, ignore_errors=True)
         model.name_or_path = model.config.name_or_path = path
     if getattr(model, "_hf_peft_config_loaded", False):
-        raise ValueError(
+        raise CheckpointError(
             f"transformers {transformers.__version__} applied the adapter that lies beside the weights of "
             f"{path!r}: move adapter_config.json out of the folder"
         )
@@ -235,7 +236,7 @@ def _check_tied_head(path: str, files: list[Path], names: list[str], family: Fam
         return
     embedding = next(name for plain, name in by_name.items() if plain.endswith("embed_tokens.weight"))
     if not torch.equal(read_tensor(files, head), read_tensor(files, embedding)):
-        raise ValueError(
+        raise CheckpointError(
             f"{path!r} ties head and embeddings in its config.json, but its {head} differs from {embedding}: "
             "set tie_word_embeddings to false in config.json if the head was trained apart, or take the head "
             "out of the files"
@@ -259,9 +260,13 @@ def _warn_of_stray_files(path: str, files: list[Path]) -> None:
 
 def _resolve(path_or_id: str | os.PathLike) -> str:
     """A folder as it is, a bundled name as its folder, and what can only be a hub id as it is."""
+    if not isinstance(path_or_id, str | os.PathLike):
+        raise RequestTypeError(
+            f"the checkpoint must be named by a text or a path, got {path_or_id!r:.80}: name a folder or a hub id"
+        )
     name = os.fspath(path_or_id)
     if not name.strip():
-        raise ValueError(
+        raise CheckpointError(
             f"the checkpoint's name is empty, got {name!r}: name a folder, a hub id (owner/name) or one of "
             f"{', '.join(BUNDLED)}"
         )
@@ -269,16 +274,16 @@ def _resolve(path_or_id: str | os.PathLike) -> str:
         return name
     if name in BUNDLED:
         if not (ASSETS / name).is_dir():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"this installation has no bundled {name!r} (looked in {str(ASSETS / name)!r}): install a "
                 "released wheel, or name a checkpoint folder"
             )
         return str(ASSETS / name)
     if Path(name).is_file():
-        raise FileNotFoundError(f"{name!r} is a file: name the folder that holds config.json")
+        raise MissingFileError(f"{name!r} is a file: name the folder that holds config.json")
     looks_like_hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~"))
     if not looks_like_hub_id:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"there is no folder {name!r}: name a checkpoint folder, a hub id (owner/name) or one of "
             f"{', '.join(BUNDLED)}"
         )
@@ -293,11 +298,11 @@ def _read_config(path: str, hub: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
     except OSError as error:
         file, reason = None, f" ({error})"
     if file is None and (Path(path) / "adapter_config.json").is_file():
-        raise ValueError(
+        raise CheckpointError(
             f"{path!r} is a LoRA adapter: merge it first, `reverse merge ADAPTER OUT --base BASE`"
         )
     if file is None:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{path!r} has no config.json that can be read{reason}: name a folder that `save_pretrained` "
             "wrote, or check the hub id and the connection"
         )
@@ -308,7 +313,7 @@ def _check_config(path: str, config: dict[str, Any]) -> Family:
     """The family that `config` names; refuses code and architectures that are not known."""
     family = family_named(config.get("model_type"), f"{path!r} ({config.get('architectures')})")
     if "auto_map" in config:
-        raise ValueError(
+        raise CheckpointError(
             f"{path!r} wants to run its own code (auto_map in config.json: {config['auto_map']}): no code "
             f"is run from a checkpoint, and {family.name} needs none; take auto_map out if you trust the rest"
         )
@@ -319,10 +324,12 @@ def _check_config(path: str, config: dict[str, Any]) -> Family:
 def _check_options(options: dict[str, Any]) -> None:
     """Refuse options of `from_pretrained` that `load` decides itself. Raises TypeError."""
     if "trust_remote_code" in options:
-        raise TypeError("trust_remote_code is not accepted, leave it out: no code of a checkpoint is run")
+        raise RequestTypeError(
+            "trust_remote_code is not accepted, leave it out: no code of a checkpoint is run"
+        )
     given = [name for name in _OURS if name in options]
     if given:
-        raise TypeError(
+        raise RequestTypeError(
             f"{given[0]} is not accepted: complete safetensors weights of a folder or a hub id are loaded, "
             f"and what does not fit is refused; leave it out"
         )
@@ -337,7 +344,9 @@ def find_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
         return None
     found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
     if found not in _DTYPES:
-        raise ValueError(f"dtype {dtype!r:.80} is no type of weights: try 'bfloat16', 'float16' or 'float32'")
+        raise CheckpointError(
+            f"dtype {dtype!r:.80} is no type of weights: try 'bfloat16', 'float16' or 'float32'"
+        )
     return found
 
 
@@ -345,7 +354,7 @@ def _check_files(path: str, names: tuple[str, ...], what: str, hub: dict[str, An
     """Refuse a folder that holds none of the files that `what` may be saved in."""
     folder = Path(path) / hub.get("subfolder", "")
     if Path(path).is_dir() and not any((folder / name).is_file() for name in names):
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{path!r} has no {what} ({' or '.join(names)}): the checkpoint is not complete, fetch or save "
             "it again with its processor"
         )
@@ -356,7 +365,7 @@ def _check_rows(path: str, model: Any, processor: Any) -> None:
     ids = processor.tokenizer.get_vocab()
     highest = max(ids, key=ids.__getitem__)
     if ids[highest] >= rows:
-        raise ValueError(
+        raise CheckpointError(
             f"{path!r}: the tokenizer gives {highest!r} the id {ids[highest]}, but the model has {rows} "
             "embedding rows: tokenizer and weights are not of one checkpoint; run "
             "`reverse tokens add BASE OUT` on the base"

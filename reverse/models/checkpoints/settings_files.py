@@ -17,6 +17,7 @@ from typing import Any
 from transformers.utils import cached_file
 
 from reverse.data.pictures.opening import MAX_PIXELS
+from reverse.errors import CheckpointError
 from reverse.files.text_reading import parse_json, read_text
 
 MAX_DEPTH = 64
@@ -36,18 +37,20 @@ def read_settings(path: Path) -> dict[str, Any]:
     Raises ValueError where it is damaged, too large, nested too deeply, or no object.
     """
     if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is no regular file: fetch the checkpoint again")
+        raise CheckpointError(f"{path} is no regular file: fetch the checkpoint again")
     if path.stat().st_size > MAX_BYTES:
-        raise ValueError(
+        raise CheckpointError(
             f"{path} has {path.stat().st_size:,} bytes, and settings have at most {MAX_BYTES:,}: fetch or "
             f"save the checkpoint again"
         )
     try:
         found = parse_json(read_text(path, max_bytes=MAX_BYTES), path.name, max_depth=MAX_DEPTH)
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): fetch or save the checkpoint again") from error
+        raise CheckpointError(f"{path} is damaged ({error}): fetch or save the checkpoint again") from error
     if not isinstance(found, dict):
-        raise ValueError(f"{path} holds no JSON object but {found!r:.40}: fetch or save the checkpoint again")
+        raise CheckpointError(
+            f"{path} holds no JSON object but {found!r:.40}: fetch or save the checkpoint again"
+        )
     return found
 
 
@@ -82,7 +85,7 @@ def check_settings(files: dict[str, Path]) -> dict[str, dict[str, Any]]:
         if name in read:
             found = read[name].get("image_processor", read[name])
             if not isinstance(found, dict):
-                raise ValueError(refused(files[name], "image_processor", found, "must be an object"))
+                raise CheckpointError(refused(files[name], "image_processor", found, "must be an object"))
             _check_pictures(files[name], found)
     return read
 
@@ -134,7 +137,7 @@ def _check_generation(file: Path, settings: dict[str, Any]) -> None:
         value = settings.get(name)
         ids = value if isinstance(value, list) and name == "eos_token_id" else [value]
         if value is not None and (not ids or not all(is_whole(one, -1, 1 << 24) for one in ids)):
-            raise ValueError(refused(file, name, value, "must be the id of a token"))
+            raise CheckpointError(refused(file, name, value, "must be the id of a token"))
 
 
 def _check_pictures(file: Path, settings: dict[str, Any]) -> None:
@@ -146,27 +149,29 @@ def _check_pictures(file: Path, settings: dict[str, Any]) -> None:
         least = 0.0 if name == "image_std" else -math.inf
         if not parts or len(parts) > 4 or not all(is_number(one, least, 1e6) for one in parts):
             rule = "must be one number a channel" + (", above 0" if name == "image_std" else "")
-            raise ValueError(refused(file, name, value, rule))
+            raise CheckpointError(refused(file, name, value, rule))
     if settings.get("rescale_factor") is not None and not is_number(settings["rescale_factor"], 0, 1e6):
-        raise ValueError(
+        raise CheckpointError(
             refused(file, "rescale_factor", settings["rescale_factor"], "must be a number above 0")
         )
     if settings.get("resample") is not None and not is_whole(settings["resample"], 0, 5):
-        raise ValueError(
+        raise CheckpointError(
             refused(file, "resample", settings["resample"], "must be a filter of Pillow, 0 to 5")
         )
     for name, value in settings.items():
         if name.startswith("do_") and not isinstance(value, (bool, type(None))):
-            raise ValueError(refused(file, name, value, "must be true or false"))
+            raise CheckpointError(refused(file, name, value, "must be true or false"))
     for name in ("patch_size", "temporal_patch_size", "merge_size"):
         if settings.get(name) is not None and not is_whole(settings[name], 1, 1024):
-            raise ValueError(refused(file, name, settings[name], "must be a whole number from 1 to 1024"))
+            raise CheckpointError(
+                refused(file, name, settings[name], "must be a whole number from 1 to 1024")
+            )
     for name in ("size", "crop_size", "min_pixels", "max_pixels"):
         for key, value in _sizes(name, settings.get(name)):
             # `longest_edge` is a limit of pixels in Qwen's settings, and no picture has more than MAX_PIXELS.
             most = 1 << 40 if key.endswith(("longest_edge", "max_pixels")) else MAX_PIXELS
             if value is not None and not is_whole(value, 1, most):
-                raise ValueError(refused(file, key, value, f"must be a whole number from 1 to {most}"))
+                raise CheckpointError(refused(file, key, value, f"must be a whole number from 1 to {most}"))
 
 
 def _sizes(name: str, value: Any) -> Iterable[tuple[str, Any]]:

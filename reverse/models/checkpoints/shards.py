@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from reverse.errors import CheckpointError, MissingFileError, OutputExistsError
 from reverse.files.file_lock import output_lock
 from reverse.models.checkpoints.settings_files import read_settings, shorten
 from reverse.models.checkpoints.weight_files import is_plain_name
@@ -62,7 +63,7 @@ class Tensors:
         try:
             return file[name] if isinstance(file, dict) else file.get_tensor(name)
         except SafetensorError as error:
-            raise ValueError(_damaged(self._file_of[name], error)) from error
+            raise CheckpointError(_damaged(self._file_of[name], error)) from error
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of tensor `name`, without reading it."""
@@ -97,14 +98,14 @@ def open_tensors(folder: str | os.PathLike, names: tuple[str, ...] = ()) -> Tens
     if names:
         single = next((folder / name for name in names if (folder / name).is_file()), None)
         if single is None:
-            raise FileNotFoundError(f"{str(folder)!r} has no {' or '.join(names)}")
+            raise MissingFileError(f"{str(folder)!r} has no {' or '.join(names)}")
         return Tensors({single: _names_in(single)})
     for index, whole in zip(_INDEXES, _SINGLES, strict=True):
         if (folder / index).is_file():
             return Tensors(_read_index(folder, index))
         if (folder / whole).is_file():
             return Tensors({folder / whole: _names_in(folder / whole)})
-    raise FileNotFoundError(
+    raise MissingFileError(
         f"{str(folder)!r} has no weights ({', '.join(_SINGLES)} or an index of shards): fetch it again, or "
         f"name "
         "the folder that holds them"
@@ -114,7 +115,7 @@ def open_tensors(folder: str | os.PathLike, names: tuple[str, ...] = ()) -> Tens
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object, of bounded size and depth. Raises ValueError where the file holds none."""
     if not path.exists():
-        raise FileNotFoundError(f"there is no {path}: fetch the checkpoint again")
+        raise MissingFileError(f"there is no {path}: fetch the checkpoint again")
     return read_settings(path)
 
 
@@ -127,7 +128,7 @@ def find_folder(path_or_id: str | os.PathLike) -> Path:
     if Path(name).is_dir():
         return Path(name)
     if name.count("/") != 1 or name.startswith((".", "/", "~")) or Path(name).exists():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"there is no folder {name!r}: name a checkpoint folder or a hub id (owner/name)"
         )
     from huggingface_hub import snapshot_download
@@ -135,7 +136,7 @@ def find_folder(path_or_id: str | os.PathLike) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=HUB_FILES))
     except Exception as error:  # the hub's own, and those of the network below it
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"there is no folder {name!r}, and it cannot be fetched as a hub id ({error!s:.200}): "
             "check the name and the connection"
         ) from error
@@ -144,18 +145,18 @@ def find_folder(path_or_id: str | os.PathLike) -> Path:
 def _read_index(folder: Path, index: str) -> dict[Path, list[str]]:
     weight_map = read_json(folder / index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise ValueError(f"{folder / index} has no weight_map: fetch it again")
+        raise CheckpointError(f"{folder / index} has no weight_map: fetch it again")
     files: dict[Path, list[str]] = {}
     for name, file in weight_map.items():
         if not is_plain_name(file):
-            raise ValueError(
+            raise CheckpointError(
                 f"{folder / index} says that {shorten(name)} lies in {shorten(file)}, which is no file of "
                 "that folder: shards lie beside their index"
             )
         files.setdefault(folder / file, []).append(name)
     missing = sorted(path.name for path in files if not path.is_file())
     if missing:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{str(folder)!r} lacks {len(missing)} of {len(files)} shards ({', '.join(missing[:3])}): fetch "
             f"the "
             "checkpoint again"
@@ -163,7 +164,7 @@ def _read_index(folder: Path, index: str) -> dict[Path, list[str]]:
     for path, names in files.items():
         absent = set(names) - set(_names_in(path))
         if absent:
-            raise ValueError(
+            raise CheckpointError(
                 f"{path} lacks {sorted(absent)[0]!r}, which {index} says it holds: fetch it again"
             )
     return files
@@ -180,7 +181,7 @@ def _open_file(path: Path) -> Any:
         try:
             return safe_open(path, framework="pt")
         except SafetensorError as error:
-            raise ValueError(_damaged(path, error)) from error
+            raise CheckpointError(_damaged(path, error)) from error
     return load_pickle(path)
 
 
@@ -197,13 +198,13 @@ def load_pickle(path: Path) -> dict[str, torch.Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # UnpicklingError, EOFError, RuntimeError, …: whatever damaged bytes raise
         reason = " ".join(str(error).split())[:160]
-        raise ValueError(
+        raise CheckpointError(
             f"{path} is refused: it holds something other than tensors, or is damaged ({reason}); pickles "
             f"are read "
             "by torch's restricted loader only, convert the file where you trust it to safetensors"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ValueError(
+        raise CheckpointError(
             f"{path} holds no named tensors but {type(state).__name__}: it is no file of weights"
         )
     return state
@@ -269,12 +270,12 @@ def check_new(out: Path) -> None:
         PermissionError: nothing may be written there.
     """
     if out.is_symlink():
-        raise FileExistsError(f"{str(out)!r} is a symbolic link: name a folder that does not exist yet")
+        raise OutputExistsError(f"{str(out)!r} is a symbolic link: name a folder that does not exist yet")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{str(out)!r} is not empty: name a folder that does not exist yet")
+        raise OutputExistsError(f"{str(out)!r} is not empty: name a folder that does not exist yet")
     above = next(folder for folder in out.absolute().parents if folder.exists())
     if not above.is_dir():
-        raise FileExistsError(f"{str(out)!r} would lie in {str(above)!r}, a file: name another folder")
+        raise OutputExistsError(f"{str(out)!r} would lie in {str(above)!r}, a file: name another folder")
     if not os.access(above, os.W_OK | os.X_OK):
         raise PermissionError(
             f"{str(out)!r} cannot be made, {str(above)!r} is read-only: name another folder"

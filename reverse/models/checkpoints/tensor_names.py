@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from reverse.errors import CheckpointError
 from reverse.models.families import Family
 
 FOREIGN = ("_orig_mod.", "module.", "_fsdp_wrapped_module.", "base_model.model.", "_forward_module.")
@@ -45,7 +46,7 @@ def refuse_foreign_prefixes(place: str, names: Iterable[str]) -> None:
     for prefix in FOREIGN:
         found = [name for name in names if f".{name}".find(f".{prefix}") >= 0]
         if found:
-            raise ValueError(
+            raise CheckpointError(
                 f"{place!r} holds {len(found)} of {len(names)} tensors under names with {prefix!r} "
                 f"({_listed(found)}): a wrapped model (torch.compile, DDP, FSDP, peft) was saved, and its "
                 f"names are not the model's; unwrap it (model._orig_mod, model.module, "
@@ -81,7 +82,7 @@ def compare_tensors(place: str, found: Mapping[str, tuple[int, ...]], model: Any
         if not _IGNORED.search(name):
             given[plain] = tuple(shape)
     if twice:
-        raise ValueError(
+        raise CheckpointError(
             f"{place!r} holds {_tensors(twice)} twice under two names ({_listed(twice)}): {_AGAIN}"
         )
     tied = _HEAD if model.config.tie_word_embeddings else None
@@ -123,7 +124,7 @@ def report_differences(
         parts.append(f"holds {_tensors(shown)} of another shape ({_listed(shown)})")
     if parts:
         untied = f"; {_TIE}" if missing == [_HEAD] else ""
-        raise ValueError(f"{place!r} {' and '.join(parts)}: {_AGAIN}{untied}")
+        raise CheckpointError(f"{place!r} {' and '.join(parts)}: {_AGAIN}{untied}")
 
 
 def check_loaded(place: str, info: Mapping[str, Any], family: Family) -> None:
@@ -134,7 +135,7 @@ def check_loaded(place: str, info: Mapping[str, Any], family: Family) -> None:
     """
     messages = [str(message) for message in info.get("error_msgs") or ()]
     if messages:
-        raise ValueError(f"the weights of {place!r} cannot be loaded ({messages[0]:.300}): {_AGAIN}")
+        raise CheckpointError(f"the weights of {place!r} cannot be loaded ({messages[0]:.300}): {_AGAIN}")
     report_differences(
         place,
         info.get("missing_keys") or (),

@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from reverse.errors import CheckpointError
 from reverse.models.checkpoints.loading import find_checkpoint, load_weights
 from reverse.models.checkpoints.settings_files import check_settings, find_settings
 from reverse.models.checkpoints.shards import check_new, whole_folder
@@ -62,7 +63,7 @@ def _load_tokenizer(path: str) -> Any:
         raise
     except Exception as error:  # whatever damaged files raise in tokenizers and transformers
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"the tokenizer of {path!r} is damaged ({reason}): fetch it again") from error
+        raise CheckpointError(f"the tokenizer of {path!r} is damaged ({reason}): fetch it again") from error
 
 
 def _copy_small_files(base: str, out: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from reverse.errors import CheckpointError, MissingFileError
 from reverse.models.checkpoints.loading import BUNDLED, find_checkpoint
 from reverse.models.checkpoints.settings_files import find_settings, read_settings
 
@@ -29,7 +30,7 @@ def load_tokenizer(name: str) -> Any:
     if name in BUNDLED and not Path(name).is_dir():
         name = find_checkpoint(name)[0]
     if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"there is no folder {name!r}: name a checkpoint folder, or a hub id (owner/name)"
         )
     try:
@@ -48,6 +49,6 @@ def load_tokenizer(name: str) -> Any:
 
 def _unreadable(name: str, error: Exception) -> ValueError:
     reason = " ".join(str(error).split())[:120] or type(error).__name__
-    return ValueError(
+    return CheckpointError(
         f"{name!r} holds no tokenizer that can be read ({reason}): name a checkpoint folder or a hub id"
     )

@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file
 
+from reverse.errors import CheckpointError, MissingFileError
 from reverse.models.checkpoints.settings_files import read_settings, shorten
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -41,19 +42,19 @@ def check_weight_files(place: str, hub: dict[str, Any], variant: str | None = No
     if (folder / index).exists():
         return [folder / name for name in shard_names(folder / index, folder)]
     if any((folder / name).exists() for name in ADAPTER):
-        raise ValueError(
+        raise CheckpointError(
             f"{place!r} holds a LoRA adapter and no weights of its base: merge it first, "
             "`reverse merge ADAPTER OUT --base BASE`"
         )
     pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
     if pickles:
-        raise ValueError(
+        raise CheckpointError(
             f"{place!r} holds pickled weights only ({', '.join(pickles[:3])}), which can run code when read: "
             "load them where you trust them and save them with save_pretrained, which writes safetensors"
         )
     others = sorted(file.name for file in folder.glob("*.safetensors"))
     named = f" (it has {', '.join(others[:3])}: rename a complete one to {single})" if others else ""
-    raise FileNotFoundError(
+    raise MissingFileError(
         f"{place!r} has no *.safetensors that is read, {single} or {index}{named}: the checkpoint is not "
         "complete, fetch or save it again"
     )
@@ -72,7 +73,7 @@ def fetch_weight_files(place: str, hub: dict[str, Any], variant: str | None = No
         return [Path(single)]
     index = cached_file(place, names[1], _raise_exceptions_for_missing_entries=False, **hub)
     if index is None:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{place!r} has neither {names[0]} nor {names[1]}: pickled weights are not read; name a "
             f"checkpoint with safetensors, or convert it where you trust it"
         )
@@ -84,7 +85,7 @@ def _names(variant: str | None) -> tuple[str, str]:
     if variant is None:
         return SINGLE, INDEX
     if not is_plain_name(variant):
-        raise ValueError(
+        raise CheckpointError(
             f"variant={shorten(variant)} is no part of a file's name: try 'fp16', or leave it out"
         )
     return f"model.{variant}.safetensors", f"model.safetensors.index.{variant}.json"
@@ -100,19 +101,19 @@ def shard_names(index: Path, folder: Path | None) -> list[str]:
     content = read_settings(index)
     weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or len(weight_map) > _MAX_TENSORS:
-        raise ValueError(f"{index} has no weight_map of tensors: fetch or save the checkpoint again")
+        raise CheckpointError(f"{index} has no weight_map of tensors: fetch or save the checkpoint again")
     if not isinstance(content.get("metadata"), dict):
-        raise ValueError(
+        raise CheckpointError(
             f'{index} has no metadata, which transformers asks for: write "metadata": {{}} into it'
         )
     for tensor, name in weight_map.items():
         if not is_plain_name(name):
-            raise ValueError(
+            raise CheckpointError(
                 f"{index} says that {shorten(tensor)} lies in {shorten(name)}, which is no file of that "
                 f"folder: shards lie beside their index; fetch or save the checkpoint again"
             )
         if not name.endswith(".safetensors"):
-            raise ValueError(
+            raise CheckpointError(
                 f"{index} says that {shorten(tensor)} lies in {shorten(name)}, which is no safetensors file: "
                 "pickles can run code when they are read; save the checkpoint with save_pretrained, which "
                 "writes safetensors"
@@ -120,7 +121,7 @@ def shard_names(index: Path, folder: Path | None) -> list[str]:
     names = sorted(set(weight_map.values()))
     missing = [name for name in names if folder is not None and not (folder / name).is_file()]
     if missing:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{index} names {len(names)} shards, and {len(missing)} are not there "
             f"({', '.join(missing[:3])}): fetch the checkpoint again"
         )
@@ -143,12 +144,12 @@ def read_shapes(files: list[Path]) -> Shapes:
             with safe_open(file, framework="pt") as opened:
                 found = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, ValueError) as error:
-            raise ValueError(
+            raise CheckpointError(
                 f"the weights in {str(file)!r} are damaged or cut off ({str(error)[:200]}): fetch them again"
             ) from error
         twice = sorted(found.keys() & shapes.keys())
         if twice:
-            raise ValueError(
+            raise CheckpointError(
                 f"{str(file)!r} holds {len(twice)} tensors that another shard holds too ({twice[0]}): fetch "
                 f"or save the checkpoint again"
             )

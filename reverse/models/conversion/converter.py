@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, LlavaConfig
 
+from reverse.errors import CheckpointError, MissingFileError
 from reverse.models.checkpoints.config_checks import (
     build_config,
     build_empty,
@@ -85,15 +86,17 @@ def convert(
     folder = find_folder(src)
     if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
-            raise ValueError(
+            raise CheckpointError(
                 f"{str(src)!r} is a LoRA adapter of peft: run `reverse merge ADAPTER OUT --base BASE`"
             )
-        raise FileNotFoundError(f"{str(src)!r} has no config.json: known are {_KNOWN}")
+        raise MissingFileError(f"{str(src)!r} has no config.json: known are {_KNOWN}")
     config = read_json(folder / "config.json")
     _refuse_code(folder, config)
     kind = _kind(folder, config)
     if kind != "original LLaVA" and (vision is not None or base is not None):
-        raise ValueError(f"{str(src)!r} is {kind}, which needs neither --vision nor --base: leave them out")
+        raise CheckpointError(
+            f"{str(src)!r} is {kind}, which needs neither --vision nor --base: leave them out"
+        )
     with whole_folder(out) as whole:
         if kind == "original LLaVA":
             parts = convert_original_llava(
@@ -116,7 +119,7 @@ def _text(path: str | os.PathLike | None) -> str | None:
 
 def _refuse_code(folder: Path, config: dict[str, Any]) -> None:
     if "auto_map" in config:
-        raise ValueError(
+        raise CheckpointError(
             f"{str(folder)!r} wants to run its own code (auto_map in config.json: {config['auto_map']}): no "
             f"code is "
             "run from a checkpoint; take auto_map out if you trust the rest"
@@ -127,15 +130,15 @@ def _kind(folder: Path, config: dict[str, Any]) -> str:
     if is_original(folder, config):
         return "original LLaVA"
     if (folder / "adapter_config.json").is_file():
-        raise ValueError(
+        raise CheckpointError(
             f"{str(folder)!r} is a LoRA adapter of peft: run `reverse merge ADAPTER OUT --base BASE`"
         )
     model_type = config.get("model_type")
     if model_type in QWEN2_5_VL.model_types:
         return QWEN2_5_VL.name
     if model_type == LlavaConfig.model_type:
-        raise ValueError(f"{str(folder)!r} is a LLaVA of transformers already: load it as it is")
-    raise ValueError(
+        raise CheckpointError(f"{str(folder)!r} is a LLaVA of transformers already: load it as it is")
+    raise CheckpointError(
         f"{str(folder)!r} is a {model_type!r} ({config.get('architectures')}): known are {_KNOWN}"
     )
 
@@ -152,7 +155,7 @@ def _convert_qwen(
     names = {_qwen_name(name): name for name in tensors}
     embedding = names.get("model.embed_tokens.weight")
     if embedding is None:
-        raise ValueError(f"{str(src)!r} has no model.embed_tokens.weight: the checkpoint is not whole")
+        raise CheckpointError(f"{str(src)!r} has no model.embed_tokens.weight: the checkpoint is not whole")
     _drop_tied_head(src, settings, tensors, names)
     settings.text_config.vocab_size = tensors.shape(embedding)[0]
     settings.dtype = dtype or tensors.read(embedding).dtype
@@ -190,7 +193,7 @@ def _drop_tied_head(src: Path, settings: Any, tensors: Tensors, names: dict[str,
         return
     head = tensors.read(names.pop("lm_head.weight"))
     if not torch.equal(head, tensors.read(names["model.embed_tokens.weight"])):
-        raise ValueError(
+        raise CheckpointError(
             f"{str(src)!r} ties head and embeddings in its config, but its lm_head.weight differs from "
             "model.embed_tokens.weight: set tie_word_embeddings to false if the head was trained apart"
         )

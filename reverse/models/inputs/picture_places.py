@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reverse.data.records.schema import IMAGE_TOKEN, MODEL_PLACEHOLDERS, half_pair
+from reverse.errors import RequestError
 
 
 def check_text(text: str, where: str) -> None:
@@ -20,13 +21,13 @@ def check_text(text: str, where: str) -> None:
     """
     if half := half_pair(text):
         near = text[max(0, half.start() - 20) : half.start() + 20]
-        raise ValueError(
+        raise RequestError(
             f"{where} holds half of a surrogate pair ({half.group()!a}) at character {half.start()}, near "
             f"{near!a}: it was cut within a character, take that half out"
         )
     for token in MODEL_PLACEHOLDERS:
         if token in text:
-            raise ValueError(
+            raise RequestError(
                 f"{where} holds {token!r}, which a model's own template writes: mark a picture's place with "
                 f"{IMAGE_TOKEN!r}, or leave it out and the picture comes first"
             )
@@ -39,7 +40,7 @@ def split_at_places(text: str, count: int, where: str) -> list[dict[str, Any]]:
     """
     found = text.count(IMAGE_TOKEN)
     if found != count:
-        raise ValueError(
+        raise RequestError(
             f"{where} has {found} image placeholders for {count} pictures: give a picture for each, or take "
             f"{IMAGE_TOKEN!r} out of the prompt: pictures are put in by themselves"
         )
@@ -66,13 +67,13 @@ def place_pictures(parts: Sequence[Mapping[str, Any]], role: str, where: str) ->
     if not marks:
         return _with_words(parts, role)
     if role != "user":
-        raise ValueError(
+        raise RequestError(
             f"{where} holds {IMAGE_TOKEN!r} in the {role}'s turn: it stands for a picture, which only the "
             "user shows; take it out"
         )
     pictures = [part for part in parts if part["type"] != "text"]
     if pictures and len(pictures) != marks:
-        raise ValueError(
+        raise RequestError(
             f"{where} has {marks} image placeholders ({IMAGE_TOKEN!r}) beside {len(pictures)} parts with a "
             "picture: take them out of the text, the parts are the places"
         )

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import BatchFeature
 
 from reverse.data.records.schema import IMAGE_TOKEN, is_set
+from reverse.errors import RequestError, RequestTypeError
 from reverse.models.families import Family
 from reverse.models.inputs.picture_parts import open_picture, resize, source_of
 from reverse.models.inputs.picture_places import check_text, place_pictures, split_at_places
@@ -102,7 +103,7 @@ def _as_chats(
 ) -> tuple[list[list[dict]], list[list[Any]]]:
     """Every prompt as a chat, with the pictures that were given for it."""
     if not isinstance(prompts, (str, list, tuple)):
-        raise TypeError(
+        raise RequestTypeError(
             f"prompts must be a text, a chat (a list of messages) or a list of either, got "
             f"{type(prompts).__name__}: try ['Describe this image.']"
         )
@@ -111,7 +112,7 @@ def _as_chats(
         if isinstance(images, (list, tuple)) and len(images) != 1:
             images = [list(images)]  # several pictures of one prompt
     if len(prompts) == 0:
-        raise ValueError("prompts is empty: give at least one prompt")
+        raise RequestError("prompts is empty: give at least one prompt")
     _check_system(system)
     for row, prompt in enumerate(prompts):
         _refuse_videos(row, prompt)
@@ -120,7 +121,7 @@ def _as_chats(
     for row, (prompt, given) in enumerate(zip(prompts, per_chat, strict=True)):
         if isinstance(prompt, str):
             if not prompt.strip():
-                raise ValueError(
+                raise RequestError(
                     f"prompt {row} is empty, got {prompt!r}: ask something, 'Describe this image.'"
                 )
             check_text(prompt, f"prompt {row}")
@@ -135,10 +136,10 @@ def _check_system(system: Any) -> None:
     if system is None:
         return
     if not isinstance(system, str):
-        raise TypeError(f"system must be a text or None, got {system!r:.80}: try 'Answer briefly.'")
+        raise RequestTypeError(f"system must be a text or None, got {system!r:.80}: try 'Answer briefly.'")
     check_text(system, "system")
     if IMAGE_TOKEN in system:
-        raise ValueError(f"system holds {IMAGE_TOKEN!r}: pictures stand in the user's turn, take it out")
+        raise RequestError(f"system holds {IMAGE_TOKEN!r}: pictures stand in the user's turn, take it out")
 
 
 def _as_chat(row: int, prompt: str, given: list[Any], family: Family, system: str | None) -> list[dict]:
@@ -155,7 +156,7 @@ def _with_system(row: int, chat: list[dict], system: str | None) -> list[dict]:
     if system is None:
         return chat
     if any(message["role"] == "system" for message in chat):
-        raise ValueError(f"chat {row} has a system turn, and system={system!r:.80} is given too: give one")
+        raise RequestError(f"chat {row} has a system turn, and system={system!r:.80} is given too: give one")
     return [{"role": "system", "content": system}, *chat]
 
 
@@ -166,7 +167,7 @@ def _per_prompt(images: Any, n: int) -> list[list[Any]]:
     if not isinstance(images, (list, tuple)):
         images = [images]
     if len(images) != n:
-        raise ValueError(
+        raise RequestError(
             f"got {len(images)} entries of images for {n} prompts: give one entry per prompt "
             "(a picture, a list of pictures, or None)"
         )
@@ -183,7 +184,7 @@ def _refuse_videos(row: int, chat: Any) -> None:
         content = message.get("content") if isinstance(message, Mapping) else None
         for part in content if isinstance(content, (list, tuple)) else []:
             if isinstance(part, Mapping) and part.get("type") in ("video", "video_url"):
-                raise ValueError(
+                raise RequestError(
                     f"chat {row} holds content of type {part['type']!r}: videos are not supported yet, give "
                     "pictures of its frames (Qwen2.5-VL's own video processor, outside of this library's "
                     "generate(), needs `pip install torchvision` and load(..., image_backend='torchvision'))"
@@ -192,28 +193,28 @@ def _refuse_videos(row: int, chat: Any) -> None:
 
 def _check_chat(row: int, chat: Any) -> list[dict]:
     if not isinstance(chat, (list, tuple)):
-        raise TypeError(
+        raise RequestTypeError(
             f"prompt {row} must be a text or a chat (a list of messages), got {chat!r:.80}: try 'Describe "
             "this image.'"
         )
     for message in chat:
         if not isinstance(message, Mapping):
-            raise TypeError(
+            raise RequestTypeError(
                 f"chat {row} holds {message!r:.80}, which is no message: give {{'role': 'user', "
                 "'content': …}"
             )
         if "role" not in message or "content" not in message:
-            raise ValueError(
+            raise RequestError(
                 f"chat {row} has the message {message!r:.200}: every message needs 'role' and 'content'"
             )
         if message["role"] not in _ROLES:
-            raise ValueError(
+            raise RequestError(
                 f"chat {row} has a turn of {message['role']!r:.80}: roles are {', '.join(_ROLES)}, and a "
                 "template would take any other for the assistant's"
             )
         unseen = [key for key in _UNSEEN if is_set(message.get(key))]
         if unseen:
-            raise ValueError(
+            raise RequestError(
                 f"chat {row} has a message with {', '.join(map(repr, unseen))} beside its content, which the "
                 "model would not see: put pictures into the content as {'type': 'image', 'image': …}, and "
                 "leave the others out"
@@ -222,11 +223,11 @@ def _check_chat(row: int, chat: Any) -> list[dict]:
     messages = [dict(message) for message in chat]
     if not messages or messages[-1]["role"] != "user":
         last = messages[-1]["role"] if messages else "no message"
-        raise ValueError(
+        raise RequestError(
             f"chat {row} ends with {last!r}: the last turn must be the user's, the answer follows it"
         )
     if not _has_text_or_image(messages[-1]["content"]):
-        raise ValueError(
+        raise RequestError(
             f"the last turn of chat {row} is empty, got {messages[-1]['content']!r:.80}: ask something"
         )
     return messages
@@ -237,22 +238,22 @@ def _check_content(row: int, content: Any) -> None:
         check_text(content, f"chat {row}")
         return
     if not isinstance(content, (list, tuple)):
-        raise TypeError(
+        raise RequestTypeError(
             f"the content of a message of chat {row} must be a text or a list of parts, got {content!r:.80}"
         )
     for part in content:
         if not isinstance(part, Mapping):
-            raise TypeError(
+            raise RequestTypeError(
                 f"a message of chat {row} holds the part {part!r:.80}: give {{'type': 'text', 'text': …}} or "
                 "{'type': 'image', 'image': …}"
             )
         kind = part.get("type")
         if kind not in _PARTS:
-            raise ValueError(
+            raise RequestError(
                 f"content of type {kind!r:.80} in chat {row} is not understood: give 'text' or 'image'"
             )
         if kind == "text" and not isinstance(part.get("text"), str):
-            raise ValueError(
+            raise RequestError(
                 f"a text part of chat {row} has the text {part.get('text')!r:.80}: give {{'type': 'text', "
                 "'text': 'Describe this image.'}"
             )
@@ -305,7 +306,7 @@ def _check_placeholders(row: int, text: str, n_pictures: int, family: Family) ->
         if found > wanted
         else "give fewer pictures, or a {'type': 'image'} part for each in the chat"
     )
-    raise ValueError(f"prompt {row} has {found} image placeholders for {n_pictures} pictures: {mend}")
+    raise RequestError(f"prompt {row} has {found} image placeholders for {n_pictures} pictures: {mend}")
 
 
 def _check_lengths(inputs: BatchFeature, context_length: int | None) -> None:
@@ -314,7 +315,7 @@ def _check_lengths(inputs: BatchFeature, context_length: int | None) -> None:
     lengths = inputs["attention_mask"].sum(dim=1).tolist()  # (batch,)
     for row, length in enumerate(lengths):
         if length >= context_length:
-            raise ValueError(
+            raise RequestError(
                 f"prompt {row} takes {length} tokens with its pictures, and the model's context is "
                 f"{context_length}: shorten the prompt, or give fewer or smaller pictures"
             )

@@ -10,6 +10,7 @@ from typing import Any
 import transformers
 from transformers import AutoImageProcessor, AutoTokenizer, ProcessorMixin
 
+from reverse.errors import CheckpointError, MissingPackageError
 from reverse.models.families import Family
 
 _VIDEO_SETTINGS = "video_processor"  # the key of processor_config.json
@@ -36,7 +37,7 @@ class Qwen2_5_VLProcessor(transformers.Qwen2_5_VLProcessor):
             ImportError: `videos` are given.
         """
         if videos is not None:
-            raise ImportError(
+            raise MissingPackageError(
                 "this processor takes pictures only, because videos need torchvision: "
                 "`pip install torchvision` and load with image_backend='torchvision'"
             )
@@ -80,7 +81,7 @@ def pil_image_processor(name: str, **settings: Any) -> Any:
 def check_backend(backend: str) -> None:
     """Refuse a name that is no backend for pictures. Raises ValueError."""
     if backend not in ("pil", "torchvision"):
-        raise ValueError(f"image_backend must be 'pil' or 'torchvision', got {backend!r}")
+        raise CheckpointError(f"image_backend must be 'pil' or 'torchvision', got {backend!r}")
 
 
 def load_processor(path: str, family: Family, *, backend: str = "pil", **kwargs: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from reverse.errors import CheckpointError
 from reverse.models.checkpoints.settings_files import shorten
 from reverse.models.families import FAMILIES, Family
 from reverse.models.processors.template_checks import check_template
@@ -57,7 +58,7 @@ def check_usable(processor: Any, family: Family) -> None:
     """
     name = type(processor).__name__
     if any(name == other.processor_class for other in FAMILIES if other is not family):
-        raise ValueError(
+        raise CheckpointError(
             f"the processor is a {name}, and the model is of {family.name}, which takes a "
             f"{family.processor_class}: take both from one reverse.load(…)"
         )
@@ -73,7 +74,7 @@ def check_usable(processor: Any, family: Family) -> None:
             if getattr(processor, name, 0) is None:
                 missing.append((name, f"processor.{name} = … of model.config"))
     if missing:
-        raise ValueError(
+        raise CheckpointError(
             f"the {type(processor).__name__} has no {missing[0][0]}: take the processor that "
             f"reverse.load(…) returns, or set it, `{missing[0][1]}`"
         )
@@ -96,7 +97,7 @@ def _fill_pad_token(
             if token is not None and token not in (*TAGS, family.image_token):
                 tokenizer.pad_token = token
                 return
-    raise ValueError(
+    raise CheckpointError(
         f"the tokenizer of {place!r} has no pad token, and neither config.json nor generation_config.json "
         f"names "
         f'one: write "pad_token": "{tokenizer.eos_token or "</s>"}" into its tokenizer_config.json (padding '
@@ -110,19 +111,19 @@ def _check_image_token(place: str, processor: Any, config: Any, family: Family) 
     vocabulary = processor.tokenizer.get_vocab()
     token = getattr(processor, "image_token", family.image_token)
     if token != family.image_token:
-        raise ValueError(
+        raise CheckpointError(
             f"the processor of {place!r} marks pictures by {shorten(token)}, and {family.name} by "
             f'{family.image_token!r}: write "image_token": "{family.image_token}" into processor_config.json'
         )
     found = vocabulary.get(family.image_token)
     if found is None:
-        raise ValueError(
+        raise CheckpointError(
             f"the tokenizer of {place!r} does not know {family.image_token!r}, which stands for a picture "
             f"(id {wanted} by config.json): take tokenizer.json and tokenizer_config.json of the checkpoint "
             f"that it was made from"
         )
     if found != wanted:
-        raise ValueError(
+        raise CheckpointError(
             f"the tokenizer of {place!r} gives {family.image_token!r} the id {found}, and config.json says "
             f"{family.image_token_field}={wanted}: tokenizer and model are not of one checkpoint; take both "
             "from the same one"
@@ -145,7 +146,7 @@ def _fit_patches(place: str, processor: Any, config: Any, settings: dict[str, di
         if stated.get(name) is None:
             setattr(processor, name, value)
             continue
-        raise ValueError(_contradiction(place, "processor_config.json", name, there, value))
+        raise CheckpointError(_contradiction(place, "processor_config.json", name, there, value))
 
 
 def _fit_grid(place: str, pictures: Any, vision: Any, settings: dict[str, dict[str, Any]]) -> None:
@@ -160,7 +161,7 @@ def _fit_grid(place: str, pictures: Any, vision: Any, settings: dict[str, dict[s
         if value is None or there == value:
             continue
         if stated.get(field) is not None:
-            raise ValueError(_contradiction(place, name, field, there, value))
+            raise CheckpointError(_contradiction(place, name, field, there, value))
         setattr(pictures, field, value)
 
 
@@ -169,7 +170,7 @@ def _check_grid(place: str, processor: Any) -> None:
     size = dict(processor.image_processor.size)
     least, most = size.get("shortest_edge"), size.get("longest_edge")
     if least is None or most is None or least > most:
-        raise ValueError(
+        raise CheckpointError(
             f"the processor of {place!r} gives pictures at least {least} and at most {most} pixels (size."
             "shortest_edge, size.longest_edge): set both in processor_config.json, 3136 and 12845056 for one"
         )
@@ -179,7 +180,7 @@ def _check_grid(place: str, processor: Any) -> None:
     wanted = int(inputs["image_grid_thw"].prod()) // processor.image_processor.merge_size**2
     found = int((inputs["input_ids"] == processor.image_token_id).sum())
     if found != wanted:
-        raise ValueError(
+        raise CheckpointError(
             f"the processor of {place!r} writes {found} image tokens for a picture of {wanted} features: "
             f"take the processor of the checkpoint that the model was made from"
         )
@@ -198,14 +199,14 @@ def _check_count(place: str, processor: Any, config: Any) -> None:
     )
     largest = max((value for size in sizes if size for value in dict(size).values() if value), default=side)
     if largest > 2 * side:
-        raise ValueError(_wrong_pictures(place, f"scales pictures to {largest} pixels a side", side))
+        raise CheckpointError(_wrong_pictures(place, f"scales pictures to {largest} pixels a side", side))
     inputs = _prepare_one(place, processor)
     height, width = inputs["pixel_values"].shape[-2:]
     if (height, width) != (side, side):
-        raise ValueError(_wrong_pictures(place, f"makes pictures of {width}x{height} pixels", side))
+        raise CheckpointError(_wrong_pictures(place, f"makes pictures of {width}x{height} pixels", side))
     found = int((inputs["input_ids"] == processor.image_token_id).sum())
     if found != wanted:
-        raise ValueError(
+        raise CheckpointError(
             f"the processor of {place!r} writes {found} image tokens a picture, and the model has {wanted} "
             "features: set patch_size, vision_feature_select_strategy and num_additional_image_tokens in "
             "processor_config.json as config.json has them"
@@ -223,7 +224,7 @@ def _prepare_one(place: str, processor: Any) -> Any:
         )
     except Exception as error:  # settings that contradict one another
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ValueError(
+        raise CheckpointError(
             f"the processor of {place!r} cannot prepare a picture ({reason}): take processor_config.json and "
             "preprocessor_config.json of the checkpoint that it was made from"
         ) from error

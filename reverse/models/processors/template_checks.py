@@ -18,6 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from reverse.errors import CheckpointError
 from reverse.models.families import FAMILIES, Family
 
 MAX_CHARACTERS = 1 << 20  # of a template; the longest public one has 20,000
@@ -41,7 +42,7 @@ def check_template(place: str, processor: Any, family: Family) -> None:
         processor.chat_template = tokenizer.chat_template
     template = processor.chat_template
     if not template:
-        raise ValueError(
+        raise CheckpointError(
             f"{place!r} has no chat template, and no prompt can be written without one: copy "
             "chat_template.jinja (or chat_template.json) of the checkpoint that it was made from into the "
             "folder, or save it with `processor.chat_template = …; processor.save_pretrained(…)`"
@@ -52,12 +53,12 @@ def check_template(place: str, processor: Any, family: Family) -> None:
         text = processor.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
     except Exception as error:  # whatever a template of another kind raises
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ValueError(
+        raise CheckpointError(
             f"the chat template of {place!r} cannot write a question with a picture ({reason}): {_REMEDY}"
         ) from error
     found = text.count(family.image_token)
     if found != family.placeholders_per_image or "What is this?" not in text:
-        raise ValueError(
+        raise CheckpointError(
             f"the chat template of {place!r} writes {text[:120]!r} for a question with one picture: "
             f"{family.image_token!r} must stand there {family.placeholders_per_image} times, beside the "
             f"question; {_REMEDY}"
@@ -79,7 +80,7 @@ def render_chat(processor: Any, chat: list[dict[str, Any]]) -> str:
         with _interrupt_after(RENDER_SECONDS):
             return processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     except _TakesTooLong:
-        raise ValueError(
+        raise CheckpointError(
             f"the chat template does not end within {RENDER_SECONDS} seconds for a chat of {len(chat)} "
             f"messages: {_REMEDY}"
         ) from None
@@ -129,9 +130,9 @@ def check_bounded(place: str, template: Any, names: dict[str, str | None]) -> No
     """
     for one in template.values() if isinstance(template, dict) else (template,):
         if not isinstance(one, str):
-            raise ValueError(f"{place!r} has a chat template that is no text but {one!r:.60}: {_REMEDY}")
+            raise CheckpointError(f"{place!r} has a chat template that is no text but {one!r:.60}: {_REMEDY}")
         if len(one) > MAX_CHARACTERS:
-            raise ValueError(
+            raise CheckpointError(
                 f"{place!r} has a chat template of {len(one):,} characters, more than {MAX_CHARACTERS:,}: "
                 f"{_REMEDY}"
             )
@@ -139,7 +140,7 @@ def check_bounded(place: str, template: Any, names: dict[str, str | None]) -> No
             continue
         fault = _render_apart(one, tuple(sorted((k, v) for k, v in names.items() if v is not None)))
         if fault is not None:
-            raise ValueError(f"the chat template of {place!r} {fault}: {_REMEDY}")
+            raise CheckpointError(f"the chat template of {place!r} {fault}: {_REMEDY}")
 
 
 @lru_cache(maxsize=1)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from reverse.errors import ReverseError
 from reverse.training.checkpoints.resuming import last_checkpoint, remove_torn
 from reverse.training.optim.parallel import is_first, processes
 
@@ -21,7 +22,7 @@ _WORDS = (
 )  # fmt: skip
 
 
-class DiskFullError(OSError):
+class DiskFullError(ReverseError, OSError):
     """The disk of a run's output is full."""
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from reverse.errors import DataError
 from reverse.files.text_reading import read_json
 from reverse.models.families import family_of
 
@@ -58,7 +59,7 @@ def check_same_run(folder: Path, settings: Mapping[str, Any], found: Sequence[st
             one.get("notes", {}).get("data", {}).pop(name, None)
     if before != now:
         changed = [name for name in sorted(now.keys() | before.keys()) if before.get(name) != now.get(name)]
-        raise ValueError(
+        raise DataError(
             f"{folder} holds checkpoints of a run with other settings ({', '.join(changed)}): remove the "
             "folder, or pass resume=False (--restart) to start over"
         )

@@ -32,6 +32,7 @@ from torch import Tensor
 from reverse.data.records.record_faults import misplaced_images, unsayable
 from reverse.data.records.record_keys import pictures_of
 from reverse.data.records.schema import IMAGE_TOKEN as IMAGE
+from reverse.errors import DataError
 from reverse.tokens import TAGS, TokenIds, token_ids
 from reverse.training.data.labels import Segment, join
 from reverse.training.data.question_contents import Content, split_questions
@@ -122,15 +123,15 @@ class Encoder:
             of ids for each picture.
         """
         if not turns:
-            raise ValueError("a conversation needs at least one question and answer, got none")
+            raise DataError("a conversation needs at least one question and answer, got none")
         tokens = _as_list(image_tokens)
         contents = _contents(turns, bool(tokens))
         places = [content.count(None) for content in contents]
         if sum(places) != len(tokens):
-            raise ValueError(f"the questions show {sum(places)} pictures, and {len(tokens)} are given")
+            raise DataError(f"the questions show {sum(places)} pictures, and {len(tokens)} are given")
         for k, turn in enumerate(turns):
             for fault in unsayable(k, turn.question, turn.answer, turn.hints, places[k] > 0):
-                raise ValueError(fault.message)
+                raise DataError(fault.message)
             self._check_text(turn, k)
         if len(tokens) > 1 and not self._takes_several:
             from reverse.training.data.encoding_check import check_several_pictures
@@ -147,7 +148,7 @@ class Encoder:
             length += len(prompt) + len(answer)
             if self.max_length is not None and length > self.max_length:
                 if not segments:
-                    raise ValueError(
+                    raise DataError(
                         f"the first turn takes {length} ids and max_length is {self.max_length}: raise it, "
                         f"or leave the sample out; it asks {turn.question[:80]!r}"
                     )
@@ -160,7 +161,7 @@ class Encoder:
             return Row(*join(segments, **tags), cut=cut, pictures=shown)
         except ValueError as error:
             said = " | ".join(f"{turn.question[:80]} -> {turn.answer}" for turn in turns)
-            raise ValueError(f"{error}; the sample: {said[:600]}") from error
+            raise DataError(f"{error}; the sample: {said[:600]}") from error
 
     def pieces(self, turns: Sequence[Turn], picture: bool) -> list[tuple[Ids, Ids]]:
         """Ids before each answer, with hints and a picture as one id, and ids of the answer with its end."""
@@ -177,7 +178,7 @@ class Encoder:
         ):
             if found := refused.search(text):
                 near = text[max(0, found.start() - 40) : found.end() + 40]
-                raise ValueError(
+                raise DataError(
                     f"turn {k} says {found.group()!r} in its {name}, which this tokenizer reads as a token "
                     "of its own (an end of turn, a picture) and not as text: write it with a blank inside "
                     f"or leave the record out; it says {near!r}"
@@ -208,7 +209,7 @@ class Encoder:
         head = self._anchor_ids.tolist()
         for ids, text in zip(encoded, texts, strict=True):
             if ids[:cut] != head or len(ids) <= cut + 1 or ids[-1] != end:
-                raise ValueError(
+                raise DataError(
                     f"the answer in {text!r:.600} cannot be tokenised apart from the prompt: it is blank, or "
                     "the tokenizer merges its first characters with the template's last ones"
                 )
@@ -232,17 +233,17 @@ class Encoder:
         for mark in marks:
             part, found, rest = rest.partition(mark)
             if not found:
-                raise ValueError("the chat template does not show the assistant's answers as they are")
+                raise DataError("the chat template does not show the assistant's answers as they are")
             parts.append(part)
         if parts[0] != prompt + self._lead:
-            raise ValueError(
+            raise DataError(
                 f"the chat template writes {parts[0]!r} before an answer and {prompt!r} before generating "
                 "one: a model trained so would not know its own prompt"
             )
         before = [self._prompt_ids(prompt)]
         for part in parts[1:]:
             if not part.endswith(self._lead):
-                raise ValueError(f"the chat template opens a later answer differently: {part!r}")
+                raise DataError(f"the chat template opens a later answer differently: {part!r}")
             part = part[: len(part) - len(self._lead)]
             end = self.tail + self.end_text
             # Templates that write no end of turn (llava-1.5-hf) get the one the model was trained with.
@@ -250,7 +251,7 @@ class Encoder:
         found_images = [int((piece == self.image_id).sum()) for piece in before]
         wanted = [content.count(None) for content in contents]
         if found_images != wanted:
-            raise ValueError(
+            raise DataError(
                 f"the chat template writes {sum(found_images)} times {self.processor.image_token!r} in a "
                 f"conversation with {sum(wanted)} pictures, by turns {found_images} and not {wanted}: "
                 f"{''.join(parts)[:300]!r}"
@@ -261,7 +262,7 @@ class Encoder:
         """Ids of what the template writes behind an end of turn."""
         ids = self._tokenise(self.end_text + part)
         if not np.array_equal(ids[:1], self.end):
-            raise ValueError(
+            raise DataError(
                 f"the tokenizer reads {self.end_text + part[:80]!r} as {ids[:8].tolist()}: the end of turn "
                 f"{self.end_text!r} is not its first token"
             )
@@ -287,14 +288,14 @@ class Encoder:
         text = after.strip()
         if not text:
             if self.tokenizer.eos_token is None:
-                raise ValueError(
+                raise DataError(
                     f"nothing ends the assistant's turn: the chat template writes {whole!r}, and the "
                     "tokenizer has no eos_token: name one"
                 )
             return "", str(self.tokenizer.eos_token)
         ids = self._tokenise(text)
         if len(ids) != 1 or int(ids[0]) not in self.tokenizer.added_tokens_decoder:
-            raise ValueError(
+            raise DataError(
                 f"the chat template ends the assistant's turn with {text!r}, ids {ids.tolist()}: it must be "
                 f"one token of its own that generation stops at; the template writes {whole!r}"
             )
@@ -308,7 +309,7 @@ class Encoder:
         whole = self._render(messages, add_generation_prompt=False)
         before = whole.partition(mark)[0]
         if not before.startswith(prompt) or before[len(prompt) :].strip():
-            raise ValueError(
+            raise DataError(
                 f"the chat template writes {before!r} before an answer and {prompt!r} before generating one"
             )
         return before[len(prompt) :], prompt[prompt.rindex("question") + len("question") :]
@@ -339,9 +340,9 @@ def turns_of(record: Mapping[str, Any]) -> list[Turn]:
     said = record["conversations"]
     roles = [turn["from"] for turn in said]
     if not said or roles != ["human", "gpt"] * (len(said) // 2):
-        raise ValueError(f"record {record.get('id')!r}: human and gpt must alternate, got {roles}")
+        raise DataError(f"record {record.get('id')!r}: human and gpt must alternate, got {roles}")
     for fault in misplaced_images(record):
-        raise ValueError(f"record {record.get('id')!r}: {fault.message}")
+        raise DataError(f"record {record.get('id')!r}: {fault.message}")
     turns = [
         Turn(human["value"].replace(IMAGE, "").strip(), gpt["value"])
         for human, gpt in zip(said[::2], said[1::2], strict=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from reverse.errors import DataError
 from reverse.tokens import CN, SPAN, UN
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def _compare(encoder: Encoder, turns: Sequence[Turn], picture: bool) -> None:
         (i for i, (a, b) in enumerate(zip(row, whole, strict=False)) if a != b), min(len(row), len(whole))
     )
     ours, theirs = (encoder.tokenizer.convert_ids_to_tokens(ids[at : at + 4]) for ids in (row, whole))
-    raise ValueError(
+    raise DataError(
         f"the tokenizer of {encoder.tokenizer.name_or_path or 'this model'!r} does not read the parts of "
         f"a conversation as it reads the whole: at id {at} of {len(whole)} of {turns[0].question!r} and "
         f"what follows, the parts give {ours} and the whole {theirs}. A model trained so would not know "

@@ -19,6 +19,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from reverse.errors import DataError
+
 __all__ = ["PictureEncoder", "join_pictures"]
 
 Table = npt.NDArray[np.float32]  # (3, 256): what each value of each channel becomes
@@ -75,7 +77,7 @@ class PictureEncoder:
     def _table(self, picture: npt.NDArray[np.uint8]) -> Table | None:
         """The table for pictures of this size, None where the processor does more than look up."""
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-            raise ValueError(
+            raise DataError(
                 f"a picture must be uint8 of shape (height, width, 3), got {picture.dtype} of {picture.shape}"
             )
         size = picture.shape[:2]

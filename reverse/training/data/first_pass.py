@@ -35,6 +35,7 @@ from reverse.data.pictures.opening import image_size, look_for_images, resolve_i
 from reverse.data.records.record_faults import faults
 from reverse.data.records.record_keys import may_be_unseen, picture_of, pictures_of
 from reverse.data.records.schema import half_pair
+from reverse.errors import DataError
 from reverse.files.atomic_write import write_json
 from reverse.files.text_reading import read_json
 from reverse.tokens.spans import SPAN, WELL_FORMED
@@ -132,10 +133,10 @@ def check_records(
         numbers, shown, cut = known["bad"], known["shown"], Cut(*known["cut"])
     if numbers and not skip_bad:
         mend = "mend them (`reverse data check` names what no model is trained on), or leave them out "
-        raise ValueError(_message(dataset, numbers, shown, count, mend + "with data.skip_bad=true"))
+        raise DataError(_message(dataset, numbers, shown, count, mend + "with data.skip_bad=true"))
     if len(numbers) > LARGEST_SHARE * count:
         mend = "data.skip_bad leaves out half of them at most: is data.images the right folder?"
-        raise ValueError(_message(dataset, numbers, shown, count, mend))
+        raise DataError(_message(dataset, numbers, shown, count, mend))
     if known is None and is_first():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"key": key, "bad": numbers, "shown": shown, "cut": cut})

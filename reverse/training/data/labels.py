@@ -20,6 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from reverse.errors import DataError
+
 __all__ = ["IGNORE", "Segment", "join", "span_mask"]
 
 IGNORE = -100  # no target, as torch's cross entropy and transformers have it
@@ -78,7 +80,7 @@ def join(segments: Sequence[Segment], *, span_id: int, cn_id: int, un_id: int) -
             labels.append(np.where(mask, piece, IGNORE))
     joined = np.concatenate(labels) if labels else np.empty(0, dtype=np.int64)
     if not (joined != IGNORE).any():
-        raise ValueError(
+        raise DataError(
             f"none of the sample's {joined.size} ids is a target: a sample needs an answer from the assistant"
         )
     return np.concatenate(ids), joined
@@ -88,7 +90,7 @@ def _check_closed(ids: Ids, span_id: int, cn_id: int, un_id: int) -> None:
     tags = ids[(ids == span_id) | (ids == cn_id) | (ids == un_id)]
     wrong = tags == un_id
     if wrong.any() and (wrong[:1].any() or (tags[:-1][wrong[1:]] != span_id).any()):
-        raise ValueError(
+        raise DataError(
             "a </UN> closes no open <SPAN>: which words are wrong cannot be told; write "
             "<SPAN>the wrong phrase</UN>"
         )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from reverse.compatibility import IncompatibleLibraryError
+from reverse.errors import DataError
 from reverse.models import family_of
 from reverse.training.data.collator import Positions
 
@@ -25,7 +26,7 @@ def check_packing(model: Any) -> None:
     """Raise ValueError, naming why, unless the model keeps packed rows apart."""
     config = family_of(model).decoder(model).config
     if config._attn_implementation not in _ATTENTION:
-        raise ValueError(
+        raise DataError(
             f"packing needs attention that keeps rows apart by their positions, which "
             f"{', '.join(_ATTENTION)} do; this model has {config._attn_implementation!r}: change "
             "compute.attention, or take compute.packing=false"

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from reverse.data.records.schema import IMAGE_TOKEN
+from reverse.errors import DataError
 from reverse.models.inputs.picture_places import split_at_places
 
 __all__ = ["Content", "split_questions"]
@@ -33,7 +34,7 @@ def split_questions(questions: Sequence[str], count: int) -> list[Content]:
         questions = [f"{IMAGE_TOKEN * count}{questions[0]}", *questions[1:]]
         places[0] = count
     if sum(places) != count:
-        raise ValueError(f"{IMAGE_TOKEN} stands {sum(places)} times in the questions about {count} pictures")
+        raise DataError(f"{IMAGE_TOKEN} stands {sum(places)} times in the questions about {count} pictures")
     contents: list[Content] = []
     for k, (question, here) in enumerate(zip(questions, places, strict=True)):
         parts = split_at_places(question, here, f"turn {k}") if here else [{"type": "text", "text": question}]

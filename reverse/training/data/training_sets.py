@@ -29,6 +29,7 @@ from reverse.data.records.schema import ANSWER_TYPE
 from reverse.data.scenes import Scene, caption, make_scene, negative, render, scene_records
 from reverse.data.scenes.captions import PREJUDICE
 from reverse.data.scenes.text_questions import text_question
+from reverse.errors import DataError
 from reverse.tokens import strip
 from reverse.tokens.spans import UN
 from reverse.training.data.encoding import Encoder, Item, Row, Turn, turns_of
@@ -134,7 +135,7 @@ class RecordDataset(Dataset[Item]):
             row = self._row(number, record, [tokens for _, tokens in encoded])
             shown = [inputs for inputs, _ in encoded[: row.pictures]]  # without those of turns that are cut
             return Item((row,), join_pictures(shown) if shown else None)
-        raise ValueError(
+        raise DataError(
             f"{self.path}, record {self.kept[index]} and those after it: none of {MOST_REPLACED} pictures in "
             f"a row can be decoded: is {self.image_root} the right folder?"
         )
@@ -146,7 +147,7 @@ class RecordDataset(Dataset[Item]):
         try:
             return open_image(resolve_image(self.image_root, name))
         except (ValueError, OSError) as error:
-            raise ValueError(
+            raise DataError(
                 f"{self.path}, record {number}: {error} (`reverse data check --images` finds all such "
                 "pictures, data.skip_bad=true trains the next record in its place)"
             ) from error
@@ -163,7 +164,7 @@ class RecordDataset(Dataset[Item]):
         except ValueError as error:
             # It is shown on terminals, which take no half of a surrogate pair.
             said = json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace").decode("utf-8")
-            raise ValueError(f"{self.path}, record {index}: {error}; the record: {said[:600]}") from error
+            raise DataError(f"{self.path}, record {index}: {error}; the record: {said[:600]}") from error
 
     def lengths(self) -> npt.NDArray[np.int64]:
         """About how long each record is, (records,) int64, in characters; negative without a picture.
@@ -187,7 +188,7 @@ class RecordDataset(Dataset[Item]):
         Raises ValueError for a key that training would ignore.
         """
         for fault in unsupported_keys(record):
-            raise ValueError(fault.message)
+            raise DataError(fault.message)
         rng, turns = random.Random(f"{self.seed} record {number}"), []
         for turn, said in zip(turns_of(record), record["conversations"][1::2], strict=True):
             # A hint stands behind the question's last word: pictures alone have none.

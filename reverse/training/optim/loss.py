@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from reverse.errors import RequestError
 from reverse.training.data.labels import IGNORE
 
 __all__ = ["KERNELS", "LossConfig", "class_weights", "loss_in_forward", "summed_loss"]
@@ -46,14 +47,14 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         if self.kernel not in KERNELS:
-            raise ValueError(f"loss.kernel must be one of {', '.join(KERNELS)}, got {self.kernel!r}")
+            raise RequestError(f"loss.kernel must be one of {', '.join(KERNELS)}, got {self.kernel!r}")
         if not self.confidence_weight > 0:
-            raise ValueError(
+            raise RequestError(
                 f"loss.confidence_weight must be positive, got {self.confidence_weight!r}: 1 is the "
                 "published objective, 2 makes a closing tag count twice"
             )
         if self.kernel == "liger" and not _has_liger():
-            raise ValueError(
+            raise RequestError(
                 "loss.kernel is 'liger' but liger-kernel is not installed: pip install 'reverse-vlm[liger]', "
                 "or loss.kernel=chunked"
             )
@@ -178,14 +179,14 @@ def _use_liger(head: Any, config: LossConfig, hidden: Tensor) -> bool:
     """A head whose rows are trained by peft is no one matrix, and goes by parts."""
     plain = isinstance(head, torch.nn.Linear)
     if config.kernel == "liger" and not plain:
-        raise ValueError(
+        raise RequestError(
             "loss.kernel is 'liger', which reads a head as one matrix, but this one's token rows are trained "
             "beside it: take loss.kernel=auto or chunked"
         )
     if config.kernel == "chunked" or not plain:
         return False
     if config.kernel == "liger" and hidden.device.type != "cuda":
-        raise ValueError("loss.kernel is 'liger', which needs a CUDA device: take loss.kernel=chunked here")
+        raise RequestError("loss.kernel is 'liger', which needs a CUDA device: take loss.kernel=chunked here")
     return hidden.device.type == "cuda" and _has_liger()
 
 

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 
 from reverse.compatibility import IncompatibleLibraryError
+from reverse.errors import RequestError
 from reverse.models import family_of
 
 __all__ = [
@@ -120,7 +121,7 @@ def check_shared(output: Path, patience: float = 30.0) -> None:
             marker.unlink(missing_ok=True)
     blind = [who for seen, who in found if not seen]
     if blind:
-        raise ValueError(
+        raise RequestError(
             f"output: what {found[0][1]} writes is not seen by {', '.join(blind[:8])}"
             f"{f' and {len(blind) - 8} more' if len(blind) > 8 else ''}: all machines of a run write to and "
             "read from one folder; put output on a disk that they share"
@@ -135,25 +136,25 @@ def is_sharded(parallel: str) -> bool:
 def check_parallel(parallel: str) -> None:
     """Raise ValueError for a mode that is unknown, that the launcher does not fit, or is not installed."""
     if parallel not in MODES:
-        raise ValueError(f"parallel must be one of {', '.join(MODES)}, got {parallel!r}")
+        raise RequestError(f"parallel must be one of {', '.join(MODES)}, got {parallel!r}")
     count = processes()
     if parallel == "none" and count > 1:
-        raise ValueError(
+        raise RequestError(
             f"compute.parallel is 'none' but there are {count} processes: each would train a model of its "
             "own; take ddp, fsdp, zero2 or zero3"
         )
     if parallel != "none" and "RANK" not in os.environ:
-        raise ValueError(
+        raise RequestError(
             f"compute.parallel is {parallel!r}, which needs a launcher: torchrun --nproc-per-node 8 -m "
             "reverse train …, or compute.parallel=none for one device"
         )
     if parallel in ("fsdp", "zero2", "zero3") and not torch.cuda.is_available():
-        raise ValueError(
+        raise RequestError(
             f"compute.parallel is {parallel!r}, which needs GPUs; on CPUs accelerate "
             "would run ddp in its place: take ddp"
         )
     if parallel in ("zero2", "zero3") and importlib.util.find_spec("deepspeed") is None:
-        raise ValueError(
+        raise RequestError(
             f"compute.parallel is {parallel!r} but deepspeed is not installed: pip install "
             "'reverse-vlm[deepspeed]', or take fsdp"
         )

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from transformers import TrainerCallback
 
+from reverse.errors import RequestError
 from reverse.progress import ProgressLines
 
 __all__ = ["Clock", "Progress", "Schedule"]
@@ -35,7 +36,7 @@ class Schedule:
 
     def __init__(self, steps: int, seconds: float | None = None, warmup: float = 0.03):
         if steps < 1 or not 0 <= warmup < 1 or (seconds is not None and seconds <= 0):
-            raise ValueError(
+            raise RequestError(
                 f"steps must be at least 1, seconds positive and warmup in [0, 1), got {steps}, {seconds} "
                 f"and {warmup}"
             )

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reverse.compatibility import IncompatibleLibraryError
+from reverse.errors import RequestError
 from reverse.models import family_of
 from reverse.tokens import token_ids
 from reverse.training.assumptions import check_row_layers
@@ -95,15 +96,15 @@ def select_trained(model: Any, processor: Any, tuning: Tuning, *, parallel: str 
 def check_tuning(tuning: Tuning) -> None:
     """Raise ValueError for settings that are unknown or exclude each other."""
     if tuning.method not in ("full", "lora"):
-        raise ValueError(f"tune.method must be full or lora, got {tuning.method!r}")
+        raise RequestError(f"tune.method must be full or lora, got {tuning.method!r}")
     if tuning.quantize not in ("none", "nf4"):
-        raise ValueError(f"tune.quantize must be none or nf4, got {tuning.quantize!r}")
+        raise RequestError(f"tune.quantize must be none or nf4, got {tuning.quantize!r}")
     if tuning.method == "full" and tuning.quantize != "none":
-        raise ValueError("tune.quantize=nf4 freezes what it quantizes: it goes with tune.method=lora")
+        raise RequestError("tune.quantize=nf4 freezes what it quantizes: it goes with tune.method=lora")
     if tuning.method == "lora" and tuning.vision:
-        raise ValueError("tune.vision=true trains the tower in full: it goes with tune.method=full")
+        raise RequestError("tune.vision=true trains the tower in full: it goes with tune.method=full")
     if tuning.rank < 1 or not 0 <= tuning.dropout < 1 or tuning.alpha <= 0:
-        raise ValueError(
+        raise RequestError(
             f"LoRA needs rank ≥ 1, alpha > 0 and dropout in [0, 1), got {tuning.rank}, {tuning.alpha} and "
             f"{tuning.dropout}"
         )
@@ -118,12 +119,12 @@ def quantization(tuning: Tuning, model_path: str, dtype: torch.dtype) -> Any:
     if tuning.quantize == "none":
         return None
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ValueError(
+        raise RequestError(
             "tune.quantize is nf4 but bitsandbytes is not installed: pip install 'reverse-vlm[qlora]', or "
             "tune.quantize=none"
         )
     if not torch.cuda.is_available():
-        raise ValueError("tune.quantize is nf4, which needs a CUDA device: take tune.quantize=none here")
+        raise RequestError("tune.quantize is nf4, which needs a CUDA device: take tune.quantize=none here")
     from transformers import BitsAndBytesConfig
 
     from reverse.models.checkpoints.loading import find_checkpoint

@@ -18,6 +18,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from reverse.errors import MissingFileError, RequestError
 from reverse.files.text_reading import read_text
 from reverse.training.optim.trainable_weights import Tuning
 from reverse.training.recipes.recipe_yaml import MAX_BYTES, parse_recipe_yaml, show_value
@@ -143,11 +144,11 @@ def load_recipe(name_or_path: str, settings: Sequence[str] = ()) -> Recipe:
     given = parse_recipe_yaml(read_text(path, max_bytes=MAX_BYTES), str(path))
     if not isinstance(given, dict):
         kind = type(given).__name__
-        raise ValueError(f"{path} must hold keys and values, got {kind}: see docs/training.md")
+        raise RequestError(f"{path} must hold keys and values, got {kind}: see docs/training.md")
     for setting in settings:
         key, found, text = setting.partition("=")
         if not found:
-            raise ValueError(f"--set takes key=value, got {show_value(setting)}: --set optim.lr=1e-4")
+            raise RequestError(f"--set takes key=value, got {show_value(setting)}: --set optim.lr=1e-4")
         key = key.strip()
         _put(given, key, parse_recipe_yaml(text, f"the value of --set {key[:40]}"))
     recipe = _build(Recipe, given, "")
@@ -175,12 +176,12 @@ def _check_ranges(recipe: Recipe) -> None:
             section, name = key.split(".")
             value = getattr(getattr(recipe, section), name)
             if value is not None and not within(value, bound):
-                raise ValueError(f"{key} must be {words} {bound}, got {show_value(value)}")
+                raise RequestError(f"{key} must be {words} {bound}, got {show_value(value)}")
     if not 0 <= recipe.seed < 1 << 32:
-        raise ValueError(f"seed must lie between 0 and {(1 << 32) - 1}, got {show_value(recipe.seed)}")
+        raise RequestError(f"seed must lie between 0 and {(1 << 32) - 1}, got {show_value(recipe.seed)}")
     if recipe.compute.save_dtype not in _SAVED:  # of an adapter it is not looked at
         kinds = ", ".join(map(str, _SAVED[:-1]))
-        raise ValueError(
+        raise RequestError(
             f"compute.save_dtype must be one of {kinds} or none, got {show_value(recipe.compute.save_dtype)}"
         )
     for key, text in (
@@ -188,7 +189,7 @@ def _check_ranges(recipe: Recipe) -> None:
         ("data.images", recipe.data.images),
     ):  # fmt: skip
         if not text.strip():
-            raise ValueError(f"{key} is empty: name a file or folder")
+            raise RequestError(f"{key} is empty: name a file or folder")
 
 
 def _find(name_or_path: str) -> Path:
@@ -200,7 +201,7 @@ def _find(name_or_path: str) -> Path:
     except (OSError, ValueError):  # a name that no file can have
         found = False
     if not found:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no recipe {show_value(name_or_path)}: give a YAML file, or one of {', '.join(recipe_names())}"
         )
     return path
@@ -209,12 +210,12 @@ def _find(name_or_path: str) -> Path:
 def _put(given: dict[str, Any], key: str, value: Any) -> None:
     known = dict(_leaves(Recipe, ""))
     if key not in known:
-        raise ValueError(_unknown(key, list(known)))
+        raise RequestError(_unknown(key, list(known)))
     *sections, last = key.split(".")
     for section in sections:
         inner = given.setdefault(section, {})
         if not isinstance(inner, dict):
-            raise ValueError(f"{section} must hold keys and values, got {show_value(inner)}")
+            raise RequestError(f"{section} must hold keys and values, got {show_value(inner)}")
         given = inner
     given[last] = value
 
@@ -244,20 +245,20 @@ def _unknown(key: str, known: Sequence[str]) -> str:
 def _build(kind: Any, given: Any, prefix: str) -> Any:
     """A dataclass from a mapping, every key and type checked."""
     if not isinstance(given, Mapping):
-        raise ValueError(
+        raise RequestError(
             f"{prefix.rstrip('.') or 'a recipe'} must hold keys and values, got {show_value(given)}"
         )
     hints = get_type_hints(kind)
     for key in given:
         if key not in hints:
             leaves = [name for name, _ in _leaves(Recipe, "")]
-            raise ValueError(_unknown(f"{prefix}{key}", leaves))
+            raise RequestError(_unknown(f"{prefix}{key}", leaves))
     values = {}
     for item in fields(kind):
         name, key = item.name, prefix + item.name
         if name not in given:
             if item.default is MISSING and item.default_factory is MISSING:
-                raise ValueError(f"the recipe lacks {key}: add it, or give --set {key}=…")
+                raise RequestError(f"the recipe lacks {key}: add it, or give --set {key}=…")
             continue
         hint = hints[name]
         section = is_dataclass(hint)
@@ -279,15 +280,15 @@ def _value(value: Any, hint: Any, key: str) -> Any:
             except (TypeError, ValueError, OverflowError):
                 continue
             if not math.isfinite(number):
-                raise ValueError(f"{key} must be a finite number, got {show_value(value)}")
+                raise RequestError(f"{key} must be a finite number, got {show_value(value)}")
             return number
         if kind is int and isinstance(value, float) and value.is_integer() and abs(value) <= MOST:
             return int(value)
         if type(value) is kind:
             if kind is int and abs(value) > MOST:
-                raise ValueError(f"{key} must be at most {MOST}, got {show_value(value)}")
+                raise RequestError(f"{key} must be at most {MOST}, got {show_value(value)}")
             if kind is str and any(unicodedata.category(c) in ("Cc", "Cs") for c in value):
-                raise ValueError(f"{key} holds control characters or half a character: {show_value(value)}")
+                raise RequestError(f"{key} holds control characters or half a character: {show_value(value)}")
             return value
     wanted = " or ".join("none" if kind is type(None) else kind.__name__ for kind in kinds)
-    raise ValueError(f"{key} must be of type {wanted}, got {show_value(value)}")
+    raise RequestError(f"{key} must be of type {wanted}, got {show_value(value)}")

@@ -13,6 +13,8 @@ import re
 import reprlib
 from typing import Any
 
+from reverse.errors import RequestError
+
 __all__ = ["MAX_BYTES", "MAX_DEPTH", "parse_recipe_yaml", "show_value"]
 
 MAX_BYTES = 1 << 16
@@ -34,25 +36,25 @@ def parse_recipe_yaml(text: str, name: str) -> Any:
 
     size = len(text.encode("utf-8", "surrogatepass"))
     if size > MAX_BYTES:
-        raise ValueError(
+        raise RequestError(
             f"{name} takes {size:,} bytes, and a recipe {MAX_BYTES:,} at most: is it another file?"
         )
     try:
         _check_structure(text, name)
         return yaml.load(text, Loader=_strict_loader())
     except yaml.YAMLError as error:
-        raise ValueError(
+        raise RequestError(
             f"{name} is not YAML ({' '.join(str(error).split())[:400]}): mend it there"
         ) from error
     except RecursionError as error:
-        raise ValueError(
+        raise RequestError(
             f"{name} is nested too deeply: a recipe has sections with keys and values"
         ) from error
     except (ValueError, OverflowError) as error:
         if str(error).startswith(name):
             raise
         # A date that does not exist, a number of more digits than Python reads.
-        raise ValueError(f"{name} holds a value that cannot be read ({str(error)[:200]})") from error
+        raise RequestError(f"{name} holds a value that cannot be read ({str(error)[:200]})") from error
 
 
 def show_value(value: Any) -> str:
@@ -78,7 +80,7 @@ def _check_structure(text: str, name: str) -> None:
         if isinstance(event, events.CollectionStartEvent):
             depth += 1
             if depth > MAX_DEPTH:
-                raise ValueError(
+                raise RequestError(
                     f"{name}, line {line}: values stand in one another more than {MAX_DEPTH} deep: a recipe "
                     "has sections with keys and values"
                 )
@@ -87,7 +89,7 @@ def _check_structure(text: str, name: str) -> None:
         elif isinstance(event, events.CollectionEndEvent):
             depth -= 1
         elif isinstance(event, events.AliasEvent) and event.anchor in collections:
-            raise ValueError(
+            raise RequestError(
                 f"{name}, line {line}: *{event.anchor[:_SHOWN]} repeats a whole list or section: write its "
                 "keys out"
             )

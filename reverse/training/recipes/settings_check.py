@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from reverse.errors import OutputExistsError, RequestError
 from reverse.models import family_of
 from reverse.training.data.packing import check_packing
 from reverse.training.optim.loss import LossConfig
@@ -43,39 +44,39 @@ def check_settings(config: Any) -> int:
     for item in fields(config):
         value = getattr(config, item.name)
         if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{item.name} must be a finite number, got {value}")
+            raise RequestError(f"{item.name} must be a finite number, got {value}")
         if value is not None and item.name in _LEAST and value < _LEAST[item.name]:
-            raise ValueError(f"{item.name} must be at least {_LEAST[item.name]}, got {value}")
+            raise RequestError(f"{item.name} must be at least {_LEAST[item.name]}, got {value}")
     if not config.beta2 < 1:
-        raise ValueError(f"beta2 must be below 1, got {config.beta2}")
+        raise RequestError(f"beta2 must be below 1, got {config.beta2}")
     Schedule(config.steps or 1, config.seconds, config.warmup)
     check_parallel(config.parallel)
     for name in ("pixels", "precision", "save_dtype"):
         value = getattr(config, name)
         if value is not None and value not in DTYPES:
-            raise ValueError(f"{name} must be one of {', '.join(DTYPES)}, got {value!r}")
+            raise RequestError(f"{name} must be one of {', '.join(DTYPES)}, got {value!r}")
     if config.precision == "bfloat16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
-        raise ValueError(
+        raise RequestError(
             f"precision is bfloat16, which {torch.cuda.get_device_name()} cannot compute in: take float32 "
             "(compute.precision=float32), or float16"
         )
     if config.report_to not in REPORTERS:
-        raise ValueError(f"report_to must be one of {', '.join(REPORTERS)}, got {config.report_to!r}")
+        raise RequestError(f"report_to must be one of {', '.join(REPORTERS)}, got {config.report_to!r}")
     if config.report_to != "none" and find_spec(config.report_to) is None:
-        raise ValueError(
+        raise RequestError(
             f"report_to is {config.report_to!r}, which is not installed: pip install {config.report_to}, or "
             "report_to=none"
         )
     if config.group_by_length and config.packing:
-        raise ValueError("group_by_length saves padding and packing has none: choose one of them")
+        raise RequestError("group_by_length saves padding and packing has none: choose one of them")
     LossConfig(confidence_weight=config.confidence_weight, kernel=config.loss_kernel)
     if config.loss_kernel == "liger" and not torch.cuda.is_available():
-        raise ValueError("loss.kernel is 'liger', which needs a CUDA device: take loss.kernel=chunked here")
+        raise RequestError("loss.kernel is 'liger', which needs a CUDA device: take loss.kernel=chunked here")
     if config.global_batch is None:
         return config.accumulate
     accumulate, rest = divmod(config.global_batch, config.batch * processes())
     if rest or not accumulate:
-        raise ValueError(
+        raise RequestError(
             f"global_batch {config.global_batch} is no multiple of batch {config.batch} on {processes()} "
             "processes: change one of them"
         )
@@ -90,7 +91,7 @@ def check_kernel(config: Any, model: Any) -> None:
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     if config.loss_kernel == "liger" and not isinstance(base.get_output_embeddings(), torch.nn.Linear):
-        raise ValueError(
+        raise RequestError(
             "loss.kernel is 'liger', which reads a head as one matrix, but this one's token rows are trained "
             "beside it: take loss.kernel=auto or chunked"
         )
@@ -103,13 +104,13 @@ def check_size(config: Any, accumulate: int, count: int) -> int:
     """Steps of a run over `count` items; raises ValueError where they do not fill one step."""
     items = config.batch * accumulate * processes()
     if count < items:
-        raise ValueError(
+        raise RequestError(
             f"the data hold {count} items, a batch takes {items}: make it smaller (optim.global_batch and "
             "optim.batch in a recipe), or take more data"
         )
     steps = config.steps or max(1, int(count * config.epochs) // items)
     if steps > MOST_STEPS:
-        raise ValueError(f"{steps:.3g} steps are more than {MOST_STEPS:,}: give fewer epochs or steps")
+        raise RequestError(f"{steps:.3g} steps are more than {MOST_STEPS:,}: give fewer epochs or steps")
     return steps
 
 
@@ -122,7 +123,7 @@ def check_writable(output: str | Path) -> None:
     """
     above = next(folder for folder in Path(output).absolute().parents if folder.exists())
     if not above.is_dir():
-        raise FileExistsError(f"output: {output} would lie in {above}, a file: name another folder")
+        raise OutputExistsError(f"output: {output} would lie in {above}, a file: name another folder")
     if not os.access(above, os.W_OK | os.X_OK):
         raise PermissionError(
             f"output: {output} cannot be written, for this user may not write to {above}: name another folder"

@@ -46,6 +46,7 @@ from reverse.decoding.backends.protocol import (
     find_pictures_end,
     not_finite,
 )
+from reverse.errors import BackendError, RequestError
 from reverse.models import family_of
 from reverse.models.unwrapping import unwrap_model
 from reverse.tokens.spans import TokenIds
@@ -59,7 +60,7 @@ _FIRST_ROWS = 8  # of a new cache; it grows to the number of sequences when more
 _Launched = tuple[PendingStep, list[tuple[CacheRow, int] | None]]  # whose results, and of which epoch
 
 
-class DifferentLogits(ValueError):
+class DifferentLogits(BackendError, ValueError):
     """A captured step does not compute what the model computes, for a `reason`."""
 
     def __init__(self, reason: str):
@@ -257,7 +258,7 @@ class CudaGraphBackend:
 
     def _check_room(self, n: int) -> None:
         if len(self._rows) + n > self._max_sequences:
-            raise ValueError(
+            raise RequestError(
                 f"{len(self._rows)} sequences are held and {n} more were asked for, of at most "
                 f"{self._max_sequences}: release some first"
             )
@@ -331,9 +332,9 @@ class CudaGraphBackend:
         """
         row = self._rows[sequence]
         if params.tags != self.config.tags:
-            raise ValueError(f"tags {params.tags} are not those of this backend, {self.config.tags}")
+            raise RequestError(f"tags {params.tags} are not those of this backend, {self.config.tags}")
         if params.process is not None:
-            raise ValueError("a captured step cannot call params.process: use backend='hf'")
+            raise RequestError("a captured step cannot call params.process: use backend='hf'")
         before = row.accepted
         if before is not None and row.in_flight and same_sampling(before, params):
             row.accepted, row.segment = None, RunningSegment(params)  # the step ahead is this segment's first
@@ -368,7 +369,7 @@ class CudaGraphBackend:
         Tokens that were set and never decoded do not count; NaN for a sequence without decoded tokens.
         """
         if kind != "likelihood":
-            raise ValueError(f"score must be 'likelihood' on this backend, got {kind!r}")
+            raise RequestError(f"score must be 'likelihood' on this backend, got {kind!r}")
         known = [[x for x in self._rows[name].log_probabilities if not math.isnan(x)] for name in sequences]
         return [math.fsum(each) / len(each) if each else math.nan for each in known]
 

@@ -19,6 +19,7 @@ from reverse.decoding.backends.cuda_graph.attention import attend, pick, rope_st
 from reverse.decoding.backends.cuda_graph.launching import await_previous, launch_options, release_next
 from reverse.decoding.backends.cuda_graph.ops import rotary
 from reverse.decoding.backends.cuda_graph.stepping import advance, begin
+from reverse.errors import RequestError
 
 MAX_ROWS = 64  # rows that these kernels take
 __all__ = [
@@ -216,7 +217,7 @@ def _launch(x, weights, biases, norm, eps, residual, gated, f32, shape):
     while any(size % bn for size in sizes):
         bn //= 2
     if rows > 1 and bn < 16:
-        raise ValueError(f"several rows need outputs in multiples of 16, not {sizes}")
+        raise RequestError(f"several rows need outputs in multiples of 16, not {sizes}")
     w = [weights[min(i, len(weights) - 1)] for i in range(3)]
     b = [biases[min(i, len(biases) - 1)] if biases else w[0] for i in range(3)]
     out = torch.empty(rows, n, device=x.device, dtype=torch.float32 if f32 else x.dtype)

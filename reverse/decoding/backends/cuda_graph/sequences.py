@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from reverse.decoding.backends.cuda_graph.row_state import GREEDY, NOISE, SAMPLED, TRUNCATED, RowState
 from reverse.decoding.backends.protocol import RunningSegment, SegmentParams, common_prefix
 from reverse.decoding.sampling import uniform
+from reverse.errors import RequestError
 
 __all__ = ["CacheRow", "group_rows", "is_sampled", "same_sampling", "sampling_of"]
 
@@ -46,11 +47,13 @@ class CacheRow:
         Raises ValueError if a picture would have to be fed again.
         """
         if not ids:
-            raise ValueError(f"sequence {self.name} was given no tokens: it needs at least one, such as BOS")
+            raise RequestError(
+                f"sequence {self.name} was given no tokens: it needs at least one, such as BOS"
+            )
         known = common_prefix(self.ids, ids)
         is_same = known == len(self.ids) == len(ids)
         if not is_same and min(known, len(ids) - 1) < self.pictures_end:
-            raise ValueError(
+            raise RequestError(
                 f"tokens of sequence {self.name} change at {known}, before the end of its pictures at "
                 f"{self.pictures_end}: release the sequence and add a new one"
             )

@@ -29,6 +29,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from reverse.compatibility import IncompatibleLibraryError
 from reverse.decoding.backends.protocol import EncodedPicture, OutOfMemory
+from reverse.errors import RequestError
 from reverse.models.unwrapping import input_device, unwrap_model
 
 __all__ = [
@@ -159,7 +160,7 @@ def new_cache(model: Any) -> DynamicCache:
     cache = DynamicCache(config=model.config.get_text_config())
     others = {type(layer).__name__ for layer in cache.layers if type(layer) is not DynamicLayer}
     if others:
-        raise ValueError(
+        raise RequestError(
             f"the model keeps its cache in {', '.join(sorted(others))}, which cannot be rewound: only models "
             "with full attention in every layer can be decoded"
         )

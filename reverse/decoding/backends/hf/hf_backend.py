@@ -33,6 +33,7 @@ from reverse.decoding.backends.protocol import (
     common_prefix,
     find_pictures_end,
 )
+from reverse.errors import RequestError
 from reverse.models.families import family_of
 from reverse.models.unwrapping import unwrap_model
 
@@ -116,13 +117,13 @@ class HfBackend:
         """
         held, ids = self._sequences[sequence], list(ids)
         if not ids:
-            raise ValueError(f"sequence {sequence} was given no tokens: it needs at least one, such as BOS")
+            raise RequestError(f"sequence {sequence} was given no tokens: it needs at least one, such as BOS")
         shared = common_prefix(held.row.ids, ids)
         fits = shared == len(ids) == len(held.row.ids) and held.row.logits is not None
         if not fits:
             shared = min(shared, len(ids) - 1)  # the last id is fed again: its logits choose the next one
             if shared < held.pictures_end:
-                raise ValueError(
+                raise RequestError(
                     f"tokens of sequence {sequence} change at {shared}, before the end of its pictures at "
                     f"{held.pictures_end}: release the sequence and add a new one"
                 )
@@ -169,7 +170,7 @@ class HfBackend:
         and never decoded do not count; NaN for a sequence without decoded tokens.
         """
         if kind != "likelihood":
-            raise ValueError(f"score must be 'likelihood' on this backend, got {kind!r}")
+            raise RequestError(f"score must be 'likelihood' on this backend, got {kind!r}")
         known = [
             [x for x in self._sequences[name].log_probabilities if not math.isnan(x)] for name in sequences
         ]
@@ -195,7 +196,7 @@ class HfBackend:
     def _check_room(self, n: int) -> None:
         most = self.capabilities.max_sequences
         if len(self._sequences) + n > most:
-            raise ValueError(
+            raise RequestError(
                 f"{len(self._sequences)} sequences are held and {n} more were asked for, of at most {most}: "
                 "release some first"
             )

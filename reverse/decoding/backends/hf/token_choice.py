@@ -16,6 +16,7 @@ import torch
 from reverse.decoding.backends.protocol import RunningSegment, SegmentParams, not_finite
 from reverse.decoding.sampling import choose, mask_tags, uniform
 from reverse.decoding.verifier import NO_TAGS, Verifier
+from reverse.errors import RequestError
 
 __all__ = ["Choice", "choose_tokens"]
 
@@ -94,7 +95,7 @@ def _process(
         try:
             processed = segment.params.process(segment.ids, rows[i])
             if bool((torch.isnan(processed) | torch.isposinf(processed)).any()):
-                raise ValueError(
+                raise RequestError(
                     "the logits processors made scores that are NaN or inf: give finite ones, or -inf to ban"
                 )
             rows[i] = processed

@@ -20,6 +20,7 @@ from transformers import (
     LlavaProcessor,
 )
 
+from reverse.errors import CheckpointError, MissingFileError
 from reverse.models.checkpoints.config_checks import (
     build_empty,
     build_section,
@@ -137,7 +138,7 @@ def prepare(
     has_tokenizer = any((src / name).is_file() for name in TOKENIZERS)
     tokenizer, own = read_tokenizer(src if has_tokenizer or base_folder is None else base_folder)
     if ROWS[0] not in entries:
-        raise ValueError(
+        raise CheckpointError(
             f"{str(src)!r} and its base have no model.embed_tokens.weight: the checkpoint is not whole"
         )
     rows_now = entries[ROWS[0]].shape[0]
@@ -145,7 +146,7 @@ def prepare(
     beyond = {token: i for token, i in tokenizer.get_vocab().items() if i >= rows_now and i != image_id}
     if beyond:
         token = min(beyond, key=beyond.__getitem__)
-        raise ValueError(
+        raise CheckpointError(
             f"the tokenizer gives {token!r} the id {beyond[token]}, and the weights have {rows_now} "
             f"embedding rows: "
             "tokenizer, weights and base are not of one checkpoint"
@@ -178,29 +179,31 @@ def _open_base(layout: Layout, base: str | Path | None) -> tuple[Path | None, La
     """The base of a LoRA folder: its folder, its layout if it is an original LLaVA itself, its weights."""
     if layout.lora is None:
         if base is not None:
-            raise ValueError(f"{str(layout.folder)!r} is a full checkpoint: leave --base out, it needs none")
+            raise CheckpointError(
+                f"{str(layout.folder)!r} is a full checkpoint: leave --base out, it needs none"
+            )
         return None, None, None
     named = base or layout.lora_config.get("base_model_name_or_path")
     if not named:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{str(layout.folder)!r} does not say which base it belongs to: name it with --base BASE (base=)"
         )
     try:
         folder = find_folder(named)
     except FileNotFoundError as error:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"the base of {str(layout.folder)!r}: {error}; --base BASE names it"
         ) from error
     config = read_json(folder / "config.json")
     if is_original(folder, config):
         original = read_layout(folder)
         if original.weights is None:
-            raise ValueError(
+            raise CheckpointError(
                 f"the base {str(folder)!r} is a LoRA folder itself: name the full checkpoint below it"
             )
         return folder, original, original.weights
     if config.get("model_type") != "llama":
-        raise ValueError(
+        raise CheckpointError(
             f"the base {str(folder)!r} is a {config.get('model_type')!r}; known are 'llama' and an original "
             f"LLaVA: "
             "name the one that was trained"
@@ -214,7 +217,7 @@ def _config(
     source = layout.config
     text: Mapping[str, Any] = {key: source[key] for key in _LLAMA_FIELDS if source.get(key) is not None}
     if headless and not text.get("tie_word_embeddings"):
-        raise ValueError(
+        raise CheckpointError(
             f"{str(layout.folder)!r} has no lm_head.weight, and its config does not tie it: the checkpoint "
             f"is not whole"
         )
@@ -265,7 +268,7 @@ def _check_whole(src: Path, config: LlavaConfig, entries: dict[str, Entry], rows
     ):
         if names:
             sizes = f", {found[names[0]]} and not {wanted[names[0]]}" if "shapes" in words else ""
-            raise ValueError(
+            raise CheckpointError(
                 f"{str(src)!r} (with its base and tower) {words} {names[0]}{sizes}; {len(names)} tensors in "
                 f"all: the "
                 "checkpoint is not whole, or its parts do not belong together"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from reverse.errors import CheckpointError
 from reverse.models.adapters.loose_weights import list_loose_weights
 from reverse.models.checkpoints.settings_files import is_number, refused
 from reverse.models.checkpoints.shards import Tensors, open_tensors, read_json
@@ -107,14 +108,14 @@ def _check_fields(folder: Path, config: dict[str, Any]) -> None:
     for field, known in _FIELDS.items():
         value = config.get(field, known[0])
         if value not in known:
-            raise ValueError(
+            raise CheckpointError(
                 f"{folder / 'config.json'} has {field}={value!r}; known is "
                 f"{' or '.join(repr(one) for one in known if one is not None)}: this kind of LLaVA cannot be "
                 f"converted"
             )
     layer = config.get("mm_vision_select_layer", -2)
     if not isinstance(layer, int) or isinstance(layer, bool):
-        raise ValueError(
+        raise CheckpointError(
             f"{folder / 'config.json'} has mm_vision_select_layer={layer!r}, which must be one layer's "
             f"number, -2"
         )
@@ -124,7 +125,7 @@ def _check_names(folder: Path, tensors: Tensors) -> None:
     unknown = [name for name in tensors if not ignored(name) and not _KNOWN.match(plain(name))]
     if unknown:
         refuse_foreign_prefixes(str(folder), unknown)
-        raise ValueError(
+        raise CheckpointError(
             f"{str(folder)!r} holds {len(unknown)} tensors of unknown meaning ({', '.join(unknown[:3])}); "
             f"known are "
             "a Llama's, model.mm_projector.{0,2} and model.vision_tower.vision_tower: this kind of LLaVA "
@@ -137,13 +138,13 @@ def _check_beside(folder: Path) -> None:
     """Refuse weights in a LoRA folder that nothing here would read."""
     others = [file.name for file in list_loose_weights(folder, (*LORA_FILES, *REST_FILES))]
     if others:
-        raise ValueError(
+        raise CheckpointError(
             f"{str(folder)!r} holds weights beside its LoRA that have no place in this layout "
             f"({', '.join(others[:3])}): known are {', '.join(REST_FILES)}; load complete weights as they "
             "are, and move away what answers do not need"
         )
     if all((folder / name).is_file() for name in REST_FILES):
-        raise ValueError(
+        raise CheckpointError(
             f"{str(folder)!r} holds both {' and '.join(REST_FILES)}: nobody can tell which were trained; "
             "delete one"
         )
@@ -153,9 +154,11 @@ def _check_lora(folder: Path, settings: dict[str, Any]) -> None:
     """Only plain LoRA is computed here; whatever would change a product is refused."""
     kind = str(settings.get("peft_type", "")).upper()
     if kind != "LORA":
-        raise ValueError(f"{folder / 'adapter_config.json'} is of type {kind!r}: only LoRA can be converted")
+        raise CheckpointError(
+            f"{folder / 'adapter_config.json'} is of type {kind!r}: only LoRA can be converted"
+        )
     if not is_number(settings.get("lora_alpha"), 0):
-        raise ValueError(
+        raise CheckpointError(
             refused(
                 folder / "adapter_config.json", "lora_alpha", settings.get("lora_alpha"), "must be above 0"
             )
@@ -176,4 +179,6 @@ def _check_lora(folder: Path, settings: dict[str, Any]) -> None:
         found.append("bias")
     if found:
         shown = ", ".join(f"{field}={settings[field]!r}" for field in found)
-        raise ValueError(f"{folder / 'adapter_config.json'} sets {shown}, which is not known in this layout")
+        raise CheckpointError(
+            f"{folder / 'adapter_config.json'} sets {shown}, which is not known in this layout"
+        )

@@ -18,6 +18,7 @@ from typing import Any
 from tokenizers import Regex, decoders, normalizers
 from transformers import AddedToken, LlamaTokenizer, PreTrainedTokenizerFast
 
+from reverse.errors import CheckpointError, MissingFileError
 from reverse.models.checkpoints.shards import read_json
 from reverse.models.families import LLAVA
 from reverse.models.processors.template_checks import check_bounded
@@ -96,7 +97,7 @@ def read_tokenizer(folder: Path) -> tuple[PreTrainedTokenizerFast, str | None]:
         ValueError: its files are damaged.
     """
     if not any((folder / name).is_file() for name in TOKENIZERS):
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{str(folder)!r} has no tokenizer ({' or '.join(TOKENIZERS)}): name the base that was trained "
             f"with "
             "--base BASE (base=)"
@@ -113,7 +114,7 @@ def read_tokenizer(folder: Path) -> tuple[PreTrainedTokenizerFast, str | None]:
         if getattr(found.backend_tokenizer.pre_tokenizer, "prepend_scheme", None) == "always":
             _read_as_legacy(found.backend_tokenizer)
     except (OSError, RuntimeError, ValueError, TypeError) as error:
-        raise ValueError(
+        raise CheckpointError(
             f"the tokenizer of {str(folder)!r} is damaged ({error!s:.200}): fetch it again"
         ) from error
     template = found.chat_template
@@ -153,7 +154,7 @@ def chat_template(tokenizer: Any, own: str | None) -> str:
     if tokenizer.bos_token == "<s>" and tokenizer.eos_token == "</s>":
         lead = _gap(tokenizer, tokenizer.bos_token, _VICUNA_SYSTEM)
         return _fill(_VICUNA, tokenizer, SYSTEM_HERE=json.dumps(_VICUNA_SYSTEM), LEAD_HERE=lead)
-    raise ValueError(
+    raise CheckpointError(
         f"the tokenizer begins a text with {tokenizer.bos_token!r} and ends it with {tokenizer.eos_token!r}, "
         f"which is "
         "neither Vicuna's (<s>, </s>) nor Llama-3's (<|start_header_id|>, <|eot_id|>): its chats are not "
@@ -171,7 +172,7 @@ def _llama_3(tokenizer: Any, own: str | None) -> str:
     for template in (dated, plain):
         if _rendered(tokenizer, template) == wanted:
             return template
-    raise ValueError(
+    raise CheckpointError(
         f"the tokenizer's own chat template writes {wanted[:160]!r}…, and Llama-3.1's is "
         f"{_rendered(tokenizer, dated)[:160]!r}…: take chat_template out of its tokenizer_config.json to use "
         f"that one"
@@ -197,7 +198,7 @@ def _gap(tokenizer: Any, token: str, text: str) -> str:
     for gap in ("", " "):
         if tokenizer.encode(token + gap + text, add_special_tokens=False)[1:] == alone:
             return gap
-    raise ValueError(
+    raise CheckpointError(
         f"the tokenizer gives {text!r} other ids after {token!r} than alone, with and without a space: "
         f"prompts cannot "
         "be what training saw"

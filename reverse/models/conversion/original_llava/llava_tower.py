@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import CLIPVisionConfig
 
+from reverse.errors import CheckpointError, MissingFileError
 from reverse.models.checkpoints.config_checks import build_section
 from reverse.models.checkpoints.settings_files import check_settings
 from reverse.models.checkpoints.shards import read_json
@@ -39,7 +40,7 @@ def tower_config(layout: Layout, tower: Path | None) -> CLIPVisionConfig:
     """
     named = layout.config.get("mm_vision_tower") or layout.config.get("vision_tower")
     if tower is None and not layout.has_tower:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{str(layout.folder)!r} does not hold its vision tower, {named!r}: fetch it and name its folder "
             f"with "
             "--vision TOWER (vision=)"
@@ -47,14 +48,14 @@ def tower_config(layout: Layout, tower: Path | None) -> CLIPVisionConfig:
     config = _read_config(tower) if tower is not None else _known_config(layout, named)
     wanted = layout.config.get("mm_hidden_size", config.hidden_size)
     if config.hidden_size != wanted:
-        raise ValueError(
+        raise CheckpointError(
             f"the vision tower {str(tower)!r} has features of {config.hidden_size}, and the projector takes "
             f"{wanted}: "
             f"name the tower it was trained on, {named!r}"
         )
     depth, layer = config.num_hidden_layers, layout.config.get("mm_vision_select_layer", -2)
     if not -depth - 1 <= layer <= depth:
-        raise ValueError(
+        raise CheckpointError(
             f"mm_vision_select_layer is {layer}, and the vision tower has {depth} layers: name the tower it "
             f"was "
             f"trained on, {named!r}"
@@ -94,7 +95,7 @@ def _as_sizes(key: str, value: Any) -> Any:
 
 def _read_config(tower: Path) -> CLIPVisionConfig:
     if not (tower / "config.json").is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"the vision tower {str(tower)!r} has no config.json: name the folder of a CLIP"
         )
     config = read_json(tower / "config.json")
@@ -102,7 +103,7 @@ def _read_config(tower: Path) -> CLIPVisionConfig:
     if kind == "clip" and isinstance(config.get("vision_config"), dict):
         config = config["vision_config"]
     elif kind != "clip_vision_model":
-        raise ValueError(
+        raise CheckpointError(
             f"the vision tower {str(tower)!r} is a {kind!r}; known are 'clip' and 'clip_vision_model': name "
             f"the CLIP "
             "that the checkpoint was trained on"
@@ -132,7 +133,7 @@ def _known_config(layout: Layout, named: Any) -> CLIPVisionConfig:
         _KNOWN["patch_size"],
     ):
         return CLIPVisionConfig(**_KNOWN)
-    raise FileNotFoundError(
+    raise MissingFileError(
         f"{str(layout.folder)!r} holds the weights of its vision tower, {named!r} with patches {shape}, but "
         f"not its "
         "configuration: name a folder that has it with --vision TOWER (vision=)"

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from reverse.errors import CheckpointError
 from reverse.models.checkpoints.shards import Tensors
 from reverse.models.conversion.original_llava.llava_layout import TOWER, Layout, ignored, plain
 
@@ -45,7 +46,7 @@ def today(name: str) -> str:
     for pattern, replacement in _RENAMED:
         if pattern.search(name):
             return pattern.sub(replacement, name)
-    raise ValueError(f"tensor {name!r} has no place in transformers' LLaVA")
+    raise CheckpointError(f"tensor {name!r} has no place in transformers' LLaVA")
 
 
 def collect(layout: Layout, base: Tensors | None, tower: Tensors | None) -> dict[str, Entry]:
@@ -97,7 +98,7 @@ def _tower(tower: Tensors) -> Iterator[Entry]:
         (p for p in ("vision_model.", "") if f"{p}embeddings.patch_embedding.weight" in tower), None
     )
     if prefix is None:
-        raise ValueError(
+        raise CheckpointError(
             f"the vision tower has no vision_model.embeddings.patch_embedding.weight, but "
             f"{next(iter(tower), 'nothing')}"
             " and so on: name the folder of a CLIP"
@@ -113,14 +114,14 @@ def _add_lora(entries: dict[str, Entry], lora: Tensors, settings: dict[str, Any]
     for name in lora:
         match = _LORA.match(name)
         if match is None:
-            raise ValueError(
+            raise CheckpointError(
                 f"the LoRA holds {name!r}, which is neither lora_A nor lora_B: it is not known here"
             )
         halves.setdefault(f"{plain(match['module'] + '.weight')}", {})[match["half"]] = name
     for target, pair in halves.items():
         new = today(target)
         if set(pair) != {"A", "B"} or new not in entries:
-            raise ValueError(
+            raise CheckpointError(
                 f"the LoRA has {' and '.join(f'lora_{half}' for half in sorted(pair))} for {target!r}, which "
                 f"{'is not in the base' if new not in entries else 'is one half'}: it is not this base's, or "
                 f"not whole"
@@ -131,7 +132,7 @@ def _add_lora(entries: dict[str, Entry], lora: Tensors, settings: dict[str, Any]
 def _with_lora(entry: Entry, lora: Tensors, a: str, b: str, settings: dict[str, Any]) -> Entry:
     (rank, inner), (outer, also) = lora.shape(a), lora.shape(b)
     if rank != also or (outer, inner) != entry.shape:
-        raise ValueError(
+        raise CheckpointError(
             f"the LoRA of {entry.name!r} is {(outer, also)} times {(rank, inner)}, and the base's tensor is "
             f"{entry.shape}: it is another base's"
         )
