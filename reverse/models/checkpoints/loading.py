@@ -262,7 +262,7 @@ def _resolve(path_or_id: str | os.PathLike) -> str:
     """A folder as it is, a bundled name as its folder, and what can only be a hub id as it is."""
     if not isinstance(path_or_id, str | os.PathLike):
         raise RequestTypeError(
-            f"the checkpoint must be named by a text or a path, got {path_or_id!r:.80}: name a folder or a hub id"
+            f"a checkpoint is named by a text or a path, got {path_or_id!r:.80}: name a folder"
         )
     name = os.fspath(path_or_id)
     if not name.strip():
