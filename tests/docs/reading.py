@@ -6,7 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "playground" / "README.md"]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    ROOT / "playground" / "README.md",
+]
 SHELL = ("", "bash", "sh", "shell", "console")
 NO_CODE = ("mermaid", "bibtex", "json", "yaml", "text")
 STARTS = ("reverse", "python", "bash", "torchrun", "make", "pip", "accelerate", "source", "apt-get")

@@ -247,7 +247,7 @@ def check_program(words):
     elif program == "pip":
         extras = re.findall(r"\[([a-z,]+)\]", " ".join(rest))
         known = (ROOT / "pyproject.toml").read_text()
-        for extra in ",".join(extras).split(","):
+        for extra in filter(None, ",".join(extras).split(",")):
             assert re.search(rf"(?m)^{extra} = \[", known), extra
     elif program == "bash":
         assert subprocess.run(["bash", "-n", str(ROOT / rest[0])]).returncode == 0
