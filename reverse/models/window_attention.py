@@ -5,7 +5,7 @@ once a window, in every layer: thousands of calls a picture, and a GPU that wait
 2.10 on brings a kernel for rows of any lengths end to end (`torch.nn.attention.varlen`), and transformers
 lets attention functions be registered by name: this one is used where both are at hand and agree.
 
-    with windows_at_once(model):
+    with use_varlen_window_attention(model):
         model(**inputs)
 """
 
@@ -26,7 +26,7 @@ from torch import Tensor
 from reverse.compatibility import IncompatibleLibraryError
 from reverse.models.families import family_of
 
-__all__ = ["NAME", "windows_at_once"]
+__all__ = ["NAME", "use_varlen_window_attention"]
 
 # transformers hands lengths over, and does not split, where "flash" is in the name.
 NAME = "reverse_flash_windows"
@@ -34,7 +34,7 @@ _KERNEL_TYPES = (torch.float16, torch.bfloat16)
 
 
 @contextmanager
-def windows_at_once(model: Any) -> Iterator[None]:
+def use_varlen_window_attention(model: Any) -> Iterator[None]:
     """While it lasts, the vision tower's windows go through the kernel, where that can be.
 
     It cannot be where there is no such kernel (an older torch, no CUDA device), where the tower has no

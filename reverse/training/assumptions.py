@@ -8,9 +8,8 @@ at its backward pass.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor
 from reverse.compatibility import IncompatibleLibraryError
 from reverse.models.unwrapping import unwrap_model
 
-__all__ = ["check_decoder", "check_gradient_scale", "check_row_layers", "check_trainer"]
+__all__ = ["check_decoder", "check_gradient_scale", "check_trainer"]
 
 # What `StepTrainer` overrides, with the arguments that it reads.
 _OVERRIDDEN = {
@@ -126,36 +125,3 @@ def _evaluating(model: Any) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-@cache
-def check_row_layers(replace: Callable[[Any], Callable[[Tensor], Tensor]]) -> None:
-    """Raise unless `replace(layer)` computes what peft's layer for token rows does, tried on a small one."""
-    from peft import LoraConfig, get_peft_model
-    from peft.tuners.trainable_tokens import TrainableTokensLayer
-
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
-        small = torch.nn.ModuleDict(
-            {
-                "rows": torch.nn.Embedding(8, 4),
-                "inner": torch.nn.Linear(4, 4),
-                "head": torch.nn.Linear(4, 8, bias=False),
-            }
-        )
-        config = LoraConfig(
-            target_modules=["inner"], trainable_token_indices={"rows": [2, 5], "head": [2, 5]}
-        )
-        layers = [
-            module
-            for module in get_peft_model(small, config).modules()
-            if isinstance(module, TrainableTokensLayer)
-        ]
-        given = [torch.tensor([[1, 2, 5, 7]]), torch.randn(1, 3, 4)]
-        try:
-            for layer, x in zip(layers, given, strict=True):
-                torch.nn.init.normal_(layer.trainable_tokens_delta["default"])
-                if not torch.allclose(replace(layer)(x), layer(x), atol=1e-5):
-                    raise IncompatibleLibraryError("peft", f"{type(layer).__name__} computes something else")
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise IncompatibleLibraryError("peft", f"TrainableTokensLayer was changed ({error})") from error

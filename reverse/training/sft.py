@@ -32,7 +32,7 @@ from reverse.errors import RequestError
 from reverse.files.file_lock import output_lock
 from reverse.models import family_of
 from reverse.models.adapters.adapter_card import CARD, adapter_card
-from reverse.models.window_attention import windows_at_once
+from reverse.models.window_attention import use_varlen_window_attention
 from reverse.tokens import token_ids
 from reverse.training.assumptions import check_decoder
 from reverse.training.checkpoints.full_disk import explain_full_disk
@@ -57,7 +57,7 @@ from reverse.training.optim.parallel import (
     set_fsdp_precision,
 )
 from reverse.training.optim.schedule import Clock, Progress, Schedule
-from reverse.training.optim.trainable_weights import inputs_as_they_are, is_adapted
+from reverse.training.optim.trainable_weights import disable_lora_input_cast, is_adapted
 from reverse.training.recipes.settings_check import (
     DTYPES,
     REPORTERS,
@@ -209,10 +209,10 @@ def _train(
     with ExitStack() as stack:
         stack.callback(progress.close)
         stack.enter_context(_without_cache(model))
-        stack.enter_context(windows_at_once(model))
+        stack.enter_context(use_varlen_window_attention(model))
         stack.enter_context(loss_in_forward(model, loss))
         if is_adapted(model) and arguments.bf16:
-            stack.enter_context(inputs_as_they_are(model))
+            stack.enter_context(disable_lora_input_cast(model))
         trainer = StepTrainer(
             loss=loss,
             rate=schedule,

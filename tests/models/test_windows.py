@@ -5,7 +5,7 @@ import torch
 
 from reverse.models import family_of, window_attention
 from reverse.models.tiny_models import build_tiny_llava, build_tiny_qwen
-from reverse.models.window_attention import NAME, windows_at_once
+from reverse.models.window_attention import NAME, use_varlen_window_attention
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def test_the_same_features(qwen, monkeypatch):
     patches, grid = pictures(qwen)
     with torch.no_grad():
         expected = tower(patches, grid_thw=grid)
-        with windows_at_once(qwen):
+        with use_varlen_window_attention(qwen):
             assert tower.config._attn_implementation == NAME
             found = tower(patches, grid_thw=grid)
     assert len(calls) == len(tower.blocks)  # one a layer
@@ -47,7 +47,7 @@ def test_the_same_features(qwen, monkeypatch):
 def test_put_back_after_an_error(qwen, monkeypatch):
     """A run that fails would leave a model that no saved configuration describes."""
     monkeypatch.setattr(window_attention, "_kernel_here", lambda tower: True)
-    with pytest.raises(KeyError), windows_at_once(qwen):
+    with pytest.raises(KeyError), use_varlen_window_attention(qwen):
         raise KeyError
     assert family_of(qwen).vision_tower(qwen).config._attn_implementation == "sdpa"
 
@@ -57,7 +57,7 @@ def test_nothing_changes_where_it_cannot_be(qwen):
     for model in (qwen, build_tiny_llava(seed=0)[0]):
         tower = family_of(model).vision_tower(model)
         before = tower.config._attn_implementation
-        with windows_at_once(model):
+        with use_varlen_window_attention(model):
             on_cuda = torch.cuda.is_available() and model is qwen
             assert tower.config._attn_implementation == (NAME if on_cuda else before)
 
@@ -95,7 +95,7 @@ def test_the_kernel_equals_the_loop(qwen, grad):
         leaf = patches.clone().requires_grad_(grad)
         with torch.set_grad_enabled(grad):
             if name == "kernel":
-                with windows_at_once(qwen):
+                with use_varlen_window_attention(qwen):
                     assert tower.config._attn_implementation == NAME
                     out = tower(leaf, grid_thw=grid).pooler_output
             else:

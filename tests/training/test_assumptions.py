@@ -17,9 +17,9 @@ from reverse.training.data.encoding import Encoder
 from reverse.training.data.packing import row_positions
 from reverse.training.data.training_sets import SceneDataset
 from reverse.training.loss_record import LossRecord
-from reverse.training.optim import trainable_weights
+from reverse.training.optim import token_rows
 from reverse.training.optim.parallel import set_fsdp_precision
-from reverse.training.optim.trainable_weights import Tuning, inputs_as_they_are, select_trained
+from reverse.training.optim.trainable_weights import Tuning, disable_lora_input_cast, select_trained
 from reverse.training.sft import SFTConfig, train
 
 RANGE = f"supported is transformers {supported_range('transformers')}"
@@ -136,34 +136,34 @@ def test_the_probe_changes_nothing(tiny_llava):
     model, _ = tiny_llava
     before, state = [m.training for m in model.modules()], torch.get_rng_state()
     assumptions.check_decoder(model, packed=True)
-    assumptions.check_row_layers.cache_clear()
-    assumptions.check_row_layers(trainable_weights._Rows)
+    token_rows.check_token_rows.cache_clear()
+    token_rows.check_token_rows(token_rows.view_token_rows)
     assert before == [m.training for m in model.modules()] and torch.equal(state, torch.get_rng_state())
 
 
 def test_row_layers_that_compute_otherwise_are_an_error():
     """The model that is trained would be another than the one that peft saves and loads."""
-    assumptions.check_row_layers(trainable_weights._Rows)
+    token_rows.check_token_rows(token_rows.view_token_rows)
     with pytest.raises(
         IncompatibleLibraryError, match=f"TrainableTokensLayer computes something else.*{PEFT}"
     ):
-        assumptions.check_row_layers(lambda layer: lambda x: layer(x) + 1)
+        token_rows.check_token_rows(lambda layer: lambda x: layer(x) + 1)
 
     def of_old(layer):
         return layer.tokens_of_an_older_release
 
     with pytest.raises(IncompatibleLibraryError, match=f"TrainableTokensLayer was changed.*{PEFT}"):
-        assumptions.check_row_layers(of_old)
+        token_rows.check_token_rows(of_old)
 
 
 def test_lora_without_its_switch_is_an_error(tiny, monkeypatch):
     """Inputs would be turned into float32 and back, and training in bfloat16 cost twice the time."""
     model, processor = tiny("llava")
     adapted = select_trained(model, processor, Tuning(method="lora", rank=2))
-    with inputs_as_they_are(adapted):
+    with disable_lora_input_cast(adapted):
         pass
     with pytest.raises(IncompatibleLibraryError, match=f"cast_input_dtype_enabled.*{PEFT}"):
-        with inputs_as_they_are(model.get_input_embeddings()):
+        with disable_lora_input_cast(model.get_input_embeddings()):
             pass
 
 

@@ -46,6 +46,8 @@ def test_loss_and_gradients_are_those_of_all_logits(tiny, monkeypatch, family, w
     want.backward()
     expected = gradients(model)
     model.zero_grad()
+    head = model.get_output_embeddings()
+    attributes = set(vars(head))
     seen = []
     original = loss_module._part_loss
     monkeypatch.setattr(loss_module, "ROOM", 600 * 7)  # about 600 ids
@@ -62,7 +64,8 @@ def test_loss_and_gradients_are_those_of_all_logits(tiny, monkeypatch, family, w
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
         assert (found[name] - gradient).abs().max() <= 1e-6 * scale, name
-    assert "forward" not in vars(model)  # the model is as it was
+    assert model.get_output_embeddings() is head and vars(head).keys() == attributes  # as it was
+    assert "forward" not in vars(model) and not model._forward_hooks and not model._forward_pre_hooks
     assert model(**{n: v for n, v in batch.items() if n != "places"}).logits.ndim == 3
 
 

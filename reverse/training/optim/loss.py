@@ -7,9 +7,9 @@ go through the head a few hundred at a time; what the backward pass needs of suc
     with loss_in_forward(model, LossConfig()):
         loss = model(**batch)["loss"] / batch["places"].numel()     # batch as `collator.Collator` makes it
 
-Sum and gradients equal those of `torch.nn.functional.cross_entropy` over all logits. While the context lasts
-`model.forward` gives the sum of the losses and no logits; that works through whatever wraps the model (peft,
-DDP, FSDP2, DeepSpeed), because the head's parameters are only touched inside a call of the head.
+Sum and gradients equal those of `torch.nn.functional.cross_entropy` over all logits. Inside the context a
+call of the model returns the sum of the losses and no logits. That works through whatever wraps the model
+(peft, DDP, FSDP2, DeepSpeed), because the head's parameters are only used inside a call of the head.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import MethodType
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from torch.utils.checkpoint import checkpoint
 
 from reverse.errors import RequestError
 from reverse.training.data.labels import IGNORE
+from reverse.training.optim.module_views import view_module
 
 __all__ = ["KERNELS", "LossConfig", "class_weights", "loss_in_forward", "summed_loss"]
 
@@ -123,8 +123,10 @@ def _part_loss(
 
 @contextmanager
 def loss_in_forward(model: Any, config: LossConfig) -> Iterator[None]:
-    """While it lasts, `model(**batch)` gives `{"loss": sum over targets}`; what wraps the model stays as it
-    is.
+    """Inside the context `model(**batch)` returns `{"loss": sum over targets}`, wrapped or not.
+
+    Hooks of the base model hand the targets to its head, and a view of the head computes the loss in place of
+    the logits. So FSDP and DeepSpeed gather the head's weight once, for a call of the head.
 
     Args:
         model: of transformers, with or without peft around it; not yet wrapped for several devices.
@@ -132,43 +134,57 @@ def loss_in_forward(model: Any, config: LossConfig) -> Iterator[None]:
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     head = base.get_output_embeddings()
-    base.forward = MethodType(_forward, base)
-    head.forward = MethodType(_head_forward, head)
-    head.reverse_loss = config
+    view = view_module(head, type("LossHead", (_LossHead, type(head)), {}))
+    view.loss_config = config
+    base.set_output_embeddings(view)
+    hooks = (
+        base.register_forward_pre_hook(_take_targets, with_kwargs=True),
+        base.register_forward_hook(_return_loss),
+    )
     try:
         yield
     finally:
-        # Accelerate wraps what it finds in `forward` and puts it back itself, or does not: the class has it.
-        for module, name in ((base, "forward"), (head, "forward"), (head, "reverse_loss")):
-            vars(module).pop(name, None)
+        for hook in hooks:
+            hook.remove()
+        base.set_output_embeddings(head)
+        for name in ("loss_config", "loss_targets"):
+            vars(head).pop(name, None)
+        vars(base).pop("forward", None)  # accelerate puts its own there and does not always remove it
 
 
-def _forward(self: Any, *, labels: Tensor, places: Tensor, **inputs: Any) -> dict[str, Tensor]:
-    """Sum of the losses of a batch.
+def _take_targets(base: Any, args: tuple[Any, ...], batch: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
+    """Hand what the loss needs of a batch to the head; the arguments of the model's own forward.
 
     Args:
-        labels: (rows, length) int64, `IGNORE` where no target is.
-        places: (targets,) int64, positions in the flattened `labels` whose *next* id is a target.
-        inputs: of the model.
+        batch: the model's inputs; `labels` (rows, length) int64, `IGNORE` where no target is; `places`
+            (targets,) int64, positions in the flattened `labels` whose *next* id is a target.
     """
-    given = {name: value for name, value in inputs.items() if value is not None}  # peft names all it knows
-    hidden = self.model(**given, use_cache=False).last_hidden_state
-    chosen = hidden.flatten(0, 1).index_select(0, places)  # (targets, hidden size)
-    loss = self.get_output_embeddings()(chosen, labels.flatten()[places + 1])
-    return {"loss": loss}
+    inputs = {name: value for name, value in batch.items() if value is not None}  # peft passes all it knows
+    base.get_output_embeddings().loss_targets = inputs.pop("labels"), inputs.pop("places")
+    return args, {**inputs, "use_cache": False}
 
 
-def _head_forward(self: Any, hidden: Tensor, targets: Tensor) -> Tensor:
-    """The head gives the loss and not the logits, so that FSDP and DeepSpeed gather its weight once."""
-    config: LossConfig = self.reverse_loss
-    vocabulary = (
-        self.weight.shape[0] if isinstance(self, torch.nn.Linear) else self.original_module.out_features
-    )
-    weights = class_weights(config, vocabulary, hidden.device)
-    if _use_liger(self, config, hidden):
-        return _liger_loss(self, hidden, targets, weights)
-    part = max(1, ROOM // vocabulary)
-    return summed_loss(MethodType(type(self).forward, self), hidden, targets, weights, part)
+def _return_loss(base: Any, args: tuple[Any, ...], output: Any) -> dict[str, Tensor]:
+    """What the head returned is the loss."""
+    return {"loss": output.logits}
+
+
+class _LossHead(torch.nn.Module):
+    """Mixed into the class of a head: returns the summed loss of the targets and not the logits."""
+
+    loss_config: LossConfig
+    loss_targets: tuple[Tensor, Tensor]
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Sum of the losses for the last hidden states (rows, length, hidden size)."""
+        config, (labels, places) = self.loss_config, self.loss_targets
+        chosen = hidden.flatten(0, 1).index_select(0, places)  # (targets, hidden size)
+        targets = labels.flatten()[places + 1]
+        whole: Any = self if isinstance(self, torch.nn.Linear) else self.original_module
+        weights = class_weights(config, whole.out_features, hidden.device)
+        if _use_liger(self, config, hidden):
+            return _liger_loss(whole, chosen, targets, weights)
+        return summed_loss(super().forward, chosen, targets, weights, max(1, ROOM // whole.out_features))
 
 
 def _has_liger() -> bool:

@@ -18,23 +18,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from reverse.compatibility import IncompatibleLibraryError
 from reverse.errors import RequestError
 from reverse.models import family_of
 from reverse.tokens import token_ids
-from reverse.training.assumptions import check_row_layers
 
-__all__ = [
-    "Tuning",
-    "cheap_rows",
-    "inputs_as_they_are",
-    "is_adapted",
-    "quantization",
-    "select_trained",
-]
+__all__ = ["Tuning", "disable_lora_input_cast", "is_adapted", "quantization", "select_trained"]
 
 
 @dataclass
@@ -72,6 +62,8 @@ def select_trained(model: Any, processor: Any, tuning: Tuning, *, parallel: str 
         return model
     from peft import LoraConfig, get_peft_model
 
+    from reverse.training.optim.token_rows import use_token_rows
+
     ids = list(token_ids(processor.tokenizer))
     config = LoraConfig(
         task_type="CAUSAL_LM",
@@ -89,7 +81,7 @@ def select_trained(model: Any, processor: Any, tuning: Tuning, *, parallel: str 
         # step of 2e-5 is lost in rounding.
         if parameter.requires_grad and parallel != "zero3":
             parameter.data = parameter.data.float()
-    cheap_rows(adapted)
+    use_token_rows(adapted)
     return adapted
 
 
@@ -146,8 +138,9 @@ def is_adapted(model: Any) -> bool:
 
 
 @contextmanager
-def inputs_as_they_are(model: Any) -> Iterator[None]:
-    """While it lasts, LoRA does not turn its inputs into float32 first: autocast would turn them back."""
+def disable_lora_input_cast(model: Any) -> Iterator[None]:
+    """Keep LoRA from turning its inputs into float32 inside the context: autocast would turn them back."""
+    # peft.helpers.disable_input_dtype_casting fails on layers without the switch, those of token rows.
     layers = [module for module in model.modules() if hasattr(module, "cast_input_dtype_enabled")]
     if not layers:
         raise IncompatibleLibraryError("peft", "no layer has the attribute cast_input_dtype_enabled")
@@ -169,45 +162,3 @@ def _linears(model: Any, family: Any) -> str:
         if isinstance(module, torch.nn.Linear) or module.__class__.__name__ == "Linear4bit"
     }
     return rf"{re.escape(family.language_model)}\..*\.({'|'.join(sorted(names))})"
-
-
-def cheap_rows(model: Any) -> None:
-    """Let peft's layers for the rows of tokens do the same without a copy of the whole matrix at every call.
-
-    Theirs writes the rows into a copy of the matrix (262 MB for LLaVA-1.5-7B), whose gradient is as large and
-    is thrown away but for three rows. Here the layer below is called as it is, and what belongs to the tokens
-    is replaced in what comes out; DeepSpeed, too, finds the matrix there only inside that call.
-    """
-    from peft.tuners.trainable_tokens import TrainableTokensLayer
-
-    check_row_layers(_Rows)
-    for module in model.modules():
-        if isinstance(module, TrainableTokensLayer):
-            module.forward = _Rows(module)
-
-
-class _Rows:
-    """`forward` of one layer for token rows; an object, so that a deep copy refers to the copied layer."""
-
-    def __init__(self, layer: Any):
-        self.layer = layer
-
-    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        layer = self.layer
-        if layer.disable_adapters and layer.merged:
-            layer.unmerge()
-        adapters = [] if layer.disable_adapters or layer.merged else layer.active_adapters
-        base = layer.get_base_layer()
-        out = base(x, *args, **kwargs)
-        for name in adapters:
-            rows = layer.trainable_tokens_delta[name]  # (tokens, hidden size)
-            ids = torch.as_tensor(layer.token_indices[name], device=x.device)
-            if isinstance(base, torch.nn.Embedding):
-                at = x[..., None] == ids  # (…, tokens)
-                own = at.to(rows.dtype) @ rows  # exact: one row, or none
-                out = torch.where(at.any(-1, keepdim=True), own.to(out.dtype), out)
-            else:
-                kind = out.dtype if torch.is_autocast_enabled(x.device.type) else rows.dtype
-                logits = F.linear(x.to(kind), rows.to(kind))
-                out = out.index_copy_(-1, ids, logits.to(out.dtype))  # nothing else holds what the base gave
-        return out
