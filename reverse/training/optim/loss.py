@@ -134,7 +134,7 @@ def loss_in_forward(model: Any, config: LossConfig) -> Iterator[None]:
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     head = base.get_output_embeddings()
-    view = view_module(head, type("LossHead", (_LossHead, type(head)), {}))
+    view: Any = view_module(head, type("LossHead", (_LossHead, type(head)), {}))
     view.loss_config = config
     base.set_output_embeddings(view)
     hooks = (
