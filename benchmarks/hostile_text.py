@@ -110,11 +110,10 @@ def _many_turns(text: str) -> dict[str, Any]:
 
 def _readers_of_data(folder: Path) -> Iterator[Reader]:
     from reverse.data.negatives.conversation_turns import make_negative, turns_of
-    from reverse.data.records import answer_types, record_faults, schema, viewer
+    from reverse.data.records import answer_types, record_rules, viewer
     from reverse.data.tagging import numbers, phrase_candidates, yes_no_words
     from reverse.data.tagging.lexicon import load_lexicon
-    from reverse.files import json_scanning
-    from reverse.files.text_reading import parse_json
+    from reverse.files import json_scanning, text_reading
     from reverse.training.data.training_hints import choose_hints, said
 
     def make_negatives(record: dict[str, Any]) -> None:
@@ -130,10 +129,10 @@ def _readers_of_data(folder: Path) -> Iterator[Reader]:
     page = folder / "page.html"
     yield Reader("data.scan: a list", scan, partial(stream, "["))
     yield Reader("data.scan: lines", scan, partial(stream, ""))
-    yield Reader("data.parse_json", lambda text: parse_json(text, "x.json"))
+    yield Reader("data.parse_json", lambda text: text_reading.parse_json(text, "x.json"))
     for name, make in (("one answer", _record), ("many turns", _many_turns)):
-        yield Reader(f"data.faults: {name}", lambda record: list(record_faults.faults(record)), make)
-        yield Reader(f"data.validate: {name}", schema.validate, make)
+        yield Reader(f"data.find_faults: {name}", lambda record: list(record_rules.find_faults(record)), make)
+        yield Reader(f"data.check_shape: {name}", record_rules.check_shape, make)
         yield Reader(f"data.negatives: {name}", make_negatives, make)
         yield Reader(
             f"data.write_page: {name}", lambda record: viewer.write_page(page, [record], [0], None), make
@@ -149,8 +148,8 @@ def _readers_of_data(folder: Path) -> Iterator[Reader]:
     yield Reader("data.protected", phrase_candidates.protected)
     yield Reader("data.trimmed", lambda text: phrase_candidates.trimmed(text, 0, len(text)))
     yield Reader("data.is_skipped", phrase_candidates.is_skipped)
-    yield Reader("data.half_pair", schema.half_pair)
-    yield Reader("data.whole_text", schema.whole_text)
+    yield Reader("data.find_surrogate", text_reading.find_surrogate)
+    yield Reader("data.replace_surrogates", text_reading.replace_surrogates)
     yield Reader("data.lexicon.find", load_lexicon().find)
     yield Reader("training.said", lambda text: said(text[: len(text) // 2], text))
     yield Reader(

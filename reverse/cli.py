@@ -285,9 +285,9 @@ def tokens_add(
 ) -> None:
     """Write a copy of BASE that knows <SPAN>, </CN> and </UN>."""
     _hush()
+    from reverse.files.atomic_write import check_new
     from reverse.files.file_lock import output_lock
     from reverse.models import add_tokens_to_checkpoint
-    from reverse.models.checkpoints.shards import check_new
 
     check_new(out)
     with output_lock(out), show_phases(f"adding tokens to {base}"):

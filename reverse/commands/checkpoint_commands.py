@@ -31,9 +31,9 @@ def merge(
 ) -> None:
     """Merge a LoRA adapter, its token rows and its projector into a plain checkpoint."""
     kind = _dtype(dtype)
+    from reverse.files.atomic_write import check_new
     from reverse.files.file_lock import output_lock
     from reverse.models.adapters.merging import merge_adapter
-    from reverse.models.checkpoints.shards import check_new
 
     check_new(out)
     with output_lock(out), show_phases("reading") as say:
@@ -59,8 +59,8 @@ def convert(
 ) -> None:
     """Turn an original LLaVA (full or LoRA) or a published Qwen2.5-VL into a plain checkpoint."""
     kind = _dtype(dtype)
+    from reverse.files.atomic_write import check_new
     from reverse.files.file_lock import output_lock
-    from reverse.models.checkpoints.shards import check_new
     from reverse.models.conversion.converter import convert as write
 
     check_new(out)

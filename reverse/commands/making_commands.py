@@ -175,16 +175,9 @@ def _placed(failures: list[dict[str, Any]], number: int) -> list[dict[str, Any]]
 @contextmanager
 def _pass(source: Path, out: Path, plan: dict[str, Any]) -> Iterator[tuple[Any, Iterator[dict[str, Any]]]]:
     """The part to write to (None: all is done) and the records that are left."""
-    from reverse.data.records.published_set import records_path, scan_records
+    from reverse.data.records.published_set import read_records, records_path
     from reverse.files.atomic_write import sha256
-    from reverse.files.json_scanning import Broken
     from reverse.files.resumable_parts import PartFile
-
-    def records() -> Iterator[dict[str, Any]]:
-        for item in scan_records(source):
-            if isinstance(item, Broken):
-                raise RequestError(f"{source}, {item.where}: {item.reason}")
-            yield item.value
 
     path = records_path(source)  # a file, or an imported set, whose manifest names the hash of its source
     path = path / "manifest.json" if path.is_dir() else path
@@ -198,7 +191,7 @@ def _pass(source: Path, out: Path, plan: dict[str, Any]) -> Iterator[tuple[Any, 
         if part.done:
             Console(stderr=True).print(f"going on after {part.done} records", style="dim")
         try:
-            yield part, islice(records(), part.done, plan["limit"])
+            yield part, islice(read_records(source), part.done, plan["limit"])
         except KeyboardInterrupt:
             Console(stderr=True).print(f"stopped after {part.done} records; the same command goes on")
             raise

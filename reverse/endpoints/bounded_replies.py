@@ -13,9 +13,8 @@ import json
 import zlib
 from typing import Any
 
-from reverse.data.records.schema import whole_text
 from reverse.errors import DataError
-from reverse.files.text_reading import MAX_DEPTH, is_deeper
+from reverse.files.text_reading import MAX_DEPTH, is_deeper, replace_surrogates
 
 __all__ = ["MOST_BYTES", "BadReply", "plain_line", "read_body", "read_completion"]
 
@@ -82,7 +81,7 @@ def read_completion(body: bytes) -> tuple[str, int, int]:
         raise BadReply(f"it is no chat completion ({type(error).__name__}: {str(error)[:100]})") from None
     if not isinstance(text, str):
         raise BadReply(f"its content is no text but {type(text).__name__}")
-    return whole_text(text), read, written
+    return replace_surrogates(text), read, written
 
 
 def _count(value: Any) -> int:
@@ -99,4 +98,4 @@ def _refuse_constant(name: str) -> Any:
 
 def plain_line(text: str, most: int = 200) -> str:
     """The beginning of a foreign text, for a message: one line, without control characters."""
-    return "".join(c if c.isprintable() else " " for c in whole_text(text[:most])).strip()
+    return "".join(c if c.isprintable() else " " for c in replace_surrogates(text[:most])).strip()

@@ -29,10 +29,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from reverse.data.records.schema import whole_text
 from reverse.endpoints.bounded_replies import BadReply, plain_line, read_body, read_completion
 from reverse.errors import DataError, MissingPackageError, RequestTypeError
 from reverse.files.file_lock import output_lock
+from reverse.files.text_reading import replace_surrogates
 
 BASE_URL, MODEL, KEY = "REVERSE_LLM_BASE_URL", "REVERSE_LLM_MODEL", "REVERSE_LLM_KEY"
 SETTINGS: Mapping[str, Any] = {"temperature": 0, "max_tokens": 256}
@@ -266,7 +266,7 @@ class Client:
 
     async def _request(self, body: dict[str, Any], key: str | None) -> Reply:
         """One reply, after as many attempts as it takes; put into the cache under `key`, None: not kept."""
-        data = whole_text(json.dumps(body, ensure_ascii=False)).encode()
+        data = replace_surrogates(json.dumps(body, ensure_ascii=False)).encode()
         trouble = ""
         for attempt in range(self.endpoint.attempts):
             wait = 0.0

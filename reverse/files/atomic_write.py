@@ -1,28 +1,35 @@
-"""Write a file whole or not at all: temporary name, flush to disk, rename; one process at a time."""
+"""Write files and folders atomically: under a temporary name, flushed to disk, then renamed.
+
+A reader sees the old content or the new one. A process that is killed leaves at most the temporary name
+behind. Each write holds the lock of its output (`reverse.files.file_lock`).
+"""
 
 import errno
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from reverse.errors import OutputExistsError
 from reverse.files.file_lock import output_lock
 
-WAIT = 5.0  # seconds for another process that writes the same file: most are written in less
+LOCK_WAIT = 5.0  # seconds to wait for another process that writes the same file; most writes take less
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A binary stream that becomes `path` when the block ends well, and is thrown away when it does not.
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Yield a binary stream that replaces `path` when the block ends without an error.
 
-    Folders above `path` are made. Raises OutputInUseError where another process writes the same file, and
-    goes on doing so for `WAIT` seconds.
+    Missing folders above `path` are created. An error in the block leaves `path` as it was. Raises
+    OutputInUseError if another process keeps writing the same file for longer than `LOCK_WAIT`.
     """
     temporary = path.with_name(path.name + ".tmp")
-    with output_lock(path, wait=WAIT):
+    with output_lock(path, wait=LOCK_WAIT):
         try:
             with temporary.open("wb") as stream:
                 yield stream
@@ -38,13 +45,56 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         sync_folder(path.parent)
 
 
+@contextmanager
+def atomic_write_dir(out: Path) -> Iterator[Path]:
+    """Yield a temporary folder that is renamed to `out` when the block ends without an error.
+
+    Every file is flushed to disk before the rename, so `out` is complete or absent. A killed process leaves
+    `.NAME.*` beside `out`, which may be deleted. Raises as `check_new`, and OutputInUseError.
+    """
+    check_new(out)
+    with output_lock(out):
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        try:
+            yield temporary
+            for path in temporary.rglob("*"):
+                path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors writes for the owner alone
+            temporary.chmod(0o755)
+            sync_files(temporary)
+            temporary.replace(out)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def check_new(out: Path) -> None:
+    """Check that a new folder can be created at `out`, before long work on it starts.
+
+    Raises:
+        OutputExistsError: `out` exists and is not an empty folder, or lies below a file.
+        PermissionError: the folder above may not be written to.
+    """
+    if out.is_symlink():
+        raise OutputExistsError(f"{str(out)!r} is a symbolic link: name a folder that does not exist yet")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OutputExistsError(f"{str(out)!r} is not empty: name a folder that does not exist yet")
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise OutputExistsError(f"{str(out)!r} would lie in {str(above)!r}, a file: name another folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f"{str(out)!r} cannot be made, {str(above)!r} is read-only: name another folder"
+        )
+
+
 def write_json(path: Path, content: Any) -> None:
-    with whole_file(path) as stream:
+    """Write `content` as indented JSON, atomically."""
+    with atomic_write(path) as stream:
         stream.write(json_bytes(content, indent=1) + b"\n")
 
 
 def json_bytes(content: Any, **options: Any) -> bytes:
-    """JSON in UTF-8; in ASCII where a text holds half of a surrogate pair, which UTF-8 lacks."""
+    """Return JSON in UTF-8, or in ASCII if a text holds a lone surrogate, which UTF-8 cannot encode."""
     try:
         return json.dumps(content, ensure_ascii=False, **options).encode("utf-8")
     except UnicodeEncodeError:
@@ -52,7 +102,7 @@ def json_bytes(content: Any, **options: Any) -> bytes:
 
 
 def sync_files(folder: Path) -> None:
-    """Flush all files of a folder to the disk: some disks tell only then that they are full."""
+    """Flush all files below a folder to disk; some disks report only then that they are full."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as stream:
@@ -60,7 +110,7 @@ def sync_files(folder: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """A rename is on disk when the folder is."""
+    """Flush a folder's entries to disk, which makes a rename in it durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -69,5 +119,6 @@ def sync_folder(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

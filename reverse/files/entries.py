@@ -1,10 +1,10 @@
-"""Entries of the published files: JSON lists or JSON lines, each entry knowing where it stands.
+"""Entries of published files, JSON lists or JSON lines; each entry knows where it stands.
 
     for entry in read_entries("annotations.json"):
         entry.id("id"), entry.text("type"), entry.texts("truth")
 
-A value that is missing or of another kind is a ValueError that names file, entry, key and value. A
-byte-order mark is taken off; what is no UTF-8 is refused with its line (`reverse.files.text_reading`).
+A missing value, or one of another type, is a DataError that names file, entry, key and value. Files are
+decoded as `reverse.files.text_reading` does.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from reverse.errors import DataError
-from reverse.files.cell_values import LONGEST_ID, read_id, shown
+from reverse.files.cell_values import LONGEST_ID, describe, read_id
 from reverse.files.text_reading import parse_json, read_text
 
 __all__ = ["Entry", "read_entries", "read_value"]
 
 
 class Entry(NamedTuple):
-    """One object of a file; `where` is the file and the entry's number, from 1."""
+    """One object of a file; `where` names the file and the number of the entry, from 1."""
 
     row: dict[str, Any]
     where: str
 
     def id(self, *keys: str) -> str | int:
-        """The id under the first of the keys that is there, as it is written.
+        """Return the id under the first key that is present, as it is written.
 
-        Raises ValueError for what can be none, see `reverse.files.cell_values.read_id`.
+        Raises DataError for a value that `reverse.files.cell_values.read_id` does not take.
         """
         key, value = self._first(keys)
         if read_id(value) is None:
@@ -38,7 +38,7 @@ class Entry(NamedTuple):
         return int(value) if isinstance(value, float) else value
 
     def text(self, *keys: str) -> str:
-        """The text under the first of the keys that is there; a number as it is written."""
+        """Return the text under the first key that is present; a number as it is written."""
         key, value = self._first(keys)
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return str(value)
@@ -47,38 +47,44 @@ class Entry(NamedTuple):
         return value
 
     def texts(self, key: str) -> list[str]:
-        """A list of texts."""
+        """Return the list of texts under a key."""
         _, value = self._first((key,))
         if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
             raise self.wrong(key, value, "a list of texts")
         return value
 
     def wrong(self, key: str, value: Any, wanted: str) -> ValueError:
-        """The error for a value of another kind than is wanted."""
-        told = "null" if value is None else shown(value)
+        """Make the error for a value of another type than is wanted."""
+        shown = "null" if value is None else describe(value)
         return DataError(
-            f"{self.where}: {key!r} must be {wanted}, got {told}: mend it, or fetch the file again"
+            f"{self.where}: {key!r} must be {wanted}, got {shown}: mend it, or fetch the file again"
         )
 
     def _first(self, keys: tuple[str, ...]) -> tuple[str, Any]:
         for key in keys:
             if key in self.row:
                 return key, self.row[key]
-        names = shown(", ".join(self.row))
-        wanted = repr(keys[0]) if len(keys) == 1 else " or ".join(keys)
+        names = describe(", ".join(self.row))
+        wanted = " or ".join(keys) if len(keys) > 1 else repr(keys[0])
         raise DataError(f"{self.where} has no {wanted}, only {names}: fetch the file again")
 
 
 def read_entries(path: Path) -> list[Entry]:
-    """The objects of a file that is a JSON list, JSON lines or one object, whatever its name says.
+    """Read the objects of a file that is a JSON list, JSON lines or one object, whatever its name says.
 
-    Raises FileNotFoundError; ValueError for damage, with the line, and for an entry that is no object.
+    Raises MissingFileError, and DataError for damage (with the line) and for an entry that is no object.
     """
-    return [_entry(path, number, value) for number, value in enumerate(_values(path), 1)]
+    entries = []
+    for number, value in enumerate(_read_values(path), 1):
+        if not isinstance(value, dict):
+            shown = describe(value)
+            raise DataError(f"{path}, entry {number} is no JSON object but {shown}: fetch the file again")
+        entries.append(Entry(value, f"{path}, entry {number}"))
+    return entries
 
 
 def read_value(path: Path) -> Any:
-    """The one value of a JSON file. Raises as `read_entries`."""
+    """Read the one value of a JSON file. Raises as `read_entries`."""
     text = read_text(path)
     try:
         return parse_json(text, str(path))
@@ -86,13 +92,7 @@ def read_value(path: Path) -> Any:
         raise DataError(f"{path} is damaged ({error}): fetch it again") from error
 
 
-def _entry(path: Path, number: int, value: Any) -> Entry:
-    if not isinstance(value, dict):
-        raise DataError(f"{path}, entry {number} is no JSON object but {shown(value)}: fetch the file again")
-    return Entry(value, f"{path}, entry {number}")
-
-
-def _values(path: Path) -> Iterator[Any]:
+def _read_values(path: Path) -> Iterator[Any]:
     text = read_text(path)
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:

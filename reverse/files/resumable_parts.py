@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from reverse.errors import DataError
-from reverse.files.atomic_write import json_bytes, whole_file, write_json
+from reverse.files.atomic_write import atomic_write, json_bytes, write_json
 from reverse.files.file_lock import output_lock
 from reverse.files.text_reading import read_json
 
@@ -98,7 +98,7 @@ class PartFile:
         failed = [0]
 
         def results() -> Iterator[bytes]:
-            with whole_file(self.failures_path) as failures:
+            with atomic_write(self.failures_path) as failures:
                 for line in self._lines():
                     counts.update(line["counts"])
                     for failure in line["failures"]:
@@ -108,7 +108,7 @@ class PartFile:
                         counts["records_out"] += 1
                         yield _json(record)
 
-        with whole_file(self.out) as stream:
+        with atomic_write(self.out) as stream:
             for piece in _layout(results(), lines=self.out.suffix in LINES):
                 digest.update(piece)
                 stream.write(piece)

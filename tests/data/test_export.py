@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from reverse.data.pictures.opening import open_image, resolve_image
-from reverse.data.records.schema import read_records
+from reverse.data.records.published_set import read_records
 from reverse.data.scenes import find_objects, make_scene, render, write_scenes
 from reverse.data.scenes.object_names import COCO_IDS
 

@@ -9,7 +9,8 @@ import pytest
 
 from reverse.data.negatives import conversation_turns, lexicon_negatives, turns_of
 from reverse.data.negatives.negative_filters import Context, trivial
-from reverse.data.records.schema import make_record, read_records
+from reverse.data.records.published_set import read_records
+from reverse.data.records.schema import make_record
 from reverse.data.records.set_check import check
 from reverse.data.records.subsets import subsample
 from reverse.data.tagging import yes_no_words

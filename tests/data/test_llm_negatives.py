@@ -18,7 +18,9 @@ from reverse.data.negatives import lexicon_negatives
 from reverse.data.negatives.conversation_turns import turns_of
 from reverse.data.negatives.llm_negatives import ask_for_negatives
 from reverse.data.negatives.negative_prompt import messages, read_reply
-from reverse.data.records.schema import make_record, read_records, validate
+from reverse.data.records.published_set import read_records
+from reverse.data.records.record_rules import check_shape
+from reverse.data.records.schema import make_record
 from reverse.endpoints.client import Cache, Client, Endpoint, Reply
 from reverse.tokens.spans import CN, SPAN, UN, problems
 
@@ -143,7 +145,7 @@ def test_negatives_come_from_the_model(serve, tmp_path):
         assert {record["id"] for record in out} == {str(i), f"{i}-neg"} and not failures
         assert counts["replies"] == 1 and counts["tokens_in"] == 100 and counts["tokens_out"] == 10
         for record in out:
-            validate(record)
+            check_shape(record)
     assert wrong_answers(made) == [f"There is {SPAN}a cat{UN}"] * 9
     assert client.asked == 9 and server.keys == {"Bearer key"}
 

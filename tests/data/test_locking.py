@@ -17,9 +17,9 @@ from reverse.data.scenes.benchmark_files import write_benches
 from reverse.endpoints.client import Cache
 from reverse.evaluation.runs.answers_files import AnswersFile
 from reverse.files import atomic_write, file_lock
+from reverse.files.atomic_write import atomic_write_dir
 from reverse.files.file_lock import OutputInUseError, describe_owner, lock_path, output_lock
 from reverse.files.resumable_parts import PartFile
-from reverse.models.checkpoints.shards import whole_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLD = """
@@ -66,7 +66,7 @@ def answers(path):
 
 
 def filled(path):
-    with whole_folder(path) as inside:
+    with atomic_write_dir(path) as inside:
         (inside / "a").write_text("a")
 
 
@@ -92,7 +92,7 @@ WRITERS = {
 @pytest.mark.parametrize("writer", WRITERS)
 def test_every_writer_names_the_other_process(other, tmp_path, monkeypatch, writer):
     """Two runs would end well and one have replaced the other, or end in a bare "No such file"."""
-    monkeypatch.setattr(atomic_write, "WAIT", 0.0)
+    monkeypatch.setattr(atomic_write, "LOCK_WAIT", 0.0)
     folder, process = other
     before = sorted(folder.rglob("*"))
     name, write = WRITERS[writer]

@@ -16,7 +16,9 @@ from reverse.cli import app
 from reverse.data.negatives import lexicon_negatives, make_negative, turns_of
 from reverse.data.negatives.negative_filters import Context, trivial
 from reverse.data.negatives.rule_negatives import Slot, replacements
-from reverse.data.records.schema import make_record, read_records, validate
+from reverse.data.records.published_set import read_records
+from reverse.data.records.record_rules import check_shape
+from reverse.data.records.schema import make_record
 from reverse.data.scenes import find_objects, make_scene, scene_records
 from reverse.data.scenes.captions import PLACES, false_places, unique_object
 from reverse.data.scenes.object_names import GROUPS
@@ -242,7 +244,7 @@ def test_every_answer_is_right_once_and_wrong_once():
         assert not failures and len(records) == 2
         assert {made["id"] for made in records} == {f"c{i}", f"c{i}-neg"}
         for made in records:
-            validate(made)
+            check_shape(made)
             asked = [turn["value"] for turn in made["conversations"][::2]]
             assert asked == [turn["value"] for turn in record["conversations"][::2]]
         for one, other in zip(*(made["conversations"][1::2] for made in records), strict=True):

@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 from reverse.cli import app
 from reverse.data.negatives import lexicon_negatives, pairs_in, turns_of
 from reverse.data.negatives.negative_prompt import again, messages, read_reply
-from reverse.data.records.schema import make_record, read_records, validate
+from reverse.data.records.published_set import read_records
+from reverse.data.records.record_rules import check_shape
+from reverse.data.records.schema import make_record
 from reverse.data.scenes import make_scene, scene_records
 from reverse.data.tagging import numbers
 from reverse.data.tagging.tagger import tag_records
@@ -197,7 +199,7 @@ def test_no_record_ends_a_run(records):
         for found in (frozenset(), pairs_in(tagged)):
             for made, _, _ in lexicon_negatives(tagged, 0, found):
                 for each in made:
-                    validate(each)
+                    check_shape(each)
         for turn in (turn for each in tagged for turn in turns_of(each)):
             for message in messages(turn, range(len(turn.answer.phrases))):
                 message["content"].encode("utf-8")  # as it is sent

@@ -13,7 +13,7 @@ from reverse.evaluation.runs.answers_reading import read_answers as read_run_ans
 from reverse.evaluation.scoring import score_file
 from reverse.evaluation.scoring.scored_rows import read_answers
 from reverse.evaluation.stats.scored_tables import load, save
-from reverse.files.cell_values import read_id, read_number, shown
+from reverse.files.cell_values import describe, read_id, read_number
 
 DEEP = "[" * 300 + "]" * 300
 # Values that stand in place of one of a good row's; True: the row can be used all the same.
@@ -160,12 +160,12 @@ def test_values_of_any_kind():
     """A helper that raises would end what it is there to keep going."""
     for value in (None, True, "1", [1], {}, float("nan"), float("inf"), 10**400, -(10**400), 1e16):
         assert read_number(value) is None
-        assert len(shown(value)) <= 60
+        assert len(describe(value)) <= 60
     assert read_number(3) == 3.0 and read_id(10**400) == str(10**400) and read_id(-1) == "-1"
     nested = []
     for _ in range(5000):
         nested = [nested]
-    assert len(shown(nested)) <= 60 and read_id(10**600) is None
+    assert len(describe(nested)) <= 60 and read_id(10**600) is None
 
 
 @pytest.mark.parametrize("identity", ["[[0]]", "null", "NaN", json.dumps("x" * 5000)])

@@ -11,8 +11,8 @@ from random import Random
 from typing import Any
 
 from reverse.data.negatives import lexicon_negatives
-from reverse.data.records.record_faults import faults
-from reverse.data.records.schema import read_records, validate
+from reverse.data.records.published_set import read_records
+from reverse.data.records.record_rules import check_shape, find_faults
 from reverse.data.records.set_check import check as check_file
 from reverse.files.json_scanning import Broken, scan
 from reverse.files.text_reading import MAX_DEPTH
@@ -102,9 +102,9 @@ def read_all(path: Path) -> str:
     except REFUSALS as error:
         return check_refusal(error, path.name)
     for record in records:
-        validate(record)
+        check_shape(record)
         try:
-            list(faults(record))
+            list(find_faults(record))
             made = [list(pair) for pair, *_ in lexicon_negatives([record])]
         except REFUSALS as error:
             check_refusal(error)

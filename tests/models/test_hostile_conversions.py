@@ -7,9 +7,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import reverse.models.processors.template_checks as template_checks
+from reverse.files.atomic_write import check_new
 from reverse.models import load
 from reverse.models.checkpoints.fingerprint import _header_and_tails
-from reverse.models.checkpoints.shards import check_new
 from reverse.models.conversion.converter import convert
 from tests.models import original as layout
 

@@ -15,7 +15,8 @@ from reverse.data.negatives import lexicon_negatives, pairs_in
 from reverse.data.negatives import turns_of as turns_to_swap
 from reverse.data.records.importer import import_records
 from reverse.data.records.published_set import open_records
-from reverse.data.records.schema import ANSWER_TYPE, validate
+from reverse.data.records.record_rules import check_shape
+from reverse.data.records.schema import ANSWER_TYPE
 from reverse.data.records.set_check import check
 from reverse.data.records.subsets import subsample
 from reverse.data.records.viewer import write_page
@@ -106,7 +107,7 @@ def test_rows_are_what_the_processor_makes_of_the_whole(tiny_any, folder, name):
     """A picture in another's place, or one id too many, and a model is trained on what it never meets."""
     model, processor = tiny_any
     one = GOOD[name]
-    validate(one)
+    check_shape(one)
     dataset = RecordDataset(write(folder, [one]), folder, Encoder(processor))
     item = dataset[0]
     row, expected = item.rows[0], whole(model, processor, one, folder)

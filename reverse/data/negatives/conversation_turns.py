@@ -26,8 +26,7 @@ from reverse.data.negatives.rule_negatives import Slot, replacements
 from reverse.data.negatives.true_statements import Others, Told
 from reverse.data.records.answer_types import answer_type, plain_question
 from reverse.data.records.published_set import id_text
-from reverse.data.records.record_keys import pictures_of
-from reverse.data.records.schema import NEGATIVE
+from reverse.data.records.schema import NEGATIVE, pictures_of
 from reverse.data.tagging import numbers, yes_no_words
 from reverse.data.tagging.lexicon import Lexicon, load_lexicon
 from reverse.data.tagging.phrase_candidates import PREPOSITIONS

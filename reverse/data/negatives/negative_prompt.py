@@ -8,8 +8,8 @@ import json
 from collections.abc import Sequence
 
 from reverse.data.negatives.conversation_turns import Turn
-from reverse.data.records.schema import half_pair, whole_text
 from reverse.errors import DataError
+from reverse.files.text_reading import find_surrogate, replace_surrogates
 from reverse.tokens.spans import strip
 
 VERSION = 1
@@ -47,13 +47,13 @@ def messages(turn: Turn, candidates: Sequence[int]) -> list[dict[str, str]]:
     )
     question, answer = turn.question[:MOST_TEXT], turn.answer.text[:MOST_TEXT]
     asked = f"Question: {question}\n\nAnswer: {answer}\n\nPhrases:\n{listed}"
-    return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": whole_text(asked)}]
+    return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": replace_surrogates(asked)}]
 
 
 def again(reply: str, reason: str) -> list[dict[str, str]]:
     """What is added to the chat after a reply that could not be used."""
     return [
-        {"role": "assistant", "content": whole_text(reply[:MOST_TEXT]) or "(empty)"},
+        {"role": "assistant", "content": replace_surrogates(reply[:MOST_TEXT]) or "(empty)"},
         {"role": "user", "content": f"That cannot be used: {reason}. Reply with the JSON object alone."},
     ]
 
@@ -78,6 +78,6 @@ def read_reply(reply: str, candidates: Sequence[int]) -> tuple[int, str]:
     if not isinstance(phrase, str) or not phrase.strip() or len(phrase) > LONGEST_PHRASE:
         raise DataError(f'"phrase" must be a text of 1 to {LONGEST_PHRASE} characters')
     phrase = phrase.strip()
-    if strip(phrase) != phrase or half_pair(phrase) or any(ord(letter) < 32 for letter in phrase):
+    if strip(phrase) != phrase or find_surrogate(phrase) or any(ord(letter) < 32 for letter in phrase):
         raise DataError('"phrase" must be on one line and hold no tags and no half of a surrogate pair')
     return candidates[index - 1], phrase

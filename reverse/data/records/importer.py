@@ -32,9 +32,9 @@ from reverse.data.records.published_set import (
     read_manifest,
     records_path,
 )
-from reverse.data.records.record_keys import picture_of
+from reverse.data.records.schema import picture_of
 from reverse.errors import DataError, MissingFileError
-from reverse.files.atomic_write import sha256, whole_file, write_json
+from reverse.files.atomic_write import atomic_write, sha256, write_json
 from reverse.files.file_lock import output_lock
 from reverse.files.json_scanning import Broken, Item, Place, place_after, scan
 from reverse.files.text_reading import read_json
@@ -140,7 +140,7 @@ def _write_shard(shard: Path, items: Iterator[Item]) -> dict[str, Any]:
 
     size = rows = answers = pictures = 0
     batch: list[Item] = []
-    with whole_file(shard) as stream, pa.ipc.new_file(stream, _schema()) as writer:
+    with atomic_write(shard) as stream, pa.ipc.new_file(stream, _schema()) as writer:
         for item in items:
             batch.append(item)
             size, rows = size + len(item.raw), rows + 1

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from reverse.data.records.schema import validate
+from reverse.data.records.record_rules import find_shape_problem
 from reverse.errors import DataError, MissingFileError
 from reverse.files.json_scanning import Broken, Item, scan
 from reverse.files.text_reading import read_json
@@ -41,14 +41,8 @@ def arrow() -> Any:
 
 
 def problem_of(item: Item | Broken) -> str | None:
-    """Why this is no record; None where it is one."""
-    if isinstance(item, Broken):
-        return item.reason
-    try:
-        validate(item.value)
-    except ValueError as error:
-        return str(error).removeprefix("record: ")
-    return None
+    """Say why an item is no record; None if it is one."""
+    return item.reason if isinstance(item, Broken) else find_shape_problem(item.value)
 
 
 def id_text(record: Mapping[str, Any]) -> str | None:
@@ -290,6 +284,15 @@ def scan_records(path: str | Path, progress: Progress | None = None) -> Iterator
                 yield item
             else:
                 yield Broken(item.number, item.offset, item.line, len(item.raw), problem)
+
+
+def read_records(path: str | Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of a set in order; memory holds one at a time.
+
+    Raises MissingFileError, and DataError naming the line or item that is broken or no record.
+    """
+    for item in _checked(Path(path)):
+        yield item.value
 
 
 def _checked(path: Path, progress: Progress | None = None) -> Iterator[Item]:

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from reverse.data.records.published_set import ImportedRecords, Progress, Records, id_text, open_records
 from reverse.data.records.schema import IMAGE_TOKEN, NEGATIVE
 from reverse.errors import DataError
-from reverse.files.atomic_write import sha256, whole_file, write_json
+from reverse.files.atomic_write import atomic_write, sha256, write_json
 from reverse.files.file_lock import output_lock
 
 KIND = "reverse subset"
@@ -162,7 +162,7 @@ def _write(outputs: list[Path], sources: list[Records], chosen: list[Ints]) -> l
     """The parts, whole or not at all; their hashes."""
     digests = []
     with ExitStack() as stack:
-        streams = [stack.enter_context(whole_file(name)) for name in outputs]
+        streams = [stack.enter_context(atomic_write(name)) for name in outputs]
         for stream, records, indices in zip(streams, sources, chosen, strict=True):
             digests.append(_write_list(stream, (records.text(k) for k in indices.tolist())))
     return digests

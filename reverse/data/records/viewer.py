@@ -23,10 +23,10 @@ from rich.text import Text
 
 from reverse.data.pictures.opening import open_image, resolve_image
 from reverse.data.records.published_set import Records
-from reverse.data.records.record_keys import pictures_of
-from reverse.data.records.schema import shorten
+from reverse.data.records.schema import pictures_of
 from reverse.errors import DataError
-from reverse.files.atomic_write import whole_file
+from reverse.files.atomic_write import atomic_write
+from reverse.files.cell_values import describe
 from reverse.tokens.spans import parse, problems
 
 SIDE = 384  # pixels of a picture on the page, at most
@@ -36,14 +36,14 @@ MOST = 1000  # records of a page: 20 MB
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; }
-article { display: grid; grid-template-columns: 24rem 1fr; gap: 1.5rem; padding: 1.5rem 0; border-top: 1px solid #8884; }
-img { max-width: 100%; } figure { margin: 0; } figcaption, small { color: #777; overflow-wrap: anywhere; }
-p { margin: .3rem 0 .8rem; white-space: pre-wrap; overflow-wrap: anywhere; } .asked { font-weight: 600; }
-mark { padding: 0 .15em; border-radius: .2em; color: inherit; }
-.cn { background: #2a92; box-shadow: inset 0 -2px #2a9; } .un { background: #e542; box-shadow: inset 0 -2px #e54; }
-.wrong { color: #c30; } @media (max-width: 50rem) { article { grid-template-columns: 1fr; } }
-@media (prefers-color-scheme: dark) { body { background: #181818; color: #ddd; } }
-"""  # noqa: E501
+article { display: grid; grid-template-columns: 24rem 1fr; gap: 1.5rem; padding: 1.5rem 0; border-top: 1px
+solid #8884; } img { max-width: 100%; } figure { margin: 0; } figcaption, small { color: #777; overflow-wrap:
+anywhere; } p { margin: .3rem 0 .8rem; white-space: pre-wrap; overflow-wrap: anywhere; } .asked {
+font-weight: 600; } mark { padding: 0 .15em; border-radius: .2em; color: inherit; } .cn { background: #2a92;
+box-shadow: inset 0 -2px #2a9; } .un { background: #e542; box-shadow: inset 0 -2px #e54; } .wrong { color:
+#c30; } @media (max-width: 50rem) { article { grid-template-columns: 1fr; } } @media (prefers-color-scheme:
+dark) { body { background: #181818; color: #ddd; } }
+"""
 
 
 def choose(
@@ -73,7 +73,7 @@ def show(console: Console, records: Records, indices: Sequence[int], images: str
     """Print records: phrases closed by `</CN>` green, by `</UN>` red, and what is malformed as it stands."""
     for index in indices:
         record = records[index]
-        console.rule(Text(_safe(f"record {index} · id {shorten(record.get('id'))}"), style="bold"))
+        console.rule(Text(_safe(f"record {index} · id {describe(record.get('id'), 80)}"), style="bold"))
         for name in pictures_of(record):
             picture, problem = _picture(images, name)
             if picture is not None and console.color_system in ("256", "truecolor"):
@@ -110,7 +110,7 @@ def write_page(
     if out.suffix.lower() not in (".html", ".htm"):  # it replaces what is there: no set of records may be
         raise DataError(f"a page's name ends in .html, got {out.name!r}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(out) as stream:
+    with atomic_write(out) as stream:
         stream.write(_head(title, len(indices)).encode("utf-8"))
         for index in indices:
             stream.write(_article(index, records[index], images).encode("utf-8", "replace"))
@@ -139,7 +139,9 @@ def _article(index: int, record: dict[str, Any], images: str | Path | None) -> s
         lines.append(f"<figcaption>{_escape(name)}</figcaption>")
         if problem:
             lines.append(f'<p class="wrong">{_escape(problem)}</p>')
-    lines.append(f"</figure><div><small>record {index} · id {_escape(shorten(record.get('id')))}</small>")
+    lines.append(
+        f"</figure><div><small>record {index} · id {_escape(describe(record.get('id'), 80))}</small>"
+    )
     for turn in record["conversations"]:
         if turn["from"] == "human":
             lines.append(f'<p class="asked">{_escape(turn["value"])}</p>')

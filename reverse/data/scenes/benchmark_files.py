@@ -37,7 +37,7 @@ from reverse.data.scenes.published_formats import write_scenes
 from reverse.data.scenes.scene import Scene, make_scene
 from reverse.data.scenes.themes import COLOURS, DRAWN, THEME_NAMES, THEMES
 from reverse.errors import DataError
-from reverse.files.atomic_write import whole_file
+from reverse.files.atomic_write import atomic_write
 from reverse.files.file_lock import output_lock
 
 __all__ = ["BENCHES_FORMAT", "pope_questions", "write_benches"]
@@ -215,7 +215,7 @@ def _pope(scenes: Sequence[Scene], seed: int) -> dict[str, bytes]:
 
 def _put(path: Path, data: bytes) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as stream:
+    with atomic_write(path) as stream:
         stream.write(data)
     return hashlib.sha256(data).hexdigest()
 

@@ -24,7 +24,6 @@ from multiprocessing import get_context
 from typing import Any
 
 from reverse.data.records.answer_types import answer_type, plain_question
-from reverse.data.records.schema import whole_text
 from reverse.data.tagging import numbers, yes_no_words
 from reverse.data.tagging.lexicon import load_lexicon
 from reverse.data.tagging.phrase_candidates import (
@@ -37,6 +36,7 @@ from reverse.data.tagging.phrase_candidates import (
     trimmed,
 )
 from reverse.errors import DataError, MissingPackageError
+from reverse.files.text_reading import replace_surrogates
 from reverse.tokens.spans import Phrase, render, strip
 
 __all__ = ["Tagger", "tag_records"]
@@ -93,7 +93,7 @@ class Tagger:
             parts = {i: protected(answers[i][0]) for i in some}
             # Line by line: no phrase goes over a line's end, and a list is no sentence.
             lines = [(i, *line) for i in some for line in _lines(masked(answers[i][0], parts[i]))]
-            shown = [whole_text(line) for _, _, line in lines]
+            shown = [replace_surrogates(line) for _, _, line in lines]
             docs = self.nlp.pipe(shown, batch_size=batch)
             parsed: dict[int, list[tuple[int, Any]]] = {i: [] for i in some}
             for (i, offset, _), doc in zip(lines, docs, strict=True):

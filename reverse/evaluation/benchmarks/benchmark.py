@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from reverse.data.pictures.opening import resolve_image
 from reverse.errors import DataError, MissingFileError
-from reverse.files.cell_values import cut, read_id
+from reverse.files.cell_values import read_id, shorten
 from reverse.files.entries import read_entries
 
 __all__ = ["Bench", "File", "ParquetPicture", "Question", "ids_digest", "read_rows"]
@@ -205,6 +205,6 @@ def _no_duplicates(title: str, ids: Sequence[Any]) -> None:
     for name in (read_id(each) or str(each) for each in ids):
         if name in seen:
             raise DataError(
-                f"{title}: question id {cut(name)!r} occurs twice: the file is not the published one"
+                f"{title}: question id {shorten(name)!r} occurs twice: the file is not the published one"
             )
         seen.add(name)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from reverse.errors import DataError
-from reverse.files.cell_values import cut, file_name
+from reverse.files.cell_values import file_name, shorten
 
 __all__ = ["Pictures", "are_same", "clear_path"]
 
@@ -44,8 +44,9 @@ class Pictures:
         before = self._meant.setdefault(found, path)
         if not are_same(before, path):
             raise DataError(
-                f"pictures {cut(before)!r} and {cut(path)!r} would both be {cut(self._paths[found])!r}: two "
-                "pictures of one name are told apart by their folders, so the benchmark's file must name them"
+                f"pictures {shorten(before)!r} and {shorten(path)!r} would both be "
+                f"{shorten(self._paths[found])!r}: two pictures of one name are told apart by "
+                "their folders, so the benchmark's file must name them"
             )
         if len(path) > len(before):
             self._meant[found] = path
@@ -57,9 +58,9 @@ class Pictures:
             several = candidates
             candidates = [each for each in several if are_same(each, path)]
             if len(candidates) != 1:
-                told = ", ".join(cut(each) for each in several[:3])
+                told = ", ".join(shorten(each) for each in several[:3])
                 raise DataError(
-                    f"picture {cut(path)!r} may be any of {told}: name it with its folder in the answers"
+                    f"picture {shorten(path)!r} may be any of {told}: name it with its folder in the answers"
                 )
         return candidates[0] if candidates else None
 

@@ -14,7 +14,7 @@ from typing import Any
 from reverse.errors import DataError
 from reverse.evaluation.benchmarks.benchmark import Row
 from reverse.evaluation.benchmarks.mme_files import choose_files, read_questions
-from reverse.files.cell_values import file_name, read_id, shown
+from reverse.files.cell_values import describe, file_name, read_id
 from reverse.files.entries import Entry, read_entries
 
 __all__ = ["amber", "chair", "haloquest", "mme", "mmhal", "pope", "pope_set"]
@@ -57,8 +57,8 @@ def pope(root: Path, files: Mapping[str, Path]) -> Iterator[Row]:
             if label.row.get("image") != entry.row.get("image"):
                 raise DataError(
                     f"{files['llava']} and {files[category]} do not ask the same: question "
-                    f"{shown(entry.row.get('question_id'))} is about {shown(entry.row.get('image'))}, its "
-                    f"label about {shown(label.row.get('image'))}; fetch both again"
+                    f"{describe(entry.row.get('question_id'))} is about {describe(entry.row.get('image'))}, "
+                    f"its label about {describe(label.row.get('image'))}; fetch both again"
                 )
             metadata["label"] = label.text("label")
         at[category] += 1

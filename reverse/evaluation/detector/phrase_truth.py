@@ -20,13 +20,13 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from reverse.data.records.schema import whole_text
 from reverse.errors import DataError
 from reverse.evaluation.benchmarks.picture_lookup import clear_path
 from reverse.evaluation.detector.detection import Detector
 from reverse.evaluation.reading.markup import LONGEST
 from reverse.evaluation.runs.answers_reading import benchmark_of, read_run, read_settings, rows_of, unanswered
-from reverse.files.cell_values import file_name, read_id, shown
+from reverse.files.cell_values import describe, file_name, read_id
+from reverse.files.text_reading import replace_surrogates
 
 __all__ = ["BenchmarkTruth", "SceneTruth", "Truth", "read_phrases", "same_picture"]
 
@@ -139,7 +139,7 @@ def read_phrases(path: str | Path, truth: Truth | None = None) -> Detector:
         if _corrected(row):
             raise DataError(f"{where} was made with checking on{_GONE}")
         given = row.get("question_id", row.get("id", number))
-        key = read_id(given) or shown(given), _picture(row), str(row.get("prompt", ""))
+        key = read_id(given) or describe(given), _picture(row), str(row.get("prompt", ""))
         if key in seen:
             raise DataError(
                 f"{where}: {key[0]!r} is answered in line {seen[key]} already and would count twice: "
@@ -204,18 +204,18 @@ def _phrases_of(row: Row, where: str) -> Iterator[tuple[str, float, bool | None]
         if isinstance(text, str) and len(text) > LONGEST:
             raise DataError(f"{where} has a phrase of {len(text):,} characters: at most {LONGEST:,} are read")
         if isinstance(phrase, list) and len(phrase) == 3 and isinstance(phrase[1], (int, float)):
-            yield whole_text(str(phrase[0])), _probability(phrase[1], where), bool(phrase[2])
+            yield replace_surrogates(str(phrase[0])), _probability(phrase[1], where), bool(phrase[2])
         elif isinstance(phrase, Mapping) and isinstance(phrase.get("text"), str) and _p_or_none(phrase):
             if phrase.get("p_un") is not None:
-                yield whole_text(phrase["text"]), _probability(phrase["p_un"], where), None
+                yield replace_surrogates(phrase["text"]), _probability(phrase["p_un"], where), None
         else:
-            raise DataError(f"{where} has a phrase of another shape: {shown(phrase)}")
+            raise DataError(f"{where} has a phrase of another shape: {describe(phrase)}")
 
 
 def _probability(value: Any, where: str) -> float:
     """A number from 0 to 1. Raises ValueError for another one, such as NaN, which no threshold would sort."""
     if not 0 <= value <= 1:
-        raise DataError(f"{where} has a phrase with p {shown(value, 30)} outside [0, 1]: p(</UN>) is none")
+        raise DataError(f"{where} has a phrase with p {describe(value, 30)} outside [0, 1]: p(</UN>) is none")
     return float(value)
 
 

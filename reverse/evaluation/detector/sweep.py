@@ -23,7 +23,7 @@ from reverse.data.scenes import make_scene
 from reverse.errors import DataError
 from reverse.evaluation.detector.detection import BINS, Detector
 from reverse.evaluation.stats.intervals import DEFAULT, Method
-from reverse.files.atomic_write import whole_file, write_json
+from reverse.files.atomic_write import atomic_write, write_json
 
 __all__ = ["decode_at", "draw", "finite", "sweep", "write_csv"]
 
@@ -136,7 +136,7 @@ def write_csv(path: Path, columns: Mapping[str, Sequence[Any] | np.ndarray]) -> 
     writer.writerow(columns)
     for row in zip(*columns.values(), strict=True):
         writer.writerow(["" if x is None or x != x else f"{x:.9g}" for x in row])
-    with whole_file(path) as stream:
+    with atomic_write(path) as stream:
         stream.write(text.getvalue().encode("utf-8"))
 
 

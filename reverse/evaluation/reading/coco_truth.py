@@ -30,17 +30,16 @@ from typing import Any
 
 import numpy as np
 
-from reverse.data.records.schema import whole_text
 from reverse.errors import DataError, MissingFileError
 from reverse.evaluation.benchmarks.picture_lookup import Pictures, are_same, clear_path
 from reverse.evaluation.reading import english_words
 from reverse.evaluation.reading.chair_words import OBJECTS, mentions
 from reverse.evaluation.reading.language_data import cache_root
 from reverse.evaluation.scoring.scored_rows import locate
-from reverse.files.atomic_write import sha256, whole_file
-from reverse.files.cell_values import LONGEST_ID, cut, file_name, read_id, shown
+from reverse.files.atomic_write import atomic_write, sha256
+from reverse.files.cell_values import LONGEST_ID, describe, file_name, read_id, shorten
 from reverse.files.entries import Entry
-from reverse.files.text_reading import read_text
+from reverse.files.text_reading import read_text, replace_surrogates
 
 __all__ = ["PLACES", "Truth", "coco_truth"]
 
@@ -170,7 +169,7 @@ def _build(
             if key == "images":
                 _add_name(names, entry)
             else:
-                caption = whole_text(entry.text("caption"))
+                caption = replace_surrogates(entry.text("caption"))
                 if len(caption) > english_words.LONGEST:
                     raise entry.wrong(
                         "caption", caption, f"text of at most {english_words.LONGEST:,} characters"
@@ -206,7 +205,7 @@ def _add_instances(path: Path, names: dict[str, str], held: dict[str, set[int]])
             name = entry.text("name")
             if name not in _COLUMN:
                 raise DataError(
-                    f"{entry.where}: category {cut(name)!r} is none of the 80 of COCO that CHAIR knows"
+                    f"{entry.where}: category {shorten(name)!r} is none of the 80 of COCO that CHAIR knows"
                 )
             categories[_id(entry, "id")] = _COLUMN[name]
         else:
@@ -220,14 +219,14 @@ def _add_instances(path: Path, names: dict[str, str], held: dict[str, set[int]])
 def _add_name(names: dict[str, str], entry: Entry) -> None:
     """Keep an image's file name. Raises ValueError where another file has another image of its id."""
     identity = _id(entry, "id")
-    name = clear_path(whole_text(entry.text("file_name"))) if "file_name" in entry.row else ""
+    name = clear_path(replace_surrogates(entry.text("file_name"))) if "file_name" in entry.row else ""
     if len(name) > LONGEST_ID:
         raise entry.wrong("file_name", name, f"text of at most {LONGEST_ID} characters")
     before = names.get(identity, "")
     if before and name and not are_same(before, name):
         raise DataError(
-            f"{entry.where}: image id {identity!r} is {cut(name)!r} here and {cut(before)!r} before: an id "
-            "must be of one image in all files"
+            f"{entry.where}: image id {identity!r} is {shorten(name)!r} here and {shorten(before)!r} before: "
+            "an id must be of one image in all files"
         )
     names[identity] = max(before, name, key=len)
 
@@ -270,7 +269,7 @@ def _write(path: Path, truth: Truth) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     ids, names = (np.char.encode(texts, "utf-8") for texts in (truth.ids, truth.names))
     sources = np.frombuffer(json.dumps(truth.sources).encode(), np.uint8)
-    with whole_file(path) as stream:
+    with atomic_write(path) as stream:
         np.savez_compressed(
             stream, ids=ids, names=names, packed=truth.packed, annotated=truth.annotated, sources=sources
         )
@@ -355,7 +354,7 @@ def _entries(path: Path, needed: Sequence[str], others: Sequence[str] = ()) -> I
         counts[key] += 1
         where = f"{path}, entry {counts[key]} of {key!r}"
         if not isinstance(item, dict):
-            raise DataError(f"{where} is no JSON object but {shown(item)}: fetch the file again")
+            raise DataError(f"{where} is no JSON object but {describe(item)}: fetch the file again")
         yield key, Entry(item, where)
     for key in needed:
         if key not in there:
@@ -375,7 +374,7 @@ def _members(path: Path, wanted: Sequence[str], there: set[str] | None = None) -
             window.expect(":")
             if key in wanted:
                 if window.peek() != "[":
-                    told = "null" if (value := window.value()) is None else shown(value)
+                    told = "null" if (value := window.value()) is None else describe(value)
                     raise DataError(f"{path}: {key!r} must be a list, got {told}: fetch it again")
                 if there is not None:
                     there.add(key)

@@ -19,7 +19,7 @@ from typing import Any
 
 from reverse.errors import DataError, MissingPackageError
 from reverse.evaluation.reading.language_data import missing
-from reverse.files.cell_values import cut
+from reverse.files.cell_values import shorten
 
 __all__ = ["LONGEST", "Tags", "lemma", "nouns", "prepare", "tokens", "versions", "wordnet_pos"]
 
@@ -111,7 +111,7 @@ def nouns(text: str) -> list[str]:
 def _refuse_longer(text: str) -> None:
     if len(text) > LONGEST:
         raise DataError(
-            f"the text {cut(text, 40)!r} has {len(text):,} characters: words of at most {LONGEST:,} are "
+            f"the text {shorten(text, 40)!r} has {len(text):,} characters: words of at most {LONGEST:,} are "
             "read, shorten it"
         )
 

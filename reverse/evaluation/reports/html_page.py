@@ -18,7 +18,7 @@ from typing import Any
 
 from reverse.data.pictures.opening import resolve_image
 from reverse.evaluation.reports.reporting import SEED_COLUMNS, Run, costs, headed, seed_rows, shown, tables_of
-from reverse.files.cell_values import LONGEST_ID, cut, read_number
+from reverse.files.cell_values import LONGEST_ID, read_number, shorten
 
 __all__ = ["coloured", "page"]
 
@@ -143,16 +143,16 @@ def _colour(p: float) -> str:
 
 def _example(row: Mapping[str, Any], images: Path | None) -> str:
     phrases = row.get("phrases")
-    text = coloured(cut(str(row["text"]), LONGEST), phrases if isinstance(phrases, list) else ())
-    name = cut(str(row.get("image_id", row.get("image", row.get("id", "")))), LONGEST_ID)
+    text = coloured(shorten(str(row["text"]), LONGEST), phrases if isinstance(phrases, list) else ())
+    name = shorten(str(row.get("image_id", row.get("image", row.get("id", "")))), LONGEST_ID)
     parts = [_picture(name, images)]
     if row.get("prompt"):
-        parts.append(f'<div class="question">{escape(cut(str(row["prompt"]), LONGEST))}</div>')
+        parts.append(f'<div class="question">{escape(shorten(str(row["prompt"]), LONGEST))}</div>')
     parts.append(f"<div>{text or '<em>(empty)</em>'}</div>")
     attempts = row.get("attempts")
     if isinstance(attempts, list) and attempts:
         gone = "".join(
-            f'<del title="{escape(_about(each))}">{escape(cut(str(each.get("phrase", "")), 500))}</del>'
+            f'<del title="{escape(_about(each))}">{escape(shorten(str(each.get("phrase", "")), 500))}</del>'
             for each in attempts[:MOST]
             if isinstance(each, Mapping)
         )
@@ -163,7 +163,7 @@ def _example(row: Mapping[str, Any], images: Path | None) -> str:
 
 def _about(attempt: Mapping[str, Any]) -> str:
     p = read_number(attempt.get("p_un"))
-    said = f"p(</UN>) {p:.4g}" if p is not None else cut(str(attempt.get("kind", "")))
+    said = f"p(</UN>) {p:.4g}" if p is not None else shorten(str(attempt.get("kind", "")))
     warmth = read_number(attempt.get("temperature"))
     return said + (f", temperature {warmth:g}" if warmth is not None else "")
 

@@ -20,7 +20,7 @@ from reverse.evaluation.detector.sweep import finite
 from reverse.evaluation.reports.reporting import Run
 from reverse.evaluation.runs.answers_reading import sound_rows
 from reverse.evaluation.stats.scored_tables import Metric, Table
-from reverse.files.atomic_write import json_bytes, whole_file
+from reverse.files.atomic_write import atomic_write, json_bytes
 from reverse.files.cell_values import read_id
 
 __all__ = ["export_lmms_eval", "samples"]
@@ -42,7 +42,7 @@ def export_lmms_eval(run: Run, out: Path) -> list[Path]:
             continue
         rows = candidates[0]
         name = re.sub(r"[^A-Za-z0-9._-]+", "_", f"{run.name}_{stem}_samples_{table.benchmark}.jsonl")
-        with whole_file(out / name) as stream:
+        with atomic_write(out / name) as stream:
             for sample in samples(rows, table, metrics):
                 stream.write(json_bytes(finite(sample)) + b"\n")
         written.append(out / name)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reverse.errors import DataError
-from reverse.files.atomic_write import whole_file
+from reverse.files.atomic_write import atomic_write
 
 if TYPE_CHECKING:
     from reverse.evaluation.detector.detection import Detector
@@ -58,7 +58,7 @@ def save(shown: Any, path: Path) -> list[Path]:
         held = io.BytesIO()
         shown.savefig(held, format=kind, dpi=150, metadata=metadata)
         target = path.with_name(f"{path.name}.{kind}")
-        with whole_file(target) as stream:
+        with atomic_write(target) as stream:
             stream.write(held.getvalue())
         written.append(target)
     return written

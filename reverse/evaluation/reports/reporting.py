@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from reverse.data.records.schema import whole_text
 from reverse.errors import DataError
 from reverse.evaluation.reports.metric_titles import heading
 from reverse.evaluation.runs.answers_reading import sound_rows
@@ -31,8 +30,9 @@ from reverse.evaluation.stats.intervals import (
     over_seeds,
 )
 from reverse.evaluation.stats.scored_tables import Metric, Table, load
-from reverse.files.atomic_write import whole_file
+from reverse.files.atomic_write import atomic_write
 from reverse.files.cell_values import read_number
+from reverse.files.text_reading import replace_surrogates
 
 __all__ = ["Answers", "Run", "collect", "markdown", "write_report"]
 
@@ -108,8 +108,8 @@ def write_report(
     out.mkdir(parents=True, exist_ok=True)
     written = []
     for name, text in (("report.html", page(title, runs, images)), ("report.md", markdown(title, runs))):
-        with whole_file(out / name) as stream:
-            stream.write(whole_text(text).encode("utf-8"))
+        with atomic_write(out / name) as stream:
+            stream.write(replace_surrogates(text).encode("utf-8"))
         written.append(out / name)
     if lmms_eval:
         from reverse.evaluation.reports.lmms_export import export_lmms_eval

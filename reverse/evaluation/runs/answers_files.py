@@ -30,7 +30,7 @@ from typing import Any
 
 from reverse.errors import DataError
 from reverse.evaluation.runs.answers_reading import kept_rows, read_run, run_path, whole
-from reverse.files.atomic_write import json_bytes, sync_folder, whole_file, write_json
+from reverse.files.atomic_write import atomic_write, json_bytes, sync_folder, write_json
 from reverse.files.file_lock import output_lock
 
 __all__ = [
@@ -180,7 +180,7 @@ def settle(path: str | Path, ids: Sequence[Any], config: str) -> bool:
             return False
         order = list(dict.fromkeys([*wanted, *lines]))
         if shards or list(lines) != order:
-            with whole_file(path) as stream:
+            with atomic_write(path) as stream:
                 stream.writelines(lines[name] for name in order)
         for shard in shards:
             shard.unlink()

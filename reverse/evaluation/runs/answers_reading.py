@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from reverse.errors import DataError, MissingFileError
-from reverse.files.cell_values import read_id, shown
+from reverse.files.cell_values import describe, read_id
 from reverse.files.text_reading import MAX_DEPTH, is_deeper, read_json
 
 __all__ = [
@@ -147,7 +147,8 @@ def rows_of(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
             raise _damaged(Path(path), line)
         if not isinstance(line.row, dict):
             raise DataError(
-                f"{path}, line {line.number} is no JSON object but {shown(line.row)}: is it an answers file?"
+                f"{path}, line {line.number} is no JSON object but {describe(line.row)}: is it an answers "
+                "file?"
             )
         yield line.number, line.row
 
@@ -165,7 +166,7 @@ def sound_rows(path: str | Path, skipped: list[str]) -> Iterator[tuple[int, dict
                 raise _damaged(Path(path), line)
             why = line.why
         elif not isinstance(line.row, dict):
-            why = f"no JSON object but {shown(line.row)}: is it an answers file?"
+            why = f"no JSON object but {describe(line.row)}: is it an answers file?"
         elif line.span.stop - line.span.start > 2 * MAX_DEPTH and is_deeper(line.row, MAX_DEPTH):
             why = f"nested more than {MAX_DEPTH} deep"
         if why:
@@ -231,7 +232,7 @@ def kept_rows(path: Path, data: bytes) -> Iterator[tuple[int, slice, dict[str, A
             raise DataError(f"{path}, line {number} is no answer: it has no question_id")
         if read_id(row["question_id"]) is None:
             raise DataError(
-                f"{path}, line {number} is no answer: its question_id is {shown(row['question_id'], 30)}, "
+                f"{path}, line {number} is no answer: its question_id is {describe(row['question_id'], 30)}, "
                 "which is no id: remove that line, and its question is asked again"
             )
         yield number, span, row

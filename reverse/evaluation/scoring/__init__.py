@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from reverse.errors import DataError, MissingFileError
 from reverse.evaluation.scoring.scored_rows import Answer, cost_metrics, of_a_whole_run, once, read_answers
 from reverse.evaluation.stats.scored_tables import Metric, Table
-from reverse.files.cell_values import cut
+from reverse.files.cell_values import shorten
 
 if TYPE_CHECKING:
     from reverse.evaluation.scoring.judge import Judge
@@ -95,7 +95,7 @@ def _score(
 def _agreed(name: str, answers: Sequence[Answer]) -> str:
     """The benchmark that was asked for. Raises ValueError where the rows say that they answer another."""
     for answer in answers:
-        told = _known(cut(str(_named(answer) or name)))
+        told = _known(shorten(str(_named(answer) or name)))
         if told != name and not {told, name} <= {"mme", "mme-hall"}:
             raise DataError(
                 f"line {answer.line} is an answer to {told}, not to {name}: leave --benchmark out"
@@ -112,7 +112,7 @@ def benchmark_of(answers: Sequence[Answer], truth: str | Path) -> str:
 
     Raises ValueError where neither tells it.
     """
-    named = {cut(str(name)) for answer in answers if (name := _named(answer))}
+    named = {shorten(str(name)) for answer in answers if (name := _named(answer))}
     if len(named) == 1:
         return _known(named.pop())
     if len(named) > 1:

@@ -44,7 +44,7 @@ from reverse.evaluation.scoring.yes_no_scoring import (
     unanswered_metrics,
 )
 from reverse.evaluation.stats.scored_tables import Metric, Table, ratio
-from reverse.files.cell_values import read_id, shown
+from reverse.files.cell_values import describe, read_id
 from reverse.files.entries import Entry, read_entries, read_value
 from reverse.files.text_reading import read_text
 
@@ -177,7 +177,9 @@ def _read_relations(path: Path) -> dict[str, list[str]]:
     """Words and those that may stand for each."""
     value = read_value(path)
     if not isinstance(value, dict):
-        raise DataError(f"{path} must hold an object of lists of words, got {shown(value)}: fetch it again")
+        raise DataError(
+            f"{path} must hold an object of lists of words, got {describe(value)}: fetch it again"
+        )
     entry = Entry(value, str(path))
     return {word: entry.texts(word) for word in value}
 

@@ -22,7 +22,7 @@ from reverse.evaluation.scoring.judge import Judge, chat
 from reverse.evaluation.scoring.scored_rows import Answer, all_answered, locate, make_table, same_image
 from reverse.evaluation.scoring.yes_no_scoring import by_group
 from reverse.evaluation.stats.scored_tables import Metric, Table, ratio
-from reverse.files.cell_values import read_id, shown
+from reverse.files.cell_values import describe, read_id
 from reverse.files.entries import read_entries
 
 __all__ = ["PROMPT", "messages", "read_verdict", "score"]
@@ -107,7 +107,7 @@ def read_verdict(reply: Mapping[str, Any]) -> float:
     if isinstance(verdict, str) and verdict.strip().lower() in ("true", "false"):
         verdict = verdict.strip().lower() == "true"
     if not isinstance(verdict, bool):
-        raise DataError(f'"correct" must be true or false, got {shown(verdict)}')
+        raise DataError(f'"correct" must be true or false, got {describe(verdict)}')
     return float(verdict)
 
 

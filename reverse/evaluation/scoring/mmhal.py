@@ -22,7 +22,7 @@ from reverse.evaluation.scoring.judge import Judge, chat
 from reverse.evaluation.scoring.scored_rows import Answer, all_answered, locate, make_table, same_image
 from reverse.evaluation.scoring.yes_no_scoring import by_group
 from reverse.evaluation.stats.scored_tables import Metric, Table, ratio
-from reverse.files.cell_values import read_id, shown
+from reverse.files.cell_values import describe, read_id
 from reverse.files.entries import read_entries
 
 __all__ = ["PROMPT", "messages", "read_rating", "score"]
@@ -124,7 +124,7 @@ def read_rating(reply: Mapping[str, Any]) -> float:
     if isinstance(rating, str) and rating.strip().isdigit():
         rating = int(rating)
     if isinstance(rating, bool) or not isinstance(rating, (int, float)) or rating not in range(BEST + 1):
-        raise DataError(f'"rating" must be a whole number from 0 to {BEST}, got {shown(rating)}')
+        raise DataError(f'"rating" must be a whole number from 0 to {BEST}, got {describe(rating)}')
     return float(rating)
 
 

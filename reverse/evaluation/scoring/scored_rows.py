@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from reverse.data.records.schema import whole_text
 from reverse.errors import DataError
 from reverse.evaluation.benchmarks.picture_lookup import are_same, clear_path
 from reverse.evaluation.reading.markup import LONGEST
 from reverse.evaluation.runs.answers_reading import read_run, sound_rows, unanswered
 from reverse.evaluation.stats.scored_tables import Metric, Table, ratio
-from reverse.files.cell_values import cut, file_name, read_id, read_number, shown
+from reverse.files.cell_values import describe, file_name, read_id, read_number, shorten
+from reverse.files.text_reading import replace_surrogates
 
 __all__ = [
     "Answer",
@@ -89,7 +89,7 @@ def read_answers(path: str | Path) -> Answers:
         key = answer.question_id, answer.prompt
         if key in seen:
             raise DataError(
-                f"{path}, line {number}: question {cut(answer.question_id)!r} is answered in line "
+                f"{path}, line {number}: question {shorten(answer.question_id)!r} is answered in line "
                 f"{seen[key]} already: one run a file"
             )
         seen[key] = number
@@ -133,22 +133,22 @@ def _answer(row: dict[str, Any], number: int) -> Answer | str:
             return f"line {number} has no {name!r}"
     identity = read_id(row["question_id"])
     if identity is None:
-        return f"line {number} has the id {shown(row['question_id'], 30)}, which is none"
+        return f"line {number} has the id {describe(row['question_id'], 30)}, which is none"
     if not isinstance(row["text"], str):
-        return f"line {number}: the answer must be text, got {shown(row['text'], 40)}"
+        return f"line {number}: the answer must be text, got {describe(row['text'], 40)}"
     if len(row["text"]) > LONGEST:
         return f"line {number}: the answer has {len(row['text']):,} characters, at most {LONGEST:,} are read"
     metadata = row.get("metadata")
     image = row.get("image_id", row.get("image", ""))
     named = "" if image in ("", None) else read_id(image)
     if named is None:
-        return f"line {number} has the picture {shown(image, 30)}, which is none"
+        return f"line {number} has the picture {describe(image, 30)}, which is none"
     path = clear_path(named)
     return Answer(
         identity,
         file_name(path),
-        whole_text(str(row.get("prompt", ""))),
-        whole_text(row["text"]),
+        replace_surrogates(str(row.get("prompt", ""))),
+        replace_surrogates(row["text"]),
         metadata if isinstance(metadata, dict) else {},
         row,
         number,
@@ -192,7 +192,7 @@ def locate(truth: str | Path, places: Sequence[str], names: Sequence[str]) -> li
 
 def listed(names: Iterable[Any]) -> str:
     """The first few of some names, for an error."""
-    all_names = [cut(str(name)) for name in names]
+    all_names = [shorten(str(name)) for name in names]
     return ", ".join(all_names[:SHOWN]) + (f", … ({len(all_names)} in all)" if len(all_names) > SHOWN else "")
 
 
@@ -227,7 +227,7 @@ def once(answers: Sequence[Answer]) -> None:
     for answer in answers:
         if answer.question_id in seen:
             raise DataError(
-                f"line {answer.line}: question {cut(answer.question_id)!r} is answered in line "
+                f"line {answer.line}: question {shorten(answer.question_id)!r} is answered in line "
                 f"{seen[answer.question_id]} already, with another prompt: keep the answers of one run"
             )
         seen[answer.question_id] = answer.line
@@ -242,8 +242,9 @@ def same_image(answer: Answer, image: Any) -> None:
     given, known = PurePosixPath(answer.path or answer.image), PurePosixPath(asked)
     if given.suffix and known.suffix and given.stem != known.stem:
         raise DataError(
-            f"line {answer.line}: question {cut(answer.question_id)!r} is about {cut(file_name(asked))}, its "
-            f"answer about {cut(answer.image)}: are these answers to another list of questions?"
+            f"line {answer.line}: question {shorten(answer.question_id)!r} is about "
+            f"{shorten(file_name(asked))}, its answer about {shorten(answer.image)}: are these "
+            "answers to another list of questions?"
         )
 
 
@@ -267,7 +268,7 @@ def _costs(answers: Sequence[Answer]) -> tuple[dict[str, list[float]], dict[str,
                 break
             numbers = [read_number(each) for each in found]
             if any(number is None for number in numbers):
-                told = next(shown(each, 30) for each in found if read_number(each) is None)
+                told = next(describe(each, 30) for each in found if read_number(each) is None)
                 left_out[name] = f"line {answer.line} has {told}, which is no number"
                 break
             column.append(sum(number for number in numbers if number is not None))

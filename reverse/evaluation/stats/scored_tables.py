@@ -27,7 +27,7 @@ import numpy as np
 
 from reverse.errors import DataError, MissingFileError
 from reverse.files.atomic_write import write_json
-from reverse.files.cell_values import cut
+from reverse.files.cell_values import shorten
 from reverse.files.text_reading import read_json
 
 __all__ = ["Metric", "Sums", "Table", "columns_of", "f1", "load", "macro", "ratio", "save", "total"]
@@ -201,7 +201,7 @@ def load(path: Path) -> tuple[Table, list[Metric]]:
         )
         metrics = [_known(table, metric) for metric in content["metrics"]]
     except (KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise DataError(f"{path} is damaged ({cut(repr(error), 200)}): score the answers again") from None
+        raise DataError(f"{path} is damaged ({shorten(repr(error), 200)}): score the answers again") from None
     except ValueError as error:
         raise DataError(f"{path}: {error}") from None
     return table, metrics
@@ -211,7 +211,7 @@ def _column(name: str, values: Any) -> np.ndarray:
     """A column of counts. Raises ValueError for one that is not finite, or is no list of numbers."""
     column = np.array(values, dtype=float)
     if column.ndim != 1 or not np.isfinite(column).all():
-        raise DataError(f"column {cut(name)!r} must be a list of finite numbers: score the answers again")
+        raise DataError(f"column {shorten(name)!r} must be a list of finite numbers: score the answers again")
     return column
 
 

@@ -5,7 +5,6 @@ fingerprint of the base's weights.
 """
 
 import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from reverse.errors import CheckpointError
+from reverse.files.atomic_write import atomic_write, json_bytes
 from reverse.models.checkpoints.shards import read_json
 from reverse.models.families import stored_threshold
 from reverse.tokens.vocabulary import token_ids
@@ -106,9 +106,8 @@ def adapter_card(
 def write_adapter_card(folder: str | os.PathLike, model: Any, tokenizer: Any, **settings: Any) -> Path:
     """Write `adapter_card(model, tokenizer, **settings)` into the adapter's folder."""
     path = Path(folder) / CARD
-    part = path.with_name(f".{CARD}.part")
-    part.write_text(json.dumps(adapter_card(model, tokenizer, **settings), indent=2) + "\n", encoding="utf-8")
-    part.replace(path)
+    with atomic_write(path) as stream:
+        stream.write(json_bytes(adapter_card(model, tokenizer, **settings), indent=2) + b"\n")
     return path
 
 

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from reverse.errors import CheckpointError, MissingFileError
+from reverse.files.atomic_write import atomic_write_dir, check_new
 from reverse.models.adapters.adapter_card import base_fingerprint, find_threshold, plain_name, read_card
 from reverse.models.adapters.adapter_checks import check_ranks
 from reverse.models.adapters.loose_weights import apply_loose_weights, find_loose_weights
@@ -38,7 +39,7 @@ from reverse.models.checkpoints.loading import (
     load_fitting_processor,
     load_weights,
 )
-from reverse.models.checkpoints.shards import check_new, load_pickle, read_json, whole_folder
+from reverse.models.checkpoints.shards import load_pickle, read_json
 from reverse.models.families import default_threshold, set_default_threshold
 from reverse.models.processors.picture_processors import load_processor
 from reverse.tokens.vocabulary import add_tokens, token_ids
@@ -133,7 +134,7 @@ def merge_adapter(
         set_default_threshold(merged, threshold)
     default_threshold(merged)  # refuses a damaged one before anything is written
     say(f"writing {out}")
-    with whole_folder(out) as whole:
+    with atomic_write_dir(out) as whole:
         merged.save_pretrained(whole)
         processor.save_pretrained(whole)
         _copy_licence(path, whole)

@@ -11,10 +11,7 @@ file names from an index never leave the folder.
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from reverse.errors import CheckpointError, MissingFileError, OutputExistsError
-from reverse.files.file_lock import output_lock
+from reverse.errors import CheckpointError, MissingFileError
 from reverse.models.checkpoints.settings_files import read_settings, shorten
 from reverse.models.checkpoints.weight_files import is_plain_name
 
@@ -260,53 +256,3 @@ class ShardWriter:
 
 def _part(number: int) -> str:
     return f"model-{number:05d}.part.safetensors"
-
-
-def check_new(out: Path) -> None:
-    """Refuse a place where no new folder can be written, before hours of work for it.
-
-    Raises:
-        FileExistsError: `out` exists and is not an empty folder, or would lie in a file.
-        PermissionError: nothing may be written there.
-    """
-    if out.is_symlink():
-        raise OutputExistsError(f"{str(out)!r} is a symbolic link: name a folder that does not exist yet")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OutputExistsError(f"{str(out)!r} is not empty: name a folder that does not exist yet")
-    above = next(folder for folder in out.absolute().parents if folder.exists())
-    if not above.is_dir():
-        raise OutputExistsError(f"{str(out)!r} would lie in {str(above)!r}, a file: name another folder")
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise PermissionError(
-            f"{str(out)!r} cannot be made, {str(above)!r} is read-only: name another folder"
-        )
-
-
-@contextmanager
-def whole_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out` that becomes `out` when the block ends, and vanishes where it fails.
-
-    Every file is flushed to the disk before the name is given, so `out` is complete or not there; a run that
-    is killed leaves `.out.*` behind, which may be deleted.
-    """
-    check_new(out)
-    with output_lock(out):
-        yield from _fill(out)
-
-
-def _fill(out: Path) -> Iterator[Path]:
-    whole = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        yield whole
-        for path in whole.rglob("*"):
-            if path.is_dir():
-                path.chmod(0o755)
-                continue
-            path.chmod(0o644)  # safetensors writes for the owner alone
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        whole.chmod(0o755)
-        whole.replace(out)
-    except BaseException:
-        shutil.rmtree(whole, ignore_errors=True)
-        raise

@@ -14,9 +14,9 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from reverse.errors import CheckpointError
+from reverse.files.atomic_write import atomic_write_dir, check_new
 from reverse.models.checkpoints.loading import find_checkpoint, load_weights
 from reverse.models.checkpoints.settings_files import check_settings, find_settings
-from reverse.models.checkpoints.shards import check_new, whole_folder
 from reverse.tokens.spans import TokenIds
 from reverse.tokens.vocabulary import add_tokens, check_starts
 
@@ -47,7 +47,7 @@ def add_tokens_to_checkpoint(
     model = load_weights(path, family)
     ids = add_tokens(model, tokenizer, init=init, seed=seed)
 
-    with whole_folder(out) as whole:
+    with atomic_write_dir(out) as whole:
         _copy_small_files(path, whole)
         model.save_pretrained(whole)
         tokenizer.save_pretrained(whole)

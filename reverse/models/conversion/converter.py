@@ -19,6 +19,7 @@ import torch
 from transformers import GenerationConfig, LlavaConfig
 
 from reverse.errors import CheckpointError, MissingFileError
+from reverse.files.atomic_write import atomic_write_dir, check_new
 from reverse.models.checkpoints.config_checks import (
     build_config,
     build_empty,
@@ -30,11 +31,9 @@ from reverse.models.checkpoints.shards import (
     Progress,
     ShardWriter,
     Tensors,
-    check_new,
     find_folder,
     open_tensors,
     read_json,
-    whole_folder,
 )
 from reverse.models.checkpoints.tensor_names import compare_tensors, refuse_foreign_prefixes
 from reverse.models.conversion.original_llava import convert_original_llava
@@ -97,7 +96,7 @@ def convert(
         raise CheckpointError(
             f"{str(src)!r} is {kind}, which needs neither --vision nor --base: leave them out"
         )
-    with whole_folder(out) as whole:
+    with atomic_write_dir(out) as whole:
         if kind == "original LLaVA":
             parts = convert_original_llava(
                 folder, whole, vision=_text(vision), base=_text(base), dtype=dtype, progress=progress

@@ -10,8 +10,9 @@ The tokens that a family itself writes for a picture are not for prompts.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reverse.data.records.schema import IMAGE_TOKEN, MODEL_PLACEHOLDERS, half_pair
+from reverse.data.records.schema import IMAGE_TOKEN, MODEL_PLACEHOLDERS
 from reverse.errors import RequestError
+from reverse.files.text_reading import find_surrogate
 
 
 def check_text(text: str, where: str) -> None:
@@ -19,7 +20,7 @@ def check_text(text: str, where: str) -> None:
 
     Raises ValueError, saying where: half of a surrogate pair; a placeholder of one of the families.
     """
-    if half := half_pair(text):
+    if half := find_surrogate(text):
         near = text[max(0, half.start() - 20) : half.start() + 20]
         raise RequestError(
             f"{where} holds half of a surrogate pair ({half.group()!a}) at character {half.start()}, near "

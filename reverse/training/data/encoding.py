@@ -29,9 +29,9 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from reverse.data.records.record_faults import misplaced_images, unsayable
-from reverse.data.records.record_keys import pictures_of
+from reverse.data.records.record_rules import find_misplaced_images, find_text_faults
 from reverse.data.records.schema import IMAGE_TOKEN as IMAGE
+from reverse.data.records.schema import pictures_of
 from reverse.errors import DataError
 from reverse.tokens import TAGS, TokenIds, token_ids
 from reverse.training.data.labels import Segment, join
@@ -130,7 +130,7 @@ class Encoder:
         if sum(places) != len(tokens):
             raise DataError(f"the questions show {sum(places)} pictures, and {len(tokens)} are given")
         for k, turn in enumerate(turns):
-            for fault in unsayable(k, turn.question, turn.answer, turn.hints, places[k] > 0):
+            for fault in find_text_faults(k, turn.question, turn.answer, turn.hints, places[k] > 0):
                 raise DataError(fault.message)
             self._check_text(turn, k)
         if len(tokens) > 1 and not self._takes_several:
@@ -341,7 +341,7 @@ def turns_of(record: Mapping[str, Any]) -> list[Turn]:
     roles = [turn["from"] for turn in said]
     if not said or roles != ["human", "gpt"] * (len(said) // 2):
         raise DataError(f"record {record.get('id')!r}: human and gpt must alternate, got {roles}")
-    for fault in misplaced_images(record):
+    for fault in find_misplaced_images(record):
         raise DataError(f"record {record.get('id')!r}: {fault.message}")
     turns = [
         Turn(human["value"].replace(IMAGE, "").strip(), gpt["value"])

@@ -9,7 +9,7 @@ short that, at a byte an id, all turns fit. Longer texts are tokenised; where th
 would leave no room for them, the picture's header says how large it is. What is left is encoded as in
 training, which then says what is wrong, and how many turns do not fit. So the glance must never pass what the
 encoder refuses or cuts, and need not know why it does. What `reverse data check` calls wrong is bad here too
-(`reverse.data.records.record_faults`), and so are pictures that are not there; they are not decoded. Each
+(`reverse.data.records.record_rules`), and so are pictures that are not there; they are not decoded. Each
 process of a run
 looks at a share of the records and learns what the others found.
 
@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import time
 from array import array
 from collections.abc import Callable, Mapping, Sequence
@@ -32,13 +31,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from reverse.data.pictures.opening import image_size, look_for_images, resolve_image
-from reverse.data.records.record_faults import faults
-from reverse.data.records.record_keys import may_be_unseen, picture_of, pictures_of
-from reverse.data.records.schema import half_pair
+from reverse.data.records.record_rules import find_faults, has_unusual_keys
+from reverse.data.records.schema import picture_of, pictures_of
 from reverse.errors import DataError
 from reverse.files.atomic_write import write_json
 from reverse.files.text_reading import read_json
-from reverse.tokens.spans import SPAN, WELL_FORMED
+from reverse.tokens.spans import SPAN
 from reverse.training.data.encoding import IMAGE, MARK, Encoder, Row, Turn
 from reverse.training.data.training_sets import RecordDataset, may_be_hinted
 from reverse.training.optim.parallel import exchange, is_first, processes, rank
@@ -52,8 +50,6 @@ TOGETHER = 512  # long records that are tokenised in one call
 LARGEST_SHARE = 0.5  # of records that may be left out: more are no bad records but a wrong setting
 _HINT = 48  # ids that a hint takes beside its phrase, at a byte an id
 _APART = 4  # ids that a text may take more where it stands between others
-
-_WELL_FORMED = re.compile(WELL_FORMED)
 
 
 class Bad(NamedTuple):
@@ -250,27 +246,17 @@ class _Glance:
         """No less than the ids of its texts; None where encoding may fail for another reason than length."""
         said = record["conversations"]
         needed = (len(said) // 2 - 1) * self.later
-        if may_be_unseen(record):
+        if has_unusual_keys(record) or next(find_faults(record), None) is not None:
             return None
-        picture = picture_of(record) is not None
         for k in range(0, len(said), 2):
             question, answer = said[k]["value"], said[k + 1]["value"]
             hint = said[k + 1].get("hint") or ""
-            here = picture and k == 0
-            if "<" in question:
-                places = question.count(IMAGE)
-                if not here or places != 1 or question.count("<") != 1:
-                    return None
-            elif not (here or question.strip()):
-                return None
-            if "<" in answer and not _WELL_FORMED.fullmatch(answer):
+            if question.count("<") != question.count(IMAGE):
                 return None
             # Tokenizers may merge newlines and signs with the template's last ones.
-            if not answer.strip() or not (answer[0].isalnum() or answer.startswith(SPAN)):
+            if not (answer[0].isalnum() or answer.startswith(SPAN)):
                 return None
             if not question.isascii() and MARK[0] in question:
-                return None
-            if half_pair(question) or half_pair(answer) or half_pair(hint):
                 return None
             asked = question.replace(IMAGE, "") + "\n" + hint.lower() if hint else question.replace(IMAGE, "")
             if self.encoder.not_in_question.search(asked) or self.encoder.not_in_answer.search(answer):
@@ -318,7 +304,7 @@ class _Glance:
 
     def verdict(self, number: int, record: Mapping[str, Any]) -> tuple[str | None, int]:
         """Why this record cannot be trained, None where it can, and how many of its turns do not fit."""
-        for fault in faults(record, hints=False):  # those that are drawn are the encoder's to look at
+        for fault in find_faults(record, hints=False):  # those that are drawn are the encoder's to look at
             return fault.message, 0
         try:
             return None, self._row(self.dataset.turns(number, record), pictures_of(record)).cut

@@ -23,9 +23,8 @@ import numpy.typing as npt
 from torch.utils.data import Dataset
 
 from reverse.data.records.published_set import open_records
-from reverse.data.records.record_faults import unsupported_keys
-from reverse.data.records.record_keys import pictures_of
-from reverse.data.records.schema import ANSWER_TYPE
+from reverse.data.records.record_rules import find_unsupported_keys
+from reverse.data.records.schema import ANSWER_TYPE, pictures_of
 from reverse.data.scenes import Scene, caption, make_scene, negative, render, scene_records
 from reverse.data.scenes.captions import PREJUDICE
 from reverse.data.scenes.text_questions import text_question
@@ -187,7 +186,7 @@ class RecordDataset(Dataset[Item]):
 
         Raises ValueError for a key that training would ignore.
         """
-        for fault in unsupported_keys(record):
+        for fault in find_unsupported_keys(record):
             raise DataError(fault.message)
         rng, turns = random.Random(f"{self.seed} record {number}"), []
         for turn, said in zip(turns_of(record), record["conversations"][1::2], strict=True):
