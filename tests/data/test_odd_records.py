@@ -240,4 +240,5 @@ def stopped(command, source, out):
     """A run that is stopped when all is in its part."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("reverse.files.resumable_parts.PartFile.finish", lambda part: 1 / 0)
-        assert isinstance(run(command, source, out).exception, ZeroDivisionError)
+        result = run(command, source, out)
+    assert result.exit_code == 1 and "ZeroDivisionError" in result.stderr
