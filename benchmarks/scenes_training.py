@@ -38,20 +38,20 @@ from typing import Any
 
 from scenes_measuring import Measuring, Pieces, Run, end_with_parent, read_pieces, write_results
 
+from experiments.scene_models import SECOND_STAGE, SceneRecipe
 from experiments.training_grid import (
     VARIANTS,
     Cell,
-    diets_of,
     prepare_processors,
+    row_settings_of,
     train_base,
     train_leader,
     train_twin,
 )
 from reverse.files.atomic_write import write_json
-from reverse.training.scenes_models import SECOND_STAGE, Recipe
 
 WEIGHT = {"llava": 1.0, "qwen": 0.7}  # of a training, on the GPU
-SLAB = 2048  # pictures
+SHARD = 2048  # pictures
 STAGGER = 45.0  # seconds that the first training of a family is ahead: the others find its step compiled
 TINY = {
     "vision_layers": 1, "vision_hidden": 32, "vision_inner": 32, "vision_heads": 2, "text_layers": 1,
@@ -106,11 +106,11 @@ class Grid:
         given: dict[str, Any] = {"base_batch": 256, "tags_batch": 160, "tags_lr": 8e-4}
         given |= {"hinted_prejudice": options.hinted_prejudice, "compile": self.devices != ["cpu"]}
         given |= TINY if options.tiny else {}
-        self.recipes = {family: Recipe(family=family, **given) for family in options.families}
+        self.recipes = {family: SceneRecipe(family=family, **given) for family in options.families}
         if options.tiny:
-            self.slab, self.counts = 64, (2, 2)
+            self.shard, self.counts = 64, (2, 2)
         else:
-            self.slab, self.counts = SLAB, (options.base_slabs, options.second_slabs)
+            self.shard, self.counts = SHARD, (options.base_shards, options.second_shards)
 
     def say(self, line: str) -> None:
         line = f"{time.time() - self.began:6.1f} s  {line}"
@@ -140,9 +140,9 @@ class Grid:
             loads[device] += WEIGHT[family]
             cells.append(
                 Cell(
-                    family, seed, variant, str(self.work), self._slabs(seed), device, device, self.base_until,
-                    self.until, self.recipes[family], options.seeds[0], twin=variant == "main",
-                    jitter=options.jitter, steps=options.steps,
+                    family, seed, variant, str(self.work), self._shards(seed), device, device,
+                    self.base_until, self.until, self.recipes[family], options.seeds[0],
+                    twin=variant == "main", jitter=options.jitter, steps=options.steps,
                 )
             )  # fmt: skip
         for k, cell in enumerate(cells):
@@ -152,13 +152,13 @@ class Grid:
                 cells[k] = replace(cell, twin_device=device)
         return cells
 
-    def _slabs(self, seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    def _shards(self, seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Seeds meet the same pictures, each beginning at a third of its own."""
-        from experiments.scene_packs import slab_path
+        from experiments.scene_packs import shard_path
 
         orders = []
         for stage, count in zip(("base", "second"), self.counts, strict=True):
-            paths = [str(slab_path(self.packs / stage, k)) for k in range(count)]
+            paths = [str(shard_path(self.packs / stage, k)) for k in range(count)]
             at = seed % 3 * count // 3 if stage == "second" else 0
             orders.append(tuple(paths[at:] + paths[:at]))
         return orders[0], orders[1]
@@ -171,14 +171,14 @@ class Grid:
         base: dict[str, Any] = {}
         second: dict[str, Any] = {}
         for family, recipe in self.recipes.items():
-            found = diets_of(self.work, variants[family], {family: recipe})
+            found = row_settings_of(self.work, variants[family], {family: recipe})
             base |= found[0]
             second |= found[1]
         folders = [self.packs / stage for stage in ("base", "second")]
         there = all((self.work / f"base-{f}-{self.options.seeds[0]}").is_dir() for f in self.recipes)
-        bases = [(str(folders[0]), k, base, self.slab, 0) for k in range(0 if there else self.counts[0])]
+        bases = [(str(folders[0]), k, base, self.shard, 0) for k in range(0 if there else self.counts[0])]
         order = _interleaved(self.counts[1], 3)
-        seconds = [(str(folders[1]), k, second, self.slab, SECOND_STAGE) for k in order]
+        seconds = [(str(folders[1]), k, second, self.shard, SECOND_STAGE) for k in order]
         seconds = [] if self.options.bases_only else seconds
         # The first ones of the second stage early: its trainings compile while the bases are trained.
         jobs = [*bases[:48], *seconds[:3], *bases[48:], *seconds[3:]]
@@ -341,10 +341,10 @@ class Grid:
 
 
 # ---------------------------------------------------------------------- in other processes
-def _draw(folder: str, number: int, diets: Any, count: int, start: int) -> str:
-    from experiments.scene_packs import write_slab
+def _draw(folder: str, number: int, kinds: Any, count: int, start: int) -> str:
+    from experiments.scene_packs import write_shard
 
-    return str(write_slab(folder, number, diets, count=count, start=start))
+    return str(write_shard(folder, number, kinds, count=count, start=start))
 
 
 def _renice() -> None:
@@ -387,7 +387,7 @@ def _unpack(path: Path, folder: Path) -> None:
 
 
 def _interleaved(count: int, ways: int) -> list[int]:
-    """0, a third, two thirds, 1, …: seeds that begin at different places all find their first slabs."""
+    """0, a third, two thirds, 1, …: seeds that begin at different places all find their first shards."""
     starts = [k * count // ways for k in range(ways)]
     seen = dict.fromkeys((start + step) % count for step in range(count) for start in starts)
     return list(seen)
@@ -427,8 +427,8 @@ def _options() -> argparse.Namespace:
     add("--jitter", type=float, default=0.5, help="share of pictures, in training")
     add("--count", type=int, default=500, help="scenes of test and of shift")
     add("--val-count", type=int, default=250, help="scenes that thresholds are chosen on")
-    add("--base-slabs", type=int, default=384, help=f"of {SLAB} pictures")
-    add("--second-slabs", type=int, default=192)
+    add("--base-shards", type=int, default=384, help=f"of {SHARD} pictures")
+    add("--second-shards", type=int, default=192)
     add("--renderers", type=int, default=0, help="processes that draw (default: 0.7 a processor)")
     add("--judges", type=int, default=0, help="processes that measure (default: 6 a GPU; CPU: one a core)")
     add("--max-sequences", type=int, default=0, help="answers side by side (default: 128; CPU: 16)")

@@ -45,8 +45,8 @@ from reverse.models import family_of
 from reverse.tokens import token_ids
 from reverse.training.data.collator import Collator
 from reverse.training.data.encoding import Encoder, Item, Row, Turn
-from reverse.training.data.fast_pictures import PictureEncoder
 from reverse.training.data.labels import IGNORE
+from reverse.training.data.picture_encoding import PictureEncoder
 from reverse.training.optim.trainable_weights import Tuning, select_trained
 from reverse.training.sft import SFTConfig, train
 

@@ -24,7 +24,7 @@ class Shape:
 
     @classmethod
     def of(cls, rows: Rows, batch: int, least: int) -> Shape:
-        """Room for nearly every batch of `batch` pictures, judged by a slab; `least` ids long.
+        """Room for nearly every batch of `batch` pictures, judged by a shard; `least` ids long.
 
         Rounded, so that trainings of one kind find each other's compiled step.
         """

@@ -1,7 +1,7 @@
 """Training from packs, with pictures and rows on the device: for small models, which else wait for data.
 
-    config = ResidentConfig(output="out/tags", diet="tags", seconds=90)
-    manifest = train_resident(model, processor, slabs, config)
+    config = ResidentConfig(output="out/tags", rows="tags", seconds=90)
+    manifest = train_resident(model, processor, shards, config)
 
 What `reverse.training.sft` does through transformers' Trainer, without what a step of a few milliseconds
 spends most of its time on: preparing, sending and counting. The objective, the optimizer's settings and the
@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from experiments.batch_shapes import Shape
-from experiments.scene_packs import Rows, Slab, read_slab
+from experiments.scene_packs import Rows, Shard, read_shard
 from experiments.uniform_passes import UniformPass
 from reverse.files.file_lock import output_lock
 from reverse.files.text_reading import read_json
@@ -37,9 +37,9 @@ from reverse.training.checkpoints.saving import versions
 from reverse.training.data.labels import IGNORE
 from reverse.training.optim.schedule import Schedule
 
-__all__ = ["Pace", "ResidentConfig", "jittered", "train_resident"]
+__all__ = ["ResidentConfig", "StepBarrier", "jittered", "train_resident"]
 
-PATIENCE = 180.0  # seconds to wait for a slab
+PATIENCE = 180.0  # seconds to wait for a shard
 
 
 @dataclass
@@ -47,7 +47,7 @@ class ResidentConfig:
     """How one run trains."""
 
     output: str  # folder that the model is written to
-    diet: str  # which rows of the packs
+    rows: str  # name of the rows in the shards
     seconds: float | None = None  # stop after these, with the learning rate at zero
     until: float | None = None  # in place of seconds: the moment of time.time() at which to stop
     steps: int | None = None  # stop after these; None: as many as the time allows
@@ -67,7 +67,7 @@ class ResidentConfig:
 
 
 @dataclass
-class Pace:
+class StepBarrier:
     """What two trainings that must take the same number of steps agree on; see `train_resident`."""
 
     barrier: Any  # multiprocessing.Barrier of both
@@ -87,22 +87,22 @@ class Pace:
 def train_resident(
     model: Any,
     processor: Any,
-    slabs: Sequence[str | Path],
+    shards: Sequence[str | Path],
     config: ResidentConfig,
     *,
     notes: Mapping[str, Any] | None = None,
-    pace: Pace | None = None,
+    barrier: StepBarrier | None = None,
     late: Callable[[Any], None] | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Train `model` in place on the slabs, in their order and again from the start, and write it.
+    """Train `model` in place on the shards, in their order and again from the start, and write it.
 
     Args:
         model: float32, on its device.
         processor: of the model, saved beside it.
-        slabs: paths; one that is not there yet is waited for.
+        shards: paths; one that is not there yet is waited for.
         notes: kept in the manifest.
-        pace: keeps step with another training; the leader's clock stops both.
+        barrier: keeps step with another training; the leader's clock stops both.
         late: called with the model when all is compiled, before the first step: it may wait for weights and
             write them into the model's parameters.
         say: called with a line of progress.
@@ -112,105 +112,154 @@ def train_resident(
 
     Raises:
         ValueError: no bound, or a loss that is not a number.
-        TimeoutError: a slab did not come.
+        TimeoutError: a shard did not come.
     """
     if not (config.seconds or config.until or config.steps):
         raise ValueError("neither seconds, until nor steps are given: a run needs an end")
-    device = model.device
-    model.train()
-    torch.manual_seed(config.seed)
-    # Of its own and on the host: a twin of the same seed sees the same pictures jittered the same way.
-    shaken = np.random.default_rng([config.seed, 2])
-    schedule = Schedule(config.steps or 10**9, config.seconds, config.warmup)
-    optimizer = _optimizer(model, config)
-    kept: list[tuple[Any, list[int], torch.Tensor]] = []
-    passes: UniformPass | None = None
-    shape: Shape | None = None
-
-    def loss_of(pictures: torch.Tensor, warp: torch.Tensor | None, *batch: torch.Tensor) -> torch.Tensor:
-        assert passes is not None
-        with torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext():
-            return passes.loss(passes.see(pictures, warp), *batch)
-
-    compiled = torch.compile(loss_of, dynamic=False) if config.compile else loss_of
-    uncompiled = 0
-    losses: list[tuple[int, float]] = []
-    queued: list[Any] = []  # ends of steps that the device may still be at
-    rows_seen, step, began = 0, 0, None
-    for pictures, rows, chosen in _batches(slabs, config, device):
-        if passes is None:
-            passes = UniformPass(model, processor, side=pictures.shape[1], first=rows.first, count=rows.count)
-            if config.compile:
-                shape = Shape.of(rows, config.batch, rows.first + rows.count + 1)
-        batch = _assemble(rows, chosen, config, passes, device)
-        warp = _to(jittered(shaken, len(chosen), config.jitter), device) if config.jitter else None
-        shown = pictures[_to(chosen, device)]
-        padded = None if shape is None else shape.pad(batch)
-        if began is None:
-            if padded is not None:  # compiled before the clock runs, or the rate would skip its warm-up
-                compiled(shown, warp, *padded).backward()
-                optimizer.zero_grad(set_to_none=True)
+    run = _Run(model, processor, config)
+    for pictures, rows, chosen in _batches(shards, config, model.device):
+        batch = run.assemble(pictures, rows, chosen)
+        if run.began is None:
+            run.compile(batch)
             if late is not None:
                 late(model)
-            kept = _tag_rows(model, processor) if config.frozen_rows else []
-            began = time.monotonic()
-            if config.until is not None:
-                schedule.seconds = max(1.0, config.until - time.time())
-        done = schedule.done(step) >= 1
-        if pace.stops(done) if pace is not None else done:
+            run.start()
+        done = run.schedule.done(run.step) >= 1
+        if barrier.stops(done) if barrier is not None else done:
             break
-        for group in optimizer.param_groups:
-            group["lr"] = config.lr * schedule(step)
-        if padded is not None:
-            loss = compiled(shown, warp, *padded)
-        else:
-            uncompiled += config.compile
-            loss = loss_of(shown, warp, *batch)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        for weight, ids, before in kept:
-            weight.data[ids] = before
-        if device.type == "cuda":
-            _wait_asleep(queued)
-            if config.compile and padded is None:  # it took twice the memory, and others share the device
-                torch.cuda.empty_cache()
-        rows_seen += len(batch[0])
-        schedule.spent = time.monotonic() - began
-        step += 1
-        if step % config.log_steps == 0 or step == 1:
-            losses.append((step, round(float(loss.detach()), 5)))
-            say(
-                f"{Path(config.output).name}: {schedule.done(step):4.0%}  step {step}  "
-                f"{schedule.spent:6.1f} s  loss {losses[-1][1]:.4f}  {step / schedule.spent:.1f} steps/s"
-            )
-    final = float(loss.detach())
-    if not math.isfinite(final):
-        raise ValueError(f"the loss is {final} after {step} steps: lower lr, now {config.lr}")
-    manifest = {
-        **(notes or {}),
-        "config": asdict(config),
-        "versions": versions(),
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "steps": step,
-        "items": step * config.batch,
-        "rows": rows_seen,
-        "seconds": round(schedule.spent, 3),
-        "steps_per_second": round(step / max(schedule.spent, 1e-9), 3),
-        "uncompiled_steps": uncompiled if config.compile else step,
-        "final_loss": round(final, 5),
-        "losses": losses,
-    }
+        run.train_step(batch)
+        if run.step % config.log_steps == 0 or run.step == 1:
+            say(run.log())
+    manifest = {**(notes or {}), **run.make_manifest()}
     _write(model, processor, Path(config.output), manifest, config.save_dtype)
     return manifest
 
 
+@dataclass
+class _Batch:
+    """A batch on the device: pictures, how they are jittered, and the rows as they are and padded."""
+
+    pictures: torch.Tensor
+    warp: torch.Tensor | None
+    rows: tuple[torch.Tensor, ...]
+    padded: tuple[torch.Tensor, ...] | None  # None: not compiled, or too large for the compiled step
+
+
+class _Run:
+    """The state of one training: optimizer, schedule, the compiled step and what is counted."""
+
+    def __init__(self, model: Any, processor: Any, config: ResidentConfig):
+        self.model, self.processor, self.config = model, processor, config
+        self.device = model.device
+        model.train()
+        torch.manual_seed(config.seed)
+        # Of its own and on the host: a twin of the same seed sees the same pictures jittered the same way.
+        self.rng = np.random.default_rng([config.seed, 2])
+        self.schedule = Schedule(config.steps or 10**9, config.seconds, config.warmup)
+        self.optimizer = _optimizer(model, config)
+        self.compiled = torch.compile(self.loss_of, dynamic=False) if config.compile else self.loss_of
+        self.passes: UniformPass | None = None
+        self.shape: Shape | None = None
+        self.kept: list[tuple[Any, list[int], torch.Tensor]] = []
+        self.queued: list[Any] = []  # ends of steps that the device may still be at
+        self.losses: list[tuple[int, float]] = []
+        self.loss = torch.tensor(float("nan"))
+        self.began: float | None = None
+        self.step = self.rows_seen = self.uncompiled = 0
+
+    def loss_of(self, pictures: torch.Tensor, warp: torch.Tensor | None, *rows: torch.Tensor) -> torch.Tensor:
+        """Mean loss of a batch."""
+        assert self.passes is not None
+        with torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext():
+            return self.passes.loss(self.passes.see(pictures, warp), *rows)
+
+    def assemble(self, pictures: torch.Tensor, rows: Rows, chosen: torch.Tensor) -> _Batch:
+        """The batch of the chosen pictures of a shard."""
+        config = self.config
+        if self.passes is None:
+            side = pictures.shape[1]
+            self.passes = UniformPass(
+                self.model, self.processor, side=side, first=rows.first, count=rows.count
+            )
+            if config.compile:
+                self.shape = Shape.of(rows, config.batch, rows.first + rows.count + 1)
+        batch = _assemble(rows, chosen, config, self.passes, self.device)
+        warp = _to(jittered(self.rng, len(chosen), config.jitter), self.device) if config.jitter else None
+        padded = None if self.shape is None else self.shape.pad(batch)
+        return _Batch(pictures[_to(chosen, self.device)], warp, batch, padded)
+
+    def compile(self, batch: _Batch) -> None:
+        """Compile the step before the clock runs: else the rate would skip its warm-up."""
+        if batch.padded is not None:
+            self.compiled(batch.pictures, batch.warp, *batch.padded).backward()
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def start(self) -> None:
+        """Start the clock."""
+        self.kept = _tag_rows(self.model, self.processor) if self.config.frozen_rows else []
+        self.began = time.monotonic()
+        if self.config.until is not None:
+            self.schedule.seconds = max(1.0, self.config.until - time.time())
+
+    def train_step(self, batch: _Batch) -> None:
+        """One optimizer step."""
+        config = self.config
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.lr * self.schedule(self.step)
+        if batch.padded is not None:
+            self.loss = self.compiled(batch.pictures, batch.warp, *batch.padded)
+        else:
+            self.uncompiled += config.compile
+            self.loss = self.loss_of(batch.pictures, batch.warp, *batch.rows)
+        self.loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        for weight, ids, before in self.kept:
+            weight.data[ids] = before
+        if self.device.type == "cuda":
+            _wait_asleep(self.queued)
+            if config.compile and batch.padded is None:  # it took twice the memory; others share the device
+                torch.cuda.empty_cache()
+        self.rows_seen += len(batch.rows[0])
+        assert self.began is not None
+        self.schedule.spent = time.monotonic() - self.began
+        self.step += 1
+
+    def log(self) -> str:
+        """Record the loss; a line of progress."""
+        self.losses.append((self.step, round(float(self.loss.detach()), 5)))
+        done, spent = self.schedule.done(self.step), self.schedule.spent
+        return (
+            f"{Path(self.config.output).name}: {done:4.0%}  step {self.step}  {spent:6.1f} s  "
+            f"loss {self.losses[-1][1]:.4f}  {self.step / spent:.1f} steps/s"
+        )
+
+    def make_manifest(self) -> dict[str, Any]:
+        """What the run did. Raises ValueError for a loss that is not finite."""
+        final = float(self.loss.detach())
+        if not math.isfinite(final):
+            raise ValueError(f"the loss is {final} after {self.step} steps: lower lr, now {self.config.lr}")
+        return {
+            "config": asdict(self.config),
+            "versions": versions(),
+            "device": torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "steps": self.step,
+            "items": self.step * self.config.batch,
+            "rows": self.rows_seen,
+            "seconds": round(self.schedule.spent, 3),
+            "steps_per_second": round(self.step / max(self.schedule.spent, 1e-9), 3),
+            "uncompiled_steps": self.uncompiled if self.config.compile else self.step,
+            "final_loss": round(final, 5),
+            "losses": self.losses,
+        }
+
+
 def _batches(
-    slabs: Sequence[str | Path], config: ResidentConfig, device: torch.device
+    shards: Sequence[str | Path], config: ResidentConfig, device: torch.device
 ) -> Iterator[tuple[torch.Tensor, Rows, torch.Tensor]]:
-    """(a slab's pictures on the device, its rows, which pictures make the next batch), without end."""
+    """(a shard's pictures on the device, its rows, which pictures make the next batch), without end."""
     held: Queue[Any] = Queue(maxsize=1)
     closed = False
 
@@ -218,13 +267,13 @@ def _batches(
         try:
             turn = 0
             while not closed:
-                path = Path(slabs[turn % len(slabs)])
+                path = Path(shards[turn % len(shards)])
                 while not path.exists():
                     if closed:
                         return
                     time.sleep(0.05)
-                slab = read_slab(path, [config.diet])
-                held.put((turn, slab, _send(slab.pictures, device)))
+                shard = read_shard(path, [config.rows])
+                held.put((turn, shard, _send(shard.pictures, device)))
                 turn += 1
         except BaseException as error:  # handed over to whoever reads
             held.put(error)
@@ -236,16 +285,17 @@ def _batches(
                 # Patience is that of a training that waits, not of a thread that reads ahead for one.
                 got = held.get(timeout=PATIENCE)
             except Empty:
+                late_shard = shards[number % len(shards)]
                 raise TimeoutError(
-                    f"{slabs[number % len(slabs)]} did not come within {PATIENCE:g} s: did the renderer stop?"
+                    f"{late_shard} did not come within {PATIENCE:g} s: did the renderer stop?"
                 ) from None
             if isinstance(got, BaseException):
                 raise got
-            turn, slab, pictures = got
+            turn, shard, pictures = got
             if device.type == "cuda":
                 pictures.record_stream(torch.cuda.current_stream(device))
-            order = np.random.default_rng([config.seed, turn]).permutation(len(slab.pictures))
-            rows = _without_some_negatives(slab, config, turn)
+            order = np.random.default_rng([config.seed, turn]).permutation(len(shard.pictures))
+            rows = _without_some_negatives(shard, config, turn)
             for at in range(0, len(order) - config.batch + 1, config.batch):
                 yield pictures, rows, torch.from_numpy(order[at : at + config.batch])
     finally:
@@ -274,8 +324,8 @@ def _wait_asleep(queued: list[Any], most: int = 3) -> None:
         queued.pop(0).synchronize()
 
 
-def _without_some_negatives(slab: Slab, config: ResidentConfig, turn: int) -> Rows:
-    rows = slab.rows[config.diet]
+def _without_some_negatives(shard: Shard, config: ResidentConfig, turn: int) -> Rows:
+    rows = shard.rows[config.rows]
     if config.negative_share >= 1:
         return rows
     drawn = np.random.default_rng([config.seed, turn, 1]).random(len(rows.ids))

@@ -1,12 +1,12 @@
-"""Scenes drawn and tokenised once, for several trainings at a time: slabs of plain arrays on disk.
+"""Scenes drawn and tokenised once, for several trainings at a time: shards of plain arrays on disk.
 
-    diets = {"tags": Diet(folder_of_a_processor, {"tagged": True, "hint_share": 0.2})}
-    write_slab(folder, 0, diets, count=2048)             # any process, in any order
-    slab = read_slab(slab_path(folder, 0), ["tags"])     # waits for nothing: it is whole or not there
+    kinds = {"tags": RowSettings(folder_of_a_processor, {"tagged": True, "hint_share": 0.2})}
+    write_shard(folder, 0, kinds, count=2048)             # any process, in any order
+    shard = read_shard(shard_path(folder, 0), ["tags"])     # waits for nothing: it is whole or not there
 
-A slab holds the pictures of `count` scenes and, for each diet, the rows that one kind of training sees about
+A shard holds the pictures of `count` scenes and, for each name, the rows that one kind of training sees about
 them (`SceneDataset.conversations`). Two families that see the same texts share the pictures and the draws;
-only ids differ. A slab is written beside its place and renamed.
+only ids differ. A shard is written beside its place and renamed.
 """
 
 from __future__ import annotations
@@ -25,17 +25,16 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
+from experiments.scene_dataset import SceneDataset, ScenePictures
 from reverse.data.scenes import make_scene, render
 from reverse.training.data.encoding import Encoder
-from reverse.training.data.fast_pictures import PictureEncoder
 from reverse.training.data.labels import IGNORE
-from reverse.training.data.training_sets import SceneDataset
 
-__all__ = ["Diet", "Rows", "Slab", "read_slab", "slab_path", "write_slab"]
+__all__ = ["RowSettings", "Rows", "Shard", "read_shard", "shard_path", "write_shard"]
 
 
 @dataclass(frozen=True)
-class Diet:
+class RowSettings:
     """What one kind of training sees: a processor's folder, and settings of `SceneDataset`."""
 
     processor: str
@@ -44,7 +43,7 @@ class Diet:
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a slab under one diet; ids and labels are padded with zeros and `IGNORE`."""
+    """The rows of a shard for one kind of training; ids and labels are padded with zeros and `IGNORE`."""
 
     ids: npt.NDArray[np.int16]  # (rows, length)
     labels: npt.NDArray[np.int16]  # (rows, length)
@@ -57,40 +56,40 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Slab:
+class Shard:
     pictures: Tensor  # uint8 (pictures, side, side, 3), mapped
     rows: dict[str, Rows]
 
 
-def slab_path(folder: str | Path, number: int) -> Path:
-    return Path(folder) / f"slab-{number:05d}.safetensors"
+def shard_path(folder: str | Path, number: int) -> Path:
+    return Path(folder) / f"shard-{number:05d}.safetensors"
 
 
-def write_slab(
+def write_shard(
     folder: str | Path,
     number: int,
-    diets: Mapping[str, Diet],
+    kinds: Mapping[str, RowSettings],
     *,
     count: int,
     start: int = 0,
     seed: int = 0,
     side: int = 112,
 ) -> Path:
-    """Scenes `start + number * count` and the `count - 1` after it; a slab that is there is left alone.
+    """Scenes `start + number * count` and the `count - 1` after it; a shard that is there is left alone.
 
     Raises:
-        ValueError: rows of one diet hold their picture at different places, or a vocabulary of more than
+        ValueError: rows of one kind hold their picture at different places, or a vocabulary of more than
             32,767 ids.
     """
-    path = slab_path(folder, number)
+    path = shard_path(folder, number)
     if path.exists():
         return path
     scenes = [make_scene("train", start + number * count + k, seed, side) for k in range(count)]
     arrays: dict[str, npt.NDArray[Any]] = {"pictures": np.stack([render(scene) for scene in scenes])}
-    # Diets with equal settings differ in nothing but ids.
-    for settings in dict.fromkeys(_key(diet) for diet in diets.values()):
-        named = {name: diet for name, diet in diets.items() if _key(diet) == settings}
-        datasets = {name: _dataset(diet.processor, settings, seed, side) for name, diet in named.items()}
+    # Kinds with equal settings differ in nothing but ids.
+    for settings in dict.fromkeys(_key(kind) for kind in kinds.values()):
+        named = {name: kind for name, kind in kinds.items() if _key(kind) == settings}
+        datasets = {name: _dataset(kind.processor, settings, seed, side) for name, kind in named.items()}
         talks = [next(iter(datasets.values())).conversations(scene) for scene in scenes]
         for name, dataset in datasets.items():
             tokens = _tokens(named[name].processor, side)
@@ -106,17 +105,17 @@ def write_slab(
     return path
 
 
-def read_slab(path: str | Path, diets: Iterable[str]) -> Slab:
-    """The pictures of a slab and its rows under the diets named."""
+def read_shard(path: str | Path, kinds: Iterable[str]) -> Shard:
+    """The pictures of a shard and its rows of the kinds named."""
     names = ("ids", "labels", "lengths", "negative", "pictured", "begins")
     rows = {}
     with safe_open(path, framework="pt") as file:
         pictures = file.get_tensor("pictures")
-        for diet in diets:
-            arrays: dict[str, Any] = {name: file.get_tensor(f"{diet}.{name}").numpy() for name in names}
-            first, count = file.get_tensor(f"{diet}.place").tolist()
-            rows[diet] = Rows(**arrays, first=first, count=count)
-    return Slab(pictures, rows)
+        for kind in kinds:
+            arrays: dict[str, Any] = {name: file.get_tensor(f"{kind}.{name}").numpy() for name in names}
+            first, count = file.get_tensor(f"{kind}.place").tolist()
+            rows[kind] = Rows(**arrays, first=first, count=count)
+    return Shard(pictures, rows)
 
 
 def _arrays(name: str, made: list[list[Any]], encoder: Encoder, tokens: int) -> dict[str, npt.NDArray[Any]]:
@@ -147,8 +146,8 @@ def _arrays(name: str, made: list[list[Any]], encoder: Encoder, tokens: int) -> 
     return {f"{name}.{part}": array for part, array in found.items()}
 
 
-def _key(diet: Diet) -> str:
-    return json.dumps(dict(diet.settings), sort_keys=True)
+def _key(kind: RowSettings) -> str:
+    return json.dumps(dict(kind.settings), sort_keys=True)
 
 
 @lru_cache(maxsize=64)
@@ -168,4 +167,4 @@ def _encoder(processor: str) -> Encoder:
 @lru_cache(maxsize=16)
 def _tokens(processor: str, side: int) -> int:
     """Ids that stand for one picture."""
-    return PictureEncoder(_encoder(processor).processor)(np.zeros((side, side, 3), np.uint8))[1]
+    return ScenePictures(_encoder(processor).processor)(np.zeros((side, side, 3), np.uint8))[1]

@@ -17,15 +17,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.scene_packs import Diet
-from reverse.training.scenes_models import Recipe, build_base, build_tokenizer, diet
+from experiments.scene_models import SceneRecipe, build_base, build_tokenizer, dataset_settings
+from experiments.scene_packs import RowSettings
 
 __all__ = [
     "VARIANTS",
     "Cell",
     "Variant",
-    "diets_of",
     "prepare_processors",
+    "row_settings_of",
     "train_base",
     "train_leader",
     "train_twin",
@@ -36,8 +36,8 @@ __all__ = [
 class Variant:
     """What an ablation changes of the second stage."""
 
-    recipe: Mapping[str, Any] = field(default_factory=dict)  # fields of Recipe
-    diet: Mapping[str, Any] = field(default_factory=dict)  # settings of SceneDataset, of the tagged model
+    recipe: Mapping[str, Any] = field(default_factory=dict)  # fields of SceneRecipe
+    dataset: Mapping[str, Any] = field(default_factory=dict)  # settings of SceneDataset, of the tagged model
     negative_share: float = 1.0
     frozen_rows: bool = False
     init: str = "mean"  # of the three tokens' rows: "mean", or "random" as a plain resize leaves them
@@ -49,7 +49,7 @@ VARIANTS: dict[str, Variant] = {
     "rows_trained_random": Variant(init="random"),
     "negatives_0.5": Variant(negative_share=0.5),
     "negatives_0.2": Variant(negative_share=0.2),
-    "hints_0": Variant(diet={"write_hints": False}),  # the same answers, no hint before them
+    "hints_0": Variant(dataset={"write_hints": False}),  # the same answers, no hint before them
     "hints_0.5": Variant(recipe={"hint_share": 0.5}),
     "hints_prejudiced": Variant(recipe={"hinted_prejudice": 0.6}),  # after a hint the annotator errs as ever
 }
@@ -63,14 +63,14 @@ class Cell:
     seed: int
     variant: str
     work: str  # folder of everything that may be lost
-    slabs: tuple[
+    shards: tuple[
         tuple[str, ...], tuple[str, ...]
     ]  # of the base and of the second stage, in this cell's order
     device: str
     twin_device: str
     base_until: float  # moments of time.time()
     until: float
-    recipe: Recipe
+    recipe: SceneRecipe
     base_seed: int  # of the base that it starts from
     twin: bool = True
     jitter: float = 0.5  # share of pictures, see experiments.resident_training
@@ -88,7 +88,7 @@ class Cell:
         return Path(self.work) / self.name / stage
 
 
-def prepare_processors(work: str | Path, recipes: Mapping[str, Recipe]) -> None:
+def prepare_processors(work: str | Path, recipes: Mapping[str, SceneRecipe]) -> None:
     """Write each family's processor without and with the three tokens, `processor-FAMILY[-tags]`."""
     from reverse.tokens import add_tokens
 
@@ -104,25 +104,25 @@ def prepare_processors(work: str | Path, recipes: Mapping[str, Recipe]) -> None:
             model.config.save_pretrained(target)
 
 
-def diets_of(
-    work: str | Path, variants: Sequence[str], recipes: Mapping[str, Recipe]
-) -> tuple[dict[str, Diet], dict[str, Diet]]:
+def row_settings_of(
+    work: str | Path, variants: Sequence[str], recipes: Mapping[str, SceneRecipe]
+) -> tuple[dict[str, RowSettings], dict[str, RowSettings]]:
     """What is drawn for the base and for the second stage, named FAMILY.STAGE or FAMILY.VARIANT."""
     base, second = {}, {}
     for family, recipe in recipes.items():
         plain, tagged = (str(Path(work) / f"processor-{family}{end}") for end in ("", "-tags"))
-        base[f"{family}.base"] = Diet(plain, diet(recipe, "base"))
-        second[f"{family}.twin"] = Diet(plain, diet(recipe, "twin"))
+        base[f"{family}.base"] = RowSettings(plain, dataset_settings(recipe, "base"))
+        second[f"{family}.twin"] = RowSettings(plain, dataset_settings(recipe, "twin"))
         for variant in variants:
             changed = VARIANTS[variant]
-            settings = diet(replace(recipe, **changed.recipe), "tags") | dict(changed.diet)
-            second[f"{family}.{_diet_name(variant)}"] = Diet(tagged, settings)
+            settings = dataset_settings(replace(recipe, **changed.recipe), "tags") | dict(changed.dataset)
+            second[f"{family}.{_rows_name(variant)}"] = RowSettings(tagged, settings)
     return base, second
 
 
-def _diet_name(variant: str) -> str:
+def _rows_name(variant: str) -> str:
     """Variants that see the same rows share them."""
-    return variant if VARIANTS[variant].recipe or VARIANTS[variant].diet else "main"
+    return variant if VARIANTS[variant].recipe or VARIANTS[variant].dataset else "main"
 
 
 def train_base(cell: Cell) -> None:
@@ -149,8 +149,8 @@ def train_leader(cell: Cell, barrier: Any, stop: Any) -> None:
             _randomise(base, list(ids), cell.seed)
         model.load_state_dict(base.state_dict())
 
-    pace = _pace(barrier, stop, leads=True)
-    _train(cell, "tags", model.to(cell.device), processor, recipe, pace, take_base)
+    barrier = _make_barrier(barrier, stop, leads=True)
+    _train(cell, "tags", model.to(cell.device), processor, recipe, barrier, take_base)
 
 
 def train_twin(cell: Cell, barrier: Any, stop: Any) -> None:
@@ -162,8 +162,8 @@ def train_twin(cell: Cell, barrier: Any, stop: Any) -> None:
     def take_base(model: Any) -> None:
         model.load_state_dict(_await_base(cell)[0].state_dict())
 
-    pace = _pace(barrier, stop, leads=False)
-    _train(cell, "twin", model.to(cell.twin_device), processor, recipe, pace, take_base)
+    barrier = _make_barrier(barrier, stop, leads=False)
+    _train(cell, "twin", model.to(cell.twin_device), processor, recipe, barrier, take_base)
 
 
 def _await_base(cell: Cell) -> tuple[Any, Any]:
@@ -178,10 +178,10 @@ def _await_base(cell: Cell) -> tuple[Any, Any]:
     return load(cell.base, device="cpu", require_tokens=False, dtype="float32")
 
 
-def _pace(barrier: Any, stop: Any, leads: bool) -> Any:
-    from experiments.resident_training import Pace
+def _make_barrier(barrier: Any, stop: Any, leads: bool) -> Any:
+    from experiments.resident_training import StepBarrier
 
-    return None if barrier is None else Pace(barrier, stop, leads)
+    return None if barrier is None else StepBarrier(barrier, stop, leads)
 
 
 def _train(
@@ -189,18 +189,18 @@ def _train(
     stage: str,
     model: Any,
     processor: Any,
-    recipe: Recipe,
-    pace: Any = None,
+    recipe: SceneRecipe,
+    barrier: Any = None,
     late: Callable[[Any], None] | None = None,
 ) -> None:
     from experiments.resident_training import ResidentConfig, train_resident
 
     base = stage == "base"
     variant = VARIANTS[cell.variant] if stage == "tags" else Variant()
-    diet_name = {"base": "base", "twin": "twin"}.get(stage, _diet_name(cell.variant))
+    rows_name = {"base": "base", "twin": "twin"}.get(stage, _rows_name(cell.variant))
     config = ResidentConfig(
         output=str(cell.base if base else cell.folder(stage)),
-        diet=f"{cell.family}.{diet_name}",
+        rows=f"{cell.family}.{rows_name}",
         # The follower ends when the leader does.
         until=None if cell.steps else cell.base_until if base else cell.until,
         steps=cell.steps or None,
@@ -216,14 +216,14 @@ def _train(
     )
     Path(config.output).parent.mkdir(parents=True, exist_ok=True)
     notes = {"recipe": json.loads(json.dumps(recipe.__dict__)), "variant": cell.variant}
-    slabs = cell.slabs[0 if base else 1]
+    shards = cell.shards[0 if base else 1]
     train_resident(
-        model, processor, slabs, config, notes=notes, pace=pace, late=late,
+        model, processor, shards, config, notes=notes, barrier=barrier, late=late,
         say=lambda line: print(f"{cell.name} {line}", flush=True),
     )  # fmt: skip
 
 
-def _untrained(cell: Cell, recipe: Recipe) -> tuple[Any, Any]:
+def _untrained(cell: Cell, recipe: SceneRecipe) -> tuple[Any, Any]:
     """A model with random weights and no tags, with the tokenizer that the packs were written with."""
     from transformers import AutoTokenizer
 

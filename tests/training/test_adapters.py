@@ -6,11 +6,11 @@ import pytest
 import torch
 from peft import PeftModel
 
+from experiments.scene_dataset import SceneDataset
 from reverse.models import family_of
 from reverse.models.adapters.adapter_card import base_fingerprint
 from reverse.tokens import token_ids
 from reverse.training.data.encoding import Encoder
-from reverse.training.data.training_sets import SceneDataset
 from reverse.training.optim.token_rows import TokenRows
 from reverse.training.optim.trainable_weights import Tuning, select_trained
 from reverse.training.sft import SFTConfig, _checkpoint_activations, train

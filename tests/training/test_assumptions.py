@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from transformers import Trainer
 
+from experiments.scene_dataset import SceneDataset
 from reverse.compatibility import IncompatibleLibraryError, supported_range
 from reverse.models import window_attention
 from reverse.models.tiny_models import build_tiny_llava
@@ -15,7 +16,6 @@ from reverse.tokens import add_tokens
 from reverse.training import assumptions
 from reverse.training.data.encoding import Encoder
 from reverse.training.data.packing import row_positions
-from reverse.training.data.training_sets import SceneDataset
 from reverse.training.loss_record import LossRecord
 from reverse.training.optim import token_rows
 from reverse.training.optim.parallel import set_fsdp_precision

@@ -4,12 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from experiments.scene_dataset import SceneDataset
 from reverse.tokens import token_ids
 from reverse.training.data.collator import Collator, blank_item
 from reverse.training.data.encoding import Encoder, Item, Turn
 from reverse.training.data.labels import IGNORE
 from reverse.training.data.packing import check_packing, row_positions
-from reverse.training.data.training_sets import SceneDataset
 from reverse.training.optim import loss as loss_module
 from reverse.training.optim.loss import LossConfig, loss_in_forward, summed_loss
 from reverse.training.sft import SFTConfig, train

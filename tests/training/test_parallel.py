@@ -174,7 +174,7 @@ from reverse.models import family_of
 from reverse.training.optim import loss as losses
 from reverse.training.optim.trainable_weights import Tuning, select_trained
 from reverse.training.data.collator import Collator
-from reverse.training.data.training_sets import SceneDataset
+from experiments.scene_dataset import SceneDataset
 from reverse.training.data.encoding import Encoder
 
 dist.init_process_group("gloo")

@@ -6,8 +6,8 @@ import torch
 
 from reverse.training.data.collator import Collator
 from reverse.training.data.encoding import Encoder, Item, Turn
-from reverse.training.data.fast_pictures import PictureEncoder
 from reverse.training.data.labels import IGNORE
+from reverse.training.data.picture_encoding import PictureEncoder
 
 
 def noise(seed, height=112, width=112):
@@ -25,19 +25,6 @@ def test_tensors_are_the_processors_own(tiny_any, size):
         for name, tensor in inputs.items():
             assert torch.equal(tensor, expected[name]), name
         assert tokens == int((expected["input_ids"] == processor.image_token_id).sum())
-
-
-def test_scene_size_takes_the_fast_way(tiny_llava):
-    """Throughput: the image processor takes ten times as long."""
-    pictures = PictureEncoder(tiny_llava[1])
-    pictures(noise(0))
-    assert pictures._tables[112, 112] is not None
-
-
-def test_wrong_pictures_are_refused(tiny_llava):
-    """Floats between 0 and 1 would become black pictures."""
-    with pytest.raises(ValueError, match="uint8"):
-        PictureEncoder(tiny_llava[1])(noise(0) / 255)
 
 
 def items(processor):

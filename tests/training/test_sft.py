@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from experiments.scene_dataset import SceneDataset
 from reverse.models import load
 from reverse.models.tiny_models import build_tiny_llava
 from reverse.tokens import add_tokens
 from reverse.training.data.encoding import Encoder
-from reverse.training.data.training_sets import SceneDataset
 from reverse.training.loss_record import LossRecord
 from reverse.training.optim import schedule
 from reverse.training.optim.schedule import Schedule

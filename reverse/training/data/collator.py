@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from reverse.training.data.encoding import Encoder, Item, Row, Turn
-from reverse.training.data.fast_pictures import PictureEncoder
 from reverse.training.data.labels import IGNORE
+from reverse.training.data.picture_encoding import PictureEncoder
 
 __all__ = ["Collator", "blank_item"]
 

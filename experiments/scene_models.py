@@ -1,9 +1,7 @@
 """The embedded world's models: a tiny LLaVA or Qwen2.5-VL that sees, the same with the tokens, its twin.
 
-    python -m reverse.training.scenes_models --out out/scenes             # base, tags, twin: ten minutes on
-    one GPU
-    python -m reverse.training.scenes_models --out out/smoke --smoke      # the same in seconds, learns
-    nothing
+    python -m experiments.scene_models --out out/scenes            # base, tags, twin: ten minutes on one GPU
+    python -m experiments.scene_models --out out/smoke --smoke     # the same in seconds; learns nothing
 
 Stages, each written to a folder of its name below `--out`:
 
@@ -25,20 +23,19 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from experiments.scene_dataset import SceneDataset
 from reverse.data.scenes import make_scene, scene_records
 from reverse.data.scenes.captions import PREJUDICE
 from reverse.data.scenes.text_questions import text_question
-from reverse.errors import DataError, MissingFileError
 from reverse.files.text_reading import read_json
 from reverse.models import load
 from reverse.models.families import LLAVA, QWEN2_5_VL
 from reverse.models.tiny_models import build_tiny_llava, build_tiny_qwen, train_tokenizer
 from reverse.tokens import add_tokens, strip
 from reverse.training.data.encoding import Encoder, turns_of
-from reverse.training.data.training_sets import SceneDataset
 from reverse.training.sft import MANIFEST, SFTConfig, train
 
-__all__ = ["Recipe", "build_base", "run"]
+__all__ = ["SceneRecipe", "build_base", "run"]
 
 STAGES = ("base", "tags", "twin")
 SECOND_STAGE = 5_000_000  # index of the first picture of `tags` and `twin`: none that the base saw
@@ -58,7 +55,7 @@ SIZES = {
 
 
 @dataclass
-class Recipe:
+class SceneRecipe:
     """Everything that decides what comes out."""
 
     out: str = "out/scenes"  # folder of the stages' folders
@@ -100,11 +97,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.family not in SIZES:
-            raise DataError(f"family must be one of {', '.join(SIZES)}, got {self.family!r}")
+            raise ValueError(f"family must be one of {', '.join(SIZES)}, got {self.family!r}")
         for name, size in SIZES[self.family].items():
             setattr(self, name, getattr(self, name) or size)
 
-    def smoke(self) -> Recipe:
+    def smoke(self) -> SceneRecipe:
         """The same recipe in miniature: a few steps of a model that learns nothing."""
         return replace(
             self, base_seconds=0.0, tags_seconds=0.0,
@@ -115,7 +112,7 @@ class Recipe:
         )  # fmt: skip
 
 
-def run(recipe: Recipe, quiet: bool = False) -> dict[str, dict[str, Any]]:
+def run(recipe: SceneRecipe, quiet: bool = False) -> dict[str, dict[str, Any]]:
     """Run the recipe's stages; the manifest of each, by its name.
 
     Raises:
@@ -125,7 +122,7 @@ def run(recipe: Recipe, quiet: bool = False) -> dict[str, dict[str, Any]]:
     wanted = recipe.stages.split(",")
     unknown = set(wanted) - set(STAGES)
     if unknown:
-        raise DataError(f"unknown stages {', '.join(sorted(unknown))}: there are {', '.join(STAGES)}")
+        raise ValueError(f"unknown stages {', '.join(sorted(unknown))}: there are {', '.join(STAGES)}")
     manifests = {}
     for stage in STAGES:
         if stage in wanted:
@@ -133,7 +130,7 @@ def run(recipe: Recipe, quiet: bool = False) -> dict[str, dict[str, Any]]:
     return manifests
 
 
-def build_base(recipe: Recipe, tokenizer: Any = None) -> tuple[Any, Any]:
+def build_base(recipe: SceneRecipe, tokenizer: Any = None) -> tuple[Any, Any]:
     """A tiny model of the recipe's family with random weights, and its processor.
 
     `tokenizer`: a byte-level one, by default learnt from the text of scenes.
@@ -142,14 +139,14 @@ def build_base(recipe: Recipe, tokenizer: Any = None) -> tuple[Any, Any]:
     return _BUILDERS[recipe.family](recipe, tokenizer)
 
 
-def build_tokenizer(recipe: Recipe) -> Any:
+def build_tokenizer(recipe: SceneRecipe) -> Any:
     """A byte-level tokenizer with the family's special tokens, learnt from the text of scenes."""
     return train_tokenizer(
         _texts(recipe), recipe.vocabulary - 3, style="bytes", family=FAMILIES[recipe.family]
     )
 
 
-def _build_llava(recipe: Recipe, tokenizer: Any) -> tuple[Any, Any]:
+def _build_llava(recipe: SceneRecipe, tokenizer: Any) -> tuple[Any, Any]:
     model, processor = build_tiny_llava(
         tokenizer,
         seed=recipe.seed,
@@ -164,7 +161,7 @@ def _build_llava(recipe: Recipe, tokenizer: Any) -> tuple[Any, Any]:
     return model, processor
 
 
-def _build_qwen(recipe: Recipe, tokenizer: Any) -> tuple[Any, Any]:
+def _build_qwen(recipe: SceneRecipe, tokenizer: Any) -> tuple[Any, Any]:
     # The first layer attends within windows, the others over the whole picture: it has 49 ids.
     whole = list(range(1, recipe.vision_layers)) or [0]
     return build_tiny_qwen(
@@ -181,7 +178,7 @@ FAMILIES = {"llava": LLAVA, "qwen": QWEN2_5_VL}
 _BUILDERS = {"llava": _build_llava, "qwen": _build_qwen}
 
 
-def _run_stage(stage: str, recipe: Recipe, quiet: bool) -> dict[str, Any]:
+def _run_stage(stage: str, recipe: SceneRecipe, quiet: bool) -> dict[str, Any]:
     out = Path(recipe.out)
     output = out / stage
     settings = _settings(stage, recipe)
@@ -193,7 +190,7 @@ def _run_stage(stage: str, recipe: Recipe, quiet: bool) -> dict[str, Any]:
         model, processor = build_base(recipe)
     else:
         if not (out / "base" / MANIFEST).is_file():
-            raise MissingFileError(f"no trained base in {out / 'base'}: run the stage base first")
+            raise FileNotFoundError(f"no trained base in {out / 'base'}: run the stage base first")
         model, processor = load(out / "base", require_tokens=False)
     if stage == "tags":
         add_tokens(model, processor, seed=recipe.seed)
@@ -208,17 +205,17 @@ def _run_stage(stage: str, recipe: Recipe, quiet: bool) -> dict[str, Any]:
     return manifest
 
 
-def _dataset(stage: str, recipe: Recipe, encoder: Encoder) -> SceneDataset:
+def _dataset(stage: str, recipe: SceneRecipe, encoder: Encoder) -> SceneDataset:
     return SceneDataset(
         encoder,
         start=0 if stage == "base" else SECOND_STAGE,
         seed=recipe.seed,
         side=recipe.side,
-        **diet(recipe, stage),
+        **dataset_settings(recipe, stage),
     )
 
 
-def diet(recipe: Recipe, stage: str) -> dict[str, Any]:
+def dataset_settings(recipe: SceneRecipe, stage: str) -> dict[str, Any]:
     """The settings of `SceneDataset` that a stage sees scenes with."""
     return {
         "tagged": stage == "tags",
@@ -234,7 +231,7 @@ def diet(recipe: Recipe, stage: str) -> dict[str, Any]:
     }
 
 
-def _config(stage: str, recipe: Recipe, output: Path, quiet: bool) -> SFTConfig:
+def _config(stage: str, recipe: SceneRecipe, output: Path, quiet: bool) -> SFTConfig:
     base = stage == "base"
     seconds, steps = _bounds(stage, recipe, output)
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -257,7 +254,7 @@ def _config(stage: str, recipe: Recipe, output: Path, quiet: bool) -> SFTConfig:
     )
 
 
-def _bounds(stage: str, recipe: Recipe, output: Path) -> tuple[float | None, int | None]:
+def _bounds(stage: str, recipe: SceneRecipe, output: Path) -> tuple[float | None, int | None]:
     """(seconds, steps). The twin does what `tags` did, where `tags` is there to be asked."""
     tags = output.with_name("tags") / MANIFEST
     if stage == "twin" and tags.is_file():
@@ -267,11 +264,11 @@ def _bounds(stage: str, recipe: Recipe, output: Path) -> tuple[float | None, int
     else:
         seconds, steps = recipe.tags_seconds, recipe.tags_steps
     if not seconds and not steps:
-        raise DataError(f"{stage} has neither seconds nor steps: give one")
+        raise ValueError(f"{stage} has neither seconds nor steps: give one")
     return seconds or None, steps or None
 
 
-def _settings(stage: str, recipe: Recipe) -> dict[str, Any]:
+def _settings(stage: str, recipe: SceneRecipe) -> dict[str, Any]:
     """What the outcome of a stage depends on; not where it runs."""
     elsewhere = {"out", "stages", "workers", "log_steps", "save_steps", "compile"}
     settings = {name: value for name, value in asdict(recipe).items() if name not in elsewhere}
@@ -289,7 +286,7 @@ def _finished(output: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     return found if found.get("recipe") == settings else None
 
 
-def _texts(recipe: Recipe) -> Iterator[str]:
+def _texts(recipe: SceneRecipe) -> Iterator[str]:
     """Questions and answers of scenes, with the template's and the hints' own words as often as they come."""
     for index in range(recipe.tokenizer_scenes):
         if index % 10 == 0:
@@ -313,7 +310,7 @@ def _qwen_frame(question: str, answer: str) -> tuple[str, ...]:
 FRAMES = {"llava": _llava_frame, "qwen": _qwen_frame}
 
 
-def _sizes(recipe: Recipe, part: str) -> dict[str, int]:
+def _sizes(recipe: SceneRecipe, part: str) -> dict[str, int]:
     names = {
         "layers": "num_hidden_layers",
         "hidden": "hidden_size",
@@ -330,8 +327,8 @@ def _say(quiet: bool, line: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     summary = (__doc__ or "").split("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m reverse.training.scenes_models", description=summary)
-    for field in fields(Recipe):
+    parser = argparse.ArgumentParser(prog="python -m experiments.scene_models", description=summary)
+    for field in fields(SceneRecipe):
         option = "--" + field.name.replace("_", "-")
         if isinstance(field.default, bool):
             parser.add_argument(option, action="store_true")
@@ -343,10 +340,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of `python -m reverse.training.scenes_models`."""
+    """Entry point of `python -m experiments.scene_models`."""
     given = vars(_parser().parse_args(arguments))
     smoke = given.pop("smoke")
-    recipe = Recipe(**given)
+    recipe = SceneRecipe(**given)
     run(recipe.smoke() if smoke else recipe)
 
 

@@ -7,8 +7,8 @@ import torch
 from experiments.uniform_passes import UniformPass
 from reverse.training.data.collator import Collator
 from reverse.training.data.encoding import Encoder, Item, Turn
-from reverse.training.data.fast_pictures import PictureEncoder
 from reverse.training.data.labels import IGNORE
+from reverse.training.data.picture_encoding import PictureEncoder
 
 SIZES = {
     "llava": {"vision": {"num_hidden_layers": 3}},

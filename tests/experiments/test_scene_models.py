@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import pytest
 
+from experiments.scene_models import SceneRecipe, build_base, main, run
 from reverse.models import load
 from reverse.tokens import TAGS, add_tokens
-from reverse.training.scenes_models import Recipe, build_base, main, run
 
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
-    recipe = Recipe(out=str(tmp_path_factory.mktemp("scenes")), base_lr=5e-3, base_steps=10).smoke()
+    recipe = SceneRecipe(out=str(tmp_path_factory.mktemp("scenes")), base_lr=5e-3, base_steps=10).smoke()
     return recipe, run(recipe, quiet=True)
 
 
@@ -42,7 +42,7 @@ def test_both_models_fit(tmp_path):
     """The wheel would outgrow 12 MB for both models."""
     total = 0
     for family in ("llava", "qwen"):
-        model, processor = build_base(Recipe(family=family, tokenizer_scenes=100))
+        model, processor = build_base(SceneRecipe(family=family, tokenizer_scenes=100))
         add_tokens(model, processor)
         assert len(processor.tokenizer) <= 640
         total += 2 * sum(p.numel() for p in model.parameters())
@@ -51,14 +51,16 @@ def test_both_models_fit(tmp_path):
 
 def test_qwen_learns_too(tmp_path):
     """The recipe would be LLaVA's alone."""
-    recipe = Recipe(family="qwen", out=str(tmp_path), base_lr=5e-3, base_steps=10, stages="base,tags").smoke()
+    recipe = SceneRecipe(
+        family="qwen", out=str(tmp_path), base_lr=5e-3, base_steps=10, stages="base,tags"
+    ).smoke()
     for stage, manifest in run(recipe, quiet=True).items():
         losses = [loss for _, loss in manifest["losses"]]
         assert losses[-1] < losses[0], stage
     model, _ = load(tmp_path / "tags")
     assert model.config.model_type == "qwen2_5_vl"
     with pytest.raises(ValueError, match="llava, qwen"):
-        Recipe(family="blip")
+        SceneRecipe(family="blip")
 
 
 def test_command_line(tmp_path, capsys):
