@@ -110,8 +110,8 @@ def _many_turns(text: str) -> dict[str, Any]:
 
 def _readers_of_data(folder: Path) -> Iterator[Reader]:
     from reverse.data.negatives.conversation_turns import make_negative, turns_of
-    from reverse.data.records import answer_types, record_rules, viewer
-    from reverse.data.tagging import numbers, phrase_candidates, yes_no_words
+    from reverse.data.records import record_rules, viewer
+    from reverse.data.tagging import answer_types, numbers, phrase_candidates, yes_no_words
     from reverse.data.tagging.lexicon import load_lexicon
     from reverse.files import json_scanning, text_reading
     from reverse.training.data.training_hints import choose_hints, said

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from reverse.data.records.answer_types import answer_type
+from reverse.data.tagging.answer_types import answer_type
 from reverse.data.records.record_rules import check_shape
 from reverse.data.records.schema import make_record
 from reverse.data.scenes import make_scene, scene_records

@@ -24,7 +24,7 @@ from typing import Any
 from reverse.data.negatives.negative_filters import Context, is_given, trivial
 from reverse.data.negatives.rule_negatives import Slot, replacements
 from reverse.data.negatives.true_statements import Others, Told
-from reverse.data.records.answer_types import answer_type, plain_question
+from reverse.data.tagging.answer_types import answer_type, plain_question
 from reverse.data.records.published_set import id_text
 from reverse.data.records.schema import NEGATIVE, pictures_of
 from reverse.data.tagging import numbers, yes_no_words

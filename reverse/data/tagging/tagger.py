@@ -23,7 +23,7 @@ from itertools import islice
 from multiprocessing import get_context
 from typing import Any
 
-from reverse.data.records.answer_types import answer_type, plain_question
+from reverse.data.tagging.answer_types import answer_type, plain_question
 from reverse.data.tagging import numbers, yes_no_words
 from reverse.data.tagging.lexicon import load_lexicon
 from reverse.data.tagging.phrase_candidates import (
