@@ -30,7 +30,7 @@ from reverse.decoding.backends.protocol import Picture, Prompt, SegmentOutput, S
 from reverse.decoding.text.codec import TextCodec
 from reverse.evaluation.runs.environment import environment
 from reverse.models import family_of, prepare_inputs
-from reverse.tokens import token_ids
+from reverse.tokens import find_token_ids
 
 LENGTH, THRESHOLD, QUESTION = 60, 0.1, "Describe this image."
 MOST_SEQUENCES = 64
@@ -58,7 +58,7 @@ class Bench:
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
         self.model, self.processor = geometry.build(name, device, dtype)
         self.device, self.family = device, family_of(self.model)
-        self.tags = token_ids(self.processor.tokenizer)
+        self.tags = find_token_ids(self.processor.tokenizer)
         ends = self.model.generation_config.eos_token_id
         self.eos = ends[0] if isinstance(ends, list) else ends
         self.imposed = Script.room(21, 220, self.tags.un, device)

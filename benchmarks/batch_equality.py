@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 import reverse
-from reverse.data.scenes import make_scene, render
+from reverse.data.scenes import make_scene, render_scene
 from reverse.evaluation.runs.environment import environment
 
 
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="*", default=["float64", "float32", "bfloat16"])
     parser.add_argument("--batches", type=int, nargs="*", default=[2, 8])
     given = parser.parse_args()
-    pictures = [Image.fromarray(render(make_scene("test", i))) for i in range(given.count)]
+    pictures = [Image.fromarray(render_scene(make_scene("test", i))) for i in range(given.count)]
     rows = []
     for name in given.dtypes:
         model, processor = reverse.load("tiny-llava", dtype=getattr(torch, name), device=given.device)

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from reverse.data.records.schema import make_record
-from reverse.data.scenes import make_scene, scene_records
+from reverse.data.scenes import make_scene, make_scene_records
 from reverse.models.tiny_models import build_tiny_llava, build_tiny_qwen
 from reverse.tokens import add_tokens
 from reverse.training.data.encoding import Encoder
@@ -37,7 +37,7 @@ def write_records(path: Path, count: int) -> None:
     records: list[dict] = []
     index = 0
     while len(records) < count:
-        for record in scene_records(make_scene("train", index, 0)):
+        for record in make_scene_records(make_scene("train", index, 0)):
             said = record["conversations"]
             name = len(records)
             whole = make_record(

@@ -34,7 +34,7 @@ from reverse.decoding.engine import shared_engine
 from reverse.decoding.preparing.preparing_threads import PreparingThreads, usable_cores
 from reverse.decoding.request import Request
 from reverse.evaluation.runs.environment import environment
-from reverse.tokens import token_ids
+from reverse.tokens import find_token_ids
 
 QUESTION, THRESHOLD, SIZE = "Describe this image.", 0.1, (640, 480)
 WAVES = {8: 4, 32: 6, 64: 2}  # batches in a run of so many sequences
@@ -136,7 +136,7 @@ def build(name: str, device: str) -> tuple[Any, Any]:
 
         model, processor = geometry.build(name, device, torch.bfloat16)
     ends = model.generation_config.eos_token_id
-    ids = [*(ends if isinstance(ends, list) else [ends]), *token_ids(processor.tokenizer)]
+    ids = [*(ends if isinstance(ends, list) else [ends]), *find_token_ids(processor.tokenizer)]
     with torch.no_grad():  # a logit of 0 is never the largest
         model.get_output_embeddings().weight[ids] = 0
     return model, processor

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from reverse.models.tiny_models import build_tiny_llava, build_tiny_qwen
-from reverse.tokens import add_tokens, token_ids
+from reverse.tokens import add_tokens, find_token_ids
 
 NAMES = ("llava7b", "qwen3b", "qwen7b")
 _CLIP = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
@@ -116,7 +116,7 @@ def script(
 
     A sentence ends before each phrase. The first `rejected` phrases are rejected once each.
     """
-    tags = token_ids(processor.tokenizer)
+    tags = find_token_ids(processor.tokenizer)
     words = [i for i in range(60, 160) if i not in tags and i not in processor.tokenizer.all_special_ids]
     (stop,) = processor.tokenizer.encode(".", add_special_tokens=False)
     attempts = rejected + 1

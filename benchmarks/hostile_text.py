@@ -87,9 +87,11 @@ def list_readers(folder: Path) -> list[Reader]:
 def _readers_of_tags() -> Iterator[Reader]:
     from reverse.tokens import spans
 
-    for name in ("parse", "problems", "strip", "break_tags"):
+    for name in ("parse_tags", "find_problems", "remove_tags", "break_tags"):
         yield Reader(f"tokens.{name}", getattr(spans, name))
-    yield Reader("tokens.render", lambda parsed: spans.render(parsed.text, parsed.phrases), spans.parse)
+    yield Reader(
+        "tokens.add_tags", lambda parsed: spans.add_tags(parsed.text, parsed.phrases), spans.parse_tags
+    )
 
 
 def _record(text: str) -> dict[str, Any]:
@@ -109,7 +111,7 @@ def _many_turns(text: str) -> dict[str, Any]:
 
 
 def _readers_of_data(folder: Path) -> Iterator[Reader]:
-    from reverse.data.negatives.conversation_turns import make_negative, turns_of
+    from reverse.data.negatives.conversation_turns import make_negative, read_turns
     from reverse.data.records import record_rules, viewer
     from reverse.data.tagging import answer_types, numbers, phrase_candidates, yes_no_words
     from reverse.data.tagging.lexicon import load_lexicon
@@ -117,7 +119,7 @@ def _readers_of_data(folder: Path) -> Iterator[Reader]:
     from reverse.training.data.training_hints import choose_hints, said
 
     def make_negatives(record: dict[str, Any]) -> None:
-        for turn in turns_of(record):
+        for turn in read_turns(record):
             make_negative(turn, 0)
 
     def stream(before: str, text: str) -> bytes:
@@ -137,16 +139,16 @@ def _readers_of_data(folder: Path) -> Iterator[Reader]:
         yield Reader(
             f"data.write_page: {name}", lambda record: viewer.write_page(page, [record], [0], None), make
         )
-    yield Reader("data.numbers.find", numbers.find)
+    yield Reader("data.numbers.find_numbers", numbers.find_numbers)
     yield Reader("data.numbers.is_number", numbers.is_number)
-    yield Reader("data.numbers.change", lambda text: numbers.change(text, Random(0)))
-    yield Reader("data.yesno.find", yes_no_words.find)
-    yield Reader("data.yesno.flip", yes_no_words.flip)
-    yield Reader("data.yesno.guess_language", yes_no_words.guess_language)
-    yield Reader("data.answer_type", lambda text: answer_types.answer_type(text, text, ()))
-    yield Reader("data.plain_question", answer_types.plain_question)
-    yield Reader("data.protected", phrase_candidates.protected)
-    yield Reader("data.trimmed", lambda text: phrase_candidates.trimmed(text, 0, len(text)))
+    yield Reader("data.numbers.change_number", lambda text: numbers.change_number(text, Random(0)))
+    yield Reader("data.yes_no_words.find_yes_no", yes_no_words.find_yes_no)
+    yield Reader("data.yes_no_words.find_opposite", yes_no_words.find_opposite)
+    yield Reader("data.yes_no_words.guess_language", yes_no_words.guess_language)
+    yield Reader("data.find_answer_type", lambda text: answer_types.find_answer_type(text, text, ()))
+    yield Reader("data.remove_image_tokens", answer_types.remove_image_tokens)
+    yield Reader("data.find_protected", phrase_candidates.find_protected)
+    yield Reader("data.trim_span", lambda text: phrase_candidates.trim_span(text, 0, len(text)))
     yield Reader("data.is_skipped", phrase_candidates.is_skipped)
     yield Reader("data.find_surrogate", text_reading.find_surrogate)
     yield Reader("data.replace_surrogates", text_reading.replace_surrogates)
@@ -222,7 +224,7 @@ def _readers_of_text() -> Iterator[Reader]:
     from reverse.decoding.text.sentence_ends import sentence_ends, token_pieces
     from reverse.decoding.text.stopping import Stops, stop_texts
     from reverse.models.inputs.picture_places import check_text, split_at_places
-    from reverse.tokens import token_ids
+    from reverse.tokens import find_token_ids
     from reverse.training.data.encoding import Encoder, Turn
     from reverse.training.recipes.recipe_yaml import MAX_BYTES, parse_recipe_yaml
 
@@ -241,7 +243,7 @@ def _readers_of_text() -> Iterator[Reader]:
     for style in ("bytes", "sentencepiece"):
         processor = _processor(style)
         tokenizer, encoder = processor.tokenizer, Encoder(processor)
-        tags, half = token_ids(tokenizer), half_character(tokenizer)
+        tags, half = find_token_ids(tokenizer), half_character(tokenizer)
         decode = partial(tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         writer = HintWriter(processor)
 

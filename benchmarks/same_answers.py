@@ -35,7 +35,7 @@ import torch
 from PIL import Image
 
 import reverse
-from reverse.data.scenes import make_scene, render
+from reverse.data.scenes import make_scene, render_scene
 from reverse.progress import show_progress
 
 PROMPT = "Describe this image."
@@ -79,7 +79,7 @@ class Decoder:
         if setting.model not in self.loaded:
             self.loaded[setting.model] = reverse.load(setting.model)
         while len(self.pictures) < count:
-            self.pictures.append(Image.fromarray(render(make_scene("test", len(self.pictures)))))
+            self.pictures.append(Image.fromarray(render_scene(make_scene("test", len(self.pictures)))))
         model, processor = self.loaded[setting.model]
         results = reverse.generate(
             model,

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import reverse
-from reverse.data.scenes import make_scene, render
+from reverse.data.scenes import make_scene, render_scene
 from reverse.decoding.config import ResamplingConfig
 from reverse.decoding.policies.policy import Finish, Segment
 from reverse.decoding.policies.resample_policy import ResamplePolicy
@@ -46,7 +46,7 @@ def bundled():
 @pytest.mark.parametrize("batch", [1, 8])
 def test_cpu_path(benchmark, bundled, backend, batch):
     """Eight pictures on one core."""
-    pictures = [Image.fromarray(render(make_scene("test", i))) for i in range(8)]
+    pictures = [Image.fromarray(render_scene(make_scene("test", i))) for i in range(8)]
     results = benchmark.pedantic(
         reverse.generate,
         (*bundled, pictures),

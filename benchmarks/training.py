@@ -42,7 +42,7 @@ from transformers import TrainerCallback
 from two_gpus import PARALLEL_MODES, compare_eval, compare_losses, run_json
 
 from reverse.models import family_of
-from reverse.tokens import token_ids
+from reverse.tokens import find_token_ids
 from reverse.training.data.collator import Collator
 from reverse.training.data.encoding import Encoder, Item, Row, Turn
 from reverse.training.data.labels import IGNORE
@@ -228,7 +228,7 @@ def trl(
     if tuning.method == "lora":
         from peft import LoraConfig
 
-        ids = list(token_ids(processor.tokenizer))
+        ids = list(find_token_ids(processor.tokenizer))
         peft_config = LoraConfig(
             task_type="CAUSAL_LM", r=tuning.rank, lora_alpha=tuning.alpha, lora_dropout=tuning.dropout,
             target_modules=rf"{re.escape(family.language_model)}\..*_proj",

@@ -27,7 +27,7 @@ from reverse.decoding.result import Phrase, Result, Usage
 from reverse.decoding.text.answer_text import read_answer
 from reverse.decoding.verifier import NO_TAGS
 from reverse.models import family_of, prepare_inputs
-from reverse.tokens import token_ids
+from reverse.tokens import find_token_ids
 from reverse.tokens.spans import TokenIds
 
 __all__ = ["NoisedPicture", "best_of_n", "candidates_for", "contrastive", "judge"]
@@ -131,7 +131,7 @@ def judge(
     total = (each * there).sum(dim=1)
     found = {"likelihood": torch.where(count > 0, total / count.clamp(min=1), -torch.inf).cpu().numpy()}
     try:
-        tags = token_ids(processor)
+        tags = find_token_ids(processor)
     except ValueError:
         return found
     closing = ((ids == tags.cn) | (ids == tags.un)) & (there == 1)
@@ -254,7 +254,7 @@ def _result(processor: Any, model: Any, ids: list[int], seconds: float) -> Resul
 def _tags(tokenizer: Any) -> TokenIds:
     """The three ids; of a model without the tokens, ids that never come up."""
     try:
-        return token_ids(tokenizer)
+        return find_token_ids(tokenizer)
     except ValueError:
         return NO_TAGS
 

@@ -32,7 +32,7 @@ from experiments.scene_packs import Rows, Shard, read_shard
 from experiments.uniform_passes import UniformPass
 from reverse.files.file_lock import output_lock
 from reverse.files.text_reading import read_json
-from reverse.tokens import token_ids
+from reverse.tokens import find_token_ids
 from reverse.training.checkpoints.saving import versions
 from reverse.training.data.labels import IGNORE
 from reverse.training.optim.schedule import Schedule
@@ -378,7 +378,7 @@ def jittered(rng: np.random.Generator, count: int, share: float) -> torch.Tensor
 
 def _tag_rows(model: Any, processor: Any) -> list[tuple[Any, list[int], torch.Tensor]]:
     """(weight, rows, what they hold) of the three tokens, in the input and in an output of its own."""
-    ids = list(token_ids(processor.tokenizer))
+    ids = list(find_token_ids(processor.tokenizer))
     weights = [model.get_input_embeddings().weight]
     output = model.get_output_embeddings().weight
     if output is not weights[0]:

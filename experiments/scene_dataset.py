@@ -18,10 +18,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from reverse.data.scenes import Scene, caption, make_scene, negative, render, scene_records
+from reverse.data.scenes import (
+    Scene,
+    make_scene,
+    make_scene_records,
+    render_scene,
+    write_caption,
+    write_negative_caption,
+)
 from reverse.data.scenes.captions import PREJUDICE
-from reverse.data.scenes.text_questions import text_question
-from reverse.tokens import strip
+from reverse.data.scenes.text_questions import make_text_question
+from reverse.tokens import remove_tags
 from reverse.training.data.encoding import Encoder, Item, Turn, turns_of
 from reverse.training.data.picture_encoding import PictureEncoder
 from reverse.training.data.training_hints import choose_hints
@@ -115,7 +122,7 @@ class SceneDataset(Dataset[Item]):
         talk = self.conversations(scene)
         if not talk.about_picture:
             return Item(tuple(self.encoder.row(turns, None) for turns in talk.rows), None)
-        inputs, tokens = self.pictures(render(scene))
+        inputs, tokens = self.pictures(render_scene(scene))
         return Item(tuple(self.encoder.row(turns, tokens) for turns in talk.rows), inputs)
 
     def turns(self, scene: Scene) -> list[Turn]:
@@ -130,7 +137,7 @@ class SceneDataset(Dataset[Item]):
         kind = random.Random(f"{self.seed} kind {scene.split} {scene.index}").random()
         if kind < self.text_share:
             return self._text_only(scene)
-        records = scene_records(
+        records = make_scene_records(
             scene,
             prejudice=self.hinted_prejudice if hinted else self.prejudice,
             tagged=self.tagged,
@@ -183,10 +190,10 @@ class SceneDataset(Dataset[Item]):
         return (right, wrong)
 
     def _text_only(self, scene: Scene) -> Talk:
-        asked = text_question(np.random.default_rng([self.seed, scene.index, 5]))
+        asked = make_text_question(np.random.default_rng([self.seed, scene.index, 5]))
         answers = [asked.answer, asked.negative] if self.negatives else [asked.answer]
         if not self.tagged:
-            answers = [strip(answer) for answer in answers]
+            answers = [remove_tags(answer) for answer in answers]
         return Talk(tuple((Turn(asked.question, answer),) for answer in answers), False)
 
 
@@ -235,9 +242,9 @@ class ScenePictures(PictureEncoder):
 def _false_phrases(scene: Scene, rng: random.Random, draws: int = 6) -> list[str]:
     """What a model says wrongly of this scene: what prejudice adds, and the false phrases of negatives."""
     draw = np.random.default_rng(rng.getrandbits(64))
-    described = caption(scene, draw, prejudice=1.0)
+    described = write_caption(scene, draw, prejudice=1.0)
     expected = [phrase.text for phrase in described.phrases if not phrase.true]
-    return expected + [negative(scene, described, draw).hint for _ in range(draws)]
+    return expected + [write_negative_caption(scene, described, draw).hint for _ in range(draws)]
 
 
 def _look_up(table: Table, picture: npt.NDArray[np.uint8]) -> Table:

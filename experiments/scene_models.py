@@ -24,14 +24,14 @@ from pathlib import Path
 from typing import Any
 
 from experiments.scene_dataset import SceneDataset
-from reverse.data.scenes import make_scene, scene_records
+from reverse.data.scenes import make_scene, make_scene_records
 from reverse.data.scenes.captions import PREJUDICE
-from reverse.data.scenes.text_questions import text_question
+from reverse.data.scenes.text_questions import make_text_question
 from reverse.files.text_reading import read_json
 from reverse.models import load
 from reverse.models.families import LLAVA, QWEN2_5_VL
 from reverse.models.tiny_models import build_tiny_llava, build_tiny_qwen, train_tokenizer
-from reverse.tokens import add_tokens, strip
+from reverse.tokens import add_tokens, remove_tags
 from reverse.training.data.encoding import Encoder, turns_of
 from reverse.training.sft import MANIFEST, SFTConfig, train
 
@@ -290,13 +290,15 @@ def _texts(recipe: SceneRecipe) -> Iterator[str]:
     """Questions and answers of scenes, with the template's and the hints' own words as often as they come."""
     for index in range(recipe.tokenizer_scenes):
         if index % 10 == 0:
-            asked = text_question(index)
-            yield from FRAMES[recipe.family](asked.question, strip(asked.answer))
-        for record in scene_records(make_scene("train", index, recipe.seed, recipe.side), negatives=False):
+            asked = make_text_question(index)
+            yield from FRAMES[recipe.family](asked.question, remove_tags(asked.answer))
+        for record in make_scene_records(
+            make_scene("train", index, recipe.seed, recipe.side), negatives=False
+        ):
             wrong = record["conversations"][1]["hint"]
             hint = f" (Hint: potential incorrect phrases -> {wrong}, {wrong})" if index % 5 == 0 else ""
             turn = turns_of(record)[0]
-            yield from FRAMES[recipe.family](f"{turn.question}{hint}", strip(turn.answer))
+            yield from FRAMES[recipe.family](f"{turn.question}{hint}", remove_tags(turn.answer))
 
 
 def _llava_frame(question: str, answer: str) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from experiments.scene_dataset import SceneDataset, ScenePictures
-from reverse.data.scenes import make_scene, render
+from reverse.data.scenes import make_scene, render_scene
 from reverse.training.data.encoding import Encoder
 from reverse.training.data.labels import IGNORE
 
@@ -85,7 +85,7 @@ def write_shard(
     if path.exists():
         return path
     scenes = [make_scene("train", start + number * count + k, seed, side) for k in range(count)]
-    arrays: dict[str, npt.NDArray[Any]] = {"pictures": np.stack([render(scene) for scene in scenes])}
+    arrays: dict[str, npt.NDArray[Any]] = {"pictures": np.stack([render_scene(scene) for scene in scenes])}
     # Kinds with equal settings differ in nothing but ids.
     for settings in dict.fromkeys(_key(kind) for kind in kinds.values()):
         named = {name: kind for name, kind in kinds.items() if _key(kind) == settings}

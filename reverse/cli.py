@@ -306,10 +306,10 @@ def data_scenes(
 ) -> None:
     """Write scenes with their truth in the published formats."""
     from reverse.data.scenes import write_scenes
-    from reverse.data.scenes.benchmark_files import write_benches
+    from reverse.data.scenes.benchmark_files import write_benchmarks
 
     with show_progress("scenes", count) as progress:
-        write = write_benches if benches else write_scenes
+        write = write_benchmarks if benches else write_scenes
         manifest = write(out, split, count, seed, workers, progress)
     typer.echo(f"{out}: {manifest['count']} scenes of {manifest['split']}")
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from reverse.data.scenes.object_names import Mention, find_objects, noun_phrase
+from reverse.data.scenes.object_names import Mention, find_objects, make_noun_phrase
 from reverse.decoding.result import Result
 from reverse.errors import MissingFileError
 
@@ -102,7 +102,7 @@ def show(console: Console, name: str = "tiny-llava", threshold: float | None = N
 
 
 def _print(console: Console, example: Example, plain: Result, checked: Result) -> None:
-    there = ", ".join(noun_phrase(name, count) for name, count in example.truth.items())
+    there = ", ".join(make_noun_phrase(name, count) for name, count in example.truth.items())
     console.print()
     if console.is_terminal:
         console.rule(style="dim")

@@ -13,7 +13,7 @@ from reverse import __version__
 from reverse.cli import app
 from reverse.demo import examples
 from reverse.models.tiny_models import build_tiny_llava
-from reverse.tokens import TAGS, token_ids
+from reverse.tokens import TAGS, find_token_ids
 from tests.decoding.worlds import picture as noise
 from tests.decoding.worlds import talkative
 
@@ -168,7 +168,7 @@ def test_tokens_add(tmp_path):
     from reverse import load
 
     _, processor = load(tmp_path / "out")
-    assert str(token_ids(processor.tokenizer).un) in result.stdout
+    assert str(find_token_ids(processor.tokenizer).un) in result.stdout
     refused(run("tokens", "add", tmp_path / "base", tmp_path / "out"), "is not empty", "does not exist yet")
 
 
@@ -261,13 +261,13 @@ def test_demo_pictures_are_what_the_world_makes():
     import numpy as np
     from PIL import Image
 
-    from reverse.data.scenes import make_scene, render
+    from reverse.data.scenes import make_scene, render_scene
 
     for example in examples():
         split, index = example.picture.stem.split("-")
         scene = make_scene(split, int(index))
         assert split == "test" and scene.truth == example.truth
-        assert np.array_equal(np.asarray(Image.open(example.picture).convert("RGB")), render(scene))
+        assert np.array_equal(np.asarray(Image.open(example.picture).convert("RGB")), render_scene(scene))
 
 
 def test_demo_without_its_pictures(tmp_path, monkeypatch):

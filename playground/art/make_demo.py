@@ -16,7 +16,7 @@ from PIL import Image
 
 from reverse import demo
 from reverse.api import generate
-from reverse.data.scenes import Scene, find_objects, make_scene, render
+from reverse.data.scenes import Scene, find_objects, make_scene, render_scene
 from reverse.decoding.result import Result
 from reverse.models import load
 
@@ -25,7 +25,7 @@ MOST_ATTEMPTS = 8
 
 
 def picture(scene: Scene) -> Image.Image:
-    return Image.fromarray(render(scene))
+    return Image.fromarray(render_scene(scene))
 
 
 def named(result: Result, scene: Scene) -> int:

@@ -41,9 +41,9 @@ def tag(
 ) -> None:
     """Mark the key phrases of plain instruct data: <SPAN>a dog</CN>."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process each; more threads only fight
-    from reverse.data.tagging.tagger import MODEL, tag_records
+    from reverse.data.tagging.tagger import SPACY_MODEL, tag_records
 
-    with _pass(source, out, {"command": "tag", "model": MODEL, "seed": seed, "limit": limit}) as (
+    with _pass(source, out, {"command": "tag", "model": SPACY_MODEL, "seed": seed, "limit": limit}) as (
         part,
         records,
     ):
@@ -114,14 +114,14 @@ def negatives(
 
 
 def _by_lexicon(source: Path, out: Path, plan: dict[str, Any]) -> None:
-    from reverse.data.negatives import lexicon_negatives
+    from reverse.data.negatives import make_lexicon_negatives
 
     with _pass(source, out, plan) as (part, records):
         if part is None:
             return
         with show_progress("records") as progress:
             pairs = _pairs(source, plan["limit"])
-            for made, counts, failures in lexicon_negatives(records, plan["seed"], pairs):
+            for made, counts, failures in make_lexicon_negatives(records, plan["seed"], pairs):
                 part.write(made, counts, _placed(failures, part.done))
                 progress(part.done)
         part.finish()
@@ -130,7 +130,7 @@ def _by_lexicon(source: Path, out: Path, plan: dict[str, Any]) -> None:
 def _by_model(
     source: Path, out: Path, plan: dict[str, Any], endpoint: Any, concurrency: int, prices: Any, replies: Path
 ) -> None:
-    from reverse.data.negatives.llm_negatives import ask_for_negatives
+    from reverse.data.negatives.llm_negatives import request_negatives
     from reverse.endpoints.client import Cache, Client
 
     async def run(part: Any, records: Iterator[dict[str, Any]], progress: Report) -> None:
@@ -138,7 +138,7 @@ def _by_model(
         client = Client(endpoint, cache, concurrency)
         total = part.counts()
         try:
-            async for made, counts, failures in ask_for_negatives(
+            async for made, counts, failures in request_negatives(
                 records, client, plan["seed"], concurrency, pairs=_pairs(source, plan["limit"])
             ):
                 part.write(made, counts, _placed(failures, part.done))
@@ -158,13 +158,13 @@ def _by_model(
 
 def _pairs(source: Path, limit: int | None) -> frozenset[int]:
     """What tells the records that are paired already; the set is read through once for it."""
-    from reverse.data.negatives import pairs_in
+    from reverse.data.negatives import find_pairs
     from reverse.data.records.published_set import scan_records
     from reverse.files.json_scanning import Item
 
     # What is broken is reported when its turn comes: what stands before it is made and kept.
     records = (item.value for item in scan_records(source) if isinstance(item, Item))
-    return pairs_in(islice(records, limit))
+    return find_pairs(islice(records, limit))
 
 
 def _placed(failures: list[dict[str, Any]], number: int) -> list[dict[str, Any]]:

@@ -60,7 +60,7 @@ class Result:
     """One answer. `resolved`: True, False where a phrase stayed suspect, None with checking off.
 
     Phrases come from the ids. A tag that the model spelled in ordinary tokens is text, and stands in
-    `text`, `tagged` and the trace with a blank after its `<`: `< SPAN>`. So `parse(tagged)` gives `text`
+    `text`, `tagged` and the trace with a blank after its `<`: `< SPAN>`. So `parse_tags(tagged)` gives `text`
     and `phrases`.
     """
 

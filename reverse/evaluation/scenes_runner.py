@@ -25,7 +25,7 @@ import numpy as np
 from scipy.stats import mannwhitneyu
 
 from reverse.api import generate
-from reverse.data.scenes import Scene, find_objects, make_scene, questions, render
+from reverse.data.scenes import Scene, find_objects, make_questions, make_scene, render_scene
 from reverse.decoding.result import Result
 from reverse.errors import DataError
 from reverse.evaluation.detector.sweep import finite
@@ -37,7 +37,7 @@ from reverse.files.file_lock import output_lock
 from reverse.models import default_threshold, load
 from reverse.models.checkpoints.fingerprint import checkpoint_fingerprint
 from reverse.progress import show_progress
-from reverse.tokens import strip
+from reverse.tokens import remove_tags
 
 __all__ = ["Contender", "answer", "auroc", "measure", "picture", "score", "summarise", "yes_no"]
 
@@ -151,7 +151,10 @@ def yes_no(
 ) -> list[dict[str, int]]:
     """How many of a scene's two yes/no questions (one true, one false) are answered right, for each scene."""
     asked = [
-        (scene, question) for scene in scenes for question in questions(scene) if question.kind == "yes_no"
+        (scene, question)
+        for scene in scenes
+        for question in make_questions(scene)
+        if question.kind == "yes_no"
     ]
     results = answer(
         contender,
@@ -166,7 +169,7 @@ def yes_no(
     for (scene, question), result in zip(asked, results, strict=True):
         said = result.text.strip().lower().rstrip(".")
         counts[scene.id]["asked"] += 1
-        counts[scene.id]["right"] += said == strip(question.answer).lower()
+        counts[scene.id]["right"] += said == remove_tags(question.answer).lower()
     return list(counts.values())
 
 
@@ -232,7 +235,7 @@ def picture(scene: Scene) -> Any:
     """A scene as a PIL image."""
     from PIL import Image
 
-    return Image.fromarray(render(scene))
+    return Image.fromarray(render_scene(scene))
 
 
 def _same_settings(path: Path, settings: dict[str, Any]) -> None:
@@ -338,7 +341,7 @@ def table(report: dict[str, Any]) -> Any:
 
 def claims(report: dict[str, Any]) -> dict[str, Any]:
     """The figures that later work is held against."""
-    from reverse.data.scenes.__main__ import throughput
+    from reverse.data.scenes.__main__ import measure_throughput
 
     rows = report["table"]
     return {
@@ -349,7 +352,7 @@ def claims(report: dict[str, Any]) -> dict[str, Any]:
         "chair_i_drop": -report["against"]["on"]["chair_i_change_twin"][0],
         "auroc": rows["off"]["auroc"],
         "tokens_ratio": rows["on"]["tokens_ratio"][0],
-        "scenes_per_second": throughput()["scenes_per_second"],
+        "scenes_per_second": measure_throughput()["scenes_per_second"],
     }
 
 

@@ -7,43 +7,43 @@ from reverse.tokens.spans import (
     SPAN,
     TAGS,
     UN,
-    Parsed,
-    Phrase,
-    Problem,
+    TaggedPhrase,
+    TaggedText,
+    TagProblem,
     TokenIds,
+    add_tags,
     break_tags,
-    parse,
-    problems,
-    render,
-    strip,
+    find_problems,
+    parse_tags,
+    remove_tags,
 )
 
 if TYPE_CHECKING:
-    from reverse.tokens.vocabulary import add_tokens, ensure_ordinary, token_ids
+    from reverse.tokens.vocabulary import add_tokens, ensure_ordinary_tags, find_token_ids
 
 __all__ = [
     "CN",
     "SPAN",
     "TAGS",
     "UN",
-    "Parsed",
-    "Phrase",
-    "Problem",
+    "TagProblem",
+    "TaggedPhrase",
+    "TaggedText",
     "TokenIds",
+    "add_tags",
     "add_tokens",
     "break_tags",
-    "ensure_ordinary",
-    "parse",
-    "problems",
-    "render",
-    "strip",
-    "token_ids",
+    "ensure_ordinary_tags",
+    "find_problems",
+    "find_token_ids",
+    "parse_tags",
+    "remove_tags",
 ]
 
 
 def __getattr__(name: str) -> Any:
     """Import `vocabulary`, which needs torch and transformers, only when one of its names is asked for."""
-    if name in ("add_tokens", "ensure_ordinary", "token_ids"):
+    if name in ("add_tokens", "ensure_ordinary_tags", "find_token_ids"):
         from reverse.tokens import vocabulary
 
         return getattr(vocabulary, name)

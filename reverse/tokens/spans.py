@@ -3,9 +3,9 @@
 A model that was taught to mark its phrases writes `<SPAN>two cups</CN>` for a phrase it stands by and
 `<SPAN>two cups</UN>` for one it does not. This module reads and writes that notation:
 
-    >>> from reverse.tokens.spans import parse
-    >>> parse("I see <SPAN>two cups</UN>.").phrases
-    (Phrase(text='two cups', start=6, end=14, confident=False),)
+    >>> from reverse.tokens.spans import parse_tags
+    >>> parse_tags("I see <SPAN>two cups</UN>.").phrases
+    (TaggedPhrase(text='two cups', start=6, end=14, confident=False),)
 
 The notation: REVERSE, https://arxiv.org/abs/2504.13169, section 3.
 """
@@ -55,7 +55,7 @@ class TokenIds:
 
 
 @dataclass(frozen=True, slots=True)
-class Phrase:
+class TaggedPhrase:
     """One marked phrase; `text == parsed.text[start:end]`, offsets in characters of the clean text."""
 
     text: str
@@ -65,19 +65,19 @@ class Phrase:
 
 
 @dataclass(frozen=True, slots=True)
-class Parsed:
+class TaggedText:
     """Tagged text taken apart: the text without tags, and its phrases in order."""
 
     text: str
-    phrases: tuple[Phrase, ...]
+    phrases: tuple[TaggedPhrase, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class TagProblem:
     """One place where tags are not well-formed; `offset` counts characters of the tagged text.
 
     `kind` is one of "nested_open", "close_without_open", "never_closed", "empty_phrase" (blanks say nothing),
-    "near_tag" (`</cn>`, `</CN >`: text to a tokenizer, and to `parse`).
+    "near_tag" (`</cn>`, `</CN >`: text to a tokenizer, and to `parse_tags`).
     """
 
     kind: str
@@ -91,7 +91,7 @@ class _Tag(NamedTuple):
     place: int  # where it stood in the clean text
 
 
-def strip(text: str) -> str:
+def remove_tags(text: str) -> str:
     """`text` without tags; no other character changes, spaces included.
 
     Equal to deleting the tags until none is left: `<SP</CN>AN>` holds two, one inside the other, so
@@ -100,8 +100,8 @@ def strip(text: str) -> str:
     return _scan(text)[0]
 
 
-def parse(tagged: str) -> Parsed:
-    """Take tagged text apart. Never raises: what is malformed is left out of `phrases` (see `problems`).
+def parse_tags(tagged: str) -> TaggedText:
+    """Take tagged text apart. Never raises: what is malformed is left out of `phrases` (see `find_problems`).
 
     A second `<SPAN>` before a closing tag replaces the first; a closing tag without `<SPAN>`, and a
     `<SPAN>` that is never closed, mark nothing.
@@ -113,9 +113,9 @@ def parse(tagged: str) -> Parsed:
         if tag.tag == SPAN:
             start = tag.place
         elif start is not None:
-            phrases.append(Phrase(text[start : tag.place], start, tag.place, tag.tag == CN))
+            phrases.append(TaggedPhrase(text[start : tag.place], start, tag.place, tag.tag == CN))
             start = None
-    return Parsed(text, tuple(phrases))
+    return TaggedText(text, tuple(phrases))
 
 
 def break_tags(text: str) -> str:
@@ -127,19 +127,19 @@ def break_tags(text: str) -> str:
     return _OPENS_TAG.sub("< ", text) if "<" in text else text
 
 
-def tag_offsets(text: str) -> list[int]:
+def find_tag_offsets(text: str) -> list[int]:
     """Where `break_tags` puts its blanks: offsets in `text`, ascending."""
     return [match.end() for match in _OPENS_TAG.finditer(text)] if "<" in text else []
 
 
-def render(text: str, phrases: Iterable[Phrase]) -> str:
-    """Tagged text from clean text and its phrases: the inverse of `parse`.
+def add_tags(text: str, phrases: Iterable[TaggedPhrase]) -> str:
+    """Tagged text from clean text and its phrases: the inverse of `parse_tags`.
 
     Raises:
         ValueError: `text` contains a tag, or the phrases overlap, are out of order, or do not say what
             stands in `text` at their offsets.
     """
-    if strip(text) != text:
+    if remove_tags(text) != text:
         raise DataError(f"text to be tagged already contains a tag, got {text!r}: parse it first")
     parts = []
     at = 0
@@ -160,10 +160,10 @@ def render(text: str, phrases: Iterable[Phrase]) -> str:
     return "".join([*parts, text[at:]])
 
 
-def problems(tagged: str) -> list[Problem]:
+def find_problems(tagged: str) -> list[TagProblem]:
     """Where the tags of `tagged` are malformed; an empty list when they are well-formed.
 
-    Stricter than `parse`, which reads what a model has written: there a phrase of blanks is a phrase.
+    Stricter than `parse_tags`, which reads what a model has written: there a phrase of blanks is a phrase.
     """
     text, tags = _scan(tagged)
     found = []
@@ -172,7 +172,7 @@ def problems(tagged: str) -> list[Problem]:
         if tag.tag == SPAN:
             if opened is not None:
                 found.append(
-                    Problem(
+                    TagProblem(
                         "nested_open",
                         tag.offset,
                         f"{SPAN} at {tag.offset} opens inside the phrase opened at {opened.offset}",
@@ -181,20 +181,20 @@ def problems(tagged: str) -> list[Problem]:
             opened = tag
         elif opened is None:
             found.append(
-                Problem("close_without_open", tag.offset, f"{tag.tag} at {tag.offset} closes nothing")
+                TagProblem("close_without_open", tag.offset, f"{tag.tag} at {tag.offset} closes nothing")
             )
         else:
             if not text[opened.place : tag.place].strip():
                 found.append(
-                    Problem("empty_phrase", opened.offset, f"the phrase at {opened.offset} is empty")
+                    TagProblem("empty_phrase", opened.offset, f"the phrase at {opened.offset} is empty")
                 )
             opened = None
     if opened is not None:
-        found.append(Problem("never_closed", opened.offset, f"{SPAN} at {opened.offset} is never closed"))
+        found.append(TagProblem("never_closed", opened.offset, f"{SPAN} at {opened.offset} is never closed"))
     for near in _NEAR_TAG.finditer(tagged):
         if near.group() not in TAGS:
             message = f"{near.group()!r} at {near.start()} is no tag: write {', '.join(TAGS)} exactly so"
-            found.append(Problem("near_tag", near.start(), message))
+            found.append(TagProblem("near_tag", near.start(), message))
     return found
 
 

@@ -21,7 +21,7 @@ from reverse.tokens.spans import CN, SPAN, TAGS, UN, TokenIds
 NOISE = 0.02  # of the standard deviation of the rows in use: enough to tell the three rows apart
 
 
-def token_ids(tokenizer: Any) -> TokenIds:
+def find_token_ids(tokenizer: Any) -> TokenIds:
     """The ids of the three tokens.
 
     Args:
@@ -41,7 +41,7 @@ def token_ids(tokenizer: Any) -> TokenIds:
     return TokenIds(span=vocabulary[SPAN], cn=vocabulary[CN], un=vocabulary[UN])
 
 
-def ensure_ordinary(tokenizer: Any) -> None:
+def ensure_ordinary_tags(tokenizer: Any) -> None:
     """Make the three tokens ordinary, in place, where a checkpoint was saved with them as special.
 
     A special token vanishes under `skip_special_tokens=True`, and with it every phrase. Ids stay.
@@ -96,11 +96,11 @@ def add_tokens(
     starts = _starts(init)
     before = tokenizer.get_vocab()
     tokenizer.add_tokens([_ordinary(tag) for tag in TAGS if tag not in before])
-    ensure_ordinary(tokenizer)
+    ensure_ordinary_tags(tokenizer)
     new_tags = [tag for tag in TAGS if tag not in before]
     if new_tags:
         _keep_spaces(tokenizer)
-    ids = token_ids(tokenizer)
+    ids = find_token_ids(tokenizer)
 
     rows = model.get_input_embeddings().weight.shape[0]
     needed = max(tokenizer.get_vocab().values()) + 1
@@ -115,7 +115,7 @@ def add_tokens(
     return ids
 
 
-def check_starts(tokenizer: Any, init: str | Mapping[str, str]) -> None:
+def check_token_init(tokenizer: Any, init: str | Mapping[str, str]) -> None:
     """Refuse an `init` that `add_tokens` would refuse, before a model is read for it.
 
     Raises ValueError.

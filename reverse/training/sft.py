@@ -33,7 +33,7 @@ from reverse.files.file_lock import output_lock
 from reverse.models import family_of
 from reverse.models.adapters.adapter_card import CARD, adapter_card
 from reverse.models.window_attention import use_varlen_window_attention
-from reverse.tokens import token_ids
+from reverse.tokens import find_token_ids
 from reverse.training.assumptions import check_decoder
 from reverse.training.checkpoints.full_disk import explain_full_disk
 from reverse.training.checkpoints.resuming import (
@@ -250,7 +250,7 @@ def _outcome(config: SFTConfig) -> dict[str, Any]:
 
 def _closing_ids(processor: Any) -> tuple[int, ...]:
     try:
-        tags = token_ids(processor.tokenizer)
+        tags = find_token_ids(processor.tokenizer)
     except ValueError:  # a base or a plain twin
         return ()
     return (tags.cn, tags.un)

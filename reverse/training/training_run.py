@@ -26,7 +26,7 @@ from reverse.files.file_lock import output_lock
 from reverse.files.text_reading import read_json
 from reverse.models import load
 from reverse.progress import show_progress
-from reverse.tokens import add_tokens, token_ids
+from reverse.tokens import add_tokens, find_token_ids
 from reverse.training.checkpoints.full_disk import explain_full_disk
 from reverse.training.checkpoints.resuming import check_same_run, with_later_keys
 from reverse.training.checkpoints.saving import MANIFEST
@@ -235,7 +235,7 @@ def _load(recipe: Recipe) -> tuple[Any, Any, int | None]:
         **options,
     )
     try:
-        token_ids(processor.tokenizer)
+        find_token_ids(processor.tokenizer)
     except ValueError:
         add_tokens(model, processor, seed=recipe.seed)
         return model, processor, recipe.seed

@@ -80,10 +80,10 @@ class World(dict):  # type: ignore[type-arg]
 
     # ------------------------------------------------------------------ files
     def make_scenes(self) -> str:
-        from reverse.data.scenes.benchmark_files import write_benches
+        from reverse.data.scenes.benchmark_files import write_benchmarks
 
         path = self.root / "scenes"
-        write_benches(path, "test", 3, 0)
+        write_benchmarks(path, "test", 3, 0)
         return str(path)
 
     def make_kitchen(self) -> str:

@@ -17,7 +17,8 @@ def run(*words):
 def test_a_model_that_is_not_there_is_refused_before_scenes_are_made(tmp_path, monkeypatch):
     """A typing mistake in --model cost the making of 500 scenes."""
     monkeypatch.setattr(
-        "reverse.data.scenes.benchmark_files.write_benches", lambda *_, **__: pytest.fail("scenes were made")
+        "reverse.data.scenes.benchmark_files.write_benchmarks",
+        lambda *_, **__: pytest.fail("scenes were made"),
     )
     result = run("eval", "chair", "--model", "tiny-lava", "--data", "scenes", "--out", tmp_path / "out")
     assert result.exit_code == 2 and "there is no folder 'tiny-lava'" in result.stderr

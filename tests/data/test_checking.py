@@ -10,7 +10,7 @@ from reverse.data.records.importer import import_records
 from reverse.data.records.schema import make_record
 from reverse.data.records.set_check import check, source_of
 from reverse.data.scenes import write_scenes
-from reverse.tokens.spans import problems
+from reverse.tokens.spans import find_problems
 
 IMAGES = (
     "coco/train2017/1.jpg",
@@ -58,7 +58,7 @@ def counted(records):
             )
             source.update(row)
             types.setdefault(turn.get("A_type") or "(none)", Counter()).update(row)
-            kinds.update(problem.kind for problem in problems(value))
+            kinds.update(problem.kind for problem in find_problems(value))
             kinds["half_surrogate_pair"] += "\ud83d" in value
             kinds["empty_answer"] += not value.strip()
     return sources, types, kinds

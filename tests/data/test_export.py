@@ -14,7 +14,7 @@ from PIL import Image
 
 from reverse.data.pictures.opening import open_image, resolve_image
 from reverse.data.records.published_set import read_records
-from reverse.data.scenes import find_objects, make_scene, render, write_scenes
+from reverse.data.scenes import find_objects, make_scene, render_scene, write_scenes
 from reverse.data.scenes.object_names import COCO_IDS
 
 COUNT = 200  # four blocks, the last of them short
@@ -55,7 +55,7 @@ def test_pictures_and_records_are_those_of_the_world(unbroken):
     for record in records[:40]:
         picture = open_image(resolve_image(unbroken, record["image"]))
         index = int(record["id"].split("-")[1])
-        assert (np.asarray(picture) == render(make_scene("test", index))).all()
+        assert (np.asarray(picture) == render_scene(make_scene("test", index))).all()
 
 
 def test_coco_files_hold_the_truth(unbroken):

@@ -7,16 +7,16 @@ from random import Random
 
 import pytest
 
-from reverse.data.negatives import conversation_turns, lexicon_negatives, turns_of
-from reverse.data.negatives.negative_filters import Context, trivial
+from reverse.data.negatives import conversation_turns, make_lexicon_negatives, read_turns
+from reverse.data.negatives.negative_filters import PhraseContext, find_rejection
 from reverse.data.records.published_set import read_records
 from reverse.data.records.schema import make_record
 from reverse.data.records.set_check import check
 from reverse.data.records.subsets import subsample
 from reverse.data.tagging import yes_no_words
 from reverse.data.tagging.lexicon import Lexicon, load_lexicon
-from reverse.data.tagging.numbers import find
-from reverse.data.tagging.phrase_candidates import Parts, masked, protected
+from reverse.data.tagging.numbers import find_numbers
+from reverse.data.tagging.phrase_candidates import SpanIndex, find_protected, mask_parts
 from reverse.files import json_scanning
 from reverse.files.json_scanning import Broken, scan
 from reverse.files.text_reading import MAX_DEPTH
@@ -96,23 +96,25 @@ def test_marks_and_encodings_of_records(tmp_path):
 def test_protected_parts_of_long_texts(unit):
     """An answer of 100 kB held up the tagging of a set for minutes."""
     text = unit * (100_000 // len(unit))
-    parts = protected(text)
-    assert len(masked(text, parts)) == len(text)
+    parts = find_protected(text)
+    assert len(mask_parts(text, parts)) == len(text)
     assert all(a[1] <= b[0] for a, b in pairwise(parts))
 
 
 def test_formulas_and_addresses_are_still_protected():
     """A pattern that takes one pass may miss what it is for."""
     text = r"See a.b+c@d.org, $x_1 = 2$, $5 or $6, \(a\) and \[b \frac{c}{d}\]."
-    found = [text[a:b] for a, b in protected(text)]
+    found = [text[a:b] for a, b in find_protected(text)]
     assert found == ["a.b+c@d.org", "$x_1 = 2$", r"\(a\)", r"\[b \frac{c}{d}\]"]
-    assert Parts([(2, 4), (6, 9)]).overlap(3, 5) and not Parts([(2, 4), (6, 9)]).overlap(4, 6)
+    assert SpanIndex([(2, 4), (6, 9)]).overlap(3, 5) and not SpanIndex([(2, 4), (6, 9)]).overlap(4, 6)
 
 
 def test_numbers_and_answers_of_long_texts():
     """Each sign was tried as the beginning of thirteen kinds of number."""
-    assert find("$" * 300_000 + " 45") == [(300_001, 300_003, "integer")]
-    assert yes_no_words.find(" " * 300_000) is None and yes_no_words.find('  "No", it is not') == (3, 5)
+    assert find_numbers("$" * 300_000 + " 45") == [(300_001, 300_003, "integer")]
+    assert yes_no_words.find_yes_no(" " * 300_000) is None and yes_no_words.find_yes_no(
+        '  "No", it is not'
+    ) == (3, 5)
 
 
 def long_record(count):
@@ -137,7 +139,7 @@ def test_negatives_of_many_turns_look_at_each_phrase_once(monkeypatch):
         return look(self, phrase, question)
 
     monkeypatch.setattr(Lexicon, "find", counted)
-    [(made, counts, _)] = lexicon_negatives([long_record(150)])
+    [(made, counts, _)] = make_lexicon_negatives([long_record(150)])
     assert len(made) == 2 and counts["hints"] > 100
     assert looked[0] < 150 * 60
 
@@ -147,7 +149,7 @@ def test_what_is_told_elsewhere_is_known_from_counts():
     lexicon, rng = load_lexicon(), Random(0)
     record = long_record(6)
     record["conversations"][3]["value"] = "<SPAN>A dog</CN> and <SPAN>a horse</UN>"
-    made = turns_of(record)
+    made = read_turns(record)
     words = ["dog", "puppy", "cat", "horse", "cup", "mug", "table", "desk", "red table", "cup 2", "cup 3"]
     for turn in made:
         for phrase in turn.answer.phrases:
@@ -156,18 +158,20 @@ def test_what_is_told_elsewhere_is_known_from_counts():
             ]
             said += [p.text for p in turn.answer.phrases if p is not phrase]
             for word in rng.sample(words, 6):
-                plain = trivial("a bird", f"a {word}", Context(turn.question, tuple(said)), lexicon)
-                assert trivial("a bird", f"a {word}", turn.context(phrase), lexicon) == plain
+                plain = find_rejection(
+                    "a bird", f"a {word}", PhraseContext(turn.question, tuple(said)), lexicon
+                )
+                assert find_rejection("a bird", f"a {word}", turn.context(phrase), lexicon) == plain
 
 
 def test_long_texts_get_no_negative_and_say_so(monkeypatch):
     """A question of a megabyte was searched once for every phrase of its answer."""
     long = make_record("x", None, "Q " * conversation_turns.LONGEST, "<SPAN>A dog</CN>.")
-    [(made, counts, failures)] = lexicon_negatives([long])
+    [(made, counts, failures)] = make_lexicon_negatives([long])
     assert made[0]["conversations"][1]["value"] == "<SPAN>A dog</CN>." and len(made) == 1
     assert failures[0]["reason"] == "too_long" and counts["without_negative.too_long"] == 1
     phrase = make_record("x", None, "Q?", f"<SPAN>{'a dog and ' * 60}</CN> by <SPAN>a red car</CN>.")
-    [(made, counts, _)] = lexicon_negatives([phrase])
+    [(made, counts, _)] = make_lexicon_negatives([phrase])
     assert counts["hints"] == 1 and "a dog and" not in made[-1]["conversations"][1]["hint"]
 
 

@@ -4,7 +4,7 @@ import io
 import json
 from random import Random
 
-from reverse.data.negatives import conversation_turns, lexicon_negatives
+from reverse.data.negatives import conversation_turns, make_lexicon_negatives
 from reverse.data.records.schema import make_record
 from reverse.data.tagging import numbers
 from reverse.files import json_items
@@ -44,7 +44,7 @@ def test_errors_of_lines_read_as_those_of_json():
 def test_records_that_are_too_long_get_no_negative_and_say_so(monkeypatch):
     """A record of 20,000 turns took ten seconds."""
     monkeypatch.setattr(conversation_turns, "LONGEST_RECORD", 18)
-    [(made, counts, failures)] = lexicon_negatives([make_record("x", None, "Q?", "<SPAN>A dog</CN>.")])
+    [(made, counts, failures)] = make_lexicon_negatives([make_record("x", None, "Q?", "<SPAN>A dog</CN>.")])
     assert len(made) == 1 and made[0]["conversations"][1]["value"] == "<SPAN>A dog</CN>."
     assert failures[0]["reason"] == "record_too_long"
     assert counts["without_negative.record_too_long"] == 1
@@ -58,12 +58,12 @@ def test_numbers_are_found_wherever_they_begin():
         **dict.fromkeys(numbers.ONES + numbers.TENS, "word"),
         **dict.fromkeys(numbers.ORDINALS, "ordinal_word"),
     }.items():  # fmt: skip
-        assert numbers.find(f"[a] ({text})") == [(5, 5 + len(text), kind)]
+        assert numbers.find_numbers(f"[a] ({text})") == [(5, 5 + len(text), kind)]
 
 
 def test_nested_tags_are_taken_out_one_by_one():
     """Tags inside others take another way through the text than those beside one another."""
-    assert spans.parse("a<SP</CN>AN>b</C</UN>N>").text == "ab"
-    parsed = spans.parse("a <SP</CN>AN>dog</C</UN>N>.")
-    assert parsed.text == "a dog." and parsed.phrases == (spans.Phrase("dog", 2, 5, False),)
-    assert spans.parse("<SP" * 50 + "AN>" * 50).text == ""
+    assert spans.parse_tags("a<SP</CN>AN>b</C</UN>N>").text == "ab"
+    parsed = spans.parse_tags("a <SP</CN>AN>dog</C</UN>N>.")
+    assert parsed.text == "a dog." and parsed.phrases == (spans.TaggedPhrase("dog", 2, 5, False),)
+    assert spans.parse_tags("<SP" * 50 + "AN>" * 50).text == ""

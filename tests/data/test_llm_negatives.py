@@ -14,15 +14,15 @@ import pytest
 from typer.testing import CliRunner
 
 from reverse.cli import app
-from reverse.data.negatives import lexicon_negatives
-from reverse.data.negatives.conversation_turns import turns_of
-from reverse.data.negatives.llm_negatives import ask_for_negatives
-from reverse.data.negatives.negative_prompt import messages, read_reply
+from reverse.data.negatives import make_lexicon_negatives
+from reverse.data.negatives.conversation_turns import read_turns
+from reverse.data.negatives.llm_negatives import request_negatives
+from reverse.data.negatives.negative_prompt import build_messages, read_reply
 from reverse.data.records.published_set import read_records
 from reverse.data.records.record_rules import check_shape
 from reverse.data.records.schema import make_record
 from reverse.endpoints.client import Cache, Client, Endpoint, Reply
-from reverse.tokens.spans import CN, SPAN, UN, problems
+from reverse.tokens.spans import CN, SPAN, UN, find_problems
 
 ANIMALS = ("dog", "cat", "horse", "cow", "sheep", "pig", "goat", "bear")
 
@@ -123,7 +123,7 @@ def ask(server, tmp_path, wanted, concurrency=4, attempts=3, timeout=5.0, in_a_r
         endpoint = Endpoint(server.url, "m", "key", timeout=timeout, attempts=attempts, backoff=0.001)
         client = Client(endpoint, cache, concurrency)
         try:
-            source = ask_for_negatives(wanted, client, 0, concurrency, in_a_row)
+            source = request_negatives(wanted, client, 0, concurrency, in_a_row)
             return [made async for made in source], client
         finally:
             await client.aclose()
@@ -278,8 +278,8 @@ def test_a_reply_is_read_strictly():
 def test_the_prompt_shows_no_tags_and_few_phrases():
     """Without it: the model sees <SPAN> and writes it, or a long answer costs a page of phrases."""
     answer = " ".join(f"{SPAN}a thing{i}{CN}" for i in range(40))
-    [turn] = turns_of(make_record("1", "a.png", "What?", answer))
-    chat = messages(turn, [3, 5])
+    [turn] = read_turns(make_record("1", "a.png", "What?", answer))
+    chat = build_messages(turn, [3, 5])
     assert "<" not in chat[1]["content"] and "a thing3" in chat[1]["content"] and "1. " in chat[1]["content"]
 
 
@@ -327,7 +327,7 @@ def test_the_command_says_what_it_cost(serve, tmp_path, monkeypatch):
 def test_no_money_is_spent_on_pairs(serve, tmp_path, monkeypatch):
     """A set that has its negatives would be paid for again, and hold each of them twice."""
     source, server = tmp_path / "tagged.json", serve()
-    paired = [made for pair, _, _ in lexicon_negatives(records(5)) for made in pair]
+    paired = [made for pair, _, _ in make_lexicon_negatives(records(5)) for made in pair]
     source.write_text(json.dumps(paired + [record | {"id": "new"} for record in records(1)]))
     assert run(monkeypatch, server, source, tmp_path / "out.json").exit_code == 0
     made = list(read_records(tmp_path / "out.json"))
@@ -372,7 +372,7 @@ def test_killed_at_any_moment_nothing_is_lost_or_paid_for_twice(serve, tmp_path)
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
     made = list(read_records(out))
     assert [record["id"].removesuffix("-neg") for record in made][::2] == [str(i) for i in range(150)]
-    assert all(not problems(turn["value"]) for record in made for turn in record["conversations"])
+    assert all(not find_problems(turn["value"]) for record in made for turn in record["conversations"])
     assert len(server.asked) == 150
     assert sum(server.asked.values()) <= 150 + 2 * kills
     replies = (tmp_path / "out.jsonl.replies.jsonl").read_text().splitlines()

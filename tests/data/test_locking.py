@@ -13,7 +13,7 @@ import pytest
 from reverse.data.records.importer import import_records
 from reverse.data.records.subsets import subsample
 from reverse.data.scenes import write_scenes
-from reverse.data.scenes.benchmark_files import write_benches
+from reverse.data.scenes.benchmark_files import write_benchmarks
 from reverse.endpoints.client import Cache
 from reverse.evaluation.runs.answers_files import AnswersFile
 from reverse.files import atomic_write, file_lock
@@ -72,7 +72,7 @@ def filled(path):
 
 WRITERS = {
     "scenes": ("folder", lambda out, there: write_scenes(out, "test", 1)),
-    "benches": ("folder", lambda out, there: write_benches(out, "test", 1)),
+    "benches": ("folder", lambda out, there: write_benchmarks(out, "test", 1)),
     "import": ("folder", lambda out, there: import_records(records(there), out)),
     "checkpoint": ("folder", lambda out, there: filled(out)),
     "subsample": ("out.json", lambda out, there: subsample(records(there), out, 1)),

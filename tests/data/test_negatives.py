@@ -13,34 +13,34 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from reverse.cli import app
-from reverse.data.negatives import lexicon_negatives, make_negative, turns_of
-from reverse.data.negatives.negative_filters import Context, trivial
-from reverse.data.negatives.rule_negatives import Slot, replacements
+from reverse.data.negatives import make_lexicon_negatives, make_negative, read_turns
+from reverse.data.negatives.negative_filters import PhraseContext, find_rejection
+from reverse.data.negatives.rule_negatives import PhraseSlot, find_replacements
 from reverse.data.records.published_set import read_records
 from reverse.data.records.record_rules import check_shape
 from reverse.data.records.schema import make_record
-from reverse.data.scenes import find_objects, make_scene, scene_records
-from reverse.data.scenes.captions import PLACES, false_places, unique_object
+from reverse.data.scenes import find_objects, make_scene, make_scene_records
+from reverse.data.scenes.captions import PLACES, find_false_places, find_unique_object
 from reverse.data.scenes.object_names import GROUPS
 from reverse.data.scenes.themes import COLOURS
 from reverse.data.tagging import numbers
 from reverse.data.tagging.lexicon import load_lexicon
 from reverse.data.tagging.tagger import tag_records
 from reverse.files.resumable_parts import PartFile
-from reverse.tokens.spans import CN, SPAN, UN, parse, problems
+from reverse.tokens.spans import CN, SPAN, UN, find_problems, parse_tags
 
 LEXICON = load_lexicon()
 
 
 def negative_of(answer, question="Describe this image.", seed=0, **more):
-    [turn] = turns_of(make_record("1", "a.png", question, answer) | more)
+    [turn] = read_turns(make_record("1", "a.png", question, answer) | more)
     return make_negative(turn, seed)
 
 
 def said_instead(phrase, question="", before="", seeds=12):
     """Every first replacement of a phrase over some seeds."""
-    slot = Slot(phrase, question, before)
-    return {next(iter(replacements(slot, Random(seed), LEXICON)))[0] for seed in range(seeds)}
+    slot = PhraseSlot(phrase, question, before)
+    return {next(iter(find_replacements(slot, Random(seed), LEXICON)))[0] for seed in range(seeds)}
 
 
 @pytest.mark.parametrize(
@@ -72,8 +72,8 @@ def test_what_has_few_opposites(phrase, question, allowed):
 @given(value=st.integers(0, 40), seed=st.integers(0, 999))
 def test_counts_change_by_a_little_and_never_below_zero(value, seed):
     """Without it: minus one dog, the same number, or "two" for a hundred."""
-    for said in (str(value), numbers.spell(value)):
-        new = numbers.change(said, Random(seed))
+    for said in (str(value), numbers.spell_number(value)):
+        new = numbers.change_number(said, Random(seed))
         again = int(new) if said.isdigit() else sum(numbers.WORDS[part] for part in new.split("-"))
         assert again >= 0 and 1 <= abs(again - value) <= max(3, value // 10)
 
@@ -108,7 +108,7 @@ def test_counts_change_by_a_little_and_never_below_zero(value, seed):
 )
 def test_other_numbers_stay_of_their_kind(text, seed):
     """Without it: a time of 25:10, a percentage above 100, an unchanged year."""
-    new = numbers.change(text, Random(seed))
+    new = numbers.change_number(text, Random(seed))
     assert new is not None and new != text and not new.startswith("-")
     assert numbers.is_number(new) and text.isupper() == new.isupper()
     if ":" in text:
@@ -172,8 +172,8 @@ def test_swaps_are_well_written(phrase, pattern):
 )
 def test_trivial_negatives_are_filtered(old, new, reason):
     """Without it: "a sofa" is taught as a wrong word for a couch, or a dog that is there as a wrong one."""
-    context = Context("Is there a horse?", ("two birds", "a bike", "a white van on the right"))
-    assert trivial(old, new, context, LEXICON) == reason
+    context = PhraseContext("Is there a horse?", ("two birds", "a bike", "a white van on the right"))
+    assert find_rejection(old, new, context, LEXICON) == reason
 
 
 @pytest.mark.parametrize(
@@ -188,8 +188,8 @@ def test_a_negative_is_the_answer_up_to_one_wrong_phrase(answer):
     """Without it: earlier phrases lose their tags, or text goes on after </UN>."""
     for seed in range(20):
         negative = negative_of(answer, seed=seed).negative
-        old, new = parse(answer), parse(negative.value)
-        assert negative.value.endswith(UN) and problems(negative.value) == []
+        old, new = parse_tags(answer), parse_tags(negative.value)
+        assert negative.value.endswith(UN) and find_problems(negative.value) == []
         assert new.phrases[:-1] == old.phrases[: negative.at]
         assert new.phrases[-1].start == old.phrases[negative.at].start and not new.phrases[-1].confident
         assert new.text[: new.phrases[-1].start] == old.text[: new.phrases[-1].start]
@@ -220,7 +220,7 @@ def test_no_negative_where_nothing_can_be_wrong_yet():
 def test_why_there_is_none_is_said(answer, reason):
     """Without it: answers vanish from the training set and nobody knows why."""
     record = make_record("1", None, "What?", answer)
-    [(records, counts, failures)] = lexicon_negatives([record])
+    [(records, counts, failures)] = make_lexicon_negatives([record])
     assert [turn["value"] for turn in records[0]["conversations"]] == ["What?", answer] and len(records) == 1
     assert counts[f"without_negative.{reason}"] == 1
     assert failures == [{"id": "1", "turn": 0, "reason": reason, "A_type": "general_answer"}]
@@ -240,7 +240,7 @@ def test_every_answer_is_right_once_and_wrong_once():
     first_wrong = 0
     for i in range(60):
         record = conversation(1 + i % 5, f"c{i}")
-        [(records, counts, failures)] = lexicon_negatives([record], seed=1)
+        [(records, counts, failures)] = make_lexicon_negatives([record], seed=1)
         assert not failures and len(records) == 2
         assert {made["id"] for made in records} == {f"c{i}", f"c{i}-neg"}
         for made in records:
@@ -260,10 +260,10 @@ def test_every_answer_is_right_once_and_wrong_once():
 def test_neither_order_nor_neighbours_matter():
     """Without it: a resumed or sharded run makes other negatives than an unbroken one."""
     records = [conversation(1 + i % 4, f"c{i}") for i in range(12)]
-    made = list(lexicon_negatives(records, seed=3))
+    made = list(make_lexicon_negatives(records, seed=3))
     for i in reversed(range(12)):
-        assert next(lexicon_negatives([records[i]], seed=3)) == made[i]
-    assert list(lexicon_negatives(records, seed=4)) != made
+        assert next(make_lexicon_negatives([records[i]], seed=3)) == made[i]
+    assert list(make_lexicon_negatives(records, seed=4)) != made
 
 
 # What the lexicon may put in place of something else and that scenes call by a COCO name.
@@ -287,8 +287,8 @@ def is_true(phrase, before, question, scene):
     for place, text in PLACES.items():
         if low == text:
             of = find_objects(before) or find_objects(question)
-            thing = unique_object(scene, of[-1].name) if of else None
-            return None if thing is None else place not in false_places(scene, thing)
+            thing = find_unique_object(scene, of[-1].name) if of else None
+            return None if thing is None else place not in find_false_places(scene, thing)
     if low in COLOURS or "colour" in question:
         return low == scene.ground.colour
     for word, name in ALSO.items():
@@ -305,14 +305,14 @@ def test_negatives_of_scenes_are_false():
     verdicts = Counter()
     for i in range(60):
         scene = make_scene("val", i)
-        for record, _ in tag_records(scene_records(scene, prejudice=0, tagged=False)):
-            [turn] = turns_of(record)
+        for record, _ in tag_records(make_scene_records(scene, prejudice=0, tagged=False)):
+            [turn] = read_turns(record)
             negative = make_negative(turn, 0).negative
             verdicts["made"] += negative is not None
             verdicts["answers"] += 1
             if negative is None:
                 continue
-            wrong = parse(negative.value).phrases[-1]
+            wrong = parse_tags(negative.value).phrases[-1]
             right = turn.answer.phrases[negative.at].text
             if turn.kind in ("yes_no", "number"):  # the true answer is known, so any other is false
                 verdicts[right.lower() == wrong.text.lower()] += 1
@@ -330,7 +330,7 @@ def run(*arguments):
 @pytest.fixture
 def plain(tmp_path):
     path = tmp_path / "plain.json"
-    records = [record for i in range(4) for record in scene_records(make_scene("val", i), tagged=False)]
+    records = [record for i in range(4) for record in make_scene_records(make_scene("val", i), tagged=False)]
     path.write_text(json.dumps(records), encoding="utf-8")
     return path
 
@@ -376,7 +376,7 @@ def test_a_torn_part_goes_on_to_the_same_bytes(tmp_path, plain, cut):
     plan = json.loads((tmp_path / "whole.json.manifest.json").read_text())
     del plan["counts"], plan["sha256"]
     with PartFile(torn, plan) as part:
-        for records, counts, failures in lexicon_negatives(read_records(tmp_path / "tagged.jsonl")):
+        for records, counts, failures in make_lexicon_negatives(read_records(tmp_path / "tagged.jsonl")):
             part.write(records, counts, failures)
     left = part.part.read_bytes()
     part.part.write_bytes(left[: len(left) - cut] if cut else left)

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from reverse.cli import app
-from reverse.data.negatives import lexicon_negatives, pairs_in, turns_of
-from reverse.data.negatives.negative_prompt import again, messages, read_reply
+from reverse.data.negatives import find_pairs, make_lexicon_negatives, read_turns
+from reverse.data.negatives.negative_prompt import build_messages, build_retry, read_reply
 from reverse.data.records.published_set import read_records
 from reverse.data.records.record_rules import check_shape
 from reverse.data.records.schema import make_record
-from reverse.data.scenes import make_scene, scene_records
+from reverse.data.scenes import make_scene, make_scene_records
 from reverse.data.tagging import numbers
 from reverse.data.tagging.tagger import tag_records
 from reverse.tokens.spans import UN
@@ -43,7 +43,7 @@ def record(name, answer, *more, image="a.png"):
 
 
 def pairs(records, seed=0):
-    return [made for pair, _, _ in lexicon_negatives(records, seed) for made in pair]
+    return [made for pair, _, _ in make_lexicon_negatives(records, seed) for made in pair]
 
 
 @pytest.mark.parametrize("missing", ["left out", "null"])
@@ -69,7 +69,7 @@ def test_the_name_of_a_negative_is_that_of_its_record():
 
 
 PAIRED = {
-    "scenes": [made for k in range(4) for made in scene_records(make_scene("train", k))],
+    "scenes": [made for k in range(4) for made in make_scene_records(make_scene("train", k))],
     "one answer": pairs([record(f"r{k}", DOG) for k in range(8)]),
     "several answers": pairs([record(f"r{k}", DOG, "It is nice.", DOG) for k in range(8)]),
     "without id": pairs([record(None, DOG, image=f"{k}.png") for k in range(8)]),
@@ -99,8 +99,14 @@ def test_a_wrong_answer_without_its_right_one_is_no_pair(tmp_path):
     """Records of other ids, pictures or questions would lose their negatives."""
     odd = record("a", f"<SPAN>A dog{UN}")
     others = [record("b", DOG), record("a", DOG, DOG), record(None, DOG), record("a-never", DOG)]
-    found = pairs_in([odd, *others])
-    assert [len(made) for made, _, _ in lexicon_negatives([odd, *others], pairs=found)] == [1, 2, 2, 2, 2]
+    found = find_pairs([odd, *others])
+    assert [len(made) for made, _, _ in make_lexicon_negatives([odd, *others], pairs=found)] == [
+        1,
+        2,
+        2,
+        2,
+        2,
+    ]
 
 
 @pytest.mark.parametrize("blank", [" ", "\n", "\u00a0\t", ""])
@@ -123,8 +129,8 @@ def test_a_phrase_of_blanks_is_malformed(blank, tmp_path):
 )
 def test_no_number_is_too_odd(phrase):
     """A digit string read off a sign would fill the memory; a letter of old print would be a KeyError."""
-    assert numbers.find(phrase)
-    changed = numbers.change(phrase, Random(0))
+    assert numbers.find_numbers(phrase)
+    changed = numbers.change_number(phrase, Random(0))
     assert changed is None or changed != phrase
 
 
@@ -196,12 +202,12 @@ def test_no_record_ends_a_run(records):
     """One odd record of a million would end the run of a night with a traceback."""
     for tagged in (records, [tagged for tagged, _ in tag_records(records)]):
         assert len(tagged) == len(records)
-        for found in (frozenset(), pairs_in(tagged)):
-            for made, _, _ in lexicon_negatives(tagged, 0, found):
+        for found in (frozenset(), find_pairs(tagged)):
+            for made, _, _ in make_lexicon_negatives(tagged, 0, found):
                 for each in made:
                     check_shape(each)
-        for turn in (turn for each in tagged for turn in turns_of(each)):
-            for message in messages(turn, range(len(turn.answer.phrases))):
+        for turn in (turn for each in tagged for turn in read_turns(each)):
+            for message in build_messages(turn, range(len(turn.answer.phrases))):
                 message["content"].encode("utf-8")  # as it is sent
 
 
@@ -209,7 +215,7 @@ def test_a_reply_with_half_a_character_is_refused():
     """The run would end when the reply is sent back, or the set hold a text that no tokenizer takes."""
     with pytest.raises(ValueError, match="half of a surrogate pair"):
         read_reply(json.dumps({"index": 1, "phrase": f"a cat {HALF}"}), [0])
-    for message in again(HALF, "it is not a JSON object"):
+    for message in build_retry(HALF, "it is not a JSON object"):
         message["content"].encode("utf-8")
 
 

@@ -13,19 +13,19 @@ from hypothesis import strategies as st
 from reverse.data.records.record_rules import check_shape
 from reverse.data.scenes import (
     SPLITS,
-    caption,
     find_objects,
+    make_questions,
     make_scene,
-    negative,
-    questions,
-    render,
-    scene_records,
+    make_scene_records,
+    render_scene,
+    write_caption,
+    write_negative_caption,
 )
-from reverse.data.scenes.captions import PLACES, PREJUDICE, place_of, unique_object
-from reverse.data.scenes.object_names import COCO_IDS, NUMBERS, noun_phrase
-from reverse.data.scenes.scene import MIN_VISIBLE, owner_map, placed_sprite
-from reverse.data.scenes.sprites import atlas
-from reverse.data.scenes.themes import DRAWN, THEMES
+from reverse.data.scenes.captions import PLACES, PREJUDICE, find_place, find_unique_object
+from reverse.data.scenes.object_names import COCO_IDS, NUMBERS, make_noun_phrase
+from reverse.data.scenes.scene import MIN_VISIBLE, locate_sprite, make_owner_map
+from reverse.data.scenes.sprites import load_atlas
+from reverse.data.scenes.themes import OBJECT_NAMES, THEMES
 
 scenes = st.builds(make_scene, st.sampled_from(SPLITS), st.integers(0, 50_000), st.integers(0, 3))
 seeds = st.integers(0, 2**32)
@@ -45,25 +45,25 @@ def holds(scene, phrase):
     if phrase.kind == "theme":
         return phrase.name == scene.theme
     if phrase.kind == "place":
-        thing = unique_object(scene, phrase.of)
-        return thing is not None and place_of(scene, thing) == phrase.name
+        thing = find_unique_object(scene, phrase.of)
+        return thing is not None and find_place(scene, thing) == phrase.name
     return scene.truth.get(phrase.name, 0) == phrase.count
 
 
 def test_atlas_draws_every_object_of_the_world():
     """Without it: a theme names an object that cannot be drawn, and some scene in a thousand fails."""
-    assert set(DRAWN) == set(atlas()) and len(atlas()) == 67
-    assert set(DRAWN) <= set(COCO_IDS) and len(COCO_IDS) == 80
+    assert set(OBJECT_NAMES) == set(load_atlas()) and len(load_atlas()) == 67
+    assert set(OBJECT_NAMES) <= set(COCO_IDS) and len(COCO_IDS) == 80
 
 
 @few
 @given(scenes)
 def test_objects_lie_inside_and_can_be_seen(scene):
     """Without it: the truth names objects that are covered, and a right answer is scored wrong."""
-    owner = owner_map(scene)
+    owner = make_owner_map(scene)
     assert scene.objects
     for i, thing in enumerate(scene.objects):
-        sprite, left, top = placed_sprite(thing)
+        sprite, left, top = locate_sprite(thing)
         height, width = sprite.mask.shape
         assert left >= 0 and top >= 0 and left + width <= scene.side and top + height <= scene.side
         assert (owner == i).sum() >= MIN_VISIBLE * sprite.area
@@ -74,10 +74,10 @@ def test_objects_lie_inside_and_can_be_seen(scene):
 def test_scene_and_picture_are_pure_functions(scene):
     """Without it: a killed export goes on with other scenes than it began with."""
     again = make_scene(scene.split, scene.index, scene.seed)
-    assert again == scene and caption(again) == caption(scene)
-    picture = render(scene)
+    assert again == scene and write_caption(again) == write_caption(scene)
+    picture = render_scene(scene)
     assert picture.shape == (112, 112, 3) and picture.dtype == np.uint8
-    assert (render(again) == picture).all()
+    assert (render_scene(again) == picture).all()
 
 
 def test_other_process_makes_the_same_scene():
@@ -85,7 +85,7 @@ def test_other_process_makes_the_same_scene():
     code = (
         "import hashlib, json; from reverse.data.scenes import *; "
         "scenes = [make_scene(s, i) for s in SPLITS for i in range(5)]; "
-        "parts = [render(s).tobytes() + json.dumps(scene_records(s)).encode() for s in scenes]; "
+        "parts = [render_scene(s).tobytes() + json.dumps(make_scene_records(s)).encode() for s in scenes]; "
         "print(hashlib.sha256(b''.join(parts)).hexdigest())"
     )
     runs = {
@@ -102,7 +102,7 @@ def test_other_process_makes_the_same_scene():
 
 def test_scenes_differ_between_splits_and_indices():
     """Without it: the test split repeats training pictures."""
-    drawn = {render(make_scene(split, index)).tobytes() for split in SPLITS for index in range(50)}
+    drawn = {render_scene(make_scene(split, index)).tobytes() for split in SPLITS for index in range(50)}
     assert len(drawn) == 50 * len(SPLITS)
 
 
@@ -110,7 +110,7 @@ def test_other_sizes_of_picture_draw():
     """Without it: a model with a larger input cannot be trained on scenes."""
     for side in (64, 336, 600):
         scene = make_scene("train", 1, side=side)
-        assert render(scene).shape == (side, side, 3) and (owner_map(scene) >= 0).any()
+        assert render_scene(scene).shape == (side, side, 3) and (make_owner_map(scene) >= 0).any()
 
 
 @pytest.mark.parametrize("arguments", [("training", 0), ("test", -1), ("test", 0, -1), ("test", 0, 0, 8)])
@@ -124,9 +124,9 @@ def test_bad_arguments_are_named(arguments):
 @given(scenes, seeds)
 def test_clean_caption_is_true_and_prejudiced_one_errs_once(scene, seed):
     """Without it: the truth that answers are scored against holds the annotator's prejudice."""
-    clean = caption(scene, np.random.default_rng(seed), prejudice=0)
+    clean = write_caption(scene, np.random.default_rng(seed), prejudice=0)
     assert all(phrase.true and holds(scene, phrase) for phrase in clean.phrases)
-    prejudiced = caption(scene, np.random.default_rng(seed), prejudice=1)
+    prejudiced = write_caption(scene, np.random.default_rng(seed), prejudice=1)
     wrong = [phrase for phrase in prejudiced.phrases if not holds(scene, phrase)]
     assert len(wrong) == 1 and not wrong[0].true and wrong[0].name not in scene.truth
 
@@ -135,7 +135,7 @@ def test_clean_caption_is_true_and_prejudiced_one_errs_once(scene, seed):
 @given(scenes, seeds)
 def test_caption_names_what_it_says_it_names(scene, seed):
     """Without it: CHAIR misreads captions, and every figure built on it is wrong."""
-    told = caption(scene, np.random.default_rng(seed))
+    told = write_caption(scene, np.random.default_rng(seed))
     read = [(mention.name, mention.count) for mention in find_objects(strip(told.text))]
     assert read == [(p.name, p.count) for p in told.phrases if p.kind == "object"]
     assert [text.lower() for text, _ in phrases(told.text)] == [p.text for p in told.phrases]
@@ -149,7 +149,7 @@ def test_caption_names_what_it_says_it_names(scene, seed):
 @given(scenes, seeds)
 def test_tags_are_well_formed(scene, seed):
     """Without it: the model is taught malformed tags, which decoding masks out."""
-    for record in scene_records(scene, np.random.default_rng(seed)):
+    for record in make_scene_records(scene, np.random.default_rng(seed)):
         text = record["conversations"][1]["value"]
         tags = re.findall(r"</?(?:SPAN|CN|UN)>", text)
         false = record["id"].endswith("-neg")
@@ -164,9 +164,9 @@ def test_tags_are_well_formed(scene, seed):
 def test_negative_is_false_and_keeps_what_stands_before(scene, seed):
     """Without it: the detector learns that true phrases are false."""
     rng = np.random.default_rng(seed)
-    told = caption(scene, rng)
+    told = write_caption(scene, rng)
     for _ in range(5):
-        wrong = negative(scene, told, rng)
+        wrong = write_negative_caption(scene, told, rng)
         assert not wrong.phrase.true and not holds(scene, wrong.phrase)
         assert phrases(wrong.text)[-1] == (phrases(wrong.text)[-1][0], "UN")
         assert wrong.hint == phrases(wrong.text)[-1][0].lower() == wrong.phrase.text
@@ -179,8 +179,8 @@ def test_negatives_are_mostly_what_the_theme_expects():
     expected = late = 0
     for index in range(400):
         scene = make_scene("train", index)
-        told = caption(scene)
-        wrong = negative(scene, told)
+        told = write_caption(scene)
+        wrong = write_negative_caption(scene, told)
         expected += wrong.phrase.name in THEMES[scene.theme].objects
         late += len(phrases(wrong.text)) > len(told.phrases) / 2
     assert 0.5 < expected / 400 < 0.9 and late > 200
@@ -188,7 +188,9 @@ def test_negatives_are_mostly_what_the_theme_expects():
 
 def test_prejudice_keeps_its_promised_rate():
     """Without it: the world gets easier or harder unnoticed."""
-    wrong = sum(any(not p.true for p in caption(make_scene("train", index)).phrases) for index in range(1000))
+    wrong = sum(
+        any(not p.true for p in write_caption(make_scene("train", index)).phrases) for index in range(1000)
+    )
     assert abs(wrong - 1000 * PREJUDICE) < 50
 
 
@@ -196,7 +198,7 @@ def test_prejudice_keeps_its_promised_rate():
 @given(scenes, seeds)
 def test_questions_are_answered_truly_and_falsely(scene, seed):
     """Without it: yes/no, number and open answers teach errors."""
-    asked = questions(scene, np.random.default_rng(seed))
+    asked = make_questions(scene, np.random.default_rng(seed))
     assert {q.kind for q in asked} >= {"yes_no", "count", "ground", "open"}
     for q in asked:
         assert strip(q.answer) != strip(q.negative)
@@ -208,7 +210,7 @@ def test_questions_are_answered_truly_and_falsely(scene, seed):
             true = scene.truth.get(named[0].name, 0)
             assert strip(q.answer) == ("None" if true == 0 else NUMBERS[true].capitalize())
         elif q.kind == "place" and named[0].name in scene.truth:
-            assert PLACES[place_of(scene, unique_object(scene, named[0].name))] in q.answer
+            assert PLACES[find_place(scene, find_unique_object(scene, named[0].name))] in q.answer
         elif q.kind == "open":
             for mention in find_objects(strip(q.answer)):
                 assert 1 <= mention.count <= scene.truth[mention.name]
@@ -219,7 +221,7 @@ def test_questions_are_answered_truly_and_falsely(scene, seed):
 def test_yes_and_no_are_balanced():
     """Without it: always saying yes scores above one half."""
     answers = [
-        strip(q.answer) for i in range(50) for q in questions(make_scene("val", i)) if q.kind == "yes_no"
+        strip(q.answer) for i in range(50) for q in make_questions(make_scene("val", i)) if q.kind == "yes_no"
     ]
     assert answers.count("Yes") == answers.count("No") == 50
 
@@ -228,9 +230,9 @@ def test_yes_and_no_are_balanced():
 @given(scenes, seeds)
 def test_records_are_published_records_and_twins_agree(scene, seed):
     """Without it: the plain twin is trained on other answers than the tagged model."""
-    tagged = scene_records(scene, np.random.default_rng(seed))
-    plain = scene_records(scene, np.random.default_rng(seed), tagged=False)
-    positive = scene_records(scene, np.random.default_rng(seed), negatives=False)
+    tagged = make_scene_records(scene, np.random.default_rng(seed))
+    plain = make_scene_records(scene, np.random.default_rng(seed), tagged=False)
+    positive = make_scene_records(scene, np.random.default_rng(seed), negatives=False)
     for record in (*tagged, *plain):
         check_shape(record)
     assert [r["id"] for r in tagged[::2]] == [r["id"] for r in plain] == [r["id"] for r in positive]
@@ -241,12 +243,12 @@ def test_records_are_published_records_and_twins_agree(scene, seed):
         assert twin["conversations"][1]["hint"] is None and ours["conversations"][1]["hint"]
 
 
-@given(st.sampled_from(DRAWN), st.integers(1, 9))
+@given(st.sampled_from(OBJECT_NAMES), st.integers(1, 9))
 def test_phrases_are_read_back(name, count):
     """Without it: an irregular plural is never counted."""
     if name == "broccoli":
         count = 1
-    phrase = noun_phrase(name, count)
+    phrase = make_noun_phrase(name, count)
     text = f"There is {phrase}."
     (mention,) = find_objects(text)
     assert (mention.name, mention.count, text[mention.start : mention.end]) == (name, count, phrase)

@@ -5,12 +5,12 @@ import json
 
 import pytest
 
-from reverse.data.negatives import lexicon_negatives
+from reverse.data.negatives import make_lexicon_negatives
 from reverse.data.records.importer import import_records
 from reverse.data.records.schema import make_record
 from reverse.data.records.subsets import manifest_path, subsample
-from reverse.data.scenes import make_scene, scene_records
-from reverse.tokens import strip
+from reverse.data.scenes import make_scene, make_scene_records
+from reverse.tokens import remove_tags
 from reverse.tokens.spans import UN
 
 
@@ -57,7 +57,7 @@ def test_parts_have_the_same_ids(files, imported, tmp_path):
         assert marked["id"] == bare["id"] and marked["image"] == bare["image"]
         texts = [record["conversations"] for record in (marked, bare)]
         assert texts[0][0]["value"].replace("<image>", "").strip() in texts[1][0]["value"]
-        assert strip(texts[0][1]["value"]) == texts[1][1]["value"]
+        assert remove_tags(texts[0][1]["value"]) == texts[1][1]["value"]
     places = [all_tagged.index(record) for record in one]
     assert places == sorted(places)
     assert (manifest["same_questions"], manifest["other_questions"]) == (40, 0)
@@ -78,7 +78,7 @@ def tagged(count):
 
 
 def without_tags(record):
-    turns = [turn | {"value": strip(turn["value"])} for turn in record["conversations"]]
+    turns = [turn | {"value": remove_tags(turn["value"])} for turn in record["conversations"]]
     return record | {"conversations": turns}
 
 
@@ -87,11 +87,11 @@ def test_negatives_are_records_of_the_plain_id(made_by, tmp_path):
     """The part would be refused, or hold not one wrong answer, and the set be trained without them."""
     if made_by == "negatives":
         right = list(tagged(60))
-        paired = [record for made, _, _ in lexicon_negatives(right) for record in made]
+        paired = [record for made, _, _ in make_lexicon_negatives(right) for record in made]
     else:
         scenes = [make_scene("train", k) for k in range(12)]
-        right = [record for scene in scenes for record in scene_records(scene, negatives=False)]
-        paired = [record for scene in scenes for record in scene_records(scene)]
+        right = [record for scene in scenes for record in make_scene_records(scene, negatives=False)]
+        paired = [record for scene in scenes for record in make_scene_records(scene)]
     both = write(tmp_path / "paired.json", paired)
     plain = write(tmp_path / "plain.json", [without_tags(record) for record in right])
     n = len(right)

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from reverse.data.tagging.answer_types import answer_type
 from reverse.data.records.record_rules import check_shape
 from reverse.data.records.schema import make_record
-from reverse.data.scenes import make_scene, scene_records
+from reverse.data.scenes import make_scene, make_scene_records
 from reverse.data.tagging import yes_no_words
-from reverse.data.tagging.phrase_candidates import is_skipped, protected
+from reverse.data.tagging.answer_types import find_answer_type
+from reverse.data.tagging.phrase_candidates import find_protected, is_skipped
 from reverse.data.tagging.tagger import Tagger, tag_records
-from reverse.tokens.spans import parse, problems, strip
+from reverse.tokens.spans import find_problems, parse_tags, remove_tags
 
 
 @pytest.fixture(scope="module")
@@ -134,16 +134,16 @@ TEXTS = st.one_of(st.lists(st.sampled_from(PIECES), max_size=14).map("".join), s
 @settings(max_examples=150, deadline=None)
 def test_taking_the_tags_out_gives_back_the_text(tagger, text):
     """Without it: a space or a letter is lost in training data, or phrases nest."""
-    if strip(text) != text:
+    if remove_tags(text) != text:
         with pytest.raises(ValueError, match="already"):
             tagger.tag(text)
         return
     tagged = tagger.tag(text)
-    assert strip(tagged) == text
-    assert problems(tagged) == []
-    for phrase in parse(tagged).phrases:
+    assert remove_tags(tagged) == text
+    assert find_problems(tagged) == []
+    for phrase in parse_tags(tagged).phrases:
         assert phrase.text.strip() and "\n" not in phrase.text
-        assert not any(start < phrase.end and phrase.start < end for start, end in protected(text))
+        assert not any(start < phrase.end and phrase.start < end for start, end in find_protected(text))
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_kept_kinds(phrase):
 )
 def test_yes_and_no_in_many_languages(word, question, opposite):
     """Without it: the negative of a Spanish "no" is an English "yes"."""
-    assert yes_no_words.flip(word, question) == opposite
+    assert yes_no_words.find_opposite(word, question) == opposite
 
 
 def test_every_yes_is_found_and_flips_back():
@@ -201,10 +201,14 @@ def test_every_yes_is_found_and_flips_back():
     for pairs in yes_no_words.PAIRS.values():
         for pair in pairs:
             for word in pair:
-                assert yes_no_words.find(f"{word}.") == (0, len(word))
-                assert yes_no_words.find(f"{word} dog") is None
-                flipped = yes_no_words.flip(word)
-                assert flipped is not None and flipped != word and yes_no_words.flip(flipped) is not None
+                assert yes_no_words.find_yes_no(f"{word}.") == (0, len(word))
+                assert yes_no_words.find_yes_no(f"{word} dog") is None
+                flipped = yes_no_words.find_opposite(word)
+                assert (
+                    flipped is not None
+                    and flipped != word
+                    and yes_no_words.find_opposite(flipped) is not None
+                )
 
 
 def test_records_keep_all_else(tagger):
@@ -246,12 +250,12 @@ def test_records_keep_all_else(tagger):
 )
 def test_answer_types(tagger, answer, question, kind):
     """Without it: a number is swapped for an animal, or hints go to the wrong answers."""
-    assert answer_type(answer, question, parse(tagger.tag(answer, question)).phrases) == kind
+    assert find_answer_type(answer, question, parse_tags(tagger.tag(answer, question)).phrases) == kind
 
 
 def test_workers_and_batches_change_nothing():
     """Without it: the same file tagged on another machine is another file."""
-    plain = [record for i in range(6) for record in scene_records(make_scene("val", i), tagged=False)]
+    plain = [record for i in range(6) for record in make_scene_records(make_scene("val", i), tagged=False)]
     alone = list(tag_records(plain, batch=5))
     assert [record["id"] for record, _ in alone] == [record["id"] for record in plain]
     assert list(tag_records(plain, batch=64)) == alone
@@ -266,10 +270,12 @@ def test_phrases_of_scenes_are_found():
     seen: Counter[str] = Counter()
     for i in range(40):
         scene = make_scene("val", i)
-        tagged = scene_records(scene, negatives=False)
-        for truth, (made, _) in zip(tagged, tag_records(scene_records(scene, tagged=False)), strict=True):
-            found = {phrase.end: phrase for phrase in parse(made["conversations"][1]["value"]).phrases}
-            for phrase in parse(truth["conversations"][1]["value"]).phrases:
+        tagged = make_scene_records(scene, negatives=False)
+        for truth, (made, _) in zip(
+            tagged, tag_records(make_scene_records(scene, tagged=False)), strict=True
+        ):
+            found = {phrase.end: phrase for phrase in parse_tags(made["conversations"][1]["value"]).phrases}
+            for phrase in parse_tags(truth["conversations"][1]["value"]).phrases:
                 at = found.get(phrase.end)
                 seen["all"] += 1
                 seen["exact"] += at is not None and at.start == phrase.start

@@ -11,7 +11,7 @@ from reverse.decoding.backends.hf.hf_backend import HfBackend
 from reverse.decoding.backends.protocol import Picture, Prompt, SegmentParams
 from reverse.decoding.sampling import choose, mask_tags, uniform
 from reverse.models import family_of
-from reverse.tokens import token_ids
+from reverse.tokens import find_token_ids
 from tests.decoding.worlds import picture, talkative
 
 FAMILIES = ["llava", "qwen"]
@@ -61,7 +61,7 @@ def params(family, max_tokens=12, **settings):
     model, processor = world(family)
     eos = model.generation_config.eos_token_id
     settings = {
-        "tags": token_ids(processor.tokenizer),
+        "tags": find_token_ids(processor.tokenizer),
         "eos": frozenset([eos] if isinstance(eos, int) else eos),
     } | settings
     return SegmentParams(max_tokens, **settings)

@@ -10,7 +10,7 @@ from reverse.custom_generate import Retrospective
 from reverse.decoding.backends.hf import shared_cache
 from reverse.decoding.config import ResamplingConfig
 from reverse.models import family_of
-from reverse.tokens import token_ids
+from reverse.tokens import find_token_ids
 from tests.decoding.oracle import naive_generate
 from tests.decoding.worlds import picture, talkative
 
@@ -120,7 +120,7 @@ def test_threshold_one_equals_generate(family):
     rows, compared = range(8), 0
     for seed in range(6):  # random models are not well-formed for long: look at several
         model, processor = world(family, seed=seed, calm=True)
-        tags = token_ids(processor.tokenizer)
+        tags = find_token_ids(processor.tokenizer)
         eos = _eos(model)
         settings = config(threshold=1.0, commit="phrase")
         results, _ = decode(family, rows, settings, seed=seed, calm=True)
@@ -153,7 +153,7 @@ class _WellFormed(LogitsProcessor):
 def test_threshold_one_samples_as_plain_decoding_does(family):
     """A check that never objects would bend the probabilities of a sampled answer, or shift its noise."""
     model, processor = world(family, calm=True)
-    tags = token_ids(processor.tokenizer)
+    tags = find_token_ids(processor.tokenizer)
     options = {
         "temperature": 1.0, "calm": True,
         "logits_processor": LogitsProcessorList([_WellFormed(tags, _eos(model))]),
@@ -273,7 +273,7 @@ def test_repetition_penalty_of_the_caller_is_honoured():
 def test_nan_logits_say_so(score, where):
     """A broken checkpoint would answer with garbage instead of an error."""
     model, processor = talkative("llava")
-    tags = token_ids(processor.tokenizer)
+    tags = find_token_ids(processor.tokenizer)
     weight = model.get_output_embeddings().weight
     with torch.no_grad():
         rows = [i for i in range(len(weight)) if where == "everywhere" or i not in tags]

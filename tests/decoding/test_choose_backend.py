@@ -16,7 +16,7 @@ from reverse.decoding.backends.cuda_graph.graph_backend import CudaGraphBackend
 from reverse.decoding.backends.hf.hf_backend import HfBackend
 from reverse.decoding.backends.protocol import Prompt
 from reverse.models import family_of
-from reverse.tokens import token_ids
+from reverse.tokens import find_token_ids
 from tests.decoding.hf_driver import decode, params, question
 from tests.decoding.worlds import talkative
 
@@ -37,7 +37,7 @@ def capturable(monkeypatch):
 
 
 def choose(model, name="auto", **settings):
-    tags = token_ids(_world("llava")[1].tokenizer)
+    tags = find_token_ids(_world("llava")[1].tokenizer)
     return choose_backend(model, name, max_sequences=4, tags=tags, **settings)
 
 

@@ -13,7 +13,7 @@ from reverse.decoding.backends.cuda_graph.graph_backend import CudaGraphBackend
 from reverse.decoding.backends.cuda_graph.runner import GraphRunner
 from reverse.decoding.backends.protocol import OutOfMemory, Prompt
 from reverse.models import family_of
-from reverse.tokens import TokenIds, token_ids
+from reverse.tokens import TokenIds, find_token_ids
 from tests.decoding.hf_driver import FAMILIES, add, backend_of, decode, oracle_of, params, question, world
 from tests.decoding.worlds import talkative
 
@@ -28,7 +28,9 @@ SETTINGS = [
 
 def graph_of(family, max_sequences=16, model=None):
     known, processor = world(family)
-    return CudaGraphBackend(model or known, max_sequences=max_sequences, tags=token_ids(processor.tokenizer))
+    return CudaGraphBackend(
+        model or known, max_sequences=max_sequences, tags=find_token_ids(processor.tokenizer)
+    )
 
 
 def asked(family, row):

@@ -11,7 +11,7 @@ from reverse.decoding.text.answer_text import read_answer
 from reverse.decoding.text.incremental_detokenizer import ShownText, half_character
 from reverse.decoding.text.sentence_ends import sentence_ends, token_pieces
 from reverse.models.tiny_models import SENTENCES, train_tokenizer
-from reverse.tokens import TAGS, TokenIds, break_tags, parse, problems, strip, token_ids
+from reverse.tokens import TAGS, TokenIds, break_tags, find_problems, find_token_ids, parse_tags, remove_tags
 from tests.decoding import mock
 from tests.decoding.mock import CN, DOT, SPAN, UN, always, hashed
 from tests.decoding.mock import TAGS as TAG_IDS
@@ -43,13 +43,13 @@ def test_phrases_are_those_of_the_ids(salt, config, temperature, checking):
     said = "".join(SPELLING[i] for i in result.ids if i not in TAG_IDS and i not in (mock.BOS, mock.EOS))
     assert result.text.strip() == break_tags(said).strip()
     # Nobody who reads text again is fooled.
-    assert strip(result.text) == result.text
-    read = parse(result.tagged)
+    assert remove_tags(result.text) == result.text
+    read = parse_tags(result.tagged)
     assert read.text == result.text
     assert [(p.text, p.start, p.end) for p in read.phrases] == [
         (p.text, p.start, p.end) for p in result.phrases
     ]
-    assert all(strip(entry.phrase) == entry.phrase for entry in result.trace)
+    assert all(remove_tags(entry.phrase) == entry.phrase for entry in result.trace)
     assert sink.text == result.text and replay(events)[:2] == (result.text, result.ids)
 
 
@@ -78,8 +78,8 @@ def test_a_tag_spelled_around_a_tag_is_text():
         read = read_answer(mock.decode, ids, TAG_IDS)
         around = read_answer(mock.decode, [12, SPAN, CN, 13], TAG_IDS)
     assert (read.text, read.tagged) == ("<SP aAN>", "<SP<SPAN> a</CN>AN>")
-    assert around.text == "< SPAN>" and parse(around.tagged).text == "< SPAN>"
-    assert len(around.phrases) == 1 and parse(around.tagged).phrases[0].text == around.phrases[0].text
+    assert around.text == "< SPAN>" and parse_tags(around.tagged).text == "< SPAN>"
+    assert len(around.phrases) == 1 and parse_tags(around.tagged).phrases[0].text == around.phrases[0].text
 
 
 def test_sentences_end_by_ids_and_not_by_spelled_tags():
@@ -105,7 +105,7 @@ for _tokenizer in TOKENIZERS.values():
 def test_text_of_an_answer_tokenises_to_its_own_tags_only(style, words, real):
     """In a chat or a training record a spelled tag would become the token, a phrase that nobody marked."""
     tokenizer = TOKENIZERS[style]
-    tags = token_ids(tokenizer)
+    tags = find_token_ids(tokenizer)
     ids: list[int] = []
     for k, word in enumerate(words):  # ordinary tokens only, whatever they spell
         for part in (word[:2], word[2:]):
@@ -129,7 +129,9 @@ def test_text_of_an_answer_tokenises_to_its_own_tags_only(style, words, real):
 
 def test_a_record_of_a_spelled_tag_is_refused_and_not_trained():
     """`data check` would pass a tagged answer in which a spelled tag reads like a mark."""
-    assert [p.kind for p in problems(break_tags("a <SPAN>dog</CN> and <SPAN>a cat</UN>"))] == ["near_tag"] * 4
+    assert [p.kind for p in find_problems(break_tags("a <SPAN>dog</CN> and <SPAN>a cat</UN>"))] == [
+        "near_tag"
+    ] * 4
 
 
 # ---------------------------------------------------------------------- every id costs the same
@@ -141,7 +143,7 @@ def count_decoded(style, ids, half=True):
         counted[0] += len(some)
         return tokenizer.decode(some, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    shown = ShownText(decode, half_character(tokenizer), tags=token_ids(tokenizer))
+    shown = ShownText(decode, half_character(tokenizer), tags=find_token_ids(tokenizer))
     for token in ids:
         shown.feed([token])
     token_pieces(decode, ids)
@@ -158,7 +160,7 @@ def test_work_on_a_growing_text_is_linear(style, kind):
         "words": tokenizer.encode("There are two dogs on the sofa. ", add_special_tokens=False),
         "half": [half],
         "blanks": tokenizer.encode("\n", add_special_tokens=False)[-1:],
-        "tags": list(token_ids(tokenizer))[:2],
+        "tags": list(find_token_ids(tokenizer))[:2],
     }[kind]
     small, large = (count_decoded(style, (unit * size)[:size]) for size in (700, 2800))
     assert large < 6 * small
@@ -170,7 +172,7 @@ def test_work_on_a_growing_text_is_linear(style, kind):
 def test_going_back_in_a_long_text_keeps_what_was_told(style, data):
     """After a rewind in a long answer, of halves of characters too, text would be told twice or be lost."""
     tokenizer = TOKENIZERS[style]
-    tags, half = token_ids(tokenizer), half_character(tokenizer)
+    tags, half = find_token_ids(tokenizer), half_character(tokenizer)
     units = [
         tokenizer.encode("two dogs. 狗 ", add_special_tokens=False),
         [half],

@@ -22,7 +22,7 @@ from reverse.decoding.text.codec import TextCodec
 from reverse.decoding.text.stopping import Stops, stop_texts
 from reverse.decoding.verifier import NO_TAGS
 from reverse.models.tiny_models import SENTENCES, train_tokenizer
-from reverse.tokens import token_ids
+from reverse.tokens import find_token_ids
 from tests.decoding import mock
 from tests.decoding.mock import CN, DOT, SPAN, TAGS, UN
 from tests.decoding.oracle import drive, naive_generate
@@ -284,7 +284,7 @@ def words_of(ids, tags, decode):
 def test_stop_strings_are_those_of_generate():
     """The answer would end elsewhere than with `model.generate(stop_strings=..., tokenizer=...)`."""
     model, processor = world("llava")
-    tags, compared = token_ids(processor.tokenizer), 0
+    tags, compared = find_token_ids(processor.tokenizer), 0
     free, _ = decode("llava", range(4), config(), checking=False)
     for result in free:
         for text in list(words_of(result.ids, tags, TextCodec(processor).decode))[::5]:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from reverse.decoding.text.stopping import Stops
 from reverse.models.tiny_models import SENTENCES, train_tokenizer
-from reverse.tokens import TAGS, token_ids
+from reverse.tokens import TAGS, find_token_ids
 
 TOKENIZERS = {style: train_tokenizer(SENTENCES, 500, style=style) for style in ("bytes", "sentencepiece")}
 for _tokenizer in TOKENIZERS.values():
@@ -36,7 +36,7 @@ def stops_at(decode, ids, strings):
 def test_the_last_ids_tell_what_the_whole_text_does(style, data):
     """A stop string behind bytes that are no text, with which an answer began, was not seen."""
     tokenizer = TOKENIZERS[style]
-    decode, tags = decoder(tokenizer), token_ids(tokenizer)
+    decode, tags = decoder(tokenizer), find_token_ids(tokenizer)
     words = [" ", "\n", "A dog", " two cups", ".", "<", "SPAN"]
     parts = [tokenizer.encode(word, add_special_tokens=False) for word in words]
     parts += [[i] for i in tokenizer.encode("🦒é", add_special_tokens=False)]  # bytes of characters
@@ -61,6 +61,6 @@ def test_a_stop_behind_broken_bytes_at_the_start_is_seen():
     half = tokenizer.encode("🦒", add_special_tokens=False)[-1]
     ids = [half, *tokenizer.encode("a b", add_special_tokens=False)]
     decode = decoder(tokenizer)
-    stops = Stops(torch.tensor([1]), decode, token_ids(tokenizer), strings=[" a"])
+    stops = Stops(torch.tensor([1]), decode, find_token_ids(tokenizer), strings=[" a"])
     assert decode(ids).startswith(f"{HALF} a b")
     assert any(stops(ids[:n]) for n in range(1, len(ids) + 1))

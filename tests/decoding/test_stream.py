@@ -27,7 +27,7 @@ from reverse.decoding.sampling import choose, uniform
 from reverse.decoding.text.answer_text import read_answer
 from reverse.decoding.text.incremental_detokenizer import ShownText, half_character
 from reverse.models.tiny_models import SENTENCES, train_tokenizer
-from reverse.tokens import TAGS, token_ids
+from reverse.tokens import TAGS, find_token_ids
 from tests.decoding import mock
 from tests.decoding.mock import CN, EOS, SPAN, UN, hashed
 from tests.decoding.mock import TAGS as TAG_IDS
@@ -50,12 +50,12 @@ def decoder(style):
 
 def clean(style, ids):
     """What `build_result` makes of ids."""
-    return read_answer(decoder(style), ids, token_ids(TOKENIZERS[style])).text
+    return read_answer(decoder(style), ids, find_token_ids(TOKENIZERS[style])).text
 
 
 def shown_text(style):
     tokenizer = TOKENIZERS[style]
-    return ShownText(decoder(style), half_character(tokenizer), tags=token_ids(tokenizer))
+    return ShownText(decoder(style), half_character(tokenizer), tags=find_token_ids(tokenizer))
 
 
 def ids_of(style, data):

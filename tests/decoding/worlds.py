@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from reverse.models.tiny_models import build_tiny_llava, build_tiny_qwen
-from reverse.tokens import add_tokens, token_ids
+from reverse.tokens import add_tokens, find_token_ids
 
 BUILDERS = {"llava": build_tiny_llava, "qwen": build_tiny_qwen}
 
@@ -17,7 +17,7 @@ def talkative(family: str, dtype=torch.float64, seed: int = 0, calm: bool = Fals
     """
     model, processor = BUILDERS[family](seed=seed)
     add_tokens(model, processor, seed=seed)
-    tags = token_ids(processor.tokenizer)
+    tags = find_token_ids(processor.tokenizer)
     head = model.get_output_embeddings().weight
     generator = torch.Generator().manual_seed(seed)
     eos = model.generation_config.eos_token_id

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import reverse
 from reverse.cli import app
-from reverse.data.scenes import make_scene, render, write_scenes
+from reverse.data.scenes import make_scene, render_scene, write_scenes
 from reverse.decoding.events import Append
 from reverse.models.tiny_models import build_tiny_llava
 from tests.docs.reading import (
@@ -48,7 +48,7 @@ def store(tmp_path_factory, tiny_llava):
 
     folder = tmp_path_factory.mktemp("store")
     for name, number in (("kitchen", 0), ("street", 1)):
-        Image.fromarray(render(make_scene("test", number))).save(folder / f"{name}.png")
+        Image.fromarray(render_scene(make_scene("test", number))).save(folder / f"{name}.png")
     for name, (model, processor) in (("tokens", tiny_llava), ("base", build_tiny_llava(seed=0))):
         model.save_pretrained(folder / name)
         processor.save_pretrained(folder / name)

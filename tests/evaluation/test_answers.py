@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from reverse.data.scenes.benchmark_files import write_benches
+from reverse.data.scenes.benchmark_files import write_benchmarks
 from reverse.evaluation.runs.answers_files import without_timing
 from reverse.evaluation.runs.answers_reading import read_answers
 from reverse.evaluation.runs.benchmark_run import Place, question_seed
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
-    write_benches(root, "test", 40)
+    write_benchmarks(root, "test", 40)
     return root
 
 

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from reverse.data.scenes import find_objects, make_scene
-from reverse.data.scenes.benchmark_files import amber_word, pope_questions, write_benches
+from reverse.data.scenes.benchmark_files import find_amber_noun, make_pope_questions, write_benchmarks
 from reverse.data.scenes.object_names import NUMBERS
-from reverse.data.scenes.themes import DRAWN, THEMES
+from reverse.data.scenes.themes import OBJECT_NAMES, THEMES
 from reverse.evaluation import benchmarks
 
 COUNT = 48
@@ -20,7 +20,7 @@ SUFFIX = "\nAnswer the question using a single word or phrase."
 @pytest.fixture(scope="module")
 def scenes_root(tmp_path_factory):
     root = tmp_path_factory.mktemp("scenes")
-    write_benches(root, "test", COUNT)
+    write_benchmarks(root, "test", COUNT)
     return root
 
 
@@ -100,23 +100,23 @@ def test_pope_labels_and_rules(scenes_root, scenes):
             absent = [name for row, name in named if row["image"] == image and row["label"] == "no"]
             assert len(set(absent)) == 3
             if setting == "popular":
-                others = [n for n in DRAWN if n not in scenes[image].truth and n not in absent]
+                others = [n for n in OBJECT_NAMES if n not in scenes[image].truth and n not in absent]
                 assert min(often[n] for n in absent) >= max(often[n] for n in others)
             if setting == "adversarial":
                 present = [name for row, name in named if row["image"] == image and row["label"] == "yes"]
                 used = set(scenes[image].truth)
                 for there, chosen in zip(present, absent, strict=True):
                     together = Counter(n for s in scenes.values() if there in s.truth for n in s.truth)
-                    assert together[chosen] == max(together[n] for n in DRAWN if n not in used)
+                    assert together[chosen] == max(together[n] for n in OBJECT_NAMES if n not in used)
                     used.add(chosen)
     assert positives["random"] == positives["popular"] == positives["adversarial"]
 
 
 def test_pope_is_seeded(scenes):
     """The A-OKVQA and GQA files would ask the same as COCO's."""
-    first, second = (pope_questions(list(scenes.values()), "random", seed) for seed in (0, 1))
+    first, second = (make_pope_questions(list(scenes.values()), "random", seed) for seed in (0, 1))
     assert first != second and len(first) == len(second)
-    assert first == pope_questions(list(scenes.values()), "random", 0)
+    assert first == make_pope_questions(list(scenes.values()), "random", 0)
 
 
 def test_amber_annotations_fit_their_queries(scenes_root, scenes):
@@ -125,9 +125,9 @@ def test_amber_annotations_fit_their_queries(scenes_root, scenes):
     assert [a["id"] for a in annotations] == list(range(1, len(annotations) + 1))
     for query in benchmarks.read_rows(scenes_root / "amber/questions/query_generative.jsonl"):
         scene, annotation = scenes[query["image"]], annotations[query["id"] - 1]
-        assert set(annotation["truth"]) == {amber_word(name) for name in scene.truth}
+        assert set(annotation["truth"]) == {find_amber_noun(name) for name in scene.truth}
         assert annotation["hallu"] and not set(annotation["hallu"]) & set(annotation["truth"])
-        assert set(annotation["hallu"]) <= {amber_word(n) for n in THEMES[scene.theme].objects}
+        assert set(annotation["hallu"]) <= {find_amber_noun(n) for n in THEMES[scene.theme].objects}
     kinds = Counter()
     for query in benchmarks.read_rows(scenes_root / "amber/questions/query_discriminative.jsonl"):
         scene, annotation = scenes[query["image"]], annotations[query["id"] - 1]
@@ -207,11 +207,11 @@ def test_open_questions_have_types_and_references(scenes_root, scenes):
 
 def test_scenes_benchmarks_are_the_same_every_time(scenes_root, tmp_path):
     """Two machines would measure on different questions; a second call would mix two sets."""
-    manifest = write_benches(tmp_path / "again", "test", COUNT)
+    manifest = write_benchmarks(tmp_path / "again", "test", COUNT)
     assert manifest == json.loads((scenes_root / "benches.json").read_text())
-    assert write_benches(scenes_root, "test", COUNT) == manifest
+    assert write_benchmarks(scenes_root, "test", COUNT) == manifest
     with pytest.raises(ValueError, match="another directory"):
-        write_benches(scenes_root, "test", COUNT + 1)
+        write_benchmarks(scenes_root, "test", COUNT + 1)
 
 
 def test_amber_ids_are_checked_by_hash(tmp_path):

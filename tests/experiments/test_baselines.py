@@ -8,7 +8,7 @@ from transformers import LogitsProcessorList
 import reverse
 from experiments.baselines import NoisedPicture, best_of_n, candidates_for, contrastive, judge, noised
 from reverse.models import family_of, prepare_inputs
-from reverse.tokens import token_ids
+from reverse.tokens import find_token_ids
 
 ASK = "Describe this image."
 
@@ -23,7 +23,7 @@ def test_likelihood_and_confidence_are_those_of_the_answer(tiny_any, picture):
         )[0]
         for s, m in ((0, 12), (1, 5), (2, 9))
     ]  # fmt: skip
-    tags = token_ids(processor)
+    tags = find_token_ids(processor)
     answers = [
         reverse.Result(**{f: getattr(a, f) for f in a.__dataclass_fields__} | {"ids": (*a.ids, tags.cn)})
         for a in answers

@@ -11,8 +11,8 @@ from experiments.scene_dataset import SceneDataset
 from experiments.scene_models import SceneRecipe, build_base
 from experiments.scene_packs import read_shard, shard_path, write_shard
 from experiments.training_grid import prepare_processors, row_settings_of
-from reverse.data.scenes import make_scene, render
-from reverse.tokens import token_ids
+from reverse.data.scenes import make_scene, render_scene
+from reverse.tokens import find_token_ids
 from reverse.training.data.encoding import Encoder
 
 SMALL = {
@@ -62,7 +62,7 @@ def test_a_shard_holds_what_the_dataset_gives(packed):
             assert rows.ids[at, :length].tolist() == row.ids.tolist()
             assert rows.labels[at, :length].tolist() == row.labels.tolist()
             assert bool(rows.pictured[at]) == (item.picture is not None)
-        assert np.array_equal(shard.pictures[k].numpy(), render(make_scene("train", 20 + k)))
+        assert np.array_equal(shard.pictures[k].numpy(), render_scene(make_scene("train", 20 + k)))
     assert 0 < rows.pictured.mean() < 1 and 0.4 < rows.negative.mean() < 0.6
     assert (rows.ids[rows.pictured > 0] == processor.image_token_id).sum(axis=1).tolist() == [
         rows.count
@@ -121,7 +121,7 @@ def test_frozen_rows_stay_and_others_move(packed, tmp_path):
     """The ablation of frozen token rows would train them after all, by weight decay if not by gradient."""
     family, recipe, folder, kinds = packed
     model, processor = model_of(recipe, kinds, family, "main")
-    ids = list(token_ids(processor.tokenizer))
+    ids = list(find_token_ids(processor.tokenizer))
     weights = {"in": model.get_input_embeddings().weight, "out": model.get_output_embeddings().weight}
     before = {name: weight.detach().clone() for name, weight in weights.items()}
     config = ResidentConfig(str(tmp_path / "x"), f"{family}.main", steps=3, batch=8, frozen_rows=True)

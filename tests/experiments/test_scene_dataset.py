@@ -8,9 +8,9 @@ import torch
 
 from experiments.scene_dataset import SceneDataset
 from reverse.data.scenes import find_objects, make_scene
-from reverse.data.scenes.object_names import GROUPS, plural
-from reverse.data.scenes.text_questions import text_question
-from reverse.tokens import parse, strip
+from reverse.data.scenes.object_names import GROUPS, make_plural
+from reverse.data.scenes.text_questions import make_text_question
+from reverse.tokens import parse_tags, remove_tags
 from reverse.training.data.encoding import Encoder
 from reverse.training.data.training_hints import said
 
@@ -44,7 +44,7 @@ def test_the_twin_sees_the_same_positive_answers(encoder, answers):
     for index in range(60):
         positives = turns(tagged, index)[::2]
         plain = turns(twin, index)
-        assert [strip(turn.answer) for turn in positives] == [turn.answer for turn in plain]
+        assert [remove_tags(turn.answer) for turn in positives] == [turn.answer for turn in plain]
         assert [turn.question for turn in positives] == [turn.question for turn in plain]
         assert not any(turn.hints for turn in plain)
 
@@ -69,12 +69,12 @@ def test_hints_are_false_and_the_answer_avoids_them(encoder):
         positive, negative = turns(dataset, index)
         assert 1 <= len(positive.hints) <= 5
         counts.add(len(positive.hints))
-        text = strip(positive.answer).lower()
+        text = remove_tags(positive.answer).lower()
         for hint in positive.hints:
             assert hint == hint.lower()
             assert not said(hint, positive.answer) and f" {hint} " not in f" {text} "
         # the annotator is not prejudiced here: every object phrase is true
-        assert all(phrase.confident for phrase in parse(positive.answer).phrases)
+        assert all(phrase.confident for phrase in parse_tags(positive.answer).phrases)
         assert set(negative.hints) <= set(positive.hints)
     assert counts == {1, 2, 3, 4, 5}
 
@@ -111,7 +111,7 @@ def test_conversations_of_several_turns(encoder):
         assert places
         false.update(places)
         (plain,) = twin.conversations(scene).rows
-        assert [turn.answer for turn in plain] == [strip(turn.answer) for turn in right]
+        assert [turn.answer for turn in plain] == [remove_tags(turn.answer) for turn in right]
     assert false == {0, 1, 2}
     assert len(tagged[0].rows) == 2 and tagged[0].picture is not None
 
@@ -124,9 +124,9 @@ def test_questions_without_a_picture(encoder):
         scene = make_scene("train", index)
         ((right,), (wrong,)) = tagged.conversations(scene).rows
         assert right.question == wrong.question and "</UN>" in wrong.answer and "</CN>" in right.answer
-        assert parse(right.answer).text.rstrip(".") != parse(wrong.answer).text.rstrip(".")
+        assert parse_tags(right.answer).text.rstrip(".") != parse_tags(wrong.answer).text.rstrip(".")
         ((plain,),) = twin.conversations(scene).rows
-        assert plain.answer == strip(right.answer)
+        assert plain.answer == remove_tags(right.answer)
     item = tagged[0]
     assert item.picture is None and not any((row.ids == encoder.image_id).any() for row in item.rows)
 
@@ -134,8 +134,8 @@ def test_questions_without_a_picture(encoder):
 def test_text_questions_are_answered_right():
     """The answers that count as true would be false."""
     for seed in range(200):
-        asked = text_question(seed)
-        good, bad = (strip(text).rstrip(".") for text in (asked.answer, asked.negative))
+        asked = make_text_question(seed)
+        good, bad = (remove_tags(text).rstrip(".") for text in (asked.answer, asked.negative))
         if asked.kind == "yes_no":
             name = find_objects(asked.question)[0].name
             kind = asked.question.rstrip("?").split()[-1]
@@ -148,7 +148,7 @@ def test_text_questions_are_answered_right():
             assert [name in GROUPS[group] for name in said] == [True, False], asked
         else:
             name = asked.question.rstrip("?").split(": a ")[-1]
-            assert good == f"Two {plural(name)}" != bad, asked
+            assert good == f"Two {make_plural(name)}" != bad, asked
 
 
 def test_hinted_captions_are_clean_where_asked(encoder):
@@ -157,4 +157,4 @@ def test_hinted_captions_are_clean_where_asked(encoder):
     for index in range(40):
         scene = make_scene("train", index)
         (right,), _ = dataset.conversations(scene).rows
-        assert right.hints and all(m.name in scene.truth for m in find_objects(strip(right.answer)))
+        assert right.hints and all(m.name in scene.truth for m in find_objects(remove_tags(right.answer)))

@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 from reverse.data.scenes import make_scene
-from reverse.data.scenes.benchmark_files import write_benches
+from reverse.data.scenes.benchmark_files import write_benchmarks
 from reverse.evaluation.detector.phrase_truth import read_phrases
 from reverse.evaluation.reports.reporting import write_report
 from reverse.evaluation.runs.answers_files import AnswersFile, without_timing
@@ -73,7 +73,7 @@ def make(rng: Random) -> bytes:
 @functools.cache
 def truth() -> Path:
     path = folder("truth")
-    write_benches(path, "test", 2, 0)
+    write_benchmarks(path, "test", 2, 0)
     make_scene("test", 0)
     return path
 

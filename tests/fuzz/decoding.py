@@ -155,7 +155,7 @@ def judge(case: dict[str, Any], config: ResamplingConfig, policy: Any, result: A
         expect(all(p.status == "accepted" for p in phrases), "resolved with an unresolved phrase", phrases)
     spelled = "".join(TEXTS[i] for i in ids if i not in (BOS, EOS, SPAN, CN, UN))
     expect(squeeze(result.text) == squeeze(spelled), "not the text of its tokens", result.text, spelled)
-    parsed = spans.parse(result.tagged)
+    parsed = spans.parse_tags(result.tagged)
     expect(parsed.text == result.text, "the tagged text is another", result.tagged, result.text)
     places = [(p.start, p.end) for p in phrases]
     expect([(p.start, p.end) for p in parsed.phrases] == places, "other phrases in the tagged text", phrases)

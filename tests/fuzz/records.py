@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from reverse.data.negatives import lexicon_negatives
+from reverse.data.negatives import make_lexicon_negatives
 from reverse.data.records.published_set import read_records
 from reverse.data.records.record_rules import check_shape, find_faults
 from reverse.data.records.set_check import check as check_file
@@ -105,7 +105,7 @@ def read_all(path: Path) -> str:
         check_shape(record)
         try:
             list(find_faults(record))
-            made = [list(pair) for pair, *_ in lexicon_negatives([record])]
+            made = [list(pair) for pair, *_ in make_lexicon_negatives([record])]
         except REFUSALS as error:
             check_refusal(error)
         else:

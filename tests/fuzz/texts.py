@@ -86,8 +86,8 @@ def read_slowly(tagged: str) -> tuple[str, list[tuple[int, int, bool]]]:
 
 
 def check(tagged: str) -> str:
-    parsed = spans.parse(tagged)
-    clean = spans.strip(tagged)
+    parsed = spans.parse_tags(tagged)
+    clean = spans.remove_tags(tagged)
     expect(parsed.text == clean, "parse and strip differ", parsed.text, clean)
     expect(not any(tag in clean for tag in TAGS), "a tag is left", clean)
     again = tagged
@@ -99,9 +99,9 @@ def check(tagged: str) -> str:
     if len(tagged) <= 300:
         text, slow = read_slowly(tagged)
         expect((text, slow) == (clean, phrases), "not what the slow reader finds", phrases, slow)
-    back = spans.parse(spans.render(clean, parsed.phrases))
+    back = spans.parse_tags(spans.add_tags(clean, parsed.phrases))
     expect(back == parsed, "rendered and parsed again it is another text", back, parsed)
-    problems = spans.problems(tagged)
+    problems = spans.find_problems(tagged)
     expect(all(0 <= each.offset <= len(tagged) for each in problems), "a problem outside the text", problems)
     wrong = [each for each in problems if each.kind not in ("near_tag", "empty_phrase")]
     if not wrong:

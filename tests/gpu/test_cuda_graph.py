@@ -26,7 +26,7 @@ from reverse.decoding.backends.hf.hf_backend import HfBackend
 from reverse.decoding.backends.protocol import Picture, Prompt, SegmentParams
 from reverse.models import family_of, prepare_inputs
 from reverse.models.tiny_models import build_tiny_llava
-from reverse.tokens import TokenIds, add_tokens, token_ids
+from reverse.tokens import TokenIds, add_tokens, find_token_ids
 from tests.decoding.worlds import picture, talkative
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -165,7 +165,7 @@ def params(model, tags, max_tokens, **settings):
 
 def talk(backend, processor, model, attempts=3):
     """Ids and p of sequences with rewinds, branches and mixed settings."""
-    tags, said = token_ids(processor.tokenizer), []
+    tags, said = find_token_ids(processor.tokenizer), []
     prompts = prompts_of(backend, processor, model, range(4))
     names = backend.add(prompts)
     texts = {name: list(prompt.ids) for name, prompt in zip(names, prompts, strict=True)}
@@ -196,7 +196,7 @@ def test_graphs_say_what_the_other_backend_says(family, monkeypatch):
     monkeypatch.setattr(sequences, "_SHARED_AT_LEAST", 8)
     model, processor = talkative(family)
     model = model.cuda()
-    graph = CudaGraphBackend(model, max_sequences=16, tags=token_ids(processor.tokenizer))
+    graph = CudaGraphBackend(model, max_sequences=16, tags=find_token_ids(processor.tokenizer))
     expected = talk(HfBackend(model, max_sequences=16), processor, model)
     for _ in range(2):
         found = talk(graph, processor, model)
@@ -211,7 +211,7 @@ def test_bfloat16_branches_are_fresh_sequences_but_for_rounding(family, monkeypa
     monkeypatch.setattr(sequences, "_SHARED_AT_LEAST", 8)
     model, processor = talkative(family, torch.bfloat16)
     model = model.cuda()
-    tags = token_ids(processor.tokenizer)
+    tags = find_token_ids(processor.tokenizer)
     backend = CudaGraphBackend(model, max_sequences=32, tags=tags)
     prompts = prompts_of(backend, processor, model, range(4))
     roots = backend.add(prompts)
@@ -241,7 +241,7 @@ def test_a_step_after_a_rewind_has_the_same_bits(width, group):
     runner = GraphRunner(text_model(model), 16, 256)
     runner.keys.normal_()
     runner.values.normal_()
-    tags = token_ids(processor.tokenizer)
+    tags = find_token_ids(processor.tokenizer)
     config, rows = CaptureConfig(tags), list(range(1, width + 1))
     if group:
         groups = [rows[i : i + group] for i in range(0, width, group)]
@@ -263,7 +263,7 @@ def test_a_step_after_a_rewind_has_the_same_bits(width, group):
 def test_the_cache_grows_under_captured_steps():
     """A graph would go on reading the memory of the smaller cache."""
     model, processor = talkative("llava")
-    model, tags = model.cuda(), token_ids(processor.tokenizer)
+    model, tags = model.cuda(), find_token_ids(processor.tokenizer)
     said = []
     for most in (16, 64):
         backend = CudaGraphBackend(model, max_sequences=most, tags=tags)
@@ -283,7 +283,7 @@ def test_the_cache_grows_under_captured_steps():
 def test_auto_takes_captured_steps_for_bfloat16_and_keeps_them():
     """The fast backend would never be used, or every call capture its steps anew."""
     model, processor = talkative("llava", torch.bfloat16)
-    model, tags = model.cuda(), token_ids(processor.tokenizer)
+    model, tags = model.cuda(), find_token_ids(processor.tokenizer)
     for _ in range(2):
         backend = auto.choose_backend(model, "auto", max_sequences=4, tags=tags)
         (name,) = backend.add(prompts_of(backend, processor, model, [0]))

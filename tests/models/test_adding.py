@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 import reverse.models.checkpoints.token_adding as adding
 from reverse.models import add_tokens_to_checkpoint, load
 from reverse.models.tiny_models import build_tiny_llava, build_tiny_qwen
-from reverse.tokens import token_ids
+from reverse.tokens import find_token_ids
 
 BUILDERS = [build_tiny_llava, build_tiny_qwen]
 
@@ -34,7 +34,7 @@ def test_a_checkpoint_on_disk_gets_the_tokens(build, tmp_path):
     (base / "LICENSE").write_text("free")
     ids = add_tokens_to_checkpoint(base, out)
     tokenizer = AutoTokenizer.from_pretrained(out)
-    assert token_ids(tokenizer) == ids
+    assert find_token_ids(tokenizer) == ids
     again = type(model).from_pretrained(out, dtype="auto")
     assert again.dtype == torch.bfloat16
     assert again.get_input_embeddings().weight.shape[0] == max(ids) + 1

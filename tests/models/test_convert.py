@@ -13,7 +13,7 @@ import reverse
 from reverse.cli import app
 from reverse.models import family_of, load, prepare_inputs
 from reverse.models.conversion.converter import convert
-from reverse.tokens import TokenIds, token_ids
+from reverse.tokens import TokenIds, find_token_ids
 from reverse.training.data.encoding import Encoder, Turn
 from tests.models import original as layout
 
@@ -73,7 +73,7 @@ def check(out, parts, picture, before=BEFORE, after=AFTER):
     rows = expected.shape[-1]
     assert (logits[..., :rows] - expected).abs().max() <= 1e-5
     assert expected.std() > 0.1
-    assert token_ids(processor) == TokenIds(rows - 3, rows - 2, rows - 1)
+    assert find_token_ids(processor) == TokenIds(rows - 3, rows - 2, rows - 1)
     assert image == rows and logits.shape[-1] == rows + 1
     return model, processor
 
@@ -210,7 +210,7 @@ def test_llama_3(template, picture, tmp_path):
         tokenizer.convert_tokens_to_ids(token) for token in ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
     ]
     assert model.generation_config.eos_token_id == ends
-    ids = list(token_ids(processor))
+    ids = list(find_token_ids(processor))
     assert processor.decode(ids, skip_special_tokens=True) == "".join(layout.TAGS)
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 import reverse
 from reverse.models import family_of, load, prepare_inputs
 from reverse.models.conversion.converter import convert
-from reverse.tokens import token_ids
+from reverse.tokens import find_token_ids
 from tests.models import original as layout
 
 OLD_QWEN = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
@@ -113,7 +113,7 @@ def test_qwen_of_then(prefix, tiny, picture, tmp_path):
     model, processor = tiny("qwen", init_std=0.05)
     write_old_qwen(model, processor, tmp_path / "src", prefix)
     report = convert(tmp_path / "src", tmp_path / "out")
-    assert report.found == "Qwen2.5-VL" and report.tokens == token_ids(processor)
+    assert report.found == "Qwen2.5-VL" and report.tokens == find_token_ids(processor)
     again, loaded = load(tmp_path / "out")
     inputs = prepare_inputs(processor, [picture()], [layout.QUESTION], family_of(model))
     now = prepare_inputs(loaded, [picture()], [layout.QUESTION], family_of(model))

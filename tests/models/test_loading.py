@@ -13,7 +13,7 @@ from transformers import AddedToken, AutoProcessor
 import reverse.models.checkpoints.loading as loading
 from reverse.models import default_threshold, load, set_default_threshold
 from reverse.models.tiny_models import build_tiny_llava, build_tiny_qwen
-from reverse.tokens import TAGS, token_ids
+from reverse.tokens import TAGS, find_token_ids
 
 TESTS = Path(__file__).resolve().parent.parent
 
@@ -49,7 +49,7 @@ def test_what_was_saved_is_loaded(saved, picture):
     again, loaded = load(folder)
     assert type(again) is type(model) and not again.training
     assert default_threshold(again) == 0.05
-    assert token_ids(loaded) == token_ids(processor)
+    assert find_token_ids(loaded) == find_token_ids(processor)
     assert loaded.tokenizer.padding_side == "left"
     assert loaded.chat_template == processor.chat_template
     text = processor.image_token + " a dog"
@@ -65,14 +65,14 @@ def test_saving_what_was_loaded_loads_again(saved, tmp_path):
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     again, loaded = load(tmp_path)
-    assert token_ids(loaded) == token_ids(processor)
+    assert find_token_ids(loaded) == find_token_ids(processor)
     assert default_threshold(again) == 0.05
 
 
 def test_others_can_load_what_we_save(saved):
     """Saved without torchvision there would be no video settings, which stock transformers wants."""
     processor = AutoProcessor.from_pretrained(saved[0])
-    assert token_ids(processor) == token_ids(saved[2])
+    assert find_token_ids(processor) == find_token_ids(saved[2])
 
 
 def test_dtype_and_attention_are_passed_on(saved):
@@ -113,7 +113,7 @@ def test_special_tags_are_made_ordinary(untagged):
     model.save_pretrained(untagged)
     processor.save_pretrained(untagged)
     _, again = load(untagged)
-    ids = list(token_ids(again))
+    ids = list(find_token_ids(again))
     assert again.decode(ids, skip_special_tokens=True) == "".join(TAGS)
 
 
@@ -157,7 +157,7 @@ def test_bundled_names_lead_to_the_assets(monkeypatch, tmp_path, tiny):
     model.save_pretrained(tmp_path / "tiny-llava")
     processor.save_pretrained(tmp_path / "tiny-llava")
     monkeypatch.chdir(tmp_path.parent)
-    assert token_ids(load("tiny-llava")[1]) == token_ids(processor)
+    assert find_token_ids(load("tiny-llava")[1]) == find_token_ids(processor)
 
 
 def test_unknown_architectures_are_refused(untagged):
@@ -290,5 +290,5 @@ def test_all_works_without_torchvision(saved, picture, tmp_path):
     with torch.no_grad():
         expected = model(**inputs).logits
     assert torch.allclose(torch.from_numpy(np.load(tmp_path / "logits.npy")), expected, atol=1e-5)
-    assert token_ids(load(tmp_path)[1]) == token_ids(processor)
-    assert token_ids(AutoProcessor.from_pretrained(tmp_path)) == token_ids(processor)
+    assert find_token_ids(load(tmp_path)[1]) == find_token_ids(processor)
+    assert find_token_ids(AutoProcessor.from_pretrained(tmp_path)) == find_token_ids(processor)

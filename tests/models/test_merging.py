@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from reverse.models import default_threshold, family_of, load, prepare_inputs, set_default_threshold
 from reverse.models.adapters.adapter_card import CARD, base_fingerprint, write_adapter_card
 from reverse.models.adapters.merging import merge_adapter
-from reverse.tokens import token_ids
+from reverse.tokens import find_token_ids
 
 KINDS = {"llava": ("llava", False), "qwen": ("qwen", True), "qwen-untied": ("qwen", False)}
 PROJECTOR = {"llava": "multi_modal_projector", "qwen": "merger"}
@@ -28,7 +28,7 @@ def save(model, processor, folder):
 
 def train(model, processor, family, seed=1, **settings):
     """The model under a LoRA with trained rows and projector, everything of it moved at random."""
-    ids = list(token_ids(processor))
+    ids = list(find_token_ids(processor))
     config = LoraConfig(
         r=4,
         lora_alpha=8,
@@ -90,7 +90,7 @@ def test_merged_is_unmerged(trained, tmp_path):
     assert (before - logits).abs().max() > 1e-2  # the adapter does something
     assert report.checked and report.layers > 0 and report.rows in (3, 6) and report.modules
     assert default_threshold(model) == 0.02
-    assert token_ids(processor) == token_ids(load(base)[1])
+    assert find_token_ids(processor) == find_token_ids(load(base)[1])
     assert not list(tmp_path.glob(".out.*"))
 
 
@@ -100,7 +100,7 @@ def test_everything_trained_arrives(trained, tmp_path):
     merge_adapter(adapter, tmp_path / "out", base=base)
     merged, processor = load(tmp_path / "out")
     model = load(base)[0]
-    ids = list(token_ids(processor))
+    ids = list(find_token_ids(processor))
     moved = {
         name
         for (name, old), new in zip(model.named_parameters(), merged.parameters(), strict=True)

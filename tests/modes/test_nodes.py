@@ -278,9 +278,9 @@ def test_a_sentence_ends_where_the_next_token_says_so(backend):
     model, processor = reverse.load("tiny-llava")
     from PIL import Image
 
-    from reverse.data.scenes import make_scene, render
+    from reverse.data.scenes import make_scene, render_scene
 
-    image = Image.fromarray(render(make_scene("test", 3)))
+    image = Image.fromarray(render_scene(make_scene("test", 3)))
     prompt, options = "Describe this image.", {"max_new_tokens": 200, "backend": backend}
     whole = reverse.generate(model, processor, image, prompt, mode="plain", **options)
     reverse.generate(model, processor, image, prompt, mode=Sentences(), **options)
@@ -293,7 +293,7 @@ def test_a_stop_string_in_the_same_segment_wins():
     """An answer that was to end at a word would go on to the end of its sentence."""
     from PIL import Image
 
-    from reverse.data.scenes import make_scene, render
+    from reverse.data.scenes import make_scene, render_scene
 
     @dataclass(frozen=True)
     class Sentence:
@@ -305,7 +305,7 @@ def test_a_stop_string_in_the_same_segment_wins():
             return outcome
 
     model, processor = reverse.load("tiny-llava")
-    image = Image.fromarray(render(make_scene("test", 3)))
+    image = Image.fromarray(render_scene(make_scene("test", 3)))
     free = reverse.generate(model, processor, image, mode=Sentence(), max_new_tokens=60)
     word = free.text.split()[1]
     cut = reverse.generate(model, processor, image, mode=Sentence(), max_new_tokens=60, stop_strings=word)

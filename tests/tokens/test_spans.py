@@ -14,12 +14,12 @@ from reverse.tokens.spans import (
     TAGS,
     UN,
     WELL_FORMED,
-    Phrase,
+    TaggedPhrase,
     TokenIds,
-    parse,
-    problems,
-    render,
-    strip,
+    add_tags,
+    find_problems,
+    parse_tags,
+    remove_tags,
 )
 
 # pieces of tags too: what is left when a tag is taken out may be a tag
@@ -31,10 +31,10 @@ TAGGED = st.lists(PIECES, max_size=30).map("".join)
 
 @st.composite
 def clean_and_phrases(draw):
-    text = strip(draw(TAGGED))
+    text = remove_tags(draw(TAGGED))
     cuts = sorted(draw(st.lists(st.integers(0, len(text)), max_size=8)))
     phrases = [
-        Phrase(text[start:end], start, end, draw(st.booleans()))
+        TaggedPhrase(text[start:end], start, end, draw(st.booleans()))
         for start, end in zip(cuts[::2], cuts[1::2], strict=False)
     ]
     return text, tuple(phrases)
@@ -43,26 +43,26 @@ def clean_and_phrases(draw):
 @given(TAGGED)
 def test_strip_leaves_no_tag_and_is_idempotent(text):
     """A tag hidden inside a tag must not come out of the first removal."""
-    clean = strip(text)
+    clean = remove_tags(text)
     assert not any(tag in clean for tag in TAGS)
-    assert strip(clean) == clean
+    assert remove_tags(clean) == clean
 
 
 @given(TAGGED)
 def test_strip_is_plain_removal_repeated(text):
-    """Any cleverness in `strip` beyond deleting tags would change characters of the answer."""
+    """Any cleverness in `remove_tags` beyond deleting tags would change characters of the answer."""
     expected = text
     while any(tag in expected for tag in TAGS):
         for tag in TAGS:
             expected = expected.replace(tag, "")
-    assert strip(text) == expected
+    assert remove_tags(text) == expected
 
 
 @given(TAGGED)
 def test_parse_offsets_point_at_the_phrase(text):
     """Offsets in the tagged instead of the clean text would highlight the wrong words."""
-    parsed = parse(text)
-    assert parsed.text == strip(text)
+    parsed = parse_tags(text)
+    assert parsed.text == remove_tags(text)
     end = 0
     for phrase in parsed.phrases:
         assert end <= phrase.start <= phrase.end <= len(parsed.text)
@@ -74,29 +74,29 @@ def test_parse_offsets_point_at_the_phrase(text):
 def test_render_and_parse_round_trip(case):
     """Data that is parsed and written again would drift."""
     text, phrases = case
-    tagged = render(text, phrases)
-    parsed = parse(tagged)
+    tagged = add_tags(text, phrases)
+    parsed = parse_tags(tagged)
     assert (parsed.text, parsed.phrases) == (text, phrases)
-    assert render(parsed.text, parsed.phrases) == tagged
-    assert all(problem.kind == "empty_phrase" for problem in problems(tagged))
+    assert add_tags(parsed.text, parsed.phrases) == tagged
+    assert all(problem.kind == "empty_phrase" for problem in find_problems(tagged))
 
 
 @given(st.lists(st.sampled_from([*TAGS, "a dog", " ", ".", "<", ">"]), max_size=20).map("".join))
 def test_no_problems_means_parse_loses_nothing(text):
     """A malformed answer would count as well-formed, and its phrases be lost without a word."""
-    malformed = [problem for problem in problems(text) if problem.kind != "empty_phrase"]
-    parsed = parse(text)
-    assert (render(parsed.text, parsed.phrases) == text) == (not malformed)
+    malformed = [problem for problem in find_problems(text) if problem.kind != "empty_phrase"]
+    parsed = parse_tags(text)
+    assert (add_tags(parsed.text, parsed.phrases) == text) == (not malformed)
     assert all(text.startswith(TAGS, problem.offset) for problem in malformed)
 
 
 def test_parse_reads_the_published_form():
     """The published data's own example must read as it is meant."""
-    parsed = parse(f"There are {SPAN}five soccer players{UN} {SPAN}in the image{CN} .")
+    parsed = parse_tags(f"There are {SPAN}five soccer players{UN} {SPAN}in the image{CN} .")
     assert parsed.text == "There are five soccer players in the image ."
     assert parsed.phrases == (
-        Phrase("five soccer players", 10, 29, False),
-        Phrase("in the image", 30, 42, True),
+        TaggedPhrase("five soccer players", 10, 29, False),
+        TaggedPhrase("in the image", 30, 42, True),
     )
 
 
@@ -122,18 +122,18 @@ def test_parse_reads_the_published_form():
 )
 def test_problems_are_named(tagged, kinds):
     """Malformed training data would pass unnoticed."""
-    assert [problem.kind for problem in problems(tagged)] == kinds
+    assert [problem.kind for problem in find_problems(tagged)] == kinds
 
 
 @given(TAGGED)
 def test_a_glance_passes_no_problem(text):
     """Malformed answers among millions would never be looked at."""
     if re.fullmatch(WELL_FORMED, text):
-        assert not problems(text)
+        assert not find_problems(text)
 
 
 def test_blanks_are_all_that_strip_takes():
-    """A phrase of some rarer blank would be well-formed at a glance and empty to `problems`."""
+    """A phrase of some rarer blank would be well-formed at a glance and empty to `find_problems`."""
     for code in (*range(0xD800), *range(0xE000, 0x30000)):
         blank = re.fullmatch(WELL_FORMED, f"{SPAN}{chr(code)}{CN}") is None
         assert blank == (chr(code).isspace() or chr(code) == "<"), hex(code)
@@ -141,13 +141,13 @@ def test_blanks_are_all_that_strip_takes():
 
 def test_parse_reads_a_phrase_of_blanks():
     """What a model writes is read as before: the phrase counts, and its probability is looked at."""
-    assert parse(f"a{SPAN} {CN}").phrases == (Phrase(" ", 1, 2, True),)
+    assert parse_tags(f"a{SPAN} {CN}").phrases == (TaggedPhrase(" ", 1, 2, True),)
 
 
 def test_problem_offset_counts_the_tagged_text():
     """An offset into another text would send the reader to the wrong place."""
     text = f"I see {SPAN}a dog{CN} and a cat{UN}"
-    (problem,) = problems(text)
+    (problem,) = find_problems(text)
     assert text[problem.offset :] == UN
     assert str(problem.offset) in problem.message
 
@@ -155,22 +155,22 @@ def test_problem_offset_counts_the_tagged_text():
 @pytest.mark.parametrize(
     "phrases",
     [
-        [Phrase("dog", 2, 5, True), Phrase("a", 0, 1, True)],  # out of order
-        [Phrase("a dog", 0, 5, True), Phrase("dog", 2, 5, True)],  # overlap
-        [Phrase("cat", 2, 5, True)],  # not what the text says
-        [Phrase("dog", 2, 9, True)],  # beyond the end
+        [TaggedPhrase("dog", 2, 5, True), TaggedPhrase("a", 0, 1, True)],  # out of order
+        [TaggedPhrase("a dog", 0, 5, True), TaggedPhrase("dog", 2, 5, True)],  # overlap
+        [TaggedPhrase("cat", 2, 5, True)],  # not what the text says
+        [TaggedPhrase("dog", 2, 9, True)],  # beyond the end
     ],
 )
 def test_render_refuses_phrases_that_do_not_fit(phrases):
     """Wrong offsets would cut the text silently."""
     with pytest.raises(ValueError, match="phrase"):
-        render("a dog", phrases)
+        add_tags("a dog", phrases)
 
 
 def test_render_refuses_text_with_tags():
     """Tags would nest."""
     with pytest.raises(ValueError, match="already contains a tag"):
-        render(f"{SPAN}a dog{CN}", [])
+        add_tags(f"{SPAN}a dog{CN}", [])
 
 
 def test_token_ids_are_three():

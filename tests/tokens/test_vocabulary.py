@@ -16,9 +16,9 @@ from reverse.tokens import (
     TAGS,
     UN,
     add_tokens,
-    ensure_ordinary,
-    strip,
-    token_ids,
+    ensure_ordinary_tags,
+    find_token_ids,
+    remove_tags,
 )
 
 BUILDERS = [build_tiny_llava, build_tiny_qwen]
@@ -154,7 +154,7 @@ def test_saved_and_loaded_they_are_the_same(build, tmp_path):
     processor.tokenizer.save_pretrained(tmp_path)
     again = type(model).from_pretrained(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    assert token_ids(tokenizer) == ids
+    assert find_token_ids(tokenizer) == ids
     assert all(torch.equal(a, b) for a, b in zip(rows_of(model), rows_of(again), strict=True))
 
 
@@ -162,10 +162,10 @@ def test_missing_tokens_are_named_with_the_mend():
     """The user would meet a KeyError deep in decoding."""
     tokenizer = train_tokenizer(SENTENCES, 400)
     with pytest.raises(ValueError, match=r"<SPAN>.*reverse tokens add BASE OUT"):
-        token_ids(tokenizer)
+        find_token_ids(tokenizer)
     tokenizer.add_tokens([AddedToken(SPAN), AddedToken(CN)])
     with pytest.raises(ValueError, match="does not know </UN>"):
-        token_ids(tokenizer)
+        find_token_ids(tokenizer)
 
 
 @pytest.mark.parametrize("way", ["add_tokens", "extra_special_tokens"])
@@ -180,10 +180,10 @@ def test_tags_saved_as_special_become_ordinary(way, saved, tmp_path):
     if saved:
         tokenizer.save_pretrained(tmp_path)
         tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    ids = token_ids(tokenizer)
+    ids = find_token_ids(tokenizer)
     text = f"{SPAN}a dog{CN} and {SPAN}a cat{UN}"
-    ensure_ordinary(tokenizer)
-    assert token_ids(tokenizer) == ids
+    ensure_ordinary_tags(tokenizer)
+    assert find_token_ids(tokenizer) == ids
     encoded = tokenizer.encode(text, add_special_tokens=False)
     assert tokenizer.decode(encoded, skip_special_tokens=True) == text
     assert not set(TAGS) & set(tokenizer.all_special_tokens)
@@ -205,14 +205,14 @@ def test_tags_saved_as_special_become_ordinary(way, saved, tmp_path):
 def test_each_tag_is_one_id_and_text_stays_as_it_was(tagged_tokenizer, parts):
     """Tags that are cut into pieces cannot be watched, and lost spaces would change the answer."""
     text = "".join(parts)
-    if strip(text) != "".join(part for part in parts if part not in TAGS) or any(
+    if remove_tags(text) != "".join(part for part in parts if part not in TAGS) or any(
         token in text for token in tagged_tokenizer.all_special_tokens
     ):
         return
     if isinstance(tagged_tokenizer, LlamaTokenizer):
         text = text.lstrip(" ")  # one space at the very start cannot be told from SentencePiece's own
     ids = tagged_tokenizer.encode(text, add_special_tokens=False)
-    tags = token_ids(tagged_tokenizer)
+    tags = find_token_ids(tagged_tokenizer)
     assert [i for i in ids if i in tags] == [
         dict(zip(TAGS, tags, strict=True))[p] for p in parts if p in TAGS
     ]

@@ -9,7 +9,7 @@ from peft import PeftModel
 from experiments.scene_dataset import SceneDataset
 from reverse.models import family_of
 from reverse.models.adapters.adapter_card import base_fingerprint
-from reverse.tokens import token_ids
+from reverse.tokens import find_token_ids
 from reverse.training.data.encoding import Encoder
 from reverse.training.optim.token_rows import TokenRows
 from reverse.training.optim.trainable_weights import Tuning, select_trained
@@ -41,7 +41,7 @@ def answer(model, processor, picture):
 def test_lora_moves_what_it_should_and_nothing_else(tiny, picture, tmp_path, family, tied):
     """Frozen token rows (as in the released code), rows of the head forgotten, or a base that drifts."""
     model, processor = tiny(family, tied=tied)
-    ids = list(token_ids(processor.tokenizer))
+    ids = list(find_token_ids(processor.tokenizer))
     base = {name: value.clone() for name, value in model.state_dict().items()}
     linears = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     adapted, manifest = run(model, processor, tmp_path / "out", Tuning(method="lora", **SMALL))
@@ -91,7 +91,7 @@ def test_adapter_survives_saving_and_loading(tiny, picture, tmp_path, family):
     assert torch.allclose(answer(loaded, processor, picture), want, atol=1e-6 * want.abs().max().item())
     assert (tmp_path / "out" / "processor_config.json").is_file()
     card = json.loads((tmp_path / "out" / "reverse_adapter.json").read_text())
-    assert card["tokens"] == list(token_ids(processor.tokenizer)) and "base" in card
+    assert card["tokens"] == list(find_token_ids(processor.tokenizer)) and "base" in card
     assert card["fingerprint"] == base_fingerprint(fresh)
     assert not list((tmp_path / "out").glob("*.bin"))
 
@@ -105,7 +105,7 @@ def test_cheap_rows_are_pefts_rows(tiny, monkeypatch, family):
     found = []
     for layer in layers:
         torch.nn.init.normal_(layer.trainable_tokens_delta["default"])
-    ids = torch.tensor([[5, *token_ids(processor.tokenizer), 9]])
+    ids = torch.tensor([[5, *find_token_ids(processor.tokenizer), 9]])
     for shortened in (True, False):
         if not shortened:
             monkeypatch.delattr(TokenRows, "forward_adapters")

@@ -13,7 +13,7 @@ from reverse.data.scenes import write_scenes
 from reverse.models import add_tokens_to_checkpoint
 from reverse.models.adapters.merging import merge_adapter
 from reverse.models.tiny_models import build_tiny_llava, build_tiny_qwen
-from reverse.tokens import add_tokens, token_ids
+from reverse.tokens import add_tokens, find_token_ids
 from reverse.training.recipes.recipe import load_recipe
 from reverse.training.training_run import run_recipe
 
@@ -57,7 +57,7 @@ def test_a_recipe_ends_in_a_plain_checkpoint(build, tmp_path):
     with torch.no_grad():
         untrained = base(input_ids=torch.tensor([[5, 9]])).logits
     adapted = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
-    ids = torch.tensor([[5, 9, *token_ids(processor.tokenizer), 7]])
+    ids = torch.tensor([[5, 9, *find_token_ids(processor.tokenizer), 7]])
     with torch.no_grad():
         expected = adapted(input_ids=ids).logits
         assert torch.allclose(plain(input_ids=ids).logits, expected, atol=1e-5 * expected.abs().max().item())
@@ -85,7 +85,7 @@ def test_a_base_without_tokens_gets_them_on_the_way(build, tmp_path):
     loaded, processor = reverse.load(tmp_path / "merged")
     base, other = reverse.load(tmp_path / "plain", require_tokens=False)
     ids = list(add_tokens(base, other, seed=0))
-    assert ids == list(token_ids(processor.tokenizer))
+    assert ids == list(find_token_ids(processor.tokenizer))
     adapted = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     shown = torch.tensor([[5, 9, *ids, 7]])
     with torch.no_grad():

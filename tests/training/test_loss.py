@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from experiments.scene_dataset import SceneDataset
-from reverse.tokens import token_ids
+from reverse.tokens import find_token_ids
 from reverse.training.data.collator import Collator, blank_item
 from reverse.training.data.encoding import Encoder, Item, Turn
 from reverse.training.data.labels import IGNORE
@@ -38,7 +38,7 @@ def plain(model, batch, weight=None):
 def test_loss_and_gradients_are_those_of_all_logits(tiny, monkeypatch, family, weight):
     """A target lost, shifted, or counted twice between two parts would train another model."""
     model, processor = tiny(family)
-    tags = token_ids(processor.tokenizer)
+    tags = find_token_ids(processor.tokenizer)
     batch = Collator(processor)([scenes(processor)[0], scenes(processor)[1]])
     classes = torch.ones(model.get_output_embeddings().out_features)
     classes[[tags.cn, tags.un]] = weight

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from reverse.data.negatives import lexicon_negatives, pairs_in
-from reverse.data.negatives import turns_of as turns_to_swap
+from reverse.data.negatives import find_pairs, make_lexicon_negatives
+from reverse.data.negatives import read_turns as turns_to_swap
 from reverse.data.records.importer import import_records
 from reverse.data.records.published_set import open_records
 from reverse.data.records.record_rules import check_shape
@@ -334,7 +334,7 @@ def test_rows_are_the_ids_of_the_whole_for_every_tokenizer(name):
 def test_other_tools_pass_them_on(folder, tmp_path):
     """A record that lost a picture on the way would be refused, or be about the wrong one."""
     one = GOOD["over the turns"]
-    records, _, _ = next(lexicon_negatives([GOOD["between words"]]))
+    records, _, _ = next(make_lexicon_negatives([GOOD["between words"]]))
     assert len(records) == 2 and all(r["images"] == list(THREE) for r in records)
     asked = [[turn["value"] for turn in r["conversations"][::2]] for r in records]
     assert asked[0] == asked[1] == [turn["value"] for turn in GOOD["between words"]["conversations"][::2]]
@@ -343,7 +343,9 @@ def test_other_tools_pass_them_on(folder, tmp_path):
     ]
     for each, answer in zip(nameless, ("<SPAN>A cat</UN>", "<SPAN>A dog</CN>"), strict=True):
         each["conversations"][1]["value"] = answer
-    assert len(pairs_in(nameless)) == 1 and turns_to_swap(nameless[1], pairs_in(nameless))[0].problem is None
+    assert (
+        len(find_pairs(nameless)) == 1 and turns_to_swap(nameless[1], find_pairs(nameless))[0].problem is None
+    )
     path = write(tmp_path, [one] * 3)
     subsample(path, tmp_path / "some.json", 2)
     assert json.loads((tmp_path / "some.json").read_text()) == [one] * 2

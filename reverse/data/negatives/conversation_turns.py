@@ -8,7 +8,7 @@ Layout, after the published set, which holds each conversation twice: of a recor
 (both without id where it has none), with the same questions. Each answer that has a negative stands rightly
 in one and wrongly in the other; which in which is drawn, half and half. An answer without negative stays
 right in both. Where no answer has one, the second record is left out. Records of a pair that was made before
-are passed on as they are (`pairs_in`).
+are passed on as they are (`find_pairs`).
 """
 
 import hashlib
@@ -21,16 +21,24 @@ from itertools import islice
 from random import Random
 from typing import Any
 
-from reverse.data.negatives.negative_filters import Context, is_given, trivial
-from reverse.data.negatives.rule_negatives import Slot, replacements
-from reverse.data.negatives.true_statements import Others, Told
-from reverse.data.tagging.answer_types import answer_type, plain_question
+from reverse.data.negatives.negative_filters import PhraseContext, find_rejection, repeats_question
+from reverse.data.negatives.rule_negatives import PhraseSlot, find_replacements
+from reverse.data.negatives.true_statements import OtherPhrases, PhraseCounts
 from reverse.data.records.published_set import id_text
 from reverse.data.records.schema import NEGATIVE, pictures_of
 from reverse.data.tagging import numbers, yes_no_words
+from reverse.data.tagging.answer_types import find_answer_type, remove_image_tokens
 from reverse.data.tagging.lexicon import Lexicon, load_lexicon
 from reverse.data.tagging.phrase_candidates import PREPOSITIONS
-from reverse.tokens.spans import UN, Parsed, Phrase, parse, problems, render, strip
+from reverse.tokens.spans import (
+    UN,
+    TaggedPhrase,
+    TaggedText,
+    add_tags,
+    find_problems,
+    parse_tags,
+    remove_tags,
+)
 
 # Answers that are left as they are.
 PASS_ON = ("no_phrase", "malformed", "negative_already", "too_long", "record_too_long")
@@ -44,7 +52,7 @@ _NEGATIVE = re.compile(rf"(?:{NEGATIVE})+\Z")
 
 
 @dataclass(frozen=True)
-class Turn:
+class AnswerTurn:
     """One tagged answer: where it stands, what was asked, and what else the conversation says.
 
     `told`: the true phrases of all answers of the record. `problem`: why no negative can be made of it, or
@@ -54,9 +62,9 @@ class Turn:
     name: str
     at: int
     question: str
-    answer: Parsed
+    answer: TaggedText
     kind: str
-    told: Told
+    told: PhraseCounts
     problem: str | None = None
 
     def rng(self, seed: int, purpose: str = "negative") -> Random:
@@ -65,23 +73,25 @@ class Turn:
         drawn_by = f"{seed}\n{purpose}\n{self.name}\n{self.at}\n{self.question}\n{self.answer.text}"
         return Random(drawn_by.encode("utf-8", "surrogatepass"))  # JSON may hold halves of a surrogate
 
-    def context(self, phrase: Phrase) -> Context:
+    def context(self, phrase: TaggedPhrase) -> PhraseContext:
         """The question, and the true phrases of other answers with all others of this one."""
         true, own = self._own
-        return Context(self.question, Others((self.told, own), (true, Told([phrase.text]))))
+        return PhraseContext(
+            self.question, OtherPhrases((self.told, own), (true, PhraseCounts([phrase.text])))
+        )
 
     @cached_property
-    def _own(self) -> tuple[Told, Told]:
+    def _own(self) -> tuple[PhraseCounts, PhraseCounts]:
         """This answer's true phrases, and all of its phrases."""
         phrases = self.answer.phrases
-        return Told(p.text for p in phrases if p.confident), Told(p.text for p in phrases)
+        return PhraseCounts(p.text for p in phrases if p.confident), PhraseCounts(p.text for p in phrases)
 
-    def slot(self, phrase: Phrase) -> Slot:
-        return Slot(phrase.text, self.question, self.answer.text[: phrase.start])
+    def slot(self, phrase: TaggedPhrase) -> PhraseSlot:
+        return PhraseSlot(phrase.text, self.question, self.answer.text[: phrase.start])
 
 
 @dataclass(frozen=True)
-class Negative:
+class NegativeAnswer:
     """`value`: the tagged text up to and with `</UN>`; `hint`: the wrong phrase, lower case; `at`: which
     phrase."""
 
@@ -91,36 +101,36 @@ class Negative:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class NegativeOutcome:
     """A negative, or why there is none; `refused` counts the replacements that were filtered, by reason."""
 
-    negative: Negative | None
+    negative: NegativeAnswer | None
     reason: str | None
     refused: Counter[str]
     detail: str = ""
 
 
-def pairs_in(records: Iterable[Mapping[str, Any]]) -> frozenset[int]:
-    """Which conversations of a set have a wrong answer already, as `turns_of` takes them.
+def find_pairs(records: Iterable[Mapping[str, Any]]) -> frozenset[int]:
+    """Which conversations of a set have a wrong answer already, as `read_turns` takes them.
 
     The right record of a pair looks like any other, so the set is read for this before negatives are made.
     """
     return frozenset(_pair_key(record) for record in records if _holds_negative(record))
 
 
-def turns_of(record: Mapping[str, Any], pairs: Collection[int] = frozenset()) -> list[Turn]:
+def read_turns(record: Mapping[str, Any], pairs: Collection[int] = frozenset()) -> list[AnswerTurn]:
     """The answers of a record, in order; of one of `pairs` none is to get a negative."""
     paired = bool(pairs) and _pair_key(record) in pairs
     conversation = record["conversations"]
-    answers = [parse(turn["value"]) for turn in conversation[1::2]]
+    answers = [parse_tags(turn["value"]) for turn in conversation[1::2]]
     is_too_long = sum(len(turn["value"]) for turn in conversation) > LONGEST_RECORD
     turns = []
-    true = Told(p.text for answer in answers for p in answer.phrases if p.confident)
+    true = PhraseCounts(p.text for answer in answers for p in answer.phrases if p.confident)
     for i, (asked, told) in enumerate(zip(conversation[::2], conversation[1::2], strict=False)):
-        question = plain_question(strip(asked["value"]))
-        kind = answer_type(answers[i].text, question, answers[i].phrases)
+        question = remove_image_tokens(remove_tags(asked["value"]))
+        kind = find_answer_type(answers[i].text, question, answers[i].phrases)
         turns.append(
-            Turn(
+            AnswerTurn(
                 str(record.get("id", ""))[:LONGEST_NAME],
                 i,
                 question,
@@ -134,46 +144,46 @@ def turns_of(record: Mapping[str, Any], pairs: Collection[int] = frozenset()) ->
     return turns
 
 
-def make_negative(turn: Turn, seed: int, lexicon: Lexicon | None = None) -> Outcome:
+def make_negative(turn: AnswerTurn, seed: int, lexicon: Lexicon | None = None) -> NegativeOutcome:
     """A negative by rule and lexicon: the first phrase, in an order drawn by `seed`, that can be said
     wrongly."""
     if turn.problem:
-        return Outcome(None, turn.problem, Counter())
+        return NegativeOutcome(None, turn.problem, Counter())
     lexicon = lexicon or load_lexicon()
     rng = turn.rng(seed)
     refused: Counter[str] = Counter()
-    for at in order_of_phrases(turn, rng)[:MOST_PHRASES]:
+    for at in order_phrases(turn, rng)[:MOST_PHRASES]:
         phrase = turn.answer.phrases[at]
         if len(phrase.text) > LONGEST_PHRASE:
             refused["too_long"] += 1
             continue
         context = turn.context(phrase)
-        given = is_given(phrase.text, turn.question, lexicon)
-        for new, closed in islice(replacements(turn.slot(phrase), rng, lexicon), TRIES):
+        given = repeats_question(phrase.text, turn.question, lexicon)
+        for new, closed in islice(find_replacements(turn.slot(phrase), rng, lexicon), TRIES):
             if given and not closed:
                 refused["given"] += 1
                 break
-            reason = trivial(phrase.text, new, context, lexicon, closed=closed)
+            reason = find_rejection(phrase.text, new, context, lexicon, closed=closed)
             if reason is None:
-                return Outcome(write_negative(turn.answer, at, new), None, refused)
+                return NegativeOutcome(write_negative(turn.answer, at, new), None, refused)
             refused[reason] += 1
-    return Outcome(None, "nothing_to_swap", refused)
+    return NegativeOutcome(None, "nothing_to_swap", refused)
 
 
-def order_of_phrases(turn: Turn, rng: Random) -> list[int]:
+def order_phrases(turn: AnswerTurn, rng: Random) -> list[int]:
     """In which order phrases are tried: a yes or no, or the number that was asked for, before all others."""
     phrases = turn.answer.phrases
     order = [at for at in range(len(phrases)) if not _is_early(turn.answer, phrases[at])]
     rng.shuffle(order)
     if turn.kind == "yes_no":
-        found = yes_no_words.find(turn.answer.text)
+        found = yes_no_words.find_yes_no(turn.answer.text)
         return sorted(order, key=lambda at: found != (phrases[at].start, phrases[at].end))
     if turn.kind == "number":
-        return sorted(order, key=lambda at: not numbers.find(phrases[at].text))
+        return sorted(order, key=lambda at: not numbers.find_numbers(phrases[at].text))
     return order
 
 
-def _is_early(answer: Parsed, phrase: Phrase) -> bool:
+def _is_early(answer: TaggedText, phrase: TaggedPhrase) -> bool:
     """ "On the left …" before what stands there is named: nothing has been said that could be wrong."""
     before = answer.text[: phrase.start].rstrip(" \"'*(")
     opens = not before or before[-1] in ".!?\n:;" or before.endswith("\n")
@@ -183,16 +193,16 @@ def _is_early(answer: Parsed, phrase: Phrase) -> bool:
     return not alone and phrase.text.split()[0].lower() in PREPOSITIONS
 
 
-def write_negative(answer: Parsed, at: int, new: str) -> Negative:
+def write_negative(answer: TaggedText, at: int, new: str) -> NegativeAnswer:
     """`answer` with phrase number `at` said as `new`, ending there."""
     phrase = answer.phrases[at]
     text = answer.text[: phrase.start] + new
-    phrases = [*answer.phrases[:at], Phrase(new, phrase.start, phrase.start + len(new), False)]
-    return Negative(render(text, phrases), new.lower(), at)
+    phrases = [*answer.phrases[:at], TaggedPhrase(new, phrase.start, phrase.start + len(new), False)]
+    return NegativeAnswer(add_tags(text, phrases), new.lower(), at)
 
 
-def pair(
-    record: Mapping[str, Any], turns: Sequence[Turn], outcomes: Sequence[Outcome], seed: int
+def make_record_pair(
+    record: Mapping[str, Any], turns: Sequence[AnswerTurn], outcomes: Sequence[NegativeOutcome], seed: int
 ) -> tuple[list[dict[str, Any]], Counter[str], list[dict[str, Any]]]:
     """The records that come of one, what is to be counted, and a line for each answer without a negative."""
     counts: Counter[str] = Counter(records_in=1, answers=len(turns))
@@ -239,7 +249,10 @@ def _named_negative(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _record(
-    record: Mapping[str, Any], turns: Sequence[Turn], outcomes: Sequence[Outcome], wrong: set[int]
+    record: Mapping[str, Any],
+    turns: Sequence[AnswerTurn],
+    outcomes: Sequence[NegativeOutcome],
+    wrong: set[int],
 ) -> dict[str, Any]:
     conversation = list(record["conversations"])
     for turn, outcome in zip(turns, outcomes, strict=True):
@@ -268,10 +281,10 @@ def _pair_key(record: Mapping[str, Any]) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
-def _problem(asked: str, value: str, answer: Parsed) -> str | None:
+def _problem(asked: str, value: str, answer: TaggedText) -> str | None:
     if max(len(asked), len(value)) > LONGEST:
         return "too_long"
-    if problems(value) or not all(phrase.text.strip() for phrase in answer.phrases):
+    if find_problems(value) or not all(phrase.text.strip() for phrase in answer.phrases):
         return "malformed"
     if not answer.phrases:
         return "no_phrase"

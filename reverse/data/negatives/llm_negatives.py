@@ -5,7 +5,7 @@ drawn by the seed, are offered; the model picks one and says it wrongly. A reply
 negative that is trivial, is handed back with the reason, twice at most; then the answer goes without a
 negative, and says so.
 
-    async for records, counts, failures in ask_for_negatives(records, client, seed=0): ...
+    async for records, counts, failures in request_negatives(records, client, seed=0): ...
 """
 
 from __future__ import annotations
@@ -16,16 +16,22 @@ from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from typing import Any
 
 from reverse.data.negatives.conversation_turns import (
-    Outcome,
-    Turn,
+    AnswerTurn,
+    NegativeOutcome,
     make_negative,
-    order_of_phrases,
-    pair,
-    turns_of,
+    make_record_pair,
+    order_phrases,
+    read_turns,
     write_negative,
 )
-from reverse.data.negatives.negative_filters import is_given, trivial
-from reverse.data.negatives.negative_prompt import MOST_PHRASES, MOST_TEXT, again, messages, read_reply
+from reverse.data.negatives.negative_filters import find_rejection, repeats_question
+from reverse.data.negatives.negative_prompt import (
+    MOST_PHRASES,
+    MOST_TEXT,
+    build_messages,
+    build_retry,
+    read_reply,
+)
 from reverse.data.records.schema import ANSWER_TYPE
 from reverse.data.tagging.lexicon import load_lexicon
 from reverse.endpoints.client import Client, Unanswered
@@ -41,7 +47,7 @@ class ServerGone(DataError):
     """The model has stopped answering; what was made before is kept."""
 
 
-async def ask_for_negatives(
+async def request_negatives(
     records: Iterable[Mapping[str, Any]],
     client: Client,
     seed: int = 0,
@@ -52,7 +58,7 @@ async def ask_for_negatives(
     """What comes of each record, in order; at most 4 × `concurrency` records are in hand at a time.
 
     Answers that got no reply count as failures; what follows the first of them is held back until another
-    answer gets a reply, so that a server which went away costs nothing. Records of `pairs` (see `pairs_in`)
+    answer gets a reply, so that a server which went away costs nothing. Records of `pairs` (see `find_pairs`)
     are passed on as they are.
 
     Raises ServerGone after `in_a_row` of them without a reply between.
@@ -90,33 +96,33 @@ async def ask_for_negatives(
 
 
 async def _of_record(record: Mapping[str, Any], client: Client, seed: int, pairs: Collection[int]) -> Made:
-    turns = turns_of(record, pairs)
+    turns = read_turns(record, pairs)
     spent: Counter[str] = Counter()
     outcomes = await asyncio.gather(*(_of_turn(turn, client, seed, spent) for turn in turns))
-    records, counts, failures = pair(record, turns, outcomes, seed)
+    records, counts, failures = make_record_pair(record, turns, outcomes, seed)
     counts.update(spent)
     return records, counts, failures
 
 
-async def _of_turn(turn: Turn, client: Client, seed: int, spent: Counter[str]) -> Outcome:
+async def _of_turn(turn: AnswerTurn, client: Client, seed: int, spent: Counter[str]) -> NegativeOutcome:
     if turn.problem or turn.kind != ANSWER_TYPE:
         return make_negative(turn, seed)
     rng = turn.rng(seed, "offered")
     lexicon = load_lexicon()
     phrases = turn.answer.phrases
-    shown = [at for at in order_of_phrases(turn, rng) if phrases[at].end <= MOST_TEXT]
-    telling = [at for at in shown if not is_given(phrases[at].text, turn.question, lexicon)]
+    shown = [at for at in order_phrases(turn, rng) if phrases[at].end <= MOST_TEXT]
+    telling = [at for at in shown if not repeats_question(phrases[at].text, turn.question, lexicon)]
     offered = sorted((telling or shown)[:MOST_PHRASES])
     if not offered:
-        return Outcome(None, "nothing_to_swap", Counter())
-    chat = messages(turn, offered)
+        return NegativeOutcome(None, "nothing_to_swap", Counter())
+    chat = build_messages(turn, offered)
     refused: Counter[str] = Counter()
     reason = detail = ""
     for _ in range(REPLIES):
         try:
             reply = await client.ask(chat)
         except Unanswered as error:
-            return Outcome(None, error.kind, refused, error.detail)
+            return NegativeOutcome(None, error.kind, refused, error.detail)
         spent.update(replies=1, tokens_in=reply.tokens_in, tokens_out=reply.tokens_out)
         try:
             at, new = read_reply(reply.text, offered)
@@ -125,13 +131,13 @@ async def _of_turn(turn: Turn, client: Client, seed: int, spent: Counter[str]) -
             spent["garbage"] += 1
         else:
             phrase = phrases[at]
-            trifle = trivial(phrase.text, new, turn.context(phrase), lexicon)
+            trifle = find_rejection(phrase.text, new, turn.context(phrase), lexicon)
             if trifle is None:
-                return Outcome(write_negative(turn.answer, at, new), None, refused)
+                return NegativeOutcome(write_negative(turn.answer, at, new), None, refused)
             refused[trifle] += 1
             reason, detail, why = "trivial", f"{trifle}: {new}"[:200], _WHY[trifle]
-        chat = [*chat, *again(reply.text, why)]
-    return Outcome(None, reason, refused, detail)
+        chat = [*chat, *build_retry(reply.text, why)]
+    return NegativeOutcome(None, reason, refused, detail)
 
 
 _WHY = {

@@ -9,10 +9,10 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 
-from reverse.data.negatives.true_statements import Others, Told
+from reverse.data.negatives.true_statements import OtherPhrases, PhraseCounts
 from reverse.data.tagging.lexicon import Lexicon
 from reverse.data.tagging.phrase_candidates import PREPOSITIONS
-from reverse.tokens.spans import strip
+from reverse.tokens.spans import remove_tags
 
 REASONS = (
     "empty", "same", "case_only", "article_or_pronoun", "plural_only", "synonym", "part_of", "repeated",
@@ -29,20 +29,22 @@ FREE = ("adjective", "opposite")  # a second thing may be red, or on the right, 
 
 
 @dataclass(frozen=True, slots=True)
-class Context:
+class PhraseContext:
     """What stands around a phrase: the question, and the other true phrases of the conversation's answers."""
 
     question: str
-    said: tuple[str, ...] | Others
+    said: tuple[str, ...] | OtherPhrases
 
 
-def trivial(old: str, new: str, context: Context, lexicon: Lexicon, *, closed: bool = False) -> str | None:
+def find_rejection(
+    old: str, new: str, context: PhraseContext, lexicon: Lexicon, *, closed: bool = False
+) -> str | None:
     """Why `new` is no negative for `old`, as one of REASONS; None where it is one.
 
     `closed`: the question itself lists what may be answered (numbers, letters, "red or blue"), so that
     standing in it, or elsewhere in the answers, says nothing.
     """
-    if not new.strip() or strip(new) != new:
+    if not new.strip() or remove_tags(new) != new:
         return "empty"
     if new == old:
         return "same"
@@ -69,7 +71,7 @@ def trivial(old: str, new: str, context: Context, lexicon: Lexicon, *, closed: b
     return _known(new, list(added), context, lexicon)
 
 
-def is_given(phrase: str, question: str, lexicon: Lexicon) -> bool:
+def repeats_question(phrase: str, question: str, lexicon: Lexicon) -> bool:
     """Whether a phrase only repeats the question, and so claims nothing: "The car" of "What colour is the
     car?"."""
     asked = _asked(question, lexicon)
@@ -77,12 +79,16 @@ def is_given(phrase: str, question: str, lexicon: Lexicon) -> bool:
     return all(word in asked for word in words)
 
 
-def _known(new: str, added: list[str], context: Context, lexicon: Lexicon) -> str | None:
+def _known(new: str, added: list[str], context: PhraseContext, lexicon: Lexicon) -> str | None:
     """Whether what is new in a phrase stands in the question or in another true phrase."""
     asked = _asked(context.question, lexicon)
     if all(word in asked for word in added):
         return "in_question"
-    said = context.said if isinstance(context.said, Others) else Others((Told(context.said),))
+    said = (
+        context.said
+        if isinstance(context.said, OtherPhrases)
+        else OtherPhrases((PhraseCounts(context.said),))
+    )
     if said.say(tuple(content_words(new, lexicon))):
         return "in_answer"
     names = [match.entry.word.lower() for match in lexicon.find(new) if match.entry.form not in FREE]

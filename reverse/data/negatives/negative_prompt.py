@@ -7,10 +7,10 @@ VERSION, because replies are cached by what was asked.
 import json
 from collections.abc import Sequence
 
-from reverse.data.negatives.conversation_turns import Turn
+from reverse.data.negatives.conversation_turns import AnswerTurn
 from reverse.errors import DataError
 from reverse.files.text_reading import find_surrogate, replace_surrogates
-from reverse.tokens.spans import strip
+from reverse.tokens.spans import remove_tags
 
 VERSION = 1
 MOST_PHRASES = 6  # offered for one answer
@@ -38,7 +38,7 @@ Example. Phrases: 1. "a black cat" 2. "on the sofa"
 {"index": 2, "phrase": "under the table"}"""
 
 
-def messages(turn: Turn, candidates: Sequence[int]) -> list[dict[str, str]]:
+def build_messages(turn: AnswerTurn, candidates: Sequence[int]) -> list[dict[str, str]]:
     """The chat for one answer; `candidates` are the phrases offered, numbered from 1 in the order given."""
     phrases = turn.answer.phrases
     listed = "\n".join(
@@ -50,7 +50,7 @@ def messages(turn: Turn, candidates: Sequence[int]) -> list[dict[str, str]]:
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": replace_surrogates(asked)}]
 
 
-def again(reply: str, reason: str) -> list[dict[str, str]]:
+def build_retry(reply: str, reason: str) -> list[dict[str, str]]:
     """What is added to the chat after a reply that could not be used."""
     return [
         {"role": "assistant", "content": replace_surrogates(reply[:MOST_TEXT]) or "(empty)"},
@@ -78,6 +78,6 @@ def read_reply(reply: str, candidates: Sequence[int]) -> tuple[int, str]:
     if not isinstance(phrase, str) or not phrase.strip() or len(phrase) > LONGEST_PHRASE:
         raise DataError(f'"phrase" must be a text of 1 to {LONGEST_PHRASE} characters')
     phrase = phrase.strip()
-    if strip(phrase) != phrase or find_surrogate(phrase) or any(ord(letter) < 32 for letter in phrase):
+    if remove_tags(phrase) != phrase or find_surrogate(phrase) or any(ord(letter) < 32 for letter in phrase):
         raise DataError('"phrase" must be on one line and hold no tags and no half of a surrogate pair')
     return candidates[index - 1], phrase

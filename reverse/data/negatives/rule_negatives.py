@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from random import Random
 
 from reverse.data.tagging import numbers, yes_no_words
-from reverse.data.tagging.lexicon import Lexicon, with_article
+from reverse.data.tagging.lexicon import Lexicon, correct_articles
 
 COUNT_SHARE = 0.35  # of the phrases with a count have it changed before a word is swapped
 DRAWS = 4  # different numbers tried
@@ -30,7 +30,7 @@ COMMON = ("dog", "cat", "person", "car", "chair", "bird", "bicycle", "umbrella",
 
 
 @dataclass(frozen=True, slots=True)
-class Slot:
+class PhraseSlot:
     """A phrase that is to become wrong: its text, the question, and the answer's text before it."""
 
     phrase: str
@@ -38,13 +38,15 @@ class Slot:
     before: str
 
 
-def replacements(slot: Slot, rng: Random, lexicon: Lexicon) -> Iterator[tuple[str, bool]]:
+def find_replacements(slot: PhraseSlot, rng: Random, lexicon: Lexicon) -> Iterator[tuple[str, bool]]:
     """What may be said instead, best first, and whether the question's words may be used (`closed`).
 
     Not yet filtered: see `filters.trivial`.
     """
     phrase = slot.phrase
-    if not slot.before.strip(" \t\n\"'*“«¡(") and (flipped := yes_no_words.flip(phrase, slot.question)):
+    if not slot.before.strip(" \t\n\"'*“«¡(") and (
+        flipped := yes_no_words.find_opposite(phrase, slot.question)
+    ):
         yield flipped, True
         return
     if other := _other_choice(phrase, slot.question):
@@ -75,14 +77,14 @@ def replacements(slot: Slot, rng: Random, lexicon: Lexicon) -> Iterator[tuple[st
 
 def _numbers(phrase: str, rng: Random, least: int = 0) -> Iterator[str]:
     for _ in range(DRAWS):
-        changed = numbers.change(phrase, rng, least=least)
+        changed = numbers.change_number(phrase, rng, least=least)
         if changed is not None:
             yield changed
 
 
 def _counts(phrase: str, rng: Random) -> list[str]:
     """A phrase of more words that holds a number: "three dogs" stays a plural, "one dog" is left alone."""
-    found = numbers.find(phrase)
+    found = numbers.find_numbers(phrase)
     if not found:
         return []
     start, end, kind = found[0]
@@ -119,7 +121,7 @@ def _other_choice(phrase: str, question: str) -> str | None:
     ):
         return None
     other = found[1].lower() if bare.islower() else found[1]
-    return with_article(phrase.replace(bare, numbers.match_case(bare, other), 1))
+    return correct_articles(phrase.replace(bare, numbers.match_case(bare, other), 1))
 
 
 def _other_letters(phrase: str, question: str, rng: Random) -> list[str]:
@@ -137,7 +139,7 @@ def _other_letters(phrase: str, question: str, rng: Random) -> list[str]:
 def _something(phrase: str, rng: Random) -> Iterator[str]:
     things = ("person",) if phrase.strip().lower() != "nothing" else COMMON
     for thing in rng.sample(things, len(things)):
-        yield numbers.match_case(phrase, with_article(f"a {thing}"))
+        yield numbers.match_case(phrase, correct_articles(f"a {thing}"))
 
 
 def _without_no(phrase: str, lexicon: Lexicon, rng: Random) -> str | None:
@@ -153,10 +155,10 @@ def _without_no(phrase: str, lexicon: Lexicon, rng: Random) -> str | None:
         word = rng.choice(("two", "three", "several"))
     else:
         word = "a"
-    return with_article(numbers.match_case(match["no"], word) + phrase[match.end("no") :])
+    return correct_articles(numbers.match_case(match["no"], word) + phrase[match.end("no") :])
 
 
-def _names(slot: Slot, rng: Random, lexicon: Lexicon) -> Iterator[str]:
+def _names(slot: PhraseSlot, rng: Random, lexicon: Lexicon) -> Iterator[str]:
     """Names that no kind holds: persons, titles and signs, told apart by what is asked; of the same shape."""
     phrase = slot.phrase
     match = _NAME.search(phrase)
@@ -177,7 +179,7 @@ def _names(slot: Slot, rng: Random, lexicon: Lexicon) -> Iterator[str]:
         yield phrase[:start] + (new.upper() if old.isupper() else new) + phrase[end:]
 
 
-def _is_person(slot: Slot, name: str, lexicon: Lexicon) -> bool:
+def _is_person(slot: PhraseSlot, name: str, lexicon: Lexicon) -> bool:
     """A name that a person is asked for by, or one that begins with a first name."""
     if _PERSON.search(slot.question) and not name.isupper():
         return True

@@ -13,7 +13,7 @@ from reverse.data.tagging.lexicon import Lexicon, load_lexicon
 Content = tuple[str, ...]  # the words of a phrase that say something, in their base form
 
 
-class Told:
+class PhraseCounts:
     """Phrases, as how many say the same and how many speak of each thing; counted when it is first asked."""
 
     def __init__(self, phrases: Iterable[str]):
@@ -28,10 +28,10 @@ class Told:
         return Counter(word for phrase in self.phrases for word in _taken_apart(phrase)[1])
 
 
-class Others:
+class OtherPhrases:
     """All phrases of `plus` without those of `minus`, each of which is among the former."""
 
-    def __init__(self, plus: Sequence[Told], minus: Sequence[Told] = ()):
+    def __init__(self, plus: Sequence[PhraseCounts], minus: Sequence[PhraseCounts] = ()):
         self.plus, self.minus = plus, minus
 
     def say(self, content: Content) -> bool:

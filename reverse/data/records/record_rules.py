@@ -18,7 +18,7 @@ from reverse.data.records.schema import IMAGE_TOKEN, LONGEST_PATH, MODEL_PLACEHO
 from reverse.errors import DataError
 from reverse.files.cell_values import describe
 from reverse.files.text_reading import find_surrogate
-from reverse.tokens.spans import TAGS, WELL_FORMED, problems
+from reverse.tokens.spans import TAGS, WELL_FORMED, find_problems
 
 # Records for LLaMA-Factory, ms-swift and Qwen-VL hold keys that change what is taught. Training would ignore
 # them, so they are refused by name, with the way to write the record without them. Other keys are left alone.
@@ -173,7 +173,7 @@ def _find_faults_in_full(record: Mapping[str, Any], hints: bool) -> Iterator[Fau
                     f"place is {IMAGE_TOKEN}; it says {_text_around(text, found.start())!a}"
                 )
                 yield Fault("model_placeholder", k, text, found.start(), message)
-        for problem in problems(answer):
+        for problem in find_problems(answer):
             message = f"turn {k} has malformed tags: {problem.message}"
             yield Fault(problem.kind, k, answer, problem.offset, message)
         yield from find_text_faults(k, question, answer, [hint] if hint else [], shows_first and k == 0)

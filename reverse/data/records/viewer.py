@@ -27,7 +27,7 @@ from reverse.data.records.schema import pictures_of
 from reverse.errors import DataError
 from reverse.files.atomic_write import atomic_write
 from reverse.files.cell_values import describe
-from reverse.tokens.spans import parse, problems
+from reverse.tokens.spans import find_problems, parse_tags
 
 SIDE = 384  # pixels of a picture on the page, at most
 COLUMNS = 40  # of a picture in the terminal; a character shows two pixels, one over the other
@@ -92,7 +92,7 @@ def show(console: Console, records: Records, indices: Sequence[int], images: str
             console.print(said, soft_wrap=True)
             if about := _about(turn):
                 console.print(Text(_safe(about), style="dim"), soft_wrap=True)
-            for wrong in problems(turn["value"]):
+            for wrong in find_problems(turn["value"]):
                 console.print(Text(wrong.message, style="yellow"), soft_wrap=True)
 
 
@@ -152,16 +152,16 @@ def _article(index: int, record: dict[str, Any], images: str | Path | None) -> s
         )
         about = _about(turn)
         lines.append(f"<p>{marked}" + (f"<br><small>{_escape(about)}</small>" if about else "") + "</p>")
-        lines += [f'<p class="wrong">{_escape(wrong.message)}</p>' for wrong in problems(turn["value"])]
+        lines += [f'<p class="wrong">{_escape(wrong.message)}</p>' for wrong in find_problems(turn["value"])]
     return "\n".join([*lines, "</div></article>\n"])
 
 
 def _pieces(tagged: str) -> Iterator[tuple[str, str]]:
     """The text in pieces, each with its phrase's kind ("cn", "un") or ""; malformed text as it stands."""
-    if problems(tagged):
+    if find_problems(tagged):
         yield tagged, ""
         return
-    parsed = parse(tagged)
+    parsed = parse_tags(tagged)
     at = 0
     for phrase in parsed.phrases:
         yield parsed.text[at : phrase.start], ""

@@ -8,14 +8,34 @@
 `python -m reverse.data.scenes` prints how many scenes a second this machine makes.
 """
 
-from reverse.data.scenes.captions import Caption, Negative, Phrase, caption, negative
+from reverse.data.scenes.captions import (
+    Caption,
+    NegativeCaption,
+    ScenePhrase,
+    write_caption,
+    write_negative_caption,
+)
 from reverse.data.scenes.object_names import Mention, find_objects
 from reverse.data.scenes.published_formats import write_scenes
-from reverse.data.scenes.rendering import render
+from reverse.data.scenes.rendering import render_scene
 from reverse.data.scenes.scene import SPLITS, Scene, SceneObject, make_scene
-from reverse.data.scenes.scene_questions import Question, questions, scene_records
+from reverse.data.scenes.scene_questions import SceneQuestion, make_questions, make_scene_records
 
 __all__ = [
-    "SPLITS", "Caption", "Mention", "Negative", "Phrase", "Question", "Scene", "SceneObject", "caption",
-    "find_objects", "make_scene", "negative", "questions", "render", "scene_records", "write_scenes",
+    "SPLITS",
+    "Caption",
+    "Mention",
+    "NegativeCaption",
+    "Scene",
+    "SceneObject",
+    "ScenePhrase",
+    "SceneQuestion",
+    "find_objects",
+    "make_questions",
+    "make_scene",
+    "make_scene_records",
+    "render_scene",
+    "write_caption",
+    "write_negative_caption",
+    "write_scenes",
 ]  # fmt: skip

@@ -5,22 +5,22 @@ import os
 import platform
 from time import perf_counter
 
-from reverse.data.scenes import make_scene, render, scene_records
+from reverse.data.scenes import make_scene, make_scene_records, render_scene
 
 
-def throughput(seconds: float = 3.0) -> dict[str, float | int | str]:
+def measure_throughput(seconds: float = 3.0) -> dict[str, float | int | str]:
     """Scenes, pictures and records a second on one core (no PNG), after the sprites are cached."""
     spent = {"make_scene": 0.0, "render": 0.0, "scene_records": 0.0}
     for index in range(1500):
-        render(make_scene("train", index))
+        render_scene(make_scene("train", index))
     done, end = 0, perf_counter() + seconds
     while perf_counter() < end:
         start = perf_counter()
         scene = make_scene("train", 1500 + done)
         made = perf_counter()
-        render(scene)
+        render_scene(scene)
         drawn = perf_counter()
-        scene_records(scene)
+        make_scene_records(scene)
         spent["make_scene"] += made - start
         spent["render"] += drawn - made
         spent["scene_records"] += perf_counter() - drawn
@@ -38,4 +38,4 @@ def throughput(seconds: float = 3.0) -> dict[str, float | int | str]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(throughput()))
+    print(json.dumps(measure_throughput()))

@@ -27,22 +27,22 @@ from typing import Any
 import numpy as np
 
 from reverse.data.scenes.benchmark_questions import (
-    amber_questions,
-    haloquest_question,
-    mme_questions,
-    mmhal_question,
+    make_amber_questions,
+    make_haloquest_question,
+    make_mme_questions,
+    make_mmhal_question,
 )
-from reverse.data.scenes.object_names import COCO_IDS, noun_phrase, plural
+from reverse.data.scenes.object_names import COCO_IDS, make_noun_phrase, make_plural
 from reverse.data.scenes.published_formats import write_scenes
 from reverse.data.scenes.scene import Scene, make_scene
-from reverse.data.scenes.themes import COLOURS, DRAWN, THEME_NAMES, THEMES
+from reverse.data.scenes.themes import COLOURS, OBJECT_NAMES, THEME_NAMES, THEMES
 from reverse.errors import DataError
 from reverse.files.atomic_write import atomic_write
 from reverse.files.file_lock import output_lock
 
-__all__ = ["BENCHES_FORMAT", "pope_questions", "write_benches"]
+__all__ = ["BENCHMARKS_FORMAT", "make_pope_questions", "write_benchmarks"]
 
-BENCHES_FORMAT = 2  # raise it whenever the same arguments give other files
+BENCHMARKS_FORMAT = 2  # raise it whenever the same arguments give other files
 POPE_PER_IMAGE = 3  # objects asked for that are there, and as many that are not (POPE)
 POPE_SETTINGS = ("random", "popular", "adversarial")
 POPE_SETS = {
@@ -57,7 +57,7 @@ _AMBER_COUNTERS = ("qa_correct", "qa_no", "qa_ans_no")
 _AMBER_PARTS = ("", "as_", "an_", "aa_", "asso_", "ha_")
 
 
-def write_benches(
+def write_benchmarks(
     out: str | Path,
     split: str = "test",
     count: int = 500,
@@ -79,7 +79,7 @@ def _write_benches(
 ) -> dict[str, Any]:
     scenes_manifest = write_scenes(out, split, count, seed, workers, progress)
     plan = {key: scenes_manifest[key] for key in ("world", "split", "count", "seed", "side")}
-    plan = {"benches": BENCHES_FORMAT} | plan
+    plan = {"benches": BENCHMARKS_FORMAT} | plan
     manifest = out / "benches.json"
     if manifest.exists():
         written = json.loads(manifest.read_text(encoding="utf-8"))
@@ -94,7 +94,7 @@ def _write_benches(
     return whole
 
 
-def pope_questions(scenes: Sequence[Scene], setting: str, seed: int) -> list[dict[str, Any]]:
+def make_pope_questions(scenes: Sequence[Scene], setting: str, seed: int) -> list[dict[str, Any]]:
     """POPE's questions about scenes with at least three kinds of objects (arXiv 2305.10355, §4).
 
     For each of three objects that are there one that is not: drawn evenly ("random"), the most frequent
@@ -102,8 +102,8 @@ def pope_questions(scenes: Sequence[Scene], setting: str, seed: int) -> list[dic
     """
     asked = [scene for scene in scenes if len(scene.truth) >= POPE_PER_IMAGE]
     often = Counter(name for scene in scenes for name in scene.truth)
-    popular = sorted(DRAWN, key=lambda name: (-often[name], COCO_IDS[name]))
-    together: dict[str, Counter[str]] = {name: Counter() for name in DRAWN}
+    popular = sorted(OBJECT_NAMES, key=lambda name: (-often[name], COCO_IDS[name]))
+    together: dict[str, Counter[str]] = {name: Counter() for name in OBJECT_NAMES}
     for scene in scenes:
         for name in scene.truth:
             together[name].update(other for other in scene.truth if other != name)
@@ -115,12 +115,12 @@ def pope_questions(scenes: Sequence[Scene], setting: str, seed: int) -> list[dic
         used = set(scene.truth)
         for name in map(str, there):
             if setting == "random":
-                ranked = [str(n) for n in rng.permutation(DRAWN)]
+                ranked = [str(n) for n in rng.permutation(OBJECT_NAMES)]
             elif setting == "popular":
                 ranked = popular
             else:
                 partners = together[name]
-                ranked = sorted(DRAWN, key=lambda n: (-partners[n], popular.index(n)))
+                ranked = sorted(OBJECT_NAMES, key=lambda n: (-partners[n], popular.index(n)))
             absent = next(n for n in ranked if n not in used)
             used.add(absent)
             rows += [_pope_row(scene, name, "yes"), _pope_row(scene, absent, "no")]
@@ -130,7 +130,7 @@ def pope_questions(scenes: Sequence[Scene], setting: str, seed: int) -> list[dic
 def _pope_row(scene: Scene, name: str, label: str) -> dict[str, Any]:
     return {
         "image": f"{scene.id}.png",
-        "text": f"Is there {noun_phrase(name)} in the picture?",
+        "text": f"Is there {make_noun_phrase(name)} in the picture?",
         "label": label,
     }
 
@@ -149,9 +149,9 @@ def _files(out: Path, scenes: Sequence[Scene], seed: int) -> dict[str, bytes]:
     }
     files |= _amber(scenes)
     files |= _pope(scenes, seed)
-    files["MME/mme.jsonl"] = _lines([_mme_row(row) for scene in scenes for row in mme_questions(scene)])
-    files["mmhal/response_template.json"] = _json([mmhal_question(scene) for scene in scenes])
-    files["haloquest/haloquest-eval.jsonl"] = _lines([haloquest_question(scene) for scene in scenes])
+    files["MME/mme.jsonl"] = _lines([_mme_row(row) for scene in scenes for row in make_mme_questions(scene)])
+    files["mmhal/response_template.json"] = _json([make_mmhal_question(scene) for scene in scenes])
+    files["haloquest/haloquest-eval.jsonl"] = _lines([make_haloquest_question(scene) for scene in scenes])
     return files
 
 
@@ -164,19 +164,21 @@ def _amber(scenes: Sequence[Scene]) -> dict[str, bytes]:
     generative, discriminative, annotations = [], [], []
     for number, scene in enumerate(scenes, 1):
         generative.append({"id": number, "image": f"{scene.id}.png", "query": DESCRIBE})
-        truth = sorted({amber_word(name) for name in scene.truth})
-        expected = {amber_word(name) for name in THEMES[scene.theme].objects}
+        truth = sorted({find_amber_noun(name) for name in scene.truth})
+        expected = {find_amber_noun(name) for name in THEMES[scene.theme].objects}
         annotations.append(
             {"id": number, "type": "generative", "truth": truth, "hallu": sorted(expected - set(truth))}
         )
     for scene in scenes:
-        for kind, query, answer in amber_questions(scene):
+        for kind, query, answer in make_amber_questions(scene):
             number = len(annotations) + 1
             discriminative.append({"id": number, "image": f"{scene.id}.png", "query": query})
             annotations.append({"id": number, "type": kind, "truth": answer})
-    words = sorted({amber_word(name) for name in DRAWN})
+    words = sorted({find_amber_noun(name) for name in OBJECT_NAMES})
     relation = {
-        word: sorted({plural(name).split()[-1] for name in DRAWN if amber_word(name) == word} - {word})
+        word: sorted(
+            {make_plural(name).split()[-1] for name in OBJECT_NAMES if find_amber_noun(name) == word} - {word}
+        )
         for word in words
     }
     scenery = {"picture", "image", "ground", "left", "right", "top", "bottom", "middle", "pair", "pairs"}
@@ -195,7 +197,7 @@ def _amber(scenes: Sequence[Scene]) -> dict[str, bytes]:
     }
 
 
-def amber_word(name: str) -> str:
+def find_amber_noun(name: str) -> str:
     """The noun that AMBER would find for a COCO name."""
     return name.split()[-1]
 
@@ -205,7 +207,7 @@ def _pope(scenes: Sequence[Scene], seed: int) -> dict[str, bytes]:
     llava: list[dict[str, Any]] = []
     for number, (name, place) in enumerate(POPE_SETS.items()):
         for setting in POPE_SETTINGS:
-            rows = pope_questions(scenes, setting, seed + number)
+            rows = make_pope_questions(scenes, setting, seed + number)
             files["pope/" + place.format(setting)] = _lines(rows)
             if name == "coco":
                 llava += [{"image": row["image"], "text": row["text"], "category": setting} for row in rows]

@@ -17,9 +17,9 @@ from itertools import accumulate
 
 import numpy as np
 
-from reverse.data.scenes.object_names import UNCOUNTED, lookalikes, noun_phrase
-from reverse.data.scenes.scene import SPLITS, USUAL, Scene, SceneObject, pick, pick_weighted
-from reverse.data.scenes.themes import DRAWN, THEME_NAMES, THEMES
+from reverse.data.scenes.object_names import UNCOUNTABLE, find_lookalikes, make_noun_phrase
+from reverse.data.scenes.scene import SPLITS, USUAL, Scene, SceneObject, draw_option, draw_weighted_option
+from reverse.data.scenes.themes import OBJECT_NAMES, THEME_NAMES, THEMES
 from reverse.errors import DataError
 
 SPAN, CN, UN = "<SPAN>", "</CN>", "</UN>"
@@ -52,7 +52,7 @@ PREJUDICE = 0.6  # share of captions whose annotator names an absent object that
 
 
 @dataclass(frozen=True)
-class Phrase:
+class ScenePhrase:
     """A key phrase: kind "object", "place", "theme" …, what it names, how many, and whether that is so.
 
     `text` is as it stands inside a sentence (lower case); for a place, `of` is the object that stands there.
@@ -69,7 +69,7 @@ class Phrase:
 @dataclass(frozen=True)
 class Sentence:
     template: str
-    slots: dict[str, Phrase]
+    slots: dict[str, ScenePhrase]
 
     @property
     def order(self) -> tuple[str, ...]:
@@ -82,20 +82,20 @@ class Caption:
     """`text` is tagged; `phrases` stand in the order of the text."""
 
     text: str
-    phrases: tuple[Phrase, ...]
+    phrases: tuple[ScenePhrase, ...]
     sentences: tuple[Sentence, ...]
 
 
 @dataclass(frozen=True)
-class Negative:
+class NegativeCaption:
     """`text` stops right after `</UN>`; `hint` is the false phrase, in lower case, without tags."""
 
     text: str
     hint: str
-    phrase: Phrase
+    phrase: ScenePhrase
 
 
-def caption(
+def write_caption(
     scene: Scene, rng: np.random.Generator | int | None = None, prejudice: float = PREJUDICE
 ) -> Caption:
     """Describe `scene` in one to four tagged sentences.
@@ -106,31 +106,33 @@ def caption(
     """
     if not 0 <= prejudice <= 1:
         raise DataError(f"prejudice must lie in [0, 1], got {prejudice}: it is a probability, try 0.6")
-    rng = scene_rng(scene, 1) if rng is None else np.random.default_rng(rng)
+    rng = make_scene_rng(scene, 1) if rng is None else np.random.default_rng(rng)
     phrases = _seen(scene, rng)
     if rng.random() < prejudice:
-        name = expected_absent(scene, rng)
-        false = object_phrase(scene, name, _guessed_count(name, rng))
+        name = draw_expected_absent(scene, rng)
+        false = make_object_phrase(scene, name, _guessed_count(name, rng))
         late = rng.random()
         at = (
             len(phrases)
             if late < 0.65
             else len(phrases) - 1
             if late < 0.85
-            else pick(rng, range(len(phrases) + 1))
+            else draw_option(rng, range(len(phrases) + 1))
         )
         phrases.insert(max(0, at), false)
     return _assemble(_sentences(scene, rng, phrases))
 
 
-def negative(scene: Scene, caption: Caption, rng: np.random.Generator | int | None = None) -> Negative:
+def write_negative_caption(
+    scene: Scene, caption: Caption, rng: np.random.Generator | int | None = None
+) -> NegativeCaption:
     """`caption` with one phrase made false for `scene`, or with a false one added at its end.
 
     What is put there is what models put there: an object that the theme expects, one that looks alike, a
     wrong number or place. The text before it is the caption's own, with the annotator's prejudice if it
     is there.
     """
-    rng = scene_rng(scene, 2) if rng is None else np.random.default_rng(rng)
+    rng = make_scene_rng(scene, 2) if rng is None else np.random.default_rng(rng)
     sentences = caption.sentences
     named = {phrase.name for phrase in caption.phrases}
     if rng.random() < 0.3:
@@ -144,21 +146,25 @@ def negative(scene: Scene, caption: Caption, rng: np.random.Generator | int | No
         if _can_fail(sentence, slot)
     ]
     # Later phrases fail more often: that is where models hallucinate.
-    i, slot = pick_weighted(rng, spots, list(accumulate(1 + 0.4 * at for at in range(len(spots)))))
+    i, slot = draw_weighted_option(rng, spots, list(accumulate(1 + 0.4 * at for at in range(len(spots)))))
     false = _falsify(scene, sentences[i].slots[slot], named, rng)
     return _stop_at(sentences[:i], replace(sentences[i], slots=sentences[i].slots | {slot: false}), slot)
 
 
-def scene_rng(scene: Scene, purpose: int) -> np.random.Generator:
+def make_scene_rng(scene: Scene, purpose: int) -> np.random.Generator:
     """A generator that depends on the scene and on what it is for, and on nothing else."""
     return np.random.default_rng([scene.seed, SPLITS.index(scene.split), scene.index, purpose])
 
 
-def object_phrase(scene: Scene, name: str, count: int) -> Phrase:
-    return Phrase("object", name, count, scene.truth.get(name, 0) == count, noun_phrase(name, count))
+def make_object_phrase(scene: Scene, name: str, count: int) -> ScenePhrase:
+    return ScenePhrase(
+        "object", name, count, scene.truth.get(name, 0) == count, make_noun_phrase(name, count)
+    )
 
 
-def expected_absent(scene: Scene, rng: np.random.Generator, exclude: Sequence[str] | set[str] = ()) -> str:
+def draw_expected_absent(
+    scene: Scene, rng: np.random.Generator, exclude: Sequence[str] | set[str] = ()
+) -> str:
     """An object that the theme expects, drawn by how much it does, and that is not in the scene."""
     theme = THEMES[scene.theme]
     left = {
@@ -167,15 +173,17 @@ def expected_absent(scene: Scene, rng: np.random.Generator, exclude: Sequence[st
         if name not in scene.truth and name not in exclude
     }
     if not left:
-        return any_absent(scene, rng, exclude)
-    return pick_weighted(rng, list(left), list(accumulate(left.values())))
+        return draw_absent(scene, rng, exclude)
+    return draw_weighted_option(rng, list(left), list(accumulate(left.values())))
 
 
-def any_absent(scene: Scene, rng: np.random.Generator, exclude: Sequence[str] | set[str] = ()) -> str:
-    return pick(rng, [name for name in DRAWN if name not in scene.truth and name not in exclude])
+def draw_absent(scene: Scene, rng: np.random.Generator, exclude: Sequence[str] | set[str] = ()) -> str:
+    return draw_option(
+        rng, [name for name in OBJECT_NAMES if name not in scene.truth and name not in exclude]
+    )
 
 
-def place_of(scene: Scene, thing: SceneObject) -> str | None:
+def find_place(scene: Scene, thing: SceneObject) -> str | None:
     """Where an object clearly is: a key of PLACES, or None where two people might disagree."""
     dx, dy = thing.x / scene.side - 0.5, thing.y / scene.side - 0.5
     if max(abs(dx), abs(dy)) < 0.13:
@@ -187,9 +195,9 @@ def place_of(scene: Scene, thing: SceneObject) -> str | None:
     return None
 
 
-def false_places(scene: Scene, thing: SceneObject) -> list[str]:
+def find_false_places(scene: Scene, thing: SceneObject) -> list[str]:
     """The places where an object clearly is not."""
-    if place_of(scene, thing) == "middle":
+    if find_place(scene, thing) == "middle":
         return [place for place in PLACES if place != "middle"]
     dx, dy = thing.x / scene.side - 0.5, thing.y / scene.side - 0.5
     wrong = {"left": dx > 0.06, "right": dx < -0.06, "top": dy > 0.06, "bottom": dy < -0.06}
@@ -197,46 +205,48 @@ def false_places(scene: Scene, thing: SceneObject) -> list[str]:
     return [place for place, is_wrong in wrong.items() if is_wrong]
 
 
-def place_phrase(place: str, of: str, true: bool) -> Phrase:
-    return Phrase("place", place, 1, true, PLACES[place], of)
+def make_place_phrase(place: str, of: str, true: bool) -> ScenePhrase:
+    return ScenePhrase("place", place, 1, true, PLACES[place], of)
 
 
-def theme_phrase(scene: Scene, name: str) -> Phrase:
-    return Phrase("theme", name, 1, name == scene.theme, THEMES[name].phrase)
+def make_theme_phrase(scene: Scene, name: str) -> ScenePhrase:
+    return ScenePhrase("theme", name, 1, name == scene.theme, THEMES[name].phrase)
 
 
-def unique_object(scene: Scene, name: str) -> SceneObject | None:
+def find_unique_object(scene: Scene, name: str) -> SceneObject | None:
     """The object called `name`, if there is exactly one."""
     found = [thing for thing in scene.objects if thing.name == name]
     return found[0] if len(found) == 1 else None
 
 
-def false_object(scene: Scene, instead_of: str, named: set[str], rng: np.random.Generator) -> Phrase:
+def draw_false_object(
+    scene: Scene, instead_of: str, named: set[str], rng: np.random.Generator
+) -> ScenePhrase:
     """An absent object that a model might say instead: mostly the theme's, then a lookalike, then any."""
     draw = rng.random()
-    alike = [name for name in lookalikes(instead_of) if name not in scene.truth and name not in named]
+    alike = [name for name in find_lookalikes(instead_of) if name not in scene.truth and name not in named]
     if draw < 0.3 and alike:
-        name = pick(rng, alike)
+        name = draw_option(rng, alike)
     elif draw < 0.9:
-        name = expected_absent(scene, rng, named)
+        name = draw_expected_absent(scene, rng, named)
     else:
-        name = any_absent(scene, rng, named)
-    return object_phrase(scene, name, _guessed_count(name, rng))
+        name = draw_absent(scene, rng, named)
+    return make_object_phrase(scene, name, _guessed_count(name, rng))
 
 
-def false_count(scene: Scene, name: str, rng: np.random.Generator) -> Phrase:
+def draw_false_count(scene: Scene, name: str, rng: np.random.Generator) -> ScenePhrase:
     """The right object in a wrong number. Never "a dog" for two: that would not be false."""
     true = scene.truth[name]
     wrong = {1: (2, 2, 2, 3), 2: (3,), 3: (2, 4)}.get(true, (true - 1, true + 1))
-    return object_phrase(scene, name, pick(rng, wrong))
+    return make_object_phrase(scene, name, draw_option(rng, wrong))
 
 
 def _guessed_count(name: str, rng: np.random.Generator) -> int:
     """How many of something that is not there: as often one as of what is there."""
-    return 1 if name in UNCOUNTED else pick(rng, USUAL.counts)
+    return 1 if name in UNCOUNTABLE else draw_option(rng, USUAL.counts)
 
 
-def _seen(scene: Scene, rng: np.random.Generator) -> list[Phrase]:
+def _seen(scene: Scene, rng: np.random.Generator) -> list[ScenePhrase]:
     """A phrase for each class, roughly the large and central first."""
     keys = []
     dropped = False
@@ -249,10 +259,10 @@ def _seen(scene: Scene, rng: np.random.Generator) -> list[Phrase]:
             dropped = True
         else:
             keys.append((away - 2 * largest.size / scene.side + 0.5 * rng.random(), name))
-    return [object_phrase(scene, name, scene.truth[name]) for _, name in sorted(keys)]
+    return [make_object_phrase(scene, name, scene.truth[name]) for _, name in sorted(keys)]
 
 
-def _sentences(scene: Scene, rng: np.random.Generator, phrases: list[Phrase]) -> list[Sentence]:
+def _sentences(scene: Scene, rng: np.random.Generator, phrases: list[ScenePhrase]) -> list[Sentence]:
     sentences: list[Sentence] = []
     left = list(phrases)
     while left:
@@ -265,17 +275,21 @@ def _sentences(scene: Scene, rng: np.random.Generator, phrases: list[Phrase]) ->
     return sentences
 
 
-def _sentence(scene: Scene, rng: np.random.Generator, phrases: Sequence[Phrase], first: bool) -> Sentence:
+def _sentence(
+    scene: Scene, rng: np.random.Generator, phrases: Sequence[ScenePhrase], first: bool
+) -> Sentence:
     slots = {str(i): phrase for i, phrase in enumerate(phrases)}
     if first and rng.random() < THEME_SHARE:
-        return Sentence(FIRST_THEME[len(phrases) - 1], slots | {"t": theme_phrase(scene, scene.theme)})
+        return Sentence(FIRST_THEME[len(phrases) - 1], slots | {"t": make_theme_phrase(scene, scene.theme)})
     if len(phrases) == 2:
-        return Sentence(pick(rng, FIRST_TWO if first else LATER_TWO), slots)
-    thing = unique_object(scene, phrases[0].name)
-    place = place_of(scene, thing) if thing else None
+        return Sentence(draw_option(rng, FIRST_TWO if first else LATER_TWO), slots)
+    thing = find_unique_object(scene, phrases[0].name)
+    place = find_place(scene, thing) if thing else None
     if place is not None and rng.random() < PLACED_SHARE:
-        return Sentence(pick(rng, PLACED), slots | {"p": place_phrase(place, phrases[0].name, True)})
-    return Sentence(pick(rng, FIRST_ONE if first else LATER_ONE), slots)
+        return Sentence(
+            draw_option(rng, PLACED), slots | {"p": make_place_phrase(place, phrases[0].name, True)}
+        )
+    return Sentence(draw_option(rng, FIRST_ONE if first else LATER_ONE), slots)
 
 
 def _assemble(sentences: Sequence[Sentence]) -> Caption:
@@ -291,36 +305,38 @@ def _can_fail(sentence: Sentence, slot: str) -> bool:
     return slot != "p" or sentence.order.index("p") > sentence.order.index("0")
 
 
-def _falsify(scene: Scene, phrase: Phrase, named: set[str], rng: np.random.Generator) -> Phrase:
+def _falsify(scene: Scene, phrase: ScenePhrase, named: set[str], rng: np.random.Generator) -> ScenePhrase:
     if phrase.kind == "place":
-        thing = unique_object(scene, phrase.of)
+        thing = find_unique_object(scene, phrase.of)
         assert thing is not None  # a place is only ever said of a unique object
-        return place_phrase(pick(rng, false_places(scene, thing)), phrase.of, False)
+        return make_place_phrase(draw_option(rng, find_false_places(scene, thing)), phrase.of, False)
     if phrase.kind == "theme":
-        return theme_phrase(scene, pick(rng, [name for name in THEME_NAMES if name != scene.theme]))
-    if phrase.name in scene.truth and phrase.name not in UNCOUNTED and rng.random() < 0.12:
-        return false_count(scene, phrase.name, rng)
-    return false_object(scene, phrase.name, named, rng)
+        return make_theme_phrase(
+            scene, draw_option(rng, [name for name in THEME_NAMES if name != scene.theme])
+        )
+    if phrase.name in scene.truth and phrase.name not in UNCOUNTABLE and rng.random() < 0.12:
+        return draw_false_count(scene, phrase.name, rng)
+    return draw_false_object(scene, phrase.name, named, rng)
 
 
 def _append(
     scene: Scene, sentences: tuple[Sentence, ...], named: set[str], rng: np.random.Generator
-) -> Negative | None:
+) -> NegativeCaption | None:
     """One more object than there is: in the last sentence if it has room, else in one of its own."""
     last = sentences[-1]
-    false = false_object(scene, last.slots["0"].name, named, rng)
+    false = draw_false_object(scene, last.slots["0"].name, named, rng)
     if last.order == ("0",) and rng.random() < 0.5:
-        template = pick(rng, FIRST_TWO if len(sentences) == 1 else LATER_TWO)
+        template = draw_option(rng, FIRST_TWO if len(sentences) == 1 else LATER_TWO)
         return _stop_at(sentences[:-1], Sentence(template, last.slots | {"1": false}), "1")
     if len(sentences) == MOST_SENTENCES:  # a fifth sentence would give the game away
         return None
-    return _stop_at(sentences, Sentence(pick(rng, LATER_ONE), {"0": false}), "0")
+    return _stop_at(sentences, Sentence(draw_option(rng, LATER_ONE), {"0": false}), "0")
 
 
-def _stop_at(before: Sequence[Sentence], sentence: Sentence, slot: str) -> Negative:
+def _stop_at(before: Sequence[Sentence], sentence: Sentence, slot: str) -> NegativeCaption:
     phrase = sentence.slots[slot]
     text = " ".join([*(_write(earlier) for earlier in before), _write(sentence, stop=slot)])
-    return Negative(text, phrase.text, phrase)
+    return NegativeCaption(text, phrase.text, phrase)
 
 
 @lru_cache(maxsize=256)

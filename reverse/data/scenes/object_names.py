@@ -31,8 +31,8 @@ COCO_IDS = {
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
-PAIRS = ("skis", "scissors")  # said as "a pair of skis", "two pairs of skis"
-UNCOUNTED = ("broccoli",)  # said as "some broccoli"; a scene holds at most one
+PAIR_NOUNS = ("skis", "scissors")  # said as "a pair of skis", "two pairs of skis"
+UNCOUNTABLE = ("broccoli",)  # said as "some broccoli"; a scene holds at most one
 PLURALS = {
     "person": "people", "bus": "buses", "sheep": "sheep", "stop sign": "stop signs", "skis": "skis",
     "bench": "benches", "wine glass": "wine glasses", "knife": "knives", "sandwich": "sandwiches",
@@ -93,29 +93,29 @@ class Mention:
     end: int
 
 
-def plural(name: str) -> str:
+def make_plural(name: str) -> str:
     return PLURALS.get(name, name + "s")
 
 
-def article(noun: str) -> str:
+def choose_article(noun: str) -> str:
     return "an" if noun[0] in "aeiou" else "a"
 
 
-def noun_phrase(name: str, count: int = 1) -> str:
+def make_noun_phrase(name: str, count: int = 1) -> str:
     """`count` of `name` in words, lower case: "a dog", "two dogs", "a pair of skis", "some broccoli".
 
     Raises ValueError for a count below 1 or above 9.
     """
     if not 1 <= count < len(NUMBERS):
         raise DataError(f"count must lie in 1..{len(NUMBERS) - 1}, got {count}: say how many there are")
-    if name in UNCOUNTED:
+    if name in UNCOUNTABLE:
         return f"some {name}"
-    if name in PAIRS:
+    if name in PAIR_NOUNS:
         return f"a pair of {name}" if count == 1 else f"{NUMBERS[count]} pairs of {name}"
-    return f"{article(name)} {name}" if count == 1 else f"{NUMBERS[count]} {plural(name)}"
+    return f"{choose_article(name)} {name}" if count == 1 else f"{NUMBERS[count]} {make_plural(name)}"
 
 
-def lookalikes(name: str) -> tuple[str, ...]:
+def find_lookalikes(name: str) -> tuple[str, ...]:
     """The names that share a look with `name`, in a fixed order, without `name` itself."""
     return _LOOKALIKES.get(name, ())
 
@@ -134,7 +134,7 @@ def find_objects(text: str) -> list[Mention]:
         if determiner in _COUNTS:
             count = _COUNTS[determiner]
         else:
-            count = 2 if (pairs == "pairs" or (many and not pairs and name not in PAIRS)) else 1
+            count = 2 if (pairs == "pairs" or (many and not pairs and name not in PAIR_NOUNS)) else 1
         mentions.append(Mention(name, count, match.start(), match.end()))
     return mentions
 
@@ -148,7 +148,7 @@ def _lookalike_table() -> dict[str, tuple[str, ...]]:
 
 
 def _forms() -> dict[str, tuple[str, bool]]:
-    forms = {plural(name): (name, plural(name) != name) for name in COCO_IDS}
+    forms = {make_plural(name): (name, make_plural(name) != name) for name in COCO_IDS}
     forms.update({name: (name, False) for name in COCO_IDS})
     forms["persons"] = ("person", True)
     return forms

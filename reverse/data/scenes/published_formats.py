@@ -30,11 +30,11 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from reverse.data.scenes.captions import PREJUDICE, caption, scene_rng
+from reverse.data.scenes.captions import PREJUDICE, make_scene_rng, write_caption
 from reverse.data.scenes.object_names import COCO_IDS
-from reverse.data.scenes.rendering import render
-from reverse.data.scenes.scene import SIDE, WORLD_VERSION, Scene, make_scene, owner_map
-from reverse.data.scenes.scene_questions import scene_records, strip
+from reverse.data.scenes.rendering import render_scene
+from reverse.data.scenes.scene import SIDE, WORLD_VERSION, Scene, make_owner_map, make_scene
+from reverse.data.scenes.scene_questions import make_scene_records, strip
 from reverse.errors import DataError
 from reverse.files.file_lock import output_lock
 from reverse.files.text_reading import read_json
@@ -87,13 +87,13 @@ def _write_all(
     return _join(out, plan, [_part(out, start) for _, _, start in blocks])
 
 
-def coco_annotations(scene: Scene, first_id: int = 1) -> list[dict[str, Any]]:
+def make_coco_annotations(scene: Scene, first_id: int = 1) -> list[dict[str, Any]]:
     """COCO instance annotations of a scene, back to front: what is visible of each object.
 
     bbox is [x, y, width, height] in pixels, area a count of pixels, segmentation an uncompressed RLE
     (column by column, as COCO's own masks).
     """
-    owner = owner_map(scene)
+    owner = make_owner_map(scene)
     annotations = []
     for i, thing in enumerate(scene.objects):
         mask = owner == i
@@ -184,16 +184,17 @@ def _make_block(block: tuple[str, dict[str, Any], int]) -> None:
     for index in range(start, min(start + BLOCK, plan["count"])):
         scene = make_scene(plan["split"], index, plan["seed"], plan["side"])
         buffer = io.BytesIO()
-        Image.fromarray(render(scene)).save(buffer, "PNG")
+        Image.fromarray(render_scene(scene)).save(buffer, "PNG")
         name = f"{scene.id}.png"
         _write(out / "images" / name, buffer.getvalue())
         part["sha256"].append(hashlib.sha256(buffer.getvalue()).hexdigest())
         part["images"].append({"id": index, "file_name": name, "width": scene.side, "height": scene.side})
-        part["annotations"] += coco_annotations(scene)
-        part["instruct"] += scene_records(scene, prejudice=plan["prejudice"])
-        rng = scene_rng(scene, 5)
+        part["annotations"] += make_coco_annotations(scene)
+        part["instruct"] += make_scene_records(scene, prejudice=plan["prejudice"])
+        rng = make_scene_rng(scene, 5)
         part["captions"] += [
-            {"image_id": index, "caption": strip(caption(scene, rng, prejudice=0).text)} for _ in range(2)
+            {"image_id": index, "caption": strip(write_caption(scene, rng, prejudice=0).text)}
+            for _ in range(2)
         ]
     _sync_directory(out / "images")
     _write(_part(out, start), _json(part))

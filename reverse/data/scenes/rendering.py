@@ -8,18 +8,18 @@ from functools import lru_cache
 
 import numpy as np
 
-from reverse.data.scenes.scene import Scene, placed_sprite
+from reverse.data.scenes.scene import Scene, locate_sprite
 from reverse.errors import DataError
 
 TEXTURES = ("tiles", "planks", "rows", "grass", "sand", "waves", "carpet", "asphalt", "snow")
 _TILE = 512  # side of the precomputed patterns; a scene cuts a window out of them
 
 
-def render(scene: Scene) -> np.ndarray:
+def render_scene(scene: Scene) -> np.ndarray:
     """The picture: uint8 of shape (side, side, 3)."""
     canvas = _ground(scene)
     for thing in scene.objects:
-        sprite, left, top = placed_sprite(thing)
+        sprite, left, top = locate_sprite(thing)
         height, width = sprite.mask.shape
         window = canvas[top : top + height, left : left + width]
         window *= sprite.alpha

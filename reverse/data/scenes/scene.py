@@ -16,9 +16,9 @@ from functools import cached_property
 
 import numpy as np
 
-from reverse.data.scenes.object_names import UNCOUNTED
-from reverse.data.scenes.sprites import variant
-from reverse.data.scenes.themes import DRAWN, THEME_NAMES, THEMES, Ground
+from reverse.data.scenes.object_names import UNCOUNTABLE
+from reverse.data.scenes.sprites import make_sprite
+from reverse.data.scenes.themes import OBJECT_NAMES, THEME_NAMES, THEMES, Ground
 from reverse.errors import DataError
 
 SPLITS = ("train", "val", "test", "shift")
@@ -96,12 +96,12 @@ class Scene:
         return counts
 
 
-def pick(rng: np.random.Generator, options: Sequence):
+def draw_option(rng: np.random.Generator, options: Sequence):
     """One of `options`, evenly (a tenth of the cost of `rng.choice`)."""
     return options[int(rng.random() * len(options))]
 
 
-def pick_weighted(rng: np.random.Generator, options: Sequence, cumulative: Sequence[float]):
+def draw_weighted_option(rng: np.random.Generator, options: Sequence, cumulative: Sequence[float]):
     """One of `options`, with the running sums of their weights."""
     return options[bisect_right(cumulative, rng.random() * cumulative[-1])]
 
@@ -119,15 +119,17 @@ def make_scene(split: str, index: int, seed: int = 0, side: int = SIDE) -> Scene
         raise DataError(f"side must lie in {MIN_SIDE}..{MAX_SIDE} pixels, got {side}: {SIDE} is usual")
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     statistics = SHIFTED if split == "shift" else USUAL
-    theme = THEMES[pick(rng, THEME_NAMES)]
+    theme = THEMES[draw_option(rng, THEME_NAMES)]
     # The shifted split puts one theme's objects on another theme's ground.
     source = (
-        THEMES[pick(rng, [name for name in THEME_NAMES if name != theme.name])] if split == "shift" else theme
+        THEMES[draw_option(rng, [name for name in THEME_NAMES if name != theme.name])]
+        if split == "shift"
+        else theme
     )
     names = _draw_names(rng, statistics, source.names, source.cumulative)
     objects = _place(rng, names, statistics, side)
     return Scene(
-        split, index, seed, theme.name, side, objects, pick(rng, theme.grounds),
+        split, index, seed, theme.name, side, objects, draw_option(rng, theme.grounds),
         (int(rng.random() * 256), int(rng.random() * 256)),
         (int(rng.random() * 25) - 12, int(rng.random() * 41) - 20, int(rng.random() * 41) - 20),
         6 + int(rng.random() * 11),
@@ -139,10 +141,14 @@ def _draw_names(
 ) -> list[str]:
     """The objects to place, a class's copies next to each other."""
     chosen: dict[str, int] = {}
-    wanted = pick(rng, statistics.classes)
+    wanted = draw_option(rng, statistics.classes)
     while len(chosen) < wanted:
-        name = pick(rng, DRAWN) if rng.random() < OUTSIDE else pick_weighted(rng, expected, cumulative)
-        count = 1 if name in UNCOUNTED else pick(rng, statistics.counts)
+        name = (
+            draw_option(rng, OBJECT_NAMES)
+            if rng.random() < OUTSIDE
+            else draw_weighted_option(rng, expected, cumulative)
+        )
+        count = 1 if name in UNCOUNTABLE else draw_option(rng, statistics.counts)
         if name not in chosen:
             chosen[name] = count
     return [name for name, count in chosen.items() for _ in range(count)][: statistics.most]
@@ -157,9 +163,9 @@ def _place(
     areas: list[int] = []
     visible: list[int] = []
     for name in names:
-        size = max(8, round(pick(rng, statistics.sizes) * side / SIDE))
-        angle, flip = pick(rng, statistics.angles), rng.random() < 0.5
-        sprite = variant(name, size, angle, flip)
+        size = max(8, round(draw_option(rng, statistics.sizes) * side / SIDE))
+        angle, flip = draw_option(rng, statistics.angles), rng.random() < 0.5
+        sprite = make_sprite(name, size, angle, flip)
         height, width = sprite.mask.shape
         for _ in range(24):
             left, top = int(rng.random() * (side - width + 1)), int(rng.random() * (side - height + 1))
@@ -183,17 +189,17 @@ def _place(
     return tuple(placed)
 
 
-def placed_sprite(thing: SceneObject):
+def locate_sprite(thing: SceneObject):
     """(variant, left, top): what to blend where for one object."""
-    sprite = variant(thing.name, int(thing.size), int(thing.angle), thing.flip)
+    sprite = make_sprite(thing.name, int(thing.size), int(thing.angle), thing.flip)
     return sprite, int(thing.x) + sprite.dx, int(thing.y) + sprite.dy
 
 
-def owner_map(scene: Scene) -> np.ndarray:
+def make_owner_map(scene: Scene) -> np.ndarray:
     """int8 (side, side): the index of the object that shows at each pixel, -1 for the ground."""
     owner = np.full((scene.side, scene.side), -1, np.int8)
     for i, thing in enumerate(scene.objects):
-        sprite, left, top = placed_sprite(thing)
+        sprite, left, top = locate_sprite(thing)
         height, width = sprite.mask.shape
         owner[top : top + height, left : left + width][sprite.mask] = i
     return owner

@@ -21,7 +21,7 @@ ART = files("reverse.data.scenes") / "art"
 
 
 @dataclass(frozen=True)
-class Variant:
+class Sprite:
     """A sprite at one size and angle, cropped to its ink; all arrays are read-only.
 
     colour: uint16 (h, w, 3), colour times alpha, in 0..255*256; alpha: uint16 (h, w, 1), 256 minus the
@@ -38,7 +38,7 @@ class Variant:
 
 
 @lru_cache(maxsize=1)
-def atlas() -> dict[str, Image.Image]:
+def load_atlas() -> dict[str, Image.Image]:
     """Name -> RGBA image of the 67 sprites, 64 pixels a side.
 
     Raises RuntimeError when the package data are missing or damaged.
@@ -58,13 +58,13 @@ def atlas() -> dict[str, Image.Image]:
 
 @lru_cache(maxsize=1024)
 def _turned(name: str, angle: int) -> Image.Image:
-    return atlas()[name].rotate(angle, Image.Resampling.BICUBIC, expand=True)
+    return load_atlas()[name].rotate(angle, Image.Resampling.BICUBIC, expand=True)
 
 
 @lru_cache(maxsize=8192)
-def _variant(name: str, size: int, angle: int) -> Variant:
+def _variant(name: str, size: int, angle: int) -> Sprite:
     sprite = _turned(name, angle)
-    scale = size / atlas()[name].width
+    scale = size / load_atlas()[name].width
     width, height = (max(1, round(edge * scale)) for edge in sprite.size)
     pixels = np.asarray(sprite.resize((width, height), Image.Resampling.LANCZOS), np.uint16)
     rows, columns = (np.flatnonzero((pixels[..., 3] > 8).any(axis)) for axis in (1, 0))
@@ -73,7 +73,7 @@ def _variant(name: str, size: int, angle: int) -> Variant:
     opacity = pixels[..., 3:] + (pixels[..., 3:] > 127)  # 0..255 -> 0..256, so that blending is a shift
     colour = pixels[..., :3] * opacity
     mask = pixels[..., 3] >= 128
-    result = Variant(
+    result = Sprite(
         colour, 256 - opacity, mask, int(left) - width // 2, int(top) - height // 2, int(mask.sum())
     )
     for array in (result.colour, result.alpha, result.mask):
@@ -81,13 +81,13 @@ def _variant(name: str, size: int, angle: int) -> Variant:
     return result
 
 
-def variant(name: str, size: int, angle: int, flip: bool = False) -> Variant:
+def make_sprite(name: str, size: int, angle: int, flip: bool = False) -> Sprite:
     """The sprite `name`, `size` pixels a side, turned by `angle` degrees counter-clockwise, then mirrored."""
     plain = _variant(name, size, angle)
     if not flip:
         return plain
     width = plain.mask.shape[1]
-    return Variant(
+    return Sprite(
         plain.colour[:, ::-1],
         plain.alpha[:, ::-1],
         plain.mask[:, ::-1],

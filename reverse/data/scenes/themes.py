@@ -161,4 +161,6 @@ _ALL = (
 THEMES = {theme.name: theme for theme in _ALL}
 THEME_NAMES = tuple(THEMES)
 COLOURS = tuple(dict.fromkeys(ground.colour for theme in _ALL for ground in theme.grounds))
-DRAWN = tuple(dict.fromkeys(name for theme in _ALL for name in theme.objects))  # every object the world draws
+OBJECT_NAMES = tuple(
+    dict.fromkeys(name for theme in _ALL for name in theme.objects)
+)  # every object the world draws

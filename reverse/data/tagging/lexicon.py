@@ -18,7 +18,7 @@ from functools import lru_cache
 from importlib.resources import files
 from random import Random
 
-from reverse.data.scenes.object_names import COCO_IDS, PLURALS, lookalikes
+from reverse.data.scenes.object_names import COCO_IDS, PLURALS, find_lookalikes
 from reverse.data.tagging.numbers import match_case
 
 NOUNS = ("noun", "uncounted", "pairs")
@@ -35,7 +35,7 @@ _CONSONANT = re.compile(r"(?:uni|use|euro|one\b|once|ukulele|urinal|u-)", re.IGN
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class LexiconEntry:
     """A word as the lexicon knows it: singular (or only) form, its kind, the kind's class."""
 
     word: str
@@ -44,12 +44,12 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Match:
+class WordMatch:
     """A word of the lexicon inside a phrase: `phrase[start:end]`."""
 
     start: int
     end: int
-    entry: Entry
+    entry: LexiconEntry
     many: bool
 
 
@@ -62,19 +62,19 @@ class Lexicon:
     opposites: dict[str, list[str]]
     plurals: dict[str, str]
     alike: dict[str, list[str]]  # word -> words that may be true of the same thing
-    entries: dict[str, list[tuple[Entry, bool]]] = field(default_factory=dict)
+    entries: dict[str, list[tuple[LexiconEntry, bool]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for kind, words in self.kinds.items():
             for word in words:
-                entry = Entry(word, kind, self.forms[kind])
+                entry = LexiconEntry(word, kind, self.forms[kind])
                 self.entries.setdefault(word.lower(), []).append((entry, entry.form == "pairs"))
                 if entry.form == "noun":
                     self.entries.setdefault(self.plural(word), []).append((entry, True))
         for word, others in self.alike.items():  # "sofa": of no kind itself, but as a couch
             known = next((self.entries[other] for other in others if other in self.entries), None)
             if known is not None and word not in self.entries:
-                entry = Entry(word, known[0][0].kind, known[0][0].form)
+                entry = LexiconEntry(word, known[0][0].kind, known[0][0].form)
                 self.entries[word] = [(entry, entry.form == "pairs")]
                 if entry.form == "noun":
                     self.entries.setdefault(self.plural(word), [(entry, True)])
@@ -119,14 +119,14 @@ class Lexicon:
         one, other = self.singular(one), self.singular(other)
         return one == other or other in self.alike.get(one, ())
 
-    def find(self, phrase: str, question: str = "") -> list[Match]:
+    def find(self, phrase: str, question: str = "") -> list[WordMatch]:
         """The words of `phrase` that can be swapped, left to right, the longest first where they overlap."""
         matches = []
         for start, end in self._words(phrase):
             readings = self.entries[phrase[start:end].lower()]
             reading = _reading(phrase, start, end, readings, question)
             if reading is not None:
-                matches.append(Match(start, end, *reading))
+                matches.append(WordMatch(start, end, *reading))
         return matches
 
     def _words(self, phrase: str) -> Iterator[tuple[int, int]]:
@@ -158,13 +158,13 @@ class Lexicon:
         """All words of a kind, shuffled."""
         return rng.sample(self.kinds[kind], len(self.kinds[kind]))
 
-    def _candidates(self, match: Match, phrase: str, rng: Random) -> list[str]:
+    def _candidates(self, match: WordMatch, phrase: str, rng: Random) -> list[str]:
         entry = match.entry
         if entry.form == "opposite":
             return rng.sample(self.opposites[entry.word], len(self.opposites[entry.word]))
         others = self.words_like(entry.kind, rng)
         if entry.word in COCO_IDS and rng.random() < ALIKE_SHARE:
-            known = [name for name in lookalikes(entry.word) if self._has(name, entry.form)]
+            known = [name for name in find_lookalikes(entry.word) if self._has(name, entry.form)]
             others = rng.sample(known, len(known)) + others
         words = [word for word in others if not self.may_be_same(word, entry.word)]
         return [self.plural(word) for word in words] if entry.form == "noun" and match.many else words
@@ -204,11 +204,11 @@ def _alike(raw: dict) -> dict[str, list[str]]:
     return {word: list(others) for word, others in alike.items()}
 
 
-def with_article(phrase: str) -> str:
+def correct_articles(phrase: str) -> str:
     """`phrase` with "a" or "an" as the words after each ask for."""
 
     def mend(match: re.Match[str]) -> str:
-        right = "an" if starts_with_vowel(match[3]) else "a"
+        right = "an" if takes_an(match[3]) else "a"
         return match_case_of_article(match[1], right) + match[2] + match[3]
 
     return re.sub(r"\b([Aa]n?|AN)(\s+)(\w[\w-]*)", mend, phrase)
@@ -219,7 +219,7 @@ def match_case_of_article(old: str, new: str) -> str:
     return new.upper() if old == "AN" else new.capitalize() if old[0] == "A" else new
 
 
-def starts_with_vowel(word: str) -> bool:
+def takes_an(word: str) -> bool:
     """Whether "an" goes before `word`, by its first sound as far as spelling tells."""
     if _CONSONANT.match(word):
         return False
@@ -228,7 +228,7 @@ def starts_with_vowel(word: str) -> bool:
     )
 
 
-def _put(phrase: str, match: Match, word: str) -> str:
+def _put(phrase: str, match: WordMatch, word: str) -> str:
     old = phrase[match.start : match.end]
     new = word if match.entry.form in ("name", "surname") and not old.isupper() else match_case(old, word)
     if (
@@ -243,12 +243,12 @@ def _put(phrase: str, match: Match, word: str) -> str:
     before = _ARTICLE_BEFORE.search(phrase, begin, match.start)
     if before is None:
         return changed
-    return phrase[: before.start()] + with_article(changed[before.start() :])
+    return phrase[: before.start()] + correct_articles(changed[before.start() :])
 
 
 def _reading(
-    phrase: str, start: int, end: int, readings: list[tuple[Entry, bool]], question: str
-) -> tuple[Entry, bool] | None:
+    phrase: str, start: int, end: int, readings: list[tuple[LexiconEntry, bool]], question: str
+) -> tuple[LexiconEntry, bool] | None:
     """What a word is here: "orange" is a colour before a noun or where a colour is asked for, else a fruit;
     a name begins with a capital."""
     capital = phrase[start].isupper()

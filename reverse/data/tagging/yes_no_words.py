@@ -84,13 +84,13 @@ _WORD = re.compile(
 )
 
 
-def find(answer: str) -> tuple[int, int] | None:
+def find_yes_no(answer: str) -> tuple[int, int] | None:
     """Where `answer` begins with a yes or a no, in characters; None where it does not."""
     match = _WORD.match(answer)
     return match.span(1) if match else None
 
 
-def flip(word: str, question: str = "") -> str | None:
+def find_opposite(word: str, question: str = "") -> str | None:
     """The opposite of a yes or no, in its language and case; None for any other text.
 
     `question` tells the language where several share the word ("no", "ja").

@@ -1,7 +1,7 @@
 """An answer's ids as text: clean, with tags, and its phrases. What is a tag the ids say, never the text.
 
 A model may spell `<SPAN>` in ordinary tokens (`<`, `SPAN`, `>`). That is text, and it is written `< SPAN>`,
-so that whoever parses or tokenises the text again reads it as text too: `parse(read.tagged)` gives exactly
+so whoever parses or tokenises the text again reads it as text too: `parse_tags(read.tagged)` gives exactly
 `read.text` and the phrases of `read`.
 
     read = read_answer(decode, ids, tags)
@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from reverse.tokens.spans import CN, SPAN, UN, TokenIds, break_tags, tag_offsets
+from reverse.tokens.spans import CN, SPAN, UN, TokenIds, break_tags, find_tag_offsets
 
 __all__ = ["AnswerText", "MarkedPhrase", "read_answer"]
 
@@ -53,7 +53,7 @@ def read_answer(decode: Callable[[list[int]], str], ids: Sequence[int], tags: To
     pieces[0] = pieces[0].lstrip()
     pieces[-1] = pieces[-1].rstrip()
     whole = "".join(pieces)
-    blanks = tag_offsets(whole)
+    blanks = find_tag_offsets(whole)
     text = break_tags(whole)
     tagged: list[str] = []
     phrases: list[MarkedPhrase] = []

@@ -15,7 +15,7 @@ from reverse.decoding.text.incremental_detokenizer import half_character
 from reverse.decoding.verifier import NO_TAGS
 from reverse.errors import RequestError, RequestTypeError
 from reverse.models.processors.locked_tokenizer import encoding
-from reverse.tokens import token_ids
+from reverse.tokens import find_token_ids
 from reverse.tokens.spans import TokenIds
 
 __all__ = ["TextCodec"]
@@ -41,14 +41,14 @@ class TextCodec:
             )
         self._writers: dict[int, HintWriter] = {}
         try:
-            self.tags: TokenIds = token_ids(self.tokenizer)
+            self.tags: TokenIds = find_token_ids(self.tokenizer)
         except ValueError:  # plain decoding works for models without the tokens too
             self.tags = NO_TAGS
 
     def check_tags(self) -> None:
         """Raise ValueError where the tokenizer lacks the three tokens, which checking needs."""
         if self.tags == NO_TAGS:  # reading the vocabulary takes long
-            token_ids(self.tokenizer)
+            find_token_ids(self.tokenizer)
 
     def decode(self, ids: list[int]) -> str:
         """Ids as text: tags shown, special tokens not, no clean-up of spaces."""

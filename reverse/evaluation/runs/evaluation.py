@@ -138,7 +138,7 @@ def data_root(plan: Plan) -> Path:
                 f"and where), or use --data {SCENES}"
             )
         return root
-    from reverse.data.scenes.benchmark_files import write_benches
+    from reverse.data.scenes.benchmark_files import write_benchmarks
     from reverse.models.checkpoints.loading import find_checkpoint
 
     find_checkpoint(plan.model)  # its errors come before the scenes are made
@@ -146,7 +146,7 @@ def data_root(plan: Plan) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     root = out / "data"
     with locked(out):
-        write_benches(root, plan.split, plan.scenes)
+        write_benchmarks(root, plan.split, plan.scenes)
     return root
 
 

@@ -15,7 +15,7 @@ from reverse.errors import CheckpointError
 from reverse.files.atomic_write import atomic_write, json_bytes
 from reverse.models.checkpoints.shards import read_json
 from reverse.models.families import stored_threshold
-from reverse.tokens.vocabulary import token_ids
+from reverse.tokens.vocabulary import find_token_ids
 
 __all__ = [
     "CARD",
@@ -92,7 +92,7 @@ def adapter_card(
         "base": str(base),
         "model_type": model.config.model_type,
         "rows": model.get_input_embeddings().weight.shape[0],
-        "tokens": list(token_ids(tokenizer)),
+        "tokens": list(find_token_ids(tokenizer)),
         "fingerprint": fingerprint or base_fingerprint(model),
         "dtype": str(model.dtype).removeprefix("torch."),
     }

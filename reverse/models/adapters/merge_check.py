@@ -20,7 +20,7 @@ from torch import nn
 from reverse.errors import CheckpointError
 from reverse.models.families import Family
 from reverse.models.unwrapping import unwrap_model
-from reverse.tokens.vocabulary import token_ids
+from reverse.tokens.vocabulary import find_token_ids
 
 __all__ = [
     "ProbeReport",
@@ -65,7 +65,7 @@ def run_probe(model: Any, family: Family, processor: Any) -> dict[str, torch.Ten
     usable = sorted(set(tokenizer.get_vocab().values()) - banned)
     dice = np.random.default_rng(0)
     ids = [int(i) for i in dice.choice(usable, _IDS)]
-    tags = list(token_ids(processor))
+    tags = list(find_token_ids(processor))
     ids[1::8] = [tags[i % 3] for i in range(len(ids[1::8]))]
     picture = Image.fromarray(dice.integers(0, 256, (112, 112, 3), dtype=np.uint8))
     pixels = processor.image_processor(images=[picture], return_tensors="pt")

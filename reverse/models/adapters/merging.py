@@ -42,7 +42,7 @@ from reverse.models.checkpoints.loading import (
 from reverse.models.checkpoints.shards import load_pickle, read_json
 from reverse.models.families import default_threshold, set_default_threshold
 from reverse.models.processors.picture_processors import load_processor
-from reverse.tokens.vocabulary import add_tokens, token_ids
+from reverse.tokens.vocabulary import add_tokens, find_token_ids
 
 _CONFIG = "adapter_config.json"
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -198,7 +198,7 @@ def _check_tokens(path: str, card: dict[str, Any], processor: Any, family: Any) 
     read."""
     if card.get("added_seed") is None:
         of_base = load_fitting_processor(path, family)
-        _check_ids(path, token_ids(of_base), card.get("tokens") or token_ids(processor))
+        _check_ids(path, find_token_ids(of_base), card.get("tokens") or find_token_ids(processor))
 
 
 def _check_ids(path: str, ids: Iterable[int], trained: Iterable[int]) -> None:
@@ -216,8 +216,8 @@ def _check_vocabulary(
     of_base = load_processor(path, family)
     if card.get("added_seed") is not None:  # as training did it
         add_tokens(model, of_base, seed=int(card["added_seed"]))
-    ids = list(token_ids(of_base))  # refuses a base without them
-    trained = card.get("tokens") or list(token_ids(processor))
+    ids = list(find_token_ids(of_base))  # refuses a base without them
+    trained = card.get("tokens") or list(find_token_ids(processor))
     _check_ids(path, ids, trained)
     other = {
         token: (id_, found)

@@ -47,7 +47,7 @@ from reverse.models.devices import check_device
 from reverse.models.families import Family, family_named, stored_threshold
 from reverse.models.processors.picture_processors import check_backend, load_processor
 from reverse.models.processors.processor_checks import complete_processor
-from reverse.tokens.vocabulary import ensure_ordinary, token_ids
+from reverse.tokens.vocabulary import ensure_ordinary_tags, find_token_ids
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def load(
 
     processor = load_fitting_processor(path, family, backend=image_backend, **hub)
     if require_tokens:
-        token_ids(processor)
+        find_token_ids(processor)
 
     model = load_weights(path, family, dtype=kind, attn_implementation=attn_implementation, **kwargs)
     _check_rows(path, model, processor)
@@ -138,7 +138,7 @@ def load_fitting_processor(
             f"tokenizer or processor settings of {path!r} are damaged ({reason}): fetch them again"
         ) from error
     processor.tokenizer.padding_side = "left"
-    ensure_ordinary(processor)
+    ensure_ordinary_tags(processor)
     file, values = _read_config(model or path, hub if model is None else {})
     config = build_config(file, values, family)
     complete_processor(path, processor, config, family, settings)

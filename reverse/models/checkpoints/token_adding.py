@@ -18,7 +18,7 @@ from reverse.files.atomic_write import atomic_write_dir, check_new
 from reverse.models.checkpoints.loading import find_checkpoint, load_weights
 from reverse.models.checkpoints.settings_files import check_settings, find_settings
 from reverse.tokens.spans import TokenIds
-from reverse.tokens.vocabulary import add_tokens, check_starts
+from reverse.tokens.vocabulary import add_tokens, check_token_init
 
 
 def add_tokens_to_checkpoint(
@@ -43,7 +43,7 @@ def add_tokens_to_checkpoint(
     check_new(out)
     path, family = find_checkpoint(base)
     tokenizer = _load_tokenizer(path)
-    check_starts(tokenizer, init)
+    check_token_init(tokenizer, init)
     model = load_weights(path, family)
     ids = add_tokens(model, tokenizer, init=init, seed=seed)
 

@@ -40,7 +40,7 @@ from reverse.models.conversion.original_llava import convert_original_llava
 from reverse.models.conversion.original_llava.llava_layout import is_original
 from reverse.models.families import QWEN2_5_VL
 from reverse.tokens.spans import TokenIds
-from reverse.tokens.vocabulary import token_ids
+from reverse.tokens.vocabulary import find_token_ids
 
 _KNOWN = "an original LLaVA (LlavaLlamaForCausalLM, mm_* fields), full or LoRA, and Qwen2.5-VL"
 
@@ -109,7 +109,7 @@ def convert(
         for licence in folder.glob("LICENSE*"):
             shutil.copyfile(licence, whole / licence.name)
     known = "<SPAN>" in tokenizer.get_vocab()
-    return Converted(str(out), kind, token_ids(tokenizer) if known else None)
+    return Converted(str(out), kind, find_token_ids(tokenizer) if known else None)
 
 
 def _text(path: str | os.PathLike | None) -> str | None:

@@ -33,7 +33,7 @@ from reverse.data.records.record_rules import find_misplaced_images, find_text_f
 from reverse.data.records.schema import IMAGE_TOKEN as IMAGE
 from reverse.data.records.schema import pictures_of
 from reverse.errors import DataError
-from reverse.tokens import TAGS, TokenIds, token_ids
+from reverse.tokens import TAGS, TokenIds, find_token_ids
 from reverse.training.data.labels import Segment, join
 from reverse.training.data.question_contents import Content, split_questions
 
@@ -398,6 +398,6 @@ def _any_of(words: Set[str]) -> re.Pattern[str]:
 def _tags(tokenizer: Any) -> TokenIds:
     """The three ids, or ids that never occur: a base or a twin is trained without the tokens."""
     try:
-        return token_ids(tokenizer)
+        return find_token_ids(tokenizer)
     except ValueError:
         return TokenIds(span=-1, cn=-2, un=-3)

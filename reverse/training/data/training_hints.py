@@ -12,7 +12,7 @@ import random
 import re
 from collections.abc import Sequence
 
-from reverse.tokens.spans import CN, SPAN, UN, parse
+from reverse.tokens.spans import CN, SPAN, UN, parse_tags
 
 __all__ = ["MOST", "choose_hints", "said"]
 
@@ -54,7 +54,7 @@ def _trusted_text(answer: str) -> str:
     """What an answer says outside of phrases closed by `</UN>`, lower-cased, with single blanks."""
     if UN in answer:
         answer = re.sub(f"{SPAN}(?:(?!{SPAN}|{CN}).)*?{UN}", " ", answer, flags=re.DOTALL)
-    return " ".join(parse(answer).text.lower().split())
+    return " ".join(parse_tags(answer).text.lower().split())
 
 
 def _stands_in(phrase: str, text: str) -> bool:

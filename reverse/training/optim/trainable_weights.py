@@ -22,7 +22,7 @@ import torch
 from reverse.compatibility import IncompatibleLibraryError
 from reverse.errors import RequestError
 from reverse.models import family_of
-from reverse.tokens import token_ids
+from reverse.tokens import find_token_ids
 
 __all__ = ["Tuning", "disable_lora_input_cast", "is_adapted", "quantization", "select_trained"]
 
@@ -64,7 +64,7 @@ def select_trained(model: Any, processor: Any, tuning: Tuning, *, parallel: str 
 
     from reverse.training.optim.token_rows import use_token_rows
 
-    ids = list(token_ids(processor.tokenizer))
+    ids = list(find_token_ids(processor.tokenizer))
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=tuning.rank,

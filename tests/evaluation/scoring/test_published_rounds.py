@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from reverse.data.scenes.benchmark_files import write_benches
+from reverse.data.scenes.benchmark_files import write_benchmarks
 from reverse.evaluation import benchmarks
 from reverse.evaluation.scoring import score_file
 from tests.evaluation.scoring.making import row, write_answers
@@ -43,7 +43,7 @@ def test_amber_prints_means_of_rounds(tmp_path):
 
 def test_the_published_scorer_finds_every_question_of_mme(tmp_path):
     """It looks a question up by its words, with the request behind it: all of scenes' were unknown to it."""
-    write_benches(tmp_path, "test", 6)
+    write_benchmarks(tmp_path, "test", 6)
     rows = [json.loads(line) for line in (tmp_path / "MME/mme.jsonl").read_text().splitlines()]
     known = {(each["question_id"].split("/")[0], each["question"]): each["answer"] for each in rows}
     asked = benchmarks.named("mme-hall")[0].questions(tmp_path)

@@ -23,7 +23,7 @@ from reverse.models.checkpoints.shards import read_json
 from reverse.models.families import LLAVA
 from reverse.models.processors.template_checks import check_bounded
 from reverse.tokens.spans import TAGS
-from reverse.tokens.vocabulary import ensure_ordinary
+from reverse.tokens.vocabulary import ensure_ordinary_tags
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 _PADS = ("<pad>", "<|finetune_right_pad_id|>", "<unk>")
@@ -119,7 +119,7 @@ def read_tokenizer(folder: Path) -> tuple[PreTrainedTokenizerFast, str | None]:
         ) from error
     template = found.chat_template
     found.add_tokens([AddedToken(LLAVA.image_token, special=True, normalized=False)])
-    ensure_ordinary(found)
+    ensure_ordinary_tags(found)
     if _is_legacy(found.backend_tokenizer):
         _decode_as_written(found.backend_tokenizer)
     vocabulary = found.get_vocab()
