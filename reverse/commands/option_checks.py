@@ -53,7 +53,7 @@ def check_request(images: Sequence[str], prompt: str, system: str | None = None)
             pair.
     """
     from reverse.models.families import LLAVA
-    from reverse.models.inputs.prompt_inputs import _as_chats, open_picture
+    from reverse.models.inputs.prompt_inputs import build_chats, open_picture
 
-    _as_chats([list(images)], [prompt], LLAVA, system)
+    build_chats([list(images)], [prompt], LLAVA, system)
     return [open_picture(image) for image in images]

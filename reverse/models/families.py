@@ -1,11 +1,11 @@
-"""What differs between LLaVA and Qwen2.5-VL: one frozen record per family, and nothing elsewhere.
+"""What differs between the model families: one frozen record per family, and nothing elsewhere.
 
     >>> from reverse.models import family_of
     >>> family_of(model).threshold
     0.003
 
 A family is found by the `model_type` of the configuration, never by the name of a folder. A further family
-is a further record in `FAMILIES`.
+is a further record in `FAMILIES`: see docs/contributing/add_a_family.md.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,20 +23,25 @@ from reverse.models.unwrapping import unwrap_model
 class Family:
     """All that decoding, loading and training must know about one kind of model."""
 
-    name: str  # as users see it
-    model_types: tuple[str, ...]  # `config.model_type`
-    model_class: str  # of transformers, with a language-model head
-    processor_class: str  # of transformers
-    threshold: float  # probability of </UN> above which a phrase is suspect (paper, section 4)
+    name: str  # as messages and docs show it
+    model_types: tuple[str, ...]  # values of `config.model_type` that belong to the family
+    model_class: str  # class of transformers with a language-model head
+    processor_class: str  # class of transformers
+    threshold: float  # probability of </UN> above which a phrase is rejected (paper, section 4)
     image_token: str  # stands for a picture in the prompt
-    image_token_field: str  # of the configuration: the id of `image_token`
-    placeholders_per_image: int  # image tokens the prompt carries for a picture before they are expanded
+    image_token_field: str  # field of the configuration that holds the id of `image_token`
     tower: str  # path of the module that encodes pictures
     projector: str  # path of the module that turns picture features into embeddings
     language_model: str  # path of the decoder below the head
-    grid_field: str | None  # of a processor's output: patches of each picture (temporal, height, width)
-    video: bool  # the processor of transformers also wants a video processor (and so torchvision)
-    chat_template: str  # for checkpoints built here; published ones bring their own
+    chat_template: str  # for checkpoints that are built here; published ones bring their own
+    placeholders_per_image: int = 1  # image tokens that the template writes for a picture
+    grid_field: str | None = None  # output of the processor: patches of each picture (time, height, width)
+    video: bool = False  # the processor of transformers also takes a video processor (and needs torchvision)
+    # Fields of the processor, or of a part of it, and the field of the configuration that decides each.
+    processor_fields: tuple[tuple[str, str], ...] = ()
+    # Spellings of tensor names in files of transformers 4.36 to 5: patterns and what replaces them.
+    tensor_spellings: tuple[tuple[str, str], ...] = ()
+    default_mrope_section: tuple[int, ...] | None = None  # what transformers takes if the config has none
 
     def vision_tower(self, model: Any) -> Any:
         """The module that encodes pictures; one call of it is one encoding (count with a forward hook)."""
@@ -55,11 +60,11 @@ class Family:
         return getattr(config, self.image_token_field)
 
     def context_length(self, config: Any) -> int:
-        """How many tokens fit, pictures included."""
+        """The most tokens that a prompt and its answer may have, pictures included."""
         return config.get_text_config().max_position_embeddings
 
     def split_pictures(self, inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """The tensors of each picture in what a processor made of prompts, in their order."""
+        """The tensors of each picture, in order, from what a processor made of prompts."""
         pixels = inputs.get("pixel_values")
         if pixels is None:
             return []
@@ -70,7 +75,7 @@ class Family:
         return [{"pixel_values": part, self.grid_field: grids[i : i + 1]} for i, part in enumerate(parts)]
 
     def merge_size(self, config: Any) -> int:
-        """How many patches a side of an image token stands for."""
+        """How many patches an image token covers along one side."""
         return getattr(config.vision_config, "spatial_merge_size", 1)
 
     def messages(self, prompt: str, images: Sequence[Any], system: str | None = None) -> list[dict]:
@@ -94,13 +99,20 @@ LLAVA = Family(
     threshold=0.003,
     image_token="<image>",
     image_token_field="image_token_index",
-    placeholders_per_image=1,
     tower="model.vision_tower",
     projector="model.multi_modal_projector",
     language_model="model.language_model",
-    grid_field=None,
-    video=False,
     chat_template=LLAVA_CHAT,
+    processor_fields=(
+        ("patch_size", "vision_config.patch_size"),
+        ("vision_feature_select_strategy", "vision_feature_select_strategy"),
+    ),
+    tensor_spellings=(
+        (r"^model\.(?=language_model\.|vision_tower\.|multi_modal_projector\.)", ""),
+        (r"^language_model\.lm_head\.", "lm_head."),
+        (r"^language_model\.model\.", "language_model."),
+        (r"^vision_tower\.vision_model\.", "vision_tower."),
+    ),
 )
 
 QWEN2_5_VL = Family(
@@ -111,23 +123,31 @@ QWEN2_5_VL = Family(
     threshold=0.01,
     image_token="<|image_pad|>",
     image_token_field="image_token_id",
-    placeholders_per_image=1,
     tower="model.visual",
     projector="model.visual.merger",
     language_model="model.language_model",
+    chat_template=QWEN2_5_VL_CHAT,
     grid_field="image_grid_thw",
     video=True,
-    chat_template=QWEN2_5_VL_CHAT,
+    processor_fields=(
+        ("image_processor.patch_size", "vision_config.patch_size"),
+        ("image_processor.temporal_patch_size", "vision_config.temporal_patch_size"),
+        ("image_processor.merge_size", "vision_config.spatial_merge_size"),
+    ),
+    tensor_spellings=(
+        (r"^model\.(?=visual\.)", ""),
+        (r"^model\.language_model\.", "model."),
+    ),
+    default_mrope_section=(16, 24, 24),
 )
 
-FAMILIES = (LLAVA, QWEN2_5_VL)
+FAMILIES = [LLAVA, QWEN2_5_VL]  # further records may be appended
 
 
 def family_of(model_or_config: Any) -> Family:
     """The family of a model, whatever wraps it, or of its configuration.
 
-    Raises:
-        ValueError: the architecture is not one of the known ones.
+    Raises CheckpointError for an architecture that is not known.
     """
     config = _config_of(model_or_config)
     return family_named(getattr(config, "model_type", None), type(model_or_config).__name__)
@@ -139,10 +159,9 @@ def _config_of(model_or_config: Any) -> Any:
 
 
 def family_named(model_type: Any, owner: str) -> Family:
-    """The family of a `model_type`; `owner` is whose it is, for the error.
+    """The family of a `model_type`; the error names the `owner` of that type.
 
-    Raises:
-        ValueError: the architecture is not one of the known ones.
+    Raises CheckpointError for an architecture that is not known.
     """
     for family in FAMILIES:
         if model_type in family.model_types:
@@ -156,11 +175,9 @@ def family_named(model_type: Any, owner: str) -> Family:
 
 
 def default_threshold(model_or_config: Any) -> float:
-    """The threshold a checkpoint was calibrated to (`"reverse": {"threshold": …}` in its config.json), else
-    the family's (0.003 LLaVA, 0.01 Qwen2.5-VL).
+    """The checkpoint's own threshold (`"reverse": {"threshold": …}` in its config.json), else its family's.
 
-    Raises:
-        ValueError: unknown architecture, or a stored threshold outside (0, 1].
+    Raises CheckpointError for an unknown architecture, or a stored threshold outside (0, 1].
     """
     config = _config_of(model_or_config)
     stored = stored_threshold(getattr(config, "reverse", None))
@@ -168,10 +185,9 @@ def default_threshold(model_or_config: Any) -> float:
 
 
 def stored_threshold(section: Any) -> float | None:
-    """The threshold in config.json's section "reverse", or None where there is none.
+    """The threshold in the section "reverse" of config.json; None if there is none.
 
-    Raises:
-        ValueError: it is no number in (0, 1], or the section is no mapping.
+    Raises CheckpointError if it is no number in (0, 1], or if the section is no mapping.
     """
     if section is None:
         return None
@@ -184,20 +200,15 @@ def stored_threshold(section: Any) -> float | None:
     if stored is not None and not _is_probability(stored):
         raise CheckpointError(
             f"config.json gives the threshold {stored!r}, which must be a number in (0, 1]: it is a "
-            "probability of </UN>, the family's is used when it is left out"
+            "probability of </UN>; leave it out to use the family's"
         )
     return None if stored is None else float(stored)
-
-
-def _is_probability(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) <= 1
 
 
 def set_default_threshold(model: Any, threshold: float) -> None:
     """Make `threshold` the model's own default; `save_pretrained` keeps it in config.json.
 
-    Raises:
-        ValueError: `threshold` lies outside (0, 1].
+    Raises CheckpointError if `threshold` lies outside (0, 1].
     """
     if not _is_probability(threshold):
         raise CheckpointError(
@@ -206,3 +217,7 @@ def set_default_threshold(model: Any, threshold: float) -> None:
         )
     config = _config_of(model)
     config.reverse = {**(getattr(config, "reverse", None) or {}), "threshold": float(threshold)}
+
+
+def _is_probability(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) <= 1

@@ -1,7 +1,7 @@
-"""Tiny LLaVA and Qwen2.5-VL: the real classes, processors and chat templates, with small sizes.
+"""Build tiny LLaVA and Qwen2.5-VL: the real classes, processors and chat templates, with small sizes.
 
-For tests (random weights, a forward in milliseconds on a CPU) and for the embedded world, where they are
-trained on scenes. Nothing else in the library knows that they are tiny.
+They serve tests (random weights, a forward in milliseconds on a CPU) and the scenes, on which they are
+trained. Nothing else in the library knows that they are tiny.
 
     >>> from reverse.models.tiny_models import build_tiny_llava
     >>> model, processor = build_tiny_llava(seed=0)
@@ -31,20 +31,22 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
 )
 
-from reverse.errors import CheckpointError
+from reverse.errors import RequestError
 from reverse.models.families import LLAVA, QWEN2_5_VL, Family
+from reverse.models.processors.picture_processors import Qwen2_5_VLProcessor, pil_image_processor
 
-LLAVA_SPECIAL = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
-QWEN_SPECIAL = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
+SPECIAL_TOKENS = {  # by the name of the family, in the order of their ids
+    LLAVA.name: ("<unk>", "<s>", "</s>", "<pad>", "<image>"),
+    QWEN2_5_VL.name: (
+        "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
+        "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
+    ),
+}  # fmt: skip
+_ROLES = {  # of special tokens
+    LLAVA.name: {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"},
+    QWEN2_5_VL.name: {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
+}
+_TEXT_SIZES = {"max_position_embeddings": 1024}
 
 SENTENCES = (
     "USER: Describe this image. ASSISTANT: The image shows a dog and two cups on a table.",
@@ -68,27 +70,27 @@ def train_tokenizer(
     """Train a small tokenizer on `texts`; text that never occurred in them still encodes and decodes exactly.
 
     Args:
-        texts: what the vocabulary is learnt from.
+        texts: the vocabulary is learnt from them.
         vocab_size: the largest number of ids, special tokens included; at least 300 (256 bytes are in it).
         style: "bytes", a byte-level BPE as of Llama-3 and Qwen, or "sentencepiece", a SentencePiece BPE with
             byte fallback as of Llama-2 and Vicuna (then a `LlamaTokenizer`; LLaVA only).
-        family: whose special tokens it gets.
+        family: decides the special tokens.
 
     Returns:
         A tokenizer of transformers, padding on the left. LLaVA's puts `<s>` before a text, Qwen's nothing.
 
-    Raises:
-        ValueError: unknown style, a vocabulary smaller than 300, or "sentencepiece" for Qwen2.5-VL.
+    Raises RequestError for an unknown style, a vocabulary smaller than 300, or "sentencepiece" for
+    Qwen2.5-VL.
     """
     if vocab_size < 300:
-        raise CheckpointError(
+        raise RequestError(
             f"vocab_size must be at least 300, got {vocab_size}: 256 bytes and the special tokens"
         )
     if style == "bytes":
         return _train_bytes(texts, vocab_size, family)
     if style == "sentencepiece" and family is LLAVA:
         return _train_sentencepiece(texts, vocab_size)
-    raise CheckpointError(
+    raise RequestError(
         f"style must be 'bytes' or, for LLaVA, 'sentencepiece', got {style!r} for {family.name}"
     )
 
@@ -124,7 +126,7 @@ def build_tiny_llava(
         vision_config=CLIPVisionConfig(
             **_sizes(vision, image_size=image_size, patch_size=patch_size, projection_dim=64)
         ),
-        text_config=LlamaConfig(**_sizes(text, **_text_sizes(), vocab_size=len(tokenizer), **token_of)),
+        text_config=LlamaConfig(**_sizes(text, vocab_size=len(tokenizer), **_TEXT_SIZES, **token_of)),
         image_token_index=tokenizer.convert_tokens_to_ids(LLAVA.image_token),
         image_seq_length=side**2,
         vision_feature_layer=-2,
@@ -134,7 +136,11 @@ def build_tiny_llava(
     model = _random(LlavaForConditionalGeneration, config, seed)
     model.generation_config = GenerationConfig(**token_of)
     processor = LlavaProcessor(
-        image_processor=_clip_image_processor(image_size),
+        image_processor=pil_image_processor(
+            "CLIPImageProcessor",
+            size={"shortest_edge": image_size},
+            crop_size={"height": image_size, "width": image_size},
+        ),
         tokenizer=tokenizer,
         patch_size=patch_size,
         vision_feature_select_strategy="default",
@@ -171,11 +177,9 @@ def build_tiny_qwen(
     Returns:
         The model in eval mode, and its processor: `Qwen2_5_VLProcessor`, which takes pictures and no videos.
     """
-    from reverse.models.processors.picture_processors import image_only_qwen_processor
-
     tokenizer = tokenizer if tokenizer is not None else _default_tokenizer(QWEN2_5_VL)
     token_of = _special_ids(tokenizer)
-    text_sizes = _sizes(text, **_text_sizes(), num_key_value_heads=2, vocab_size=len(tokenizer), **token_of)
+    text_sizes = _sizes(text, num_key_value_heads=2, vocab_size=len(tokenizer), **_TEXT_SIZES, **token_of)
     head = text_sizes["hidden_size"] // text_sizes["num_attention_heads"]
     text_sizes.setdefault(
         "rope_parameters",
@@ -202,13 +206,9 @@ def build_tiny_qwen(
     model = _random(Qwen2_5_VLForConditionalGeneration, config, seed)
     ends = [token_of["eos_token_id"], tokenizer.convert_tokens_to_ids("<|endoftext|>")]
     model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=token_of["pad_token_id"])
-    processor = image_only_qwen_processor(
-        tokenizer,
-        size={"shortest_edge": (4 * patch_size) ** 2, "longest_edge": image_size**2},
-        patch_size=patch_size,
-        chat_template=QWEN2_5_VL.chat_template,
-    )
-    return model, processor
+    size = {"shortest_edge": (4 * patch_size) ** 2, "longest_edge": image_size**2}  # pixels of a picture
+    pictures = pil_image_processor("Qwen2VLImageProcessor", size=size, patch_size=patch_size)
+    return model, Qwen2_5_VLProcessor(pictures, tokenizer, chat_template=QWEN2_5_VL.chat_template)
 
 
 @lru_cache(maxsize=2)
@@ -217,7 +217,7 @@ def _default_tokenizer_state(family: Family) -> str:
 
 
 def _default_tokenizer(family: Family) -> PreTrainedTokenizerFast:
-    """A fresh one each time: adding tokens to a tokenizer changes it."""
+    """A fresh tokenizer at each call: adding tokens to it changes it."""
     from tokenizers import Tokenizer
 
     return _wrap(Tokenizer.from_str(_default_tokenizer_state(family)), family)
@@ -226,7 +226,7 @@ def _default_tokenizer(family: Family) -> PreTrainedTokenizerFast:
 def _train_bytes(texts: Iterable[str], vocab_size: int, family: Family) -> PreTrainedTokenizerFast:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-    special = LLAVA_SPECIAL if family is LLAVA else QWEN_SPECIAL
+    special = SPECIAL_TOKENS[family.name]
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     backend.decoder = decoders.ByteLevel()
@@ -237,7 +237,7 @@ def _train_bytes(texts: Iterable[str], vocab_size: int, family: Family) -> PreTr
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
-    if family is LLAVA:
+    if "<s>" in special:
         bos = special.index("<s>")
         backend.post_processor = processors.TemplateProcessing(
             single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", bos)]
@@ -246,16 +246,12 @@ def _train_bytes(texts: Iterable[str], vocab_size: int, family: Family) -> PreTr
 
 
 def _wrap(backend: Any, family: Family) -> PreTrainedTokenizerFast:
-    if family is LLAVA:
-        named = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
-    else:
-        named = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         padding_side="left",
         clean_up_tokenization_spaces=False,
         model_max_length=10**9,
-        **named,
+        **_ROLES[family.name],
     )
 
 
@@ -296,10 +292,6 @@ def _sizes(given: Mapping[str, Any] | None, **fields: Any) -> dict[str, Any]:
     return {**small, **fields, **(given or {})}
 
 
-def _text_sizes() -> dict[str, Any]:
-    return {"max_position_embeddings": 1024}
-
-
 def _mrope_section(half_head: int) -> list[int]:
     """Frequencies for time, height and width: 1 to 1.5 to 1.5, as published (16, 24, 24 of 64)."""
     side = 3 * half_head // 8
@@ -310,13 +302,3 @@ def _random(model_class: Any, config: Any, seed: int) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return model_class(config).eval()
-
-
-def _clip_image_processor(image_size: int) -> Any:
-    from reverse.models.processors.picture_processors import pil_image_processor
-
-    return pil_image_processor(
-        "CLIPImageProcessor",
-        size={"shortest_edge": image_size},
-        crop_size={"height": image_size, "width": image_size},
-    )

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 import reverse.models.processors.template_checks as template_checks
 from reverse.files.atomic_write import check_new
 from reverse.models import load
-from reverse.models.checkpoints.fingerprint import _header_and_tails
+from reverse.models.checkpoints.fingerprint import _read_header_and_tails
 from reverse.models.conversion.converter import convert
 from tests.models import original as layout
 
@@ -126,7 +126,7 @@ def test_the_fingerprint_bounds_a_header(tmp_path):
     (tmp_path / "a.safetensors").write_bytes((1 << 60).to_bytes(8, "little") + b"{}")
     with (tmp_path / "a.safetensors").open("rb") as stream:
         with pytest.raises(ValueError, match=r"a header of 1,152,[\d,]+ bytes: they are damaged"):
-            list(_header_and_tails(stream))
+            list(_read_header_and_tails(stream))
 
 
 def test_places_where_nothing_can_be_written(tmp_path):

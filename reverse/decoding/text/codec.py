@@ -14,7 +14,7 @@ from reverse.decoding.text.hints import HintWriter, check_plain_text
 from reverse.decoding.text.incremental_detokenizer import half_character
 from reverse.decoding.verifier import NO_TAGS
 from reverse.errors import RequestError, RequestTypeError
-from reverse.models.processors.locked_tokenizer import encoding
+from reverse.models.processors.locked_tokenizer import tokenizer_lock
 from reverse.tokens import find_token_ids
 from reverse.tokens.spans import TokenIds
 
@@ -135,5 +135,5 @@ class TextCodec:
         )
 
     def _encode(self, text: str) -> list[int]:
-        with encoding():
+        with tokenizer_lock():
             return list(self.tokenizer.encode(text, add_special_tokens=False))

@@ -19,7 +19,7 @@ from functools import cached_property
 from typing import Any
 
 from reverse.errors import RequestError
-from reverse.models.processors.locked_tokenizer import encoding
+from reverse.models.processors.locked_tokenizer import tokenizer_lock
 
 __all__ = ["HintWriter", "check_plain_text"]
 
@@ -71,7 +71,7 @@ class HintWriter:
         return joined[len(alone) :]
 
     def _encode(self, text: str) -> list[int]:
-        with encoding():
+        with tokenizer_lock():
             return list(self.tokenizer.encode(text, add_special_tokens=False))
 
     def _encode_plainly(self, text: str) -> list[int]:
@@ -108,7 +108,7 @@ def check_plain_text(tokenizer: Any, name: str, text: str) -> None:
 
     Raises ValueError that names the token found and where it stands.
     """
-    with encoding():
+    with tokenizer_lock():
         ids = tokenizer.encode(text, add_special_tokens=False)
     found = sorted(_own_ids(tokenizer).intersection(ids))
     if found:

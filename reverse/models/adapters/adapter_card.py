@@ -1,4 +1,4 @@
-"""What training writes beside an adapter, so that `reverse merge` can check the base against it.
+"""The card that training writes beside an adapter, so that `reverse merge` can check the base against it.
 
 The card (`CARD`, JSON) names the base, its vocabulary and the ids of the three tokens, and holds a
 fingerprint of the base's weights.
@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from reverse.errors import CheckpointError
-from reverse.files.atomic_write import atomic_write, json_bytes
-from reverse.models.checkpoints.shards import read_json
+from reverse.files.atomic_write import write_json
+from reverse.models.checkpoints.settings_files import read_settings
 from reverse.models.families import stored_threshold
 from reverse.tokens.vocabulary import find_token_ids
 
@@ -34,15 +34,15 @@ _SAMPLES = 64  # values of each tensor that go into a fingerprint
 def base_fingerprint(model: Any, kind: str | None = None, through: torch.dtype | None = None) -> str:
     """A cheap hash of a base's weights: names, shapes, and 64 values of every tensor, rounded to bfloat16.
 
-    The same for a base in float32 and bfloat16, and for a base under a LoRA that has not been merged, however
-    long it was trained: what the adapter holds is left out. Take it before FSDP or ZeRO shards the model, and
-    keep it for `write_adapter_card`.
+    It is the same for a base in float32 and bfloat16, and for a base under a LoRA that has not been merged,
+    however long it was trained: the adapter's own tensors are left out. Take it before FSDP or ZeRO shards
+    the model, and keep it for `write_adapter_card`.
 
     Args:
         model: a base, or a PeftModel around it.
-        kind: "full", all tensors; or "plain", embeddings, norms and biases only, which is all that is left of
-            a quantised base. By default "full" where no weight is quantised.
-        through: a dtype that the values are rounded to first; None: their own.
+        kind: "full", all tensors; or "plain", embeddings, norms and biases only, which a quantised base
+            keeps. By default "full" if no weight is quantised.
+        through: a dtype that the values are rounded to first; None keeps their own.
 
     Returns:
         "full-…" or "plain-…", a sha256 in hexadecimal.
@@ -78,15 +78,15 @@ def adapter_card(
     fingerprint: str | None = None,
     added_seed: int | None = None,
 ) -> dict[str, Any]:
-    """What `reverse merge` checks a base against; training writes it beside an adapter as `CARD`, JSON.
+    """The content of the card that `reverse merge` checks a base against.
 
     Args:
         model: the PeftModel, or its base; not sharded yet.
         tokenizer: of the base, or a processor that holds one; it knows the three tokens.
         base: path or id that the base was loaded from.
-        threshold: to become the merged checkpoint's own default.
-        fingerprint: of the base, where `model` is sharded by now; else it is taken from `model`.
-        added_seed: of `add_tokens`, where the base has no tokens on disk.
+        threshold: becomes the merged checkpoint's own default.
+        fingerprint: of the base, if `model` is sharded by now; by default it is taken from `model`.
+        added_seed: of `add_tokens`, if the base has no tokens on disk.
     """
     card: dict[str, Any] = {
         "base": str(base),
@@ -106,13 +106,12 @@ def adapter_card(
 def write_adapter_card(folder: str | os.PathLike, model: Any, tokenizer: Any, **settings: Any) -> Path:
     """Write `adapter_card(model, tokenizer, **settings)` into the adapter's folder."""
     path = Path(folder) / CARD
-    with atomic_write(path) as stream:
-        stream.write(json_bytes(adapter_card(model, tokenizer, **settings), indent=2) + b"\n")
+    write_json(path, adapter_card(model, tokenizer, **settings))
     return path
 
 
 def plain_name(name: str) -> str | None:
-    """A parameter's name in the base; None for what belongs to an adapter."""
+    """A parameter's name in the base; None if it belongs to an adapter."""
     parts = name.split(".")
     if any(part.startswith(("lora_", "trainable_tokens_")) or part == "modules_to_save" for part in parts):
         return None
@@ -123,17 +122,17 @@ def plain_name(name: str) -> str | None:
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """The card beside an adapter; empty where training left none."""
-    return read_json(folder / CARD) if (folder / CARD).is_file() else {}
+    """The card beside an adapter; empty if training left none."""
+    return read_settings(folder / CARD) if (folder / CARD).is_file() else {}
 
 
 def find_threshold(folder: Path, card: dict[str, Any]) -> float | None:
-    """The default that training gave the adapter: in its card, or in a config.json beside it."""
+    """The default threshold of an adapter, from its card or a config.json beside it; None without one."""
     try:
         if card.get("threshold") is not None:
             return stored_threshold({"threshold": card["threshold"]})
         if (folder / "config.json").is_file():
-            return stored_threshold(read_json(folder / "config.json").get("reverse"))
+            return stored_threshold(read_settings(folder / "config.json").get("reverse"))
     except ValueError as error:
         raise CheckpointError(f"{str(folder)!r}: {error}") from error
     return None

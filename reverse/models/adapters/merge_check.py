@@ -1,10 +1,10 @@
-"""Whether a merged model says what the adapter on its base said: one probe, before and after.
+"""Check that a merged model answers as the adapter on its base did: one probe, before and after merging.
 
     before = run_probe(peft_model, family, processor)
     ...                                                   # merge
     check_merged(before, run_probe(merged, family, processor), base, dtype)
 
-And what merging a tied model needs: embeddings and head that share a matrix, of which an adapter changes one.
+Here is also what merging a tied model needs: embeddings and head share a matrix, and the adapter changes one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = [
     "untie",
 ]
 
-_IDS = 48  # of the text that is shown to both
+_IDS = 48  # tokens of the probe
 _EXACT = 2e-5  # largest difference of float32, in units of the largest value where that is above 1
 _ROUNDED = 0.05  # largest relative difference of half precision, whose merged matrices are rounded once more
 _CERTAIN = 0.01  # above it, a difference as large as what the adapter changes is no longer rounding
@@ -40,7 +40,7 @@ _CERTAIN = 0.01  # above it, a difference as large as what the adapter changes i
 
 @dataclass(frozen=True)
 class ProbeReport:
-    """How far merged and unmerged are apart; `str()` of it is for people."""
+    """How far merged and unmerged are apart; `str()` gives a sentence for people."""
 
     difference: float  # largest, of logits and picture features
     relative: float  # of the vectors' lengths
@@ -63,11 +63,11 @@ def run_probe(model: Any, family: Family, processor: Any) -> dict[str, torch.Ten
     tokenizer = processor.tokenizer
     banned = {*tokenizer.all_special_ids, tokenizer.convert_tokens_to_ids(family.image_token)}
     usable = sorted(set(tokenizer.get_vocab().values()) - banned)
-    dice = np.random.default_rng(0)
-    ids = [int(i) for i in dice.choice(usable, _IDS)]
+    generator = np.random.default_rng(0)
+    ids = [int(i) for i in generator.choice(usable, _IDS)]
     tags = list(find_token_ids(processor))
     ids[1::8] = [tags[i % 3] for i in range(len(ids[1::8]))]
-    picture = Image.fromarray(dice.integers(0, 256, (112, 112, 3), dtype=np.uint8))
+    picture = Image.fromarray(generator.integers(0, 256, (112, 112, 3), dtype=np.uint8))
     pixels = processor.image_processor(images=[picture], return_tensors="pt")
     pixels["pixel_values"] = pixels["pixel_values"].to(model.dtype)
     logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits
@@ -86,7 +86,7 @@ def check_merged(
 ) -> ProbeReport:
     """Compare the probe's outcome before and after merging; `base` is the one without the adapter.
 
-    Raises ValueError where they are further apart than rounding explains.
+    Raises CheckpointError if they are further apart than rounding explains.
     """
     exact = dtype in (torch.float32, torch.float64)
     difference = relative = allowed = effect = 0.0
@@ -99,8 +99,8 @@ def check_merged(
             raise CheckpointError(
                 _differs(name, largest, f"{ratio:.1%} of their size; allowed {limit:.2g}", exact)
             )
-        # An adapter that changes less than rounding does may be there nevertheless: it is lost where the
-        # result is the base's.
+        # An adapter that changes less than rounding does may have survived: it is lost if the result is the
+        # base's.
         moved = float((merged[name] - base[name]).norm()) / size
         lost = ratio > 0.5 * changed if changed > _ROUNDED else moved < 0.5 * changed
         if not exact and ratio > _CERTAIN and lost:
@@ -120,7 +120,7 @@ def _differs(name: str, largest: float, how: str, exact: bool) -> str:
 
 
 def check_lora_bias(wrapped: Any) -> None:
-    """Refuse LoRA biases on layers that have none: there is nowhere to merge them. Raises ValueError."""
+    """Raise CheckpointError for LoRA biases on layers that have none: there is nowhere to merge them."""
     for name, module in wrapped.named_modules():
         trained = any(dict(getattr(module, "lora_bias", None) or {}).values())
         if trained and getattr(getattr(module, "base_layer", None), "bias", None) is None:
@@ -132,10 +132,10 @@ def check_lora_bias(wrapped: Any) -> None:
 
 
 def untie(wrapped: Any, shared: nn.Parameter | None) -> None:
-    """Give the head a copy of the matrix that it shares with the embeddings, where an adapter is on either.
+    """Give the head a copy of the matrix that it shares with the embeddings, if an adapter is on either.
 
-    Merged into a matrix that both read, what was trained for the one would change the other as well.
-    `shared` is that matrix, or None where the model is not tied.
+    Merging into a matrix that both read would change both, although one of them was trained. `shared` is that
+    matrix, or None if the model is not tied.
     """
     model = unwrap_model(wrapped)
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
@@ -148,7 +148,7 @@ def untie(wrapped: Any, shared: nn.Parameter | None) -> None:
 
 
 def cast_parameters(model: Any, dtype: torch.dtype) -> Any:
-    """Turn a model's weights into `dtype`, in place, and no buffer; returns the model.
+    """Cast a model's weights, and no buffer, to `dtype` in place; returns the model.
 
     `model.to(dtype)` rounds the frequencies of rotary positions too, which every loaded model has in float32:
     logits would be off by a percent in half precision.
@@ -159,7 +159,7 @@ def cast_parameters(model: Any, dtype: torch.dtype) -> Any:
 
 
 def retie_or_mark(merged: Any, shared: nn.Parameter | None) -> None:
-    """Tie embeddings and head again where merging left them the same; else say in the configuration."""
+    """Tie embeddings and head again if merging left them equal; else mark the configuration as untied."""
     embeddings, head = merged.get_input_embeddings(), merged.get_output_embeddings()
     if shared is None:
         return

@@ -1,8 +1,8 @@
-"""A copy of a checkpoint on disk that knows the three tokens.
+"""Write a copy of a checkpoint on disk that knows the three tokens.
 
     reverse tokens add llava-hf/llava-1.5-7b-hf llava-with-tokens
 
-Bases are as strangers' as any checkpoint: what `load` refuses is refused here too.
+What `load` refuses is refused here too: a base may be a stranger's as any checkpoint.
 """
 
 import os
@@ -20,6 +20,9 @@ from reverse.models.checkpoints.settings_files import check_settings, find_setti
 from reverse.tokens.spans import TokenIds
 from reverse.tokens.vocabulary import add_tokens, check_token_init
 
+_SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.md", "LICENSE*"]
+_REWRITTEN = {"config.json", "generation_config.json", "added_tokens.json", "special_tokens_map.json"}
+
 
 def add_tokens_to_checkpoint(
     base: str | os.PathLike,
@@ -30,14 +33,14 @@ def add_tokens_to_checkpoint(
 ) -> TokenIds:
     """Write a copy of checkpoint `base` that has the three tokens to the folder `out`.
 
-    Written into a temporary folder beside `out` and renamed when it is whole, so `out` is complete or not
-    there; a run that is killed leaves `.out.*` behind, which may be deleted.
-    Weights keep their dtype and are read and written as safetensors only. Small files that do not change
-    (image processor, chat template, licence) are copied.
+    The copy is written into a temporary folder beside `out` that is renamed at the end, so `out` is complete
+    or does not exist; a run that is killed leaves `.out.*` behind, which may be deleted. Weights keep their
+    dtype and are read and written as safetensors only. Small files that do not change (image processor, chat
+    template, licence) are copied.
 
     Raises:
-        FileExistsError: `out` exists and is not an empty folder.
-        FileNotFoundError, ValueError: `base` as for `load`; `init` as for `add_tokens`.
+        OutputExistsError: `out` exists and is not an empty folder.
+        MissingFileError, CheckpointError: `base` as for `load`; `init` as for `add_tokens`.
     """
     out = Path(out)
     check_new(out)
@@ -47,36 +50,32 @@ def add_tokens_to_checkpoint(
     model = load_weights(path, family)
     ids = add_tokens(model, tokenizer, init=init, seed=seed)
 
-    with atomic_write_dir(out) as whole:
-        _copy_small_files(path, whole)
-        model.save_pretrained(whole)
-        tokenizer.save_pretrained(whole)
+    with atomic_write_dir(out) as temporary:
+        _copy_small_files(path, temporary)
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
     return ids
 
 
 def _load_tokenizer(path: str) -> Any:
-    """The tokenizer of a checkpoint. Raises ValueError where its files are damaged."""
+    """The tokenizer of a checkpoint. Raises CheckpointError if its files are damaged."""
     check_settings(find_settings(path, {}))
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (ImportError, OSError, MemoryError):
         raise
-    except Exception as error:  # whatever damaged files raise in tokenizers and transformers
+    except Exception as error:  # tokenizers and transformers raise anything for damaged files
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"the tokenizer of {path!r} is damaged ({reason}): fetch it again") from error
 
 
 def _copy_small_files(base: str, out: Path) -> None:
-    """Copy what a checkpoint holds beside weights, configuration and token lists."""
+    """Copy the files of a checkpoint that hold neither weights, nor configuration, nor lists of tokens."""
     folder = Path(base)
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
 
-        folder = Path(
-            snapshot_download(base, allow_patterns=["*.json", "*.jinja", "*.txt", "*.md", "LICENSE*"])
-        )
-    rewritten = {"config.json", "generation_config.json", "added_tokens.json", "special_tokens_map.json"}
-    for path in folder.iterdir():
-        keep = path.suffix in (".json", ".jinja", ".txt", ".md") or path.name.startswith("LICENSE")
-        if keep and path.is_file() and path.name not in rewritten and not path.name.endswith(".index.json"):
+        folder = Path(snapshot_download(base, allow_patterns=_SMALL_FILES))
+    for path in {path for pattern in _SMALL_FILES for path in folder.glob(pattern)}:
+        if path.is_file() and path.name not in _REWRITTEN and not path.name.endswith(".index.json"):
             shutil.copyfile(path, out / path.name)

@@ -1,4 +1,4 @@
-"""Published checkpoints as plain ones of transformers: found by what is in them, never by their names.
+"""Convert published checkpoints to plain ones of transformers; their content decides, not their names.
 
     reverse convert reverse_llava_v15 OUT --vision clip-vit-large-patch14-336
     reverse convert reverse_qwen25_vl OUT
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, LlavaConfig
+from transformers import GenerationConfig
 
 from reverse.errors import CheckpointError, MissingFileError
 from reverse.files.atomic_write import atomic_write_dir, check_new
@@ -26,27 +26,23 @@ from reverse.models.checkpoints.config_checks import (
     check_config_values,
     check_depth,
 )
-from reverse.models.checkpoints.loading import load_fitting_processor
-from reverse.models.checkpoints.shards import (
-    Progress,
-    ShardWriter,
-    Tensors,
-    find_folder,
-    open_tensors,
-    read_json,
-)
-from reverse.models.checkpoints.tensor_names import compare_tensors, refuse_foreign_prefixes
-from reverse.models.conversion.original_llava import convert_original_llava
+from reverse.models.checkpoints.loading import check_no_code, check_tied_head, load_fitting_processor
+from reverse.models.checkpoints.settings_files import read_settings
+from reverse.models.checkpoints.tensor_files import Progress, ShardWriter, open_tensors
+from reverse.models.checkpoints.tensor_names import canonical_name, compare_tensors, refuse_foreign_prefixes
+from reverse.models.checkpoints.weight_files import find_folder
+from reverse.models.conversion.original_llava.llava_converter import convert_original_llava
 from reverse.models.conversion.original_llava.llava_layout import is_original
-from reverse.models.families import QWEN2_5_VL
+from reverse.models.families import LLAVA, QWEN2_5_VL
 from reverse.tokens.spans import TokenIds
 from reverse.tokens.vocabulary import find_token_ids
 
+_ORIGINAL = "original LLaVA"
 _KNOWN = "an original LLaVA (LlavaLlamaForCausalLM, mm_* fields), full or LoRA, and Qwen2.5-VL"
 
 
 @dataclass(frozen=True)
-class Converted:
+class ConversionReport:
     """What `convert` wrote."""
 
     out: str
@@ -62,10 +58,11 @@ def convert(
     base: str | os.PathLike | None = None,
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
-) -> Converted:
-    """Write the checkpoint `src` to the folder `out` so that `reverse.load` and `from_pretrained` take it.
+) -> ConversionReport:
+    """Write the checkpoint `src` to the folder `out` so that `reverse.load` and `from_pretrained` read it.
 
-    `out` is complete or not there. Memory: one output shard (2 GB) and a few tensors, never the checkpoint.
+    `out` is complete or does not exist. Memory: one output shard (2 GB) and a few tensors, never the
+    checkpoint.
 
     Args:
         src: folder or hub id.
@@ -76,66 +73,62 @@ def convert(
         progress: called after every tensor with how many are done, how many there are, and its name.
 
     Raises:
-        FileExistsError: `out` is not empty.
-        FileNotFoundError: a part is missing; the message says what to name.
-        ValueError: the layout is not known; a part does not fit; damaged files; pickles that run code.
+        OutputExistsError: `out` is not empty.
+        MissingFileError: a part is missing; the message says what to name.
+        CheckpointError: the layout is not known; a part does not fit; damaged files; pickles that run code.
     """
     out = Path(out)
     check_new(out)
     folder = find_folder(src)
-    if not (folder / "config.json").is_file():
-        if (folder / "adapter_config.json").is_file():
-            raise CheckpointError(
-                f"{str(src)!r} is a LoRA adapter of peft: run `reverse merge ADAPTER OUT --base BASE`"
-            )
-        raise MissingFileError(f"{str(src)!r} has no config.json: known are {_KNOWN}")
-    config = read_json(folder / "config.json")
-    _refuse_code(folder, config)
-    kind = _kind(folder, config)
-    if kind != "original LLaVA" and (vision is not None or base is not None):
+    has_adapter = (folder / "adapter_config.json").is_file()
+    config = _read_config(folder, has_adapter)
+    kind = _find_kind(folder, config)
+    if kind != _ORIGINAL and has_adapter:
+        raise _adapter_error(folder)
+    if kind != _ORIGINAL and (vision is not None or base is not None):
         raise CheckpointError(
             f"{str(src)!r} is {kind}, which needs neither --vision nor --base: leave them out"
         )
-    with atomic_write_dir(out) as whole:
-        if kind == "original LLaVA":
-            parts = convert_original_llava(
-                folder, whole, vision=_text(vision), base=_text(base), dtype=dtype, progress=progress
+    with atomic_write_dir(out) as temporary:
+        if kind == _ORIGINAL:
+            vision, base = (None if path is None else os.fspath(path) for path in (vision, base))
+            processor = convert_original_llava(
+                folder, temporary, vision=vision, base=base, dtype=dtype, progress=progress
             )
-            tokenizer = parts.processor.tokenizer
-            if (folder / "adapter_config.json").is_file():
-                kind = "original LLaVA, LoRA"
+            kind = f"{kind}, LoRA" if has_adapter else kind
         else:
-            tokenizer = _convert_qwen(folder, whole, config, dtype, progress).tokenizer
+            processor = _convert_qwen(folder, temporary, config, dtype, progress)
         for licence in folder.glob("LICENSE*"):
-            shutil.copyfile(licence, whole / licence.name)
-    known = "<SPAN>" in tokenizer.get_vocab()
-    return Converted(str(out), kind, find_token_ids(tokenizer) if known else None)
+            shutil.copyfile(licence, temporary / licence.name)
+    known = "<SPAN>" in processor.tokenizer.get_vocab()
+    return ConversionReport(str(out), kind, find_token_ids(processor) if known else None)
 
 
-def _text(path: str | os.PathLike | None) -> str | None:
-    return None if path is None else os.fspath(path)
+def _read_config(folder: Path, has_adapter: bool) -> dict[str, Any]:
+    """The content of config.json. Raises as `convert` if there is none, or if it names code."""
+    if not (folder / "config.json").is_file():
+        if has_adapter:
+            raise _adapter_error(folder)
+        raise MissingFileError(f"{str(folder)!r} has no config.json: known are {_KNOWN}")
+    config = read_settings(folder / "config.json")
+    check_no_code(folder, config)
+    return config
 
 
-def _refuse_code(folder: Path, config: dict[str, Any]) -> None:
-    if "auto_map" in config:
-        raise CheckpointError(
-            f"{str(folder)!r} wants to run its own code (auto_map in config.json: {config['auto_map']}): no "
-            f"code is "
-            "run from a checkpoint; take auto_map out if you trust the rest"
-        )
+def _adapter_error(folder: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{str(folder)!r} is a LoRA adapter of peft: run `reverse merge ADAPTER OUT --base BASE`"
+    )
 
 
-def _kind(folder: Path, config: dict[str, Any]) -> str:
-    if is_original(folder, config):
-        return "original LLaVA"
-    if (folder / "adapter_config.json").is_file():
-        raise CheckpointError(
-            f"{str(folder)!r} is a LoRA adapter of peft: run `reverse merge ADAPTER OUT --base BASE`"
-        )
+def _find_kind(folder: Path, config: dict[str, Any]) -> str:
+    """The layout of a checkpoint. Raises CheckpointError if it is not known or needs no conversion."""
     model_type = config.get("model_type")
+    if is_original(config):
+        return _ORIGINAL
     if model_type in QWEN2_5_VL.model_types:
         return QWEN2_5_VL.name
-    if model_type == LlavaConfig.model_type:
+    if model_type in LLAVA.model_types:
         raise CheckpointError(f"{str(folder)!r} is a LLaVA of transformers already: load it as it is")
     raise CheckpointError(
         f"{str(folder)!r} is a {model_type!r} ({config.get('architectures')}): known are {_KNOWN}"
@@ -143,64 +136,39 @@ def _kind(folder: Path, config: dict[str, Any]) -> str:
 
 
 def _convert_qwen(
-    src: Path, whole: Path, config: dict[str, Any], dtype: torch.dtype | None, progress: Progress | None
+    src: Path, out: Path, config: dict[str, Any], dtype: torch.dtype | None, progress: Progress | None
 ) -> Any:
-    """Qwen2.5-VL: the names that every version of transformers reads, settings of today, ordinary tags."""
+    """Write a Qwen2.5-VL with names that every version reads, settings of today and ordinary tags."""
     file = src / "config.json"
     check_config_values(file, config, QWEN2_5_VL)
     tensors = open_tensors(src)
     refuse_foreign_prefixes(str(src), tensors)
     settings = build_config(file, config, QWEN2_5_VL)
-    names = {_qwen_name(name): name for name in tensors}
+    names = {canonical_name(name, QWEN2_5_VL): name for name in tensors}
     embedding = names.get("model.embed_tokens.weight")
     if embedding is None:
-        raise CheckpointError(f"{str(src)!r} has no model.embed_tokens.weight: the checkpoint is not whole")
-    _drop_tied_head(src, settings, tensors, names)
+        raise CheckpointError(
+            f"{str(src)!r} has no model.embed_tokens.weight: the checkpoint is not complete"
+        )
+    if settings.tie_word_embeddings and "lm_head.weight" in names:  # some trainers save a copy
+        check_tied_head(src, tensors, names.pop("lm_head.weight"), embedding)
     settings.text_config.vocab_size = tensors.shape(embedding)[0]
-    settings.dtype = dtype or tensors.read(embedding).dtype
+    settings.dtype = dtype or tensors[embedding].dtype
     settings.architectures = [QWEN2_5_VL.model_class]
-    _check_qwen(src, settings, tensors, names)
+    shapes = {name: tensors.shape(old) for name, old in names.items()}
+    check_depth(file, settings, len(shapes))
+    compare_tensors(str(src), shapes, build_empty(file, settings, QWEN2_5_VL), QWEN2_5_VL)
     processor = load_fitting_processor(str(src), QWEN2_5_VL)
 
-    writer = ShardWriter(whole)
-    for done, (name, old) in enumerate(
-        sorted(names.items(), key=lambda pair: tensors.file_of(pair[1])), start=1
-    ):
-        writer.add(name, tensors.read(old).to(settings.dtype))
+    writer = ShardWriter(out)
+    in_order = sorted(names.items(), key=lambda pair: tensors.file_of(pair[1]))  # each file is opened once
+    for done, (name, old) in enumerate(in_order, start=1):
+        writer.add(name, tensors[old].to(settings.dtype))
         if progress is not None:
             progress(done, len(names), name)
     writer.close()
-    settings.save_pretrained(whole)
+    settings.save_pretrained(out)
     if (src / "generation_config.json").is_file():
-        GenerationConfig.from_pretrained(str(src)).save_pretrained(whole)
-    processor.save_pretrained(whole)
+        GenerationConfig.from_pretrained(str(src)).save_pretrained(out)
+    processor.save_pretrained(out)
     return processor
-
-
-def _qwen_name(name: str) -> str:
-    """The name in files, for the layouts of transformers 4.49 to 5."""
-    for inner in ("language_model.", "visual."):
-        if name.startswith(f"model.{inner}"):
-            rest = name.removeprefix(f"model.{inner}")
-            return f"model.{rest}" if inner == "language_model." else f"visual.{rest}"
-    return name
-
-
-def _drop_tied_head(src: Path, settings: Any, tensors: Tensors, names: dict[str, str]) -> None:
-    """A head that the config ties is a copy, which some trainers save; one that differs is refused."""
-    if not settings.tie_word_embeddings or "lm_head.weight" not in names:
-        return
-    head = tensors.read(names.pop("lm_head.weight"))
-    if not torch.equal(head, tensors.read(names["model.embed_tokens.weight"])):
-        raise CheckpointError(
-            f"{str(src)!r} ties head and embeddings in its config, but its lm_head.weight differs from "
-            "model.embed_tokens.weight: set tie_word_embeddings to false if the head was trained apart"
-        )
-
-
-def _check_qwen(src: Path, settings: Any, tensors: Tensors, names: dict[str, str]) -> None:
-    """Names and shapes must be those of a model built from `settings`, before an hour of copying."""
-    shapes = {name: tensors.shape(old) for name, old in names.items()}
-    check_depth(src / "config.json", settings, len(shapes))
-    empty = build_empty(src / "config.json", settings, QWEN2_5_VL)
-    compare_tensors(str(src), shapes, empty, QWEN2_5_VL)

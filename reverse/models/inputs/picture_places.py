@@ -1,10 +1,10 @@
 """Where pictures stand in a prompt: `<image>`, for every family, in decoding as in training.
 
-One picture comes before the words, wherever `<image>` stands: that is how models are trained here. Several
-keep their places where words stand between them (a chat template may still put them first, as LLaVA's does).
-A picture alone is followed by an empty text, since a template writes something behind a text (LLaVA's a
-blank): so the end of the user's turn, where hints go, reads the same whatever was asked.
-The tokens that a family itself writes for a picture are not for prompts.
+A single picture comes before the words, wherever `<image>` stands: models are trained that way here. Several
+keep their places if words stand between them (a chat template may still put them first, as LLaVA's does). A
+picture alone is followed by an empty text, because a template writes something after a text (LLaVA's a
+space): so the end of the user's turn, where hints go, reads the same for every question. The tokens that a
+family's template writes for a picture are not allowed in prompts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,12 +14,11 @@ from reverse.data.records.schema import IMAGE_TOKEN, MODEL_PLACEHOLDERS
 from reverse.errors import RequestError
 from reverse.files.text_reading import find_surrogate
 
+Part = Mapping[str, Any]
+
 
 def check_text(text: str, where: str) -> None:
-    """Refuse a text that is no text to a tokenizer, or that stands for a picture.
-
-    Raises ValueError, saying where: half of a surrogate pair; a placeholder of one of the families.
-    """
+    """Raise RequestError for half of a surrogate pair, or a placeholder that a family's template writes."""
     if half := find_surrogate(text):
         near = text[max(0, half.start() - 20) : half.start() + 20]
         raise RequestError(
@@ -37,7 +36,7 @@ def check_text(text: str, where: str) -> None:
 def split_at_places(text: str, count: int, where: str) -> list[dict[str, Any]]:
     """A text with `<image>` in it as content parts, `{"type": "image"}` at the places of `count` pictures.
 
-    Raises ValueError where `<image>` stands there another number of times.
+    Raises RequestError if `<image>` stands there another number of times.
     """
     found = text.count(IMAGE_TOKEN)
     if found != count:
@@ -46,10 +45,8 @@ def split_at_places(text: str, count: int, where: str) -> list[dict[str, Any]]:
             f"{IMAGE_TOKEN!r} out of the prompt: pictures are put in by themselves"
         )
     pieces = text.split(IMAGE_TOKEN)
-    said = [piece for piece in pieces if piece.strip()]
-    if count == 1 or len(said) <= 1:  # before the words, or behind them: no words stand between
-        words = "".join(pieces).strip()
-        return [{"type": "image"}] * count + [{"type": "text", "text": words}]
+    if count == 1 or sum(bool(piece.strip()) for piece in pieces) <= 1:  # no words between pictures
+        return [{"type": "image"}] * count + [{"type": "text", "text": "".join(pieces).strip()}]
     parts: list[dict[str, Any]] = []
     for k, piece in enumerate(pieces):
         parts += [{"type": "image"}] if k else []
@@ -57,12 +54,12 @@ def split_at_places(text: str, count: int, where: str) -> list[dict[str, Any]]:
     return parts
 
 
-def place_pictures(parts: Sequence[Mapping[str, Any]], role: str, where: str) -> list[Mapping[str, Any]]:
-    """The parts of a message with every `<image>` in its texts as the place of a picture.
+def place_pictures(parts: Sequence[Part], role: str, where: str) -> list[Part]:
+    """The parts of a message with a picture part in place of every `<image>` in its texts.
 
-    A message that has parts for its pictures needs no `<image>`: those are taken out, where it has as many.
+    A message that has parts for its pictures needs no `<image>`: as many as there are pictures are removed.
 
-    Raises ValueError where `<image>` stands in another turn than the user's, or another number of times.
+    Raises RequestError if `<image>` stands in another turn than the user's, or another number of times.
     """
     marks = sum(part["text"].count(IMAGE_TOKEN) for part in parts if part["type"] == "text")
     if not marks:
@@ -79,23 +76,22 @@ def place_pictures(parts: Sequence[Mapping[str, Any]], role: str, where: str) ->
             "picture: take them out of the text, the parts are the places"
         )
     if not pictures and sum(IMAGE_TOKEN in part["text"] for part in parts) == 1:
-        placed: list[Mapping[str, Any]] = []
+        placed: list[Part] = []
         for part in parts:
             text = part["text"]
             placed += split_at_places(text, marks, where) if IMAGE_TOKEN in text else [part]
         return placed
-    texts = [
-        {"type": "text", "text": part["text"].replace(IMAGE_TOKEN, "").strip()}
-        if part["type"] == "text"
-        else part
-        for part in parts
-    ]
-    kept = [part for part in texts if part["type"] != "text" or part["text"]]
+    kept = [part if part["type"] != "text" else _without_marks(part) for part in parts]
+    kept = [part for part in kept if part["type"] != "text" or part["text"]]
     return _with_words(kept if pictures else [{"type": "image"}] * marks + kept, role)
 
 
-def _with_words(parts: Sequence[Mapping[str, Any]], role: str) -> list[Mapping[str, Any]]:
-    """A user's parts with an empty text behind them where all of them are pictures."""
+def _without_marks(part: Part) -> Part:
+    return {"type": "text", "text": part["text"].replace(IMAGE_TOKEN, "").strip()}
+
+
+def _with_words(parts: Sequence[Part], role: str) -> list[Part]:
+    """A user's parts, followed by an empty text if all of them are pictures."""
     if role == "user" and all(part["type"] != "text" for part in parts):
         return [*parts, {"type": "text", "text": ""}]
     return list(parts)

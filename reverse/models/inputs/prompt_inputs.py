@@ -1,4 +1,4 @@
-"""From pictures and prompts to what a model's forward takes, left-padded, for both families.
+"""Turn pictures and prompts into tensors, by one path for all families.
 
 >>> inputs = prepare_inputs(processor, ["kitchen.png"], ["Describe this image."], family_of(model))
 >>> inputs["input_ids"].shape
@@ -11,20 +11,16 @@ from typing import Any
 
 from transformers import BatchFeature
 
-from reverse.data.records.schema import IMAGE_TOKEN, is_set
+from reverse.data.records.schema import IMAGE_TOKEN
 from reverse.errors import RequestError, RequestTypeError
 from reverse.models.families import Family
+from reverse.models.inputs.chat_checks import check_chat, refuse_videos
 from reverse.models.inputs.picture_parts import open_picture, resize, source_of
 from reverse.models.inputs.picture_places import check_text, place_pictures, split_at_places
-from reverse.models.processors.cached_processing import EachPicture, ProcessPicture
+from reverse.models.processors.cached_processing import PerPictureProcessor, ProcessPicture
 from reverse.models.processors.locked_tokenizer import LockedTokenizer
 from reverse.models.processors.processor_checks import check_usable
 from reverse.models.processors.template_checks import render_chat
-
-_PARTS = ("text", "image", "image_url")  # of a message's content
-_ROLES = ("system", "user", "assistant")
-# What other libraries' messages hold beside their content; a model would not see it.
-_UNSEEN = ("image", "images", "video", "videos", "audio", "audios", "tools", "tool_calls", "function_call")
 
 
 def prepare_inputs(
@@ -41,21 +37,21 @@ def prepare_inputs(
 
     Args:
         processor: of `family`, as `load` returns it.
-        images: one entry per prompt: a picture (whatever `reverse.data.pictures.opening.open_image` takes:
-        a path, PIL
-            image, bytes, open file, uint8 array or tensor), a list of them, or None. One picture or None may
-            stand for a batch of one. None where the chats name their pictures themselves.
+        images: one entry per prompt: a picture (anything that `reverse.data.pictures.opening.open_image`
+        opens:
+            a path, PIL image, bytes, open file, uint8 array or tensor), a list of them, or None. One picture
+            or None may stand for a batch of one. None if the chats name their pictures themselves.
         prompts: plain prompts, which become the user's turn of the chat template; or chats, lists of messages
             `{"role": …, "content": …}` whose content may hold `{"type": "image", "image" | "path" | "url":
             picture | "file://…" | "data:image/…;base64,…"}` (qwen-vl-utils' sizes, `max_pixels` and so on,
-            are followed for Qwen2.5-VL). Plain prompts and chats may stand in one batch. `<image>` in the
+            are followed for Qwen2.5-VL). Plain prompts and chats may be mixed in one batch. `<image>` in the
             user's text is the place of a picture (see `reverse.models.inputs.picture_places`).
         family: of the model.
         system: text of a system turn put before every prompt, and every chat without one.
         context_length: the model's, in tokens (`family.context_length(model.config)`); longer prompts are
             refused. None: not checked.
-        process: makes the tensors of one picture, see `EachPicture`. None: the image processor makes those of
-            all pictures at once.
+        process: makes the tensors of one picture, see `PerPictureProcessor`. None: the image processor makes
+            those of all pictures at once.
 
     Returns:
         `input_ids` and `attention_mask`, int64 of shape (batch, length); `pixel_values`, float32; for
@@ -63,15 +59,16 @@ def prepare_inputs(
         length).
 
     Raises:
-        ValueError: no prompts, an empty one, or a chat that does not end with the user's turn; a video; a
+        RequestError: no prompts, an empty one, or a chat that does not end with the user's turn; a video; a
             malformed part of a chat; half of a surrogate pair in a text; not one entry of `images` per
             prompt; more or fewer placeholders than pictures; `system` beside a chat that has a system turn; a
-            prompt longer than `context_length`; a processor that lacks a chat template, a pad token or what
-            the number of image tokens follows from.
-        TypeError: a prompt, `system`, a message, its content or a picture is of the wrong kind.
+            prompt longer than `context_length`.
+        RequestTypeError: a prompt, `system`, a message, its content or a picture has the wrong type.
+        CheckpointError: the processor lacks a chat template, a pad token or a setting that the number of
+            image tokens follows from.
     """
     check_usable(processor, family)
-    chats, per_chat = _as_chats(images, prompts, family, system)
+    chats, per_chat = build_chats(images, prompts, family, system)
     pictures, texts = [], []
     for row, (chat, given) in enumerate(zip(chats, per_chat, strict=True)):
         chat, found = _collect_pictures(row, chat, given, processor)
@@ -85,7 +82,7 @@ def prepare_inputs(
     own = copy.copy(processor)
     own.tokenizer = LockedTokenizer(tokenizer)
     if process is not None:
-        own.image_processor = EachPicture(processor.image_processor, process)
+        own.image_processor = PerPictureProcessor(processor.image_processor, process)
     inputs = own(
         images=pictures if any(pictures) else None,
         text=texts,
@@ -98,10 +95,10 @@ def prepare_inputs(
     return inputs
 
 
-def _as_chats(
+def build_chats(
     images: Any, prompts: Any, family: Family, system: str | None
 ) -> tuple[list[list[dict]], list[list[Any]]]:
-    """Every prompt as a chat, with the pictures that were given for it."""
+    """Every prompt as a chat, and the pictures that were given beside each. Raises as `prepare_inputs`."""
     if not isinstance(prompts, (str, list, tuple)):
         raise RequestTypeError(
             f"prompts must be a text, a chat (a list of messages) or a list of either, got "
@@ -115,20 +112,20 @@ def _as_chats(
         raise RequestError("prompts is empty: give at least one prompt")
     _check_system(system)
     for row, prompt in enumerate(prompts):
-        _refuse_videos(row, prompt)
-    per_chat = _per_prompt(images, len(prompts))
+        refuse_videos(row, prompt)
+    per_chat = _group_pictures(images, len(prompts))
     chats = []
     for row, (prompt, given) in enumerate(zip(prompts, per_chat, strict=True)):
-        if isinstance(prompt, str):
-            if not prompt.strip():
-                raise RequestError(
-                    f"prompt {row} is empty, got {prompt!r}: ask something, 'Describe this image.'"
-                )
-            check_text(prompt, f"prompt {row}")
-            chats.append(_as_chat(row, prompt, given, family, system))
-            per_chat[row] = []  # they stand in the messages now
-        else:
-            chats.append(_with_system(row, _check_chat(row, prompt), system))
+        if not isinstance(prompt, str):
+            chats.append(_add_system(row, check_chat(row, prompt), system))
+            continue
+        if not prompt.strip():
+            raise RequestError(
+                f"prompt {row} is empty, got {prompt!r}: ask something, 'Describe this image.'"
+            )
+        check_text(prompt, f"prompt {row}")
+        chats.append(_build_chat(row, prompt, given, family, system))
+        per_chat[row] = []  # they stand in the messages now
     return chats, per_chat
 
 
@@ -142,7 +139,7 @@ def _check_system(system: Any) -> None:
         raise RequestError(f"system holds {IMAGE_TOKEN!r}: pictures stand in the user's turn, take it out")
 
 
-def _as_chat(row: int, prompt: str, given: list[Any], family: Family, system: str | None) -> list[dict]:
+def _build_chat(row: int, prompt: str, given: list[Any], family: Family, system: str | None) -> list[dict]:
     """A plain prompt as the user's turn, its pictures at the places that `<image>` names, or first."""
     if IMAGE_TOKEN not in prompt:
         return family.messages(prompt, given, system)
@@ -152,7 +149,7 @@ def _as_chat(row: int, prompt: str, given: list[Any], family: Family, system: st
     return [*family.messages("", [], system)[:-1], {"role": "user", "content": content}]
 
 
-def _with_system(row: int, chat: list[dict], system: str | None) -> list[dict]:
+def _add_system(row: int, chat: list[dict], system: str | None) -> list[dict]:
     if system is None:
         return chat
     if any(message["role"] == "system" for message in chat):
@@ -160,7 +157,7 @@ def _with_system(row: int, chat: list[dict], system: str | None) -> list[dict]:
     return [{"role": "system", "content": system}, *chat]
 
 
-def _per_prompt(images: Any, n: int) -> list[list[Any]]:
+def _group_pictures(images: Any, n: int) -> list[list[Any]]:
     """`images` as one list of pictures per prompt."""
     if images is None:
         return [[] for _ in range(n)]
@@ -168,103 +165,13 @@ def _per_prompt(images: Any, n: int) -> list[list[Any]]:
         images = [images]
     if len(images) != n:
         raise RequestError(
-            f"got {len(images)} entries of images for {n} prompts: give one entry per prompt "
-            "(a picture, a list of pictures, or None)"
+            f"got {len(images)} entries of images for {n} prompts: give one entry per prompt (a picture, a "
+            "list of pictures, or None)"
         )
     return [
         [] if entry is None else list(entry) if isinstance(entry, (list, tuple)) else [entry]
         for entry in images
     ]
-
-
-def _refuse_videos(row: int, chat: Any) -> None:
-    """Before any other check, since no mend of another mistake would help."""
-    messages = chat if isinstance(chat, (list, tuple)) else []
-    for message in messages:
-        content = message.get("content") if isinstance(message, Mapping) else None
-        for part in content if isinstance(content, (list, tuple)) else []:
-            if isinstance(part, Mapping) and part.get("type") in ("video", "video_url"):
-                raise RequestError(
-                    f"chat {row} holds content of type {part['type']!r}: videos are not supported yet, give "
-                    "pictures of its frames (Qwen2.5-VL's own video processor, outside of this library's "
-                    "generate(), needs `pip install torchvision` and load(..., image_backend='torchvision'))"
-                )
-
-
-def _check_chat(row: int, chat: Any) -> list[dict]:
-    if not isinstance(chat, (list, tuple)):
-        raise RequestTypeError(
-            f"prompt {row} must be a text or a chat (a list of messages), got {chat!r:.80}: try 'Describe "
-            "this image.'"
-        )
-    for message in chat:
-        if not isinstance(message, Mapping):
-            raise RequestTypeError(
-                f"chat {row} holds {message!r:.80}, which is no message: give {{'role': 'user', "
-                "'content': …}"
-            )
-        if "role" not in message or "content" not in message:
-            raise RequestError(
-                f"chat {row} has the message {message!r:.200}: every message needs 'role' and 'content'"
-            )
-        if message["role"] not in _ROLES:
-            raise RequestError(
-                f"chat {row} has a turn of {message['role']!r:.80}: roles are {', '.join(_ROLES)}, and a "
-                "template would take any other for the assistant's"
-            )
-        unseen = [key for key in _UNSEEN if is_set(message.get(key))]
-        if unseen:
-            raise RequestError(
-                f"chat {row} has a message with {', '.join(map(repr, unseen))} beside its content, which the "
-                "model would not see: put pictures into the content as {'type': 'image', 'image': …}, and "
-                "leave the others out"
-            )
-        _check_content(row, message["content"])
-    messages = [dict(message) for message in chat]
-    if not messages or messages[-1]["role"] != "user":
-        last = messages[-1]["role"] if messages else "no message"
-        raise RequestError(
-            f"chat {row} ends with {last!r}: the last turn must be the user's, the answer follows it"
-        )
-    if not _has_text_or_image(messages[-1]["content"]):
-        raise RequestError(
-            f"the last turn of chat {row} is empty, got {messages[-1]['content']!r:.80}: ask something"
-        )
-    return messages
-
-
-def _check_content(row: int, content: Any) -> None:
-    if isinstance(content, str):
-        check_text(content, f"chat {row}")
-        return
-    if not isinstance(content, (list, tuple)):
-        raise RequestTypeError(
-            f"the content of a message of chat {row} must be a text or a list of parts, got {content!r:.80}"
-        )
-    for part in content:
-        if not isinstance(part, Mapping):
-            raise RequestTypeError(
-                f"a message of chat {row} holds the part {part!r:.80}: give {{'type': 'text', 'text': …}} or "
-                "{'type': 'image', 'image': …}"
-            )
-        kind = part.get("type")
-        if kind not in _PARTS:
-            raise RequestError(
-                f"content of type {kind!r:.80} in chat {row} is not understood: give 'text' or 'image'"
-            )
-        if kind == "text" and not isinstance(part.get("text"), str):
-            raise RequestError(
-                f"a text part of chat {row} has the text {part.get('text')!r:.80}: give {{'type': 'text', "
-                "'text': 'Describe this image.'}"
-            )
-        if kind == "text":
-            check_text(part["text"], f"chat {row}")
-
-
-def _has_text_or_image(content: Any) -> bool:
-    if isinstance(content, str):
-        return bool(content.strip())
-    return any(part["type"] != "text" or part["text"].strip() for part in content)
 
 
 def _collect_pictures(
@@ -300,13 +207,13 @@ def _check_placeholders(row: int, text: str, n_pictures: int, family: Family) ->
     wanted = n_pictures * family.placeholders_per_image
     if found == wanted:
         return
-    mend = (
+    remedy = (
         f"give a picture for each, or take {IMAGE_TOKEN!r} out of the prompt: pictures are put in by "
         "themselves"
         if found > wanted
         else "give fewer pictures, or a {'type': 'image'} part for each in the chat"
     )
-    raise RequestError(f"prompt {row} has {found} image placeholders for {n_pictures} pictures: {mend}")
+    raise RequestError(f"prompt {row} has {found} image placeholders for {n_pictures} pictures: {remedy}")
 
 
 def _check_lengths(inputs: BatchFeature, context_length: int | None) -> None:

@@ -1,4 +1,4 @@
-"""An image processor that is given one picture at a time, by a function that may know it already."""
+"""An image processor that handles one picture at a time, so that a cache can answer for it."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from transformers import BatchFeature
 
-__all__ = ["EachPicture", "ProcessPicture"]
+__all__ = ["PerPictureProcessor", "ProcessPicture"]
 
 Tensors = Mapping[str, torch.Tensor]
-# (picture, what else its tensors depend on, how to make them) -> tensors of this picture
+# (picture, the other things that its tensors depend on, a function that makes them) -> its tensors
 ProcessPicture = Callable[[Any, str, Callable[[], Tensors]], Tensors]
 
 
-class EachPicture:
-    """Stands for `image_processor` in a processor, and lets `process` make the tensors of every picture.
+class PerPictureProcessor:
+    """Replaces `image_processor` in a processor, and lets `process` make the tensors of every picture.
 
-    The shapes of what `process` returns must be true: placeholders are counted by them.
+    The tensors that `process` returns must have their true shapes: placeholders are counted by them.
     """
 
     def __init__(self, image_processor: Any, process: ProcessPicture):

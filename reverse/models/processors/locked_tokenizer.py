@@ -1,6 +1,6 @@
-"""One thread at a time in a tokenizer.
+"""Let one thread at a time into a tokenizer.
 
-The tokenizers of the Rust library raise "Already borrowed" where a thread changes their padding, which a call
+The tokenizers of the Rust library raise "Already borrowed" if a thread changes their padding, which a call
 may do, while another thread is encoding.
 """
 
@@ -11,24 +11,24 @@ import threading
 from contextlib import AbstractContextManager
 from typing import Any
 
-__all__ = ["LockedTokenizer", "encoding"]
+__all__ = ["LockedTokenizer", "tokenizer_lock"]
 
 _lock = threading.RLock()  # of all tokenizers: a text is encoded in about a millisecond
 
 
-def encoding() -> AbstractContextManager[Any]:
-    """What to hold while a tokenizer encodes: `with encoding(): tokenizer(...)`."""
+def tokenizer_lock() -> AbstractContextManager[Any]:
+    """The lock to hold while a tokenizer encodes: `with tokenizer_lock(): tokenizer(...)`."""
     return _lock
 
 
 class LockedTokenizer:
-    """A tokenizer that is called by one thread at a time; everything else is that of `tokenizer`."""
+    """A tokenizer that one thread at a time calls; its attributes are those of `tokenizer`."""
 
     def __init__(self, tokenizer: Any):
         self._tokenizer = tokenizer
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with encoding():
+        with tokenizer_lock():
             return self._tokenizer(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -36,7 +36,7 @@ class LockedTokenizer:
 
 
 def _reset_after_fork() -> None:
-    """In a child process the thread that held the lock does not go on."""
+    """Make a new lock in a child process: the thread that held the old one does not exist there."""
     global _lock
     _lock = threading.RLock()
 

@@ -1,8 +1,8 @@
-"""Processors: pictures through PIL, and a Qwen2.5-VL processor that needs no torchvision.
+"""Load processors: pictures through PIL, and for Qwen2.5-VL one that needs no torchvision.
 
 transformers' `Qwen2_5_VLProcessor` insists on a video processor, which insists on torchvision. This library
-looks at pictures only, so a subclass without the video part takes its place, with torchvision and without:
-the same pixels on every machine. It saves under the same name, and what one saves the other loads.
+uses pictures only, so a subclass without the video part replaces it, with torchvision and without: the same
+pixels on every machine. It saves under the same name, and either class loads what the other saved.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import transformers
 from transformers import AutoImageProcessor, AutoTokenizer, ProcessorMixin
 
-from reverse.errors import CheckpointError, MissingPackageError
+from reverse.errors import MissingPackageError, RequestError
 from reverse.models.families import Family
 
 _VIDEO_SETTINGS = "video_processor"  # the key of processor_config.json
@@ -31,11 +31,7 @@ class Qwen2_5_VLProcessor(transformers.Qwen2_5_VLProcessor):
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
     def __call__(self, images: Any = None, text: Any = None, videos: Any = None, **kwargs: Any) -> Any:
-        """As the parent's, for pictures and text.
-
-        Raises:
-            ImportError: `videos` are given.
-        """
+        """Prepare pictures and text as the parent does. Raises MissingPackageError if `videos` are given."""
         if videos is not None:
             raise MissingPackageError(
                 "this processor takes pictures only, because videos need torchvision: "
@@ -44,7 +40,8 @@ class Qwen2_5_VLProcessor(transformers.Qwen2_5_VLProcessor):
         return super().__call__(images=images, text=text, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """What is saved, video settings included: the checkpoint's own, unread, or else some that fit.
+        """The settings to save, with the checkpoint's own video settings or some that fit.
+
         transformers' own class does not load without any.
         """
         settings = super().to_dict()
@@ -58,19 +55,7 @@ class Qwen2_5_VLProcessor(transformers.Qwen2_5_VLProcessor):
         return settings
 
 
-def image_only_qwen_processor(
-    tokenizer: Any, *, size: dict[str, int], patch_size: int, chat_template: str
-) -> Qwen2_5_VLProcessor:
-    """A Qwen2.5-VL processor from its parts, as `build_tiny_qwen` needs it.
-
-    Args:
-        tokenizer: knows `<|image_pad|>` and `<|video_pad|>`.
-        size: `shortest_edge` and `longest_edge`, the least and the most *pixels* of a picture (not sides).
-        patch_size: side of a patch; two by two make a token.
-        chat_template: jinja.
-    """
-    image_processor = pil_image_processor("Qwen2VLImageProcessor", size=size, patch_size=patch_size)
-    return Qwen2_5_VLProcessor(image_processor, tokenizer, chat_template=chat_template)
+_IMAGE_ONLY = {"Qwen2_5_VLProcessor": Qwen2_5_VLProcessor}  # for families whose record says `video=True`
 
 
 def pil_image_processor(name: str, **settings: Any) -> Any:
@@ -79,9 +64,9 @@ def pil_image_processor(name: str, **settings: Any) -> Any:
 
 
 def check_backend(backend: str) -> None:
-    """Refuse a name that is no backend for pictures. Raises ValueError."""
+    """Raise RequestError for a name that is no backend for pictures."""
     if backend not in ("pil", "torchvision"):
-        raise CheckpointError(f"image_backend must be 'pil' or 'torchvision', got {backend!r}")
+        raise RequestError(f"image_backend must be 'pil' or 'torchvision', got {backend!r}")
 
 
 def load_processor(path: str, family: Family, *, backend: str = "pil", **kwargs: Any) -> Any:
@@ -89,28 +74,23 @@ def load_processor(path: str, family: Family, *, backend: str = "pil", **kwargs:
 
     Args:
         path: folder or hub id.
-        family: whose processor class to use.
-        backend: "pil" (pictures only, the same pixels on every machine) or "torchvision" (videos too, where
-            the family knows them).
+        family: of the checkpoint.
+        backend: "pil" (pictures only, the same pixels on every machine) or "torchvision" (videos too, if the
+            family takes them).
         kwargs: for `from_pretrained` (`revision`, `cache_dir`, `token`, …).
 
-    Raises:
-        ValueError: `backend` is neither of the two.
+    Raises RequestError if `backend` is neither of the two.
     """
     check_backend(backend)
     kwargs["trust_remote_code"] = False
     processor_class = getattr(transformers, family.processor_class)
-    if not family.video:
-        return processor_class.from_pretrained(path, backend=backend, **kwargs)
-    if backend == "torchvision":
+    if not family.video or backend == "torchvision":
         return processor_class.from_pretrained(path, backend=backend, **kwargs)
     settings, _ = processor_class.get_processor_dict(path, **kwargs)
-    image_processor = AutoImageProcessor.from_pretrained(path, backend=backend, **kwargs)
     tokenizer = AutoTokenizer.from_pretrained(path, **kwargs)
-    chat_template = settings.get("chat_template") or tokenizer.chat_template
-    return Qwen2_5_VLProcessor(
-        image_processor,
+    return _IMAGE_ONLY[family.processor_class](
+        AutoImageProcessor.from_pretrained(path, backend=backend, **kwargs),
         tokenizer,
-        chat_template=chat_template,
+        chat_template=settings.get("chat_template") or tokenizer.chat_template,
         **{_VIDEO_SETTINGS: settings.get(_VIDEO_SETTINGS)},
     )

@@ -1,10 +1,9 @@
-"""Refuse a chat template that does not end, grows without bound, or does not say where the picture is.
+"""Refuse a chat template that does not end, takes too much memory, or does not write where the picture is.
 
-A template is a program of a stranger's. transformers renders it in a sandbox that bounds what it may touch,
-and neither its time nor its memory: two nested loops over `range(99999)` run for hours. So a template that is
-not this library's own is rendered once, when a checkpoint is loaded, over a dozen chats in a process of its
-own that is limited in both. What is seen there is no proof for other chats, so each of them is rendered
-against a deadline (`render_chat`).
+A template is a stranger's program. transformers renders it in a sandbox that limits what it may touch, but
+neither its time nor its memory: two nested loops over `range(99999)` run for hours. So a template that is not
+this library's own is rendered when a checkpoint is loaded, over a dozen chats, in a process of its own that
+is limited in both. It may behave otherwise on other chats, so each of them has a deadline (`render_chat`).
 """
 
 import ctypes
@@ -31,11 +30,9 @@ _TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 def check_template(place: str, processor: Any, family: Family) -> None:
-    """Refuse a processor whose chat template is missing, endless, damaged or blind to pictures.
+    """Raise CheckpointError, with the remedy, for a template that is missing, endless or damaged.
 
-    A template that only the tokenizer has is taken over.
-
-    Raises ValueError, with the remedy.
+    A template that only the tokenizer has becomes the processor's.
     """
     tokenizer = processor.tokenizer
     if not processor.chat_template and tokenizer.chat_template:
@@ -51,7 +48,7 @@ def check_template(place: str, processor: Any, family: Family) -> None:
     question = family.messages("What is this?", [None])
     try:
         text = processor.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # whatever a template of another kind raises
+    except Exception as error:  # a template of another kind raises anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise CheckpointError(
             f"the chat template of {place!r} cannot write a question with a picture ({reason}): {_REMEDY}"
@@ -68,10 +65,7 @@ def check_template(place: str, processor: Any, family: Family) -> None:
 def render_chat(processor: Any, chat: list[dict[str, Any]]) -> str:
     """The text of `chat` with the header of an answer, as the processor's template writes it.
 
-    A template that is not this library's own is stopped after some seconds: what was tried when it was loaded
-    says nothing of this chat.
-
-    Raises ValueError where it does not end.
+    Raises CheckpointError if a template that is not this library's own takes more than `RENDER_SECONDS`.
     """
     template = processor.chat_template
     if isinstance(template, str) and template.strip() in _own_templates():
@@ -79,23 +73,22 @@ def render_chat(processor: Any, chat: list[dict[str, Any]]) -> str:
     try:
         with _interrupt_after(RENDER_SECONDS):
             return processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-    except _TakesTooLong:
+    except _RenderTimeout:
         raise CheckpointError(
             f"the chat template does not end within {RENDER_SECONDS} seconds for a chat of {len(chat)} "
             f"messages: {_REMEDY}"
         ) from None
 
 
-class _TakesTooLong(BaseException):
-    """Raised in a thread that renders; no Exception, so that nothing below takes it for its own."""
+class _RenderTimeout(BaseException):
+    """Raised in a thread that renders; not an Exception, so that no handler below catches it."""
 
 
 @contextmanager
 def _interrupt_after(seconds: float) -> Iterator[None]:
-    """Raise `_TakesTooLong` in this thread when the block takes longer.
+    """Raise `_RenderTimeout` in this thread when the block takes longer.
 
-    Python looks for such an exception between two steps of a program, which is where loops are; one long step
-    of C is not interrupted.
+    Python raises it between two bytecodes, which is enough for loops; one long call of C is not interrupted.
     """
     raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
     thread = ctypes.c_ulong(threading.get_ident())
@@ -104,7 +97,7 @@ def _interrupt_after(seconds: float) -> Iterator[None]:
     def interrupt() -> None:
         with lock:
             if not ended.is_set():
-                raise_in(thread, ctypes.py_object(_TakesTooLong))
+                raise_in(thread, ctypes.py_object(_RenderTimeout))
 
     timer = threading.Timer(seconds, interrupt)
     timer.daemon = True
@@ -114,19 +107,17 @@ def _interrupt_after(seconds: float) -> Iterator[None]:
     finally:
         with lock:
             ended.set()
-            raise_in(thread, None)  # one that was raised and has not arrived yet
+            raise_in(thread, None)  # withdraw one that was raised and has not arrived yet
         timer.cancel()
 
 
 def check_bounded(place: str, template: Any, names: dict[str, str | None]) -> None:
-    """Refuse a template that takes more than some seconds or some memory for a few short chats.
+    """Raise CheckpointError for a template that takes too much time or memory for a few short chats.
 
     Args:
         place: the checkpoint, for the message.
         template: jinja, or several by their names.
-        names: what else the template may name (`bos_token` and so on).
-
-    Raises ValueError.
+        names: tokens that the template may use (`bos_token` and so on).
     """
     for one in template.values() if isinstance(template, dict) else (template,):
         if not isinstance(one, str):
@@ -138,20 +129,19 @@ def check_bounded(place: str, template: Any, names: dict[str, str | None]) -> No
             )
         if one.strip() in _own_templates():
             continue
-        fault = _render_apart(one, tuple(sorted((k, v) for k, v in names.items() if v is not None)))
+        fault = _find_fault(one, tuple(sorted((k, v) for k, v in names.items() if v is not None)))
         if fault is not None:
             raise CheckpointError(f"the chat template of {place!r} {fault}: {_REMEDY}")
 
 
-@lru_cache(maxsize=1)
-def _own_templates() -> frozenset[str]:
-    return frozenset(family.chat_template.strip() for family in FAMILIES)
+def _own_templates() -> set[str]:
+    return {family.chat_template.strip() for family in FAMILIES}
 
 
 @lru_cache(maxsize=64)
-def _render_apart(template: str, names: tuple[tuple[str, str], ...]) -> str | None:
+def _find_fault(template: str, names: tuple[tuple[str, str], ...]) -> str | None:
     """What is wrong with `template` when a limited process renders it; None if nothing is."""
-    asked = {
+    job = {
         "template": template,
         "names": dict(names),
         "chats": list(_chats()),
@@ -163,7 +153,7 @@ def _render_apart(template: str, names: tuple[tuple[str, str], ...]) -> str | No
     try:
         done = subprocess.run(
             [sys.executable, "-I", str(script)],
-            input=json.dumps(asked),
+            input=json.dumps(job),
             capture_output=True,
             text=True,
             timeout=_WALL_SECONDS,
@@ -185,7 +175,7 @@ def _render_apart(template: str, names: tuple[tuple[str, str], ...]) -> str | No
     return None
 
 
-def _chats():
+def _chats() -> Iterator[list[dict[str, Any]]]:
     """Chats of the shapes that users, training and benchmarks have."""
     picture, text = {"type": "image"}, {"type": "text", "text": "What is this?"}
     answer = {"role": "assistant", "content": [{"type": "text", "text": "A dog."}]}

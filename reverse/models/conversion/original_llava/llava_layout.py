@@ -12,19 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from reverse.errors import CheckpointError
-from reverse.models.adapters.loose_weights import list_loose_weights
-from reverse.models.checkpoints.settings_files import is_number, refused
-from reverse.models.checkpoints.shards import Tensors, open_tensors, read_json
-from reverse.models.checkpoints.tensor_names import refuse_foreign_prefixes
+from reverse.models.adapters.loose_weights import ADAPTER_WEIGHTS, list_loose_weights
+from reverse.models.checkpoints.settings_files import is_number, read_settings, refuse
+from reverse.models.checkpoints.tensor_files import Tensors, open_tensors
+from reverse.models.checkpoints.tensor_names import is_computed, refuse_foreign_prefixes
 
-CLASS = "LlavaLlamaForCausalLM"
-MODEL_TYPES = ("llava_llama", "llava")  # transformers' LLaVA is also "llava", but has no mm_* fields
-LORA_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 REST_FILES = ("non_lora_trainables.bin", "non_lora_trainables.safetensors")
 TOWER = "model.vision_tower.vision_tower."
-PROJECTOR = "model.mm_projector."
 
-_IGNORED = re.compile(r"rotary_emb\.inv_freq$|embeddings\.position_ids$")  # buffers that are computed anew
 _KNOWN = re.compile(
     r"^(model\.(embed_tokens|norm)\.weight|lm_head\.weight|model\.layers\.\d+\..+"
     r"|model\.mm_projector\.(0|2)\.(weight|bias)|model\.vision_tower\.vision_tower\..+)$"
@@ -40,6 +35,9 @@ _FIELDS: dict[str, tuple[Any, ...]] = {
     "s2": (False, None),
     "siglip": (False, None),
 }
+_LORA_VARIANTS = (
+    "use_dora", "fan_in_fan_out", "alpha_pattern", "rank_pattern", "lora_bias", "modules_to_save",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,14 +58,15 @@ class Layout:
             name.startswith(TOWER)
             for source in (self.weights, self.rest)
             if source
-            for name in map(plain, source)
+            for name in map(plain_name, source)
         )
 
 
-def is_original(folder: Path, config: dict[str, Any]) -> bool:
-    """Whether `config`, of config.json, is one of the original layout."""
-    named = CLASS in (config.get("architectures") or ()) or config.get("model_type") == "llava_llama"
-    return named or (config.get("model_type") in (*MODEL_TYPES, "llama") and "mm_vision_tower" in config)
+def is_original(config: dict[str, Any]) -> bool:
+    """Whether a config.json is one of the original layout; transformers' LLaVA has no `mm_*` fields."""
+    kind = config.get("model_type")
+    named = "LlavaLlamaForCausalLM" in (config.get("architectures") or ()) or kind == "llava_llama"
+    return named or (kind in ("llava", "llama") and "mm_vision_tower" in config)
 
 
 def read_layout(folder: Path) -> Layout:
@@ -77,31 +76,26 @@ def read_layout(folder: Path) -> Layout:
         ValueError: a field or a tensor of unknown meaning; a damaged file.
         FileNotFoundError: a file is missing.
     """
-    config = read_json(folder / "config.json")
+    config = read_settings(folder / "config.json")
     _check_fields(folder, config)
     if not (folder / "adapter_config.json").is_file():
         weights = open_tensors(folder)
         _check_names(folder, weights)
         return Layout(folder, config, weights, None, {}, None)
-    settings = read_json(folder / "adapter_config.json")
+    settings = read_settings(folder / "adapter_config.json")
     _check_lora(folder, settings)
     _check_beside(folder)
     rest = open_tensors(folder, REST_FILES)
     _check_names(folder, rest)
-    return Layout(folder, config, None, open_tensors(folder, LORA_FILES), settings, rest)
+    return Layout(folder, config, None, open_tensors(folder, ADAPTER_WEIGHTS), settings, rest)
 
 
-def plain(name: str) -> str:
-    """A tensor's name without what wrappers put before it (`module.`, `base_model.model.`)."""
+def plain_name(name: str) -> str:
+    """A tensor's name without the prefixes of wrappers (`module.`, `base_model.model.`)."""
     name = name.removeprefix("module.").removeprefix("base_model.model.").removeprefix("module.")
     if name.startswith(("model.model.", "model.lm_head.")):
         name = name.removeprefix("model.")
     return name
-
-
-def ignored(name: str) -> bool:
-    """Whether a tensor is a buffer that every model computes itself."""
-    return _IGNORED.search(name) is not None
 
 
 def _check_fields(folder: Path, config: dict[str, Any]) -> None:
@@ -111,32 +105,30 @@ def _check_fields(folder: Path, config: dict[str, Any]) -> None:
             raise CheckpointError(
                 f"{folder / 'config.json'} has {field}={value!r}; known is "
                 f"{' or '.join(repr(one) for one in known if one is not None)}: this kind of LLaVA cannot be "
-                f"converted"
+                "converted"
             )
     layer = config.get("mm_vision_select_layer", -2)
     if not isinstance(layer, int) or isinstance(layer, bool):
         raise CheckpointError(
             f"{folder / 'config.json'} has mm_vision_select_layer={layer!r}, which must be one layer's "
-            f"number, -2"
+            "number, -2"
         )
 
 
 def _check_names(folder: Path, tensors: Tensors) -> None:
-    unknown = [name for name in tensors if not ignored(name) and not _KNOWN.match(plain(name))]
+    unknown = [name for name in tensors if not is_computed(name) and not _KNOWN.match(plain_name(name))]
     if unknown:
         refuse_foreign_prefixes(str(folder), unknown)
         raise CheckpointError(
             f"{str(folder)!r} holds {len(unknown)} tensors of unknown meaning ({', '.join(unknown[:3])}); "
-            f"known are "
-            "a Llama's, model.mm_projector.{0,2} and model.vision_tower.vision_tower: this kind of LLaVA "
-            "cannot be "
-            "converted"
+            "known are a Llama's, model.mm_projector.{0,2} and model.vision_tower.vision_tower: this kind of "
+            "LLaVA cannot be converted"
         )
 
 
 def _check_beside(folder: Path) -> None:
-    """Refuse weights in a LoRA folder that nothing here would read."""
-    others = [file.name for file in list_loose_weights(folder, (*LORA_FILES, *REST_FILES))]
+    """Refuse weights in a LoRA folder that the conversion would not read."""
+    others = [file.name for file in list_loose_weights(folder, REST_FILES)]
     if others:
         raise CheckpointError(
             f"{str(folder)!r} holds weights beside its LoRA that have no place in this layout "
@@ -151,34 +143,16 @@ def _check_beside(folder: Path) -> None:
 
 
 def _check_lora(folder: Path, settings: dict[str, Any]) -> None:
-    """Only plain LoRA is computed here; whatever would change a product is refused."""
+    """Refuse what is not plain LoRA: the product would be another one."""
+    file = folder / "adapter_config.json"
     kind = str(settings.get("peft_type", "")).upper()
     if kind != "LORA":
-        raise CheckpointError(
-            f"{folder / 'adapter_config.json'} is of type {kind!r}: only LoRA can be converted"
-        )
+        raise CheckpointError(f"{file} is of type {kind!r}: only LoRA can be converted")
     if not is_number(settings.get("lora_alpha"), 0):
-        raise CheckpointError(
-            refused(
-                folder / "adapter_config.json", "lora_alpha", settings.get("lora_alpha"), "must be above 0"
-            )
-        )
-    found = [
-        field
-        for field in (
-            "use_dora",
-            "fan_in_fan_out",
-            "alpha_pattern",
-            "rank_pattern",
-            "lora_bias",
-            "modules_to_save",
-        )
-        if settings.get(field)
-    ]
+        refuse(file, "lora_alpha", settings.get("lora_alpha"), "be above 0")
+    found = [name for name in _LORA_VARIANTS if settings.get(name)]
     if settings.get("bias", "none") != "none":
         found.append("bias")
     if found:
-        shown = ", ".join(f"{field}={settings[field]!r}" for field in found)
-        raise CheckpointError(
-            f"{folder / 'adapter_config.json'} sets {shown}, which is not known in this layout"
-        )
+        shown = ", ".join(f"{name}={settings[name]!r}" for name in found)
+        raise CheckpointError(f"{file} sets {shown}, which is not known in this layout")

@@ -1,14 +1,13 @@
-"""Tokenizer and chat template of a converted checkpoint: the same ids as in training, for the same question.
+"""Tokenizer and chat template of a converted checkpoint: the same ids as in training for the same question.
 
-The three tokens keep their ids, and `<image>` comes after them. Two things are kept that a tokenizer which is
-merely loaded loses:
+The three tokens keep their ids, and `<image>` comes after them. Two things are kept that loading the
+tokenizer alone would lose:
 
 - The original reads Llama's SentencePiece the "legacy" way: every stretch of text after an added token begins
   with a space of its own (`</CN>.` is `</CN>`, `▁`, `.`), even where a space is there already. Decoding takes
   exactly that space away again, so that text comes back as it was.
-- It tokenises what stands before and after a picture apart. Where the tokenizer needs a space to say the
-same,
-  the template writes it; both are compared when the checkpoint is made.
+- It tokenises the text before and after a picture apart. If the tokenizer needs a space to give the same
+  ids, the template writes it; both are compared when the checkpoint is made.
 """
 
 import json
@@ -19,7 +18,7 @@ from tokenizers import Regex, decoders, normalizers
 from transformers import AddedToken, LlamaTokenizer, PreTrainedTokenizerFast
 
 from reverse.errors import CheckpointError, MissingFileError
-from reverse.models.checkpoints.shards import read_json
+from reverse.models.checkpoints.settings_files import read_settings
 from reverse.models.families import LLAVA
 from reverse.models.processors.template_checks import check_bounded
 from reverse.tokens.spans import TAGS
@@ -89,27 +88,22 @@ _PROBE = [
 
 
 def read_tokenizer(folder: Path) -> tuple[PreTrainedTokenizerFast, str | None]:
-    """The tokenizer of a folder of the original layout, with `<image>`, padding on the left; and its own chat
-    template, if it has one.
+    """The tokenizer of a folder of the original layout, with `<image>`, and its own chat template if any.
 
-    Raises:
-        FileNotFoundError: there is no tokenizer.
-        ValueError: its files are damaged.
+    It pads on the left. Raises MissingFileError if there is no tokenizer, CheckpointError for damaged files.
     """
     if not any((folder / name).is_file() for name in TOKENIZERS):
         raise MissingFileError(
             f"{str(folder)!r} has no tokenizer ({' or '.join(TOKENIZERS)}): name the base that was trained "
-            f"with "
-            "--base BASE (base=)"
+            "with --base BASE (base=)"
         )
-    settings = (
-        read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
-    )
+    file = folder / "tokenizer_config.json"
+    settings = read_settings(file) if file.is_file() else {}
     try:
         if (folder / "tokenizer.json").is_file():
             found = PreTrainedTokenizerFast.from_pretrained(str(folder), trust_remote_code=False)
         else:
-            legacy = settings.get("legacy") is not False  # what transformers 4 took an absent field for
+            legacy = settings.get("legacy") is not False  # transformers 4 took an absent field for true
             found = LlamaTokenizer.from_pretrained(str(folder), legacy=legacy, trust_remote_code=False)
         if getattr(found.backend_tokenizer.pre_tokenizer, "prepend_scheme", None) == "always":
             _read_as_legacy(found.backend_tokenizer)
@@ -136,29 +130,33 @@ def read_tokenizer(folder: Path) -> tuple[PreTrainedTokenizerFast, str | None]:
     return tokenizer, template
 
 
-def end_ids(tokenizer: Any) -> list[int]:
-    """The ids that end an answer: the end of sequence, and for Llama-3.1 whatever ends a turn."""
+def special_ids(tokenizer: Any) -> dict[str, Any]:
+    """The ids that begin a text, end an answer (for Llama-3.1 also those that end a turn) and pad."""
     vocabulary = tokenizer.get_vocab()
-    return sorted({tokenizer.eos_token_id, *(vocabulary[token] for token in _ENDS if token in vocabulary)})
+    ends = sorted({tokenizer.eos_token_id, *(vocabulary[token] for token in _ENDS if token in vocabulary)})
+    return {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": ends[0] if len(ends) == 1 else ends,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
 
 
 def chat_template(tokenizer: Any, own: str | None) -> str:
-    """The template of the conversation that the checkpoint was trained on: Vicuna v1, or Llama-3's with or
-    without dates, told by the tokens of the vocabulary and by what the tokenizer's `own` template writes.
+    """The template of the chats of training: Vicuna v1, or Llama-3's with or without dates.
 
-    Raises ValueError where neither fits.
+    The tokens of the vocabulary and the tokenizer's `own` template decide. Raises CheckpointError if none
+    fits.
     """
     vocabulary = tokenizer.get_vocab()
     if "<|start_header_id|>" in vocabulary and "<|eot_id|>" in vocabulary:
         return _llama_3(tokenizer, own)
     if tokenizer.bos_token == "<s>" and tokenizer.eos_token == "</s>":
-        lead = _gap(tokenizer, tokenizer.bos_token, _VICUNA_SYSTEM)
+        lead = _find_gap(tokenizer, tokenizer.bos_token, _VICUNA_SYSTEM)
         return _fill(_VICUNA, tokenizer, SYSTEM_HERE=json.dumps(_VICUNA_SYSTEM), LEAD_HERE=lead)
     raise CheckpointError(
         f"the tokenizer begins a text with {tokenizer.bos_token!r} and ends it with {tokenizer.eos_token!r}, "
-        f"which is "
-        "neither Vicuna's (<s>, </s>) nor Llama-3's (<|start_header_id|>, <|eot_id|>): its chats are not "
-        "known"
+        "which is neither Vicuna's (<s>, </s>) nor Llama-3's (<|start_header_id|>, <|eot_id|>): its chats "
+        "are not known"
     )
 
 
@@ -168,40 +166,39 @@ def _llama_3(tokenizer: Any, own: str | None) -> str:
     if own is None:
         return dated
     check_bounded(tokenizer.name_or_path or "the checkpoint", own, {"bos_token": tokenizer.bos_token})
-    wanted = _rendered(tokenizer, own)
+    wanted = _render(tokenizer, own)
     for template in (dated, plain):
-        if _rendered(tokenizer, template) == wanted:
+        if _render(tokenizer, template) == wanted:
             return template
     raise CheckpointError(
         f"the tokenizer's own chat template writes {wanted[:160]!r}…, and Llama-3.1's is "
-        f"{_rendered(tokenizer, dated)[:160]!r}…: take chat_template out of its tokenizer_config.json to use "
-        f"that one"
+        f"{_render(tokenizer, dated)[:160]!r}…: take chat_template out of its tokenizer_config.json to use "
+        "that one"
     )
 
 
-def _rendered(tokenizer: Any, template: str) -> str:
+def _render(tokenizer: Any, template: str) -> str:
     return tokenizer.apply_chat_template(
         _PROBE, chat_template=template, tokenize=False, add_generation_prompt=True
     )
 
 
 def _fill(template: str, tokenizer: Any, **fields: str) -> str:
-    fields["GAP_HERE"] = _gap(tokenizer, LLAVA.image_token, "\nWho?")
+    fields["GAP_HERE"] = _find_gap(tokenizer, LLAVA.image_token, "\nWho?")
     for field, value in fields.items():
         template = template.replace(field, value)
     return template
 
 
-def _gap(tokenizer: Any, token: str, text: str) -> str:
-    """What must stand between `token` and `text` for the text to have the ids that it has alone."""
+def _find_gap(tokenizer: Any, token: str, text: str) -> str:
+    """The text between `token` and `text` with which `text` has the same ids as alone: nothing or a space."""
     alone = tokenizer.encode(text, add_special_tokens=False)
     for gap in ("", " "):
         if tokenizer.encode(token + gap + text, add_special_tokens=False)[1:] == alone:
             return gap
     raise CheckpointError(
         f"the tokenizer gives {text!r} other ids after {token!r} than alone, with and without a space: "
-        f"prompts cannot "
-        "be what training saw"
+        "prompts cannot be what training saw"
     )
 
 
@@ -211,15 +208,16 @@ def _is_legacy(backend: Any) -> bool:
 
 
 def _read_as_legacy(backend: Any) -> None:
-    """SentencePiece's own dummy prefix: a space before every stretch, also where there is one already, which
-    the `Metaspace` that transformers 5 puts in its place leaves out.
+    """Put a space before every stretch of text, as SentencePiece does even if there is one already.
+
+    The `Metaspace` that transformers 5 uses instead leaves it out then.
     """
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     backend.pre_tokenizer = None
 
 
 def _decode_as_written(backend: Any) -> None:
-    """Take the space that the tokenizer put after a tag away when it decodes."""
+    """Remove the space that the tokenizer puts after a tag when it decodes."""
     steps = [
         decoders.Replace("▁", " "),
         decoders.ByteFallback(),

@@ -1,4 +1,4 @@
-"""The CLIP tower of a checkpoint: its configuration, and how pictures were prepared for it in training.
+"""The CLIP tower of a checkpoint: its configuration, and how training prepared pictures for it.
 
 `image_aspect_ratio: pad` means that a picture is padded to a square with the mean colour before it is scaled.
 transformers' `LlavaImageProcessor` does that (`do_pad`), and says so in the processor's configuration, so
@@ -12,12 +12,11 @@ from transformers import CLIPVisionConfig
 
 from reverse.errors import CheckpointError, MissingFileError
 from reverse.models.checkpoints.config_checks import build_section
-from reverse.models.checkpoints.settings_files import check_settings
-from reverse.models.checkpoints.shards import read_json
-from reverse.models.conversion.original_llava.llava_layout import TOWER, Layout, plain
+from reverse.models.checkpoints.settings_files import check_settings, read_settings
+from reverse.models.conversion.original_llava.llava_layout import TOWER, Layout, plain_name
 from reverse.models.processors.picture_processors import pil_image_processor
 
-# the tower of every published checkpoint of this layout, told by name and shapes together
+# the tower of every published checkpoint of this layout, recognised by name and shapes together
 _KNOWN_NAME = "openai/clip-vit-large-patch14-336"
 _KNOWN = {
     "hidden_size": 1024,
@@ -35,36 +34,33 @@ def tower_config(layout: Layout, tower: Path | None) -> CLIPVisionConfig:
     """The configuration of the tower in `tower`, or of the one that the checkpoint carries.
 
     Raises:
-        FileNotFoundError: there is no tower, or no configuration of it.
-        ValueError: it is no CLIP, or not the one the projector was trained on.
+        MissingFileError: there is no tower, or no configuration of it.
+        CheckpointError: it is no CLIP, or not the one that the projector was trained on.
     """
     named = layout.config.get("mm_vision_tower") or layout.config.get("vision_tower")
     if tower is None and not layout.has_tower:
         raise MissingFileError(
             f"{str(layout.folder)!r} does not hold its vision tower, {named!r}: fetch it and name its folder "
-            f"with "
-            "--vision TOWER (vision=)"
+            "with --vision TOWER (vision=)"
         )
     config = _read_config(tower) if tower is not None else _known_config(layout, named)
     wanted = layout.config.get("mm_hidden_size", config.hidden_size)
     if config.hidden_size != wanted:
         raise CheckpointError(
             f"the vision tower {str(tower)!r} has features of {config.hidden_size}, and the projector takes "
-            f"{wanted}: "
-            f"name the tower it was trained on, {named!r}"
+            f"{wanted}: name the tower it was trained on, {named!r}"
         )
     depth, layer = config.num_hidden_layers, layout.config.get("mm_vision_select_layer", -2)
     if not -depth - 1 <= layer <= depth:
         raise CheckpointError(
             f"mm_vision_select_layer is {layer}, and the vision tower has {depth} layers: name the tower it "
-            f"was "
-            f"trained on, {named!r}"
+            f"was trained on, {named!r}"
         )
     return config
 
 
 def image_processor(layout: Layout, tower: Path | None, config: CLIPVisionConfig) -> Any:
-    """Pictures as in training: the tower's own settings, padded to a square where the checkpoint says so."""
+    """The image processor of training: the tower's settings, with padding if the checkpoint says so."""
     found = {}
     if tower is not None:
         for name in ("preprocessor_config.json", "processor_config.json"):
@@ -85,7 +81,7 @@ def image_processor(layout: Layout, tower: Path | None, config: CLIPVisionConfig
 
 
 def _as_sizes(key: str, value: Any) -> Any:
-    """Sizes as objects: CLIP of the first years saved plain numbers."""
+    """Turn sizes into objects: CLIP of the first years saved plain numbers."""
     if isinstance(value, int) and key == "size":
         return {"shortest_edge": value}
     if isinstance(value, int) and key == "crop_size":
@@ -98,43 +94,30 @@ def _read_config(tower: Path) -> CLIPVisionConfig:
         raise MissingFileError(
             f"the vision tower {str(tower)!r} has no config.json: name the folder of a CLIP"
         )
-    config = read_json(tower / "config.json")
+    config = read_settings(tower / "config.json")
     kind = config.get("model_type")
     if kind == "clip" and isinstance(config.get("vision_config"), dict):
         config = config["vision_config"]
     elif kind != "clip_vision_model":
         raise CheckpointError(
             f"the vision tower {str(tower)!r} is a {kind!r}; known are 'clip' and 'clip_vision_model': name "
-            f"the CLIP "
-            "that the checkpoint was trained on"
+            "the CLIP that the checkpoint was trained on"
         )
-    kept = {
-        key: value
-        for key, value in config.items()
-        if key in CLIPVisionConfig().to_dict() and value is not None
-    }
-    return build_section(
-        tower / "config.json",
-        CLIPVisionConfig,
-        {key: value for key, value in kept.items() if key != "model_type"},
-    )
+    known = CLIPVisionConfig().to_dict().keys() - {"model_type"}
+    values = {key: value for key, value in config.items() if key in known and value is not None}
+    return build_section(tower / "config.json", CLIPVisionConfig, values)
 
 
 def _known_config(layout: Layout, named: Any) -> CLIPVisionConfig:
-    """Of the tower that a checkpoint carries without its configuration: heads cannot be told from shapes."""
+    """The configuration of a tower whose weights the checkpoint holds: shapes do not tell the heads."""
     source = layout.weights if layout.weights is not None else layout.rest
-    shapes = {plain(name): name for name in source or ()}
+    shapes = {plain_name(name): name for name in source or ()}
     patch = shapes.get(f"{TOWER}vision_model.embeddings.patch_embedding.weight")
     shape = source.shape(patch) if source is not None and patch else ()
-    if named == _KNOWN_NAME and shape == (
-        _KNOWN["hidden_size"],
-        3,
-        _KNOWN["patch_size"],
-        _KNOWN["patch_size"],
-    ):
+    side = _KNOWN["patch_size"]
+    if named == _KNOWN_NAME and shape == (_KNOWN["hidden_size"], 3, side, side):
         return CLIPVisionConfig(**_KNOWN)
     raise MissingFileError(
         f"{str(layout.folder)!r} holds the weights of its vision tower, {named!r} with patches {shape}, but "
-        f"not its "
-        "configuration: name a folder that has it with --vision TOWER (vision=)"
+        "not its configuration: name a folder that has it with --vision TOWER (vision=)"
     )

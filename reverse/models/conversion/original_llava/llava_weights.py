@@ -17,8 +17,9 @@ from typing import Any
 import torch
 
 from reverse.errors import CheckpointError
-from reverse.models.checkpoints.shards import Tensors
-from reverse.models.conversion.original_llava.llava_layout import TOWER, Layout, ignored, plain
+from reverse.models.checkpoints.tensor_files import Tensors
+from reverse.models.checkpoints.tensor_names import is_computed
+from reverse.models.conversion.original_llava.llava_layout import TOWER, Layout, plain_name
 
 _RENAMED = (
     (re.compile(r"^model\.mm_projector\.0\."), "multi_modal_projector.linear_1."),
@@ -28,20 +29,20 @@ _RENAMED = (
     (re.compile(r"^lm_head\."), "language_model.lm_head."),
 )
 _LORA = re.compile(r"^(?P<module>.+)\.lora_(?P<half>[AB])(\.default)?\.weight$")
-ROWS = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight")  # one row a token
+EMBEDDINGS, HEAD = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor to write: under which name, of which shape, and how to make it."""
+    """One tensor to write: its name, its shape and how to make it."""
 
     name: str
     shape: tuple[int, ...]
     read: Callable[[], torch.Tensor]
-    place: str  # the file it comes from, so that files are read one after the other
+    place: str  # the file it comes from: sorted by it, files are read one after the other
 
 
-def today(name: str) -> str:
+def _converted_name(name: str) -> str:
     """The name that transformers' LLaVA is saved with, for a plain name of the original layout."""
     for pattern, replacement in _RENAMED:
         if pattern.search(name):
@@ -49,63 +50,57 @@ def today(name: str) -> str:
     raise CheckpointError(f"tensor {name!r} has no place in transformers' LLaVA")
 
 
-def collect(layout: Layout, base: Tensors | None, tower: Tensors | None) -> dict[str, Entry]:
-    """Every tensor of the converted checkpoint, by its name of today; nothing is read yet.
+def collect_entries(layout: Layout, base: Tensors | None, tower: Tensors | None) -> dict[str, Entry]:
+    """Every tensor of the converted checkpoint, by its new name; nothing is read yet.
 
-    What was trained in full replaces the base's, LoRA matrices are added to it, and a tower of the
-    checkpoint's own takes precedence over `tower`.
+    Tensors that were trained in full replace the base's, LoRA matrices are added to it, and the checkpoint's
+    own tower takes precedence over `tower`.
 
-    Raises ValueError for a LoRA that fits no tensor of the base, or not its shape.
+    Raises CheckpointError for a LoRA that fits no tensor of the base, or not its shape.
     """
     entries: dict[str, Entry] = {}
     if tower is not None:
-        entries |= {entry.name: entry for entry in _tower(tower)}
+        entries |= {entry.name: entry for entry in _tower_entries(tower)}
     for source in (base, layout.weights, layout.rest):
         for name in source or ():
-            if source is not None and not ignored(name):
-                entry = _entry(source, name, today(plain(name)))
+            if source is not None and not is_computed(name):
+                entry = _entry(source, name, _converted_name(plain_name(name)))
                 entries[entry.name] = entry
     if layout.lora is not None:
         _add_lora(entries, layout.lora, layout.lora_config)
     return entries
 
 
-def in_order(entries: dict[str, Entry]) -> Iterator[Entry]:
-    """By file, so that each is opened once."""
-    yield from sorted(entries.values(), key=lambda entry: entry.place)
+def grow_rows(tensor: torch.Tensor, rows: int, untrained: list[int]) -> torch.Tensor:
+    """`tensor` of shape (fewer rows, hidden) with `rows` rows.
 
-
-def grow(tensor: torch.Tensor, rows: int, fill: list[int]) -> torch.Tensor:
-    """`tensor` of shape (rows now, hidden) with `rows` rows; those of `fill`, and all new ones, are the mean
-    of the others, so that no logit of theirs is unlike the rest.
+    The rows `untrained` and all new ones are the mean of the others, so that their logits are like the rest.
     """
-    known = [row for row in range(tensor.shape[0]) if row not in fill]
+    known = [row for row in range(tensor.shape[0]) if row not in untrained]
     mean = tensor[known].float().mean(dim=0).to(tensor.dtype)
     grown = mean.repeat(rows, 1)  # (rows, hidden)
     grown[: tensor.shape[0]] = tensor
-    grown[fill] = mean
+    grown[untrained] = mean
     return grown
 
 
 def _entry(source: Tensors, name: str, new: str) -> Entry:
-    return Entry(new, source.shape(name), lambda: source.read(name), f"{id(source)} {source.file_of(name)}")
+    return Entry(new, source.shape(name), lambda: source[name], f"{id(source)} {source.file_of(name)}")
 
 
-def _tower(tower: Tensors) -> Iterator[Entry]:
-    """A CLIP's vision half, whether saved with its text half, alone, or by a transformers that drops a
-    prefix."""
+def _tower_entries(tower: Tensors) -> Iterator[Entry]:
+    """The vision half of a CLIP, saved with its text half or alone, with or without its prefix."""
     prefix = next(
         (p for p in ("vision_model.", "") if f"{p}embeddings.patch_embedding.weight" in tower), None
     )
     if prefix is None:
         raise CheckpointError(
-            f"the vision tower has no vision_model.embeddings.patch_embedding.weight, but "
-            f"{next(iter(tower), 'nothing')}"
-            " and so on: name the folder of a CLIP"
+            "the vision tower has no vision_model.embeddings.patch_embedding.weight, but "
+            f"{next(iter(tower), 'nothing')} and so on: name the folder of a CLIP"
         )
     parts = prefix or ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.")
     for name in tower:
-        if name.startswith(parts) and not ignored(name):
+        if name.startswith(parts) and not is_computed(name):
             yield _entry(tower, name, f"vision_tower.vision_model.{name.removeprefix(prefix)}")
 
 
@@ -117,14 +112,14 @@ def _add_lora(entries: dict[str, Entry], lora: Tensors, settings: dict[str, Any]
             raise CheckpointError(
                 f"the LoRA holds {name!r}, which is neither lora_A nor lora_B: it is not known here"
             )
-        halves.setdefault(f"{plain(match['module'] + '.weight')}", {})[match["half"]] = name
+        halves.setdefault(plain_name(f"{match['module']}.weight"), {})[match["half"]] = name
     for target, pair in halves.items():
-        new = today(target)
+        new = _converted_name(target)
         if set(pair) != {"A", "B"} or new not in entries:
             raise CheckpointError(
                 f"the LoRA has {' and '.join(f'lora_{half}' for half in sorted(pair))} for {target!r}, which "
                 f"{'is not in the base' if new not in entries else 'is one half'}: it is not this base's, or "
-                f"not whole"
+                "not complete"
             )
         entries[new] = _with_lora(entries[new], lora, pair["A"], pair["B"], settings)
 
@@ -140,7 +135,7 @@ def _with_lora(entry: Entry, lora: Tensors, a: str, b: str, settings: dict[str, 
 
     def read() -> torch.Tensor:
         weight = entry.read()
-        product = lora.read(b).float() @ lora.read(a).float()  # (out, in)
+        product = lora[b].float() @ lora[a].float()  # (out, in)
         return (weight.float() + scale * product).to(weight.dtype)
 
     return Entry(entry.name, entry.shape, read, entry.place)
