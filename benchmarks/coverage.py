@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from reverse.evaluation.stats.intervals import Resampling, summary
+from reverse.evaluation.stats.intervals import Resampling, summarize_rounds
 from reverse.evaluation.stats.scored_tables import Metric, Table, f1, macro, ratio
 from reverse.files.atomic_write import write_json
 
@@ -122,9 +122,8 @@ def coverage(kind: Kind, runs: int, rounds: int, seed: int) -> dict[str, dict[st
     found: dict[str, list[tuple[bool, bool, float]]] = {"percentile": [], "bca": []}
     for start in range(0, runs, BLOCK):
         tables = [kind.draw(rng) for _ in range(min(BLOCK, runs - start))]
-        samplings = [Resampling(table, rounds, int(rng.integers(2**31))) for table in tables[:1]]
-        samplings += [Resampling(table, rounds) for table in tables[1:]]
-        drawn = samplings[0].weights(rounds, np.random.default_rng(samplings[0].seed))
+        samplings = [Resampling(table) for table in tables]
+        drawn = samplings[0].draw_cluster_counts(rounds, np.random.default_rng(int(rng.integers(2**31))))
         names = list(tables[0].columns)
         for sampling in samplings:
             sums = {name: drawn @ sampling.totals[name] for name in names}
@@ -132,7 +131,7 @@ def coverage(kind: Kind, runs: int, rounds: int, seed: int) -> dict[str, dict[st
             draws, point = kind.metric.of(sums), sampling.point(kind.metric)
             a = sampling.acceleration(kind.metric)
             for method, accelerate in (("percentile", None), ("bca", lambda a=a: a)):
-                got = summary(point, draws, LEVEL, accelerate, len(sampling.clusters))
+                got = summarize_rounds(point, draws, LEVEL, accelerate, len(sampling.clusters))
                 found[method].append((kind.truth < got.low, kind.truth > got.high, got.high - got.low))
     shares = {}
     for method, runs_found in found.items():

@@ -33,14 +33,17 @@ from experiments.training_claims import CORRECTING
 from reverse.evaluation.detector import calibration
 from reverse.evaluation.detector.decoded_risk import calibrate_decoding
 from reverse.evaluation.detector.phrase_truth import read_phrases
-from reverse.evaluation.detector.sweep import finite, sweep
-from reverse.evaluation.reports.plots import forest
+from reverse.evaluation.detector.scene_decoding import SceneDecoding
+from reverse.evaluation.detector.sweep import plot_sweep, write_sweep
+from reverse.evaluation.reports.plots import plot_forest
 from reverse.evaluation.runs.environment import environment
 from reverse.evaluation.scenes_runner import PROMPT, Contender, auroc, measure, picture
-from reverse.evaluation.stats.comparing import compare
-from reverse.evaluation.stats.intervals import intervals
-from reverse.evaluation.stats.scored_tables import save
+from reverse.evaluation.stats.bootstrap import BootstrapSettings
+from reverse.evaluation.stats.intervals import estimate_intervals
+from reverse.evaluation.stats.paired_comparison import compare_runs
+from reverse.evaluation.stats.scored_tables import save_scored
 from reverse.files.atomic_write import write_json
+from reverse.files.json_values import replace_non_finite
 from reverse.models import default_threshold, load
 
 BASELINES = ("likelihood", "confidence")
@@ -80,10 +83,10 @@ def main() -> None:
     report["claims"] = _claims(given, report)
     command = shlex.join(["python", "benchmarks/evaluation.py", *sys.argv[1:]])
     report |= environment(device) | {"command": command}
-    write_json(given.out / "evaluation.json", finite(report))
+    write_json(given.out / "evaluation.json", replace_non_finite(report))
     if given.results:
-        write_json(given.results, finite(_merged(given, report)))
-    print(json.dumps(finite(report["claims"])))
+        write_json(given.results, replace_non_finite(_merged(given, report)))
+    print(json.dumps(replace_non_finite(report["claims"])))
 
 
 def _merged(given: argparse.Namespace, report: dict[str, Any]) -> dict[str, Any]:
@@ -190,11 +193,14 @@ def _contenders(
 
 
 def _figures(table: Any, seed: int) -> dict[str, list[float]]:
-    return {metric: list(each) for metric, each in intervals(table, METRICS, seed=seed).items()}
+    return {
+        metric: list(each)
+        for metric, each in estimate_intervals(table, METRICS, BootstrapSettings(seed=seed)).items()
+    }
 
 
 def _differences(ours: Any, theirs: Any, name: str, seed: int) -> dict[str, Any]:
-    found = compare(ours, theirs, METRICS, names=("on", name), seed=seed)
+    found = compare_runs(ours, theirs, METRICS, BootstrapSettings(seed=seed), names=("on", name))
     return {each.metric: each.to_dict() for each in found}
 
 
@@ -203,13 +209,15 @@ def _table(given: argparse.Namespace, rows: dict[str, list[dict[str, Any]]], rep
     tables = {name: scene_table(found) for name, found in rows.items()}
     report["table"], report["on_minus"] = {}, {}
     for name, table in tables.items():
-        save(given.out / f"{name}.json", table, METRICS)
+        save_scored(given.out / f"{name}.json", table, METRICS)
         report["table"][name] = _figures(table, given.seed)
         if name == "on":
             continue
-        differences = compare(tables["on"], table, METRICS, names=("on", name), seed=given.seed)
+        differences = compare_runs(
+            tables["on"], table, METRICS, BootstrapSettings(seed=given.seed), names=("on", name)
+        )
         report["on_minus"][name] = {each.metric: each.to_dict() for each in differences}
-        forest(differences, given.out / f"forest_{name}", f"scenes: resampling − {name}")
+        plot_forest(differences, given.out / f"forest_{name}", f"scenes: resampling − {name}")
     print(f"{'':16}" + "".join(f"{metric.title[:18]:>24}" for metric in METRICS))
     for name, figures in report["table"].items():
         cells = []
@@ -224,15 +232,20 @@ def _detector(given: argparse.Namespace, tagged: Any, report: dict[str, Any]) ->
     """Sweep of the test answers, calibration on val, the promise over divisions of both."""
     test = read_phrases(given.out / "test" / "off.jsonl")
     val = read_phrases(given.out / "val" / "off.jsonl")
-    report["detector"] = sweep(test, given.out / "sweep", seed=given.seed)
-    chosen = calibration.calibrate(val, given.risk)
+    report["detector"] = write_sweep(
+        test, given.out / "sweep", BootstrapSettings(rounds=1000, seed=given.seed)
+    )
+    plot_sweep(test, given.out / "sweep")
+    chosen = calibration.calibrate(val, calibration.RiskTarget(given.risk))
     report["calibration"] = {
         **chosen.to_dict(),
-        "promise": calibration.promise(chosen),
-        "test": calibration.check(test, chosen, given.seed),
+        "promise": calibration.describe_promise(chosen),
+        "test": calibration.check_on_others(test, chosen, given.seed),
         "resplits": {
             rule: calibration.resplit(
-                calibration.joined(val, test), given.risk, rule=rule, times=200, seed=given.seed
+                calibration.join_detectors(val, test),
+                calibration.RiskTarget(given.risk, rule=rule),
+                seed=given.seed,
             )
             for rule in ("betting", "hoeffding-bentkus", "conformal")
         },
@@ -240,9 +253,10 @@ def _detector(given: argparse.Namespace, tagged: Any, report: dict[str, Any]) ->
     if chosen.threshold is not None and not given.no_decoding_risk:
         # the pictures that chose the start must not be those that test it
         of_decoding, tried = calibrate_decoding(
-            given.tagged, chosen.threshold, given.out / "decoding_risk", risk=given.risk, split="test",
-            count=given.count, batch_size=given.batch_size, seed=given.seed, loaded=tagged,
-            given_by=val.images,
+            SceneDecoding(
+                given.tagged, "test", given.count, given.batch_size, seed=given.seed, loaded=tagged
+            ),
+            chosen.threshold, given.out / "decoding_risk", chosen.target, given_by=val.images,
         )  # fmt: skip
         report["calibration"]["of_decoding"] = {"chosen": of_decoding.to_dict(), "tried": tried}
 

@@ -29,8 +29,8 @@ from experiments.training_claims import (
     merge,
     points,
 )
-from reverse.evaluation.detector.sweep import finite
 from reverse.files.atomic_write import write_json
+from reverse.files.json_values import replace_non_finite
 
 THRESHOLDS = (0.5, 0.3, 0.2, 0.14, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01)
 SPLITS = ("test", "shift")
@@ -294,7 +294,7 @@ def write_results(path: Path, lines: list[dict[str, Any]], command: str, gpus: s
         "training": [{k: v for k, v in line.items() if k not in ("kind", "versions")} for line in trained],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, finite(report))
+    write_json(path, replace_non_finite(report))
     for family, splits in report["claims"].items():
         for split, claims in splits.items():
             print(family, split, {name: [round(x, 4) for x in value] for name, value in claims.items()})

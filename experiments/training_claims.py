@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from reverse.evaluation.stats.bootstrap import difference, interval
+from reverse.evaluation.stats.bootstrap import estimate_ratio, estimate_ratio_difference
 
 __all__ = [
     "COLUMNS",
@@ -67,7 +67,7 @@ def figures(found: Mapping[str, Any], seed: int = 0) -> dict[str, Any]:
     shown: dict[str, Any] = {}
     for name, (part, whole) in RATIOS.items():
         if part in found:
-            shown[name] = list(interval(found[part], found[whole], seed=seed))
+            shown[name] = list(estimate_ratio(found[part], found[whole], seed=seed))
     if "wrong" in found:
         wrong = np.asarray(found["wrong"])
         shown["chair_s"] = float((wrong > 0).mean())
@@ -195,7 +195,7 @@ def _claims(rows: Mapping[str, Mapping[int, Piece]], seeds: Sequence[int]) -> di
         "strict_chair_i_drop": _drop(strict, twin),
         "strict_coverage_change": _change(strict, twin, "coverage", relative=True),
         "auroc": list(auroc([rows["off"][s]["columns"] for s in seeds])),
-        "tokens_ratio": list(interval(on["generated"], on["kept"])),
+        "tokens_ratio": list(estimate_ratio(on["generated"], on["kept"])),
         "chair_i_drop_off": _drop(on, off),
         "coverage_change_off": _change(on, off, "coverage"),
         "strict_chair_i_drop_off": _drop(strict, off),
@@ -222,7 +222,11 @@ def _change(
     first: Mapping[str, Any], second: Mapping[str, Any], name: str, relative: bool = False
 ) -> list[float]:
     part, whole = RATIOS[name]
-    return list(difference((first[part], first[whole]), (second[part], second[whole]), relative=relative))
+    return list(
+        estimate_ratio_difference(
+            (first[part], first[whole]), (second[part], second[whole]), relative=relative
+        )
+    )
 
 
 def _ablations(table: Mapping[tuple[str, str, str, str, int], Piece], family: str) -> dict[str, Any]:

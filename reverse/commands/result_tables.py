@@ -1,5 +1,8 @@
 """How `reverse compare`, `sweep` and `calibrate` show what they found."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,141 +11,143 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from reverse.evaluation.reports.metric_titles import heading
+from reverse.evaluation.detector.detection import make_metrics
+from reverse.evaluation.reports.report_tables import format_heading, format_range
+from reverse.evaluation.stats.paired_comparison import Difference
 
-__all__ = ["decoded", "decoded_risk", "detector", "differences", "names", "remarks", "say_calibration"]
+__all__ = [
+    "list_remarks",
+    "make_decoded_risk_table",
+    "make_decoding_table",
+    "make_detector_table",
+    "make_difference_table",
+    "name_runs",
+    "print_calibration",
+]
+
+Rows = list[dict[str, Any]]
 
 
-def differences(found: list[Any], first: str, second: str, level: float, benchmark: str) -> Table:
-    shown = Table(
-        title=f"{benchmark}: {first} − {second}",
-        caption=f"{level:.0%} intervals paired over images, p by swapping images, corrected by Holm",
-        box=SIMPLE_HEAD,
-        collapse_padding=True,
-        pad_edge=False,
+def _make_table(title: str, columns: Sequence[str], caption: str | None = None) -> Table:
+    """An empty table: the first column holds names, the others figures."""
+    table = Table(title=title, caption=caption, box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    for i, name in enumerate(columns):
+        table.add_column(name, justify="right" if i else "left", no_wrap=i > 0)
+    return table
+
+
+def make_difference_table(found: Sequence[Difference], title: str, level: float) -> Table:
+    """Both runs' figures and their difference, coloured if it is clear."""
+    table = _make_table(
+        title,
+        ("", "first run", "second run", "difference", f"{level:.0%} interval", "p", "p (Holm)"),
+        "intervals: paired bootstrap over images; p: permutation of images, corrected by Holm",
     )
-    for i, name in enumerate(("", "first", "second", "difference", "interval", "p", "Holm")):
-        shown.add_column(name, justify="right" if i else "left", no_wrap=i > 0)
     colours = {"better": "green", "worse": "red", "": ""}
     for each in found:
         scale, digits = (100, 2) if each.unit == "%" else (1, 3)
         gap = each.difference
-        shown.add_row(
-            heading(each.title, each.unit, each.better),
+        table.add_row(
+            format_heading(each.title, each.unit, each.better),
             f"{each.first * scale:.{digits}f}",
             f"{each.second * scale:.{digits}f}",
             Text(f"{gap.point * scale:+.{digits}f}", colours[each.verdict]),
-            _range(gap.low, gap.high, digits, scale),
+            format_range(gap.low, gap.high, digits, scale),
             f"{each.p:.4f}" + ("=" if each.exact else ""),
             f"{each.p_holm:.4f}",
         )
-    return shown
+    return table
 
 
-def names(first: Path, second: Path) -> tuple[str, str]:
-    """What the two are called: the files' names, with their folders' where they share one."""
+def name_runs(first: Path, second: Path) -> tuple[str, str]:
+    """The files' names, with their folders' names if they are the same."""
     if first.stem != second.stem:
         return first.stem, second.stem
     return f"{first.resolve().parent.name}/{first.stem}", f"{second.resolve().parent.name}/{second.stem}"
 
 
-def remarks(found: list[Any]) -> list[str]:
-    """What stands below the table."""
+def list_remarks(found: Sequence[Difference]) -> list[str]:
+    """Lines that stand below the table of differences."""
     lines = ["= exact: every swap of images was tried"] if any(each.exact for each in found) else []
     lines += [
-        f"McNemar, answers taken for independent: {each.title} p {each.p_mcnemar:.4f} "
+        f"McNemar, if answers are independent: {each.title} p {each.p_mcnemar:.4f} "
         f"({each.discordant[0]} only in the first, {each.discordant[1]} only in the second)"
         for each in found
-        if each.p_mcnemar is not None and sum(each.discordant)
+        if each.discordant and sum(each.discordant)
     ]
     return lines + [f"{each.title}: {each.difference.note}" for each in found if each.difference.note]
 
 
-def detector(found: dict[str, Any], bins: int) -> Table:
-    """What p(</UN>) knows, over all phrases."""
-    from reverse.evaluation.detector.detection import metrics
-
-    shown = Table(title=f"{found['phrases']} phrases of {found['images']} pictures, {found['wrong']} wrong")
-    for name in ("", "value", "95 % over pictures"):
-        shown.add_column(name, justify="left" if not name else "right")
-    for each in metrics(bins):
+def make_detector_table(found: dict[str, Any], bins: int) -> Table:
+    """The detector's figures over all phrases; `found` is the content of detector.json."""
+    title = f"{found['phrases']} phrases of {found['images']} pictures, {found['wrong']} wrong"
+    table = _make_table(title, ("", "value", "95 % over pictures"))
+    for each in make_metrics(bins):
         figure = found["figures"][each.name]
-        shown.add_row(each.title, f"{figure['point']:.4f}", _range(figure["low"], figure["high"], 4))
-    return shown
+        table.add_row(each.title, f"{figure['point']:.4f}", format_range(figure["low"], figure["high"], 4))
+    return table
 
 
-def decoded(points: list[dict[str, Any]]) -> Table:
-    shown = Table(title="Decoded anew, 95 % over scenes", box=SIMPLE_HEAD, pad_edge=False)
-    for i, name in enumerate(("threshold", "CHAIRi %", "coverage %", "made / kept", "unresolved %")):
-        shown.add_column(name, justify="right" if i else "left")
+def make_decoding_table(points: Rows) -> Table:
+    """The figures of scenes decoded at several thresholds."""
+    columns = ("threshold", "CHAIRi %", "coverage %", "generated / kept tokens", "unresolved %")
+    table = _make_table("Decoded scenes, 95 % intervals over scenes", columns)
+    figures = (("chair_i", 100, 1), ("coverage", 100, 1), ("tokens_ratio", 1, 2), ("unresolved", 100, 1))
     for point in points:
         cells = []
-        for name, scale, digits in (("chair_i", 100, 1), ("coverage", 100, 1), ("tokens_ratio", 1, 2),
-                                    ("unresolved", 100, 1)):  # fmt: skip
+        for name, scale, digits in figures:
             value, low, high = point[name]
-            cells.append(f"{value * scale:.{digits}f} ({_range(low, high, digits, scale)})")
-        shown.add_row("off" if point["threshold"] is None else f"{point['threshold']:g}", *cells)
-    return shown
+            cells.append(f"{value * scale:.{digits}f} ({format_range(low, high, digits, scale)})")
+        table.add_row("off" if point["threshold"] is None else f"{point['threshold']:g}", *cells)
+    return table
 
 
-def say_calibration(console: Console, content: dict[str, Any]) -> None:
+def print_calibration(console: Console, content: dict[str, Any]) -> None:
+    """Print the threshold, its promise, and how well it holds on other pictures."""
+
+    def say(text: str | Text) -> None:
+        console.print(text, highlight=False, soft_wrap=True)
+
+    def describe_part(part: str, found: dict[str, Any], limits: str = "") -> str:
+        return (
+            f"{part}: {found['images']} pictures, mean share of false phrases {found['observed']:.4f}{limits}"
+            f", {found['kept']:.1%} of the phrases kept"
+        )
+
     promise = content["promise"]
     if content["threshold"] is None:
-        console.print(
-            Text(f"no threshold can be promised with {content['images']} pictures: {promise}", "yellow"),
-            soft_wrap=True,
-        )
+        say(Text(f"no threshold can be promised with {content['images']} pictures: {promise}", "yellow"))
     else:
-        console.print(f"threshold {content['threshold']:.4g}", highlight=False)
-        console.print(promise, highlight=False, soft_wrap=True)
-        console.print(
-            f"calibration: {content['images']} pictures, mean {content['observed']:.4f}, "
-            f"{content['kept']:.1%} of the phrases kept",
-            highlight=False,
-        )
+        say(f"threshold {content['threshold']:.4g}")
+        say(promise)
+        say(describe_part("calibration", content))
     if "test" in content:
-        each = content["test"]
-        console.print(
-            f"test: {each['images']} pictures, mean {each['observed']:.4f} "
-            f"({_range(each['low'], each['high'], 4)}), {each['kept']:.1%} of the phrases kept",
-            highlight=False,
-        )
+        test = content["test"]
+        say(describe_part("test", test, f" ({format_range(test['low'], test['high'], 4)})"))
     again = content["resplits"]
-    seen = "nothing" if again["observed"] is None else f"{again['observed']:.4f} on average"
-    console.print(
-        f"{again['times']} divisions into {again['calibration_images']} + {again['test_images']}: promised "
-        f"{again['promised']:.3f}, observed {seen}, above it in {again['over']:.1%}, "
-        f"no promise in {again['without_promise']:.1%}",
-        highlight=False,
-        soft_wrap=True,
+    observed = "nothing" if again["observed"] is None else f"{again['observed']:.4f} on average"
+    say(
+        f"{again['times']} divisions into {again['calibration_images']} + {again['test_images']} pictures: "
+        f"promised {again['promised']:.3f}, observed {observed}, more than promised in {again['over']:.1%}, "
+        f"no promise in {again['without_promise']:.1%}"
     )
 
 
-def decoded_risk(tried: list[dict[str, Any]]) -> Table:
-    shown = Table(
-        title="Decoded: mean share of false ones among accepted phrases",
-        box=SIMPLE_HEAD,
-        collapse_padding=True,
-        pad_edge=False,
+def make_decoded_risk_table(tried: Rows) -> Table:
+    """The tests of the thresholds that were decoded."""
+    table = _make_table(
+        "Decoded scenes: mean share of false ones among accepted phrases",
+        ("threshold", "mean", "95 %", "p", "p needed", "CHAIRi %", "unresolved %", "generated / kept"),
     )
-    for name in ("threshold", "mean", "95 %", "p", "needs", "CHAIRi %", "unresolved %", "made/kept"):
-        shown.add_column(name, justify="right", no_wrap=True)
     for each in tried:
-        shown.add_row(
+        table.add_row(
             f"{each['threshold']:g}",
             f"{each['observed']:.4f}",
-            _range(each["low"], each["high"], 3),
+            format_range(each["low"], each["high"], 3),
             f"{each['p']:.4f}",
             f"{each['must_be_below']:.3f}",
             f"{100 * each['chair_i']:.1f}",
             f"{100 * each['unresolved']:.1f}",
             f"{each['tokens_ratio']:.2f}",
         )
-    return shown
-
-
-def _range(low: float | None, high: float | None, digits: int, scale: float = 1) -> str:
-    if low is None or high is None or not low < high:  # NaN, or rounds that all agree: no width is known
-        return "–"
-    between = "–" if low >= 0 else " to "
-    return f"{low * scale:.{digits}f}{between}{high * scale:.{digits}f}"
+    return table

@@ -123,9 +123,9 @@ def score_and_show(
         told = f"{table.notes['skipped_rows']} rows are left out: {'; '.join(table.notes['skipped'])}"
         console.print(Text(f"{answers}: {told}", style="yellow"), soft_wrap=True)
     if save is not None:
-        from reverse.evaluation.stats.scored_tables import save as write
+        from reverse.evaluation.stats.scored_tables import save_scored
 
-        write(save, table, metrics)
+        save_scored(save, table, metrics)
     refuse_without_verdicts(table)
 
 
@@ -151,12 +151,13 @@ def language(
 
 def _intervals(table: Any, metrics: Any, rounds: int, seed: int) -> dict[str, Any]:
     """The interval of every metric by name."""
-    from reverse.evaluation.stats.intervals import Interval, intervals
+    from reverse.evaluation.stats.bootstrap import BootstrapSettings
+    from reverse.evaluation.stats.intervals import Interval, estimate_intervals
 
     if rounds == 0:
         sums, nan = table.sums(), float("nan")
         return {m.name: Interval(float(m.of(sums)), nan, nan, "none", rounds=0) for m in metrics}
-    return intervals(table, metrics, rounds=rounds, seed=seed)
+    return estimate_intervals(table, metrics, BootstrapSettings(rounds=rounds, seed=seed))
 
 
 def _report(table: Any, metrics: Any, found: Any, rounds: int) -> dict[str, Any]:

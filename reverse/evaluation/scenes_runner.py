@@ -28,12 +28,12 @@ from reverse.api import generate
 from reverse.data.scenes import Scene, find_objects, make_questions, make_scene, render_scene
 from reverse.decoding.result import Result
 from reverse.errors import DataError
-from reverse.evaluation.detector.sweep import finite
 from reverse.evaluation.runs.answers_reading import read_settings, rows_of
 from reverse.evaluation.runs.environment import environment
-from reverse.evaluation.stats.bootstrap import difference, interval
+from reverse.evaluation.stats.bootstrap import estimate_ratio, estimate_ratio_difference
 from reverse.files.atomic_write import write_json
 from reverse.files.file_lock import output_lock
+from reverse.files.json_values import replace_non_finite
 from reverse.models import default_threshold, load
 from reverse.models.checkpoints.fingerprint import checkpoint_fingerprint
 from reverse.progress import show_progress
@@ -98,7 +98,7 @@ def summarise(rows: Sequence[dict[str, Any]], seed: int = 0) -> dict[str, Any]:
         "unresolved": (column("unresolved"), ones),
         "tokens_ratio": (column("generated"), column("kept")),
     }
-    figures: dict[str, Any] = {name: list(interval(*pair, seed=seed)) for name, pair in ratios.items()}
+    figures: dict[str, Any] = {name: list(estimate_ratio(*pair, seed=seed)) for name, pair in ratios.items()}
     figures["answers"] = len(rows)
     figures["auroc"] = auroc(rows)
     return figures
@@ -315,7 +315,7 @@ def _against(
     ours: list[dict[str, Any]], theirs: list[dict[str, Any]], part: str, whole: str, relative: bool, seed: int
 ) -> list[float]:
     pairs = [([r[part] for r in rows], [r[whole] for r in rows]) for rows in (ours, theirs)]
-    return list(difference(pairs[0], pairs[1], relative=relative, seed=seed))
+    return list(estimate_ratio_difference(pairs[0], pairs[1], relative=relative, seed=seed))
 
 
 def table(report: dict[str, Any]) -> Any:
@@ -392,9 +392,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     line = sys.argv[1:] if arguments is None else arguments
     command = shlex.join(["python", "-m", "reverse.evaluation.scenes_runner", *map(str, line)])
     report |= environment(device) | {"command": command, "claims": claims(report)}
-    write_json(given.out / "report.json", finite(report))
+    write_json(given.out / "report.json", replace_non_finite(report))
     Console(width=150).print(table(report))
-    print(json.dumps(finite(report["claims"])))
+    print(json.dumps(replace_non_finite(report["claims"])))
 
 
 if __name__ == "__main__":

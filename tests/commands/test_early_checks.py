@@ -36,7 +36,8 @@ def no_matplotlib(monkeypatch):
 def test_plots_are_asked_for_before_minutes_of_decoding(tmp_path, no_matplotlib, monkeypatch, answers):
     """A sweep decoded for minutes, and then asked for matplotlib."""
     monkeypatch.setattr(
-        "reverse.evaluation.detector.sweep.decode_at", lambda *_, **__: pytest.fail("decoded")
+        "reverse.evaluation.detector.scene_decoding.decode_at_thresholds",
+        lambda *_, **__: pytest.fail("decoded"),
     )
     result = call("sweep", "--model", "tiny-llava", "--out", tmp_path / "out")
     assert result.exit_code == 2 and "plots need matplotlib: pip install" in result.stderr
@@ -50,7 +51,7 @@ def test_figures_of_a_sweep_outlive_its_plots(tmp_path, monkeypatch, answers):
     def fail(*_):
         raise OSError(errno.ENOSPC, "no space left")
 
-    monkeypatch.setattr(plots, "roc", fail)
+    monkeypatch.setattr(plots, "plot_roc", fail)
     result = call("sweep", answers, "--truth", "stored", "--out", tmp_path / "out", "--rounds", 20)
     assert result.exit_code == 2 and "AUROC" in result.stdout and "the disk is full" in result.stderr
     assert json.loads((tmp_path / "out" / "detector.json").read_text())["phrases"] == 400

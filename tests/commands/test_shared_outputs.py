@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from reverse.cli import app
 from reverse.data.records.importer import import_records
-from reverse.evaluation.stats.scored_tables import Table, ratio, save
+from reverse.evaluation.stats.scored_tables import Table, ratio, save_scored
 from reverse.files.file_lock import output_lock
 
 
@@ -91,7 +91,7 @@ def test_figures_of_a_judge_that_failed_are_not_compared(tmp_path):
     table = Table("mmhal", list("abcd"), columns, None, list("abcd"), notes)
     path = tmp_path / "runs" / "failed.json"
     path.parent.mkdir()
-    save(path, table, [ratio("score", "score", "asked", "high")])
+    save_scored(path, table, [ratio("score", "score", "asked", "high")])
     result = run("compare", path, path)
     assert result.exit_code == 2 and result.stdout == ""
     assert f"error: {path}: 3 of 4 answers got no verdict of m at http://j/v1" in result.stderr

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from reverse.cli import app
 from reverse.data.scenes import make_scene
 from reverse.errors import RequestError
-from reverse.evaluation.stats.scored_tables import Table, ratio, save
+from reverse.evaluation.stats.scored_tables import Table, ratio, save_scored
 
 
 def call(*words, code=0):
@@ -36,7 +36,7 @@ def scored(tmp_path):
             "answers": np.ones(80),
         }
         keys = list(map(str, range(80)))
-        save(tmp_path / f"{name}.json", Table("chair", keys, columns, keys=keys), metrics)
+        save_scored(tmp_path / f"{name}.json", Table("chair", keys, columns, keys=keys), metrics)
         paths.append(tmp_path / f"{name}.json")
     return paths
 
@@ -92,7 +92,7 @@ def test_compare_leaves_out_what_one_run_does_not_have(tmp_path, scored):
     scored[1].write_text(json.dumps(content))
     assert f"only in {scored[0]}: CHAIRs" in call("compare", *scored).replace("\n", "")
     shown = " ".join(call("compare", *scored, "--metric", "chair_s", code=2).split())
-    assert "does not hold what CHAIRs is made of" in shown
+    assert "does not hold the columns of CHAIRs" in shown
 
 
 def test_sweep_of_stored_answers(tmp_path, answers):
@@ -139,7 +139,7 @@ def test_sweep_decodes_scenes_anew(tmp_path):
         20,
     )
     shown = call(*words)
-    assert "Decoded anew" in shown
+    assert "Decoded scenes" in shown
     lines = (tmp_path / "decoded.csv").read_text().splitlines()
     assert len(lines) == 3 and lines[1].startswith(",4,") and lines[2].startswith("0.1,4,")
     assert (tmp_path / "tradeoff.svg").exists() and (tmp_path / "decoded" / "on_0.1.jsonl").exists()

@@ -9,11 +9,12 @@ from scipy.stats import binom
 from reverse.evaluation.detector.calibration import (
     GRID,
     Calibration,
+    RiskTarget,
     betting,
     calibrate,
-    choose,
+    choose_threshold,
+    compute_losses,
     hoeffding_bentkus,
-    losses,
     resplit,
     write_threshold,
 )
@@ -39,7 +40,7 @@ def test_losses_by_hand():
         ("a", "b", "c"),
     )
     grid = np.array([0.05, 0.1, 0.2, 0.5, 1.0])
-    assert losses(found, grid).tolist() == [
+    assert compute_losses(found, grid).tolist() == [
         [0, 0, 0, 1 / 2, 2 / 3], [0, 0, 1, 1, 1], [0, 0, 0, 0, 0],
     ]  # fmt: skip
 
@@ -51,11 +52,11 @@ def test_promises_are_kept(rule, images):
     """One calibration in five would let through more than it promised."""
     rng = np.random.default_rng(0)
     risk, grid = 0.08, GRID[::5]
-    truth = losses(world(60_000, rng), grid).mean(axis=0)
+    truth = compute_losses(world(60_000, rng), grid).mean(axis=0)
     assert truth[-1] > 1.5 * risk  # without a threshold the promise would not hold
     true_risks = []
     for _ in range(300):
-        found = choose(losses(world(images, rng), grid), grid, risk, 0.9, rule)
+        found = choose_threshold(compute_losses(world(images, rng), grid), RiskTarget(risk, 0.9, rule))
         true_risks.append(0.0 if found is None else truth[found])
     if rule == "conformal":
         assert np.mean(true_risks) <= risk + 0.003
@@ -66,8 +67,9 @@ def test_promises_are_kept(rule, images):
 
 def test_betting_rejects_more_than_hoeffding_and_bentkus():
     """The better of two bounds would be the one that is not the default."""
-    loss = losses(world(300, np.random.default_rng(1)))
-    assert choose(loss, GRID, 0.08, 0.95, "betting") >= choose(loss, GRID, 0.08, 0.95, "hoeffding-bentkus")
+    loss = compute_losses(world(300, np.random.default_rng(1)))
+    found = [choose_threshold(loss, RiskTarget(0.08, rule=rule)) for rule in ("betting", "hoeffding-bentkus")]
+    assert found[0] >= found[1]
 
 
 def test_p_values_are_the_formulas():
@@ -100,19 +102,19 @@ def test_under_the_null_p_is_not_too_small():
 def test_too_few_pictures_promise_nothing():
     """Ten lucky pictures would make a promise for all."""
     found = world(10, np.random.default_rng(0))
-    chosen = calibrate(found, risk=0.05)
+    chosen = calibrate(found, RiskTarget(0.05))
     assert chosen.threshold is None and np.isnan(chosen.observed) and chosen.kept == 0
     with pytest.raises(ValueError, match="risk must lie between 0 and 1, got 5"):
-        calibrate(found, risk=5)
+        RiskTarget(5)
     with pytest.raises(ValueError, match="rule must be one of"):
-        calibrate(found, rule="hope")
+        RiskTarget(rule="hope")
 
 
 def test_resplits_show_promised_beside_observed():
     """The promise would never be looked at again."""
     found = world(600, np.random.default_rng(2))
-    shown = resplit(found, 0.08, times=60, seed=1)
-    assert shown == resplit(found, 0.08, times=60, seed=1)
+    shown = resplit(found, RiskTarget(0.08), times=60, seed=1)
+    assert shown == resplit(found, RiskTarget(0.08), times=60, seed=1)
     assert shown["calibration_images"] == shown["test_images"] == 300
     assert 0 < shown["observed"] <= 0.08 and shown["over"] < 0.3 and 0 < shown["kept"] <= 1
     with pytest.raises(ValueError, match="cannot be split"):
@@ -124,7 +126,7 @@ def test_the_threshold_is_written_and_read(tmp_path):
     config = {"model_type": "llava", "reverse": {"note": 1}, "vocab_size": 7}
     path = tmp_path / "config.json"
     path.write_text(json.dumps(config))
-    chosen = Calibration(0.021, 0.05, 0.95, "betting", 400, 0.03, 0.8)
+    chosen = Calibration(0.021, RiskTarget(), 400, 0.03, 0.8)
     write_threshold(tmp_path, chosen, split="val")
     written = json.loads(path.read_text())
     assert stored_threshold(written["reverse"]) == 0.021 and written["vocab_size"] == 7
@@ -134,7 +136,7 @@ def test_the_threshold_is_written_and_read(tmp_path):
 
 def test_what_cannot_be_written_is_refused(tmp_path):
     """A folder that is no checkpoint would get a config.json, or a damaged one be overwritten."""
-    chosen = Calibration(0.02, 0.05, 0.95, "betting", 400, 0.03, 0.8)
+    chosen = Calibration(0.02, RiskTarget(), 400, 0.03, 0.8)
     with pytest.raises(FileNotFoundError, match=r"no config\.json"):
         write_threshold(tmp_path, chosen)
     (tmp_path / "config.json").write_text("{")
@@ -144,4 +146,4 @@ def test_what_cannot_be_written_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no checkpoint"):
         write_threshold(tmp_path, chosen)
     with pytest.raises(ValueError, match="nothing can be promised"):
-        write_threshold(tmp_path, Calibration(None, 0.05, 0.95, "betting", 4, float("nan"), 0))
+        write_threshold(tmp_path, Calibration(None, RiskTarget(), 4, float("nan"), 0))

@@ -6,8 +6,14 @@ import numpy as np
 import pytest
 from scipy.stats import permutation_test
 
-from reverse.evaluation.stats.comparing import compare, holm, mcnemar, permutation
+from reverse.evaluation.stats.bootstrap import BootstrapSettings
 from reverse.evaluation.stats.intervals import Resampling
+from reverse.evaluation.stats.paired_comparison import (
+    adjust_by_holm,
+    compare_runs,
+    run_mcnemar_test,
+    run_permutation_test,
+)
 from reverse.evaluation.stats.scored_tables import Metric, Table, ratio
 
 CHAIR_I = ratio("chair_i", "wrong", "mentions", "low", title="CHAIRi")
@@ -46,13 +52,13 @@ def test_exact_permutation_counts_every_swap():
         )
         d = mine["wrong"] / mine["mentions"] - theirs["wrong"] / theirs["mentions"]
         extreme += abs(d) >= abs(observed) - 1e-12
-    assert permutation(Resampling(a, 1), Resampling(b, 1), CHAIR_I) == (extreme / 2**7, True)
+    assert run_permutation_test(Resampling(a), Resampling(b), CHAIR_I) == (extreme / 2**7, True)
 
 
 def test_sampled_permutation_agrees_with_scipy():
     """p would be of another hypothesis than that who answered what means nothing."""
     a, b = pair(60, 0.05, seed=3)
-    p, exact = permutation(Resampling(a, 1), Resampling(b, 1), CHAIR_I, rounds=9999)
+    p, exact = run_permutation_test(Resampling(a), Resampling(b), CHAIR_I, rounds=9999)
     columns = [np.stack([t.columns["wrong"], t.columns["mentions"]]) for t in (a, b)]
 
     def statistic(x, y, axis):
@@ -72,17 +78,17 @@ def test_p_is_uniform_where_there_is_no_difference():
     ps = []
     for seed in range(300):
         a, b = pair(30, 0.0, seed)
-        ps.append(permutation(Resampling(a, 1), Resampling(b, 1), CHAIR_I, rounds=199, seed=seed)[0])
+        ps.append(run_permutation_test(Resampling(a), Resampling(b), CHAIR_I, rounds=199, seed=seed)[0])
     assert np.mean(np.array(ps) <= 0.05) < 0.09 and np.mean(ps) == pytest.approx(0.5, abs=0.06)
 
 
 def test_paired_interval_is_narrower_than_two_apart():
     """What both runs share would hide what they differ in."""
     a, b = pair(300, 0.04, seed=1)
-    (found,) = compare(a, b, [CHAIR_I])
-    from reverse.evaluation.stats.intervals import interval
+    (found,) = compare_runs(a, b, [CHAIR_I])
+    from reverse.evaluation.stats.intervals import estimate_interval
 
-    apart = np.hypot(interval(a, CHAIR_I).sd, interval(b, CHAIR_I).sd)
+    apart = np.hypot(estimate_interval(a, CHAIR_I).sd, estimate_interval(b, CHAIR_I).sd)
     assert found.difference.sd < 0.95 * apart
     assert found.difference.point == pytest.approx(found.first - found.second)
     assert found.verdict == "better" and found.p < 0.01 and found.p_mcnemar is None
@@ -91,7 +97,7 @@ def test_paired_interval_is_narrower_than_two_apart():
 def test_a_run_against_itself_is_no_difference():
     """A difference would come out of the method itself."""
     a, _ = pair()
-    (found,) = compare(a, a, [CHAIR_I])
+    (found,) = compare_runs(a, a, [CHAIR_I])
     assert tuple(found.difference) == (0, 0, 0) and found.p == 1 and found.exact and found.verdict == ""
 
 
@@ -100,7 +106,7 @@ def test_order_of_the_rows_does_not_matter():
     a, b = pair(50, 0.1)
     order = np.random.default_rng(0).permutation(50)
     mixed = table({n: b.columns[n][order] for n in ("wrong", "mentions")}, keys=[b.keys[i] for i in order])
-    assert compare(a, mixed, [CHAIR_I]) == compare(a, b, [CHAIR_I])
+    assert compare_runs(a, mixed, [CHAIR_I]) == compare_runs(a, b, [CHAIR_I])
 
 
 def test_swaps_keep_an_image_whole():
@@ -112,16 +118,17 @@ def test_swaps_keep_an_image_whole():
         table({"right": np.repeat(g, 10)}, [str(i) for i in range(images) for _ in range(10)])
         for g in (gains, gains * 0)
     )
-    p, exact = permutation(Resampling(a, 1), Resampling(b, 1), ACCURACY)
+    p, exact = run_permutation_test(Resampling(a), Resampling(b), ACCURACY)
     alone = [table({"right": g}) for g in (gains, gains * 0)]
-    assert exact and p == permutation(Resampling(alone[0], 1), Resampling(alone[1], 1), ACCURACY)[0]
+    assert exact and p == run_permutation_test(Resampling(alone[0]), Resampling(alone[1]), ACCURACY)[0]
 
 
 def test_metrics_of_rows_are_compared_too():
     """AUROC and its like could not be compared."""
     a, b = pair(10, 0.2)
     as_rows = Metric("chair_i", "low", rows=lambda c: c["wrong"].sum() / c["mentions"].sum())
-    ours, theirs = compare(a, b, [as_rows], rounds=200), compare(a, b, [CHAIR_I], rounds=200)
+    few = BootstrapSettings(rounds=200)
+    ours, theirs = compare_runs(a, b, [as_rows], few), compare_runs(a, b, [CHAIR_I], few)
     assert (ours[0].p, ours[0].exact) == (theirs[0].p, theirs[0].exact)
     assert tuple(ours[0].difference) == pytest.approx(tuple(theirs[0].difference))
 
@@ -130,25 +137,25 @@ def test_mcnemar_is_for_yes_or_no_alone():
     """A test for 0/1 would be made of counts, or not be made of accuracies."""
     a = table({"right": [1, 1, 1, 1, 1, 1, 0, 1, 0, 1]})
     b = table({"right": [0, 0, 0, 0, 0, 1, 1, 1, 0, 1]})
-    assert mcnemar(a, b, ACCURACY) == ((5, 1), pytest.approx(2 * (1 + 6) / 2**6))
-    assert mcnemar(a, a, ACCURACY) == ((0, 0), 1.0)
+    assert run_mcnemar_test(a, b, ACCURACY) == ((5, 1), pytest.approx(2 * (1 + 6) / 2**6))
+    assert run_mcnemar_test(a, a, ACCURACY) == ((0, 0), 1.0)
     counts = table({"right": [2, 1, 0, 1, 1, 1, 0, 1, 0, 1]})
-    assert mcnemar(counts, b, ACCURACY) is None
-    assert compare(a, b, [ACCURACY])[0].discordant == (5, 1)
+    assert run_mcnemar_test(counts, b, ACCURACY) is None
+    assert compare_runs(a, b, [ACCURACY])[0].discordant == (5, 1)
 
 
 def test_few_events_are_no_verdict():
     """Five unresolved answers against none would be called worse: chance does that one time in sixteen."""
     a = table({"right": [1] * 5 + [0] * 55})
     b = table({"right": [0] * 60})
-    (found,) = compare(a, b, [ACCURACY])
+    (found,) = compare_runs(a, b, [ACCURACY])
     assert found.difference.low > 0 and found.p == 2 / 2**5 and found.exact and found.verdict == ""
 
 
 def test_holm_by_hand():
     """One of twenty metrics would be significant by chance."""
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.5, float("nan"), 0.9]) == pytest.approx([1.0, float("nan"), 1.0], nan_ok=True)
+    assert adjust_by_holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert adjust_by_holm([0.5, float("nan"), 0.9]) == pytest.approx([1.0, float("nan"), 1.0], nan_ok=True)
 
 
 def test_other_questions_are_refused_by_name():
@@ -156,26 +163,26 @@ def test_other_questions_are_refused_by_name():
     a, _ = pair(10)
     fewer = table({n: a.columns[n][:8] for n in ("wrong", "mentions")})
     with pytest.raises(ValueError, match=r"ours lacks 2 \(8, 9\)"):
-        compare(a, fewer, [CHAIR_I], names=("theirs", "ours"))
+        compare_runs(a, fewer, [CHAIR_I], names=("theirs", "ours"))
     twice = table({n: a.columns[n] for n in ("wrong", "mentions")}, keys=["0", *map(str, range(9))])
     with pytest.raises(ValueError, match="'0' twice"):
-        compare(a, twice, [CHAIR_I])
+        compare_runs(a, twice, [CHAIR_I])
     moved = table(dict(a.columns), clusters=["x"] * 10)
     with pytest.raises(ValueError, match="other images"):
-        compare(a, moved, [CHAIR_I])
+        compare_runs(a, moved, [CHAIR_I])
     with pytest.raises(ValueError, match="'accuracy' needs right"):
-        compare(a, a, [ACCURACY])
+        compare_runs(a, a, [ACCURACY])
     with pytest.raises(ValueError, match="no metrics"):
-        compare(a, a, [])
+        compare_runs(a, a, [])
 
 
 def test_forest_plot_is_drawn_and_the_same_again(tmp_path):
     """The plot would be missing, or change without a change in the figures."""
-    from reverse.evaluation.reports.plots import forest
+    from reverse.evaluation.reports.plots import plot_forest
 
     a, b = pair(60, 0.1)
     words = ratio("words", "mentions", "ones", "neither", unit="words", title="length <&> $5")
-    found = compare(a, b, [CHAIR_I, words])
-    first = [p.read_bytes() for p in forest(found, tmp_path / "x" / "forest", "A against B")]
-    again = [p.read_bytes() for p in forest(found, tmp_path / "y" / "forest", "A against B")]
+    found = compare_runs(a, b, [CHAIR_I, words])
+    first = [p.read_bytes() for p in plot_forest(found, tmp_path / "x" / "forest", "A against B")]
+    again = [p.read_bytes() for p in plot_forest(found, tmp_path / "y" / "forest", "A against B")]
     assert first == again and first[0].startswith(b"\x89PNG") and b"CHAIRi" in first[1]

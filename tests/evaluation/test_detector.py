@@ -9,6 +9,7 @@ import pytest
 from reverse.data.scenes import make_scene
 from reverse.evaluation.detector.detection import Detector, aurc, auroc, average_precision, ece, reliability
 from reverse.evaluation.detector.phrase_truth import SceneTruth, read_phrases
+from reverse.evaluation.stats.bootstrap import BootstrapSettings
 
 
 def phrases(n=200, seed=0, digits=1, images=50):
@@ -24,7 +25,7 @@ def test_roc_and_auroc_count_pairs_and_thresholds():
     found = phrases()
     bad, good = found.p[found.wrong == 1], found.p[found.wrong == 0]
     pairs = np.mean([(b > g) + 0.5 * (b == g) for b in bad for g in good])
-    assert found.auroc() == pytest.approx(pairs)
+    assert auroc(found.p, found.wrong) == pytest.approx(pairs)
     alarms, hits, thresholds = found.roc()
     for x, y, t in zip(alarms, hits, thresholds, strict=True):
         assert (x, y) == (pytest.approx((good >= t).mean()), pytest.approx((bad >= t).mean()))
@@ -40,7 +41,7 @@ def test_average_precision_sums_steps():
         recall = found.wrong[taken].sum() / found.wrong.sum()
         total += (recall - before) * found.wrong[taken].mean()
         before = recall
-    assert found.average_precision() == pytest.approx(total)
+    assert average_precision(found.p, found.wrong) == pytest.approx(total)
 
 
 def test_ece_has_bins_of_equal_mass():
@@ -53,7 +54,7 @@ def test_ece_has_bins_of_equal_mass():
     )  # fmt: skip
     assert ece(p, wrong, 15) == pytest.approx(by_hand)
     assert (reliability(p, wrong, 15)["count"] == 10).all()
-    tied = phrases().reliability(15)
+    tied = reliability(phrases().p, phrases().wrong, 15)
     assert tied["count"].sum() == 200 and len(tied["p"]) <= 11  # equal p stay together
     assert ece(np.array([0.0, 0.0, 1.0]), np.array([0.0, 0.0, 1.0])) == 0
 
@@ -73,7 +74,7 @@ def test_aurc_is_the_mean_over_orders_of_tied_phrases():
 def test_sweep_says_what_every_threshold_keeps():
     """A threshold would be chosen by figures of its neighbour."""
     found = phrases(seed=2)
-    sweep = found.sweep()
+    sweep = found.tabulate_thresholds()
     for i, t in enumerate(sweep["threshold"]):
         kept = found.p <= t
         assert sweep["kept"][i] == pytest.approx(kept.mean())
@@ -89,7 +90,9 @@ def test_one_kind_of_phrase_has_no_auroc():
     """A model that is never wrong would crash the report."""
     right = np.zeros(5)
     assert np.isnan(auroc(np.linspace(0, 1, 5), right)) and np.isnan(average_precision(right, right))
-    figures = Detector(right + 0.1, right, np.arange(5), tuple("abcde")).figures(rounds=50)
+    figures = Detector(right + 0.1, right, np.arange(5), tuple("abcde")).estimate_figures(
+        BootstrapSettings(rounds=50)
+    )
     assert figures["auroc"].method == "none" and figures["ece"].point == pytest.approx(0.1)
 
 
@@ -97,7 +100,9 @@ def test_intervals_are_over_images():
     """Phrases of one picture would count as independent."""
     found = phrases(100, images=20, digits=3)
     double = Detector(*(np.tile(x, 2) for x in (found.p, found.wrong, found.image)), found.images)
-    ours, theirs = (d.figures("percentile", rounds=100)["auroc"] for d in (found, double))
+    ours, theirs = (
+        d.estimate_figures(BootstrapSettings("percentile", rounds=100))["auroc"] for d in (found, double)
+    )
     assert tuple(ours) == pytest.approx(tuple(theirs))
 
 
@@ -201,15 +206,19 @@ def test_phrases_of_another_benchmark_are_not_judged(tmp_path):
 
 def test_plots_of_the_detector(tmp_path):
     """A plot would fail on ties."""
-    from reverse.evaluation.reports.plots import reliability as plot_reliability
-    from reverse.evaluation.reports.plots import risk_coverage, roc, tradeoff
+    from reverse.evaluation.reports.plots import (
+        plot_reliability,
+        plot_risk_coverage,
+        plot_roc,
+        plot_tradeoff,
+    )
 
     found = phrases()
     point = {"threshold": 0.1, "chair_i": [0.1, 0.05, 0.2], "coverage": [0.8, 0.7, 0.9]}
     point["tokens_ratio"] = [1.5, 1.4, 1.6]
     written = [
-        *roc(found, tmp_path / "roc"), *plot_reliability(found, tmp_path / "rel"),
-        *risk_coverage(found, tmp_path / "rc"),
-        *tradeoff([point, point | {"threshold": None}], tmp_path / "trade"),
+        *plot_roc(found, tmp_path / "roc"), *plot_reliability(found, tmp_path / "rel"),
+        *plot_risk_coverage(found, tmp_path / "rc"),
+        *plot_tradeoff([point, point | {"threshold": None}], tmp_path / "trade"),
     ]  # fmt: skip
     assert len(written) == 8 and all(path.stat().st_size > 1000 for path in written)

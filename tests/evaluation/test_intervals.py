@@ -5,8 +5,18 @@ import pytest
 from scipy.stats import bootstrap
 
 from benchmarks import coverage as simulation
-from reverse.evaluation.stats.intervals import interval, intervals, over_seeds
-from reverse.evaluation.stats.scored_tables import Metric, Table, f1, load, macro, ratio, save, total
+from reverse.evaluation.stats.bootstrap import BootstrapSettings
+from reverse.evaluation.stats.intervals import estimate_interval, estimate_intervals, estimate_over_seeds
+from reverse.evaluation.stats.scored_tables import (
+    Metric,
+    Table,
+    f1,
+    load_scored,
+    macro,
+    ratio,
+    save_scored,
+    total,
+)
 
 CHAIR_I = ratio("chair_i", "wrong", "mentions", "low")
 ONES = ratio("mean", "score", "ones", "high")
@@ -25,7 +35,7 @@ def captions(images=200, seed=0, rows=1):
 def test_intervals_agree_with_scipy(method):
     """The interval would have the wrong width, or BCa the wrong shift."""
     table = captions(150, 3)
-    ours = interval(table, CHAIR_I, method, rounds=8000, seed=1)
+    ours = estimate_interval(table, CHAIR_I, BootstrapSettings(method, rounds=8000, seed=1))
     theirs = bootstrap(
         (table.columns["wrong"], table.columns["mentions"]),
         lambda a, b, axis: a.sum(axis=axis) / b.sum(axis=axis),
@@ -44,7 +54,7 @@ def test_acceleration_of_strata_agrees_with_scipy_on_several_samples():
         "t", list(map(str, range(90))), {"score": np.concatenate(parts), "ones": np.ones(90)},
         ["x"] * 60 + ["y"] * 30,
     )  # fmt: skip
-    ours = interval(table, macro(ONES), "bca", rounds=20_000)
+    ours = estimate_interval(table, macro(ONES), BootstrapSettings(rounds=20_000))
     theirs = bootstrap(
         parts, lambda a, b, axis: (a.mean(axis=axis) + b.mean(axis=axis)) / 2,
         vectorized=True, method="BCa", n_resamples=20_000, rng=2,
@@ -59,7 +69,7 @@ def test_rows_of_an_image_are_drawn_together():
         "captions", [c for c in once.clusters for _ in range(6)],
         {name: np.repeat(column, 6) for name, column in once.columns.items()},
     )  # fmt: skip
-    first, second = interval(once, CHAIR_I), interval(again, CHAIR_I)
+    first, second = estimate_interval(once, CHAIR_I), estimate_interval(again, CHAIR_I)
     assert tuple(second) == pytest.approx(tuple(first))
 
 
@@ -68,8 +78,9 @@ def test_a_metric_of_rows_is_resampled_like_one_of_sums():
     table = captions(60, 2, rows=2)
     as_rows = Metric("chair_i", "low", rows=lambda c: c["wrong"].sum() / c["mentions"].sum())
     for method in ("percentile", "bca"):
-        assert tuple(interval(table, as_rows, method, rounds=300)) == pytest.approx(
-            tuple(interval(table, CHAIR_I, method, rounds=300))
+        settings = BootstrapSettings(method, rounds=300)
+        assert tuple(estimate_interval(table, as_rows, settings)) == pytest.approx(
+            tuple(estimate_interval(table, CHAIR_I, settings))
         )
 
 
@@ -83,9 +94,9 @@ def test_an_image_in_several_parts_is_drawn_once_for_all_of_them():
     )  # fmt: skip
     apart = Table("t", list(map(str, range(600))), shared.columns, shared.parts)
     alone = Table("t", list(map(str, range(200))), {"score": score, "ones": np.ones(200)})
-    one = interval(alone, ONES).sd
-    assert interval(shared, macro(ONES)).sd == pytest.approx(one)
-    assert interval(apart, macro(ONES)).sd == pytest.approx(one / np.sqrt(3), rel=0.08)
+    one = estimate_interval(alone, ONES).sd
+    assert estimate_interval(shared, macro(ONES)).sd == pytest.approx(one)
+    assert estimate_interval(apart, macro(ONES)).sd == pytest.approx(one / np.sqrt(3), rel=0.08)
 
 
 def test_parts_keep_their_numbers_of_images():
@@ -94,12 +105,12 @@ def test_parts_keep_their_numbers_of_images():
         "t", list(map(str, range(103))), {"score": np.arange(103.0), "ones": np.ones(103)},
         ["large"] * 91 + ["small"] * 12,
     )  # fmt: skip
-    assert interval(table, macro(ONES)).note == ""
+    assert estimate_interval(table, macro(ONES)).note == ""
 
 
 def test_the_published_form_and_the_mean_of_its_rounds():
     """A published score that is the mean of 100 rounds could not be shown beside the point."""
-    found = interval(captions(), CHAIR_I, "percentile", rounds=100, seed=42)
+    found = estimate_interval(captions(), CHAIR_I, BootstrapSettings("percentile", rounds=100, seed=42))
     assert found.rounds == 100 and found.mean != found.point
     assert found.mean == pytest.approx(found.point, abs=0.01) and found.low < found.mean < found.high
 
@@ -109,9 +120,9 @@ def test_intervals_share_draws_and_repeat():
     table = captions()
     words = ratio("words", "mentions", "ones", "neither")
     table.columns["ones"] = np.ones(200)
-    both = intervals(table, [CHAIR_I, words], seed=5)
-    assert both["chair_i"] == interval(table, CHAIR_I, seed=5)
-    assert both["chair_i"] != interval(table, CHAIR_I, seed=6)
+    both = estimate_intervals(table, [CHAIR_I, words], BootstrapSettings(seed=5))
+    assert both["chair_i"] == estimate_interval(table, CHAIR_I, BootstrapSettings(seed=5))
+    assert both["chair_i"] != estimate_interval(table, CHAIR_I, BootstrapSettings(seed=6))
 
 
 @pytest.mark.parametrize(
@@ -124,18 +135,18 @@ def test_intervals_share_draws_and_repeat():
 )
 def test_what_cannot_be_said_is_said(wrong, mentions, says, limits):
     """A figure without a spread would be shown as a certain one."""
-    found = interval(Table("t", ["a", "b", "c"], {"wrong": wrong, "mentions": mentions}), CHAIR_I)
+    found = estimate_interval(Table("t", ["a", "b", "c"], {"wrong": wrong, "mentions": mentions}), CHAIR_I)
     assert says in found.note and np.isfinite(found.low) == limits
 
 
 def test_one_image_has_no_interval():
     """Ten questions about one image would get the width zero."""
-    found = interval(Table("t", ["a"] * 10, {"wrong": [1] * 10, "mentions": range(1, 11)}), CHAIR_I)
+    found = estimate_interval(Table("t", ["a"] * 10, {"wrong": [1] * 10, "mentions": range(1, 11)}), CHAIR_I)
     assert found.method == "none" and np.isnan(found.low) and "one cluster" in found.note
     with pytest.raises(ValueError, match="no rows"):
-        interval(Table("t", [], {"wrong": [], "mentions": []}), CHAIR_I)
+        estimate_interval(Table("t", [], {"wrong": [], "mentions": []}), CHAIR_I)
     with pytest.raises(ValueError, match="bca or percentile, got 'normal'"):
-        interval(captions(), CHAIR_I, "normal")
+        BootstrapSettings("normal")
 
 
 def test_variance_of_decoding_is_told_from_that_of_items():
@@ -146,16 +157,16 @@ def test_variance_of_decoding_is_told_from_that_of_items():
     ids = list(map(str, range(n)))
     runs = [Table("t", ids, {"score": items + noise[s], "ones": np.ones(n)}, keys=ids) for s in range(seeds)]
     runs[1] = Table("t", ids[::-1], {k: v[::-1] for k, v in runs[1].columns.items()}, keys=ids[::-1])
-    found = over_seeds(runs, ONES)
+    found = estimate_over_seeds(runs, ONES)
     assert found.sd_items == pytest.approx(1 / np.sqrt(n), rel=0.1)
     assert found.sd_decoding == pytest.approx(0.5 / np.sqrt(n), rel=0.15)
     assert found.sd_single == pytest.approx(np.sqrt(1.25 / n), rel=0.1)
     assert found.mean.point == pytest.approx(np.mean(found.points))
     assert found.between == pytest.approx(np.std(found.points, ddof=1))
-    same = over_seeds([runs[0], runs[0]], ONES)
+    same = estimate_over_seeds([runs[0], runs[0]], ONES)
     assert same.between == 0 and same.sd_decoding < 1e-6
     with pytest.raises(ValueError, match="at least two seeds"):
-        over_seeds(runs[:1], ONES)
+        estimate_over_seeds(runs[:1], ONES)
 
 
 def test_95_percent_intervals_hold_what_they_promise():
@@ -176,8 +187,8 @@ def test_a_scored_file_holds_table_and_metrics(tmp_path):
         ["x", "y", "x", "y"], ["1", "2", "3", "4"], {"parser": "strict", "köln": 1},
     )  # fmt: skip
     metrics = [f1("f1", "tp", "fp", "fn"), macro(ratio("precision", "tp", "fp", "high", title="P"))]
-    save(tmp_path / "a.json", table, metrics)
-    read, known = load(tmp_path / "a.json")
+    save_scored(tmp_path / "a.json", table, metrics)
+    read, known = load_scored(tmp_path / "a.json")
     assert (read.clusters, read.parts, read.keys, read.notes) == (
         table.clusters, table.parts, table.keys, table.notes,
     )  # fmt: skip
@@ -190,12 +201,12 @@ def test_a_metric_without_a_form_is_not_made_up(tmp_path):
     """A figure that nothing in the file says how to compute would be lost, or be computed by its code."""
     table = Table("mme", ["a"], {"score": np.ones(1), "asked": np.full(1, 4.0)})
     made = Metric("total", "high", of=lambda sums: sums["score"].sum(axis=-1))
-    save(tmp_path / "a.json", table, [made])
+    save_scored(tmp_path / "a.json", table, [made])
     with pytest.raises(ValueError, match="'total' of 'mme'"):
-        load(tmp_path / "a.json")
+        load_scored(tmp_path / "a.json")
     formed = total("total", [("score", "asked"), ("asked", "score")], "high", 100.0)
-    save(tmp_path / "a.json", table, [formed])
-    (found,) = load(tmp_path / "a.json")[1]
+    save_scored(tmp_path / "a.json", table, [formed])
+    (found,) = load_scored(tmp_path / "a.json")[1]
     assert found.form == formed.form
     assert found.of(table.sums()) == formed.of(table.sums()) == 100 * (1 / 4 + 4)
 
@@ -214,7 +225,7 @@ def test_a_metric_without_a_form_is_not_made_up(tmp_path):
 def test_a_damaged_scored_file_is_refused(tmp_path, change, says):
     """Half a file would be compared as a whole one."""
     path = tmp_path / "a.json"
-    save(path, captions(), [CHAIR_I])
+    save_scored(path, captions(), [CHAIR_I])
     path.write_text(change(path.read_text(encoding="utf-8")), encoding="utf-8")
     with pytest.raises(ValueError, match=says):
-        load(path)
+        load_scored(path)

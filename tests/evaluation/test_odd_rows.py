@@ -8,13 +8,15 @@ from typer.testing import CliRunner
 from reverse.cli import app
 from reverse.evaluation.detector.phrase_truth import read_phrases
 from reverse.evaluation.reading.markup import LONGEST
-from reverse.evaluation.reports.reporting import write_report
+from reverse.evaluation.reports.reporting import ReportSettings, write_report
 from reverse.evaluation.runs.answers_reading import read_answers as read_run_answers
 from reverse.evaluation.scoring import score_file
 from reverse.evaluation.scoring.scored_rows import read_answers
-from reverse.evaluation.stats.scored_tables import load, save
+from reverse.evaluation.stats.bootstrap import BootstrapSettings
+from reverse.evaluation.stats.scored_tables import load_scored, save_scored
 from reverse.files.cell_values import describe, read_id, read_number
 
+FEW = BootstrapSettings(rounds=50)
 DEEP = "[" * 300 + "]" * 300
 # Values that stand in place of one of a good row's; True: the row can be used all the same.
 ODD = {
@@ -87,9 +89,11 @@ def test_one_odd_row_stops_neither_score_nor_report(kind, answers, tmp_path):
     assert table.notes.get("skipped_rows", 0) == (0 if usable else 1)
     if not usable:
         assert table.notes["skipped"][0].startswith("line 4") and len(table.notes["skipped"][0]) < 200
-    save(tmp_path / "run" / "pope.json", table, [])
-    assert len(load(tmp_path / "run" / "pope.json")[0].clusters) == len(table.clusters)
-    write_report([path.parent], tmp_path / "out", rounds=50, lmms_eval=True, images=tmp_path)
+    save_scored(tmp_path / "run" / "pope.json", table, [])
+    assert len(load_scored(tmp_path / "run" / "pope.json")[0].clusters) == len(table.clusters)
+    write_report(
+        [path.parent], tmp_path / "out", ReportSettings(images=tmp_path, bootstrap=FEW, lmms_eval=True)
+    )
     page = (tmp_path / "out" / "report.md").read_text()
     assert (
         f"| run pope | {11 if kind in ('no text', 'text of a number', 'nested', 'huge id') else 12} |" in page
@@ -101,7 +105,7 @@ def test_what_is_left_out_is_said(answers, tmp_path):
     path = answers('"text"', "null")
     result = CliRunner().invoke(app, ["score", str(path), "--truth", str(tmp_path), "--rounds", "0"])
     assert result.exit_code == 0 and "1 rows are left out: line 4: the answer must be text" in result.stderr
-    write_report([path.parent], tmp_path / "out", rounds=50)
+    write_report([path.parent], tmp_path / "out", ReportSettings(bootstrap=FEW))
     assert (
         "pope.jsonl: 1 rows are left out: line 4 has no text" in (tmp_path / "out" / "report.md").read_text()
     )
@@ -109,7 +113,7 @@ def test_what_is_left_out_is_said(answers, tmp_path):
     table, _ = score_file(path, tmp_path, "pope")
     assert table.notes["left_out"] == {"seconds": "line 4 has nan, which is no number"}
     assert "seconds" not in table.columns and table.columns["made_tokens"].sum() == 72
-    write_report([path.parent], tmp_path / "out", rounds=50)
+    write_report([path.parent], tmp_path / "out", ReportSettings(bootstrap=FEW))
     told = "1 rows have no number of seconds, first line 4"
     assert told in (tmp_path / "out" / "report.md").read_text().replace("\\", "")
 
@@ -148,12 +152,12 @@ def test_p_that_is_no_probability(p, tmp_path):
 def test_scored_files_hold_finite_numbers(value, answers, tmp_path):
     """A comparison would be made of what is no number."""
     table, metrics = score_file(answers(), tmp_path, "pope")
-    save(tmp_path / "t.json", table, metrics)
+    save_scored(tmp_path / "t.json", table, metrics)
     text = (tmp_path / "t.json").read_text().replace('"right": [\n   1', f'"right": [\n   {value}', 1)
     assert value in text
     (tmp_path / "t.json").write_text(text)
     with pytest.raises(ValueError, match=r"t\.json"):
-        load(tmp_path / "t.json")
+        load_scored(tmp_path / "t.json")
 
 
 def test_values_of_any_kind():

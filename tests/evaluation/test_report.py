@@ -6,10 +6,12 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from reverse.evaluation.reports.html_page import coloured
-from reverse.evaluation.reports.reporting import write_report
-from reverse.evaluation.stats.scored_tables import Table, ratio, save
+from reverse.evaluation.reports.html_page import render_phrases
+from reverse.evaluation.reports.reporting import ReportSettings, write_report
+from reverse.evaluation.stats.bootstrap import BootstrapSettings
+from reverse.evaluation.stats.scored_tables import Table, ratio, save_scored
 
+FEW = BootstrapSettings(rounds=200)
 EVIL = '<script>alert("x")</script> | a `b`'
 
 
@@ -52,7 +54,7 @@ def run(folder, wrong=(0, 1, 0), name="chair"):
         ratio("length", "mentions", "answers", "neither", unit="words", title="words"),
     ]
     table = Table("chair", [f"{k}.jpg" for k in keys], columns, keys=keys, notes={"parser": EVIL})
-    save(folder / f"{name}.json", table, metrics)
+    save_scored(folder / f"{name}.json", table, metrics)
     return folder
 
 
@@ -63,7 +65,7 @@ def test_one_page_holds_scores_costs_plots_and_examples(tmp_path):
     (ours / "plots" / "roc.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"></svg>')
     (ours / "plots" / "roc.png").write_bytes(b"\x89PNG")
     base = run(tmp_path / "base", (1, 2, 2))
-    written = write_report([ours, base], tmp_path / "out", title="T & co", rounds=200)
+    written = write_report([ours, base], tmp_path / "out", ReportSettings("T & co", bootstrap=FEW))
     source = (tmp_path / "out" / "report.html").read_text()
     page = Page(source)
     said = " ".join(page.said)
@@ -75,7 +77,7 @@ def test_one_page_holds_scores_costs_plots_and_examples(tmp_path):
     assert len(images) == 1 and images[0].startswith("data:image/svg+xml;base64,")
     links = [v for _, attrs in page.tags for k, v in attrs.items() if k in ("src", "href")]
     assert all(link.startswith("data:") for link in links)
-    again = write_report([ours, base], tmp_path / "out2", title="T & co", rounds=200)
+    again = write_report([ours, base], tmp_path / "out2", ReportSettings("T & co", bootstrap=FEW))
     assert [a.read_bytes() for a in again] == [b.read_bytes() for b in written]
 
 
@@ -85,9 +87,9 @@ def test_decoding_seeds_are_taken_together(tmp_path):
     for seed, wrong in ((1, (1, 0, 1)), (2, (0, 0, 1))):
         run(tmp_path / f"s{seed}", wrong)
         (tmp_path / f"s{seed}" / "chair.json").rename(folder / f"chair.seed{seed}.json")
-    write_report([folder], tmp_path / "out", rounds=200)
+    write_report([folder], tmp_path / "out", ReportSettings(bootstrap=FEW))
     lines = (tmp_path / "out" / "report.md").read_text().splitlines()
-    assert "## ours chair, 3 seeds" in lines
+    assert "## Decoding seeds: ours chair, 3 seeds" in lines
     mean = np.mean([1, 2, 1]) / 7
     (row,) = [line for line in lines if line.startswith("| CHAIRi % ↓ |")]
     assert f"{100 * mean:.1f} (" in row and f"| {100 * np.std([1, 2, 1], ddof=1) / 7:.2f} |" in row
@@ -97,7 +99,7 @@ def test_decoding_seeds_are_taken_together(tmp_path):
 def test_markdown_is_one_table_a_benchmark(tmp_path):
     """A name would break a row of the table."""
     evil = run(tmp_path / "a|b", name="x")
-    write_report([evil], tmp_path / "out", rounds=200)
+    write_report([evil], tmp_path / "out", ReportSettings(bootstrap=FEW))
     lines = (tmp_path / "out" / "report.md").read_text().splitlines()
     assert "| | CHAIRi % ↓ | words |" in lines
     (row,) = [line for line in lines if "14.3" in line]
@@ -109,14 +111,14 @@ def test_phrases_are_coloured_where_they_stand():
     text = "A dog & a cup."
     phrases = [{"text": "a cup", "start": 8, "end": 13, "p_un": 1.0, "status": "unresolved"},
                {"text": "A dog", "start": 0, "end": 5, "p_un": 0.0, "status": "accepted"}]  # fmt: skip
-    source = coloured(text, phrases)
+    source = render_phrases(text, phrases)
     assert "".join(Page(source).said) == text
     spans = [attrs for tag, attrs in Page(source).tags if tag == "span"]
     assert "hsl(120 " in spans[0]["style"] and "hsl(0 " in spans[1]["style"]
     assert spans[1]["class"] == "phrase unresolved" and spans[1]["title"] == "p(</UN>) 1"
-    assert "".join(Page(coloured(text, [["a cup", 0.5, 1], ["gone", 0.1, 0]])).said) == text
+    assert "".join(Page(render_phrases(text, [["a cup", 0.5, 1], ["gone", 0.1, 0]])).said) == text
     broken = [{"start": 5, "end": 99, "p_un": 0.1}, {"start": "0", "end": 2}, 7]
-    assert coloured(text, broken) == "A dog &amp; a cup."
+    assert render_phrases(text, broken) == "A dog &amp; a cup."
 
 
 def test_pictures_of_examples_come_from_one_folder(tmp_path, picture):
@@ -129,7 +131,7 @@ def test_pictures_of_examples_come_from_one_folder(tmp_path, picture):
     rows[1]["image_id"] = "../secret.png"
     picture().save(tmp_path / "secret.png")
     (folder / "chair.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    write_report([folder], tmp_path / "out", images=images, rounds=50)
+    write_report([folder], tmp_path / "out", ReportSettings(images=images, bootstrap=FEW))
     page = Page((tmp_path / "out" / "report.html").read_text())
     assert len([1 for tag, _ in page.tags if tag == "img"]) == 1
 
@@ -140,7 +142,7 @@ def test_what_cannot_be_read_is_listed(tmp_path):
     (folder / "torn.jsonl").write_text('{"text": "a')
     (folder / "bad.json").write_text('{"format": "reverse-scored-1"}')
     (folder / "other.json").write_text("[1]")
-    write_report([folder], tmp_path / "out", rounds=50)
+    write_report([folder], tmp_path / "out", ReportSettings(bootstrap=FEW))
     source = (tmp_path / "out" / "report.html").read_text()
     assert "torn.jsonl" in source and "bad.json" in source and "other.json" not in source
 
@@ -160,11 +162,11 @@ def test_rows_for_lmms_eval(tmp_path):
     (folder / "other.jsonl").write_text(
         (tmp_path / "ours2" / "other.jsonl").read_text().replace("dog", "cat")
     )
-    written = write_report([folder], tmp_path / "out", rounds=50, lmms_eval=True)
+    written = write_report([folder], tmp_path / "out", ReportSettings(bootstrap=FEW, lmms_eval=True))
     rows = [json.loads(line) for line in written[-1].read_text().splitlines()]
     assert written[-1].name == "ours_chair_samples_chair.jsonl"
     assert [row["chair_i"] for row in rows] == [0, 0.5, 0] and rows[0]["target"] == "yes"
     assert set(rows[0]) >= {"doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "doc_hash"}
     assert rows[1]["resps"] == [["A dog and <b>two</b> cups."]] and rows[1]["doc"]["question_id"] == 1
     (folder / "chair.jsonl").rename(folder / "renamed.jsonl")
-    assert len(write_report([folder], tmp_path / "out2", rounds=50, lmms_eval=True)) == 2
+    assert len(write_report([folder], tmp_path / "out2", ReportSettings(bootstrap=FEW, lmms_eval=True))) == 2

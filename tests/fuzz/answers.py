@@ -11,11 +11,12 @@ from typing import Any
 from reverse.data.scenes import make_scene
 from reverse.data.scenes.benchmark_files import write_benchmarks
 from reverse.evaluation.detector.phrase_truth import read_phrases
-from reverse.evaluation.reports.reporting import write_report
+from reverse.evaluation.reports.reporting import ReportSettings, write_report
 from reverse.evaluation.runs.answers_files import AnswersFile, without_timing
 from reverse.evaluation.runs.answers_reading import read_answers, rows_of
 from reverse.evaluation.scoring import score_file
 from reverse.evaluation.scoring import scored_rows as scoring_rows
+from reverse.evaluation.stats.bootstrap import BootstrapSettings
 from tests.fuzz.mutating import dumps, encode, mutate_bytes, mutate_json
 from tests.fuzz.running import REFUSALS, Target, check_refusal, expect
 from tests.fuzz.scratch import folder
@@ -110,7 +111,9 @@ def check(data: bytes) -> str:
             check_refusal(error)
     elif pick == 2:
         try:
-            write_report([path.parent], folder("report"), rounds=10)
+            write_report(
+                [path.parent], folder("report"), ReportSettings(bootstrap=BootstrapSettings(rounds=10))
+            )
         except REFUSALS as error:
             check_refusal(error)
     return outcomes[2]

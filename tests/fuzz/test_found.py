@@ -5,9 +5,10 @@ import json
 import pytest
 
 from reverse.data.negatives.negative_prompt import read_reply
-from reverse.evaluation.reports.reporting import write_report
+from reverse.evaluation.reports.reporting import ReportSettings, write_report
 from reverse.evaluation.runs.answers_files import AnswersFile
 from reverse.evaluation.runs.answers_reading import read_answers
+from reverse.evaluation.stats.bootstrap import BootstrapSettings
 from reverse.files.atomic_write import write_json
 
 
@@ -30,7 +31,9 @@ def test_half_a_surrogate_in_a_report_and_a_table(tmp_path):
     line = '{"question_id": 1, "text": "a dog \\udc00", "prompt": "What?", "phrases": []}\n'
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "chair.jsonl").write_text(line)
-    for path in write_report([tmp_path / "runs"], tmp_path / "out", rounds=5):
+    for path in write_report(
+        [tmp_path / "runs"], tmp_path / "out", ReportSettings(bootstrap=BootstrapSettings(rounds=5))
+    ):
         assert "a dog" in path.read_text(encoding="utf-8") or path.suffix == ".md"
     write_json(tmp_path / "a.json", {"key": "\udc00"})
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"key": "\udc00"}

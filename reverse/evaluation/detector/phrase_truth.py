@@ -2,12 +2,12 @@
 
     detector = read_phrases("off.jsonl", SceneTruth())
 
-Read are answers files (`phrases` a list of {text, p_un, …}) and the files of
-`reverse.evaluation.scenes_runner`
-(`phrases` a list of [text, p, wrong], already judged). A phrase is wrong when an object that it names is not
-in the picture; one that names none is left out. CHAIR and AMBER judge a phrase as if it were a caption, with
-their own words and truth (`BenchmarkTruth`); a phrase alone is tagged a little differently than in its
-sentence, so its objects may differ from those of the whole answer now and then.
+Answers files are read (`phrases` is a list of {text, p_un, …}), and the files of
+`reverse.evaluation.scenes_runner` (`phrases` is a list of [text, p, wrong], judged already). A phrase is
+wrong if an object that it names is not in the picture; a phrase that names no object is left out. CHAIR and
+AMBER judge a phrase as if it were a caption, with their own words and truth (`BenchmarkTruth`); a phrase
+alone is tagged a little differently than in its sentence, so its objects may sometimes differ from those of
+the whole answer.
 """
 
 from __future__ import annotations
@@ -37,34 +37,36 @@ Row = Mapping[str, Any]
 
 
 class Truth(Protocol):
-    def judge(self, phrases: Sequence[tuple[Row, str]]) -> Sequence[bool | None]:
-        """Of each (row of the answers, phrase) whether it is wrong; None where it names no object.
+    """What decides whether a phrase is wrong."""
 
-        Raises ValueError for a picture that the truth does not know.
+    def judge(self, phrases: Sequence[tuple[Row, str]]) -> Sequence[bool | None]:
+        """Whether each (row of the answers, phrase) is wrong; None if it names no object.
+
+        Raises DataError for a picture that the truth does not know.
         """
         ...
 
 
 class SceneTruth:
-    """The world's own truth; pictures are known by their scene's id, "test-000123", wherever it stands."""
+    """The truth of the scenes. A picture's name must hold the id of its scene, such as "test-000123"."""
 
-    def __init__(self, seed: int = 0):
+    def __init__(self, seed: int = 0) -> None:
         self.seed = seed
         self._known: dict[str, frozenset[str]] = {}
 
     def judge(self, phrases: Sequence[tuple[Row, str]]) -> list[bool | None]:
-        """As `Truth.judge`."""
+        """See `Truth.judge`."""
         from reverse.data.scenes import find_objects
 
         judged: list[bool | None] = []
         for row, phrase in phrases:
             named = find_objects(phrase)
-            truth = self.objects(_picture(row)) if named else frozenset()
+            truth = self.objects(_find_picture(row)) if named else frozenset()
             judged.append(any(mention.name not in truth for mention in named) if named else None)
         return judged
 
     def objects(self, image: str) -> frozenset[str]:
-        """Names of what stands in a scene."""
+        """Names of the objects in a scene."""
         from reverse.data.scenes import make_scene
 
         if image not in self._known:
@@ -78,21 +80,23 @@ class SceneTruth:
 
 
 class BenchmarkTruth:
-    """CHAIR's or AMBER's truth, in the folder of its published files; `benchmark` "chair" or "amber-g".
+    """The truth of CHAIR ("chair") or AMBER ("amber-g"), in the folder of the benchmark's published files.
 
-    Raises ValueError for another benchmark.
+    Raises DataError for another benchmark.
     """
 
     COLUMNS: ClassVar = {"chair": ("wrong", "mentions"), "amber-g": ("made_up", "nouns")}
 
-    def __init__(self, folder: str | Path, benchmark: str = "chair"):
+    def __init__(self, folder: str | Path, benchmark: str = "chair") -> None:
         if benchmark not in self.COLUMNS:
             raise DataError(f"phrases are judged by {', '.join(self.COLUMNS)}, got {benchmark!r}")
         self.folder, self.benchmark = Path(folder), benchmark
 
     def judge(self, phrases: Sequence[tuple[Row, str]]) -> list[bool | None]:
-        """As `Truth.judge`: one call of the benchmark's scorer, each phrase as an answer of its own."""
-        for row, _ in phrases if self.benchmark == "amber-g" else ():  # CHAIR knows them by picture
+        """See `Truth.judge`: one call of the benchmark's scorer, with each phrase as an answer of its own."""
+        for row, _ in (
+            phrases if self.benchmark == "amber-g" else ()
+        ):  # CHAIR identifies an answer by its picture
             named = benchmark_of(row)
             if named not in (None, self.benchmark):
                 raise DataError(
@@ -106,13 +110,13 @@ class BenchmarkTruth:
         asked = [
             answer(
                 read_id(row.get("question_id")) or str(row.get("question_id")),
-                file_name(_picture(row)),
+                file_name(_find_picture(row)),
                 str(row.get("prompt", "")),
                 phrase,
                 {},
                 {},
                 i,
-                clear_path(_picture(row)),
+                clear_path(_find_picture(row)),
             )
             for i, (row, phrase) in enumerate(phrases, 1)
         ]
@@ -122,13 +126,13 @@ class BenchmarkTruth:
 
 
 def read_phrases(path: str | Path, truth: Truth | None = None) -> Detector:
-    """Every object phrase with a p of an answers file, judged.
+    """Read every object phrase with a p of an answers file and judge it.
 
-    Raises FileNotFoundError; ValueError for a file that is no answers file, for answers that were corrected
-    while they were made or given twice, for a run that is not finished, and where no phrase can be judged.
+    Raises MissingFileError; DataError for a file that is no answers file, for answers that were corrected
+    while they were made or given twice, for a run that is not finished, and if no phrase can be judged.
     """
     run = read_run(path)
-    _made_with_checking_off(path, run)
+    _check_was_plain(path, run)
     images: dict[str, int] = {}
     seen: dict[tuple[str, ...], int] = {}
     found: list[tuple[int, float, bool | None]] = []
@@ -136,18 +140,18 @@ def read_phrases(path: str | Path, truth: Truth | None = None) -> Detector:
     places: list[int] = []
     for number, row in rows_of(path):
         where = f"{path}, line {number}"
-        if _corrected(row):
-            raise DataError(f"{where} was made with checking on{_GONE}")
+        if _was_corrected(row):
+            raise DataError(f"{where} was made with checking on{_CORRECTED}")
         given = row.get("question_id", row.get("id", number))
-        key = read_id(given) or describe(given), _picture(row), str(row.get("prompt", ""))
+        key = read_id(given) or describe(given), _find_picture(row), str(row.get("prompt", ""))
         if key in seen:
             raise DataError(
                 f"{where}: {key[0]!r} is answered in line {seen[key]} already and would count twice: "
                 "one run a file"
             )
         seen[key] = number
-        place = images.setdefault(_picture(row), len(images))
-        for text, p, label in _phrases_of(row, where):
+        place = images.setdefault(_find_picture(row), len(images))
+        for text, p, label in _read_row_phrases(row, where):
             if label is None:
                 if truth is None:
                     raise DataError(f"{where} does not say which phrases are wrong: name a truth")
@@ -174,27 +178,27 @@ def read_phrases(path: str | Path, truth: Truth | None = None) -> Detector:
     )
 
 
-_GONE = (
+_CORRECTED = (
     ", so suspect phrases are gone from it: answer again with --mode plain, which stores p of every phrase"
 )
 
 
-def _made_with_checking_off(path: str | Path, run: Row | None) -> None:
-    """Refuse answers whose run or settings, written beside them, say another mode than "plain"."""
-    told = (run["config"] if run is not None else read_settings(path)) or {}
-    if told.get("mode", "plain") != "plain":
-        raise DataError(f"{path} was not made with checking off (mode {told['mode']!r}){_GONE}")
+def _check_was_plain(path: str | Path, run: Row | None) -> None:
+    """Raise DataError if the run or settings beside the answers name another mode than "plain"."""
+    made_with = (run["config"] if run is not None else read_settings(path)) or {}
+    if made_with.get("mode", "plain") != "plain":
+        raise DataError(f"{path} was not made with checking off (mode {made_with['mode']!r}){_CORRECTED}")
 
 
-def _corrected(row: Row) -> bool:
-    """Whether a row tells of checking: what became of it, or anything that was taken back."""
-    said = (row.get("successful_correction"), row.get("resolved"))
-    left = (row.get("attempts"), row.get("generation_history"), row.get("unresolved"))
-    return any(value is not None for value in said) or any(left)
+def _was_corrected(row: Row) -> bool:
+    """Whether a row holds traces of checking: its outcome, or phrases that were rejected."""
+    outcomes = (row.get("successful_correction"), row.get("resolved"))
+    traces = (row.get("attempts"), row.get("generation_history"), row.get("unresolved"))
+    return any(value is not None for value in outcomes) or any(traces)
 
 
-def _phrases_of(row: Row, where: str) -> Iterator[tuple[str, float, bool | None]]:
-    """(text, p, wrong or None) of every phrase with a p. Raises ValueError for another shape."""
+def _read_row_phrases(row: Row, where: str) -> Iterator[tuple[str, float, bool | None]]:
+    """(text, p, wrong or None) of every phrase with a p. Raises DataError for another shape."""
     listed = row.get("phrases")
     if not isinstance(listed, list):
         raise DataError(f"{where} has no list of phrases: was it made by `reverse eval`?")
@@ -204,31 +208,33 @@ def _phrases_of(row: Row, where: str) -> Iterator[tuple[str, float, bool | None]
         if isinstance(text, str) and len(text) > LONGEST:
             raise DataError(f"{where} has a phrase of {len(text):,} characters: at most {LONGEST:,} are read")
         if isinstance(phrase, list) and len(phrase) == 3 and isinstance(phrase[1], (int, float)):
-            yield replace_surrogates(str(phrase[0])), _probability(phrase[1], where), bool(phrase[2])
-        elif isinstance(phrase, Mapping) and isinstance(phrase.get("text"), str) and _p_or_none(phrase):
+            yield replace_surrogates(str(phrase[0])), _check_probability(phrase[1], where), bool(phrase[2])
+        elif isinstance(phrase, Mapping) and isinstance(phrase.get("text"), str) and _has_valid_p(phrase):
             if phrase.get("p_un") is not None:
-                yield replace_surrogates(phrase["text"]), _probability(phrase["p_un"], where), None
+                yield replace_surrogates(phrase["text"]), _check_probability(phrase["p_un"], where), None
         else:
             raise DataError(f"{where} has a phrase of another shape: {describe(phrase)}")
 
 
-def _probability(value: Any, where: str) -> float:
-    """A number from 0 to 1. Raises ValueError for another one, such as NaN, which no threshold would sort."""
+def _check_probability(value: Any, where: str) -> float:
+    """The value as float. Raises DataError if it is not in [0, 1]; NaN is not."""
     if not 0 <= value <= 1:
-        raise DataError(f"{where} has a phrase with p {describe(value, 30)} outside [0, 1]: p(</UN>) is none")
+        raise DataError(
+            f"{where} has a phrase with p {describe(value, 30)} outside [0, 1]: p(</UN>) is a probability"
+        )
     return float(value)
 
 
-def _p_or_none(phrase: Mapping[str, Any]) -> bool:
+def _has_valid_p(phrase: Mapping[str, Any]) -> bool:
     p = phrase.get("p_un")
     return p is None or isinstance(p, (int, float))
 
 
 def same_picture(image: str) -> str:
-    """What a picture is called wherever it stands: a scene's id, else the file's name without folders."""
+    """The name of a picture in every folder: a scene's id, else the file's name without folders."""
     match = _SCENE.search(image)
     return match[0] if match else PurePosixPath(image).name
 
 
-def _picture(row: Row) -> str:
+def _find_picture(row: Row) -> str:
     return str(row.get("image_id", row.get("image", row.get("id", row.get("question_id")))))

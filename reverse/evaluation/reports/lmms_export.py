@@ -1,4 +1,4 @@
-"""Answers and their scores as the per-sample rows that lmms-eval logs, so that its tools read ours.
+"""Answers and their scores as the per-sample rows that lmms-eval logs, so that its tools can read them.
 
     export_lmms_eval(run, Path("report"))             # report/RUN_samples_chair.jsonl
 
@@ -16,47 +16,52 @@ from typing import Any
 
 import numpy as np
 
-from reverse.evaluation.detector.sweep import finite
-from reverse.evaluation.reports.reporting import Run
+from reverse.evaluation.reports.run_folder import RunFolder
 from reverse.evaluation.runs.answers_reading import sound_rows
 from reverse.evaluation.stats.scored_tables import Metric, Table
 from reverse.files.atomic_write import atomic_write, json_bytes
 from reverse.files.cell_values import read_id
+from reverse.files.json_values import replace_non_finite
 
-__all__ = ["export_lmms_eval", "samples"]
+__all__ = ["export_lmms_eval"]
 
 
-def export_lmms_eval(run: Run, out: Path) -> list[Path]:
-    """One file for each scored table of the run whose answers are there: the file of the same name, else the
-    only one that answers its questions (of several nobody knows which was scored)."""
+def export_lmms_eval(run: RunFolder, out: Path) -> list[Path]:
+    """Write one file for each scored table of the run whose answers are in it.
+
+    These are in the file of the same name, else in the only one that answers the table's questions: if there
+    are several, it is not known which one was scored.
+    """
     written = []
-    for stem, table, metrics, _ in run.scored:
-        fitting = [
-            (answers.name == stem, rows)
+    for scored in run.scored:
+        fitting = {
+            answers.name: rows
             for answers in run.answers
-            if (rows := _matching(answers.path, table)) is not None
-        ]
-        named = [rows for same, rows in fitting if same]
-        candidates = named or [rows for _, rows in fitting]
-        if len(candidates) != 1:
+            if (rows := _read_matching_rows(answers.path, scored.table)) is not None
+        }
+        if scored.name in fitting:
+            rows = fitting[scored.name]
+        elif len(fitting) == 1:
+            (rows,) = fitting.values()
+        else:
             continue
-        rows = candidates[0]
-        name = re.sub(r"[^A-Za-z0-9._-]+", "_", f"{run.name}_{stem}_samples_{table.benchmark}.jsonl")
-        with atomic_write(out / name) as stream:
-            for sample in samples(rows, table, metrics):
-                stream.write(json_bytes(finite(sample)) + b"\n")
-        written.append(out / name)
+        name = f"{run.name}_{scored.name}_samples_{scored.table.benchmark}.jsonl"
+        path = out / re.sub(r"[^A-Za-z0-9._-]+", "_", name)
+        with atomic_write(path) as stream:
+            for sample in _make_samples(rows, scored.table, scored.metrics):
+                stream.write(json_bytes(replace_non_finite(sample)) + b"\n")
+        written.append(path)
     return written
 
 
-def samples(
+def _make_samples(
     rows: Sequence[Mapping[str, Any]], table: Table, metrics: Sequence[Metric]
 ) -> list[dict[str, Any]]:
-    """Rows of lmms-eval in the table's order; a metric that one sample does not define is left out of it."""
+    """Rows of lmms-eval in the table's order; a metric that is not defined for a sample is left out of it."""
     columns = {name: np.asarray(column, dtype=float)[:, None] for name, column in table.columns.items()}
     with np.errstate(divide="ignore", invalid="ignore"):
         values = {m.name: np.asarray(m.of(columns)) for m in metrics if m.of is not None}
-    found = []
+    samples = []
     for i, row in enumerate(rows):
         given = row.get("metadata")
         metadata: Mapping[str, Any] = given if isinstance(given, dict) else {}
@@ -66,7 +71,6 @@ def samples(
             "question": row.get("prompt", ""),
             **metadata,
         }
-        text = json_bytes(doc, indent=2)
         sample = {
             "doc_id": i,
             "doc": doc,
@@ -74,15 +78,15 @@ def samples(
             "arguments": [row.get("prompt", ""), {}],
             "resps": [[row["text"]]],
             "filtered_resps": [row["text"]],
-            "doc_hash": hashlib.sha256(text).hexdigest(),
+            "doc_hash": hashlib.sha256(json_bytes(doc, indent=2)).hexdigest(),
         }
         sample |= {name: float(v[i]) for name, v in values.items() if v.shape and np.isfinite(v[i])}
-        found.append(sample)
-    return found
+        samples.append(sample)
+    return samples
 
 
-def _matching(path: Path, table: Table) -> list[dict[str, Any]] | None:
-    """The file's rows in the table's order; None where they are not those of the table."""
+def _read_matching_rows(path: Path, table: Table) -> list[dict[str, Any]] | None:
+    """The file's rows in the table's order; None if they are not those of the table."""
     by_key: dict[str, dict[str, Any]] = {}
     for _, row in sound_rows(path, []):
         identity = read_id(row.get("question_id", row.get("id")))

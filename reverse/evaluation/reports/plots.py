@@ -1,6 +1,6 @@
 """Plots of the statistics, each as PNG and SVG. Needs matplotlib (extra `eval`).
 
-forest(compare(a, b, metrics), Path("out/forest"))       # out/forest.png, out/forest.svg
+plot_forest(compare_runs(a, b, metrics), Path("out/forest"))       # out/forest.png, out/forest.svg
 """
 
 from __future__ import annotations
@@ -10,18 +10,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from reverse.errors import DataError
+from reverse.evaluation.detector.detection import Detector, aurc, auroc, ece, reliability
+from reverse.evaluation.reports.report_tables import format_heading
+from reverse.evaluation.stats.paired_comparison import Difference
 from reverse.files.atomic_write import atomic_write
 
-if TYPE_CHECKING:
-    from reverse.evaluation.detector.detection import Detector
-    from reverse.evaluation.stats.comparing import Difference
-
-__all__ = ["check_plots", "figure", "forest", "reliability", "risk_coverage", "roc", "save", "tradeoff"]
+__all__ = [
+    "check_plots",
+    "plot_forest",
+    "plot_reliability",
+    "plot_risk_coverage",
+    "plot_roc",
+    "plot_tradeoff",
+]
 
 COLOURS = {"better": "#1b7f4d", "worse": "#b3261e", "": "#5f6368"}
 LINE = "#1f5fa8"
@@ -29,14 +35,14 @@ _LABELS = {"%": "percentage points", "": "", "tokens": "tokens", "s": "seconds",
 
 
 def check_plots() -> None:
-    """Raise ValueError where matplotlib is missing: before hours of work, not after."""
+    """Raise DataError if matplotlib is missing: before hours of work, not after."""
     if find_spec("matplotlib") is None:
         raise DataError("plots need matplotlib: pip install 'reverse-vlm[eval]'")
 
 
 @contextmanager
-def figure(width: float = 6.0, height: float = 4.0, **kwargs: Any) -> Iterator[tuple[Any, Any]]:
-    """(figure, axes) without a display, closed at the end. Raises ValueError where matplotlib is missing."""
+def _make_figure(width: float, height: float, **kwargs: Any) -> Iterator[tuple[Any, Any]]:
+    """(figure, axes) without a display. Raises DataError if matplotlib is missing."""
     check_plots()
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -45,34 +51,34 @@ def figure(width: float = 6.0, height: float = 4.0, **kwargs: Any) -> Iterator[t
     style: Any = {"svg.fonttype": "none", "svg.hashsalt": "reverse", "font.size": 9, "axes.grid": True,
              "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False}  # fmt: skip
     with matplotlib.rc_context(style):
-        shown = Figure(figsize=(width, height), layout="constrained")
-        FigureCanvasAgg(shown)
-        yield shown, shown.subplots(**kwargs)
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure, figure.subplots(**kwargs)
 
 
-def save(shown: Any, path: Path) -> list[Path]:
-    """`path` with .png and .svg, each written whole or not at all, the same bytes for the same figure."""
+def _save(figure: Any, path: Path) -> list[Path]:
+    """Write `path` with .png and .svg, each atomically; the same figure gives the same bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     written = []
     for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
-        held = io.BytesIO()
-        shown.savefig(held, format=kind, dpi=150, metadata=metadata)
+        content = io.BytesIO()
+        figure.savefig(content, format=kind, dpi=150, metadata=metadata)
         target = path.with_name(f"{path.name}.{kind}")
         with atomic_write(target) as stream:
-            stream.write(held.getvalue())
+            stream.write(content.getvalue())
         written.append(target)
     return written
 
 
-def forest(found: Sequence[Difference], path: Path, title: str = "") -> list[Path]:
-    """Differences with their intervals, one panel a unit; green where the first run is better for sure."""
+def plot_forest(found: Sequence[Difference], path: Path, title: str = "") -> list[Path]:
+    """Differences with their intervals, one panel per unit; green if the first run is clearly better."""
     units = list(dict.fromkeys(each.unit for each in found))
     groups = [[each for each in found if each.unit == unit] for unit in units]
     heights = [len(group) + 0.6 for group in groups]
-    with figure(
+    with _make_figure(
         6.5, 0.9 + 0.34 * sum(heights) + 0.35 * len(units), nrows=len(units), squeeze=False,
         gridspec_kw={"height_ratios": heights},
-    ) as (shown, axes):  # fmt: skip
+    ) as (figure, axes):  # fmt: skip
         for axis, unit, group in zip(axes[:, 0], units, groups, strict=True):
             scale = 100 if unit == "%" else 1
             for y, each in enumerate(group):
@@ -82,54 +88,52 @@ def forest(found: Sequence[Difference], path: Path, title: str = "") -> list[Pat
                     axis.plot([low, high], [y, y], color=colour, lw=2, solid_capstyle="butt")
                 axis.plot([point], [y], "o", color=colour, ms=5)
             axis.axvline(0, color="black", lw=0.8)
-            axis.set_yticks(range(len(group)), [_labelled(each) for each in group])
+            labels = [format_heading(each.title, "", each.better).replace("$", r"\$") for each in group]
+            axis.set_yticks(range(len(group)), labels)
             axis.set_ylim(len(group) - 0.5, -0.5)
             axis.set_xlabel(f"difference, {_LABELS[unit]}" if _LABELS[unit] else "difference")
         if title:
-            shown.suptitle(title, fontsize=10)
-        return save(shown, path)
+            figure.suptitle(title, fontsize=10)
+        return _save(figure, path)
 
 
-def _labelled(each: Difference) -> str:
-    arrow = {"low": " ↓", "high": " ↑"}.get(each.better, "")
-    return each.title.replace("$", r"\$") + arrow
-
-
-def roc(detector: Detector, path: Path) -> list[Path]:
-    """True against false alarms over all thresholds."""
-    with figure(4.2, 4.0) as (shown, axis):
+def plot_roc(detector: Detector, path: Path) -> list[Path]:
+    """Share of wrong phrases rejected against share of right ones, over all thresholds."""
+    with _make_figure(4.2, 4.0) as (figure, axis):
         false, true, _ = detector.roc()
         axis.plot([0, 1], [0, 1], color="#9aa0a6", lw=0.8, ls="--")
         axis.plot(false, true, color=LINE, lw=1.6)
         axis.set(xlabel="right phrases rejected", ylabel="wrong phrases rejected", aspect="equal")
-        axis.set_title(f"AUROC {detector.auroc():.3f}, {len(detector.p)} phrases", fontsize=9)
-        return save(shown, path)
+        area = auroc(detector.p, detector.wrong)
+        axis.set_title(f"AUROC {area:.3f}, {len(detector.p)} phrases", fontsize=9)
+        return _save(figure, path)
 
 
-def reliability(detector: Detector, path: Path, bins: int = 10) -> list[Path]:
+def plot_reliability(detector: Detector, path: Path, bins: int = 10) -> list[Path]:
     """Share of wrong phrases against mean p, bins of equal mass."""
-    with figure(4.4, 4.0) as (shown, axis):
-        table = detector.reliability(bins)
+    with _make_figure(4.4, 4.0) as (figure, axis):
+        table = reliability(detector.p, detector.wrong, bins)
+        error = ece(detector.p, detector.wrong, bins)
         axis.plot([0, 1], [0, 1], color="#9aa0a6", lw=0.8, ls="--")
         axis.plot(table["p"], table["wrong"], "o-", color=LINE, lw=1.2, ms=4)
         axis.set(xlabel="mean p(</UN>) of the bin", ylabel="share of wrong phrases")
-        axis.set_title(f"ECE {detector.ece(bins):.3f} ({len(table['p'])} bins of equal mass)", fontsize=9)
-        return save(shown, path)
+        axis.set_title(f"ECE {error:.3f} ({len(table['p'])} bins of equal mass)", fontsize=9)
+        return _save(figure, path)
 
 
-def risk_coverage(detector: Detector, path: Path) -> list[Path]:
-    """Share of wrong among the phrases that are kept, against how many are kept."""
-    with figure(4.6, 3.6) as (shown, axis):
+def plot_risk_coverage(detector: Detector, path: Path) -> list[Path]:
+    """Share of wrong phrases among those kept, against the share kept."""
+    with _make_figure(4.6, 3.6) as (figure, axis):
         coverage, risk, _ = detector.risk_coverage()
         axis.plot(coverage, 100 * risk, color=LINE, lw=1.6)
         axis.set(xlabel="share of phrases kept", ylabel="wrong among them, %", xlim=(0, 1))
-        axis.set_title(f"AURC {detector.aurc():.4f}", fontsize=9)
-        return save(shown, path)
+        axis.set_title(f"AURC {aurc(detector.p, detector.wrong):.4f}", fontsize=9)
+        return _save(figure, path)
 
 
-def tradeoff(points: Sequence[Mapping[str, Any]], path: Path) -> list[Path]:
-    """Decoded anew at several thresholds: hallucination against coverage, and against tokens."""
-    with figure(8.2, 3.6, ncols=2) as (shown, axes):
+def plot_tradeoff(points: Sequence[Mapping[str, Any]], path: Path) -> list[Path]:
+    """Decoding at several thresholds: hallucination against coverage, and against tokens."""
+    with _make_figure(8.2, 3.6, ncols=2) as (figure, axes):
         for axis, name, label, scale in (
             (axes[0], "coverage", "coverage, %", 100),
             (axes[1], "tokens_ratio", "tokens generated for each kept", 1),
@@ -147,4 +151,4 @@ def tradeoff(points: Sequence[Mapping[str, Any]], path: Path) -> list[Path]:
                     (scale * x[0], 100 * y[0]), xytext=(4, 4), textcoords="offset points", fontsize=8,
                 )  # fmt: skip
             axis.set(xlabel=label, ylabel="CHAIRi, %")
-        return save(shown, path)
+        return _save(figure, path)

@@ -1,15 +1,15 @@
-"""What a benchmark's answers were counted as, and the figures made of it: what scoring hands to statistics.
+"""Scored answers as tables of counts, and the metrics that are computed from them.
 
     table = Table("chair", clusters, {"wrong": wrong, "mentions": mentions})
     CHAIR_I = ratio("chair_i", "wrong", "mentions", better="low")
     CHAIR_I.of(table.sums())                                # the point estimate
 
-A scorer returns a `Table` and names its `Metric`s; intervals, comparisons and reports need to know no
-more. Nearly every published figure is a function of column sums (a mean, a ratio, F1, a macro average over
-parts), so a bootstrap is one matrix product; what is not (AUROC) is a function of rows.
+A scorer returns a `Table` and names its `Metric`s; intervals, comparisons and reports need no more. Nearly
+every published figure is a function of column sums (a mean, a ratio, F1, a macro average over parts), so a
+bootstrap is one matrix product; the others (AUROC) are functions of rows.
 
-    save(path, table, metrics)                              # a scored file: one JSON object
-    table, metrics = load(path)
+    save_scored(path, table, metrics)                       # a scored file: one JSON object
+    table, metrics = load_scored(path)
 
 A scored file holds no code: a metric made by `ratio`, `f1`, `total` or `macro` is written as its form and
 made again from it.
@@ -21,7 +21,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -30,18 +30,30 @@ from reverse.files.atomic_write import write_json
 from reverse.files.cell_values import shorten
 from reverse.files.text_reading import read_json
 
-__all__ = ["Metric", "Sums", "Table", "columns_of", "f1", "load", "macro", "ratio", "save", "total"]
+__all__ = [
+    "Metric",
+    "Sums",
+    "Table",
+    "f1",
+    "find_columns",
+    "load_scored",
+    "macro",
+    "ratio",
+    "save_scored",
+    "total",
+]
 
-Sums = Mapping[str, np.ndarray]  # of each column, shape (..., parts): summed over the rows of each part
+Sums = Mapping[str, np.ndarray]  # column to (..., parts), summed over the rows of each part
+Better = Literal["low", "high", "neither"]
 
 
 @dataclass(frozen=True)
 class Table:
-    """One row an answer, in the order of the answers file.
+    """One row per answer, in the order of the answers file.
 
-    `clusters` (rows,): what is resampled together, image ids as text. `columns`: name to (rows,) float64,
-    counts of the answer. `parts` (rows,): names of what a macro average weighs equally (POPE's three
-    settings, MME's tasks), None where there is one. `keys` (rows,): what makes a row the same in another run.
+    `clusters` (rows,): the unit that is resampled, image ids as text. `columns`: name to (rows,) float64,
+    counts of the answer. `parts` (rows,): the groups that a macro average weighs equally (POPE's three
+    settings, MME's tasks), None if there is one group. `keys` (rows,): identify the same row in another run.
     """
 
     benchmark: str
@@ -58,40 +70,41 @@ class Table:
 
     @property
     def part_names(self) -> list[str]:
-        """In the order in which they first occur."""
+        """Names of the parts in order of first occurrence."""
         return list(dict.fromkeys(self.parts)) if self.parts is not None else [""]
 
+    def part_places(self) -> np.ndarray:
+        """The place in `part_names` of each row's part, shape (rows,)."""
+        if self.parts is None:
+            return np.zeros(len(self.clusters), int)
+        place = {name: i for i, name in enumerate(self.part_names)}
+        return np.array([place[part] for part in self.parts])
+
     def sums(self) -> dict[str, np.ndarray]:
-        """Of every column, shape (parts,)."""
-        names = self.part_names
-        place = {name: i for i, name in enumerate(names)}
-        at = np.zeros(len(self.clusters), int)
-        if self.parts is not None:
-            at = np.array([place[part] for part in self.parts])
-        return {name: np.bincount(at, column, len(names)) for name, column in self.columns.items()}
+        """The sum of every column over the rows of each part, shape (parts,)."""
+        places, parts = self.part_places(), len(self.part_names)
+        return {name: np.bincount(places, column, parts) for name, column in self.columns.items()}
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure: `of(sums)` for what is a function of column sums, else `rows(columns)`.
+    """A figure, computed from column sums by `of` or else from rows by `rows`.
 
     `of` maps arrays (..., parts) to (...), vectorised over bootstrap rounds; `rows` maps the columns of
-    resampled rows, (rows,) each, to a number. NaN where it is not defined.
+    resampled rows, (rows,) each, to a number. Both return NaN if the figure is not defined.
     """
 
     name: str  # as in reports and JSON: chair_i, f1
-    better: Literal["low", "high", "neither"]
+    better: Better
     of: Callable[[Sums], np.ndarray] | None = None
     rows: Callable[[Mapping[str, np.ndarray]], float] | None = None
-    unit: Literal["%", "", "tokens", "s", "words"] = "%"  # "%": a share, shown times 100
+    unit: Literal["%", "", "tokens", "s", "words"] = "%"  # "%": a share that is shown times 100
     title: str = ""
-    form: Mapping[str, Any] = field(default_factory=dict)  # what a scored file keeps of it, see `load`
+    form: Mapping[str, Any] = field(default_factory=dict)  # what a scored file stores of it
 
 
-def ratio(
-    name: str, part: str, whole: str, better: Literal["low", "high", "neither"], **kwargs: Any
-) -> Metric:
-    """sum(part) / sum(whole), over all parts together."""
+def ratio(name: str, part: str, whole: str, better: Better, **kwargs: Any) -> Metric:
+    """Make a metric: sum(part) / sum(whole), over all parts together."""
 
     def of(sums: Sums) -> np.ndarray:
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -105,10 +118,10 @@ def f1(
     hits: str,
     false_alarms: str,
     misses: str,
-    better: Literal["low", "high", "neither"] = "high",
+    better: Better = "high",
     **kwargs: Any,
 ) -> Metric:
-    """2 hits / (2 hits + false alarms + misses), over all parts together."""
+    """Make a metric: 2 hits / (2 hits + false alarms + misses), over all parts together."""
 
     def of(sums: Sums) -> np.ndarray:
         tp, fp, fn = (sums[column].sum(axis=-1) for column in (hits, false_alarms, misses))
@@ -121,11 +134,11 @@ def f1(
 def total(
     name: str,
     ratios: Sequence[tuple[str, str]],
-    better: Literal["low", "high", "neither"],
+    better: Better,
     times: float = 1.0,
     **kwargs: Any,
 ) -> Metric:
-    """`times` the sum of several part / whole, each over all parts together."""
+    """Make a metric: `times` the sum of several ratios (part, whole), each over all parts together."""
 
     def of(sums: Sums) -> np.ndarray:
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -136,7 +149,7 @@ def total(
 
 
 def macro(metric: Metric) -> Metric:
-    """The mean over parts of a function of sums, each part by itself. Raises ValueError for one of rows."""
+    """Make a metric: the mean over parts of a metric of sums. Raises DataError for a metric of rows."""
     inner = metric.of
     if inner is None:
         raise DataError(f"{metric.name!r} is a function of rows: a macro average needs one of sums")
@@ -147,15 +160,13 @@ def macro(metric: Metric) -> Metric:
     return replace(metric, of=of, form={"macro": metric.form} if metric.form else {})
 
 
-# ---------------------------------------------------------------------- scored files
 _FORMAT = "reverse-scored-1"
-_BETTER = ("low", "high", "neither")
 
 
-def save(path: Path, table: Table, metrics: Sequence[Metric]) -> None:
-    """Write a scored file, whole or not at all: the table's columns as lists, and its metrics by form.
+def save_scored(path: Path, table: Table, metrics: Sequence[Metric]) -> None:
+    """Write a scored file atomically: the table's columns as lists, and its metrics by form.
 
-    Raises ValueError for a column that is not finite, which JSON cannot hold.
+    Raises DataError for a column with a value that is not finite, which JSON cannot hold.
     """
     for name, column in table.columns.items():
         if not np.isfinite(column).all():
@@ -171,13 +182,13 @@ def save(path: Path, table: Table, metrics: Sequence[Metric]) -> None:
         "keys": list(table.keys),
         "clusters": list(table.clusters),
         "parts": None if table.parts is None else list(table.parts),
-        "columns": {name: _plain(column) for name, column in table.columns.items()},
+        "columns": {name: _to_list(column) for name, column in table.columns.items()},
     }
     write_json(path, content)
 
 
-def load(path: Path) -> tuple[Table, list[Metric]]:
-    """A scored file's table and metrics. Raises FileNotFoundError; ValueError for a damaged one."""
+def load_scored(path: Path) -> tuple[Table, list[Metric]]:
+    """Read a scored file's table and metrics. Raises MissingFileError; DataError for a damaged file."""
     if not Path(path).is_file():
         raise MissingFileError(f"no scored file {str(path)!r}: `reverse score … --save` writes one")
     try:
@@ -189,7 +200,7 @@ def load(path: Path) -> tuple[Table, list[Metric]]:
             f"{path} is no scored file (no format {_FORMAT!r}): `reverse score … --save` writes one"
         )
     try:
-        columns = {str(n): _column(str(n), c) for n, c in content["columns"].items()}
+        columns = {str(n): _read_column(str(n), c) for n, c in content["columns"].items()}
         clusters = [str(cluster) for cluster in content["clusters"]]
         parts = None if content.get("parts") is None else [str(part) for part in content["parts"]]
         keys = [str(key) for key in content.get("keys", [])]
@@ -199,7 +210,7 @@ def load(path: Path) -> tuple[Table, list[Metric]]:
         table = Table(
             str(content["benchmark"]), clusters, columns, parts, keys, dict(content.get("notes") or {})
         )
-        metrics = [_known(table, metric) for metric in content["metrics"]]
+        metrics = [_read_metric(table, metric) for metric in content["metrics"]]
     except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DataError(f"{path} is damaged ({shorten(repr(error), 200)}): score the answers again") from None
     except ValueError as error:
@@ -207,56 +218,57 @@ def load(path: Path) -> tuple[Table, list[Metric]]:
     return table, metrics
 
 
-def _column(name: str, values: Any) -> np.ndarray:
-    """A column of counts. Raises ValueError for one that is not finite, or is no list of numbers."""
+def _read_column(name: str, values: Any) -> np.ndarray:
     column = np.array(values, dtype=float)
     if column.ndim != 1 or not np.isfinite(column).all():
         raise DataError(f"column {shorten(name)!r} must be a list of finite numbers: score the answers again")
     return column
 
 
-def _plain(column: np.ndarray) -> list[float]:
-    """Whole numbers as such: half the size, and readable."""
+def _to_list(column: np.ndarray) -> list[float]:
+    """The values, whole numbers without a fraction: the file is half as large and easier to read."""
     return [int(x) if x == math.floor(x) else float(x) for x in np.asarray(column, dtype=float)]
 
 
-def _known(table: Table, stored: Mapping[str, Any]) -> Metric:
-    """The metric of a stored description. Raises ValueError where nothing says how it is computed."""
+def _read_metric(table: Table, stored: Mapping[str, Any]) -> Metric:
+    """Make a metric from its stored description. Raises DataError if its form is not known."""
     name, form = str(stored["name"]), stored.get("form") or {}
-    looks = {"unit": stored.get("unit", "%"), "title": str(stored.get("title", ""))}
+    display = {"unit": stored.get("unit", "%"), "title": str(stored.get("title", ""))}
     better = stored.get("better")
-    if better not in _BETTER:
-        raise DataError(f"metric {name!r} has better={better!r}: known are {', '.join(_BETTER)}")
-    found = _formed(name, better, form, looks)
+    if better not in get_args(Better):
+        raise DataError(f"metric {name!r} has better={better!r}: known are {', '.join(get_args(Better))}")
+    found = _make_from_form(name, better, form, display)
     if found is None:
         raise DataError(
             f"nothing known computes the metric {name!r} of {table.benchmark!r}: its form is {form!r}"
         )
-    missing = sorted(columns_of(found.form) - set(table.columns))
+    missing = sorted(find_columns(found.form) - set(table.columns))
     if missing:
         raise DataError(f"metric {name!r} needs the columns {', '.join(missing)}, which are not there")
     return found
 
 
-def _formed(name: str, better: Any, form: Mapping[str, Any], looks: Mapping[str, Any]) -> Metric | None:
+def _make_from_form(
+    name: str, better: Any, form: Mapping[str, Any], display: Mapping[str, Any]
+) -> Metric | None:
     if "macro" in form:
-        inner = _formed(name, better, form["macro"], looks)
+        inner = _make_from_form(name, better, form["macro"], display)
         return None if inner is None else macro(inner)
     if len(form.get("ratio", ())) == 2:
         part, whole = map(str, form["ratio"])
-        return ratio(name, part, whole, better, **looks)
+        return ratio(name, part, whole, better, **display)
     if len(form.get("f1", ())) == 3:
         hits, false_alarms, misses = map(str, form["f1"])
-        return f1(name, hits, false_alarms, misses, better, **looks)
+        return f1(name, hits, false_alarms, misses, better, **display)
     if form.get("total"):
         ratios = [(str(part), str(whole)) for part, whole in form["total"]]
-        return total(name, ratios, better, float(form.get("times", 1.0)), **looks)
+        return total(name, ratios, better, float(form.get("times", 1.0)), **display)
     return None
 
 
-def columns_of(form: Mapping[str, Any]) -> set[str]:
+def find_columns(form: Mapping[str, Any]) -> set[str]:
     """The columns that a form reads."""
     if "macro" in form:
-        return columns_of(form["macro"])
+        return find_columns(form["macro"])
     totals = [column for pair in form.get("total", ()) for column in pair]
     return set(map(str, [*form.get("ratio", ()), *form.get("f1", ()), *totals]))

@@ -10,7 +10,7 @@ from reverse.cli import app
 from reverse.data.scenes import write_scenes
 from reverse.evaluation.scoring import score_file
 from reverse.evaluation.scoring.scored_rows import read_answers
-from reverse.evaluation.stats.scored_tables import load
+from reverse.evaluation.stats.scored_tables import load_scored
 from tests.evaluation.scoring.making import row, write_answers
 
 
@@ -53,7 +53,7 @@ def test_scored_on_the_command_line(scenes, tmp_path):
     assert value["unresolved"] == pytest.approx(1 / 6) and value["tokens_made"] == pytest.approx(1.5)
     assert value["seconds"] == 0.5 and value["phrases"] == 2
     assert report["metrics"]["chair_i"]["low"] <= value["chair_i"] <= report["metrics"]["chair_i"]["high"]
-    table, metrics = load(tmp_path / "t.json")
+    table, metrics = load_scored(tmp_path / "t.json")
     assert {m.name: float(m.of(table.sums())) for m in metrics} == pytest.approx(value)
 
 

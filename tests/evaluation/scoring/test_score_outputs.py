@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from reverse.cli import app
-from reverse.evaluation.stats.scored_tables import load
+from reverse.evaluation.stats.scored_tables import load_scored
 from tests.evaluation.scoring.making import row, write_answers
 
 
@@ -34,7 +34,7 @@ def test_saved_into_a_folder_that_is_not_there(pope):
     out = folder / "new" / "deep" / "table.json"
     result = run("score", answers, "--truth", folder, "--rounds", 0, "--save", out)
     assert result.exit_code == 0 and "accuracy" in result.stdout, result.stderr
-    assert load(out)[0].benchmark == "pope"
+    assert load_scored(out)[0].benchmark == "pope"
     assert sorted(path.name for path in out.parent.iterdir()) == ["table.json"]
 
 
@@ -55,7 +55,7 @@ def test_figures_are_printed_though_they_cannot_be_written(pope, monkeypatch):
     def full(*_):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("reverse.evaluation.stats.scored_tables.save", full)
+    monkeypatch.setattr("reverse.evaluation.stats.scored_tables.save_scored", full)
     result = run("score", answers, "--truth", folder, "--rounds", 0, "--save", folder / "t.json")
     assert result.exit_code == 2 and "accuracy" in result.stdout and "Input/output error" in result.stderr
 
@@ -100,7 +100,7 @@ def test_a_judge_without_verdicts_is_no_score(mmhal):
     said = result.stderr
     assert "2 of 10 answers got no verdict of m at http://127.0.0.1" in said and "2 garbage" in said
     assert f"{folder / 'a.jsonl.judge.jsonl'}" in said and "--fresh" in said
-    assert load(folder / "t.json")[0].notes["failed"] == 2
+    assert load_scored(folder / "t.json")[0].notes["failed"] == 2
     server.failing, server.asked = 0, 0
     result = run(*command, "--json")
     assert result.exit_code == 0 and server.asked == 2
@@ -124,7 +124,7 @@ def test_answers_are_scored_as_they_are_made(tmp_path):
     result = run("eval", "chair", *options, "--max-new-tokens", 24, "--score")
     assert result.exit_code == 0, result.stderr
     assert "CHAIRi" in result.stdout and "reverse score" not in result.stdout
-    assert load(out / "chair.json")[0].benchmark == "chair"
+    assert load_scored(out / "chair.json")[0].benchmark == "chair"
 
 
 def test_what_cannot_be_scored_is_said_before_the_model_is_loaded(tmp_path, monkeypatch):

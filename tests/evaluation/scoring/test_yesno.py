@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from reverse.evaluation.scoring import mme, score_file, yes_no_scoring
-from reverse.evaluation.stats.scored_tables import load, save
+from reverse.evaluation.stats.scored_tables import load_scored, save_scored
 from tests.evaluation.scoring import oracle
 from tests.evaluation.scoring.making import row, write_answers, yes_no
 
@@ -235,12 +235,12 @@ def test_mme_stored_tables_are_read_again(mme_files, tmp_path):
     """A total is no ratio: a stored table would lose it."""
     folder, _, answers, _ = mme_files
     table, metrics = score_file(write_answers(tmp_path / "a.jsonl", answers[:640]), folder, "mme-hall")
-    save(tmp_path / "t.json", table, metrics)
-    assert figures(load(tmp_path / "t.json")) == figures((table, metrics))
+    save_scored(tmp_path / "t.json", table, metrics)
+    assert figures(load_scored(tmp_path / "t.json")) == figures((table, metrics))
     # … by a process that has scored nothing, such as `reverse compare`
     script = (
         "from reverse.evaluation.stats.scored_tables import load; "
-        f"print(len(load({str(tmp_path / 't.json')!r})[1]))"
+        f"print(len(load_scored({str(tmp_path / 't.json')!r})[1]))"
     )
     read = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
