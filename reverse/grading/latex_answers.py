@@ -1,0 +1,51 @@
+"""Mathematical expressions as answers, compared by math-verify (extra `math`)."""
+
+from __future__ import annotations
+
+from reverse.errors import MissingPackageError
+
+__all__ = ["normalise_latex", "same_expression"]
+
+_REMOVED = (
+    "\\left",
+    "\\right",
+    "\\,",
+    "\\;",
+    "\\!",
+    "\\ ",
+    "$",
+    "\\displaystyle",
+    "^\\circ",
+    "^{\\circ}",
+    "\\%",
+    " ",
+)
+
+
+def normalise_latex(text: str) -> str:
+    """An expression without spacing, sizes of brackets, dollar signs and degree signs."""
+    text = text.strip().rstrip(".").replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
+    for removed in _REMOVED:
+        text = text.replace(removed, "")
+    return text
+
+
+def same_expression(given: str, right: str) -> bool:
+    """Whether two expressions are equal, as written or by symbolic comparison.
+
+    Raises MissingPackageError if they differ as written and math-verify is not installed.
+    """
+    if normalise_latex(given) == normalise_latex(right):
+        return True
+    try:
+        from math_verify import parse, verify
+    except ImportError as error:
+        raise MissingPackageError(
+            'comparing mathematical expressions needs math-verify: pip install "reverse-vlm[math]"'
+        ) from error
+    # math-verify's own time limit uses signals, which only the main thread receives; inputs are bounded
+    # instead.
+    wanted, found = (
+        parse(f"${normalise_latex(each)[:1000]}$", parsing_timeout=None) for each in (right, given)
+    )
+    return bool(wanted and found and verify(wanted, found, timeout_seconds=None))
