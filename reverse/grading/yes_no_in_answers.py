@@ -33,7 +33,7 @@ def read_yes_no(text: str) -> str | None:
         return "no"
     if plain in ("no", "y", "n"):
         return "yes" if plain == "y" else "no"
-    span = yes_no_words.find(text)
+    span = yes_no_words.find_yes_no(text)
     if span is not None:
         word = text[slice(*span)].casefold()
         if word in ("no", "non", "nein") or (word in _NO and word not in _YES):
