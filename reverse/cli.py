@@ -13,11 +13,8 @@ import errno
 import functools
 import json
 import math
-import os
 import re
-import sys
 import traceback
-import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,6 +34,7 @@ from reverse.commands import (
 )
 from reverse.commands import score_command as scoring
 from reverse.commands.option_checks import check_decoding, check_request
+from reverse.commands.runtime_setup import resolve_placement, silence_libraries
 from reverse.errors import RequestError, ReverseError
 from reverse.progress import show_phases, show_progress
 
@@ -185,7 +183,7 @@ def demo(
     ] = None,
 ) -> None:
     """Three pictures the model has never seen: what it says, what it takes back, and why."""
-    _hush()
+    silence_libraries()
     check_decoding(threshold=threshold)
     from reverse.demo import show
 
@@ -230,7 +228,7 @@ def generate(
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; else as saved.")] = None,
 ) -> None:
     """Answer one prompt about one or several pictures."""
-    _hush()
+    silence_libraries()
     settings: dict[str, Any] = {
         "threshold": threshold, "hints": hints, "on_exhausted": on_exhausted, "max_attempts": max_attempts,
         "candidates": candidates, "commit": commit, "top_p": top_p, "seed": seed,
@@ -241,7 +239,7 @@ def generate(
         mode=mode, max_new_tokens=max_new_tokens, do_sample=do_sample, temperature=temperature, **settings
     )
     pictures = check_request(image or [], prompt, system)
-    where, kind = _placement(device, dtype)
+    where, kind = resolve_placement(device, dtype)
     from reverse import generate as answer
     from reverse import load
     from reverse import stream as stream_answer
@@ -284,7 +282,7 @@ def tokens_add(
     seed: Annotated[int, typer.Option(help="Of the noise on the new rows.")] = 0,
 ) -> None:
     """Write a copy of BASE that knows <SPAN>, </CN> and </UN>."""
-    _hush()
+    silence_libraries()
     from reverse.files.atomic_write import check_new
     from reverse.files.file_lock import output_lock
     from reverse.models import add_tokens_to_checkpoint
@@ -319,33 +317,6 @@ eval_command.register(app)
 statistics_commands.register(app)
 data_commands.register(data)
 scoring.register(app, data)
-
-
-def _hush() -> None:
-    """No bars and warnings of other libraries between our lines; before they are imported."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-
-
-def _placement(device: str | None, dtype: str | None) -> tuple[Any, Any]:
-    """Device and dtype as torch knows them. Raises ValueError for a name that it does not know."""
-    import torch
-
-    from reverse.models.devices import check_device, default_device
-
-    device = device or default_device()
-    check_device(device)
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype is not None and dtype not in known:
-        raise RequestError(f"dtype must be one of {', '.join(known)}, got {dtype!r}")
-    return device, known.get(dtype or "")
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from reverse.commands.option_checks import check_decoding
+from reverse.commands.runtime_setup import resolve_placement, silence_libraries
 from reverse.errors import RequestError
 from reverse.progress import ProgressLines
 
@@ -85,9 +86,8 @@ def evaluate(
     if where:
         _where(benches, data)
         return
-    from reverse.cli import _hush, _placement
 
-    _hush()
+    silence_libraries()
     if not benches:
         raise RequestError(
             "name a benchmark, or all: reverse eval chair --model tiny-llava --data scenes --out out"
@@ -107,7 +107,7 @@ def evaluate(
     from reverse.evaluation.runs.outputs import check_output_folder
 
     if device is not None or dtype is not None:
-        _placement(device, dtype)
+        resolve_placement(device, dtype)
     settings = {"hints": hints, "on_exhausted": on_exhausted, "candidates": candidates}
     heat = 1.0 if temperature is None or not do_sample else temperature  # one configuration, said either way
     decoding = Decoding(mode, threshold, max_new_tokens, do_sample, heat, seed, settings)

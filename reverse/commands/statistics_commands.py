@@ -436,7 +436,7 @@ def _parse_thresholds(given: str) -> list[float]:
 
 
 def _resolve_device(name: str | None) -> Any:
-    from reverse.cli import _hush, _placement
+    from reverse.commands.runtime_setup import resolve_placement, silence_libraries
 
-    _hush()
-    return _placement(name, None)[0]
+    silence_libraries()
+    return resolve_placement(name, None)[0]

@@ -49,9 +49,9 @@ def register(app: typer.Typer) -> None:
         if show:
             typer.echo(as_yaml(chosen), nl=False)
             return
-        from reverse.cli import _hush
+        from reverse.commands.runtime_setup import silence_libraries
 
-        _hush()
+        silence_libraries()
         from reverse.training.optim.parallel import is_first
 
         if dry:
