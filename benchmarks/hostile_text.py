@@ -152,7 +152,7 @@ def _readers_of_data(folder: Path) -> Iterator[Reader]:
     yield Reader("data.is_skipped", phrase_candidates.is_skipped)
     yield Reader("data.find_surrogate", text_reading.find_surrogate)
     yield Reader("data.replace_surrogates", text_reading.replace_surrogates)
-    yield Reader("data.lexicon.find", load_lexicon().find)
+    yield Reader("data.lexicon.find_words", load_lexicon().find_words)
     yield Reader("training.said", lambda text: said(text[: len(text) // 2], text))
     yield Reader(
         "training.choose_hints", lambda text: choose_hints(Random(0), text, pool=text.split(" ")[:200])

@@ -9,12 +9,13 @@ import pytest
 
 from reverse.data.negatives import conversation_turns, make_lexicon_negatives, read_turns
 from reverse.data.negatives.negative_filters import PhraseContext, find_rejection
+from reverse.data.negatives.phrase_contents import OtherPhrases, PhraseCounts
 from reverse.data.records.published_set import read_records
 from reverse.data.records.schema import make_record
 from reverse.data.records.set_check import check
 from reverse.data.records.subsets import subsample
 from reverse.data.tagging import yes_no_words
-from reverse.data.tagging.lexicon import Lexicon, load_lexicon
+from reverse.data.tagging.lexicon import Lexicon
 from reverse.data.tagging.numbers import find_numbers
 from reverse.data.tagging.phrase_candidates import SpanIndex, find_protected, mask_parts
 from reverse.files import json_scanning
@@ -132,13 +133,13 @@ def long_record(count):
 def test_negatives_of_many_turns_look_at_each_phrase_once(monkeypatch):
     """Every answer was compared with every phrase of every other: a record of 2,000 turns took minutes."""
     looked = [0]
-    look = Lexicon.find
+    look = Lexicon.find_words
 
     def counted(self, phrase, question=""):
         looked[0] += 1
         return look(self, phrase, question)
 
-    monkeypatch.setattr(Lexicon, "find", counted)
+    monkeypatch.setattr(Lexicon, "find_words", counted)
     [(made, counts, _)] = make_lexicon_negatives([long_record(150)])
     assert len(made) == 2 and counts["hints"] > 100
     assert looked[0] < 150 * 60
@@ -146,7 +147,7 @@ def test_negatives_of_many_turns_look_at_each_phrase_once(monkeypatch):
 
 def test_what_is_told_elsewhere_is_known_from_counts():
     """What an answer says itself, or no other answer does, would count as said elsewhere."""
-    lexicon, rng = load_lexicon(), Random(0)
+    rng = Random(0)
     record = long_record(6)
     record["conversations"][3]["value"] = "<SPAN>A dog</CN> and <SPAN>a horse</UN>"
     made = read_turns(record)
@@ -159,14 +160,14 @@ def test_what_is_told_elsewhere_is_known_from_counts():
             said += [p.text for p in turn.answer.phrases if p is not phrase]
             for word in rng.sample(words, 6):
                 plain = find_rejection(
-                    "a bird", f"a {word}", PhraseContext(turn.question, tuple(said)), lexicon
+                    "a bird", f"a {word}", PhraseContext(turn.question, OtherPhrases([PhraseCounts(said)]))
                 )
-                assert find_rejection("a bird", f"a {word}", turn.context(phrase), lexicon) == plain
+                assert find_rejection("a bird", f"a {word}", turn.make_context(phrase)) == plain
 
 
 def test_long_texts_get_no_negative_and_say_so(monkeypatch):
     """A question of a megabyte was searched once for every phrase of its answer."""
-    long = make_record("x", None, "Q " * conversation_turns.LONGEST, "<SPAN>A dog</CN>.")
+    long = make_record("x", None, "Q " * conversation_turns.MAX_TEXT, "<SPAN>A dog</CN>.")
     [(made, counts, failures)] = make_lexicon_negatives([long])
     assert made[0]["conversations"][1]["value"] == "<SPAN>A dog</CN>." and len(made) == 1
     assert failures[0]["reason"] == "too_long" and counts["without_negative.too_long"] == 1

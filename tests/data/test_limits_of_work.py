@@ -43,7 +43,7 @@ def test_errors_of_lines_read_as_those_of_json():
 
 def test_records_that_are_too_long_get_no_negative_and_say_so(monkeypatch):
     """A record of 20,000 turns took ten seconds."""
-    monkeypatch.setattr(conversation_turns, "LONGEST_RECORD", 18)
+    monkeypatch.setattr(conversation_turns, "MAX_RECORD", 18)
     [(made, counts, failures)] = make_lexicon_negatives([make_record("x", None, "Q?", "<SPAN>A dog</CN>.")])
     assert len(made) == 1 and made[0]["conversations"][1]["value"] == "<SPAN>A dog</CN>."
     assert failures[0]["reason"] == "record_too_long"

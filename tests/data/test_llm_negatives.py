@@ -115,7 +115,7 @@ def records(n):
     ]
 
 
-def ask(server, tmp_path, wanted, concurrency=4, attempts=3, timeout=5.0, in_a_row=20):
+def ask(server, tmp_path, wanted, concurrency=4, attempts=3, timeout=5.0, max_silent=20):
     """(made, client) of records; `made` as ask_for_negatives gives it."""
 
     async def run():
@@ -123,7 +123,7 @@ def ask(server, tmp_path, wanted, concurrency=4, attempts=3, timeout=5.0, in_a_r
         endpoint = Endpoint(server.url, "m", "key", timeout=timeout, attempts=attempts, backoff=0.001)
         client = Client(endpoint, cache, concurrency)
         try:
-            source = request_negatives(wanted, client, 0, concurrency, in_a_row)
+            source = request_negatives(wanted, client, 0, concurrency, max_silent)
             return [made async for made in source], client
         finally:
             await client.aclose()
@@ -229,7 +229,7 @@ def test_a_server_that_is_gone_stops_the_run(serve, tmp_path):
     """Without it: a million answers are written off as failures while the server restarts."""
     server = serve(lambda n, body: (200, good(body), {}) if n <= 3 else (500, "gone", {}))
     with pytest.raises(ValueError, match=r"4 answers in a row got no reply.*kept"):
-        ask(server, tmp_path, records(30), concurrency=1, attempts=2, in_a_row=4)
+        ask(server, tmp_path, records(30), concurrency=1, attempts=2, max_silent=4)
     server.behave = lambda n, body: (200, good(body), {})
     made, client = ask(server, tmp_path, records(30))
     assert len(wrong_answers(made)) == 30 and client.asked == 27

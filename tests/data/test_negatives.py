@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from reverse.cli import app
 from reverse.data.negatives import make_lexicon_negatives, make_negative, read_turns
 from reverse.data.negatives.negative_filters import PhraseContext, find_rejection
+from reverse.data.negatives.phrase_contents import OtherPhrases, PhraseCounts
 from reverse.data.negatives.rule_negatives import PhraseSlot, find_replacements
 from reverse.data.records.published_set import read_records
 from reverse.data.records.record_rules import check_shape
@@ -40,7 +41,7 @@ def negative_of(answer, question="Describe this image.", seed=0, **more):
 def said_instead(phrase, question="", before="", seeds=12):
     """Every first replacement of a phrase over some seeds."""
     slot = PhraseSlot(phrase, question, before)
-    return {next(iter(find_replacements(slot, Random(seed), LEXICON)))[0] for seed in range(seeds)}
+    return {next(iter(find_replacements(slot, Random(seed))))[0] for seed in range(seeds)}
 
 
 @pytest.mark.parametrize(
@@ -139,7 +140,7 @@ def test_swaps_are_well_written(phrase, pattern):
     import re
 
     for seed in range(30):
-        for new in list(LEXICON.swaps(phrase, Random(seed)))[:10]:
+        for new in list(LEXICON.swap_words(phrase, Random(seed)))[:10]:
             assert re.fullmatch(pattern, new), new
             article = re.match(r"(?i)(an?) (\w)", new.removeprefix("in "))
             if article and not new.lower().startswith(("a u", "an u", "a one", "a eu")):
@@ -172,8 +173,9 @@ def test_swaps_are_well_written(phrase, pattern):
 )
 def test_trivial_negatives_are_filtered(old, new, reason):
     """Without it: "a sofa" is taught as a wrong word for a couch, or a dog that is there as a wrong one."""
-    context = PhraseContext("Is there a horse?", ("two birds", "a bike", "a white van on the right"))
-    assert find_rejection(old, new, context, LEXICON) == reason
+    others = OtherPhrases([PhraseCounts(["two birds", "a bike", "a white van on the right"])])
+    context = PhraseContext("Is there a horse?", others)
+    assert find_rejection(old, new, context) == reason
 
 
 @pytest.mark.parametrize(

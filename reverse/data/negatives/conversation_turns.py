@@ -1,14 +1,14 @@
 """From a tagged record to its negatives, and both to training records.
 
-A negative keeps the answer up to one phrase, says that phrase wrongly and stops right after `</UN>`:
+A negative keeps the answer up to one phrase, makes that phrase wrong and stops right after `</UN>`:
 
     There are <SPAN>three players</CN> <SPAN>on a field</CN>.      ->  There are <SPAN>five players</UN>
 
-Layout, after the published set, which holds each conversation twice: of a record come two, `id` and `id-neg`
-(both without id where it has none), with the same questions. Each answer that has a negative stands rightly
-in one and wrongly in the other; which in which is drawn, half and half. An answer without negative stays
-right in both. Where no answer has one, the second record is left out. Records of a pair that was made before
-are passed on as they are (`find_pairs`).
+Layout, after the published set, which holds each conversation twice: a record becomes two, `id` and `id-neg`
+(both without an id if it has none), with the same questions. Each answer that has a negative is right in one
+of them and wrong in the other; which one is drawn, half and half. An answer without a negative stays right in
+both. If no answer has one, the second record is left out. Records that already are a pair are passed on as
+they are (`find_pairs`).
 """
 
 import hashlib
@@ -22,13 +22,12 @@ from random import Random
 from typing import Any
 
 from reverse.data.negatives.negative_filters import PhraseContext, find_rejection, repeats_question
+from reverse.data.negatives.phrase_contents import OtherPhrases, PhraseCounts
 from reverse.data.negatives.rule_negatives import PhraseSlot, find_replacements
-from reverse.data.negatives.true_statements import OtherPhrases, PhraseCounts
 from reverse.data.records.published_set import id_text
 from reverse.data.records.schema import NEGATIVE, pictures_of
 from reverse.data.tagging import numbers, yes_no_words
 from reverse.data.tagging.answer_types import find_answer_type, remove_image_tokens
-from reverse.data.tagging.lexicon import Lexicon, load_lexicon
 from reverse.data.tagging.phrase_candidates import PREPOSITIONS
 from reverse.tokens.spans import (
     UN,
@@ -40,23 +39,21 @@ from reverse.tokens.spans import (
     remove_tags,
 )
 
-# Answers that are left as they are.
-PASS_ON = ("no_phrase", "malformed", "negative_already", "too_long", "record_too_long")
-TRIES = 24  # replacements of one phrase that are looked at
-LONGEST = 10_000  # characters of a question or an answer; of longer ones no negative is made
-LONGEST_RECORD = 50_000  # characters of all questions and answers of a record; of longer ones none is made
-LONGEST_PHRASE = 400  # characters; longer ones are passed over
-MOST_PHRASES = 50  # of one answer, in the order drawn, that are tried
-LONGEST_NAME = 1000  # characters of an id that the draw depends on
-_NEGATIVE = re.compile(rf"(?:{NEGATIVE})+\Z")
+MAX_REPLACEMENTS = 24  # tried for one phrase
+MAX_TEXT = 10_000  # characters of a question or an answer; longer ones get no negative
+MAX_RECORD = 50_000  # characters of all questions and answers of a record; longer ones get no negative
+MAX_PHRASE = 400  # characters; longer phrases are skipped
+MAX_PHRASES = 50  # of one answer, in the order drawn, that are tried
+MAX_ID = 1000  # characters of an id that the random numbers depend on
+_NEGATIVE_SUFFIX = re.compile(rf"(?:{NEGATIVE})+\Z")
 
 
 @dataclass(frozen=True)
 class AnswerTurn:
-    """One tagged answer: where it stands, what was asked, and what else the conversation says.
+    """One tagged answer of a record.
 
-    `told`: the true phrases of all answers of the record. `problem`: why no negative can be made of it, or
-    None.
+    at: its index among the answers. true_phrases: the true phrases of all answers of the record.
+    problem: why no negative can be made of it, or None.
     """
 
     name: str
@@ -64,36 +61,30 @@ class AnswerTurn:
     question: str
     answer: TaggedText
     kind: str
-    told: PhraseCounts
+    true_phrases: PhraseCounts
     problem: str | None = None
 
-    def rng(self, seed: int, purpose: str = "negative") -> Random:
-        """Random numbers of this answer alone: by id, place and words, not by when or where it is worked
-        on."""
-        drawn_by = f"{seed}\n{purpose}\n{self.name}\n{self.at}\n{self.question}\n{self.answer.text}"
-        return Random(drawn_by.encode("utf-8", "surrogatepass"))  # JSON may hold halves of a surrogate
+    def make_rng(self, seed: int, purpose: str = "negative") -> Random:
+        """Random numbers for this answer: they depend on id, place and words, not on when it is processed."""
+        key = f"{seed}\n{purpose}\n{self.name}\n{self.at}\n{self.question}\n{self.answer.text}"
+        return Random(key.encode("utf-8", "surrogatepass"))  # JSON may hold halves of a surrogate pair
 
-    def context(self, phrase: TaggedPhrase) -> PhraseContext:
-        """The question, and the true phrases of other answers with all others of this one."""
-        true, own = self._own
-        return PhraseContext(
-            self.question, OtherPhrases((self.told, own), (true, PhraseCounts([phrase.text])))
-        )
+    def make_context(self, phrase: TaggedPhrase) -> PhraseContext:
+        """The question, the true phrases of other answers, and all other phrases of this one."""
+        own_true, own = self._own_phrases
+        others = OtherPhrases((self.true_phrases, own), (own_true, PhraseCounts([phrase.text])))
+        return PhraseContext(self.question, others)
 
     @cached_property
-    def _own(self) -> tuple[PhraseCounts, PhraseCounts]:
+    def _own_phrases(self) -> tuple[PhraseCounts, PhraseCounts]:
         """This answer's true phrases, and all of its phrases."""
         phrases = self.answer.phrases
         return PhraseCounts(p.text for p in phrases if p.confident), PhraseCounts(p.text for p in phrases)
 
-    def slot(self, phrase: TaggedPhrase) -> PhraseSlot:
-        return PhraseSlot(phrase.text, self.question, self.answer.text[: phrase.start])
-
 
 @dataclass(frozen=True)
 class NegativeAnswer:
-    """`value`: the tagged text up to and with `</UN>`; `hint`: the wrong phrase, lower case; `at`: which
-    phrase."""
+    """value: the tagged text up to `</UN>`; hint: the wrong phrase in lower case; at: which phrase."""
 
     value: str
     hint: str
@@ -102,78 +93,79 @@ class NegativeAnswer:
 
 @dataclass(frozen=True)
 class NegativeOutcome:
-    """A negative, or why there is none; `refused` counts the replacements that were filtered, by reason."""
+    """A negative, or the reason why there is none; `rejected` counts the rejected replacements by reason."""
 
     negative: NegativeAnswer | None
     reason: str | None
-    refused: Counter[str]
+    rejected: Counter[str]
     detail: str = ""
 
 
 def find_pairs(records: Iterable[Mapping[str, Any]]) -> frozenset[int]:
-    """Which conversations of a set have a wrong answer already, as `read_turns` takes them.
+    """Keys of the conversations of a set that already have a negative, for `read_turns`.
 
     The right record of a pair looks like any other, so the set is read for this before negatives are made.
     """
-    return frozenset(_pair_key(record) for record in records if _holds_negative(record))
+    return frozenset(_pair_key(record) for record in records if _count_negatives(record))
 
 
 def read_turns(record: Mapping[str, Any], pairs: Collection[int] = frozenset()) -> list[AnswerTurn]:
-    """The answers of a record, in order; of one of `pairs` none is to get a negative."""
-    paired = bool(pairs) and _pair_key(record) in pairs
+    """The answers of a record in order; those of a record of `pairs` have a problem and get no negative."""
     conversation = record["conversations"]
     answers = [parse_tags(turn["value"]) for turn in conversation[1::2]]
-    is_too_long = sum(len(turn["value"]) for turn in conversation) > LONGEST_RECORD
+    problem = None
+    if pairs and _pair_key(record) in pairs:
+        problem = "negative_already"
+    elif sum(len(turn["value"]) for turn in conversation) > MAX_RECORD:
+        problem = "record_too_long"
+    true_phrases = PhraseCounts(p.text for answer in answers for p in answer.phrases if p.confident)
     turns = []
-    true = PhraseCounts(p.text for answer in answers for p in answer.phrases if p.confident)
-    for i, (asked, told) in enumerate(zip(conversation[::2], conversation[1::2], strict=False)):
-        question = remove_image_tokens(remove_tags(asked["value"]))
-        kind = find_answer_type(answers[i].text, question, answers[i].phrases)
+    for i, (human, gpt) in enumerate(zip(conversation[::2], conversation[1::2], strict=False)):
+        question = remove_image_tokens(remove_tags(human["value"]))
         turns.append(
             AnswerTurn(
-                str(record.get("id", ""))[:LONGEST_NAME],
+                str(record.get("id", ""))[:MAX_ID],
                 i,
                 question,
                 answers[i],
-                kind,
-                true,
-                _problem(asked["value"], told["value"], answers[i])
-                or ("negative_already" if paired else "record_too_long" if is_too_long else None),
+                find_answer_type(answers[i].text, question, answers[i].phrases),
+                true_phrases,
+                _find_turn_problem(human["value"], gpt["value"], answers[i]) or problem,
             )
         )
     return turns
 
 
-def make_negative(turn: AnswerTurn, seed: int, lexicon: Lexicon | None = None) -> NegativeOutcome:
-    """A negative by rule and lexicon: the first phrase, in an order drawn by `seed`, that can be said
-    wrongly."""
+def make_negative(turn: AnswerTurn, seed: int) -> NegativeOutcome:
+    """A negative by rules and lexicon: of the first phrase, in an order drawn by `seed`, that can be made
+    wrong."""
     if turn.problem:
         return NegativeOutcome(None, turn.problem, Counter())
-    lexicon = lexicon or load_lexicon()
-    rng = turn.rng(seed)
-    refused: Counter[str] = Counter()
-    for at in order_phrases(turn, rng)[:MOST_PHRASES]:
+    rng = turn.make_rng(seed)
+    rejected: Counter[str] = Counter()
+    for at in order_phrases(turn, rng)[:MAX_PHRASES]:
         phrase = turn.answer.phrases[at]
-        if len(phrase.text) > LONGEST_PHRASE:
-            refused["too_long"] += 1
+        if len(phrase.text) > MAX_PHRASE:
+            rejected["too_long"] += 1
             continue
-        context = turn.context(phrase)
-        given = repeats_question(phrase.text, turn.question, lexicon)
-        for new, closed in islice(find_replacements(turn.slot(phrase), rng, lexicon), TRIES):
-            if given and not closed:
-                refused["given"] += 1
+        context = turn.make_context(phrase)
+        is_given = repeats_question(phrase.text, turn.question)
+        slot = PhraseSlot(phrase.text, turn.question, turn.answer.text[: phrase.start])
+        for new, closed in islice(find_replacements(slot, rng), MAX_REPLACEMENTS):
+            if is_given and not closed:
+                rejected["given"] += 1
                 break
-            reason = find_rejection(phrase.text, new, context, lexicon, closed=closed)
+            reason = find_rejection(phrase.text, new, context, closed=closed)
             if reason is None:
-                return NegativeOutcome(write_negative(turn.answer, at, new), None, refused)
-            refused[reason] += 1
-    return NegativeOutcome(None, "nothing_to_swap", refused)
+                return NegativeOutcome(build_negative(turn.answer, at, new), None, rejected)
+            rejected[reason] += 1
+    return NegativeOutcome(None, "nothing_to_swap", rejected)
 
 
 def order_phrases(turn: AnswerTurn, rng: Random) -> list[int]:
-    """In which order phrases are tried: a yes or no, or the number that was asked for, before all others."""
+    """The order in which phrases are tried: first the yes or no, or the number that the question is about."""
     phrases = turn.answer.phrases
-    order = [at for at in range(len(phrases)) if not _is_early(turn.answer, phrases[at])]
+    order = [at for at in range(len(phrases)) if not _precedes_claim(turn.answer, phrases[at])]
     rng.shuffle(order)
     if turn.kind == "yes_no":
         found = yes_no_words.find_yes_no(turn.answer.text)
@@ -183,33 +175,30 @@ def order_phrases(turn: AnswerTurn, rng: Random) -> list[int]:
     return order
 
 
-def _is_early(answer: TaggedText, phrase: TaggedPhrase) -> bool:
-    """ "On the left …" before what stands there is named: nothing has been said that could be wrong."""
+def _precedes_claim(answer: TaggedText, phrase: TaggedPhrase) -> bool:
+    """Whether a phrase ("On the left …") stands before the thing it describes and cannot be wrong yet."""
     before = answer.text[: phrase.start].rstrip(" \"'*(")
-    opens = not before or before[-1] in ".!?\n:;" or before.endswith("\n")
-    if not opens:
+    if before and before[-1] not in ".!?\n:;":
         return False
-    alone = len(answer.phrases) == 1 or not answer.text[phrase.end :].strip(" .\n")
-    return not alone and phrase.text.split()[0].lower() in PREPOSITIONS
+    is_alone = len(answer.phrases) == 1 or not answer.text[phrase.end :].strip(" .\n")
+    return not is_alone and phrase.text.split()[0].lower() in PREPOSITIONS
 
 
-def write_negative(answer: TaggedText, at: int, new: str) -> NegativeAnswer:
-    """`answer` with phrase number `at` said as `new`, ending there."""
-    phrase = answer.phrases[at]
-    text = answer.text[: phrase.start] + new
-    phrases = [*answer.phrases[:at], TaggedPhrase(new, phrase.start, phrase.start + len(new), False)]
-    return NegativeAnswer(add_tags(text, phrases), new.lower(), at)
+def build_negative(answer: TaggedText, at: int, new: str) -> NegativeAnswer:
+    """`answer` with phrase number `at` replaced by `new`, ending there."""
+    start = answer.phrases[at].start
+    phrases = [*answer.phrases[:at], TaggedPhrase(new, start, start + len(new), False)]
+    return NegativeAnswer(add_tags(answer.text[:start] + new, phrases), new.lower(), at)
 
 
 def make_record_pair(
     record: Mapping[str, Any], turns: Sequence[AnswerTurn], outcomes: Sequence[NegativeOutcome], seed: int
 ) -> tuple[list[dict[str, Any]], Counter[str], list[dict[str, Any]]]:
-    """The records that come of one, what is to be counted, and a line for each answer without a negative."""
+    """The one or two records made from one, its counts, and a line for each answer without a negative."""
     counts: Counter[str] = Counter(records_in=1, answers=len(turns))
-    wrong_before = sum(UN in turn["value"] for turn in record["conversations"][1::2])
     failures = []
     for turn, outcome in zip(turns, outcomes, strict=True):
-        counts.update({f"filtered.{reason}": many for reason, many in outcome.refused.items()})
+        counts.update({f"filtered.{reason}": count for reason, count in outcome.rejected.items()})
         if outcome.negative is None:
             counts[f"without_negative.{outcome.reason}"] += 1
             failures.append(
@@ -220,69 +209,59 @@ def make_record_pair(
             counts[f"negatives.{turn.kind}"] += 1
             counts["hints"] += 1
     made = [i for i, outcome in enumerate(outcomes) if outcome.negative is not None]
-    rng = turns[0].rng(seed, "order")
+    rng = turns[0].make_rng(seed, "order")
     wrong_first = set(rng.sample(made, (len(made) + rng.randrange(2)) // 2 if made else 0))
-    first = _record(record, turns, outcomes, wrong_first)
-    counts["positive_answers"] += len(turns) - len(wrong_first) - wrong_before
-    counts["negative_answers"] += len(wrong_first) + wrong_before
-    if not made:
-        return [first], counts, failures
-    wrong_second = set(made) - wrong_first
-    second = _record(record, turns, outcomes, wrong_second)
-    if len(made) == len(turns) == 1:  # a name should not say "neg" of what is right
-        first, second = (first, second) if 0 in wrong_second else (second, first)
-        pairs = [first, _named_negative(second)]
-        if 0 in wrong_first:
-            pairs.reverse()
-    else:
-        pairs = [first, _named_negative(second)]
-    counts["positive_answers"] += len(turns) - len(wrong_second) - wrong_before
-    counts["negative_answers"] += len(wrong_second) + wrong_before
-    counts["negative_first"] += min(made) in wrong_first
-    counts["pairs"] += 1
-    return pairs, counts, failures
+    wrong_answers = [wrong_first, set(made) - wrong_first] if made else [wrong_first]
+    wrong_before = _count_negatives(record)
+    for wrong in wrong_answers:
+        counts["positive_answers"] += len(turns) - len(wrong) - wrong_before
+        counts["negative_answers"] += len(wrong) + wrong_before
+    records = [_replace_answers(record, turns, outcomes, wrong) for wrong in wrong_answers]
+    if made:
+        # A single answer's wrong record is the one named "-neg"; otherwise both hold wrong answers.
+        negative = 0 if len(made) == len(turns) == 1 and wrong_first else 1
+        name = id_text(record)
+        if name is not None:
+            records[negative]["id"] = name + NEGATIVE
+        counts["negative_first"] += min(made) in wrong_first
+        counts["pairs"] += 1
+    return records, counts, failures
 
 
-def _named_negative(record: dict[str, Any]) -> dict[str, Any]:
-    name = id_text(record)
-    return record if name is None else record | {"id": name + NEGATIVE}
-
-
-def _record(
+def _replace_answers(
     record: Mapping[str, Any],
     turns: Sequence[AnswerTurn],
     outcomes: Sequence[NegativeOutcome],
     wrong: set[int],
 ) -> dict[str, Any]:
+    """The record with hints and types, and its answers number `wrong` replaced by their negatives."""
     conversation = list(record["conversations"])
     for turn, outcome in zip(turns, outcomes, strict=True):
-        place = 2 * turn.at + 1
-        answer = conversation[place]
-        negative, kind = outcome.negative, answer.get("A_type") or turn.kind
-        if negative is None:
-            conversation[place] = answer | {"A_type": kind, "hint": answer.get("hint")}
-            continue
-        value = negative.value if turn.at in wrong else answer["value"]
-        conversation[place] = answer | {"value": value, "A_type": kind, "hint": negative.hint}
+        answer = conversation[2 * turn.at + 1]
+        value, hint = answer["value"], answer.get("hint")
+        if outcome.negative is not None:
+            hint = outcome.negative.hint
+            value = outcome.negative.value if turn.at in wrong else value
+        kind = answer.get("A_type") or turn.kind
+        conversation[2 * turn.at + 1] = answer | {"value": value, "A_type": kind, "hint": hint}
     return dict(record) | {"conversations": conversation}
 
 
-def _holds_negative(record: Mapping[str, Any]) -> bool:
-    return any(UN in turn["value"] for turn in record["conversations"][1::2])
+def _count_negatives(record: Mapping[str, Any]) -> int:
+    return sum(UN in turn["value"] for turn in record["conversations"][1::2])
 
 
 def _pair_key(record: Mapping[str, Any]) -> int:
-    """64 bits of what both records of a pair share: the id without "-neg", or else the picture, and the
-    questions."""
+    """64 bits of what a pair of records shares: the id without "-neg" (or the picture), and the questions."""
     name = id_text(record)
-    shared = "\0".join(pictures_of(record)) if name is None else _NEGATIVE.sub("", name)
-    asked = (turn["value"] for turn in record["conversations"][::2])
-    text = "\0".join((shared, *asked)).encode("utf-8", "surrogatepass")
+    shared = "\0".join(pictures_of(record)) if name is None else _NEGATIVE_SUFFIX.sub("", name)
+    questions = (turn["value"] for turn in record["conversations"][::2])
+    text = "\0".join((shared, *questions)).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
-def _problem(asked: str, value: str, answer: TaggedText) -> str | None:
-    if max(len(asked), len(value)) > LONGEST:
+def _find_turn_problem(question: str, value: str, answer: TaggedText) -> str | None:
+    if max(len(question), len(value)) > MAX_TEXT:
         return "too_long"
     if find_problems(value) or not all(phrase.text.strip() for phrase in answer.phrases):
         return "malformed"

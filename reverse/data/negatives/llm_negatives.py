@@ -1,9 +1,9 @@
-"""Negatives by a language model: which answers it is asked about, and what becomes of its replies.
+"""Negatives by a language model.
 
-Yes and no, numbers and letters go by rule, as without a model. For any other answer up to six phrases,
-drawn by the seed, are offered; the model picks one and says it wrongly. A reply that is no valid JSON, or a
-negative that is trivial, is handed back with the reason, twice at most; then the answer goes without a
-negative, and says so.
+Yes and no, numbers and letters are handled by rules, as without a model. For any other answer up to six
+phrases, drawn by the seed, are offered; the model picks one and makes it wrong. A reply that is not valid
+JSON, or whose negative is rejected, is sent back with the reason, twice at most; after that the answer gets
+no negative, and the failures say so.
 
     async for records, counts, failures in request_negatives(records, client, seed=0): ...
 """
@@ -18,29 +18,28 @@ from typing import Any
 from reverse.data.negatives.conversation_turns import (
     AnswerTurn,
     NegativeOutcome,
+    build_negative,
     make_negative,
     make_record_pair,
     order_phrases,
     read_turns,
-    write_negative,
 )
-from reverse.data.negatives.negative_filters import find_rejection, repeats_question
+from reverse.data.negatives.negative_filters import REASONS, find_rejection, repeats_question
 from reverse.data.negatives.negative_prompt import (
-    MOST_PHRASES,
-    MOST_TEXT,
+    MAX_OFFERED,
+    MAX_SHOWN,
     build_messages,
     build_retry,
     read_reply,
 )
 from reverse.data.records.schema import ANSWER_TYPE
-from reverse.data.tagging.lexicon import load_lexicon
 from reverse.endpoints.client import Client, Unanswered
 from reverse.errors import DataError
 
-REPLIES = 3  # for one answer, the first included
-IN_A_ROW = 20  # answers without a reply, one after the other: the server is gone
+MAX_REPLIES = 3  # for one answer, the first included
+MAX_SILENT = 20  # answers in a row without a reply before the server counts as gone
 
-Made = tuple[list[dict[str, Any]], Counter[str], list[dict[str, Any]]]
+RecordNegatives = tuple[list[dict[str, Any]], Counter[str], list[dict[str, Any]]]
 
 
 class ServerGone(DataError):
@@ -52,31 +51,31 @@ async def request_negatives(
     client: Client,
     seed: int = 0,
     concurrency: int = 16,
-    in_a_row: int = IN_A_ROW,
+    max_silent: int = MAX_SILENT,
     pairs: Collection[int] = frozenset(),
-) -> AsyncIterator[Made]:
-    """What comes of each record, in order; at most 4 × `concurrency` records are in hand at a time.
+) -> AsyncIterator[RecordNegatives]:
+    """What is made of each record, in order; at most 4 × `concurrency` records are processed at a time.
 
-    Answers that got no reply count as failures; what follows the first of them is held back until another
-    answer gets a reply, so that a server which went away costs nothing. Records of `pairs` (see `find_pairs`)
-    are passed on as they are.
+    Answers that got no reply count as failures. Everything from the first of them on is held back until
+    another answer gets a reply, so that nothing is lost if the server is gone. Records of `pairs` (see
+    `find_pairs`) are passed on as they are.
 
-    Raises ServerGone after `in_a_row` of them without a reply between.
+    Raises ServerGone after `max_silent` answers in a row without a reply.
     """
     source = iter(records)
-    running: deque[asyncio.Task[Made]] = deque()
-    held: list[Made] = []
+    running: deque[asyncio.Task[RecordNegatives]] = deque()
+    held: list[RecordNegatives] = []
     silent = 0
     try:
         while True:
             while len(running) < 4 * concurrency and (record := next(source, None)) is not None:
-                running.append(asyncio.ensure_future(_of_record(record, client, seed, pairs)))
+                running.append(asyncio.ensure_future(_process_record(record, client, seed, pairs)))
             if not running:
                 break
             made = await running.popleft()
             unreachable = made[1]["without_negative.unreachable"]
             silent = silent + unreachable if unreachable else (0 if made[1]["replies"] else silent)
-            if silent >= in_a_row:
+            if silent >= max_silent:
                 detail = next(line["detail"] for line in made[2] if line["reason"] == "unreachable")
                 raise ServerGone(
                     f"{silent} answers in a row got no reply from {client.endpoint.shown_url} ({detail}): "
@@ -95,60 +94,45 @@ async def request_negatives(
         await asyncio.gather(*running, return_exceptions=True)
 
 
-async def _of_record(record: Mapping[str, Any], client: Client, seed: int, pairs: Collection[int]) -> Made:
+async def _process_record(
+    record: Mapping[str, Any], client: Client, seed: int, pairs: Collection[int]
+) -> RecordNegatives:
     turns = read_turns(record, pairs)
-    spent: Counter[str] = Counter()
-    outcomes = await asyncio.gather(*(_of_turn(turn, client, seed, spent) for turn in turns))
+    usage: Counter[str] = Counter()
+    outcomes = await asyncio.gather(*(_process_turn(turn, client, seed, usage) for turn in turns))
     records, counts, failures = make_record_pair(record, turns, outcomes, seed)
-    counts.update(spent)
+    counts.update(usage)
     return records, counts, failures
 
 
-async def _of_turn(turn: AnswerTurn, client: Client, seed: int, spent: Counter[str]) -> NegativeOutcome:
+async def _process_turn(turn: AnswerTurn, client: Client, seed: int, usage: Counter[str]) -> NegativeOutcome:
     if turn.problem or turn.kind != ANSWER_TYPE:
         return make_negative(turn, seed)
-    rng = turn.rng(seed, "offered")
-    lexicon = load_lexicon()
     phrases = turn.answer.phrases
-    shown = [at for at in order_phrases(turn, rng) if phrases[at].end <= MOST_TEXT]
-    telling = [at for at in shown if not repeats_question(phrases[at].text, turn.question, lexicon)]
-    offered = sorted((telling or shown)[:MOST_PHRASES])
+    shown = [at for at in order_phrases(turn, turn.make_rng(seed, "offered")) if phrases[at].end <= MAX_SHOWN]
+    claims = [at for at in shown if not repeats_question(phrases[at].text, turn.question)]
+    offered = sorted((claims or shown)[:MAX_OFFERED])
     if not offered:
         return NegativeOutcome(None, "nothing_to_swap", Counter())
     chat = build_messages(turn, offered)
-    refused: Counter[str] = Counter()
+    rejected: Counter[str] = Counter()
     reason = detail = ""
-    for _ in range(REPLIES):
+    for _ in range(MAX_REPLIES):
         try:
             reply = await client.ask(chat)
         except Unanswered as error:
-            return NegativeOutcome(None, error.kind, refused, error.detail)
-        spent.update(replies=1, tokens_in=reply.tokens_in, tokens_out=reply.tokens_out)
+            return NegativeOutcome(None, error.kind, rejected, error.detail)
+        usage.update(replies=1, tokens_in=reply.tokens_in, tokens_out=reply.tokens_out)
         try:
             at, new = read_reply(reply.text, offered)
         except ValueError as error:
-            reason, detail, why = "garbage", reply.text[:200], str(error)
-            spent["garbage"] += 1
+            reason, detail, remedy = "garbage", reply.text[:200], str(error)
+            usage["garbage"] += 1
         else:
-            phrase = phrases[at]
-            trifle = find_rejection(phrase.text, new, turn.context(phrase), lexicon)
-            if trifle is None:
-                return NegativeOutcome(write_negative(turn.answer, at, new), None, refused)
-            refused[trifle] += 1
-            reason, detail, why = "trivial", f"{trifle}: {new}"[:200], _WHY[trifle]
-        chat = [*chat, *build_retry(reply.text, why)]
-    return NegativeOutcome(None, reason, refused, detail)
-
-
-_WHY = {
-    "empty": "the phrase is empty or holds a tag",
-    "same": "the phrase is unchanged",
-    "case_only": "only upper and lower case differ",
-    "article_or_pronoun": "only an article or a pronoun differs",
-    "plural_only": "only singular and plural differ",
-    "synonym": "it may be true of the same thing",
-    "part_of": "it is the same phrase made longer or shorter",
-    "repeated": "it says a word twice",
-    "in_question": "the question says it already",
-    "in_answer": "the answer says elsewhere that it is there",
-}
+            rejection = find_rejection(phrases[at].text, new, turn.make_context(phrases[at]))
+            if rejection is None:
+                return NegativeOutcome(build_negative(turn.answer, at, new), None, rejected)
+            rejected[rejection] += 1
+            reason, detail, remedy = "trivial", f"{rejection}: {new}"[:200], REASONS[rejection]
+        chat = [*chat, *build_retry(reply.text, remedy)]
+    return NegativeOutcome(None, reason, rejected, detail)

@@ -1,124 +1,110 @@
-"""Which replacements are no negatives: they say the same, or what may well be true.
+"""Which replacements are no negatives, because they say the same or may well be true.
 
->>> trivial("a couch", "a sofa", Context("What is there?", ()), load_lexicon())
+>>> find_rejection("a couch", "a sofa", PhraseContext("What is there?", OtherPhrases([])))
 'synonym'
 """
 
-import re
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 
-from reverse.data.negatives.true_statements import OtherPhrases, PhraseCounts
-from reverse.data.tagging.lexicon import Lexicon
+from reverse.data.negatives.phrase_contents import (
+    OtherPhrases,
+    drop_small_words,
+    find_content_words,
+    split_words,
+)
+from reverse.data.tagging.lexicon import load_lexicon
 from reverse.data.tagging.phrase_candidates import PREPOSITIONS
 from reverse.tokens.spans import remove_tags
 
-REASONS = (
-    "empty", "same", "case_only", "article_or_pronoun", "plural_only", "synonym", "part_of", "repeated",
-    "in_question", "in_answer",
-)  # fmt: skip
-
-_SMALL_WORDS_TEXT = """
-    a an the this that these those i me my mine you your yours he him his she her hers it its we us
-    our ours they them their theirs one's some any another other each every both either neither such
-    same very really quite there here"""
-SMALL_WORDS = frozenset(_SMALL_WORDS_TEXT.split())
-_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
-FREE = ("adjective", "opposite")  # a second thing may be red, or on the right, and the first still not
+REASONS = {  # why a replacement is rejected, as it is told to a language model
+    "empty": "the phrase is empty or holds a tag",
+    "same": "the phrase is unchanged",
+    "case_only": "only upper and lower case differ",
+    "article_or_pronoun": "only an article or a pronoun differs",
+    "plural_only": "only singular and plural differ",
+    "synonym": "it may be true of the same thing",
+    "part_of": "it is the same phrase made longer or shorter",
+    "repeated": "it says a word twice",
+    "in_question": "the question says it already",
+    "in_answer": "the answer says elsewhere that it is there",
+}
+SHARED_FORMS = (
+    "adjective",
+    "opposite",
+)  # a second thing may be red and the first still not
 
 
 @dataclass(frozen=True, slots=True)
 class PhraseContext:
-    """What stands around a phrase: the question, and the other true phrases of the conversation's answers."""
+    """What surrounds a phrase: the question, and the other true phrases of the conversation's answers."""
 
     question: str
-    said: tuple[str, ...] | OtherPhrases
+    others: OtherPhrases
 
 
-def find_rejection(
-    old: str, new: str, context: PhraseContext, lexicon: Lexicon, *, closed: bool = False
-) -> str | None:
-    """Why `new` is no negative for `old`, as one of REASONS; None where it is one.
+def find_rejection(old: str, new: str, context: PhraseContext, *, closed: bool = False) -> str | None:
+    """Why `new` is no negative of `old`, as a key of REASONS; None if it is one.
 
-    `closed`: the question itself lists what may be answered (numbers, letters, "red or blue"), so that
-    standing in it, or elsewhere in the answers, says nothing.
+    closed: the question lists the possible answers (numbers, letters, "red or blue"), so it does not matter
+    that the question or another answer contains `new`.
     """
     if not new.strip() or remove_tags(new) != new:
         return "empty"
     if new == old:
         return "same"
-    if " ".join(_words(new)) == " ".join(_words(old)):
+    old_words, new_words = split_words(old), split_words(new)
+    if old_words == new_words:
         return "case_only"
-    was, now = _content(old), _content(new)
-    if not closed and (was == now or not now):
+    old_words, new_words = drop_small_words(old_words), drop_small_words(new_words)
+    if not closed and (old_words == new_words or not new_words):
         return "article_or_pronoun"
-    was, now = _singular(was, lexicon), _singular(now, lexicon)
-    if was and was == now:
+    lexicon = load_lexicon()
+    before, after = find_content_words(old), find_content_words(new)
+    if before and before == after:
         return "plural_only"
-    if was and len(was) == len(now) and all(lexicon.may_be_same(a, b) for a, b in zip(was, now, strict=True)):
+    same_length = before and len(before) == len(after)
+    if same_length and all(lexicon.may_be_same(a, b) for a, b in zip(before, after, strict=True)):
         return "synonym"
-    if lexicon.may_be_same(" ".join(was), " ".join(now)):
+    if lexicon.may_be_same(" ".join(before), " ".join(after)):
         return "synonym"
     if closed:
         return None
-    kept, added = Counter(was) - Counter(now), Counter(now) - Counter(was)
-    if not kept or not added:
+    removed, added = Counter(before) - Counter(after), Counter(after) - Counter(before)
+    if not removed or not added:
         return "part_of"
-    many, before = Counter(now), Counter(was)
-    if any(many[word] > max(1, before[word]) for word in added):
+    if any(after.count(word) > max(1, before.count(word)) for word in added):
         return "repeated"
-    return _known(new, list(added), context, lexicon)
+    return _find_known_words(new, list(added), context)
 
 
-def repeats_question(phrase: str, question: str, lexicon: Lexicon) -> bool:
-    """Whether a phrase only repeats the question, and so claims nothing: "The car" of "What colour is the
+def repeats_question(phrase: str, question: str) -> bool:
+    """Whether a phrase only repeats the question, and so claims nothing: "The car" for "What colour is the
     car?"."""
-    asked = _asked(question, lexicon)
-    words = _singular([word for word in _content(phrase) if word not in PREPOSITIONS], lexicon)
-    return all(word in asked for word in words)
+    meaningful = [word for word in drop_small_words(split_words(phrase)) if word not in PREPOSITIONS]
+    return all(load_lexicon().singularize(word) in _question_words(question) for word in meaningful)
 
 
-def _known(new: str, added: list[str], context: PhraseContext, lexicon: Lexicon) -> str | None:
-    """Whether what is new in a phrase stands in the question or in another true phrase."""
-    asked = _asked(context.question, lexicon)
+def _find_known_words(new: str, added: list[str], context: PhraseContext) -> str | None:
+    """The reason, if what is new in a phrase stands in the question or in another true phrase."""
+    asked = _question_words(context.question)
     if all(word in asked for word in added):
         return "in_question"
-    said = (
-        context.said
-        if isinstance(context.said, OtherPhrases)
-        else OtherPhrases((PhraseCounts(context.said),))
-    )
-    if said.say(tuple(content_words(new, lexicon))):
+    if context.others.contains_content(tuple(find_content_words(new))):
         return "in_answer"
-    names = [match.entry.word.lower() for match in lexicon.find(new) if match.entry.form not in FREE]
-    fresh = [name for name in names if set(name.split()) & set(added)]
-    fresh = fresh or [word for word in added if not _is_free(word, lexicon)]
-    return "in_answer" if any(said.speak_of(word, lexicon) for word in fresh) else None
+    lexicon = load_lexicon()
+    matches = [match.entry for match in lexicon.find_words(new) if match.entry.form not in SHARED_FORMS]
+    names = [entry.word.lower() for entry in matches if set(entry.word.lower().split()) & set(added)]
+    names = names or [word for word in added if not _has_shared_form(word)]
+    return "in_answer" if any(context.others.mentions(name) for name in names) else None
 
 
 @lru_cache(maxsize=64)  # all phrases of an answer have one question
-def _asked(question: str, lexicon: Lexicon) -> frozenset[str]:
-    return frozenset(content_words(question, lexicon))
+def _question_words(question: str) -> frozenset[str]:
+    return frozenset(find_content_words(question))
 
 
-def content_words(text: str, lexicon: Lexicon) -> list[str]:
-    """The words of a text that say something, in their base form."""
-    return _singular(_content(text), lexicon)
-
-
-def _is_free(word: str, lexicon: Lexicon) -> bool:
-    readings = lexicon.entries.get(word)
-    return readings is not None and all(entry.form in FREE for entry, _ in readings)
-
-
-def _words(text: str) -> list[str]:
-    return [word.lower() for word in _WORD.findall(text)]
-
-
-def _content(text: str) -> list[str]:
-    return [word for word in _words(text) if word not in SMALL_WORDS]
-
-
-def _singular(words: list[str], lexicon: Lexicon) -> list[str]:
-    return [lexicon.singular(word) for word in words]
+def _has_shared_form(word: str) -> bool:
+    readings = load_lexicon().entries.get(word)
+    return readings is not None and all(entry.form in SHARED_FORMS for entry, _ in readings)

@@ -1,7 +1,9 @@
-"""What a language model is asked for a negative, and how its reply is read. A change of words is a new
-VERSION, because replies are cached by what was asked.
+"""The prompt that asks a language model for a negative, and the reader of its replies.
 
-    >>> read_reply('{"index": 1, "phrase": "a cat"}', candidates)
+    >>> read_reply('{"index": 1, "phrase": "a cat"}', offered=[4, 7])
+    (4, 'a cat')
+
+A change of the prompt needs a new VERSION, because replies are cached by their prompt.
 """
 
 import json
@@ -13,9 +15,9 @@ from reverse.files.text_reading import find_surrogate, replace_surrogates
 from reverse.tokens.spans import remove_tags
 
 VERSION = 1
-MOST_PHRASES = 6  # offered for one answer
-MOST_TEXT = 4000  # characters of question and of answer that are shown
-LONGEST_PHRASE = 200  # characters
+MAX_OFFERED = 6  # phrases offered for one answer
+MAX_SHOWN = 4000  # characters of the question and of the answer that are shown
+MAX_NEW_PHRASE = 200  # characters
 
 SYSTEM = """\
 You prepare training data that teaches a vision-language model to notice its own mistakes. You get a \
@@ -38,46 +40,46 @@ Example. Phrases: 1. "a black cat" 2. "on the sofa"
 {"index": 2, "phrase": "under the table"}"""
 
 
-def build_messages(turn: AnswerTurn, candidates: Sequence[int]) -> list[dict[str, str]]:
-    """The chat for one answer; `candidates` are the phrases offered, numbered from 1 in the order given."""
+def build_messages(turn: AnswerTurn, offered: Sequence[int]) -> list[dict[str, str]]:
+    """The chat for one answer; `offered` are indices of its phrases, which the prompt numbers from 1."""
     phrases = turn.answer.phrases
-    listed = "\n".join(
+    numbered = "\n".join(
         f"{number}. {json.dumps(phrases[at].text, ensure_ascii=False)}"
-        for number, at in enumerate(candidates, 1)
+        for number, at in enumerate(offered, 1)
     )
-    question, answer = turn.question[:MOST_TEXT], turn.answer.text[:MOST_TEXT]
-    asked = f"Question: {question}\n\nAnswer: {answer}\n\nPhrases:\n{listed}"
-    return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": replace_surrogates(asked)}]
+    question, answer = turn.question[:MAX_SHOWN], turn.answer.text[:MAX_SHOWN]
+    prompt = f"Question: {question}\n\nAnswer: {answer}\n\nPhrases:\n{numbered}"
+    return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": replace_surrogates(prompt)}]
 
 
 def build_retry(reply: str, reason: str) -> list[dict[str, str]]:
-    """What is added to the chat after a reply that could not be used."""
+    """The messages that follow a reply which cannot be used."""
     return [
-        {"role": "assistant", "content": replace_surrogates(reply[:MOST_TEXT]) or "(empty)"},
+        {"role": "assistant", "content": replace_surrogates(reply[:MAX_SHOWN]) or "(empty)"},
         {"role": "user", "content": f"That cannot be used: {reason}. Reply with the JSON object alone."},
     ]
 
 
-def read_reply(reply: str, candidates: Sequence[int]) -> tuple[int, str]:
-    """The phrase chosen (as numbered in the answer) and what to say instead.
+def read_reply(reply: str, offered: Sequence[int]) -> tuple[int, str]:
+    """The index of the chosen phrase in the answer, and its replacement.
 
-    A fence around the JSON is the only thing forgiven. Raises ValueError saying what is wrong.
+    Strict but for a code fence around the JSON object. Raises DataError with a reason for `build_retry`.
     """
-    said = reply.strip()
-    if len(said) > 6 and said.startswith("```") and said.endswith("```"):  # a code fence
-        said = said[3:-3].removeprefix("json")
+    text = reply.strip()
+    if len(text) > 6 and text.startswith("```") and text.endswith("```"):  # a code fence
+        text = text[3:-3].removeprefix("json")
     try:
-        content = json.loads(said)
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError("it is not a JSON object") from error
     if not isinstance(content, dict) or set(content) != {"index", "phrase"}:
         raise DataError('it must have the keys "index" and "phrase" and no others')
     index, phrase = content["index"], content["phrase"]
-    if not isinstance(index, int) or isinstance(index, bool) or not 1 <= index <= len(candidates):
-        raise DataError(f'"index" must be a number from 1 to {len(candidates)}')
-    if not isinstance(phrase, str) or not phrase.strip() or len(phrase) > LONGEST_PHRASE:
-        raise DataError(f'"phrase" must be a text of 1 to {LONGEST_PHRASE} characters')
+    if not isinstance(index, int) or isinstance(index, bool) or not 1 <= index <= len(offered):
+        raise DataError(f'"index" must be a number from 1 to {len(offered)}')
+    if not isinstance(phrase, str) or not phrase.strip() or len(phrase) > MAX_NEW_PHRASE:
+        raise DataError(f'"phrase" must be a text of 1 to {MAX_NEW_PHRASE} characters')
     phrase = phrase.strip()
     if remove_tags(phrase) != phrase or find_surrogate(phrase) or any(ord(letter) < 32 for letter in phrase):
         raise DataError('"phrase" must be on one line and hold no tags and no half of a surrogate pair')
-    return candidates[index - 1], phrase
+    return offered[index - 1], phrase
