@@ -131,11 +131,12 @@ def _by_model(
     source: Path, out: Path, plan: dict[str, Any], endpoint: Any, concurrency: int, prices: Any, replies: Path
 ) -> None:
     from reverse.data.negatives.llm_negatives import request_negatives
-    from reverse.endpoints.client import Cache, Client
+    from reverse.endpoints.client import ChatClient
+    from reverse.endpoints.reply_cache import ReplyCache
 
     async def run(part: Any, records: Iterator[dict[str, Any]], progress: Report) -> None:
-        cache = Cache(replies)
-        client = Client(endpoint, cache, concurrency)
+        cache = ReplyCache(replies)
+        client = ChatClient(endpoint, cache, concurrency)
         total = part.counts()
         try:
             async for made, counts, failures in request_negatives(

@@ -1,15 +1,13 @@
-"""A model behind an OpenAI-compatible address, asked politely and never twice.
+"""Ask a language model behind an OpenAI-compatible address, politely and never twice.
 
     REVERSE_LLM_BASE_URL=http://127.0.0.1:8000/v1  REVERSE_LLM_MODEL=qwen3  REVERSE_LLM_KEY=…
 
-Every reply is appended to a cache (JSON lines) and flushed before it is used, under the hash of all that
-was asked (model, settings, messages): a run that is killed and started again asks only what had not been
-answered. The cache keeps the tokens of every reply, so that the cost of a pass survives with it. Its index
-takes about 150 MB a million replies; the replies themselves stay on disk.
-
-No reply ends a run. A reply is bounded in bytes (`reverse.endpoints.bounded_replies`), an attempt in total
-time
-(`Endpoint.timeout`); whatever is wrong with one is tried again and at last counted as a failure.
+Requests go through the openai client, whose HTTP client bounds bytes and time
+(`reverse.endpoints.bounded_http`). Every reply is written to a cache before it is used, under the hash of
+all that was asked (model, settings, messages): a run that is killed and started again asks only what had not
+been answered. Retries happen here and not in the openai client, because a reply that is no chat completion
+is tried again too, and each retry is counted by its reason. No reply ends a run: what fails at every attempt
+is one `UnansweredError`.
 """
 
 from __future__ import annotations
@@ -22,40 +20,38 @@ import random
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from reverse.endpoints.bounded_replies import BadReply, plain_line, read_body, read_completion
-from reverse.errors import DataError, MissingPackageError, RequestTypeError
-from reverse.files.file_lock import output_lock
+from reverse.endpoints.bounded_replies import BadReplyError, plain_line, read_completion
+from reverse.endpoints.reply_cache import Reply, ReplyCache
+from reverse.errors import DataError, MissingPackageError
 from reverse.files.text_reading import replace_surrogates
+
+__all__ = ["ChatClient", "Endpoint", "UnansweredError", "check_installed"]
 
 BASE_URL, MODEL, KEY = "REVERSE_LLM_BASE_URL", "REVERSE_LLM_MODEL", "REVERSE_LLM_KEY"
 SETTINGS: Mapping[str, Any] = {"temperature": 0, "max_tokens": 256}
 LONGEST_WAIT = 60.0  # seconds between two attempts
-ERROR_BYTES = 4096  # that are read of a reply which is an error
-DENIED = 20  # refusals of the key or the address, one after the other: they are wrong now
+MAX_DENIED = 20  # refusals in a row of the key or the address, after which they are wrong for every request
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where to ask and how: `attempts` of one request, `timeout` in seconds of each from start to the last
-    byte of its reply, first wait `backoff`.
+    """An address, the name of its model, and how to ask it.
 
-    Raises ValueError for a key that no HTTP header can hold.
+    Raises DataError for a key that no HTTP header can hold.
     """
 
     base_url: str
     model: str
     key: str | None = None
-    timeout: float = 120.0
-    attempts: int = 6
-    backoff: float = 1.0
-    names: tuple[str, ...] = (BASE_URL, MODEL, KEY)  # of the variables it came from, for errors
+    timeout: float = 120.0  # seconds of one attempt, from its start to the last byte of the reply
+    attempts: int = 6  # of one request
+    backoff: float = 1.0  # seconds of the first wait between two attempts; later waits double
+    names: tuple[str, ...] = (BASE_URL, MODEL, KEY)  # of the environment variables, for errors
 
     def __post_init__(self) -> None:
         place = next((i for i, c in enumerate(self.key or "", 1) if not "!" <= c <= "~"), None)
@@ -69,9 +65,9 @@ class Endpoint:
     def from_environment(
         cls, prefix: str = "REVERSE_LLM", otherwise: str = "; or use --by lexicon", **settings: Any
     ) -> Endpoint:
-        """Address, model and key from the environment; those of another `prefix` fall back to REVERSE_LLM_….
+        """Read address, model and key from the environment; another `prefix` falls back to REVERSE_LLM_….
 
-        Raises ValueError naming what is missing; `otherwise` ends its sentence.
+        Raises DataError naming what is missing; the message ends with `otherwise`.
         """
         names = tuple(name.replace("REVERSE_LLM", prefix) for name in (BASE_URL, MODEL, KEY))
         base_url, model, key = (
@@ -95,131 +91,61 @@ class Endpoint:
         return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
-@dataclass(frozen=True)
-class Reply:
-    text: str
-    tokens_in: int
-    tokens_out: int
-    cached: bool = False
-
-
-class Unanswered(Exception):
-    """One request got no reply: `kind` is "unreachable" (after all attempts) or "refused" (by the server)."""
+class UnansweredError(Exception):
+    """A request got no reply: `kind` is "unreachable" (after all attempts) or "refused" (by the server)."""
 
     def __init__(self, kind: str, detail: str):
         super().__init__(detail)
         self.kind, self.detail = kind, detail
 
 
-class Cache:
-    """Replies by the hash of what was asked, in a file of JSON lines that only grows.
-
-    A last line torn by a kill is cut off when the file is opened. One process at a time: several runs share
-    it one after the other. Raises ValueError where the file is none of ours, or another process writes it.
-    """
-
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-        self._places: dict[bytes, int] = {}
-        self._lock = ExitStack()
-        self._lock.enter_context(output_lock(self.path, reentrant=False))
-        try:
-            self._read()
-        except BaseException:
-            self._lock.close()
-            raise
-
-    def _read(self) -> None:
-        self._file = self.path.open("a+b")
-        self._file.seek(0)
-        good = 0
-        for line in self._file:
-            try:
-                key = _entry(line)[0] if line.endswith(b"\n") else None
-                if key is not None:
-                    self._places[key] = good
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
-                if line.endswith(b"\n"):
-                    raise DataError(
-                        f"{self.path}, byte {good}: no reply of a model: is it another file?"
-                    ) from error
-                key = None
-            if key is None:
-                break
-            good += len(line)
-        self._file.truncate(good)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def get(self, key: str) -> Reply | None:
-        place = self._places.get(bytes.fromhex(key))
-        if place is None:
-            return None
-        self._file.seek(place)
-        return _entry(self._file.readline())[1]
-
-    def put(self, key: str, reply: Reply) -> None:
-        """On disk when this returns (against a kill; a power cut may cost the last seconds)."""
-        line = {"key": key, "reply": reply.text, "tokens_in": reply.tokens_in, "tokens_out": reply.tokens_out}
-        written = json.dumps(line, ensure_ascii=True).encode() + b"\n"
-        place = self._file.seek(0, os.SEEK_END)
-        self._file.write(written)
-        self._file.flush()
-        self._places[bytes.fromhex(key)] = place
-
-    def close(self) -> None:
-        self._file.close()
-        self._lock.close()
-
-
-def _entry(line: bytes) -> tuple[bytes, Reply]:
-    """Key and reply of a line of the cache. Raises ValueError, KeyError or TypeError for another line."""
-    content = json.loads(line)
-    text, spent = content["reply"], (content["tokens_in"], content["tokens_out"])
-    if not isinstance(text, str) or not all(isinstance(count, int) for count in spent):
-        raise RequestTypeError(f"no reply of a model: {line[:60]!r}")
-    return bytes.fromhex(content["key"]), Reply(text, *spent, cached=True)
-
-
-class Client:
+class ChatClient:
     """Asks an endpoint, at most `concurrency` requests at a time, through a cache.
 
-    429, 5xx, timeouts, broken connections and replies that are no chat completion are tried again, with waits
-    that double, with jitter, never above a minute; a Retry-After is kept to. `retries` counts them by reason,
-    `asked` the replies that were paid for in this process.
+    429, 5xx, timeouts, broken connections and bad replies are tried again, with waits that double, with
+    jitter, never above a minute; a Retry-After is respected. `retries` counts them by reason, `asked` the
+    replies that were paid for in this process.
 
-    `settings` go into every request (temperature, seed, …) and into the key of the cache, `identity` into the
-    key alone. With `fresh` nothing is taken from the cache; new replies take the place of those in it. Raises
-    ImportError where httpx is not installed.
+    Args:
+        settings: fields of every request (temperature, seed, …), which are part of the cache's key.
+        identity: further parts of the cache's key.
+        fresh: take nothing from the cache; new replies replace those in it.
+
+    Raises MissingPackageError if openai is not installed, DataError for an address that is none.
     """
 
     def __init__(
         self,
         endpoint: Endpoint,
-        cache: Cache,
+        cache: ReplyCache,
         concurrency: int = 16,
         settings: Mapping[str, Any] = SETTINGS,
         identity: Mapping[str, Any] = {},
         fresh: bool = False,
     ):
-        try:
-            import httpx
-        except ImportError as error:
-            raise MissingPackageError('asking a model needs httpx: pip install "reverse-vlm[llm]"') from error
+        check_installed()
+        import openai
+
+        from reverse.endpoints.bounded_http import BoundedHTTPClient, httpx2
+
         if concurrency < 1:
             raise DataError(f"concurrency must be at least 1, got {concurrency}")
-        self._invalid = httpx.InvalidURL
         self.endpoint, self.cache, self.settings = endpoint, cache, dict(settings)
         self.identity, self.fresh = dict(identity), fresh
-        # Unpacked replies are bounded whatever comes; most servers then send them as they are.
-        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
-        if endpoint.key:
-            headers["Authorization"] = f"Bearer {endpoint.key}"
-        limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
-        self._http = httpx.AsyncClient(
-            headers=headers, timeout=endpoint.timeout, limits=limits, trust_env=True
-        )
+        self._invalid_url, self._status_error = httpx2.InvalidURL, openai.APIStatusError
+        self._connection_error = openai.APIConnectionError  # it wraps the errors of httpx2 and of the bounds
+        try:
+            self._openai = openai.AsyncOpenAI(
+                base_url=endpoint.base_url,
+                api_key=endpoint.key or "none",
+                max_retries=0,
+                http_client=BoundedHTTPClient(endpoint.timeout, concurrency),
+            )
+        except httpx2.InvalidURL as error:
+            raise self._refuse_address(error) from error
+        # What OPENAI_… variables of the environment say is for another server.
+        hidden = ["OpenAI-Organization", "OpenAI-Project", *([] if endpoint.key else ["Authorization"])]
+        self._headers = dict.fromkeys(hidden, openai.Omit())
         self._free = asyncio.Semaphore(concurrency)
         self._running: dict[str, asyncio.Task[Reply]] = {}
         self._jitter = random.Random(0)
@@ -227,9 +153,9 @@ class Client:
         self.asked = self._denied = 0
 
     async def ask(self, messages: Sequence[Mapping[str, str]], keep: bool = True) -> Reply:
-        """The reply to a chat, kept in the cache unless `keep` is false (see `keep`).
+        """Return the reply to a chat, and keep it in the cache unless `keep` is false.
 
-        Raises Unanswered; ValueError where no request can succeed (key, address).
+        Raises UnansweredError, and DataError if no request can succeed (key, address).
         """
         body = self._body(messages)
         key = self._key(body)
@@ -247,7 +173,7 @@ class Client:
             self._running.pop(key, None)
 
     def cached(self, messages: Sequence[Mapping[str, str]]) -> Reply | None:
-        """The reply to a chat that is in the cache; None without one, and for a `fresh` client."""
+        """Return the reply to a chat that is in the cache, or None; always None for a `fresh` client."""
         return None if self.fresh else self.cache.get(self._key(self._body(messages)))
 
     def keep(self, messages: Sequence[Mapping[str, str]], reply: Reply) -> None:
@@ -255,7 +181,7 @@ class Client:
         self.cache.put(self._key(self._body(messages)), reply)
 
     async def aclose(self) -> None:
-        await self._http.aclose()
+        await self._openai.close()
 
     def _body(self, messages: Sequence[Mapping[str, str]]) -> dict[str, Any]:
         return {"model": self.endpoint.model, **self.settings, "messages": list(messages)}
@@ -265,65 +191,66 @@ class Client:
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:32]
 
     async def _request(self, body: dict[str, Any], key: str | None) -> Reply:
-        """One reply, after as many attempts as it takes; put into the cache under `key`, None: not kept."""
-        data = replace_surrogates(json.dumps(body, ensure_ascii=False)).encode()
+        """Return one reply after as many attempts as it takes; cache it under `key` unless that is None."""
+        sent = json.loads(replace_surrogates(json.dumps(body, ensure_ascii=False)))
         trouble = ""
         for attempt in range(self.endpoint.attempts):
             wait = 0.0
             async with self._free:
                 try:
-                    status, content, again_after = await self._exchange(data)
-                    reply = Reply(*read_completion(content)) if status == 200 else None
-                except self._invalid as error:
-                    raise DataError(
-                        f"{self.endpoint.names[0]} {self.endpoint.shown_url!r} is no address: {error}"
-                    ) from error
-                except BadReply as error:
-                    trouble, reason = f"HTTP 200, but {error}", "200"
-                except TimeoutError:
-                    trouble, reason = f"no whole reply in {self.endpoint.timeout:g} s", "ReadTimeout"
-                except Exception as error:  # of httpx, or whatever a reply makes it raise
-                    reason = type(error).__name__
-                    trouble = f"{reason} {plain_line(str(error))}".strip()
-                else:
-                    if reply is not None:
-                        if key is not None:
-                            self.cache.put(key, reply)
-                        self.asked += 1
-                        self._denied = 0
-                        return reply
-                    said = plain_line(content.decode(errors="replace"))
+                    reply = await self._exchange(sent)
+                except self._status_error as error:
+                    status, said = error.status_code, plain_line(error.response.text)
                     self._give_up_if_hopeless(status, said)
                     reason, trouble = str(status), f"HTTP {status}: {said}"
-                    wait = _retry_after(again_after)
+                    wait = _read_retry_after(error.response.headers.get("retry-after"))
+                except Exception as error:  # whatever a reply makes the libraries raise
+                    reason, trouble = self._explain(error)
+                else:
+                    if key is not None:
+                        self.cache.put(key, reply)
+                    self.asked += 1
+                    self._denied = 0
+                    return reply
             self.retries[reason] += 1
             if attempt + 1 < self.endpoint.attempts:
                 drawn = self.endpoint.backoff * 2**attempt * (0.5 + self._jitter.random())
                 await asyncio.sleep(min(LONGEST_WAIT, max(drawn, wait)))
-        raise Unanswered("unreachable", f"{self.endpoint.attempts} attempts, the last: {trouble}")
+        raise UnansweredError("unreachable", f"{self.endpoint.attempts} attempts, the last: {trouble}")
 
-    async def _exchange(self, data: bytes) -> tuple[int, bytes, str | None]:
-        """Status, body and Retry-After of one request, within its time as a whole and not by the chunk."""
-        url = f"{self.endpoint.base_url}/chat/completions"
-        async with (
-            asyncio.timeout(self.endpoint.timeout),
-            self._http.stream("POST", url, content=data) as got,
-        ):
-            if got.status_code == 200:
-                return 200, await read_body(got), None
-            try:
-                said = await read_body(got, ERROR_BYTES, cut=True)
-            except BadReply as error:
-                said = str(error).encode()
-            return got.status_code, said, got.headers.get("retry-after")
+    async def _exchange(self, sent: Mapping[str, Any]) -> Reply:
+        settings = {name: value for name, value in sent.items() if name not in ("model", "messages")}
+        got = await self._openai.chat.completions.with_raw_response.create(
+            model=sent["model"], messages=sent["messages"], extra_body=settings, extra_headers=self._headers
+        )
+        if got.status_code != 200:
+            raise BadReplyError(f"its status is {got.status_code}")
+        return Reply(*read_completion(got.content))
+
+    def _explain(self, error: BaseException) -> tuple[str, str]:
+        """Return the reason for a failed attempt, as it is counted, and in words."""
+        if isinstance(error, self._connection_error):
+            error = error.__cause__ or error
+        if isinstance(error, self._invalid_url):
+            raise self._refuse_address(error) from error
+        if isinstance(error, BadReplyError):
+            return "200", f"HTTP 200, but {error}"
+        if isinstance(error, TimeoutError):
+            return "ReadTimeout", f"no whole reply in {self.endpoint.timeout:g} s"
+        reason = type(error).__name__
+        return reason, f"{reason} {plain_line(str(error))}".strip()
+
+    def _refuse_address(self, error: BaseException) -> DataError:
+        return DataError(f"{self.endpoint.names[0]} {self.endpoint.shown_url!r} is no address: {error}")
 
     def _give_up_if_hopeless(self, status: int, said: str) -> None:
-        """Raise ValueError where no request can succeed, Unanswered where this one cannot."""
+        """Raise DataError if no request can succeed, UnansweredError if this one cannot."""
         base_url, model, key = self.endpoint.names
         if status in (401, 403, 404):
             self._denied += 1
-            if self.asked and self._denied < DENIED:  # others get replies: one server of several, or one chat
-                raise Unanswered("refused", f"HTTP {status}: {said}")
+            # Others get replies, so it is one server of several, or one chat.
+            if self.asked and self._denied < MAX_DENIED:
+                raise UnansweredError("refused", f"HTTP {status}: {said}")
         if status in (401, 403):
             raise DataError(f"{self.endpoint.shown_url} refuses the key (HTTP {status}): set {key}")
         if status == 404:
@@ -332,11 +259,20 @@ class Client:
                 f"(HTTP 404): check {base_url}, which usually ends in /v1, and {model}"
             )
         if 300 <= status < 500 and status not in (408, 409, 425, 429):
-            raise Unanswered("refused", f"HTTP {status}: {said}")
+            raise UnansweredError("refused", f"HTTP {status}: {said}")
 
 
-def _retry_after(value: str | None) -> float:
-    """Seconds of a Retry-After header (a number or a date); 0 where there is none."""
+def check_installed(extra: str = "llm") -> None:
+    """Raise MissingPackageError, naming the extra to install, if the openai client is not there."""
+    try:
+        import openai  # noqa: F401
+    except ImportError as error:
+        remedy = f'pip install "reverse-vlm[{extra}]"'
+        raise MissingPackageError(f"asking a model needs openai: {remedy}") from error
+
+
+def _read_retry_after(value: str | None) -> float:
+    """Return the seconds of a Retry-After header (a number or a date); 0 if there is none."""
     if not value:
         return 0.0
     try:

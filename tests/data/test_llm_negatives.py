@@ -21,7 +21,8 @@ from reverse.data.negatives.negative_prompt import build_messages, read_reply
 from reverse.data.records.published_set import read_records
 from reverse.data.records.record_rules import check_shape
 from reverse.data.records.schema import make_record
-from reverse.endpoints.client import Cache, Client, Endpoint, Reply
+from reverse.endpoints.client import ChatClient, Endpoint
+from reverse.endpoints.reply_cache import Reply, ReplyCache
 from reverse.tokens.spans import CN, SPAN, UN, find_problems
 
 ANIMALS = ("dog", "cat", "horse", "cow", "sheep", "pig", "goat", "bear")
@@ -119,9 +120,9 @@ def ask(server, tmp_path, wanted, concurrency=4, attempts=3, timeout=5.0, max_si
     """(made, client) of records; `made` as ask_for_negatives gives it."""
 
     async def run():
-        cache = Cache(tmp_path / "replies.jsonl")
+        cache = ReplyCache(tmp_path / "replies.jsonl")
         endpoint = Endpoint(server.url, "m", "key", timeout=timeout, attempts=attempts, backoff=0.001)
-        client = Client(endpoint, cache, concurrency)
+        client = ChatClient(endpoint, cache, concurrency)
         try:
             source = request_negatives(wanted, client, 0, concurrency, max_silent)
             return [made async for made in source], client
@@ -286,21 +287,21 @@ def test_the_prompt_shows_no_tags_and_few_phrases():
 def test_a_torn_cache_keeps_what_is_whole(tmp_path):
     """Without it: a kill in the middle of a write makes the cache unreadable, with all that was paid for."""
     path = tmp_path / "replies.jsonl"
-    cache = Cache(path)
+    cache = ReplyCache(path)
     cache.put("00" * 16, Reply("one\n", 1, 2))
     cache.put("11" * 16, Reply("zwei ü \u2028", 3, 4))
     cache.close()
     path.write_bytes(path.read_bytes() + b'{"key": "22')
-    cache = Cache(path)
+    cache = ReplyCache(path)
     assert len(cache) == 2 and cache.get("11" * 16) == Reply("zwei ü \u2028", 3, 4, cached=True)
     cache.put("22" * 16, Reply("three", 5, 6))
     cache.close()
-    cache = Cache(path)
+    cache = ReplyCache(path)
     assert [cache.get(key * 16).text for key in ("00", "11", "22")] == ["one\n", "zwei ü \u2028", "three"]
     cache.close()
     (tmp_path / "other.json").write_text('{"a": 1}\n')
     with pytest.raises(ValueError, match="another file"):
-        Cache(tmp_path / "other.json")
+        ReplyCache(tmp_path / "other.json")
 
 
 def run(monkeypatch, server, *arguments):
@@ -381,15 +382,15 @@ def test_killed_at_any_moment_nothing_is_lost_or_paid_for_twice(serve, tmp_path)
 
 def test_a_cache_has_one_writer(tmp_path):
     """Replies of two runs that share a file would be told for each other's questions."""
-    from reverse.endpoints.client import Cache, Reply
+    from reverse.endpoints.reply_cache import Reply, ReplyCache
 
     path = tmp_path / "replies.jsonl"
-    first = Cache(path)
+    first = ReplyCache(path)
     first.put("aa", Reply("one", 1, 1))
     with pytest.raises(ValueError, match="being written by another process"):
-        Cache(path)
+        ReplyCache(path)
     first.close()
-    second = Cache(path)
+    second = ReplyCache(path)
     second.put("bb", Reply("two", 1, 1))
     assert (second.get("aa").text, second.get("bb").text) == ("one", "two")
     second.close()

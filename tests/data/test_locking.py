@@ -14,7 +14,7 @@ from reverse.data.records.importer import import_records
 from reverse.data.records.subsets import subsample
 from reverse.data.scenes import write_scenes
 from reverse.data.scenes.benchmark_files import write_benchmarks
-from reverse.endpoints.client import Cache
+from reverse.endpoints.reply_cache import ReplyCache
 from reverse.evaluation.runs.answers_files import AnswersFile
 from reverse.files import atomic_write, file_lock
 from reverse.files.atomic_write import atomic_write_dir
@@ -85,7 +85,7 @@ WRITERS = {
     "pass": ("out.json", lambda out, there: PartFile(out, {"seed": 0})),
     "file": ("out.json", lambda out, there: atomic_write.write_json(out, {})),
     "answers": ("out.jsonl", lambda out, there: answers(out)),
-    "replies": ("out.jsonl", lambda out, there: Cache(out)),
+    "replies": ("out.jsonl", lambda out, there: ReplyCache(out)),
 }
 
 

@@ -1,6 +1,6 @@
 """Replies of judges and endpoints: whatever a server sends becomes a reply or a counted failure.
 
-Requests go through httpx's own client up to its transport, which is replaced: no socket is opened.
+Requests go through the openai client up to the transport, which is replaced: no socket is opened.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from random import Random
 from typing import Any
 
 from reverse.data.negatives.negative_prompt import read_reply
-from reverse.endpoints.client import Cache, Client, Endpoint, Unanswered
+from reverse.endpoints.client import ChatClient, Endpoint, UnansweredError
+from reverse.endpoints.reply_cache import ReplyCache
 from reverse.evaluation.scoring.haloquest import read_verdict
 from reverse.evaluation.scoring.judge import object_in
 from reverse.evaluation.scoring.mmhal import read_rating
@@ -93,20 +94,20 @@ class _Asking:
     """One client for all cases; the transport answers with the case at hand."""
 
     def __init__(self) -> None:
-        import httpx
+        import httpx2
 
         self.case: Case = (200, [], b"")
         self.runner = asyncio.Runner()
         self.numbers = itertools.count()
 
-        class Transport(httpx.AsyncBaseTransport):
-            async def handle_async_request(transport, request: httpx.Request) -> httpx.Response:
+        class Transport(httpx2.AsyncBaseTransport):
+            async def handle_async_request(transport, request: httpx2.Request) -> httpx2.Response:
                 status, headers, data = self.case
                 await request.aread()
                 raw = [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers]
-                return httpx.Response(status, headers=raw, stream=_Bytes(data))
+                return httpx2.Response(status, headers=raw, stream=_Bytes(data))
 
-        class _Bytes(httpx.AsyncByteStream):
+        class _Bytes(httpx2.AsyncByteStream):
             def __init__(stream, data: bytes) -> None:
                 stream.data = data
 
@@ -114,7 +115,7 @@ class _Asking:
                 for at in range(0, len(stream.data), 65536):
                     yield stream.data[at : at + 65536]
 
-        self.httpx, self.transport = httpx, Transport()
+        self.transport = Transport()
 
     def ask(self, case: Case) -> Any:
         self.case = case
@@ -125,21 +126,23 @@ class _Asking:
         return await client.ask([{"role": "user", "content": f"case {next(self.numbers)}"}])
 
     @functools.cached_property
-    def client(self) -> Client:
+    def client(self) -> ChatClient:
         """The library's client with the transport below it: whatever it does to a response, it does here."""
-        original, transport = self.httpx.AsyncClient, self.transport
+        from reverse.endpoints import bounded_http
+
+        original, transport = bounded_http.BoundedHTTPClient, self.transport
 
         class Offline(original):  # type: ignore[valid-type,misc]
-            def __init__(client, **options: Any) -> None:
-                super().__init__(**(options | {"transport": transport, "trust_env": False}))
+            def __init__(client, *bounds: Any) -> None:
+                super().__init__(*bounds, transport=transport, trust_env=False)
 
         endpoint = Endpoint("http://127.0.0.1:9/v1", "m", "key", attempts=1, backoff=0.0)
-        self.httpx.AsyncClient = Offline
+        bounded_http.BoundedHTTPClient = Offline  # type: ignore[misc]
         try:
             path = folder() / "replies.jsonl"
-            return Client(endpoint, Cache(path), concurrency=2)
+            return ChatClient(endpoint, ReplyCache(path), concurrency=2)
         finally:
-            self.httpx.AsyncClient = original
+            bounded_http.BoundedHTTPClient = original  # type: ignore[misc]
 
 
 @functools.cache
@@ -152,7 +155,7 @@ def check(case: Case | str) -> str:
         return check_text(case)
     try:
         reply = _asking().ask(case)
-    except Unanswered as error:
+    except UnansweredError as error:
         expect(0 < len(error.detail) < 1000, "a failure without a short reason", error.detail[:200])
         return "refused"
     except ValueError as error:  # no request can succeed: key or address

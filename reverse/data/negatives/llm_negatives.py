@@ -33,7 +33,7 @@ from reverse.data.negatives.negative_prompt import (
     read_reply,
 )
 from reverse.data.records.schema import ANSWER_TYPE
-from reverse.endpoints.client import Client, Unanswered
+from reverse.endpoints.client import ChatClient, UnansweredError
 from reverse.errors import DataError
 
 MAX_REPLIES = 3  # for one answer, the first included
@@ -48,7 +48,7 @@ class ServerGone(DataError):
 
 async def request_negatives(
     records: Iterable[Mapping[str, Any]],
-    client: Client,
+    client: ChatClient,
     seed: int = 0,
     concurrency: int = 16,
     max_silent: int = MAX_SILENT,
@@ -95,7 +95,7 @@ async def request_negatives(
 
 
 async def _process_record(
-    record: Mapping[str, Any], client: Client, seed: int, pairs: Collection[int]
+    record: Mapping[str, Any], client: ChatClient, seed: int, pairs: Collection[int]
 ) -> RecordNegatives:
     turns = read_turns(record, pairs)
     usage: Counter[str] = Counter()
@@ -105,7 +105,9 @@ async def _process_record(
     return records, counts, failures
 
 
-async def _process_turn(turn: AnswerTurn, client: Client, seed: int, usage: Counter[str]) -> NegativeOutcome:
+async def _process_turn(
+    turn: AnswerTurn, client: ChatClient, seed: int, usage: Counter[str]
+) -> NegativeOutcome:
     if turn.problem or turn.kind != ANSWER_TYPE:
         return make_negative(turn, seed)
     phrases = turn.answer.phrases
@@ -120,7 +122,7 @@ async def _process_turn(turn: AnswerTurn, client: Client, seed: int, usage: Coun
     for _ in range(MAX_REPLIES):
         try:
             reply = await client.ask(chat)
-        except Unanswered as error:
+        except UnansweredError as error:
             return NegativeOutcome(None, error.kind, rejected, error.detail)
         usage.update(replies=1, tokens_in=reply.tokens_in, tokens_out=reply.tokens_out)
         try:

@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from reverse.endpoints.bounded_replies import plain_line
-from reverse.endpoints.client import Cache, Client, Endpoint, Reply, Unanswered
-from reverse.errors import DataError, MissingPackageError
+from reverse.endpoints.client import ChatClient, Endpoint, UnansweredError, check_installed
+from reverse.endpoints.reply_cache import Reply, ReplyCache
+from reverse.errors import DataError
 from reverse.evaluation.reading.markup import LONGEST, without_reasoning
 from reverse.evaluation.stats.scored_tables import Table
 from reverse.files.text_reading import MAX_DEPTH, is_deeper
@@ -72,12 +73,7 @@ class Judge:
 
     def check(self) -> None:
         """Raise ImportError where the package that asks is not installed."""
-        try:
-            import httpx  # noqa: F401
-        except ImportError as error:
-            raise MissingPackageError(
-                'asking a judge needs httpx: pip install "reverse-vlm[eval]"'
-            ) from error
+        check_installed("eval")
 
     def ask(
         self,
@@ -97,9 +93,9 @@ class Judge:
     ) -> Verdicts:
         settings = {"temperature": 0, "max_tokens": self.max_tokens, "seed": self.seed, **self.extra}
         self.cache.parent.mkdir(parents=True, exist_ok=True)
-        replies = Cache(self.cache)
+        replies = ReplyCache(self.cache)
         # A model of the same name at another address is another judge.
-        client = Client(
+        client = ChatClient(
             self.endpoint,
             replies,
             self.concurrency,
@@ -162,7 +158,7 @@ class Judge:
 
 
 async def _verdict(
-    client: Client, chat: Sequence[Mapping[str, str]], read: Read, spent: Counter[str]
+    client: ChatClient, chat: Sequence[Mapping[str, str]], read: Read, spent: Counter[str]
 ) -> tuple[float | None, str]:
     """The verdict, or None and why. Only a reply that gives one is kept, with the tokens of all before it."""
     known = client.cached(chat)
@@ -180,7 +176,7 @@ async def _verdict(
     for _ in range(REPLIES):
         try:
             reply = await client.ask(messages, keep=False)
-        except Unanswered as error:
+        except UnansweredError as error:
             return None, f"{error.kind}: {error.detail}"
         spent.update(
             replies=1, cached=int(reply.cached), tokens_in=reply.tokens_in, tokens_out=reply.tokens_out

@@ -12,8 +12,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from reverse.data.negatives.negative_prompt import read_reply
-from reverse.endpoints.bounded_replies import MOST_BYTES
-from reverse.endpoints.client import Cache, Client, Endpoint, Reply, Unanswered
+from reverse.endpoints.bounded_replies import MAX_REPLY_BYTES
+from reverse.endpoints.client import ChatClient, Endpoint, UnansweredError
+from reverse.endpoints.reply_cache import Reply, ReplyCache
 from reverse.evaluation.scoring import judge, mmhal
 
 
@@ -99,7 +100,7 @@ BAD = {
     "nested a little less": lambda h: h.give(completion(usage="[" * 200 + "]" * 200)),
     "no content": lambda h: h.give(b'{"choices": [{"message": {"content": null}}]}'),
     "no UTF-8": lambda h: h.give(b'{"choices": "\xff\xfe"}'),
-    "large": lambda h: h.give(b" " * (MOST_BYTES + 10)),
+    "large": lambda h: h.give(b" " * (MAX_REPLY_BYTES + 10)),
     "gzip bomb": lambda h: h.give(BOMB, Content_Encoding="gzip"),
     "deflate bomb": lambda h: h.give(zlib.compress(b"[" * (20 << 20)), Content_Encoding="deflate"),
     "damaged gzip": lambda h: h.give(BOMB[:50] + b"\0" * 50, Content_Encoding="gzip"),
@@ -119,8 +120,8 @@ def ask_both(server, path, timeout):
     """What came of a chat that gets a bad reply, and of one that gets a good one."""
 
     async def run():
-        cache = Cache(path)
-        client = Client(Endpoint(server.url, "m", timeout=timeout, attempts=2, backoff=0.001), cache)
+        cache = ReplyCache(path)
+        client = ChatClient(Endpoint(server.url, "m", timeout=timeout, attempts=2, backoff=0.001), cache)
         try:
             chats = [[{"role": "user", "content": content}] for content in ("bad", "good")]
             return await asyncio.gather(*map(client.ask, chats), return_exceptions=True)
@@ -136,7 +137,7 @@ def test_a_bad_reply_is_one_failure(kind, serve, tmp_path):
     """One reply would end a run of thousands, take all memory, or hold it up for hours."""
     server = serve(lambda h, chat: BAD[kind](h) if chat == "bad" else h.give(completion()))
     bad, good = ask_both(server, tmp_path / "c", timeout=0.8 if kind == "drip" else 5.0)
-    assert isinstance(bad, Unanswered) and bad.kind == "unreachable", bad
+    assert isinstance(bad, UnansweredError) and bad.kind == "unreachable", bad
     assert len(str(bad)) < 400 and str(bad).isprintable()
     assert good == Reply('{"rating": 4}', 10, 2)
     assert len(server.chats) == 3 and (tmp_path / "c").read_bytes().count(b"\n") == 1
