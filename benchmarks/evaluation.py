@@ -23,21 +23,23 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.baselines import best_of_n, candidates_for, contrastive
 from experiments.scene_tables import METRICS, scene_table
 from experiments.training_claims import CORRECTING
+from reverse.evaluation.benchmarks import BenchmarkQuestion
 from reverse.evaluation.detector import calibration
 from reverse.evaluation.detector.decoded_risk import calibrate_decoding
-from reverse.evaluation.detector.phrase_truth import read_phrases
+from reverse.evaluation.detector.phrase_truth import SceneTruth, read_phrases
 from reverse.evaluation.detector.scene_decoding import SceneDecoding
 from reverse.evaluation.detector.sweep import plot_sweep, write_sweep
 from reverse.evaluation.reports.plots import plot_forest
+from reverse.evaluation.runs.benchmark_run import Ask, Decoding
 from reverse.evaluation.runs.environment import environment
-from reverse.evaluation.scenes_runner import PROMPT, Contender, auroc, measure, picture
+from reverse.evaluation.runs.scene_captions import PROMPT, SceneSet, compute_auroc, describe_scenes
 from reverse.evaluation.stats.bootstrap import BootstrapSettings
 from reverse.evaluation.stats.intervals import estimate_intervals
 from reverse.evaluation.stats.paired_comparison import compare_runs
@@ -115,29 +117,29 @@ def _contenders(
     rows: dict[str, list[dict[str, Any]]] = {}
 
     def run(
-        contender: Contender,
-        loaded: Any,
-        by: Callable[[Sequence[Any]], Any] | None = None,
+        name: str,
+        decoding: Decoding,
+        ask: Ask | None = None,
         split: str = "test",
         count: int = given.count,
     ) -> list[dict[str, Any]]:
         began = time.perf_counter()
-        folder = given.out / split
-        found = measure(
-            contender, loaded, folder, split=split, count=count, seed=given.seed,
-            batch_size=given.batch_size, quiet=True, by=by,
+        model, loaded = (given.twin, twin) if name == "twin" else (given.tagged, tagged)
+        found = describe_scenes(
+            model, loaded, given.out / split, name, decoding, SceneSet(split, count, given.seed),
+            batch_size=given.batch_size, ask=ask,
         )  # fmt: skip
-        report["seconds"][f"{split}/{contender.name}"] = round(time.perf_counter() - began, 1)
-        print(f"{split}/{contender.name}: {len(found)} scenes", flush=True)
+        report["seconds"][f"{split}/{name}"] = round(time.perf_counter() - began, 1)
+        print(f"{split}/{name}: {len(found)} scenes", flush=True)
         return found
 
-    name = given.tagged
+    off, on = Decoding("plain"), Decoding(threshold=threshold, settings=CORRECTING)
     if given.twin:
         twin = load(given.twin, device=device, dtype="float32", require_tokens=False)
-        rows["twin"] = run(Contender("twin", given.twin, "plain"), twin)
-    rows["off"] = run(Contender("off", name, "plain"), tagged)
-    rows["on"] = run(Contender("on", name, threshold=threshold, settings=CORRECTING), tagged)
-    rows["library"] = run(Contender("library", name, threshold=threshold), tagged)
+        rows["twin"] = run("twin", off)
+    rows["off"] = run("off", off)
+    rows["on"] = run("on", on)
+    rows["library"] = run("library", Decoding(threshold=threshold))
     made = sum(row["generated"] for row in rows["on"]) / sum(row["generated"] for row in rows["off"])
     n = candidates_for(made)
     report |= {"tokens_over_off": made, "n": n}
@@ -145,49 +147,37 @@ def _contenders(
     # Both rules choose among the same answers, which are made once a batch.
     held: dict[str, dict[str, list[Any]]] = {}
 
-    def choose(rule: str) -> Callable[[Sequence[Any]], Any]:
-        def by(scenes: Sequence[Any]) -> Any:
-            key = scenes[0].id
+    def choose(rule: str) -> Ask:
+        def ask(questions: Sequence[BenchmarkQuestion]) -> Iterator[Any]:
+            key = str(questions[0].id)
             if key not in held:
                 held[key] = best_of_n(
-                    *tagged, [picture(scene) for scene in scenes], PROMPT, n=n, by=BASELINES,
+                    *tagged, [question.picture() for question in questions], PROMPT, n=n, by=BASELINES,
                     temperature=given.temperature, batch_size=given.batch_size,
                     seed=given.seed + int(key.split("-")[1]),
                 )  # fmt: skip
-            return held[key][rule]
+            return iter(held[key][rule])
 
-        return by
+        return ask
+
+    def contrast(questions: Sequence[BenchmarkQuestion]) -> Iterator[Any]:
+        pictures = [question.picture() for question in questions]
+        return iter(contrastive(*tagged, pictures, PROMPT, batch_size=given.batch_size, seed=given.seed))
 
     for rule in BASELINES:
         what = {"best_of": n, "by": rule, "temperature": given.temperature}
-        rows[f"best_{rule}"] = run(
-            Contender(f"best_{rule}", name, "best_of_n", settings=what), tagged, choose(rule)
-        )
+        rows[f"best_{rule}"] = run(f"best_{rule}", Decoding("best_of_n", settings=what), choose(rule))
     rows["vcd"] = run(
-        Contender("vcd", name, "contrastive", settings={"alpha": 1.0, "beta": 0.1, "step": 500}),
-        tagged,
-        lambda scenes: contrastive(
-            *tagged,
-            [picture(scene) for scene in scenes],
-            PROMPT,
-            batch_size=given.batch_size,
-            seed=given.seed,
-        ),
+        "vcd", Decoding("contrastive", settings={"alpha": 1.0, "beta": 0.1, "step": 500}), contrast
     )
-    run(Contender("off", name, "plain"), tagged, split="val", count=given.calibration)
-    shifted = {
-        each.name: run(each, tagged, split="shift")
-        for each in (
-            Contender("off", name, "plain"),
-            Contender("on", name, threshold=threshold, settings=CORRECTING),
-        )
-    }
-    off, on = (scene_table(shifted[row]) for row in ("off", "on"))
+    run("off", off, split="val", count=given.calibration)
+    shifted = {name: run(name, each, split="shift") for name, each in (("off", off), ("on", on))}
+    table_off, table_on = (scene_table(shifted[row]) for row in ("off", "on"))
     report["shift"] = {
-        "off": _figures(off, given.seed),
-        "on": _figures(on, given.seed),
-        "on_minus_off": _differences(on, off, "off", given.seed),
-        "auroc": auroc(shifted["off"]),
+        "off": _figures(table_off, given.seed),
+        "on": _figures(table_on, given.seed),
+        "on_minus_off": _differences(table_on, table_off, "off", given.seed),
+        "auroc": compute_auroc(shifted["off"]),
     }
     return rows
 
@@ -230,8 +220,8 @@ def _table(given: argparse.Namespace, rows: dict[str, list[dict[str, Any]]], rep
 
 def _detector(given: argparse.Namespace, tagged: Any, report: dict[str, Any]) -> None:
     """Sweep of the test answers, calibration on val, the promise over divisions of both."""
-    test = read_phrases(given.out / "test" / "off.jsonl")
-    val = read_phrases(given.out / "val" / "off.jsonl")
+    test = read_phrases(given.out / "test" / "off.jsonl", SceneTruth(given.seed))
+    val = read_phrases(given.out / "val" / "off.jsonl", SceneTruth(given.seed))
     report["detector"] = write_sweep(
         test, given.out / "sweep", BootstrapSettings(rounds=1000, seed=given.seed)
     )

@@ -162,9 +162,11 @@ def _readers_of_data(folder: Path) -> Iterator[Reader]:
 def _readers_of_replies(folder: Path) -> Iterator[Reader]:
     from reverse.data.negatives.negative_prompt import read_reply
     from reverse.endpoints.bounded_replies import plain_line, read_completion
+    from reverse.evaluation.benchmarks import amber, mme, pope
+    from reverse.evaluation.reading import answers as answers_reading
     from reverse.evaluation.reading import markup
-    from reverse.evaluation.runs import answers_reading
-    from reverse.evaluation.scoring import judge, scored_rows, yes_no_scoring
+    from reverse.evaluation.reading.yes_no import read_strictly
+    from reverse.evaluation.scoring import judge
 
     def completion(text: str) -> bytes:
         return json.dumps({"choices": [{"message": {"content": text}}]}).encode()
@@ -190,18 +192,18 @@ def _readers_of_replies(folder: Path) -> Iterator[Reader]:
     )
     yield Reader("replies.plain_line", plain_line)
     yield Reader("negatives.read_reply", lambda text: read_reply(text, [0, 1]))
-    yield Reader("judge.object_in", judge.object_in, limit=markup.LONGEST)
+    yield Reader("judge.find_object", judge.find_object, limit=markup.LONGEST)
     yield Reader("markup.without_reasoning", markup.without_reasoning)
     yield Reader("markup.plain", markup.plain)
-    for name in ("read_pope", "read_amber", "read_mme", "strict"):
-        yield Reader(f"yesno.{name}", getattr(yes_no_scoring, name))
-    yield Reader("scoring.read_answers: rows", scored_rows.read_answers, partial(answers, "a"))
-    yield Reader("scoring.read_answers: anything", scored_rows.read_answers, partial(raw, "b"))
+    for read in (pope.read_pope, amber.read_amber, mme.read_mme, read_strictly):
+        yield Reader(f"yesno.{read.__name__}", read)
+    yield Reader("scoring.read_answers: rows", answers_reading.read_answers, partial(answers, "a"))
+    yield Reader("scoring.read_answers: anything", answers_reading.read_answers, partial(raw, "b"))
     yield Reader(
-        "evaluation.rows: rows", lambda path: list(answers_reading.rows_of(path)), partial(answers, "c")
+        "evaluation.rows: rows", lambda path: list(answers_reading.read_rows(path)), partial(answers, "c")
     )
     yield Reader(
-        "evaluation.rows: anything", lambda path: list(answers_reading.rows_of(path)), partial(raw, "d")
+        "evaluation.rows: anything", lambda path: list(answers_reading.read_rows(path)), partial(raw, "d")
     )
 
 

@@ -208,7 +208,7 @@ def _open(counter: Any, devices: list[str]) -> None:
     import torch
     from transformers.utils import logging
 
-    import reverse.evaluation.scenes_runner  # noqa: F401
+    import reverse.api  # noqa: F401
 
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     logging.disable_progress_bar()
@@ -225,7 +225,7 @@ def _open(counter: Any, devices: list[str]) -> None:
 def _judge(task: dict[str, Any], folder: str, max_sequences: int) -> dict[str, Any]:
     """The piece of one contender: what it answers about one split, counted."""
     from reverse.data.scenes import make_scene
-    from reverse.evaluation.scenes_runner import Contender, answer, score, yes_no
+    from reverse.evaluation.runs.scene_captions import PROMPT, count_caption
     from reverse.models import load
 
     began = time.time()
@@ -236,16 +236,17 @@ def _judge(task: dict[str, Any], folder: str, max_sequences: int) -> dict[str, A
     elif row == "yesno_on":
         settings |= CORRECTING_YES_NO
     mode = "plain" if twin or row == "off" else "resample"
-    contender = Contender(row, folder, mode, task["threshold"], settings=settings)
+    settings_of_call = {"mode": mode, "threshold": task["threshold"], **settings}
     loaded = load(folder, dtype="float32", device=_device, require_tokens=not twin)
     scenes = [make_scene(task["split"], k) for k in range(task["count"])]
     if row.startswith("yesno"):
-        counts = yes_no(contender, loaded, scenes, batch_size=max_sequences)
+        counts = _count_yes_no(loaded, scenes, max_sequences, settings_of_call)
         found: dict[str, Any] = {name: [each[name] for each in counts] for name in ("right", "asked")}
         examples: list[str] = []
     else:
-        results = answer(contender, loaded, scenes, batch_size=max_sequences)
-        rows = [score(scene, result) for scene, result in zip(scenes, results, strict=True)]
+        prompts = [PROMPT] * len(scenes)
+        results = _answer(loaded, scenes, prompts, 128, max_sequences, settings_of_call)
+        rows = [count_caption(scene, _row(result)) for scene, result in zip(scenes, results, strict=True)]
         found = columns(rows, phrases=row == "off")
         examples = [result.text for result in results[:3]]
     made_with = {**settings, "mode": mode}
@@ -253,6 +254,63 @@ def _judge(task: dict[str, Any], folder: str, max_sequences: int) -> dict[str, A
         **task, "settings": made_with, "columns": found, "examples": examples,
         "seconds": round(time.time() - began, 1), "device": _device,
     }  # fmt: skip
+
+
+def _answer(
+    loaded: Any,
+    scenes: list[Any],
+    prompts: list[str],
+    max_new_tokens: int,
+    max_sequences: int,
+    settings: dict[str, Any],
+) -> list[Any]:
+    """What a model says to the prompts about the scenes, in their order."""
+    from reverse.api import generate
+    from reverse.evaluation.runs.scene_captions import ScenePicture
+
+    return generate(
+        *loaded,
+        images=[ScenePicture(scene.split, scene.index, scene.seed).read() for scene in scenes],
+        prompt=prompts,
+        max_new_tokens=max_new_tokens,
+        batch_size=max_sequences,
+        seed=0,
+        **settings,
+    )
+
+
+def _row(result: Any) -> dict[str, Any]:
+    """What `count_caption` reads of a row of an answers file."""
+    return {
+        "text": result.text,
+        "resolved": result.resolved,
+        "usage": {"kept": result.usage.kept, "discarded": result.usage.discarded},
+        "attempts": result.trace,
+        "phrases": [{"text": phrase.text, "p_un": phrase.p_un} for phrase in result.phrases],
+    }
+
+
+def _count_yes_no(
+    loaded: Any, scenes: list[Any], max_sequences: int, settings: dict[str, Any]
+) -> list[dict[str, int]]:
+    """How many of each scene's two yes/no questions (one true, one false) are answered right."""
+    from reverse.data.scenes import make_questions
+    from reverse.tokens import remove_tags
+
+    asked = [
+        (scene, question)
+        for scene in scenes
+        for question in make_questions(scene)
+        if question.kind == "yes_no"
+    ]
+    prompts = [question.question for _, question in asked]
+    results = _answer(loaded, [scene for scene, _ in asked], prompts, 16, max_sequences, settings)
+    counts: dict[str, dict[str, int]] = {scene.id: {"right": 0, "asked": 0} for scene in scenes}
+    for (scene, question), result in zip(asked, results, strict=True):
+        said = result.text.strip().lower().rstrip(".")
+        counts[scene.id]["asked"] += 1
+        counts[scene.id]["right"] += said == remove_tags(question.answer).lower()
+    return list(counts.values())
 
 
 # ---------------------------------------------------------------------- files

@@ -1,6 +1,6 @@
 """Answers about scenes as scored tables, so that they are compared and reported like any benchmark.
 
-table = scene_table([row for _, row in rows_of("out/on.jsonl")])
+table = scene_table(describe_scenes(model, loaded, out, "on", Decoding()))
 compare(scene_table(on), scene_table(twin), METRICS)
 """
 
@@ -28,7 +28,7 @@ METRICS = (
 
 
 def scene_table(rows: Sequence[Mapping[str, Any]], notes: Mapping[str, Any] | None = None) -> Table:
-    """One row a scene of those that `reverse.evaluation.scenes_runner.score` makes."""
+    """One row a scene of those that `reverse.evaluation.runs.scene_captions.count_caption` makes."""
     columns = {name: np.array([row[name] for row in rows], dtype=float) for name in COLUMNS}
     columns["hall"] = (columns["wrong"] > 0).astype(float)
     columns["answers"] = np.ones(len(rows))

@@ -48,7 +48,7 @@ STRICT_COVERAGE = 0.93  # of the twin's coverage that the strict threshold keeps
 
 
 def columns(rows: Sequence[Mapping[str, Any]], phrases: bool = False) -> dict[str, Any]:
-    """The counts of `reverse.evaluation.scenes_runner.score`, a list each with one number a scene.
+    """The counts of `reverse.evaluation.runs.scene_captions.count_caption`, as lists with a number a scene.
 
     With `phrases`, also every object phrase as [scene, p, wrong].
     """

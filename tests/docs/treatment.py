@@ -21,7 +21,7 @@ SIGNATURES = {
         "reverse.models.adapters.merging.merge_adapter",
     ],
     # Truth and answers of a benchmark: tests/evaluation/scoring/test_score.py.
-    "docs/scoring.md": ["reverse.evaluation.scoring.score_file"],
+    "docs/scoring.md": ["reverse.evaluation.runs.scoring.score_file"],
 }
 
 # Blocks that are neither Python nor commands, by the beginning of their first line.

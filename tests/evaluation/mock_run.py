@@ -5,34 +5,33 @@ import time
 
 from reverse.decoding.result import Phrase, Result, TraceEntry, Usage
 from reverse.evaluation import benchmarks
-from reverse.evaluation.runs.benchmark_run import Decoding, place, run
+from reverse.evaluation.runs.benchmark_run import Decoding, EvalConfig, place, question_seed, run
 
 
-def answer(request):
-    """A result that depends on the request alone, as that of a model does."""
-    seed = request["seed"]
+def answer(question, seed=0):
+    """A result that depends on the question and the seed alone, as that of a model does."""
+    seed = question_seed(seed, question.id)
     text = f"There is a dog and {seed % 97} cats, it says: „über\u2028{seed}“."
     phrase = Phrase("a dog", 9, 14, (seed % 1000) / 7000, "accepted")
     lost = TraceEntry("rejected", "a horse", 0.9, 3, 1, 0.1, 0, 4, time.perf_counter())
     return Result(text, "", (phrase,), True, "eos", (lost,) * (seed % 3), Usage(20, 4, 9, time.time()), ())
 
 
-def asking(pause=0.0, stop_after=None):
-    def ask(requests):
-        for number, request in enumerate(requests):
+def asking(pause=0.0, stop_after=None, seed=0):
+    def ask(questions):
+        for number, question in enumerate(questions):
             if number == stop_after:
                 raise KeyboardInterrupt
             time.sleep(pause)
-            yield answer(request)
+            yield answer(question, seed)
 
     return ask
 
 
 def answered(data, out, name="pope", pause=0.0, stop_after=None, seed=0, images=None, **options):
     bench = benchmarks.named(name)[0]
-    decoding = Decoding(threshold=0.5, seed=seed)
-    ask = asking(pause, stop_after)
-    return run(bench, (None, None), data, out, decoding, ask=ask, images=images, **options)
+    config = EvalConfig(Decoding(threshold=0.5, seed=seed), images=images)
+    return run(bench, (None, None), data, out, config, ask=asking(pause, stop_after, seed), **options)
 
 
 if __name__ == "__main__":

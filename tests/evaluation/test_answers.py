@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from reverse.data.scenes.benchmark_files import write_benchmarks
+from reverse.evaluation.reading.answers import read_run_answers
 from reverse.evaluation.runs.answers_files import without_timing
-from reverse.evaluation.runs.answers_reading import read_answers
 from reverse.evaluation.runs.benchmark_run import Place, question_seed
 from tests.evaluation.mock_run import answered
 
@@ -33,7 +33,7 @@ def unbroken(data, tmp_path_factory):
 
 
 def rows(path):
-    return [json.dumps(without_timing(row)) for row in read_answers(path, complete=True).rows]
+    return [json.dumps(without_timing(row)) for row in read_run_answers(path, complete=True).rows]
 
 
 def start(data, out, pause, **environment):
@@ -91,18 +91,17 @@ def test_stopped_with_finished_answers_in_hand(data, unbroken, tmp_path):
     """Ctrl-C would throw away answers that were made and wait for an earlier one."""
     from reverse.custom_generate import Interrupted
     from reverse.evaluation import benchmarks
-    from reverse.evaluation.runs.benchmark_run import Decoding, run
+    from reverse.evaluation.runs.benchmark_run import Decoding, EvalConfig, run
     from tests.evaluation.mock_run import answer
 
-    def ask(requests):
-        requests = [request for _, request in zip(range(6), requests, strict=False)]
-        yield answer(requests[0])
-        raise Interrupted({4: answer(requests[4]), 2: answer(requests[2])})
+    def ask(questions):
+        yield answer(questions[0])
+        raise Interrupted({4: answer(questions[4]), 2: answer(questions[2])})
 
     pope = benchmarks.named("pope")[0]
     with pytest.raises(KeyboardInterrupt):
-        run(pope, (None, None), data, tmp_path, Decoding(threshold=0.5), ask=ask)
-    ids = [row["question_id"] for row in read_answers(tmp_path / "pope.jsonl").rows]
+        run(pope, (None, None), data, tmp_path, EvalConfig(Decoding(threshold=0.5)), ask=ask)
+    ids = [row["question_id"] for row in read_run_answers(tmp_path / "pope.jsonl").rows]
     assert ids == [0, 2, 4]
     assert rows(answered(data, tmp_path).path) == rows(unbroken)
 
@@ -158,7 +157,7 @@ def test_two_writers_of_one_file(data, tmp_path):
 
 def test_row_is_a_superset_of_the_published_one(unbroken):
     """Scorers written for the published code could not read our answers."""
-    row = read_answers(unbroken).rows[0]
+    row = read_run_answers(unbroken).rows[0]
     published = {
         "question_id", "prompt", "image_id", "text", "generation_history", "answer_id", "model_id",
         "successful_correction", "metadata",
@@ -170,8 +169,8 @@ def test_row_is_a_superset_of_the_published_one(unbroken):
 
 def test_run_record(data, unbroken):
     """Nobody could tell later which questions were asked, how, and with what versions."""
-    run = read_answers(unbroken).run
-    rows_ = read_answers(unbroken).rows
+    run = read_run_answers(unbroken).run
+    rows_ = read_run_answers(unbroken).rows
     assert run["questions"]["ids"] == [row["question_id"] for row in rows_]
     assert run["images"]["ids"] == list(dict.fromkeys(row["image_id"] for row in rows_))
     assert run["config"]["threshold"] == 0.5 and run["config"]["max_new_tokens"] == 128
@@ -185,11 +184,11 @@ def test_torn_line_is_reported_and_left_out(unbroken, tmp_path):
     path = tmp_path / "pope.jsonl"
     path.write_bytes(unbroken.read_bytes()[:-40])
     path.with_suffix(".run.json").write_bytes(unbroken.with_suffix(".run.json").read_bytes())
-    answers = read_answers(path)
-    assert answers.torn and len(answers.missing) == 1
-    assert len(answers.rows) == len(rows(unbroken)) - 1 and len(answers.problems()) == 2
+    answers = read_run_answers(path)
+    assert answers.is_torn and len(answers.missing) == 1
+    assert len(answers.rows) == len(rows(unbroken)) - 1 and len(answers.list_problems()) == 2
     with pytest.raises(ValueError, match="torn"):
-        read_answers(path, complete=True)
+        read_run_answers(path, complete=True)
 
 
 def test_damage_in_the_middle_names_the_line(unbroken, tmp_path):
@@ -198,10 +197,10 @@ def test_damage_in_the_middle_names_the_line(unbroken, tmp_path):
     path = tmp_path / "pope.jsonl"
     path.write_bytes(b"".join([*lines[:3], b'{"question_id": 3, \n', *lines[4:]]))
     with pytest.raises(ValueError, match="line 4 is damaged"):
-        read_answers(path)
+        read_run_answers(path)
     path.write_bytes(b'{"text": "x"}\n')
     with pytest.raises(ValueError, match="line 1 is no answer"):
-        read_answers(path)
+        read_run_answers(path)
 
 
 def test_duplicates_name_both_lines(unbroken, tmp_path):
@@ -210,7 +209,7 @@ def test_duplicates_name_both_lines(unbroken, tmp_path):
     path = tmp_path / "pope.jsonl"
     path.write_bytes(b"".join([*lines[:5], lines[1]]))
     with pytest.raises(ValueError, match=r"line 2 and again in line 6"):
-        read_answers(path)
+        read_run_answers(path)
 
 
 def test_missing_answers_are_listed(unbroken, tmp_path):
@@ -219,21 +218,21 @@ def test_missing_answers_are_listed(unbroken, tmp_path):
     path = tmp_path / "pope.jsonl"
     path.write_bytes(b"".join(lines[:2] + lines[4:]))
     path.with_suffix(".run.json").write_bytes(unbroken.with_suffix(".run.json").read_bytes())
-    answers = read_answers(path)
-    assert answers.missing == [2, 3] and "2 questions have no answer" in answers.problems()[0]
+    answers = read_run_answers(path)
+    assert answers.missing == [2, 3] and "2 questions have no answer" in answers.list_problems()[0]
 
 
 def test_another_benchmark_is_refused(data, unbroken, tmp_path):
     """POPE's answers would be scored as captions."""
     with pytest.raises(ValueError, match="answers to pope, not to chair"):
-        read_answers(unbroken, benchmark="chair")
+        read_run_answers(unbroken, benchmark="chair")
     theirs = tmp_path / "merge.jsonl"  # of the published code: no record beside it
     theirs.write_text('{"question_id": "a", "text": "Yes"}\n{"question_id": "b", "text": "No"}\n')
-    assert len(read_answers(theirs, benchmark="pope").rows) == 2
+    assert len(read_run_answers(theirs, benchmark="pope").rows) == 2
     with pytest.raises(ValueError, match="2 of 2 answers are to no question of pope"):
-        read_answers(theirs, benchmark="pope", ids=[1, 2, 3])
+        read_run_answers(theirs, benchmark="pope", ids=[1, 2, 3])
     with pytest.raises(FileNotFoundError, match="no answers file"):
-        read_answers(tmp_path / "nowhere.jsonl")
+        read_run_answers(tmp_path / "nowhere.jsonl")
 
 
 def test_seed_of_a_question_does_not_depend_on_its_place():
@@ -245,17 +244,17 @@ def test_seed_of_a_question_does_not_depend_on_its_place():
 def test_every_reader_names_the_same_line(data, unbroken, tmp_path):
     """One command would name a damaged line, another crash on it or pass it over."""
     from reverse.evaluation.detector.phrase_truth import read_phrases
-    from reverse.evaluation.runs.answers_reading import rows_of
-    from reverse.evaluation.scoring.scored_rows import read_answers as scored
+    from reverse.evaluation.reading.answers import read_answers as scored
+    from reverse.evaluation.reading.answers import read_rows
 
     lines = unbroken.read_bytes().split(b"\n")[:-1]  # an answer holds U+2028, which ends no line
-    assert [number for number, _ in rows_of(unbroken)] == list(range(1, len(lines) + 1))
-    assert [row for _, row in rows_of(unbroken)] == read_answers(unbroken).rows
-    assert [answer.row for answer in scored(unbroken)] == read_answers(unbroken).rows
+    assert [number for number, _ in read_rows(unbroken)] == list(range(1, len(lines) + 1))
+    assert [row for _, row in read_rows(unbroken)] == read_run_answers(unbroken).rows
+    assert [answer.row for answer in scored(unbroken)] == read_run_answers(unbroken).rows
     path = tmp_path / "pope.jsonl"
     for damage in (b'{"question_id": 3, ', b"\xff\xfe\x00", b"[" * 100_000):
         path.write_bytes(b"\n".join([*lines[:3], damage, lines[4], b""]))
-        for read in (lambda p: list(rows_of(p)), scored, read_phrases, read_answers):
+        for read in (lambda p: list(read_rows(p)), scored, read_phrases, read_run_answers):
             with pytest.raises(ValueError, match=r"line (4 is|1 was)"):
                 read(path)
 

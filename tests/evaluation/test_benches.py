@@ -12,6 +12,8 @@ from reverse.data.scenes.benchmark_files import find_amber_noun, make_pope_quest
 from reverse.data.scenes.object_names import NUMBERS
 from reverse.data.scenes.themes import OBJECT_NAMES, THEMES
 from reverse.evaluation import benchmarks
+from reverse.evaluation.benchmarks.file_table import tabulate_files
+from reverse.files.entries import read_entries
 
 COUNT = 48
 SUFFIX = "\nAnswer the question using a single word or phrase."
@@ -31,6 +33,10 @@ def scenes():
 
 def bench(name):
     return benchmarks.named(name)[0]
+
+
+def read_rows(path):
+    return [entry.row for entry in read_entries(path)]
 
 
 def put(root, place, content):
@@ -55,26 +61,26 @@ def test_names_and_groups():
     assert [b.name for b in benchmarks.named("POPE", "amber", "pope_all")] == [
         "pope", "amber-g", "amber-d", "pope-aokvqa", "pope-gqa",
     ]  # fmt: skip
-    assert {b.name for b in benchmarks.named("all", "mme")} == set(benchmarks.BENCHES)
+    assert {b.name for b in benchmarks.named("all", "mme")} == set(benchmarks.BENCHMARKS)
     with pytest.raises(ValueError, match=r"no benchmark 'popo': known are chair, "):
         benchmarks.named("popo")
 
 
 def test_defaults_are_those_of_the_paper():
     """Yes/no questions would be checked at the captions' threshold, captions cut short."""
-    kinds = {b.name: b.kind for b in benchmarks.BENCHES.values()}
+    kinds = {b.name: b.kind for b in benchmarks.BENCHMARKS.values()}
     assert {name for name, kind in kinds.items() if kind == "open"} == {"mmhal", "haloquest"}
     assert {name for name, kind in kinds.items() if kind == "caption"} == {"chair", "amber-g"}
-    assert all(b.max_new_tokens == 1024 for b in benchmarks.BENCHES.values() if b.kind != "yes_no")
+    assert all(b.max_new_tokens == 1024 for b in benchmarks.BENCHMARKS.values() if b.kind != "yes_no")
 
 
-@pytest.mark.parametrize("name", list(benchmarks.BENCHES))
+@pytest.mark.parametrize("name", list(benchmarks.BENCHMARKS))
 def test_every_benchmark_can_be_read_from_scenes(scenes_root, name):
     """One of them could not be tried offline."""
     questions = bench(name).questions(scenes_root)
     assert len({str(q.id) for q in questions}) == len(questions) >= COUNT
     assert all(q.source.is_file() and q.prompt.strip() for q in questions)
-    assert bench(name).published(scenes_root) == "scenes"
+    assert bench(name).compare_with_published(scenes_root) == "scenes"
     assert not bench(name).missing(scenes_root, ("run",))
     some = bench(name).questions(scenes_root, 4)
     assert len({q.image for q in some}) == 4
@@ -87,7 +93,7 @@ def test_pope_labels_and_rules(scenes_root, scenes):
     often = Counter(name for scene in scenes.values() for name in scene.truth)
     positives = {}
     for setting in ("random", "popular", "adversarial"):
-        rows = benchmarks.read_rows(scenes_root / f"pope/coco_pope/coco_pope_{setting}.json")
+        rows = read_rows(scenes_root / f"pope/coco_pope/coco_pope_{setting}.json")
         assert [row["question_id"] for row in rows] == list(range(1, len(rows) + 1))
         asked = Counter(row["image"] for row in rows)
         assert set(asked.values()) == {6}
@@ -123,13 +129,13 @@ def test_amber_annotations_fit_their_queries(scenes_root, scenes):
     """The scorer, which finds an annotation by its place in the list, would read another picture's."""
     annotations = json.loads((scenes_root / "amber/metadata/annotations.json").read_text())
     assert [a["id"] for a in annotations] == list(range(1, len(annotations) + 1))
-    for query in benchmarks.read_rows(scenes_root / "amber/questions/query_generative.jsonl"):
+    for query in read_rows(scenes_root / "amber/questions/query_generative.jsonl"):
         scene, annotation = scenes[query["image"]], annotations[query["id"] - 1]
         assert set(annotation["truth"]) == {find_amber_noun(name) for name in scene.truth}
         assert annotation["hallu"] and not set(annotation["hallu"]) & set(annotation["truth"])
         assert set(annotation["hallu"]) <= {find_amber_noun(n) for n in THEMES[scene.theme].objects}
     kinds = Counter()
-    for query in benchmarks.read_rows(scenes_root / "amber/questions/query_discriminative.jsonl"):
+    for query in read_rows(scenes_root / "amber/questions/query_discriminative.jsonl"):
         scene, annotation = scenes[query["image"]], annotations[query["id"] - 1]
         kinds[annotation["type"], annotation["truth"]] += 1
         check_yes_no(scene, query["query"], annotation["truth"])
@@ -168,7 +174,7 @@ def check_yes_no(scene, question, answer):
 
 def test_mme_pairs(scenes_root, scenes):
     """Accuracy+ would have no meaning: a picture needs one question to be answered yes and one no."""
-    rows = benchmarks.read_rows(scenes_root / "MME/mme.jsonl")
+    rows = read_rows(scenes_root / "MME/mme.jsonl")
     assert [row["answer"] for row in rows] == ["Yes", "No"] * COUNT
     assert {row["category"] for row in rows} == {"existence", "count", "position", "color"}
     request = " Please answer yes or no."  # the published scorer finds no question without it
@@ -185,7 +191,7 @@ def test_mme_pairs(scenes_root, scenes):
 
 def test_open_questions_have_types_and_references(scenes_root, scenes):
     """A judge would have nothing to compare with, and no false premise to notice."""
-    template = benchmarks.read_rows(scenes_root / "mmhal/response_template.json")
+    template = read_rows(scenes_root / "mmhal/response_template.json")
     assert len({row["question_type"] for row in template}) == 8
     for row in template:
         scene = scenes[row["image_src"]]
@@ -193,7 +199,7 @@ def test_open_questions_have_types_and_references(scenes_root, scenes):
         assert all(m.name in scene.truth for m in find_objects(row["gt_answer"]))
         if row["question_type"] == "adversarial":
             assert find_objects(row["question"])[0].name not in scene.truth
-    quest = benchmarks.read_rows(scenes_root / "haloquest/haloquest-eval.jsonl")
+    quest = read_rows(scenes_root / "haloquest/haloquest-eval.jsonl")
     kinds = Counter(row["hallucination_type"] for row in quest)
     assert kinds == dict.fromkeys(
         ("false premise", "visually challenging", "insufficient context"), COUNT // 3
@@ -218,9 +224,9 @@ def test_amber_ids_are_checked_by_hash(tmp_path):
     """A set with a query missing would pass for the published one."""
     queries = [{"id": i, "image": f"AMBER_{i}.jpg", "query": "Describe this image."} for i in range(1, 1005)]
     put(tmp_path, "amber/query/query_generative.json", queries)
-    assert bench("amber-g").published(tmp_path) == "the published ids"
+    assert bench("amber-g").compare_with_published(tmp_path) == "the published ids"
     put(tmp_path, "amber/query/query_generative.json", queries[:-1])
-    assert bench("amber-g").published(tmp_path) == "NOT the published ids"
+    assert bench("amber-g").compare_with_published(tmp_path) == "NOT the published ids"
     for i in (1, 2, 3):
         picture(tmp_path, f"amber/image/AMBER_{i}.jpg")
     with pytest.raises(FileNotFoundError, match=r"1000 of 1003 pictures of AMBER-G .*AMBER_4.jpg"):
@@ -330,7 +336,7 @@ def test_missing_and_damaged_files(tmp_path):
         bench("chair").questions(tmp_path)
     picture(tmp_path, "chair_mscoco/coco/val2014/a.jpg")
     assert len(bench("chair").questions(tmp_path)) == 1
-    assert bench("chair").published(tmp_path) == "1 questions, NOT the published 500"
+    assert bench("chair").compare_with_published(tmp_path) == "1 questions, NOT the published 500"
     put(tmp_path, "chair_mscoco/chair-500.jsonl", (row, row))
     with pytest.raises(ValueError, match="id '1' occurs twice"):
         bench("chair").questions(tmp_path)
@@ -352,7 +358,7 @@ def test_where_says_what_is_there(tmp_path, scenes_root):
     from rich.console import Console
 
     def shown(root, *names):
-        table, ready = benchmarks.where(benchmarks.named(*names), root)
+        table, ready = tabulate_files(benchmarks.named(*names), root)
         screen = io.StringIO()
         Console(file=screen, width=200, color_system=None).print(table)
         return screen.getvalue(), ready

@@ -164,14 +164,14 @@ def test_files_that_cannot_be_judged_are_refused(tmp_path, row, says):
 
 def test_corrected_answers_do_not_pass_for_plain_ones(tmp_path):
     """Phrases above the threshold are gone from them: AUROC and promises would be of what is left."""
-    from reverse.decoding.result import Phrase, Result, Usage
-    from reverse.evaluation.scenes_runner import score
+    from reverse.evaluation.runs.scene_captions import count_caption
 
     path = tmp_path / "on_0.1.jsonl"
     scene = make_scene("test", 1)
-    marked = (Phrase("a dog", 0, 5, 0.05, "accepted"),)
+    answer = {"text": "a dog", "attempts": [], "usage": {"kept": 9, "discarded": 0}}
+    answer["phrases"] = [{"text": "a dog", "p_un": 0.05}]
     for resolved, refused in ((None, False), (True, True)):  # nothing was taken back, all was checked
-        row = score(scene, Result("a dog", "a dog", marked, resolved, "eos", (), Usage(9, 0, 9, 0.1), ()))
+        row = count_caption(scene, answer | {"resolved": resolved})
         path.write_text(json.dumps(row) + "\n")
         if refused:
             with pytest.raises(ValueError, match=r"line 1 was made with checking on.*--mode plain"):

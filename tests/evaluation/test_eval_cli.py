@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from reverse.cli import app
+from reverse.evaluation.reading.answers import read_run_answers
 from reverse.evaluation.runs.answers_files import without_timing
-from reverse.evaluation.runs.answers_reading import read_answers
 from reverse.evaluation.runs.benchmark_run import Decoding, Place
 from reverse.evaluation.runs.evaluation import Plan, evaluate
 from reverse.models.checkpoints.loading import ASSETS
@@ -26,7 +26,7 @@ def run(*arguments):
 
 
 def rows(path):
-    return [without_timing(row) for row in read_answers(path, complete=True).rows]
+    return [without_timing(row) for row in read_run_answers(path, complete=True).rows]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_every_benchmark_from_one_command(answered):
         files = f"{out}/{name}.jsonl --truth {out}/data --save {out}/{name}.json"
         assert line == f"  reverse score {files} --partial"
     for name in names:
-        answers = read_answers(out / f"{name}.jsonl", benchmark=name, complete=True)
+        answers = read_run_answers(out / f"{name}.jsonl", benchmark=name, complete=True)
         config = answers.run["config"]
         assert config["yes_no"] == (config["threshold"] == 0.5)
         assert config["open_ended"] == (name in ("mmhal", "haloquest"))
@@ -111,22 +111,22 @@ def test_two_processes_and_an_interrupted_run_give_the_same_bits(answered, tmp_p
     (second,) = evaluate(plan(tmp_path / "two", data, "mme-hall", **shape), Place(1, 2))
     assert second.complete and rows(second.path) == rows(whole.path)
 
-    asking = benchmark_run._asking
+    asking = benchmark_run._make_ask
 
     def interrupted(*arguments):
-        def ask(requests):
-            for number, result in enumerate(asking(*arguments)(requests)):
+        def ask(questions):
+            for number, result in enumerate(asking(*arguments)(questions)):
                 if number == 2:
                     raise KeyboardInterrupt
                 yield result
 
         return ask
 
-    monkeypatch.setattr(benchmark_run, "_asking", interrupted)
+    monkeypatch.setattr(benchmark_run, "_make_ask", interrupted)
     with pytest.raises(KeyboardInterrupt):
         evaluate(plan(tmp_path / "broken", data, "mme-hall", **shape))
     monkeypatch.undo()
-    assert len(read_answers(tmp_path / "broken/mme-hall.jsonl").rows) == 2
+    assert len(read_run_answers(tmp_path / "broken/mme-hall.jsonl").rows) == 2
     (again,) = evaluate(plan(tmp_path / "broken", data, "mme-hall", **shape))
     assert rows(again.path) == rows(whole.path)
 
@@ -160,13 +160,13 @@ def test_plain_mode_and_decoding_seeds(answered, tmp_path):
     common = ("mme-hall", "--model", "tiny-llava", "--data", out / "data", "--limit", "2")
     result = run(*common, "--out", tmp_path / "plain", "--mode", "plain")
     assert result.exit_code == 0, result.output
-    answers = read_answers(tmp_path / "plain/mme-hall.jsonl")
+    answers = read_run_answers(tmp_path / "plain/mme-hall.jsonl")
     assert all(row["attempts"] == [] and row["resolved"] is None for row in answers.rows)
     assert "threshold" not in answers.run["config"]
     result = run(*common, "--out", tmp_path, "--decode-seeds", "2", "--do-sample", "--seed", "5")
     assert result.exit_code == 0, result.output
     runs = [
-        read_answers(tmp_path / name).run["config"] for name in ("mme-hall.jsonl", "mme-hall.seed6.jsonl")
+        read_run_answers(tmp_path / name).run["config"] for name in ("mme-hall.jsonl", "mme-hall.seed6.jsonl")
     ]
     assert [run["seed"] for run in runs] == [5, 6] and runs[0]["temperature"] == 1.0
 

@@ -7,11 +7,10 @@ from typer.testing import CliRunner
 
 from reverse.cli import app
 from reverse.evaluation.detector.phrase_truth import read_phrases
+from reverse.evaluation.reading.answers import read_answers, read_run_answers
 from reverse.evaluation.reading.markup import LONGEST
 from reverse.evaluation.reports.reporting import ReportSettings, write_report
-from reverse.evaluation.runs.answers_reading import read_answers as read_run_answers
-from reverse.evaluation.scoring import score_file
-from reverse.evaluation.scoring.scored_rows import read_answers
+from reverse.evaluation.runs.scoring import score_file
 from reverse.evaluation.stats.bootstrap import BootstrapSettings
 from reverse.evaluation.stats.scored_tables import load_scored, save_scored
 from reverse.files.cell_values import describe, read_id, read_number

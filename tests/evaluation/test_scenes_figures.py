@@ -7,24 +7,29 @@ import numpy as np
 import pytest
 
 from reverse.data.scenes import make_scene
-from reverse.decoding.result import Phrase, Result, Usage
-from reverse.evaluation import scenes_runner
-from reverse.evaluation.stats.bootstrap import difference, interval
+from reverse.evaluation.reading.answers import read_run_answers
+from reverse.evaluation.runs.answers_files import without_timing
+from reverse.evaluation.runs.benchmark_run import Decoding
+from reverse.evaluation.runs.scene_captions import (
+    SceneSet,
+    compute_auroc,
+    count_caption,
+    describe_scenes,
+    summarise_captions,
+)
+from reverse.evaluation.stats.bootstrap import estimate_ratio, estimate_ratio_difference
 
 
-def result(text, phrases=(), resolved=True):
-    marked = tuple(Phrase(t, text.index(t), text.index(t) + len(t), p, "accepted") for t, p in phrases)
-    return Result(text, text, marked, resolved, "eos", (), Usage(20, 10, 30, 0.1), ())
-
-
-def test_score_counts_wrong_mentions_and_named_objects():
+def test_counts_wrong_mentions_and_named_objects():
     """CHAIR would count right objects as wrong, or coverage would count repeats."""
     scene = make_scene("test", 0)
     true = sorted(scene.truth)
     absent = next(name for name in ("dog", "pizza", "train", "bed") if name not in scene.truth)
-    row = scenes_runner.score(
-        scene, result(f"A {true[0]}, a {true[0]} and a {absent}.", [(f"a {absent}", 0.7)])
-    )
+    answer = {
+        "text": f"A {true[0]}, a {true[0]} and a {absent}.", "resolved": True, "attempts": [],
+        "usage": {"kept": 20, "discarded": 10}, "phrases": [{"text": f"a {absent}", "p_un": 0.7}],
+    }  # fmt: skip
+    row = count_caption(scene, answer)
     assert (row["mentions"], row["wrong"], row["named"]) == (3, 1, 1)
     assert row["objects"] == len(true) and row["empty"] == 0
     assert row["phrases"] == [[f"a {absent}", 0.7, 1]]
@@ -34,9 +39,9 @@ def test_score_counts_wrong_mentions_and_named_objects():
 def test_ratio_is_of_sums_and_the_interval_covers_it():
     """A mean of ratios would weigh short captions like long ones."""
     wrong, mentioned = [1, 0, 2, 0], [2, 5, 4, 1]
-    point, low, high = interval(wrong, mentioned, seed=3)
+    point, low, high = estimate_ratio(wrong, mentioned, seed=3)
     assert point == pytest.approx(3 / 12) and low <= point <= high
-    assert interval(wrong, mentioned, seed=3) == interval(wrong, mentioned, seed=3)
+    assert estimate_ratio(wrong, mentioned, seed=3) == estimate_ratio(wrong, mentioned, seed=3)
 
 
 def test_interval_agrees_with_scipy():
@@ -45,7 +50,7 @@ def test_interval_agrees_with_scipy():
 
     rng = np.random.default_rng(0)
     wrong, mentioned = rng.binomial(1, 0.3, 300), rng.integers(1, 6, 300)
-    _, low, high = interval(wrong, mentioned, replicates=4000)
+    _, low, high = estimate_ratio(wrong, mentioned, rounds=4000)
     theirs = bootstrap(
         (wrong, mentioned),
         lambda a, b, axis: a.sum(axis=axis) / b.sum(axis=axis),
@@ -57,11 +62,11 @@ def test_interval_agrees_with_scipy():
 def test_paired_difference_of_equal_systems_is_zero():
     """Comparing a system with itself would show a difference."""
     pair = ([1, 0, 2], [3, 3, 3])
-    assert difference(pair, pair) == (0.0, 0.0, 0.0)
-    halved = difference(([1, 0, 2], [6, 6, 6]), pair, relative=True)
+    assert estimate_ratio_difference(pair, pair) == (0.0, 0.0, 0.0)
+    halved = estimate_ratio_difference(([1, 0, 2], [6, 6, 6]), pair, relative=True)
     assert halved[0] == pytest.approx(-0.5)
     with pytest.raises(ValueError, match="same items, got 3 and 2"):
-        difference(pair, ([1, 2], [3, 3]))
+        estimate_ratio_difference(pair, ([1, 2], [3, 3]))
 
 
 def test_auroc_counts_pairs():
@@ -69,33 +74,40 @@ def test_auroc_counts_pairs():
     rows = [{"phrases": [["a", 0.9, 1], ["b", 0.2, 0]]}, {"phrases": [["c", 0.2, 1], ["d", 0.1, 0]]}]
     pairs = [(w, r) for w in (0.9, 0.2) for r in (0.2, 0.1)]
     expected = sum((w > r) + 0.5 * (w == r) for w, r in pairs) / len(pairs)
-    assert scenes_runner.auroc(rows) == pytest.approx(expected)
-    assert scenes_runner.auroc([{"phrases": [["a", 0.9, 1]]}]) is None
+    assert compute_auroc(rows) == pytest.approx(expected)
+    assert compute_auroc([{"phrases": [["a", 0.9, 1]]}]) is None
 
 
-def test_measuring_again_goes_on_where_it_was(tmp_path, bundled):
+def describe(out, loaded, name="on", model="tiny-llava", threshold=0.1, count=3, batch_size=2, **options):
+    decoding = Decoding(threshold=threshold)
+    return describe_scenes(
+        model, loaded, out, name, decoding, SceneSet("test", count), batch_size=batch_size, **options
+    )
+
+
+def never(_):
+    raise AssertionError("decoded again")
+
+
+def test_describing_again_goes_on_where_it_was(tmp_path, bundled):
     """A stopped measurement would start over, repeat scenes or trip over a torn line."""
-    contender = scenes_runner.Contender("on", "tiny-llava", threshold=0.1)
-    settings = {"count": 5, "batch_size": 2, "quiet": True}
-    whole = scenes_runner.measure(contender, bundled, tmp_path / "whole", **settings)
+    whole = describe(tmp_path / "whole", bundled, count=5)
     lines = (tmp_path / "whole" / "on.jsonl").read_bytes()
     torn = tmp_path / "torn"
     torn.mkdir()
     (torn / "on.jsonl").write_bytes(lines[: len(lines) * 2 // 3])
-    assert scenes_runner.measure(contender, bundled, torn, **settings) == whole
-    assert (torn / "on.jsonl").read_bytes() == lines
-    assert [json.loads(line)["id"] for line in lines.splitlines()] == [f"test-{i:06d}" for i in range(5)]
+    (torn / "on.run.json").write_bytes((tmp_path / "whole" / "on.run.json").read_bytes())
+    assert describe(torn, bundled, count=5) == whole
+    first, again = (read_run_answers(folder / "on.jsonl").rows for folder in (tmp_path / "whole", torn))
+    assert list(map(without_timing, again)) == list(map(without_timing, first))
+    assert [row["question_id"] for row in again] == [f"test-{i:06d}" for i in range(5)]
 
 
 def test_answers_of_other_settings_are_not_taken(tmp_path, bundled):
     """A table would mix answers of two thresholds, or of two models, without a word."""
-    settings = {"count": 1, "batch_size": 1, "quiet": True}
-    scenes_runner.measure(
-        scenes_runner.Contender("on", "tiny-llava", threshold=0.1), bundled, tmp_path, **settings
-    )
-    other = scenes_runner.Contender("on", "tiny-llava", threshold=0.2)
-    with pytest.raises(ValueError, match=r"threshold=0\.1.*--out"):
-        scenes_runner.measure(other, bundled, tmp_path, **settings)
+    describe(tmp_path, bundled, count=1)
+    with pytest.raises(ValueError, match=r"threshold: 0\.1.*--out"):
+        describe(tmp_path, bundled, count=1, threshold=0.2)
 
 
 def test_answers_of_another_checkpoint_at_the_same_path_are_not_taken(tmp_path, bundled):
@@ -106,54 +118,44 @@ def test_answers_of_another_checkpoint_at_the_same_path_are_not_taken(tmp_path, 
 
     folder = tmp_path / "model"
     shutil.copytree(ASSETS / "tiny-llava", folder)
-    settings = {"count": 3, "batch_size": 2, "quiet": True}
-    contender = scenes_runner.Contender("on", str(folder), threshold=0.1)
-    before = scenes_runner.measure(contender, bundled, tmp_path / "out", **settings)
+    before = describe(tmp_path / "out", bundled, model=str(folder))
     config = json.loads((folder / "config.json").read_text())
     config["reverse"] = {"threshold": 0.5}  # as `calibrate --write` does: another default, the same model
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "training.json").write_text("{}")
-    assert scenes_runner.measure(contender, bundled, tmp_path / "out", **settings) == before
+    assert describe(tmp_path / "out", bundled, model=str(folder), ask=never) == before
     weights = load_file(folder / "model.safetensors")
     name = next(name for name, value in weights.items() if value.dim() == 2)
     weights[name][0, 0] += 1
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match=r"checkpoint='\w{16}', now '\w{16}'.*--out"):
-        scenes_runner.measure(contender, bundled, tmp_path / "out", **settings)
+    with pytest.raises(ValueError, match=r"checkpoint: '\w{16}' there, '\w{16}' now.*--out"):
+        describe(tmp_path / "out", bundled, model=str(folder))
 
 
 def test_another_default_threshold_is_another_setting(tmp_path, bundled):
     """A checkpoint that was calibrated anew would be given the answers of its old default."""
     from reverse.models import default_threshold, set_default_threshold
 
-    settings = {"count": 1, "batch_size": 1, "quiet": True}
-    contender = scenes_runner.Contender("on", "tiny-llava")
-    scenes_runner.measure(contender, bundled, tmp_path, **settings)
+    describe(tmp_path, bundled, threshold=None, count=1)
     kept = default_threshold(bundled[0])
     set_default_threshold(bundled[0], 0.77)
     try:
-        with pytest.raises(ValueError, match=r"threshold=.*now 0\.77"):
-            scenes_runner.measure(contender, bundled, tmp_path, **settings)
+        with pytest.raises(ValueError, match=r"threshold: .* there, 0\.77 now"):
+            describe(tmp_path, bundled, threshold=None, count=1)
     finally:
         set_default_threshold(bundled[0], kept)
 
 
 def test_a_finished_measurement_is_left_as_it_is(tmp_path, bundled):
-    """Its last batch would be decoded again each time, and cut off where fewer scenes are asked for."""
-    contender = scenes_runner.Contender("on", "tiny-llava", threshold=0.1)
-    settings = {"batch_size": 2, "quiet": True}
-
-    def never(_):
-        raise AssertionError("decoded again")
-
-    whole = scenes_runner.measure(contender, bundled, tmp_path, count=3, **settings)
+    """Its last batch would be decoded again each time, and cut off if fewer scenes are asked for."""
+    whole = describe(tmp_path, bundled)
     before = (tmp_path / "on.jsonl").read_bytes()
-    assert scenes_runner.measure(contender, bundled, tmp_path, count=3, by=never, **settings) == whole
-    assert scenes_runner.measure(contender, bundled, tmp_path, count=1, by=never, **settings) == whole[:1]
+    assert describe(tmp_path, bundled, ask=never) == whole
+    assert describe(tmp_path, bundled, count=1, ask=never) == whole[:1]
     assert (tmp_path / "on.jsonl").read_bytes() == before
     (tmp_path / "on.jsonl").write_bytes(before.replace(b"{", b"[", 1))
-    with pytest.raises(ValueError, match=r"on\.jsonl, line 1 is no JSON"):
-        scenes_runner.measure(contender, bundled, tmp_path, count=3, **settings)
+    with pytest.raises(ValueError, match=r"on\.jsonl, line 1 is damaged"):
+        describe(tmp_path, bundled)
 
 
 @pytest.fixture(scope="module")
@@ -167,9 +169,10 @@ def test_bundled_model_makes_up_less_with_checking_on(tmp_path, bundled):
     """The shipped checkpoint would not do what it is shipped for."""
     rows = {}
     for name, mode in (("off", "plain"), ("on", "resample")):
-        contender = scenes_runner.Contender(name, "tiny-llava", mode)
-        rows[name] = scenes_runner.measure(contender, bundled, tmp_path, count=48, batch_size=16, quiet=True)
-    off, on = scenes_runner.summarise(rows["off"]), scenes_runner.summarise(rows["on"])
+        rows[name] = describe_scenes(
+            "tiny-llava", bundled, tmp_path, name, Decoding(mode), SceneSet(count=48)
+        )
+    off, on = summarise_captions(rows["off"]), summarise_captions(rows["on"])
     assert on["chair_i"][0] < off["chair_i"][0] * 2 / 3
     assert on["coverage"][0] > off["coverage"][0] - 0.02
     assert off["auroc"] > 0.9

@@ -11,11 +11,10 @@ from typing import Any
 from reverse.data.scenes import make_scene
 from reverse.data.scenes.benchmark_files import write_benchmarks
 from reverse.evaluation.detector.phrase_truth import read_phrases
+from reverse.evaluation.reading.answers import read_answers, read_rows, read_run_answers
 from reverse.evaluation.reports.reporting import ReportSettings, write_report
 from reverse.evaluation.runs.answers_files import AnswersFile, without_timing
-from reverse.evaluation.runs.answers_reading import read_answers, rows_of
-from reverse.evaluation.scoring import score_file
-from reverse.evaluation.scoring import scored_rows as scoring_rows
+from reverse.evaluation.runs.scoring import score_file
 from reverse.evaluation.stats.bootstrap import BootstrapSettings
 from tests.fuzz.mutating import dumps, encode, mutate_bytes, mutate_json
 from tests.fuzz.running import REFUSALS, Target, check_refusal, expect
@@ -85,9 +84,9 @@ def check(data: bytes) -> str:
     whole = data.endswith(b"\n")
     outcomes = []
     for read in (
-        lambda: list(rows_of(path)),
+        lambda: list(read_rows(path)),
+        lambda: read_run_answers(path),
         lambda: read_answers(path),
-        lambda: scoring_rows.read_answers(path),
     ):
         try:
             found = read()
@@ -121,7 +120,7 @@ def check(data: bytes) -> str:
 
 def read_back(path: Path) -> None:
     """What was read is written as a run writes it, and is then the same rows."""
-    given = read_answers(path).rows
+    given = read_run_answers(path).rows
     if any(each.get("config") != CONFIG for each in given):
         return
     out = folder("written") / "pope.jsonl"
@@ -131,7 +130,7 @@ def read_back(path: Path) -> None:
     with AnswersFile(out, {"config": {}, "questions": {"ids": ids}}) as file:
         for each in given:
             file.write(each)
-    again = read_answers(out).rows
+    again = read_run_answers(out).rows
     expect(
         json.dumps([without_timing(r) for r in again]) == json.dumps([without_timing(r) for r in given]),
         "read back it is another answer",

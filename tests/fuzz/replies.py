@@ -17,9 +17,9 @@ from typing import Any
 from reverse.data.negatives.negative_prompt import read_reply
 from reverse.endpoints.client import ChatClient, Endpoint, UnansweredError
 from reverse.endpoints.reply_cache import ReplyCache
-from reverse.evaluation.scoring.haloquest import read_verdict
-from reverse.evaluation.scoring.judge import object_in
-from reverse.evaluation.scoring.mmhal import read_rating
+from reverse.evaluation.benchmarks.haloquest import read_verdict
+from reverse.evaluation.benchmarks.mmhal import read_rating
+from reverse.evaluation.scoring.judge import find_object
 from tests.fuzz.mutating import ODD_TEXTS, dumps, encode, mutate_bytes, mutate_json, mutate_text
 from tests.fuzz.running import Target, check_refusal, expect
 from tests.fuzz.scratch import folder
@@ -174,7 +174,7 @@ def check_text(text: str) -> str:
     """What readers make of the words: a verdict, or a ValueError with the reason."""
     outcome = "refused"
     try:
-        found = object_in(text)
+        found = find_object(text)
     except ValueError as error:
         check_refusal(error)
     else:

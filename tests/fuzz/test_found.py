@@ -5,9 +5,9 @@ import json
 import pytest
 
 from reverse.data.negatives.negative_prompt import read_reply
+from reverse.evaluation.reading.answers import read_run_answers
 from reverse.evaluation.reports.reporting import ReportSettings, write_report
 from reverse.evaluation.runs.answers_files import AnswersFile
-from reverse.evaluation.runs.answers_reading import read_answers
 from reverse.evaluation.stats.bootstrap import BootstrapSettings
 from reverse.files.atomic_write import write_json
 
@@ -17,7 +17,7 @@ def test_half_a_surrogate_in_an_answer_is_written(tmp_path):
     row = {"question_id": 1, "text": "a dog \udc00", "config": "44136fa355b3678a"}
     with AnswersFile(tmp_path / "a.jsonl", {"config": {}, "questions": {"ids": [1]}}) as file:
         file.write(row)
-    assert read_answers(tmp_path / "a.jsonl").rows == [row]
+    assert read_run_answers(tmp_path / "a.jsonl").rows == [row]
 
 
 def test_a_deep_reply_is_no_json():

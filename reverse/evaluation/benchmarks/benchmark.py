@@ -1,7 +1,8 @@
-"""What a benchmark is: its files and where they lie, how questions are read, and how they are answered.
+"""What a benchmark is: its published files, how questions are read from them, and how answers are scored.
 
-    bench = benches.named("pope")[0]
-    questions = bench.questions("playground/data/eval")
+    benchmark = benchmarks.named("pope")[0]
+    questions = benchmark.questions("playground/data/eval")
+    table, metrics = benchmark.score(answers, "playground/data/eval", ScoringOptions())
 
 Nothing here knows a model. Pictures are found under one folder of a benchmark and never outside it.
 """
@@ -12,107 +13,152 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from reverse.data.pictures.opening import resolve_image
 from reverse.errors import DataError, MissingFileError
+from reverse.evaluation.reading.answers import Answer
 from reverse.files.cell_values import read_id, shorten
-from reverse.files.entries import read_entries
+from reverse.files.entries import Entry, read_entries
 
-__all__ = ["Bench", "File", "ParquetPicture", "Question", "ids_digest", "read_rows"]
+if TYPE_CHECKING:
+    from reverse.evaluation.scoring.judge import Judge
+    from reverse.evaluation.stats.scored_tables import Metric, Table
+
+__all__ = [
+    "COCO_IMAGES",
+    "DEFAULT_SCORING",
+    "SHARED_IMAGES",
+    "Benchmark",
+    "BenchmarkQuestion",
+    "Picture",
+    "PublishedFile",
+    "QuestionRow",
+    "ScoringOptions",
+    "digest_ids",
+    "make_row",
+    "read_items",
+]
 
 MANIFEST = "benches.json"  # lies in a root that the scenes world wrote
+SHARED_IMAGES = "images"  # a root may hold all pictures in one folder, as that of scenes does
+COCO_IMAGES = (
+    "chair_mscoco/coco/val2014", "pope/coco/val2014", "coco/val2014", "../coco/val2014", SHARED_IMAGES,
+)  # fmt: skip
 SHOWN = 3  # names in an error
 SCENES_REQUEST = " Please answer yes or no."  # ends MME's questions about scenes, as published
 
 
 @dataclass(frozen=True)
-class File:
-    """A published file: where it may lie under the root (the first place is the one to be told)."""
+class PublishedFile:
+    """A published file and where it may lie under the root; users are told the first place."""
 
     places: tuple[str, ...]
-    what: str
-    source: str  # where it is published, as users find it
+    description: str
+    source: str  # where it is published
     needed: Literal["run", "score"] = "run"
 
     def find(self, root: Path) -> Path | None:
+        """The file in the first place that has it; None if it is missing."""
         return next((root / place for place in self.places if (root / place).exists()), None)
 
 
-@dataclass(frozen=True)
-class ParquetPicture:
-    """A picture inside a parquet file, read when it is needed."""
+class Picture(Protocol):
+    """A picture that is no file of its own, such as one inside a parquet file: read when it is needed."""
 
-    file: Path
-    group: int
-    row: int
-
-    def read(self) -> bytes:
-        import pyarrow.parquet as pq
-
-        column = pq.ParquetFile(self.file).read_row_group(self.group, columns=["image"]).column("image")
-        return column[self.row].as_py()["bytes"]
+    def read(self) -> Any:
+        """The picture's bytes, or a PIL image."""
+        ...
 
 
 @dataclass(frozen=True)
-class Question:
-    """One thing to be asked. `image` is the name that the benchmark uses; `source` where the picture is."""
+class BenchmarkQuestion:
+    """One question. `image` is the name that the benchmark uses; `source` is where the picture is."""
 
     id: str | int
     image: str
     prompt: str
-    source: Path | ParquetPicture
+    source: Path | Picture
     metadata: Mapping[str, Any] = field(default_factory=dict)  # label, category, type: what scoring groups by
 
-    def picture(self) -> str | bytes:
-        return self.source.read() if isinstance(self.source, ParquetPicture) else str(self.source)
-
-
-Row = dict[str, Any]  # id, image, prompt, metadata, and `source` where the picture is no file
-Reader = Callable[[Path, Mapping[str, Path]], Iterable[Row]]
+    def picture(self) -> Any:
+        """The picture as `reverse.generate` takes it."""
+        return str(self.source) if isinstance(self.source, Path) else self.source.read()
 
 
 @dataclass(frozen=True)
-class Bench:
-    """One benchmark. `read(root, files)` yields rows; `files` maps the names in `files` to what was found."""
+class ScoringOptions:
+    """How answers are scored."""
+
+    partial: bool = False  # score what is there even if questions have no answer
+    judge: Judge | None = None  # of the benchmarks with needs="judge"
+    workers: int | None = None  # processes that read captions; None: one a core
+    progress: Callable[[int, int], None] | None = None  # called with (done, total)
+
+
+DEFAULT_SCORING = ScoringOptions()
+
+
+# Keys: id, image, prompt, metadata; `file` if the picture's file has another name than `image`, and `source`
+# if the picture is no file.
+QuestionRow = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One benchmark; the module that makes the record also holds the functions in it."""
 
     name: str
     title: str
-    files: Mapping[str, File]
-    images: tuple[str, ...]  # folders that may hold the pictures, relative to the root; "": in the rows
-    images_source: str
-    read: Reader
     kind: Literal["caption", "yes_no", "open"]
-    max_new_tokens: int
+    files: Mapping[str, PublishedFile]
+    images: tuple[str, ...]  # folders that may hold the pictures, relative to the root
+    images_source: str  # where the pictures are published
+    # Yields the questions of the files that were found, by their names in `files`.
+    read_questions: Callable[[Mapping[str, Path]], Iterable[QuestionRow]]
+    # Scores answers against the truth in a folder. Raises MissingFileError and DataError.
+    score: Callable[[Sequence[Answer], str | Path, ScoringOptions], tuple[Table, list[Metric]]]
+    # Whether a folder holds the truth that the answers are scored with: tells the benchmark of answers that
+    # do not.
+    holds_truth: Callable[[str | Path, Sequence[Answer]], bool] = lambda truth, answers: False
+    pictures_in: str | None = None  # the one of `files` that may hold the pictures themselves
+    max_new_tokens: int = 1024
+    aliases: tuple[str, ...] = ()  # further names; several benchmarks may share one
+    in_all: bool = True  # whether "all" runs it
+    needs: Literal["words", "judge"] | None = None  # to be scored: NLTK's language data, or a judge
+    unique_ids: bool = True  # False: a published id stands for several questions
     suffix: str = ""  # put behind published questions that do not say how to answer
-    ids_sha256: str | None = None  # of the published list, where it is known
-    count: int | None = None  # of published questions
+    ids_sha256: str | None = None  # hash of the published ids, if it is known
+    count: int | None = None  # number of published questions
     alternatives: tuple[tuple[str, ...], ...] = ()  # one of these sets of files is enough to run
+    generated_from: str | None = None  # what identifies questions that are made and not read, however many
 
     def found(self, root: Path) -> dict[str, Path]:
+        """The files that are there, by their names in `files`."""
         return {name: path for name, file in self.files.items() if (path := file.find(root)) is not None}
 
-    def missing(self, root: Path, needed: Sequence[str] = ("run",)) -> list[File]:
+    def missing(self, root: Path, needed: Sequence[str] = ("run",)) -> list[PublishedFile]:
         """The files without which the benchmark cannot be run (or scored)."""
         found = self.found(root)
         enough = any(all(name in found for name in names) for names in self.alternatives)
-        asked = {name for names in self.alternatives for name in names}
+        optional = {name for names in self.alternatives for name in names}
         absent = []
         for name, file in self.files.items():
-            runs = not enough if name in asked else file.needed == "run"
+            runs = not enough if name in optional else file.needed == "run"
             scores = file.needed == "score" and "score" in needed
             if name not in found and ((runs and "run" in needed) or scores):
                 absent.append(file)
         return absent
 
     def image_folder(self, root: Path) -> Path | None:
+        """The folder that holds the pictures; None if there is none yet."""
         return next((root / place for place in self.images if (root / place).is_dir()), None)
 
-    def questions(self, root: str | Path, images: int | None = None) -> list[Question]:
+    def questions(self, root: str | Path, images: int | None = None) -> list[BenchmarkQuestion]:
         """All questions, or those about the first `images` pictures.
 
-        Raises FileNotFoundError where files or pictures are missing; ValueError where they are damaged, ids
-        occur twice or a picture would lie outside its folder.
+        Raises MissingFileError if files or pictures are missing; DataError if they are damaged, ids occur
+        twice or a picture would lie outside its folder.
         """
         root = Path(root)
         rows = self._rows(root)
@@ -120,7 +166,7 @@ class Bench:
             rows = _first_images(rows, images)
         folder = self.image_folder(root)
         questions = [self._question(row, folder, root) for row in rows]
-        _no_duplicates(self.title, [question.id for question in questions])
+        _refuse_duplicates(self.title, [question.id for question in questions])
         gone = [q for q in questions if isinstance(q.source, Path) and not q.source.is_file()]
         if gone:
             told = ", ".join(question.image for question in gone[:SHOWN])
@@ -131,25 +177,38 @@ class Bench:
         return questions
 
     def digest(self, root: str | Path) -> str:
-        """SHA-256 of all that is asked, id, picture and prompt, however much of it a run asks."""
+        """SHA-256 of the id, picture and prompt of all questions, however many of them a run asks."""
+        if self.generated_from is not None:
+            return hashlib.sha256(self.generated_from.encode()).hexdigest()
         digest = hashlib.sha256()
         for row in self._rows(Path(root)):
             digest.update(f"{row['id']}\0{row['image']}\0{row['prompt']}\n".encode())
         return digest.hexdigest()
 
-    def _rows(self, root: Path) -> list[Row]:
+    def compare_with_published(self, root: str | Path) -> str:
+        """How the ids compare with the published list, in words for the run's record."""
+        if _is_scenes(Path(root)):
+            return "scenes"
+        ids = [row["id"] for row in self._rows(Path(root))]
+        if self.ids_sha256 is not None:
+            return "the published ids" if digest_ids(ids) == self.ids_sha256 else "NOT the published ids"
+        if self.count is not None and len(ids) != self.count:
+            return f"{len(ids)} questions, NOT the published {self.count}"
+        return "hash of the published ids not known, this one is recorded"
+
+    def _rows(self, root: Path) -> list[QuestionRow]:
         absent = self.missing(root)
         if absent:
-            told = "; ".join(f"{file.places[0]} ({file.what})" for file in absent[:SHOWN])
+            told = "; ".join(f"{file.places[0]} ({file.description})" for file in absent[:SHOWN])
             raise MissingFileError(
                 f"{self.title} lacks {told} under {root}: `reverse eval --where {self.name}` says where "
                 "everything comes from and goes"
             )
-        rows = list(self.read(root, self.found(root)))
+        rows = list(self.read_questions(self.found(root)))
         if not rows:
             files = ", ".join(str(path) for path in self.found(root).values())
             raise DataError(f"{self.title}: {files} hold no questions: fetch the files again")
-        if is_scenes(root):  # worded as the bundled models have learnt to be asked
+        if _is_scenes(root):  # worded as the bundled models have learnt to be asked
             for row in rows:
                 row["prompt"] = row["prompt"].removesuffix(SCENES_REQUEST)
         elif self.suffix:
@@ -157,50 +216,63 @@ class Bench:
                 row["prompt"] = row["prompt"].removesuffix(self.suffix) + self.suffix
         return rows
 
-    def _question(self, row: Row, folder: Path | None, root: Path) -> Question:
-        source: Path | ParquetPicture | None = row.get("source")
+    def _question(self, row: QuestionRow, folder: Path | None, root: Path) -> BenchmarkQuestion:
+        source: Path | Picture | None = row.get("source")
         if source is None:
             if folder is None:
                 raise MissingFileError(
                     f"{self.title} has no pictures under {root}: put them into {self.images[0]}"
                 )
             source = resolve_image(folder, str(row.get("file", row["image"])))
-        return Question(row["id"], row["image"], row["prompt"], source, row.get("metadata", {}))
-
-    def published(self, root: str | Path) -> str:
-        """How the ids stand to the published list, in words that go into the run's record."""
-        if is_scenes(Path(root)):
-            return "scenes"
-        ids = [row["id"] for row in self._rows(Path(root))]
-        if self.ids_sha256 is not None:
-            same = ids_digest(ids) == self.ids_sha256
-            return "the published ids" if same else "NOT the published ids"
-        if self.count is not None and len(ids) != self.count:
-            return f"{len(ids)} questions, NOT the published {self.count}"
-        return "hash of the published ids not known, this one is recorded"
+        return BenchmarkQuestion(row["id"], row["image"], row["prompt"], source, row.get("metadata", {}))
 
 
-def is_scenes(root: Path) -> bool:
-    return (root / MANIFEST).is_file()
+def make_row(entry: Entry, metadata: Mapping[str, Any] | None = None) -> QuestionRow:
+    """The question of an entry with the keys that most published files use.
+
+    `metadata` is what scoring groups by (label, category, type), never what a judge should not see.
+    """
+    return {
+        "id": entry.id("question_id", "id"),
+        "image": entry.text("image"),
+        "prompt": entry.text("text", "query", "question"),
+        "metadata": dict(metadata or {}),
+    }
 
 
-def ids_digest(ids: Iterable[Any]) -> str:
+def read_items(
+    path: Path, parse: Callable[[Entry], dict[str, Any]], identify: Callable[[Entry, int], str | int]
+) -> dict[str, dict[str, Any]]:
+    """What `parse` makes of each entry of a truth file, by its id as text.
+
+    `identify(entry, number)` is the id, where entries are counted from 0. Raises DataError naming the entry
+    that has no id, or the id of an earlier one.
+    """
+    items: dict[str, dict[str, Any]] = {}
+    for number, entry in enumerate(read_entries(path)):
+        name = str(read_id(identify(entry, number)))
+        if name in items:
+            raise DataError(f"{entry.where}: id {name!r} stands in an earlier entry too: keep one of them")
+        items[name] = parse(entry)
+    return items
+
+
+def digest_ids(ids: Iterable[Any]) -> str:
     """SHA-256 of the ids as text, one a line, in their order."""
     return hashlib.sha256("".join(f"{i}\n" for i in ids).encode()).hexdigest()
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """JSON objects of a file that is a JSON list or JSON lines, see `reverse.files.entries`."""
-    return [entry.row for entry in read_entries(path)]
+def _is_scenes(root: Path) -> bool:
+    return (root / MANIFEST).is_file()
 
 
-def _first_images(rows: list[Row], images: int) -> list[Row]:
-    """Whole pictures: all questions about a picture stay together, pairs and settings too."""
+def _first_images(rows: list[QuestionRow], images: int) -> list[QuestionRow]:
+    """All questions about the first pictures: pairs and settings stay together."""
     kept = set(list(dict.fromkeys(row["image"] for row in rows))[:images])
     return [row for row in rows if row["image"] in kept]
 
 
-def _no_duplicates(title: str, ids: Sequence[Any]) -> None:
+def _refuse_duplicates(title: str, ids: Sequence[Any]) -> None:
     seen: set[str] = set()
     for name in (read_id(each) or str(each) for each in ids):
         if name in seen:

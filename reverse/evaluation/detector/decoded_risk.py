@@ -101,7 +101,7 @@ def _check_others(pictures: Iterable[str], split: str, count: int) -> None:
 def compute_decoded_losses(rows: Sequence[dict[str, Any]], threshold: float) -> tuple[np.ndarray, float]:
     """Each picture's share of false ones among its accepted object phrases, and the share that is accepted.
 
-    `rows` are those of `reverse.evaluation.scenes_runner`; an unresolved phrase is one with p above the
+    `rows` are those of `describe_scenes`; an unresolved phrase is one with p above the
     threshold.
     """
     loss = np.zeros(len(rows))

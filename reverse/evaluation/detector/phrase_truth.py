@@ -2,8 +2,8 @@
 
     detector = read_phrases("off.jsonl", SceneTruth())
 
-Answers files are read (`phrases` is a list of {text, p_un, …}), and the files of
-`reverse.evaluation.scenes_runner` (`phrases` is a list of [text, p, wrong], judged already). A phrase is
+Answers files are read (`phrases` is a list of {text, p_un, …}), and files of rows whose
+phrases are judged already (`phrases` is a list of [text, p, wrong]). A phrase is
 wrong if an object that it names is not in the picture; a phrase that names no object is left out. CHAIR and
 AMBER judge a phrase as if it were a caption, with their own words and truth (`BenchmarkTruth`); a phrase
 alone is tagged a little differently than in its sentence, so its objects may sometimes differ from those of
@@ -14,17 +14,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
 from reverse.errors import DataError
-from reverse.evaluation.benchmarks.picture_lookup import clear_path
+from reverse.evaluation import benchmarks
+from reverse.evaluation.benchmarks import ScoringOptions
 from reverse.evaluation.detector.detection import Detector
+from reverse.evaluation.reading.answers import (
+    Answer,
+    benchmark_of,
+    find_unanswered,
+    read_rows,
+    read_run,
+    read_settings,
+)
+from reverse.evaluation.reading.file_lookup import clear_path
 from reverse.evaluation.reading.markup import LONGEST
-from reverse.evaluation.runs.answers_reading import benchmark_of, read_run, read_settings, rows_of, unanswered
 from reverse.files.cell_values import describe, file_name, read_id
 from reverse.files.text_reading import replace_surrogates
 
@@ -105,10 +113,9 @@ class BenchmarkTruth:
                 )
         if not phrases:
             return []
-        answer = import_module("reverse.evaluation.scoring.scored_rows").Answer
-        scorer = import_module(f"reverse.evaluation.scoring.{self.benchmark.split('-')[0]}")
+        benchmark = benchmarks.named_one(self.benchmark)
         asked = [
-            answer(
+            Answer(
                 read_id(row.get("question_id")) or str(row.get("question_id")),
                 file_name(_find_picture(row)),
                 str(row.get("prompt", "")),
@@ -120,9 +127,9 @@ class BenchmarkTruth:
             )
             for i, (row, phrase) in enumerate(phrases, 1)
         ]
-        table, _ = scorer.score(asked, self.folder, partial=True)
-        wrong, named = (table.columns[name] for name in self.COLUMNS[self.benchmark])
-        return [bool(w > 0) if n > 0 else None for w, n in zip(wrong, named, strict=True)]
+        scored, _ = benchmark.score(asked, self.folder, ScoringOptions(partial=True))
+        wrong, mentioned = (scored.columns[name] for name in self.COLUMNS[self.benchmark])
+        return [bool(w > 0) if n > 0 else None for w, n in zip(wrong, mentioned, strict=True)]
 
 
 def read_phrases(path: str | Path, truth: Truth | None = None) -> Detector:
@@ -138,7 +145,7 @@ def read_phrases(path: str | Path, truth: Truth | None = None) -> Detector:
     found: list[tuple[int, float, bool | None]] = []
     unjudged: list[tuple[Row, str]] = []
     places: list[int] = []
-    for number, row in rows_of(path):
+    for number, row in read_rows(path):
         where = f"{path}, line {number}"
         if _was_corrected(row):
             raise DataError(f"{where} was made with checking on{_CORRECTED}")
@@ -160,7 +167,7 @@ def read_phrases(path: str | Path, truth: Truth | None = None) -> Detector:
             found.append((place, p, label))
     if not seen:
         raise DataError(f"{path} holds no answers: `reverse eval --mode plain` writes one a line")
-    missing = unanswered(run, {key[0] for key in seen})
+    missing = find_unanswered(run, {key[0] for key in seen})
     if missing:
         raise DataError(
             f"{path} is of a run that is not finished, {len(missing)} questions have no answer (first: "

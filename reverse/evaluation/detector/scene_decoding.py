@@ -49,14 +49,14 @@ class SceneDecoding:
 
     def describe(self, out: Path, threshold: float | None) -> list[dict[str, Any]]:
         """Rows of counts of every scene's answer; `threshold` None decodes with checking off."""
-        from reverse.evaluation.scenes_runner import Contender, measure
+        from reverse.evaluation.runs.benchmark_run import Decoding
+        from reverse.evaluation.runs.scene_captions import SceneSet, describe_scenes
 
-        if threshold is None:
-            contender = Contender("off", self.model, "plain")
-        else:
-            contender = Contender(f"on_{threshold:g}", self.model, threshold=threshold)
-        return measure(
-            contender, self.model_and_processor, out, split=self.split, count=self.count, seed=self.seed,
+        name = "off" if threshold is None else f"on_{threshold:g}"
+        decoding = Decoding("plain") if threshold is None else Decoding(threshold=threshold)
+        scenes = SceneSet(self.split, self.count, self.seed)
+        return describe_scenes(
+            self.model, self.model_and_processor, out, name, decoding, scenes,
             batch_size=self.batch_size, quiet=self.is_quiet,
         )  # fmt: skip
 
@@ -69,7 +69,7 @@ def decode_at_thresholds(
     Figures are [value, low, high] with 95 % intervals over scenes. Raises DataError for a threshold outside
     (0, 1].
     """
-    from reverse.evaluation.scenes_runner import summarise
+    from reverse.evaluation.runs.scene_captions import summarise_captions
 
     for threshold in thresholds:
         if not 0 < threshold <= 1:
@@ -77,7 +77,7 @@ def decode_at_thresholds(
     points: list[dict[str, Any]] = []
     for at in (None, *sorted(set(thresholds), reverse=True)):
         rows = scenes.describe(out / "decoded", at)
-        figures = summarise(rows, scenes.seed)
+        figures = summarise_captions(rows, scenes.seed)
         points.append(
             {"threshold": at, "answers": len(rows)}
             | {name: figures[name] for name in FIGURES}

@@ -31,17 +31,16 @@ from typing import Any
 import numpy as np
 
 from reverse.errors import DataError, MissingFileError
-from reverse.evaluation.benchmarks.picture_lookup import Pictures, are_same, clear_path
 from reverse.evaluation.reading import english_words
 from reverse.evaluation.reading.chair_words import OBJECTS, mentions
+from reverse.evaluation.reading.file_lookup import Pictures, are_same, clear_path, find_files
 from reverse.evaluation.reading.language_data import cache_root
-from reverse.evaluation.scoring.scored_rows import locate
 from reverse.files.atomic_write import atomic_write, sha256
 from reverse.files.cell_values import LONGEST_ID, describe, file_name, read_id, shorten
 from reverse.files.entries import Entry
 from reverse.files.text_reading import read_text, replace_surrogates
 
-__all__ = ["PLACES", "Truth", "coco_truth"]
+__all__ = ["PLACES", "CocoTruth", "coco_truth"]
 
 PLACES = (  # as running looks for them
     "chair_mscoco/coco/annotations", "coco/annotations", "chair_mscoco", "chair", "annotations", ".",
@@ -56,7 +55,7 @@ _PUBLISHED = re.compile(r"(?:instances|captions)(?:_(?:train|val|minival|valminu
 
 
 @dataclass(frozen=True)
-class Truth:
+class CocoTruth:
     """`ids` and `names` (images,) text, names with the folders that the files give; `packed` (images, 10)
     uint8, a bit an object; `annotated` (images,) bool: the image has an instance or a caption."""
 
@@ -106,15 +105,15 @@ def coco_truth(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     cache: bool = True,
-) -> Truth:
+) -> CocoTruth:
     """The truth of all images of the annotation files in `folder`.
 
     Files: instances and captions, `*_train2014.json`, `*_val2014.json`, or those of scenes. `progress(done,
     total)` counts captions. Raises FileNotFoundError naming what is missing, ValueError for damaged files or
     a category that is none of the 80.
     """
-    instances = _published(locate(folder, PLACES, ["instances*.json"]))
-    captions = _published(locate(folder, PLACES, ["captions*.json"]))
+    instances = _published(find_files(folder, PLACES, ["instances*.json"]))
+    captions = _published(find_files(folder, PLACES, ["captions*.json"]))
     for what, found in (("instances", instances), ("captions", captions)):
         if not found:
             raise MissingFileError(
@@ -158,7 +157,7 @@ def _build(
     captions: Sequence[Path],
     workers: int,
     progress: Callable[[int, int], None] | None,
-) -> Truth:
+) -> CocoTruth:
     names: dict[str, str] = {}
     held: dict[str, set[int]] = {}
     for path in instances:
@@ -185,7 +184,7 @@ def _build(
     bits = np.zeros((len(ids), len(OBJECTS)), bool)
     for row, identity in enumerate(ids):
         bits[row, list(held.get(identity, ()))] = True
-    return Truth(
+    return CocoTruth(
         np.array(ids),
         np.array([names.get(identity, "") for identity in ids]),
         np.packbits(bits, axis=1),
@@ -265,7 +264,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
-def _write(path: Path, truth: Truth) -> None:
+def _write(path: Path, truth: CocoTruth) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     ids, names = (np.char.encode(texts, "utf-8") for texts in (truth.ids, truth.names))
     sources = np.frombuffer(json.dumps(truth.sources).encode(), np.uint8)
@@ -275,13 +274,13 @@ def _write(path: Path, truth: Truth) -> None:
         )
 
 
-def _read(path: Path) -> Truth | None:
+def _read(path: Path) -> CocoTruth | None:
     """The cached truth; None where there is none or it is damaged (every array has its checksum)."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             ids, names = (np.char.decode(stored[name], "utf-8") for name in ("ids", "names"))
             sources = json.loads(stored["sources"].tobytes())
-            truth = Truth(ids, names, stored["packed"], stored["annotated"], sources)
+            truth = CocoTruth(ids, names, stored["packed"], stored["annotated"], sources)
     except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile):
         return None
     whole = truth.packed.shape == (len(ids), (len(OBJECTS) + 7) // 8)

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from reverse.evaluation.reading.answers import read_rows
 from reverse.evaluation.reports.run_folder import RunFolder
-from reverse.evaluation.runs.answers_reading import sound_rows
 from reverse.evaluation.stats.scored_tables import Metric, Table
 from reverse.files.atomic_write import atomic_write, json_bytes
 from reverse.files.cell_values import read_id
@@ -88,7 +88,7 @@ def _make_samples(
 def _read_matching_rows(path: Path, table: Table) -> list[dict[str, Any]] | None:
     """The file's rows in the table's order; None if they are not those of the table."""
     by_key: dict[str, dict[str, Any]] = {}
-    for _, row in sound_rows(path, []):
+    for _, row in read_rows(path, []):
         identity = read_id(row.get("question_id", row.get("id")))
         if identity is not None and isinstance(row.get("text"), str):
             by_key[identity] = row

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from reverse.errors import DataError
-from reverse.evaluation.runs.answers_reading import sound_rows
+from reverse.evaluation.reading.answers import read_rows
 from reverse.evaluation.scoring.judge import refuse_without_verdicts
 from reverse.evaluation.stats.bootstrap import BootstrapSettings
 from reverse.evaluation.stats.intervals import Interval, OverSeeds, estimate_intervals, estimate_over_seeds
@@ -149,7 +149,7 @@ def _summarize_answers(path: Path, name: str, examples: int) -> AnswersSummary |
     no_numbers: dict[str, list[int]] = {cost: [] for cost in sums}
     corrected: list[Mapping[str, Any]] = []
     others: list[Mapping[str, Any]] = []
-    for number, row in sound_rows(path, odd):
+    for number, row in read_rows(path, odd):
         if not isinstance(row.get("text"), str):
             if not count and "question_id" not in row:
                 return None

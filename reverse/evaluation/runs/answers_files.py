@@ -1,6 +1,6 @@
 """Answers on disk: JSON lines that can be killed at any moment, gone on with and divided.
 
-They are read back by `reverse.evaluation.runs.answers_reading`.
+They are read back by `reverse.evaluation.reading.answers`.
 
 A row holds what the published code writes (question_id, prompt, image_id, text, generation_history,
 answer_id, model_id, successful_correction, metadata) and `resolved`, `finish_reason`, `phrases` (text, start,
@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from reverse.errors import DataError
-from reverse.evaluation.runs.answers_reading import kept_rows, read_run, run_path, whole
+from reverse.evaluation.reading.answers import end_of_last_line, read_kept_rows, read_run, run_path
 from reverse.files.atomic_write import atomic_write, json_bytes, sync_folder, write_json
 from reverse.files.file_lock import output_lock
 
@@ -38,7 +38,7 @@ __all__ = [
     "answer_row",
     "config_hash",
     "locked",
-    "settle",
+    "merge_shards",
     "without_timing",
 ]
 
@@ -120,7 +120,7 @@ class AnswersFile:
             self._lock.enter_context(output_lock(self.own, reentrant=False))
             try:
                 self._file = self.own.open("a+b")
-                self._file.truncate(whole(self.own.read_bytes()))
+                self._file.truncate(end_of_last_line(self.own.read_bytes()))
                 self.done = set(_offsets(self.path, self.config))
                 for shard in _shards(self.path):
                     self.done |= set(_offsets(shard, self.config))
@@ -161,7 +161,7 @@ class AnswersFile:
         self.close()
 
 
-def settle(path: str | Path, ids: Sequence[Any], config: str) -> bool:
+def merge_shards(path: str | Path, ids: Sequence[Any], config: str) -> bool:
     """Put the answers into the order of `ids`, shards included, if all are there; whether they are.
 
     Answers to other questions (of an earlier run with a higher limit) stay, behind the others.
@@ -198,7 +198,7 @@ def _offsets(path: Path, config: str) -> dict[str, slice]:
         return {}
     found: dict[str, slice] = {}
     data = path.read_bytes()
-    for number, span, row in kept_rows(path, data[: whole(data)]):
+    for number, span, row in read_kept_rows(path, data[: end_of_last_line(data)]):
         name = str(row["question_id"])
         if row.get("config") != config:
             raise DataError(

@@ -1,16 +1,18 @@
 """Ask a model all questions of a benchmark, and keep every answer as it comes.
 
     model = reverse.load("tiny-llava")
-    run(benches.named("chair")[0], model, "playground/data/eval", "out", Decoding(threshold=0.003))
+    config = EvalConfig(Decoding(threshold=0.003))
+    run(benchmarks.named_one("chair"), model, "playground/data/eval", "out", config)
 
-Questions are cut into windows, a few times as many as there are sequences side by side, and each goes through
-`generate_many()` (rows that finish make room for the next) into an `AnswersFile`. The run may be killed at
-any moment, and the same call goes on: a window that was not finished is decoded again as a whole and gives
-only what was missing. So every answer is computed beside the same neighbours as in an unbroken run, and is
-the same to the last bit even where the batch shows in the numbers (bfloat16). Several processes, told apart
-by RANK and WORLD_SIZE as torchrun and accelerate set them, take every WORLD_SIZE-th window each; whoever is
-last joins what they wrote into the file that one process would have written. They need a common folder and
-no network.
+Questions are cut into windows, a few times as many as there are sequences side by side. Each window goes
+through `generate_many()` (sequences that finish make room for the next) into an `AnswersFile`. The run may be
+killed at any moment, and the same call goes on: a window that was not finished is decoded again as a whole,
+and only the missing answers are kept. So every answer is computed beside the same neighbours as in an
+unbroken run, and is the same to the last bit even if the batch shows in the numbers (bfloat16).
+
+Several processes, told apart by RANK and WORLD_SIZE as torchrun and accelerate set them, take every
+WORLD_SIZE-th window each. Whoever is last joins what they wrote into the file that one process would have
+written. They need a common folder and no network.
 """
 
 from __future__ import annotations
@@ -19,34 +21,54 @@ import hashlib
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from reverse.errors import DataError
-from reverse.evaluation.benchmarks import Bench, Question, ids_digest
-from reverse.evaluation.runs.answers_files import AnswersFile, answer_row, config_hash, settle
+from reverse.evaluation.benchmarks import Benchmark, BenchmarkQuestion
+from reverse.evaluation.benchmarks.benchmark import digest_ids
+from reverse.evaluation.runs.answers_files import AnswersFile, answer_row, config_hash, merge_shards
+from reverse.files.atomic_write import sha256
 
-__all__ = ["Decoding", "Outcome", "Place", "answers_path", "place", "question_seed", "run"]
+__all__ = ["Decoding", "EvalConfig", "Outcome", "Place", "place", "question_seed", "run"]
 
-Ask = Callable[[Iterable[dict[str, Any]]], Iterator[Any]]  # requests in, Results out, in order
-_A_SEQUENCE = 8  # questions of a window
-_NOT_DECIDING = ("seed",)  # of ResamplingConfig: it stands beside it
+Ask = Callable[[Sequence[BenchmarkQuestion]], Iterator[Any]]  # questions in, Results out, in order
+WINDOW_PER_SEQUENCE = 8  # questions
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How answers are made; None: the benchmark's or the checkpoint's default."""
+    """How answers are made. None means the benchmark's or the checkpoint's default."""
 
     mode: str = "resample"  # "plain" checks nothing
     threshold: float | None = None
     max_new_tokens: int | None = None
     do_sample: bool = False
-    temperature: float = 1.0  # of do_sample
+    temperature: float = 1.0  # if do_sample
     seed: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)  # further fields of ResamplingConfig
+    seed_per_question: bool = True  # False: every question is decoded with the seed itself
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """How one model is run on a benchmark."""
+
+    decoding: Decoding = Decoding()
+    model_id: str = "model"
+    # `checkpoint_fingerprint` of what was loaded, so that answers of another checkpoint of the same name are
+    # refused. Without it only samples of the weights are compared, no tokenizer and no processor.
+    checkpoint: str | None = None
+    max_sequences: int = 8  # decoded side by side
+    # Questions that are decoded together; by default 8 a sequence. Both may change between runs, at the cost
+    # of the last bits.
+    window: int | None = None
+    images: int | None = None  # only questions about the first so many pictures
+    name: str | None = None  # of the answers file; by default the benchmark's
+    command: str | None = None  # for the record
 
 
 @dataclass(frozen=True)
@@ -66,13 +88,14 @@ class Outcome:
     done: int
     total: int
     complete: bool
-    published: str  # how the ids stand to the published list
+    published: str  # how the ids compare with the published list
 
 
 def place() -> Place:
-    """Of this process, by what torchrun or accelerate launch put into the environment."""
+    """The place of this process, from the environment that torchrun or accelerate launch set."""
     try:
-        found = Place(*(int(os.environ.get(name, default)) for name, default in _ENVIRONMENT))
+        names = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+        found = Place(*(int(os.environ.get(name, default)) for name, default in names))
     except ValueError as error:
         raise DataError(f"RANK, WORLD_SIZE and LOCAL_RANK must be whole numbers ({error})") from None
     if not 0 <= found.rank < found.world:
@@ -82,122 +105,112 @@ def place() -> Place:
     return found
 
 
-_ENVIRONMENT = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
-
-
 def run(
-    bench: Bench,
+    benchmark: Benchmark,
     loaded: tuple[Any, Any],
     data: str | Path,
     out: str | Path,
-    decoding: Decoding = Decoding(),
+    config: EvalConfig = EvalConfig(),
     *,
-    model_id: str = "model",
-    max_sequences: int = 8,
-    window: int | None = None,
-    images: int | None = None,
     at: Place = Place(),
-    name: str | None = None,
     progress: Callable[[int, int], None] | None = None,
     ask: Ask | None = None,
-    command: str | None = None,
-    checkpoint: str | None = None,
 ) -> Outcome:
     """Answer the questions of a benchmark that are not answered yet.
 
     Args:
         loaded: model and processor, of `reverse.load`.
-        data: the root that `bench.questions` reads.
-        window: questions that are decoded together, see above; by default 8 a slot, fewer where that would
-            leave a process without work. Slots and window may change between runs, at the cost of last bits.
-        images: only questions about the first so many pictures.
-        name: of the answers file in `out`; by default the benchmark's.
+        data: the root that `benchmark.questions` reads.
+        at: which of how many processes this is.
         progress: called with (answered, to be answered by this process).
-        ask: in place of `generate_many()`.
-        checkpoint: `checkpoint_fingerprint` of what was loaded, so that answers of another one of the same
-            name are refused; without it only samples of the weights are compared, no tokenizer and no
-            processor.
+        ask: answers questions in their order, in place of `generate_many()`.
 
-    Raises FileNotFoundError, ValueError for missing or damaged files, and answers made otherwise;
-    KeyboardInterrupt after what was finished is written.
+    Raises MissingFileError and DataError for missing or damaged files and for answers made with other
+    settings; KeyboardInterrupt after what was finished is written.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    questions = bench.questions(data, images)
-    window = window or min(_A_SEQUENCE * max_sequences, -(-len(questions) // at.world))
+    questions = benchmark.questions(data, config.images)
+    # Fewer than 8 a sequence if a process would else be left without work.
+    window = config.window or min(WINDOW_PER_SEQUENCE * config.max_sequences, -(-len(questions) // at.world))
     windows = [questions[i : i + window] for i in range(0, len(questions), window)][at.rank :: at.world]
-    settings = _settled(bench, loaded[0], decoding)
-    config = _config(bench, loaded[0], decoding, settings, model_id, data)
-    if checkpoint is not None:
-        config["checkpoint"] = checkpoint
-    record = _record(bench, data, questions, config, command)
-    record["batching"] = [{"max_sequences": max_sequences, "window": window, "processes": at.world}]
-    path = answers_path(out, name or bench.name)
-    key = config_hash(config)
-    asking = ask or _asking(loaded, decoding, settings, config, max_sequences)
+    settings = _resolve_settings(benchmark, loaded[0], config.decoding)
+    identity = _identify(benchmark, loaded[0], config, settings, data)
+    record = _describe(benchmark, data, questions, identity, config.command)
+    record["batching"] = [{"max_sequences": config.max_sequences, "window": window, "processes": at.world}]
+    path = out / f"{config.name or benchmark.name}.jsonl"
+    key = config_hash(identity)
+    ask = ask or _make_ask(loaded, config, settings, identity["max_new_tokens"])
     with AnswersFile(path, record, at.rank, at.world) as file:
-        total = sum(map(len, windows))
-        reached = sum(str(question.id) in file.done for part in windows for question in part)
 
-        def tell(more: int = 0) -> None:
-            nonlocal reached
-            reached += more
+        def keep(question: BenchmarkQuestion, result: Any) -> None:
+            file.write(
+                answer_row(question, result, benchmark=benchmark.name, model_id=config.model_id, config=key)
+            )
+
+        _answer_windows(windows, file, ask, keep, progress)
+        done = sum(str(question.id) in file.done for question in questions)
+    complete = merge_shards(path, [question.id for question in questions], key)
+    total = len(questions)
+    published = benchmark.compare_with_published(data)
+    return Outcome(path, total if complete else done, total, complete, published)
+
+
+def _answer_windows(
+    windows: Sequence[Sequence[BenchmarkQuestion]],
+    file: AnswersFile,
+    ask: Ask,
+    keep: Callable[[BenchmarkQuestion, Any], None],
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Ask the windows that are not finished, and keep the answers that are missing."""
+    total = sum(map(len, windows))
+    reached = sum(str(question.id) in file.done for part in windows for question in part)
+
+    def keep_missing(question: BenchmarkQuestion, result: Any) -> None:
+        nonlocal reached
+        if str(question.id) not in file.done:
+            keep(question, result)
+            reached += 1
             if progress is not None:
                 progress(reached, total)
 
-        def keep(question: Question, result: Any) -> None:
-            if str(question.id) not in file.done:
-                file.write(answer_row(question, result, benchmark=bench.name, model_id=model_id, config=key))
-                tell(1)
-
-        tell()
-        for part in windows:
-            if all(str(question.id) in file.done for question in part):
-                continue
-            try:
-                results = asking(_request(question, decoding.seed) for question in part)
-                for question, result in zip(part, results, strict=True):
-                    keep(question, result)
-            except KeyboardInterrupt as stopped:
-                for i, result in sorted(getattr(stopped, "results", {}).items()):  # of reverse.Interrupted
-                    keep(part[i], result)
-                raise
-        done = sum(str(question.id) in file.done for question in questions)
-    complete = settle(path, [question.id for question in questions], key)
-    total = len(questions)
-    return Outcome(path, total if complete else done, total, complete, bench.published(data))
-
-
-def answers_path(out: str | Path, name: str) -> Path:
-    return Path(out) / f"{name}.jsonl"
+    if progress is not None:
+        progress(reached, total)
+    for part in windows:
+        if all(str(question.id) in file.done for question in part):
+            continue
+        try:
+            for question, result in zip(part, ask(part), strict=True):
+                keep_missing(question, result)
+        except KeyboardInterrupt as stopped:
+            for i, result in sorted(getattr(stopped, "results", {}).items()):  # of reverse.Interrupted
+                keep_missing(part[i], result)
+            raise
 
 
 def question_seed(seed: int, identity: Any) -> int:
-    """Of one question: its own noise, wherever it stands in whichever batch or process."""
+    """The seed of one question: its own noise, whatever its place in a batch or process."""
     return int.from_bytes(hashlib.sha256(f"{seed} {identity}".encode()).digest()[:6], "big")
 
 
-def _request(question: Question, seed: int) -> dict[str, Any]:
-    return {
-        "images": question.picture(),
-        "prompt": question.prompt,
-        "seed": question_seed(seed, question.id),
-    }
-
-
-def _asking(
-    loaded: tuple[Any, Any], decoding: Decoding, settings: Any, config: Mapping[str, Any], max_sequences: int
-) -> Ask:
+def _make_ask(loaded: tuple[Any, Any], config: EvalConfig, settings: Any, max_new_tokens: int) -> Ask:
     from reverse.api import generate_many
 
-    def ask(requests: Iterable[dict[str, Any]]) -> Iterator[Any]:
+    decoding = config.decoding
+
+    def make_request(question: BenchmarkQuestion) -> dict[str, Any]:
+        own = question_seed(decoding.seed, question.id) if decoding.seed_per_question else decoding.seed
+        return {"images": question.picture(), "prompt": question.prompt, "seed": own}
+
+    def ask(questions: Sequence[BenchmarkQuestion]) -> Iterator[Any]:
         return generate_many(
             *loaded,
-            requests,
-            max_sequences=max_sequences,
+            map(make_request, questions),
+            max_sequences=config.max_sequences,
             mode=decoding.mode,
             config=settings,
-            max_new_tokens=config["max_new_tokens"],
+            max_new_tokens=max_new_tokens,
             do_sample=decoding.do_sample,
             temperature=decoding.temperature,
         )
@@ -205,56 +218,64 @@ def _asking(
     return ask
 
 
-def _settled(bench: Bench, model: Any, decoding: Decoding) -> Any:
-    """The ResamplingConfig of a benchmark: defaults of its kind below what the caller wants."""
+def _resolve_settings(benchmark: Benchmark, model: Any, decoding: Decoding) -> Any:
+    """The ResamplingConfig: the defaults of the benchmark's kind, then what the caller wants.
+
+    None if the mode is none of the library: a decoder that `ask` calls.
+    """
     from reverse.decoding.config import ResamplingConfig
     from reverse.models import default_threshold
+    from reverse.modes import MODES
 
-    checking = decoding.mode != "plain"
-    changes: dict[str, Any] = {"yes_no": bench.kind == "yes_no"}
-    changes["open_ended"] = bench.kind == "open" and checking  # a plain model gets no second question
-    changes |= decoding.settings
-    settings = ResamplingConfig().with_changes(changes)
+    if decoding.mode not in MODES:  # another decoder, which `ask` calls
+        return None
+    # A plain model gets no second question after a blank answer.
+    changes: dict[str, Any] = {
+        "yes_no": benchmark.kind == "yes_no",
+        "open_ended": benchmark.kind == "open" and decoding.mode != "plain",
+    }
+    settings = ResamplingConfig().with_changes(changes | dict(decoding.settings))
     threshold = decoding.threshold
     if threshold is None:
         threshold = 0.5 if settings.yes_no else default_threshold(model)
     return replace(settings, threshold=threshold)
 
 
-def _config(
-    bench: Bench, model: Any, decoding: Decoding, settings: Any, model_id: str, data: str | Path
+def _identify(
+    benchmark: Benchmark, model: Any, config: EvalConfig, settings: Any, data: str | Path
 ) -> dict[str, Any]:
-    """All that decides the answers, and nothing else: not batch, processes or device."""
-    fields = {name: value for name, value in asdict(settings).items() if name not in _NOT_DECIDING}
+    """Everything that decides the answers: not batch, processes or device."""
+    from reverse.models.adapters.adapter_card import base_fingerprint
+
+    decoding = config.decoding
+    fields = dict(decoding.settings) if settings is None else asdict(settings)
     if decoding.mode == "plain":
         fields = {}
-    return {
-        "benchmark": bench.name,
-        "questions": bench.digest(data),
-        "model": model_id,
-        "weights": _fingerprint(model),
+    fields.pop("seed", None)  # it stands beside them
+    identity = {
+        "benchmark": benchmark.name,
+        "questions": benchmark.digest(data),
+        "model": config.model_id,
+        "weights": base_fingerprint(model) if hasattr(model, "named_parameters") else "none",
         "dtype": str(getattr(model, "dtype", None)).removeprefix("torch."),
         "mode": decoding.mode,
-        "max_new_tokens": decoding.max_new_tokens or bench.max_new_tokens,
+        "max_new_tokens": decoding.max_new_tokens or benchmark.max_new_tokens,
         "temperature": decoding.temperature if decoding.do_sample else 0.0,
         "seed": decoding.seed,
         **fields,
     }
+    if not decoding.seed_per_question:
+        identity["seed_per_question"] = False
+    if config.checkpoint is not None:
+        identity["checkpoint"] = config.checkpoint
+    return identity
 
 
-def _fingerprint(model: Any) -> str:
-    if not hasattr(model, "named_parameters"):
-        return "none"
-    from reverse.models.adapters.adapter_card import base_fingerprint
-
-    return base_fingerprint(model)
-
-
-def _record(
-    bench: Bench,
+def _describe(
+    benchmark: Benchmark,
     data: str | Path,
-    questions: Sequence[Question],
-    config: Mapping[str, Any],
+    questions: Sequence[BenchmarkQuestion],
+    identity: Mapping[str, Any],
     command: str | None,
 ) -> dict[str, Any]:
     """What NAME.run.json keeps beside the configuration."""
@@ -262,31 +283,25 @@ def _record(
     pictures = list(dict.fromkeys(question.image for question in questions))
     root = Path(data)
     return {
-        "title": bench.title,
-        "config": dict(config),
+        "title": benchmark.title,
+        "config": dict(identity),
         "prompts": list(dict.fromkeys(question.prompt for question in questions))[:3],
-        "data": {name: _digest(path) for name, path in bench.found(root).items() if path.is_file()},
-        "published": bench.published(root),
-        "questions": {"count": len(ids), "sha256": ids_digest(ids), "ids": ids},
-        "images": {"count": len(pictures), "sha256": ids_digest(pictures), "ids": pictures},
-        "versions": [_versions()],
+        "data": {name: sha256(path) for name, path in benchmark.found(root).items() if path.is_file()},
+        "published": benchmark.compare_with_published(root),
+        "questions": {"count": len(ids), "sha256": digest_ids(ids), "ids": ids},
+        "images": {"count": len(pictures), "sha256": digest_ids(pictures), "ids": pictures},
+        "versions": [_find_versions()],
         "command": command or " ".join(sys.argv[:1]),
     }
 
 
-def _digest(path: Path) -> str:
-    from reverse.files.atomic_write import sha256
+def _find_versions() -> dict[str, str]:
+    from reverse import __version__
 
-    return sha256(path)
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in ("reverse-vlm", "torch", "transformers"):
+    found = {"python": platform.python_version(), "reverse-vlm": __version__}
+    for name in ("torch", "transformers"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "not installed"
-    from reverse import __version__
-
-    return found | {"reverse-vlm": __version__}
+    return found

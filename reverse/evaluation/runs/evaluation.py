@@ -10,25 +10,27 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from reverse.errors import DataError, MissingFileError
-from reverse.evaluation.benchmarks import DATA, Bench, named
+from reverse.evaluation.benchmarks import DATA, Benchmark, named
+from reverse.evaluation.reading.answers import read_run_answers
 from reverse.evaluation.runs.answers_files import locked
-from reverse.evaluation.runs.benchmark_run import Decoding, Outcome, Place, place, run
+from reverse.evaluation.runs.benchmark_run import Decoding, EvalConfig, Outcome, Place, place, run
 
-__all__ = ["SCENES", "Plan", "data_root", "evaluate", "evaluate_on_ray", "summary"]
+__all__ = ["SCENES", "Plan", "data_root", "evaluate", "evaluate_on_ray", "summarise"]
 
 SCENES = "scenes"  # as `data`: make them
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that an evaluation is told; plain values, so that it can be sent to other machines."""
+    """All settings of an evaluation, as plain values, so that they can be sent to other machines."""
 
     model: str
-    benches: tuple[str, ...]
+    benchmarks: tuple[str, ...]
     out: str
     data: str = DATA
     decoding: Decoding = field(default_factory=Decoding)
@@ -43,54 +45,46 @@ class Plan:
     command: str | None = None
 
 
-Watch = Callable[[Bench, int, int, int], None]  # (bench, decoding seed, answered, to be answered)
+Watch = Callable[[Benchmark, int, int, int], None]  # (benchmark, decoding seed, answered, to be answered)
 
 
 def evaluate(plan: Plan, at: Place | None = None, watch: Watch | None = None) -> list[Outcome]:
-    """Answer every benchmark of the plan with every decoding seed; what this process left.
+    """Answer every benchmark of the plan with every decoding seed, and return what this process left.
 
-    Raises as `reverse.load` and `run`; all benchmarks' files are looked at before the model is loaded.
+    All benchmarks' files are read before the model is loaded. Raises as `reverse.load` and `run`.
     """
     at = at or place()
-    chosen = named(*plan.benches)
+    chosen = named(*plan.benchmarks)
     root = data_root(plan)
-    for bench in chosen:
-        bench.questions(root, plan.limit)
+    for benchmark in chosen:
+        benchmark.questions(root, plan.limit)
     from reverse.models import load
     from reverse.models.checkpoints.fingerprint import checkpoint_fingerprint
 
     device, dtype = _device(plan.device, at), plan.dtype
     loaded = load(plan.model, device=device, dtype=dtype, require_tokens=plan.decoding.mode != "plain")
-    fingerprint = checkpoint_fingerprint(plan.model)
+    config = EvalConfig(
+        model_id=Path(plan.model).name or plan.model,
+        checkpoint=checkpoint_fingerprint(plan.model),
+        max_sequences=plan.max_sequences,
+        window=plan.window,
+        images=plan.limit,
+        command=plan.command,
+    )
     outcomes = []
-    for bench in chosen:
+    for benchmark in chosen:
         for seed in range(plan.decoding.seed, plan.decoding.seed + plan.decode_seeds):
-            first = seed == plan.decoding.seed
-            outcomes.append(
-                run(
-                    bench,
-                    loaded,
-                    root,
-                    plan.out,
-                    replace(plan.decoding, seed=seed),
-                    model_id=Path(plan.model).name or plan.model,
-                    max_sequences=plan.max_sequences,
-                    window=plan.window,
-                    images=plan.limit,
-                    at=at,
-                    name=bench.name if first else f"{bench.name}.seed{seed}",
-                    progress=None if watch is None else _watching(watch, bench, seed),
-                    command=plan.command,
-                    checkpoint=fingerprint,
-                )
-            )
-    return looked_at_again(outcomes)
+            name = benchmark.name if seed == plan.decoding.seed else f"{benchmark.name}.seed{seed}"
+            own = replace(config, decoding=replace(plan.decoding, seed=seed), name=name)
+            progress = None if watch is None else partial(watch, benchmark, seed)
+            outcomes.append(run(benchmark, loaded, root, plan.out, own, at=at, progress=progress))
+    return refresh_completion(outcomes)
 
 
 def evaluate_on_ray(plan: Plan, workers: int) -> list[Outcome]:
-    """The same on `workers` Ray workers, of one machine or of a cluster that shares the folder `plan.out`.
+    """Run the plan on Ray workers of one machine, or of a cluster that shares the folder `plan.out`.
 
-    Each worker takes one GPU where there are GPUs. Raises ValueError where ray is not installed.
+    Each worker takes one GPU if there are enough. Raises DataError if ray is not installed or a worker fails.
     """
     try:
         import ray
@@ -104,32 +98,26 @@ def evaluate_on_ray(plan: Plan, workers: int) -> list[Outcome]:
         plan = replace(plan, model=os.path.abspath(plan.model))
     ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level="error")
     gpus = 1 if ray.cluster_resources().get("GPU", 0) >= workers else 0
-    work = ray.remote(num_gpus=gpus, max_retries=3)(_on_ray)  # a worker that dies is started again
+    work = ray.remote(num_gpus=gpus, max_retries=3)(evaluate)  # a worker that dies is started again
     try:
         found = ray.get([work.remote(plan, Place(rank, workers)) for rank in range(workers)])
     except ray.exceptions.RayTaskError as error:
         raise DataError(f"a worker failed: {error.cause}") from error
-    return looked_at_again(found[0])
+    return refresh_completion(found[0])
 
 
-def looked_at_again(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """The same after what other processes finished since: whoever ends last sees that all is there."""
-    from reverse.evaluation.runs.answers_reading import read_answers
-
+def refresh_completion(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Mark runs as complete that other processes have finished since."""
     now = []
     for outcome in outcomes:
-        if not outcome.complete and outcome.path.exists() and not read_answers(outcome.path).missing:
+        if not outcome.complete and outcome.path.exists() and not read_run_answers(outcome.path).missing:
             outcome = replace(outcome, done=outcome.total, complete=True)
         now.append(outcome)
     return now
 
 
-def _on_ray(plan: Plan, at: Place) -> list[Outcome]:
-    return evaluate(plan, at)
-
-
 def data_root(plan: Plan) -> Path:
-    """Where the benchmarks' files are; scenes are made in OUT/data by the first process that comes."""
+    """The folder of the benchmarks' files; the first process that comes makes scenes in OUT/data."""
     if plan.data != SCENES:
         root = Path(plan.data)
         if not root.is_dir():
@@ -150,12 +138,8 @@ def data_root(plan: Plan) -> Path:
     return root
 
 
-def _watching(watch: Watch, bench: Bench, seed: int) -> Callable[[int, int], None]:
-    return lambda done, total: watch(bench, seed, done, total)
-
-
 def _device(asked: str | None, at: Place) -> str:
-    """One device a process, where nobody said otherwise."""
+    """The device that was asked for; by default one GPU for each process."""
     import torch
 
     from reverse.models.devices import check_device
@@ -167,13 +151,11 @@ def _device(asked: str | None, at: Place) -> str:
     return f"cuda:{at.local_rank % torch.cuda.device_count()}"
 
 
-def summary(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """What stands in each file: counts that go beside every score."""
-    from reverse.evaluation.runs.answers_reading import read_answers
-
+def summarise(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """Counts of each answers file, to be printed."""
     rows = []
     for outcome in outcomes:
-        answers = read_answers(outcome.path).rows if outcome.path.exists() else []
+        answers = read_run_answers(outcome.path).rows if outcome.path.exists() else []
         kept = sum(row["usage"]["kept"] for row in answers)
         made = kept + sum(row["usage"]["discarded"] for row in answers)
         rows.append(

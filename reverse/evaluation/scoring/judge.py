@@ -30,7 +30,15 @@ from reverse.evaluation.reading.markup import LONGEST, without_reasoning
 from reverse.evaluation.stats.scored_tables import Table
 from reverse.files.text_reading import MAX_DEPTH, is_deeper
 
-__all__ = ["MOST_WITHOUT_VERDICT", "Judge", "Verdicts", "chat", "object_in", "refuse_without_verdicts"]
+__all__ = [
+    "MOST_WITHOUT_VERDICT",
+    "Judge",
+    "Verdicts",
+    "find_object",
+    "make_chat",
+    "refuse_without_verdicts",
+    "require_judge",
+]
 
 REPLIES = 3  # for one answer, the first included
 IN_A_ROW = 20  # answers without a reply, one after the other: the server is gone
@@ -164,7 +172,7 @@ async def _verdict(
     known = client.cached(chat)
     if known is not None:
         try:
-            value = read(object_in(known.text))
+            value = read(find_object(known.text))
         except ValueError:
             pass  # of a program that kept what gave no verdict: asked again
         else:
@@ -183,7 +191,7 @@ async def _verdict(
         )
         tokens_in, tokens_out = tokens_in + reply.tokens_in, tokens_out + reply.tokens_out
         try:
-            value = read(object_in(reply.text))
+            value = read(find_object(reply.text))
         except ValueError as error:
             why = plain_line(str(error))
             spent["garbage"] += 1
@@ -214,7 +222,7 @@ def refuse_without_verdicts(table: Table) -> None:
     )
 
 
-def object_in(text: str) -> dict[str, Any]:
+def find_object(text: str) -> dict[str, Any]:
     """The JSON object of a reply, with or without words or a code fence around it, thoughts taken off.
 
     Raises ValueError where there is none, or more than one that says something else, and for a reply that is
@@ -251,9 +259,16 @@ def _refuse_constant(name: str) -> Any:
     raise DataError(f"{name} is no JSON")
 
 
-def chat(system: str, fields: Mapping[str, Any]) -> list[dict[str, str]]:
+def make_chat(system: str, fields: Mapping[str, Any]) -> list[dict[str, str]]:
     """What a judge is shown of one answer: its task, and the fields as JSON."""
     return [
         {"role": "system", "content": system},
         {"role": "user", "content": json.dumps(fields, ensure_ascii=False, indent=1)},
     ]
+
+
+def require_judge(judge: Judge | None, benchmark: str) -> Judge:
+    """The judge. Raises DataError if none is given."""
+    if judge is None:
+        raise DataError(f"{benchmark} is scored by a judge: give one, such as Judge.from_environment(cache)")
+    return judge

@@ -6,8 +6,9 @@ import random
 import numpy as np
 import pytest
 
-from reverse.evaluation.scoring import amber, score_file
-from reverse.evaluation.scoring.scored_rows import read_answers
+from reverse.evaluation.benchmarks import amber
+from reverse.evaluation.reading.answers import read_answers
+from reverse.evaluation.runs.scoring import score_file
 from tests.evaluation.scoring import oracle
 from tests.evaluation.scoring.making import mutated, row, write_answers, yes_no
 
@@ -80,7 +81,7 @@ def test_caption_parity(made, tmp_path, close):
     """2,000 captions: the four figures as printed, and within rounding as reported."""
     folder, items, captions, _ = made
     answers = read_answers(write_answers(tmp_path / "a.jsonl", captions))
-    table, metrics = amber.score(answers, folder, close=close)
+    table, metrics = amber.score_captions(answers, folder, close=close)
     wanted = oracle.amber_captions([c["text"] for c in captions], items[:CAPTIONS], RELATION, SAFE, close)
     assert table.notes["published"] == wanted
     found = figures((table, metrics))
@@ -97,7 +98,7 @@ def test_an_item_without_objects(made, tmp_path):
         for name in ("relation.json", "safe_words.txt"):
             (tmp_path / name).write_text((made[0] / name).read_text())
         answers = read_answers(write_answers(tmp_path / "a.jsonl", [row(1, "A dog by a car.", "1.jpg")]))
-        table, _ = amber.score(answers, tmp_path, close=similar)
+        table, _ = amber.score_captions(answers, tmp_path, close=similar)
         assert table.notes["published"] == oracle.amber_captions(
             ["A dog by a car."], [item], RELATION, SAFE, similar
         )

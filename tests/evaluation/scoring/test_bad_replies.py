@@ -15,7 +15,8 @@ from reverse.data.negatives.negative_prompt import read_reply
 from reverse.endpoints.bounded_replies import MAX_REPLY_BYTES
 from reverse.endpoints.client import ChatClient, Endpoint, UnansweredError
 from reverse.endpoints.reply_cache import Reply, ReplyCache
-from reverse.evaluation.scoring import judge, mmhal
+from reverse.evaluation.benchmarks import mmhal
+from reverse.evaluation.scoring import judge
 
 
 class Server(ThreadingHTTPServer):
@@ -155,7 +156,7 @@ def test_halves_of_surrogate_pairs_can_be_sent(serve, tmp_path):
     """An answer or a reply with half an emoji could not be encoded, and would end the run."""
     server = serve(lambda h, chat: h.give(completion('"\ud83d')))
     one = judge.Judge(Endpoint(server.url, "m", attempts=1), tmp_path / "c")
-    found = one.ask([judge.chat("s", {"answer": "half \ud83d"})], mmhal.read_rating)
+    found = one.ask([judge.make_chat("s", {"answer": "half \ud83d"})], mmhal.read_rating)
     assert found.values == [None] and found.failures[0].startswith("garbage")
     assert len(server.chats) == judge.REPLIES and "\ufffd" in str(server.chats[1])
 
@@ -172,7 +173,7 @@ def judged(server, path, chats, **settings):
     """Verdicts on answers by number, each in a chat of its own."""
     endpoint = Endpoint(server.url, "m", timeout=5.0, attempts=2, backoff=0.001)
     one = judge.Judge(endpoint, path, **settings)
-    return one.ask([judge.chat("s", {"answer": n}) for n in range(chats)], mmhal.read_rating)
+    return one.ask([judge.make_chat("s", {"answer": n}) for n in range(chats)], mmhal.read_rating)
 
 
 def number(chat):
@@ -264,7 +265,7 @@ def test_one_refusal_among_replies_is_one_failure(serve, tmp_path):
 def test_hostile_verdicts(text):
     """A megabyte of braces would be read in quadratic time, a deep value end the run."""
     with pytest.raises(ValueError) as caught:
-        mmhal.read_rating(judge.object_in(text))
+        mmhal.read_rating(judge.find_object(text))
     assert len(str(caught.value)) < 200
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from reverse.data.scenes import write_scenes
+from reverse.evaluation.benchmarks import ScoringOptions, chair
 from reverse.evaluation.reading import chair_words, coco_truth
-from reverse.evaluation.scoring import chair, score_file
-from reverse.evaluation.scoring.scored_rows import read_answers
+from reverse.evaluation.reading.answers import read_answers
+from reverse.evaluation.runs.scoring import score_file
 from tests.evaluation.scoring import oracle
 from tests.evaluation.scoring.making import captions, row, write_answers
 
@@ -271,7 +272,7 @@ def test_questions_beside_the_truth_must_be_answered(made, tmp_path):
             score_file(path, folder, "chair")
         own = write_answers(tmp_path / "own.jsonl", [rows[0], row("mine", "A dog.", rows[1]["image_id"])])
         assert "own" in score_file(own, folder, "chair")[0].notes["questions"]
-        assert len(chair.score(read_answers(path), folder, partial=True)[0].clusters) == 2
+        assert len(chair.score(read_answers(path), folder, ScoringOptions(partial=True))[0].clusters) == 2
     finally:
         questions.unlink()
 

@@ -5,11 +5,10 @@ import json
 import pytest
 
 from reverse.evaluation import benchmarks
-from reverse.evaluation.benchmarks.picture_lookup import Pictures
 from reverse.evaluation.reading import coco_truth
-from reverse.evaluation.runs.answers_reading import read_answers as read_run_answers
-from reverse.evaluation.scoring import score_file
-from reverse.evaluation.scoring.scored_rows import read_answers
+from reverse.evaluation.reading.answers import read_answers, read_run_answers
+from reverse.evaluation.reading.file_lookup import Pictures
+from reverse.evaluation.runs.scoring import score_file
 from reverse.files.entries import read_entries
 from tests.evaluation.scoring.making import row, write_answers
 

@@ -13,7 +13,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from reverse.endpoints.client import Endpoint
-from reverse.evaluation.scoring import haloquest, judge, mmhal, score_file
+from reverse.evaluation.benchmarks import haloquest, mmhal
+from reverse.evaluation.runs.scoring import score_file
+from reverse.evaluation.scoring import judge
 from tests.evaluation.scoring.making import row, write_answers
 
 SECRET = "a rejected phrase that no judge may see"
@@ -302,7 +304,7 @@ def test_names_of_the_environment(monkeypatch, tmp_path):
 def test_replies_without_one_object(text):
     """Half a reply, or two verdicts, would be taken for one."""
     with pytest.raises(ValueError):
-        judge.object_in(text)
+        judge.find_object(text)
 
 
 def test_ratings_that_are_none():

@@ -6,7 +6,7 @@ import numpy as np
 
 from reverse.data.scenes.benchmark_files import write_benchmarks
 from reverse.evaluation import benchmarks
-from reverse.evaluation.scoring import score_file
+from reverse.evaluation.runs.scoring import score_file
 from tests.evaluation.scoring.making import row, write_answers
 
 

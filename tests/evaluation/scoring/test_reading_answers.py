@@ -4,9 +4,11 @@ import json
 
 import pytest
 
+from reverse.evaluation.benchmarks import amber, mme
+from reverse.evaluation.benchmarks.pope import read_pope
 from reverse.evaluation.reading.markup import LONGEST, plain, without_reasoning
-from reverse.evaluation.scoring import amber, mme, score_file
-from reverse.evaluation.scoring.yes_no_scoring import read_amber, read_mme, read_pope, strict
+from reverse.evaluation.reading.yes_no import read_strictly
+from reverse.evaluation.runs.scoring import score_file
 from tests.evaluation.scoring.making import row, write_answers
 
 
@@ -57,18 +59,18 @@ from tests.evaluation.scoring.making import row, write_answers
 )
 def test_strict_readings(text, reading):
     """Reasoning that says no before an answer of yes would be the answer; another language would be a no."""
-    assert strict(text) == reading
+    assert read_strictly(text) == reading
 
 
 def test_published_readings_stay_as_they_are():
     """The figures that everybody reports come of the letters, reasoning and markup included."""
     text = "<think>no</think>Yes"
-    assert (read_pope("<think> no </think>Yes"), read_amber(text), read_mme("**Yes**")) == (
+    assert (read_pope("<think> no </think>Yes"), amber.read_amber(text), mme.read_mme("**Yes**")) == (
         "no",
         "yes",
         "other",
     )
-    assert read_amber("Nein, keine Ahnung, no") == "no" and read_pope("是") == "yes"
+    assert amber.read_amber("Nein, keine Ahnung, no") == "no" and read_pope("是") == "yes"
 
 
 def test_reasoning_is_taken_off():
@@ -86,7 +88,7 @@ def test_reasoning_is_taken_off():
 )  # fmt: skip
 def test_hostile_answers_are_read(piece):
     """A megabyte of markup would be read in quadratic time, or deep brackets raise."""
-    assert strict(piece * (1_000_000 // len(piece))) in ("empty", "other", "yes", "no", "unread")
+    assert read_strictly(piece * (1_000_000 // len(piece))) in ("empty", "other", "yes", "no", "unread")
     assert len(plain(piece * 1000)) <= max(LONGEST, 1000 * len(piece))
 
 
@@ -110,7 +112,7 @@ def test_what_is_not_read_is_reported(tmp_path):
 
     items = [{"id": n, "type": "discriminative-hallucination", "truth": labels[n]} for n in range(4)]
     (tmp_path / "annotations.json").write_text(json.dumps(items))
-    found = figures(amber.score(read(tmp_path, rows), tmp_path, benchmark="amber-d"))
+    found = figures(amber.score_questions(read(tmp_path, rows), tmp_path))
     assert found["not_read"] == 0.5 and found["strict_recall"] == 0.5  # "no" is positive: 否 is none
 
     lines = [
@@ -132,6 +134,6 @@ def test_what_is_not_read_is_reported(tmp_path):
 
 
 def read(folder, rows):
-    from reverse.evaluation.scoring.scored_rows import read_answers
+    from reverse.evaluation.reading.answers import read_answers
 
     return read_answers(write_answers(folder / "a.jsonl", rows))

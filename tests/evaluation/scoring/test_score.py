@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 
 from reverse.cli import app
 from reverse.data.scenes import write_scenes
-from reverse.evaluation.scoring import score_file
-from reverse.evaluation.scoring.scored_rows import read_answers
+from reverse.evaluation.reading.answers import read_answers
+from reverse.evaluation.runs.scoring import score_file
 from reverse.evaluation.stats.scored_tables import load_scored
 from tests.evaluation.scoring.making import row, write_answers
 

@@ -41,7 +41,7 @@ def test_saved_into_a_folder_that_is_not_there(pope):
 def test_a_place_that_cannot_be_written_is_refused_first(pope, monkeypatch):
     """An answer file of thousands would be judged, and then there is nowhere to write."""
     answers, folder = pope
-    monkeypatch.setattr("reverse.evaluation.scoring.score_file", lambda *_, **__: pytest.fail("scored"))
+    monkeypatch.setattr("reverse.evaluation.runs.scoring.score_file", lambda *_, **__: pytest.fail("scored"))
     result = run("score", answers, "--truth", folder, "--save", folder)
     assert result.exit_code == 2 and "is a folder: name a file" in result.stderr
     result = run("score", answers, "--truth", folder, "--save", answers / "table.json")

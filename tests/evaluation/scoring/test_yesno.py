@@ -9,7 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reverse.evaluation.scoring import mme, score_file, yes_no_scoring
+from reverse.evaluation.benchmarks import amber, mme
+from reverse.evaluation.benchmarks.pope import read_pope
+from reverse.evaluation.reading.yes_no import read_strictly
+from reverse.evaluation.runs.scoring import score_file
 from reverse.evaluation.stats.scored_tables import load_scored, save_scored
 from tests.evaluation.scoring import oracle
 from tests.evaluation.scoring.making import row, write_answers, yes_no
@@ -27,7 +30,7 @@ def figures(scored):
 
 # ---------------------------------------------------------------------- readings
 @pytest.mark.parametrize(
-    ("text", "pope", "amber", "mme_", "strict"),
+    ("text", "by_pope", "by_amber", "by_mme", "by_words"),
     [
         ("Yes", "yes", "yes", "yes", "yes"),
         ("No, there is not.", "no", "no", "no", "no"),
@@ -50,15 +53,15 @@ def figures(scored):
         ("Unable to answer directly due to false premises.", "yes", "other", "other", "other"),
     ],
 )
-def test_readings(text, pope, amber, mme_, strict):
+def test_readings(text, by_pope, by_amber, by_mme, by_words):
     """The published readings would be mended by mistake, or the strict one would share their slips."""
     read = (
-        yes_no_scoring.read_pope(text),
-        yes_no_scoring.read_amber(text),
-        yes_no_scoring.read_mme(text),
-        yes_no_scoring.strict(text),
+        read_pope(text),
+        amber.read_amber(text),
+        mme.read_mme(text),
+        read_strictly(text),
     )
-    assert read == (pope, amber, mme_, strict)
+    assert read == (by_pope, by_amber, by_mme, by_words)
 
 
 # ---------------------------------------------------------------------- POPE
@@ -115,7 +118,7 @@ def test_pope_parity(pope, tmp_path):
         assert found[name] == pytest.approx(np.mean([wanted[s][name] for s in SETTINGS]), abs=1e-7)
     assert table.notes["readings_differ"] > 0 and found["strict_accuracy"] != found["accuracy"]
     assert found["no_answer"] == pytest.approx(
-        np.mean([yes_no_scoring.strict(a["text"]) in ("other", "empty") for a in answers])
+        np.mean([read_strictly(a["text"]) in ("other", "empty") for a in answers])
     )
 
 
@@ -239,7 +242,7 @@ def test_mme_stored_tables_are_read_again(mme_files, tmp_path):
     assert figures(load_scored(tmp_path / "t.json")) == figures((table, metrics))
     # … by a process that has scored nothing, such as `reverse compare`
     script = (
-        "from reverse.evaluation.stats.scored_tables import load; "
+        "from reverse.evaluation.stats.scored_tables import load_scored; "
         f"print(len(load_scored({str(tmp_path / 't.json')!r})[1]))"
     )
     read = subprocess.run(

@@ -1,41 +1,47 @@
-"""CHAIR: how much of what a caption names is not in the picture (https://arxiv.org/abs/1809.02156).
-
-    table, metrics = score(read_answers("answers.jsonl"), "playground/data/eval/chair_mscoco")
+"""CHAIR (https://arxiv.org/abs/1809.02156): how much of what a caption names is not in the picture.
 
 Word for word the evaluator that published results use: tokens, tags and lemmas of NLTK, double words, the
-synonyms of the 80 objects; every mention counts, repeats included; the truth of an image is its instances and
-whatever its five reference captions name. Differences, each tested:
+synonyms of the 80 objects. Every mention counts, repeats included. The truth of an image is its instances and
+what its five reference captions name. Differences from that script, each tested:
 
 - An image that is not in the truth, or has neither an instance nor a caption there, is an error; in the
   published script everything said about it is wrong.
-- No 1e-8 in denominators: without any mention CHAIRi is not defined (NaN), not 0.
+- There is no 1e-8 in denominators: without any mention CHAIRi is not defined (NaN), not 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from reverse.errors import DataError
+from reverse.evaluation.benchmarks.benchmark import (
+    COCO_IMAGES,
+    DEFAULT_SCORING,
+    Benchmark,
+    PublishedFile,
+    QuestionRow,
+    ScoringOptions,
+    make_row,
+)
 from reverse.evaluation.reading import english_words
+from reverse.evaluation.reading.answers import Answer, leave_out_longer
 from reverse.evaluation.reading.chair_words import mentions
-from reverse.evaluation.reading.coco_truth import PLACES, Truth, coco_truth
-from reverse.evaluation.scoring.scored_rows import (
-    Answer,
-    all_answered,
-    leave_out_longer,
-    listed,
-    locate,
+from reverse.evaluation.reading.coco_truth import PLACES, CocoTruth, coco_truth
+from reverse.evaluation.reading.file_lookup import find_files
+from reverse.evaluation.scoring.answer_table import (
+    list_names,
     make_table,
-    same_image,
+    refuse_incomplete,
+    refuse_other_picture,
 )
 from reverse.evaluation.stats.scored_tables import Metric, Table, ratio
 from reverse.files.cell_values import read_id
 from reverse.files.entries import read_entries
 
-__all__ = ["METRICS", "score"]
+__all__ = ["CHAIR", "METRICS", "score"]
 
 METRICS = (
     ratio("chair_i", "wrong", "mentions", "low", title="CHAIRi"),
@@ -46,31 +52,32 @@ METRICS = (
 _QUESTIONS = "chair-500.jsonl"
 
 
-def score(
-    answers: Sequence[Answer],
-    truth: str | Path,
-    partial: bool = False,
-    workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> tuple[Table, list[Metric]]:
-    """One row an answer: wrong and all mentions, objects of the image, those named, words.
+def read_questions(files: Mapping[str, Path]) -> Iterator[QuestionRow]:
+    """chair-500.jsonl: question_id, image, text."""
+    return map(make_row, read_entries(files["questions"]))
 
-    Raises ValueError for an image that is not in the truth, and, where the published list of questions lies
-    beside the truth and the answers are to it, for questions without an answer.
+
+def score(
+    answers: Sequence[Answer], truth: str | Path, options: ScoringOptions = DEFAULT_SCORING
+) -> tuple[Table, list[Metric]]:
+    """One row an answer: wrong and all mentions, objects of the image, objects named, words.
+
+    Raises DataError for an image that is not in the truth. If the published list of questions lies beside the
+    truth and the answers are to it, questions without an answer are refused too.
     """
-    questions = locate(truth, PLACES, [_QUESTIONS])
+    questions = find_files(truth, PLACES, [_QUESTIONS])
     entries = [entry for path in questions for entry in read_entries(path)]
     asked = {str(read_id(entry.id("question_id"))): entry.row.get("image") for entry in entries}
     ours = [answer for answer in answers if answer.question_id in asked]
-    # more than half to the list: its answers, and those that are none of it a mistake
+    # If more than half answer the list, the others are a mistake.
     published = 2 * len(ours) > len(answers)
     if published:
-        all_answered("CHAIR", asked, answers, partial)
+        refuse_incomplete("CHAIR", asked, answers, options.partial)
         for answer in answers:
-            same_image(answer, asked[answer.question_id])
-    answers = leave_out_longer(answers, english_words.LONGEST, "word by word")
-    known = coco_truth(truth, workers, progress)
-    places = _places(answers, known, truth)
+            refuse_other_picture(answer, asked[answer.question_id])
+    answers = leave_out_longer(answers, english_words.LONGEST)
+    known = coco_truth(truth, options.workers, options.progress)
+    places = _find_places(answers, known, truth)
     counts = np.array(
         [_count(answer.text, known.objects_at(place)) for answer, place in zip(answers, places, strict=True)],
         float,
@@ -86,10 +93,10 @@ def score(
     return make_table("chair", answers, columns, notes=notes), list(METRICS)
 
 
-def _places(answers: Sequence[Answer], known: Truth, truth: str | Path) -> list[int]:
-    """Where the image of each answer stands in the truth.
+def _find_places(answers: Sequence[Answer], known: CocoTruth, truth: str | Path) -> list[int]:
+    """The place of each answer's image in the truth.
 
-    Raises ValueError for images that are not there, that may be several, or that nobody has annotated.
+    Raises DataError for images that are not there, that may be several, or that nobody has annotated.
     """
     places: list[int] = []
     unknown = []
@@ -104,12 +111,13 @@ def _places(answers: Sequence[Answer], known: Truth, truth: str | Path) -> list[
         hint = (
             "these are no answers about its images" if len(unknown) == len(answers) else "wrong annotations?"
         )
-        raise DataError(f"{len(unknown)} images are not in the truth {truth}: {listed(unknown)}; {hint}")
+        raise DataError(f"{len(unknown)} images are not in the truth {truth}: {list_names(unknown)}; {hint}")
     bare = [answer.image for answer, place in zip(answers, places, strict=True) if not known.annotated[place]]
     if bare:
         raise DataError(
             f"{len(bare)} images have neither an instance nor a caption in the truth {truth}: "
-            f"{listed(bare)}; all that is said about them would be wrong: give the annotations of their set"
+            f"{list_names(bare)}; all that is said about them would be wrong: give the annotations of "
+            "their set"
         )
     return places
 
@@ -132,3 +140,37 @@ def _published(columns: dict[str, np.ndarray]) -> dict[str, str]:
         "Len": 0.01 * total["words"] / answers,
     }
     return {name: f"{value * 100:.2f}" for name, value in figures.items()}
+
+
+_SOURCE = "COCO 2014 (cocodataset.org)"
+
+
+def _annotations(name: str) -> PublishedFile:
+    places = tuple(f"{folder}/annotations/{name}_val2014.json" for folder in ("chair_mscoco/coco", "coco"))
+    return PublishedFile(
+        places, f"COCO {name}, the truth", f"{_SOURCE}, annotations_trainval2014.zip", "score"
+    )
+
+
+CHAIR = Benchmark(
+    name="chair",
+    title="CHAIR-MSCOCO",
+    aliases=("chair-mscoco",),
+    kind="caption",
+    files={
+        "questions": PublishedFile(
+            (f"chair_mscoco/{_QUESTIONS}",),
+            "500 questions",
+            "evaluation bundle of the published REVERSE code",
+        ),
+        "instances": _annotations("instances"),
+        "captions": _annotations("captions"),
+    },
+    images=COCO_IMAGES,
+    images_source=f"{_SOURCE}, val2014.zip",
+    read_questions=read_questions,
+    score=score,
+    holds_truth=lambda truth, _: bool(find_files(truth, PLACES, ["instances*.json"])),
+    needs="words",
+    count=500,
+)

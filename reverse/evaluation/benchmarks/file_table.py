@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from reverse.evaluation.benchmarks.benchmark import Bench
+from reverse.evaluation.benchmarks.benchmark import Benchmark
 
-__all__ = ["where"]
+__all__ = ["tabulate_files"]
 
 
-def where(benches: Sequence[Bench], root: str | Path) -> tuple[Any, list[str]]:
+def tabulate_files(chosen: Sequence[Benchmark], root: str | Path) -> tuple[Any, list[str]]:
     """A Rich table of files and picture folders, and the names of the benchmarks that can be run."""
     from rich.table import Table
 
@@ -21,12 +21,12 @@ def where(benches: Sequence[Bench], root: str | Path) -> tuple[Any, list[str]]:
         table.add_column(column, overflow="fold", no_wrap=column == "file or folder")
     table.add_column("", no_wrap=True)
     ready = []
-    for bench in benches:
-        found = bench.found(root)
-        folder = bench.image_folder(root)
-        absent, stopping = bench.missing(root, ("run", "score")), bench.missing(root)
-        other = {name for names in bench.alternatives for name in names}
-        for number, (name, file) in enumerate(bench.files.items()):
+    for benchmark in chosen:
+        found = benchmark.found(root)
+        folder = benchmark.image_folder(root)
+        absent, stopping = benchmark.missing(root, ("run", "score")), benchmark.missing(root)
+        other = {name for names in benchmark.alternatives for name in names}
+        for number, (name, file) in enumerate(benchmark.files.items()):
             place = found[name].relative_to(root).as_posix() if name in found else file.places[0]
             if name in found:
                 state = "[green]there[/]"
@@ -36,17 +36,16 @@ def where(benches: Sequence[Bench], root: str | Path) -> tuple[Any, list[str]]:
                 state = "[red]this or another[/]" if name in other else "[red]missing[/]"
             else:
                 state = "[yellow]missing, to score[/]"
-            table.add_row(bench.name if number == 0 else "", place, file.what, file.source, state)
-        inside = "parquet" in found and folder is None
-        shown = "inside the parquet files" if inside else _short(folder, root) or bench.images[0] + "/"
+            table.add_row(benchmark.name if number == 0 else "", place, file.description, file.source, state)
+        inside = benchmark.pictures_in in found and folder is None
+        if inside:
+            shown = f"inside the {benchmark.pictures_in} files"
+        elif folder is not None:
+            shown = folder.relative_to(root).as_posix() + "/"
+        else:
+            shown = benchmark.images[0] + "/"
         state = "[green]there[/]" if folder or inside else "[red]missing[/]"
-        table.add_row("", shown, "pictures", bench.images_source, state, end_section=True)
-        if not bench.missing(root) and (folder or inside):
-            ready.append(bench.name)
+        table.add_row("", shown, "pictures", benchmark.images_source, state, end_section=True)
+        if not benchmark.missing(root) and (folder or inside):
+            ready.append(benchmark.name)
     return table, ready
-
-
-def _short(folder: Path | None, root: Path) -> str:
-    if folder is None:
-        return ""
-    return folder.relative_to(root).as_posix() + "/"

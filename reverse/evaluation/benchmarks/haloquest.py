@@ -1,7 +1,7 @@
 """HaloQuest (https://arxiv.org/abs/2407.15680): a judge says whether an answer is right.
 
-    judge = Judge.from_environment("judge.jsonl")
-    table, metrics = score(answers, "playground/data/eval/haloquest", judge)
+    options = ScoringOptions(judge=Judge.from_environment("judge.jsonl"))
+    table, metrics = score(answers, "playground/data/eval/haloquest", options)
 
 The rules are the published ones, the prompt our own (PROMPT names its version, which belongs to every score).
 Differences from the script that published results came from, each tested: the judge sees the answer's text,
@@ -11,24 +11,38 @@ wrong and is counted as failed, where it was left out of the denominator; the ot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from reverse.errors import DataError, MissingFileError
-from reverse.evaluation.scoring.judge import Judge, chat
-from reverse.evaluation.scoring.scored_rows import Answer, all_answered, locate, make_table, same_image
-from reverse.evaluation.scoring.yes_no_scoring import by_group
+from reverse.evaluation.benchmarks.benchmark import (
+    DEFAULT_SCORING,
+    SHARED_IMAGES,
+    Benchmark,
+    PublishedFile,
+    QuestionRow,
+    ScoringOptions,
+    make_row,
+    read_items,
+)
+from reverse.evaluation.reading.answers import Answer
+from reverse.evaluation.reading.file_lookup import find_files
+from reverse.evaluation.scoring.answer_table import make_table, refuse_incomplete, refuse_other_picture
+from reverse.evaluation.scoring.judge import make_chat, require_judge
+from reverse.evaluation.scoring.yes_no_counts import split_by_group
 from reverse.evaluation.stats.scored_tables import Metric, Table, ratio
-from reverse.files.cell_values import describe, read_id
-from reverse.files.entries import read_entries
+from reverse.files.cell_values import describe
+from reverse.files.entries import Entry, read_entries
 
-__all__ = ["PROMPT", "messages", "read_verdict", "score"]
+__all__ = ["HALOQUEST", "PROMPT", "make_messages", "read_verdict", "score"]
 
 PROMPT = "haloquest-1"
-PLACES = ("haloquest", "HaloQuest", ".")  # as running looks for them
+PLACES = ("haloquest", "HaloQuest", ".")  # of the truth, under a root or in the folder itself
+_QUESTIONS = "haloquest-eval.jsonl"
+_TYPES = ("hallucination_type", "image_type")
 _SYSTEM = """You decide whether a model's answer to a question about a picture is correct. You do not see \
 the picture; the reference answers are right. Several of them may be given: agreeing with one is enough.
 
@@ -48,24 +62,27 @@ Reply with one JSON object and nothing else: \
 or false>}"""
 
 
+def read_questions(files: Mapping[str, Path]) -> Iterator[QuestionRow]:
+    """haloquest-eval.jsonl: question_id, image, text, answer, hallucination_type, image_type."""
+    for entry in read_entries(files["questions"]):
+        yield make_row(entry, {key: entry.row[key] for key in _TYPES if key in entry.row})
+
+
 def score(
-    answers: Sequence[Answer],
-    truth: str | Path,
-    judge: Judge,
-    partial: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    answers: Sequence[Answer], truth: str | Path, options: ScoringOptions = DEFAULT_SCORING
 ) -> tuple[Table, list[Metric]]:
     """One row an answer: right, at worst and at best for those without a verdict; by type of question.
 
-    Raises FileNotFoundError without the questions, ValueError for answers to others, and as the judge does.
+    Raises MissingFileError without the questions, DataError for answers to others, and as the judge does.
     """
-    items = _items(truth)
-    all_answered("HaloQuest", items, answers, partial)
+    judge = require_judge(options.judge, "haloquest")
+    items = _read_truth(truth)
+    refuse_incomplete("HaloQuest", items, answers, options.partial)
     asked = [items[answer.question_id] for answer in answers]
     for item, answer in zip(asked, answers, strict=True):
-        same_image(answer, item.get("image"))
-    chats = [messages(item, answer.text) for item, answer in zip(asked, answers, strict=True)]
-    verdicts = judge.ask(chats, read_verdict, progress)
+        refuse_other_picture(answer, item["image"])
+    chats = [make_messages(item, answer.text) for item, answer in zip(asked, answers, strict=True)]
+    verdicts = judge.ask(chats, read_verdict, options.progress)
     given = verdicts.values
     columns = {
         "right": np.array([v or 0.0 for v in given]),
@@ -80,10 +97,10 @@ def score(
         )
     metrics.append(ratio("failed", "failed", "asked", "low", title="without a verdict"))
     base = dict(columns)
-    for key in ("hallucination_type", "image_type"):
-        kinds = [str(item.get(key, "")) for item in asked]
+    for key in _TYPES:
+        kinds = [item[key] for item in asked]
         present = list(dict.fromkeys(kind for kind in kinds if kind))
-        columns |= by_group(base, kinds, present)
+        columns |= split_by_group(base, kinds, present)
         metrics += [
             ratio(f"accuracy@{kind}", f"right@{kind}", f"asked@{kind}", "high", title=f"{kind} accuracy")
             for kind in present
@@ -91,14 +108,10 @@ def score(
     return make_table("haloquest", answers, columns, notes=judge.notes(verdicts, PROMPT)), metrics
 
 
-def messages(item: Mapping[str, Any], answer: str) -> list[dict[str, str]]:
+def make_messages(item: Mapping[str, Any], answer: str) -> list[dict[str, str]]:
     """The chat about one answer: its text and what the benchmark knows, as JSON."""
-    fields = {
-        "question": item["text"],
-        "reference answers": item["answer"],
-        "answer of the model": answer,
-    }
-    return chat(_SYSTEM, fields)
+    fields = {"question": item["text"], "reference answers": item["answer"], "answer of the model": answer}
+    return make_chat(_SYSTEM, fields)
 
 
 def read_verdict(reply: Mapping[str, Any]) -> float:
@@ -111,24 +124,40 @@ def read_verdict(reply: Mapping[str, Any]) -> float:
     return float(verdict)
 
 
-def _items(truth: str | Path) -> dict[str, Mapping[str, Any]]:
-    found = locate(truth, PLACES, ["haloquest-eval.jsonl"])
+def _read_truth(truth: str | Path) -> dict[str, dict[str, Any]]:
+    found = find_files(truth, PLACES, [_QUESTIONS])
     if not found:
         raise MissingFileError(
-            f"no haloquest-eval.jsonl under {truth}: it holds question_id, image, text, answer, "
-            f"hallucination_type"
+            f"no {_QUESTIONS} under {truth}: it holds question_id, image, text, answer, hallucination_type"
         )
-    items: dict[str, Mapping[str, Any]] = {}
-    for entry in read_entries(found[0]):
-        name = str(read_id(entry.id("question_id")))
-        if name in items:
-            raise DataError(f"{entry.where}: id {name!r} stands in an earlier entry too: keep one of them")
-        several = isinstance(entry.row.get("answer"), list)
-        kinds = ("hallucination_type", "image_type")
-        items[name] = {
-            "text": entry.text("text"),
-            "answer": entry.texts("answer") if several else entry.text("answer"),
-            "image": entry.text("image") if "image" in entry.row else "",
-            **{key: entry.text(key) if entry.row.get(key) is not None else "" for key in kinds},
-        }
-    return items
+    return read_items(found[0], _read_item, lambda entry, _: entry.id("question_id"))
+
+
+def _read_item(entry: Entry) -> dict[str, Any]:
+    several = isinstance(entry.row.get("answer"), list)
+    return {
+        "text": entry.text("text"),
+        "answer": entry.texts("answer") if several else entry.text("answer"),
+        "image": entry.text("image") if "image" in entry.row else "",
+        **{key: entry.text(key) if entry.row.get(key) is not None else "" for key in _TYPES},
+    }
+
+
+HALOQUEST = Benchmark(
+    name="haloquest",
+    title="HaloQuest",
+    kind="open",
+    files={
+        "questions": PublishedFile(
+            (f"haloquest/{_QUESTIONS}",),
+            "questions, answers, types",
+            "evaluation bundle of the published REVERSE code",
+        )
+    },
+    images=("haloquest/eval_images", "haloquest/images", SHARED_IMAGES),
+    images_source="the urls of github.com/google/haloquest",
+    read_questions=read_questions,
+    score=score,
+    holds_truth=lambda truth, _: bool(find_files(truth, PLACES, [_QUESTIONS])),
+    needs="judge",
+)

@@ -26,7 +26,7 @@ Differences from the published script, each tested:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,21 +34,34 @@ from typing import Any
 import numpy as np
 
 from reverse.errors import DataError, MissingFileError
+from reverse.evaluation.benchmarks.benchmark import (
+    DEFAULT_SCORING,
+    SHARED_IMAGES,
+    Benchmark,
+    PublishedFile,
+    QuestionRow,
+    ScoringOptions,
+    digest_ids,
+    make_row,
+    read_items,
+)
 from reverse.evaluation.reading import english_words
-from reverse.evaluation.scoring.scored_rows import Answer, all_answered, leave_out_longer, locate, make_table
-from reverse.evaluation.scoring.yes_no_scoring import (
-    both_readings,
-    by_group,
-    quartet,
-    read_amber,
-    unanswered_metrics,
+from reverse.evaluation.reading.answers import Answer, leave_out_longer
+from reverse.evaluation.reading.file_lookup import find_files
+from reverse.evaluation.reading.yes_no import Reading
+from reverse.evaluation.scoring.answer_table import make_table, refuse_incomplete
+from reverse.evaluation.scoring.yes_no_counts import (
+    count_both_readings,
+    make_quartet,
+    make_unanswered_metrics,
+    split_by_group,
 )
 from reverse.evaluation.stats.scored_tables import Metric, Table, ratio
 from reverse.files.cell_values import describe, read_id
 from reverse.files.entries import Entry, read_entries, read_value
 from reverse.files.text_reading import read_text
 
-__all__ = ["GENERATIVE", "Close", "annotation_file", "by_similarity", "read_items", "score", "vectors"]
+__all__ = ["AMBER_D", "AMBER_G", "by_similarity", "read_amber", "score_captions", "score_questions"]
 
 PLACES = ("amber/metadata", "amber", "amber/data", "metadata", "data", ".")  # as running looks for them
 MODEL = "en_core_web_lg"
@@ -96,56 +109,44 @@ def _equal(first: str, second: str) -> bool:
     return first == second
 
 
-def score(
-    answers: Sequence[Answer],
-    truth: str | Path,
-    partial: bool = False,
-    benchmark: str = "amber-g",
-    close: Close | None = None,
-) -> tuple[Table, list[Metric]]:
-    """One row an answer. `benchmark`: amber-g or amber-d; `close` instead of the word vectors.
+def read_amber(text: str) -> Reading:
+    """Read as REVERSE's script does: the letters "yes" anywhere mean yes, else the letters "no" mean no."""
+    lowered = text.lower()
+    return "yes" if "yes" in lowered else "no" if "no" in lowered else "other"
 
-    Raises FileNotFoundError without AMBER's files; ValueError for answers that are none of that half.
-    """
-    items = read_items(truth)
-    generative = benchmark == "amber-g"
-    asked = [name for name, item in items.items() if (item["type"] == "generative") == generative]
-    all_answered(
-        "AMBER's captions (amber-g)" if generative else "AMBER's questions (amber-d)", asked, answers, partial
+
+# ---------------------------------------------------------------------- files
+def read_questions(files: Mapping[str, Path]) -> Iterator[QuestionRow]:
+    """Queries (id, image, query); annotations have the ids of the queries."""
+    kinds: dict[str | None, str] = {}
+    for entry in read_entries(files["annotations"]) if "annotations" in files else ():
+        kinds[read_id(entry.id("id"))] = entry.text("type")
+    for entry in read_entries(files["questions"]):
+        row = make_row(entry)
+        kind = kinds.get(read_id(row["id"]))
+        yield row | {"metadata": {} if kind is None else {"type": kind}}
+
+
+def _read_annotations(truth: str | Path) -> dict[str, dict[str, Any]]:
+    """Annotations by id. Raises DataError naming the entry that is no annotation."""
+    return read_items(
+        _find_file(truth, "annotations.json"), _read_annotation, lambda entry, _: entry.id("id")
     )
-    if generative:
-        answers = leave_out_longer(answers, english_words.LONGEST, "word by word")
-    wanted = [items[answer.question_id] for answer in answers]
-    if generative:
-        return _generative(answers, wanted, truth, close)
-    return _discriminative(answers, wanted)
 
 
-def read_items(truth: str | Path) -> dict[str, dict[str, Any]]:
-    """Annotations by id as text. Raises ValueError naming the entry that is no annotation."""
-    items: dict[str, dict[str, Any]] = {}
-    for entry in read_entries(annotation_file(truth)):
-        name, kind = str(read_id(entry.id("id"))), entry.text("type")
-        if name in items:
-            raise DataError(f"{entry.where}: id {name!r} stands in an earlier entry too: keep one of them")
-        if kind == "generative":
-            hallu = entry.texts("hallu") if "hallu" in entry.row else []
-            items[name] = {"id": name, "type": kind, "truth": entry.texts("truth"), "hallu": hallu}
-            continue
-        label = entry.text("truth")
-        if label not in ("yes", "no"):
-            raise entry.wrong("truth", label, "yes or no")
-        items[name] = {"id": name, "type": kind, "truth": label}
-    return items
+def _read_annotation(entry: Entry) -> dict[str, Any]:
+    kind = entry.text("type")
+    if kind == "generative":
+        hallu = entry.texts("hallu") if "hallu" in entry.row else []
+        return {"type": kind, "truth": entry.texts("truth"), "hallu": hallu}
+    label = entry.text("truth")
+    if label not in ("yes", "no"):
+        raise entry.wrong("truth", label, "yes or no")
+    return {"type": kind, "truth": label}
 
 
-def annotation_file(truth: str | Path) -> Path:
-    """The file of AMBER's truth. Raises FileNotFoundError."""
-    return _file(truth, "annotations.json")
-
-
-def _file(truth: str | Path, name: str) -> Path:
-    found = locate(truth if Path(truth).is_dir() else Path(truth).parent, PLACES, [name])
+def _find_file(truth: str | Path, name: str) -> Path:
+    found = find_files(truth if Path(truth).is_dir() else Path(truth).parent, PLACES, [name])
     if not found:
         raise MissingFileError(
             f"no {name} under {truth}: AMBER needs annotations.json, relation.json and safe_words.txt of "
@@ -154,13 +155,33 @@ def _file(truth: str | Path, name: str) -> Path:
     return found[0]
 
 
+def _match_items(
+    answers: Sequence[Answer], truth: str | Path, options: ScoringOptions, generative: bool
+) -> dict[str, dict[str, Any]]:
+    """The annotations of AMBER, after refusing answers that are none to this half of it."""
+    items = _read_annotations(truth)
+    asked = [name for name, item in items.items() if (item["type"] == "generative") == generative]
+    title = "AMBER's captions (amber-g)" if generative else "AMBER's questions (amber-d)"
+    refuse_incomplete(title, asked, answers, options.partial)
+    return items
+
+
+def _holds_truth(truth: str | Path, answers: Sequence[Answer], generative: bool) -> bool:
+    """Whether the truth is AMBER's, and the answers are to its captions (or to none of them)."""
+    if not find_files(truth, PLACES, ["relation.json"]):
+        return False
+    items = _read_annotations(truth)
+    described = any(items.get(a.question_id, {}).get("type") == "generative" for a in answers)
+    return described == generative
+
+
 # ---------------------------------------------------------------------- captions
 class _Net:
     """AMBER's words: what belongs to what, and what is never wrong."""
 
     def __init__(self, truth: str | Path):
-        self.related = _read_relations(_file(truth, "relation.json"))
-        self.safe = set(read_text(_file(truth, "safe_words.txt")).replace("\r\n", "\n").split("\n"))
+        self.related = _read_relations(_find_file(truth, "relation.json"))
+        self.safe = set(read_text(_find_file(truth, "safe_words.txt")).replace("\r\n", "\n").split("\n"))
         self.known = {*self.related, *(word for words in self.related.values() for word in words)}
 
     def words(self, objects: Sequence[str]) -> list[tuple[str, int]]:
@@ -184,15 +205,24 @@ def _read_relations(path: Path) -> dict[str, list[str]]:
     return {word: entry.texts(word) for word in value}
 
 
-def _generative(
-    answers: Sequence[Answer], items: Sequence[Mapping[str, Any]], truth: str | Path, close: Close | None
+def score_captions(
+    answers: Sequence[Answer],
+    truth: str | Path,
+    options: ScoringOptions = DEFAULT_SCORING,
+    close: Close | None = None,
 ) -> tuple[Table, list[Metric]]:
+    """AMBER-G, one row an answer. `close` stands in for the word vectors.
+
+    Raises MissingFileError without AMBER's files; DataError for answers to other questions.
+    """
+    items = _match_items(answers, truth, options, generative=True)
+    answers = leave_out_longer(answers, english_words.LONGEST)
     net = _Net(truth)
     english_words.prepare()
     how = "as given"
     if close is None:
         close, how = vectors()
-    counts = [_count(answer.text, item, net, close) for answer, item in zip(answers, items, strict=True)]
+    counts = [_count(answer.text, items[answer.question_id], net, close) for answer in answers]
     names = ("nouns", "made_up", "any_made_up", "covered", "objects", "expected", "expectable")
     columns = dict(zip(names, np.array(counts, float).T, strict=True))
     notes = {
@@ -292,18 +322,21 @@ def _percent(part: float, whole: float) -> float:
 
 
 # ---------------------------------------------------------------------- questions
-def _discriminative(
-    answers: Sequence[Answer], items: Sequence[Mapping[str, Any]]
+def score_questions(
+    answers: Sequence[Answer], truth: str | Path, options: ScoringOptions = DEFAULT_SCORING
 ) -> tuple[Table, list[Metric]]:
+    """AMBER-D, one row an answer. Raises as `score_captions`."""
+    known = _match_items(answers, truth, options, generative=False)
+    items = [known[answer.question_id] for answer in answers]
     dimensions = [_DIMENSION.get(item["type"], "relation") for item in items]
-    columns, differ = both_readings(
+    columns, differ = count_both_readings(
         [answer.text for answer in answers], [item["truth"] for item in items], "no", read_amber
     )
     present = [name for name in ("existence", *_ATTRIBUTES, "relation") if name in dimensions]
-    columns |= by_group(columns, dimensions, present)
+    columns |= split_by_group(columns, dimensions, present)
     if any(name in present for name in _ATTRIBUTES):
         kinds = ["attribute" if name in _ATTRIBUTES else name for name in dimensions]
-        columns |= by_group({n: c for n, c in columns.items() if "@" not in n}, kinds, ["attribute"])
+        columns |= split_by_group({n: c for n, c in columns.items() if "@" not in n}, kinds, ["attribute"])
         present.insert(1 if present[0] == "existence" else 0, "attribute")
     notes = {
         "readings_differ": differ,
@@ -317,15 +350,15 @@ def _discriminative(
     metrics = _quartets("", present)
     if differ:
         metrics += _quartets("strict_", present)
-        metrics += unanswered_metrics(columns)
+        metrics += make_unanswered_metrics(columns)
     return table, metrics
 
 
 def _quartets(prefix: str, dimensions: Sequence[str]) -> list[Metric]:
     title = "strict: " if prefix else ""
-    made = quartet(prefix, title=title)
+    made = make_quartet(prefix, title=title)
     for name in dimensions:
-        made += quartet(prefix, f"@{name}", f"{title}{name} ")
+        made += make_quartet(prefix, f"@{name}", f"{title}{name} ")
     return made
 
 
@@ -342,3 +375,58 @@ def _published_quartet(columns: Mapping[str, np.ndarray], suffix: str, added: fl
         "Recall": recall,
         "F1": round(f1 * 100, 1),
     }
+
+
+# ---------------------------------------------------------------------- records
+_SOURCE = "github.com/junyangwang0410/AMBER, data/"
+_TRUTH = {
+    name.partition(".")[0]: PublishedFile((f"amber/metadata/{name}", f"amber/{name}"), what, _SOURCE, "score")
+    for name, what in (
+        ("annotations.json", "truth"),
+        ("relation.json", "which words mean which object"),
+        ("safe_words.txt", "words that are never wrong"),
+    )
+}
+
+
+def _queries(file: str, count: int) -> PublishedFile:
+    places = (
+        f"amber/questions/{file}.jsonl", f"amber/questions/{file}.json", f"amber/query/{file}.json",
+    )  # fmt: skip
+    return PublishedFile(places, f"{count} queries", _SOURCE + "query/")
+
+
+_CAPTION_IDS, _QUESTION_IDS = range(1, 1005), range(1005, 15221)  # known by construction
+_IMAGES = ("amber/image", "amber/images", SHARED_IMAGES)
+_IMAGES_SOURCE = "AMBER's pictures (linked from its README), AMBER_1.jpg …"
+
+AMBER_G = Benchmark(
+    name="amber-g",
+    title="AMBER-G",
+    aliases=("amber",),
+    kind="caption",
+    files={"questions": _queries("query_generative", len(_CAPTION_IDS))} | _TRUTH,
+    images=_IMAGES,
+    images_source=_IMAGES_SOURCE,
+    read_questions=read_questions,
+    score=score_captions,
+    holds_truth=lambda truth, answers: _holds_truth(truth, answers, generative=True),
+    needs="words",
+    ids_sha256=digest_ids(_CAPTION_IDS),
+    count=len(_CAPTION_IDS),
+)
+AMBER_D = Benchmark(
+    name="amber-d",
+    title="AMBER-D",
+    aliases=("amber",),
+    kind="yes_no",
+    files={"questions": _queries("query_discriminative", len(_QUESTION_IDS))} | _TRUTH,
+    images=_IMAGES,
+    images_source=_IMAGES_SOURCE,
+    read_questions=read_questions,
+    score=score_questions,
+    holds_truth=lambda truth, answers: _holds_truth(truth, answers, generative=False),
+    max_new_tokens=128,
+    ids_sha256=digest_ids(_QUESTION_IDS),
+    count=len(_QUESTION_IDS),
+)

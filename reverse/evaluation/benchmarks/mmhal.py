@@ -1,7 +1,7 @@
 """MMHal-Bench (https://arxiv.org/abs/2309.14525): a judge rates 0 to 6; below 3 is a hallucination.
 
-    judge = Judge.from_environment("judge.jsonl")
-    table, metrics = score(answers, "playground/data/eval/mmhal", judge)
+    options = ScoringOptions(judge=Judge.from_environment("judge.jsonl"))
+    table, metrics = score(answers, "playground/data/eval/mmhal", options)
 
 The scale is the published one, the prompt our own (PROMPT names its version, which belongs to every score).
 Differences from the published script, each tested: a rating is a number in a JSON object, not the letters
@@ -11,25 +11,37 @@ and as a hallucination, as there, but is counted as failed, and the other bound 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from reverse.errors import DataError, MissingFileError
-from reverse.evaluation.scoring.judge import Judge, chat
-from reverse.evaluation.scoring.scored_rows import Answer, all_answered, locate, make_table, same_image
-from reverse.evaluation.scoring.yes_no_scoring import by_group
+from reverse.evaluation.benchmarks.benchmark import (
+    DEFAULT_SCORING,
+    SHARED_IMAGES,
+    Benchmark,
+    PublishedFile,
+    QuestionRow,
+    ScoringOptions,
+    read_items,
+)
+from reverse.evaluation.reading.answers import Answer
+from reverse.evaluation.reading.file_lookup import find_files
+from reverse.evaluation.scoring.answer_table import make_table, refuse_incomplete, refuse_other_picture
+from reverse.evaluation.scoring.judge import make_chat, require_judge
+from reverse.evaluation.scoring.yes_no_counts import split_by_group
 from reverse.evaluation.stats.scored_tables import Metric, Table, ratio
-from reverse.files.cell_values import describe, read_id
-from reverse.files.entries import read_entries
+from reverse.files.cell_values import describe, file_name
+from reverse.files.entries import Entry, read_entries
 
-__all__ = ["PROMPT", "messages", "read_rating", "score"]
+__all__ = ["MMHAL", "PROMPT", "make_messages", "read_rating", "score"]
 
 PROMPT = "mmhal-1"
 BEST, HALLUCINATED_BELOW = 6, 3
-PLACES = ("mmhal", "MMHal-Bench", ".")  # as running looks for them
+PLACES = ("mmhal", "MMHal-Bench", ".")  # of the truth, under a root or in the folder itself
+_QUESTIONS = "response_template.json"
 _SYSTEM = """You grade what a vision-language model answered to a question about a picture. You do not see \
 the picture: rely on the list of its objects and on the answer that a person gave. Both are true but may be \
 incomplete, so general knowledge and reasoning in the model's answer are welcome, and so is admitting that \
@@ -53,24 +65,39 @@ an order.
 Reply with one JSON object and nothing else: {"reason": "<one or two sentences>", "rating": <0 to 6>}"""
 
 
+def read_questions(files: Mapping[str, Path]) -> Iterator[QuestionRow]:
+    """response_template.json: the picture is the last part of image_src."""
+    for number, entry in enumerate(read_entries(files["questions"])):
+        keys = ("question_type", "question_topic")
+        yield {
+            "id": _number(entry, number),
+            "image": file_name(entry.text("image_src")),
+            "prompt": entry.text("question"),
+            "metadata": {key: entry.row[key] for key in keys if key in entry.row},
+        }
+
+
+def _number(entry: Entry, number: int) -> str | int:
+    """The id of an entry: its own, else its place in the file, as published."""
+    own = next((key for key in ("question_id", "id") if entry.row.get(key) is not None), None)
+    return number if own is None else entry.id(own)
+
+
 def score(
-    answers: Sequence[Answer],
-    truth: str | Path,
-    judge: Judge,
-    partial: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    answers: Sequence[Answer], truth: str | Path, options: ScoringOptions = DEFAULT_SCORING
 ) -> tuple[Table, list[Metric]]:
     """One row an answer: rating and hallucinated, at worst and at best for those without a verdict.
 
-    Raises FileNotFoundError without the questions, ValueError for answers to others, and as the judge does.
+    Raises MissingFileError without the questions, DataError for answers to others, and as the judge does.
     """
-    items = _items(truth)
-    all_answered("MMHal-Bench", items, answers, partial)
+    judge = require_judge(options.judge, "mmhal")
+    items = _read_truth(truth)
+    refuse_incomplete("MMHal-Bench", items, answers, options.partial)
     asked = [items[answer.question_id] for answer in answers]
     for item, answer in zip(asked, answers, strict=True):
-        same_image(answer, item.get("image_src"))
-    chats = [messages(item, answer.text) for item, answer in zip(asked, answers, strict=True)]
-    verdicts = judge.ask(chats, read_rating, progress)
+        refuse_other_picture(answer, item["image_src"])
+    chats = [make_messages(item, answer.text) for item, answer in zip(asked, answers, strict=True)]
+    verdicts = judge.ask(chats, read_rating, options.progress)
     given = verdicts.values
     columns = {
         "rating": np.array([0.0 if v is None else v for v in given]),
@@ -80,9 +107,9 @@ def score(
         "failed": np.array([float(v is None) for v in given]),
         "asked": np.ones(len(answers)),
     }
-    kinds = [str(item.get("question_type", "")) for item in asked]
+    kinds = [item["question_type"] for item in asked]
     present = list(dict.fromkeys(kind for kind in kinds if kind))
-    columns |= by_group(columns, kinds, present)
+    columns |= split_by_group(columns, kinds, present)
     metrics = [
         ratio("score", "rating", "asked", "high", unit="", title="score (0 to 6)"),
         ratio("hallucination", "hallucinated", "asked", "low", title="hallucination rate"),
@@ -106,7 +133,7 @@ def score(
     return make_table("mmhal", answers, columns, notes=judge.notes(verdicts, PROMPT)), metrics
 
 
-def messages(item: Mapping[str, Any], answer: str) -> list[dict[str, str]]:
+def make_messages(item: Mapping[str, Any], answer: str) -> list[dict[str, str]]:
     """The chat about one answer: its text and what the benchmark knows, as JSON."""
     content = item.get("image_content", [])
     fields = {
@@ -115,7 +142,7 @@ def messages(item: Mapping[str, Any], answer: str) -> list[dict[str, str]]:
         "answer of a person": item["gt_answer"],
         "answer of the model": answer,
     }
-    return chat(_SYSTEM, fields)
+    return make_chat(_SYSTEM, fields)
 
 
 def read_rating(reply: Mapping[str, Any]) -> float:
@@ -128,26 +155,44 @@ def read_rating(reply: Mapping[str, Any]) -> float:
     return float(rating)
 
 
-def _items(truth: str | Path) -> dict[str, Mapping[str, Any]]:
-    """Questions by id: their own, else their place in the file, as published."""
-    found = locate(truth, PLACES, ["response_template.json"])
+def _read_truth(truth: str | Path) -> dict[str, dict[str, Any]]:
+    found = find_files(truth, PLACES, [_QUESTIONS])
     if not found:
         raise MissingFileError(
-            f"no response_template.json under {truth}: MMHal-Bench's questions are in test_data.zip of "
+            f"no {_QUESTIONS} under {truth}: MMHal-Bench's questions are in test_data.zip of "
             "Shengcao1006/MMHal-Bench"
         )
-    items: dict[str, Mapping[str, Any]] = {}
-    for number, entry in enumerate(read_entries(found[0])):
-        own = next((key for key in ("question_id", "id") if entry.row.get(key) is not None), None)
-        name = str(number) if own is None else str(read_id(entry.id(own)))
-        if name in items:
-            raise DataError(f"{entry.where}: id {name!r} stands in an earlier entry too: keep one of them")
-        content = entry.row.get("image_content", "")
-        items[name] = {
-            "question": entry.text("question"),
-            "gt_answer": entry.text("gt_answer"),
-            "image_content": content if isinstance(content, str) else entry.texts("image_content"),
-            "image_src": entry.text("image_src") if "image_src" in entry.row else "",
-            "question_type": entry.text("question_type") if "question_type" in entry.row else "",
-        }
-    return items
+    return read_items(found[0], _read_item, _number)
+
+
+def _read_item(entry: Entry) -> dict[str, Any]:
+    content = entry.row.get("image_content", "")
+    return {
+        "question": entry.text("question"),
+        "gt_answer": entry.text("gt_answer"),
+        "image_content": content if isinstance(content, str) else entry.texts("image_content"),
+        "image_src": entry.text("image_src") if "image_src" in entry.row else "",
+        "question_type": entry.text("question_type") if "question_type" in entry.row else "",
+    }
+
+
+MMHAL = Benchmark(
+    name="mmhal",
+    title="MMHal-Bench",
+    aliases=("mmhal-bench",),
+    kind="open",
+    files={
+        "questions": PublishedFile(
+            (f"mmhal/{_QUESTIONS}", f"MMHal-Bench/{_QUESTIONS}"),
+            "96 questions with reference answers",
+            "hub: Shengcao1006/MMHal-Bench, test_data.zip",
+        )
+    },
+    images=("mmhal/images", "MMHal-Bench/images", SHARED_IMAGES),
+    images_source="images/ of the same archive",
+    read_questions=read_questions,
+    score=score,
+    holds_truth=lambda truth, _: bool(find_files(truth, PLACES, [_QUESTIONS])),
+    needs="judge",
+    count=96,
+)
