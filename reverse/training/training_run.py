@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,6 @@ from reverse.training.sft import SFTConfig, run_settings, train
 __all__ = ["Prepared", "check_before_loading", "prepare", "read_finished", "run_recipe"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_ATTENTION = ("sdpa", "flash_attention_2", "eager")
 
 
 def run_recipe(recipe: Recipe, *, resume: bool = True, quiet: bool = False) -> dict[str, Any]:
@@ -200,18 +199,10 @@ def _check_files(recipe: Recipe) -> None:
         raise MissingFileError(
             f"data.images: no such folder: {recipe.data.images}: name the folder of the pictures"
         )
-    if recipe.compute.attention not in _ATTENTION:
-        raise RequestError(
-            f"compute.attention must be one of {', '.join(_ATTENTION)}, got {recipe.compute.attention!r}"
-        )
     if recipe.compute.attention == "flash_attention_2" and find_spec("flash_attn") is None:
         raise RequestError(
             "compute.attention is flash_attention_2 but flash-attn is not installed: pip install "
             "'reverse-vlm[flash]', or compute.attention=sdpa"
-        )
-    if recipe.compute.weights not in _DTYPES:
-        raise RequestError(
-            f"compute.weights must be one of {', '.join(_DTYPES)}, got {recipe.compute.weights!r}"
         )
 
 
@@ -327,7 +318,7 @@ def _config(recipe: Recipe, quiet: bool) -> SFTConfig:
 
 def _outcome(recipe: Recipe) -> dict[str, Any]:
     """The recipe without what only says where it runs and what is shown."""
-    settings = asdict(recipe)
+    settings = recipe.model_dump()
     for name in ("output", "log"):
         del settings[name]
     del settings["data"]["workers"]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any, Union, get_args, get_origin
 
-from reverse.training.recipes.recipe import Recipe, _leaves, load_recipe
+from reverse.training.recipes.recipe import list_keys, load_recipe
 from tests.bad_inputs.judging import Entry
 from tests.bad_inputs.world import World
 
@@ -50,7 +50,7 @@ CHOICES = (
 
 
 def entries() -> Iterator[Entry]:
-    keys = dict(_leaves(Recipe, ""))
+    keys = dict(list_keys())
     for key, hint in keys.items():
         kinds = set(get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,))
         for text in TRIED:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from random import Random
 from typing import Any
@@ -82,7 +81,7 @@ def check(data: bytes) -> str:
         recipe = load_recipe(str(path))
     except REFUSALS as error:
         return check_refusal(error)
-    for name, value in leaves(recipe):
+    for name, value in leaves(recipe.model_dump()):
         if isinstance(value, float):
             expect(math.isfinite(value), f"{name} is not finite", value)
     again = folder() / "again.yaml"
@@ -92,13 +91,9 @@ def check(data: bytes) -> str:
 
 
 def leaves(value: Any, name: str = "") -> list[tuple[str, Any]]:
-    if not dataclasses.is_dataclass(value):
+    if not isinstance(value, dict):
         return [(name, value)]
-    return [
-        leaf
-        for field in dataclasses.fields(value)
-        for leaf in leaves(getattr(value, field.name), f"{name}.{field.name}")
-    ]
+    return [leaf for key, inner in value.items() for leaf in leaves(inner, f"{name}.{key}")]
 
 
 TARGET = Target("recipes", make, check, share=0.015, quick=150)

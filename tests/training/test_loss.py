@@ -144,7 +144,7 @@ def test_liger_is_not_asked_for_what_it_cannot_read(tiny, monkeypatch):
 
     monkeypatch.setattr(loss_module, "_has_liger", lambda: True)
     model, processor = tiny("llava")
-    adapted = select_trained(tiny("llava")[0], processor, Tuning("lora", rank=2))
+    adapted = select_trained(tiny("llava")[0], processor, Tuning(method="lora", rank=2))
     batch = Collator(processor)([scenes(processor)[0]])
     for made, match in (
         (model, "CUDA"),

@@ -14,7 +14,6 @@ import importlib.util
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,22 +22,9 @@ from reverse.compatibility import IncompatibleLibraryError
 from reverse.errors import RequestError
 from reverse.models import family_of
 from reverse.tokens import find_token_ids
+from reverse.training.recipes.recipe import Tuning
 
 __all__ = ["Tuning", "disable_lora_input_cast", "is_adapted", "quantization", "select_trained"]
-
-
-@dataclass
-class Tuning:
-    """What is trained, and how."""
-
-    method: str = "full"  # "full": the language model's own weights; "lora": low-rank matrices beside them
-    rank: int = 128  # of LoRA
-    alpha: float = 256.0  # of LoRA; the matrices count alpha / rank times
-    dropout: float = 0.05  # before LoRA's matrices
-    tokens: bool = True  # LoRA: train the three tokens' rows, input and output
-    projector: bool = True  # train the projector (Qwen2.5-VL: the merger) in full
-    vision: bool = False  # train the tower that sees; full only
-    quantize: str = "none"  # "nf4": the frozen weights in four bits (QLoRA)
 
 
 def select_trained(model: Any, processor: Any, tuning: Tuning, *, parallel: str = "none") -> Any:
@@ -86,20 +72,11 @@ def select_trained(model: Any, processor: Any, tuning: Tuning, *, parallel: str 
 
 
 def check_tuning(tuning: Tuning) -> None:
-    """Raise ValueError for settings that are unknown or exclude each other."""
-    if tuning.method not in ("full", "lora"):
-        raise RequestError(f"tune.method must be full or lora, got {tuning.method!r}")
-    if tuning.quantize not in ("none", "nf4"):
-        raise RequestError(f"tune.quantize must be none or nf4, got {tuning.quantize!r}")
+    """Raise ValueError for settings that exclude each other."""
     if tuning.method == "full" and tuning.quantize != "none":
         raise RequestError("tune.quantize=nf4 freezes what it quantizes: it goes with tune.method=lora")
     if tuning.method == "lora" and tuning.vision:
         raise RequestError("tune.vision=true trains the tower in full: it goes with tune.method=full")
-    if tuning.rank < 1 or not 0 <= tuning.dropout < 1 or tuning.alpha <= 0:
-        raise RequestError(
-            f"LoRA needs rank ≥ 1, alpha > 0 and dropout in [0, 1), got {tuning.rank}, {tuning.alpha} and "
-            f"{tuning.dropout}"
-        )
 
 
 def quantization(tuning: Tuning, model_path: str, dtype: torch.dtype) -> Any:
