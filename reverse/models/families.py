@@ -36,6 +36,7 @@ class Family:
     chat_template: str  # for checkpoints that are built here; published ones bring their own
     placeholders_per_image: int = 1  # image tokens that the template writes for a picture
     grid_field: str | None = None  # output of the processor: patches of each picture (time, height, width)
+    joined_features: bool = False  # `forward` takes the features of all pictures as one tensor, not a list
     video: bool = False  # the processor of transformers also takes a video processor (and needs torchvision)
     # Fields of the processor, or of a part of it, and the field of the configuration that decides each.
     processor_fields: tuple[tuple[str, str], ...] = ()

@@ -18,6 +18,7 @@ import reverse
 from reverse.cli import app
 from reverse.data.scenes import make_scene, render_scene, write_scenes
 from reverse.decoding.events import Append
+from reverse.models import FAMILIES
 from reverse.models.tiny_models import build_tiny_llava
 from tests.docs.reading import (
     DOCUMENTS,
@@ -83,7 +84,9 @@ def place(store, tmp_path, monkeypatch):
             (shutil.copytree if (store / source).is_dir() else shutil.copyfile)(store / source, path)
     (tmp_path / "runs" / "llava").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    families = list(FAMILIES)
+    yield tmp_path
+    FAMILIES[:] = families  # a snippet may register another one
 
 
 def prepare_files(document):

@@ -30,6 +30,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from reverse.compatibility import IncompatibleLibraryError
 from reverse.decoding.backends.protocol import EncodedPicture, OutOfMemory
 from reverse.errors import RequestError
+from reverse.models.families import family_of
 from reverse.models.unwrapping import input_device, unwrap_model
 
 __all__ = [
@@ -187,7 +188,8 @@ def forward(
     """
     pictures = {}
     if features:
-        pictures["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=list(features))}
+        joined = torch.cat(list(features)) if family_of(model).joined_features else list(features)
+        pictures["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=joined)}
     outputs = model(
         input_ids=ids,
         attention_mask=mask,
