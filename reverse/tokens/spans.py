@@ -13,7 +13,7 @@ The notation: REVERSE, https://arxiv.org/abs/2504.13169, section 3.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -50,7 +50,7 @@ class TokenIds:
         """The two ids that end a phrase: `</CN>`, `</UN>`."""
         return (self.cn, self.un)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[int]:
         return iter((self.span, self.cn, self.un))
 
 

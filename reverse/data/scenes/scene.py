@@ -13,14 +13,16 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 
 from reverse.data.scenes.object_names import UNCOUNTABLE
-from reverse.data.scenes.sprites import make_sprite
+from reverse.data.scenes.sprites import Sprite, make_sprite
 from reverse.data.scenes.themes import OBJECT_NAMES, THEME_NAMES, THEMES, Ground
 from reverse.errors import DataError
 
+Option = TypeVar("Option")
 SPLITS = ("train", "val", "test", "shift")
 SIDE = 112  # pixels; the sizes below are for it and grow in proportion
 MIN_SIDE, MAX_SIDE = 64, 2048
@@ -96,12 +98,14 @@ class Scene:
         return counts
 
 
-def draw_option(rng: np.random.Generator, options: Sequence):
+def draw_option(rng: np.random.Generator, options: Sequence[Option]) -> Option:
     """One of `options`, evenly (a tenth of the cost of `rng.choice`)."""
     return options[int(rng.random() * len(options))]
 
 
-def draw_weighted_option(rng: np.random.Generator, options: Sequence, cumulative: Sequence[float]):
+def draw_weighted_option(
+    rng: np.random.Generator, options: Sequence[Option], cumulative: Sequence[float]
+) -> Option:
     """One of `options`, with the running sums of their weights."""
     return options[bisect_right(cumulative, rng.random() * cumulative[-1])]
 
@@ -189,7 +193,7 @@ def _place(
     return tuple(placed)
 
 
-def locate_sprite(thing: SceneObject):
+def locate_sprite(thing: SceneObject) -> tuple[Sprite, int, int]:
     """(variant, left, top): what to blend where for one object."""
     sprite = make_sprite(thing.name, int(thing.size), int(thing.angle), thing.flip)
     return sprite, int(thing.x) + sprite.dx, int(thing.y) + sprite.dy

@@ -21,7 +21,13 @@ class Qwen2_5_VLProcessor(transformers.Qwen2_5_VLProcessor):
 
     attributes = ("image_processor", "tokenizer")
 
-    def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template=None, **kwargs: Any):
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        chat_template: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         # the parent's __init__ without its video processor: checked on transformers 5.19 and 5.23
         self.image_token = "<|image_pad|>"
         self.video_token = "<|video_pad|>"

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from reverse.decoding.backends.cuda_graph.launching import await_previous, launch_options, release_next
+from reverse.decoding.backends.cuda_graph.ops import CachePart
 from reverse.decoding.backends.cuda_graph.row_state import INSIDE, MASKED, PAIR
 
 __all__ = ["attend", "pick", "rope_store", "splits_for"]
@@ -14,7 +19,7 @@ __all__ = ["attend", "pick", "rope_store", "splits_for"]
 
 # ------------------------------------------------------------------ rotary positions, and into the cache
 @triton.jit
-def _rope_store_kernel(
+def _rope_store_kernel(  # type: ignore[no-untyped-def]
     qkv, cos, sin, q, keys, values, cache_row, slot, S,
     HQ: tl.constexpr, HK: tl.constexpr, D: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -45,7 +50,16 @@ def _rope_store_kernel(
         tl.store(cache + D // 2 + half, b.to(keys.dtype.element_ty))
 
 
-def rope_store(qkv, cos, sin, keys, values, cache_row, slot, heads):
+def rope_store(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    cache_row: Tensor,
+    slot: Tensor,
+    heads: int,
+) -> Tensor:
     """Rotate queries and keys, put keys and values into the cache at (row, slot); returns the queries.
 
     `qkv` (rows, (heads + 2 kv heads) * d), cos, sin (rows, d), keys, values (cache rows, kv heads, slots, d).
@@ -61,7 +75,7 @@ def rope_store(qkv, cos, sin, keys, values, cache_row, slot, heads):
 
 # ------------------------------------------------------------------ attention over what is filled
 @triton.jit(do_not_specialize=["M", "base", "splits", "count"])
-def _attend_kernel(
+def _attend_kernel(  # type: ignore[no-untyped-def]
     q, keys, values, cache_row, start, length, part, peak, total, M, S, scale, base, splits, count,
     HQ: tl.constexpr, HK: tl.constexpr, D: tl.constexpr, G: tl.constexpr, GP: tl.constexpr,
     BQ: tl.constexpr, BN: tl.constexpr, START: tl.constexpr, PDL: tl.constexpr,
@@ -114,7 +128,7 @@ def _attend_kernel(
 
 
 @triton.jit
-def _combine_kernel(
+def _combine_kernel(  # type: ignore[no-untyped-def]
     part, peak, total, out, SPLITS: tl.constexpr, SP: tl.constexpr, D: tl.constexpr, PDL: tl.constexpr
 ):
     await_previous(PDL)
@@ -140,7 +154,13 @@ def splits_for(blocks: int, kv_heads: int, slots: int, block: int = 1) -> int:
     return 1 << max(0, wanted.bit_length() - 1)
 
 
-def attend(q, parts, scale, splits, shape=None):
+def attend(
+    q: Tensor,
+    parts: Sequence[CachePart],
+    scale: float,
+    splits: Sequence[int],
+    shape: tuple[int, int, int] | None = None,
+) -> Tensor:
     """Attention of `q` (rows, heads, d) to what its rows may see; returns (rows, heads * d).
 
     `parts`: the `CachePart`s that together hold a row's text, `splits` in how many shares each is read.
@@ -171,7 +191,7 @@ def attend(q, parts, scale, splits, shape=None):
 
 # ------------------------------------------------------------------ the most probable token, and p
 @triton.jit
-def _pick_blocks(
+def _pick_blocks(  # type: ignore[no-untyped-def]
     logits, rows, inside, masked, best, where, peak, total, V, blocks, span, cn, un,
     BV: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -197,7 +217,7 @@ def _pick_blocks(
 
 
 @triton.jit
-def _pick_join(
+def _pick_join(  # type: ignore[no-untyped-def]
     logits, rows, pair, best, where, peak, total, token, p, logsum, V, blocks, cn, un,
     BB: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -226,7 +246,7 @@ def _pick_join(
             tl.store(p + row, tl.exp(a - top) / z + sound)
 
 
-def pick(logits, held, state, tags):
+def pick(logits: Tensor, held: Tensor, state: Tensor, tags: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Most probable ids (rows,) int64, p and the logarithm of the sum of exponentials; see `ops.pick`."""
     rows, vocabulary = logits.shape
     size = 2048

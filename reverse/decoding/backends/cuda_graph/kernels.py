@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 from torch.nn import functional as F
 
 from reverse.decoding.backends.cuda_graph.attention import attend, pick, rope_store, splits_for
@@ -30,13 +32,13 @@ __all__ = [
 
 # ------------------------------------------------------------------ linear layers of few rows
 @functools.cache
-def _arrival_counters(device) -> torch.Tensor:
+def _arrival_counters(device: torch.device) -> torch.Tensor:
     """Counters of programs that share a sum, zero between kernels; steps of a device run one at a time."""
     return torch.zeros(4096, device=device, dtype=torch.int32)
 
 
 @triton.jit
-def _norm_kernel(x, norm, out, K, eps, BK: tl.constexpr, PDL: tl.constexpr):
+def _norm_kernel(x, norm, out, K, eps, BK: tl.constexpr, PDL: tl.constexpr):  # type: ignore[no-untyped-def]
     columns = tl.arange(0, BK)
     inside = columns < K
     g = tl.load(norm + columns, mask=inside, other=0.0).to(tl.float32)
@@ -49,7 +51,7 @@ def _norm_kernel(x, norm, out, K, eps, BK: tl.constexpr, PDL: tl.constexpr):
 
 
 @triton.jit
-def _part(first, w0, w1, w2, b0, b1, b2, n0, n1, PARTS: tl.constexpr):
+def _part(first, w0, w1, w2, b0, b1, b2, n0, n1, PARTS: tl.constexpr):  # type: ignore[no-untyped-def]
     """The matrix that holds output `first`, its bias, and the row of it."""
     w = w0
     b = b0
@@ -68,7 +70,7 @@ def _part(first, w0, w1, w2, b0, b1, b2, n0, n1, PARTS: tl.constexpr):
 
 
 @triton.jit
-def _row_kernel(
+def _row_kernel(  # type: ignore[no-untyped-def]
     x, norm, w0, w1, w2, b0, b1, b2, res, out, n0, n1, K, eps,
     NORM: tl.constexpr, BIAS: tl.constexpr, RES: tl.constexpr, GATED: tl.constexpr, PARTS: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr, PDL: tl.constexpr,
@@ -125,7 +127,7 @@ def _row_kernel(
 
 
 @triton.jit(do_not_specialize=["M", "splits"])
-def _rows_kernel(
+def _rows_kernel(  # type: ignore[no-untyped-def]
     x, w0, w1, w2, b0, b1, b2, res, out, sums, arrived, n0, n1, M, N, K, span, splits,
     BIAS: tl.constexpr, RES: tl.constexpr, GATED: tl.constexpr, PARTS: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr, SHARED: tl.constexpr, PDL: tl.constexpr,
@@ -209,7 +211,17 @@ def _rows_shape(rows: int, n: int, k: int) -> tuple[int, int, int, int, int]:
     return 64, 128, 4, stages, triton.cdiv(128, tiles) if k >= 8192 else 1
 
 
-def _launch(x, weights, biases, norm, eps, residual, gated, f32, shape):
+def _launch(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    norm: Tensor | None,
+    eps: float,
+    residual: Tensor | None,
+    gated: bool,
+    f32: bool,
+    shape: Sequence[int] | None,
+) -> Tensor:
     rows, k = x.shape
     sizes = [w.shape[0] for w in weights]
     n = sizes[0] if gated else sum(sizes)
@@ -249,14 +261,25 @@ def _launch(x, weights, biases, norm, eps, residual, gated, f32, shape):
     return out
 
 
-def linear(x, weights, biases=(), norm=None, eps=0.0, residual=None, f32=False, shape=None):
+def linear(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor] = (),
+    norm: Tensor | None = None,
+    eps: float = 0.0,
+    residual: Tensor | None = None,
+    f32: bool = False,
+    shape: Sequence[int] | None = None,
+) -> Tensor:
     """rmsnorm(x) @ cat(weights).T + biases + residual for `x` (rows, k); each weight (n, k)."""
     if not _is_small(x, weights):
         return _vendor_linear(x, weights, biases, norm, eps, residual, f32)
     return _launch(x, weights, biases, norm, eps, residual, False, f32, shape)
 
 
-def gated(x, gate, up, norm, eps, shape=None):
+def gated(
+    x: Tensor, gate: Tensor, up: Tensor, norm: Tensor, eps: float, shape: Sequence[int] | None = None
+) -> Tensor:
     """silu(rmsnorm(x) @ gate.T) * (rmsnorm(x) @ up.T)."""
     if not _is_small(x, (gate, up)):
         x = F.rms_norm(x, norm.shape, norm, eps)
@@ -264,12 +287,20 @@ def gated(x, gate, up, norm, eps, shape=None):
     return _launch(x, (gate, up), (), norm, eps, None, True, False, shape)
 
 
-def _is_small(x, weights) -> bool:
+def _is_small(x: Tensor, weights: Sequence[Tensor]) -> bool:
     """Whether these kernels are for so many rows and such outputs."""
     return x.shape[0] == 1 or (x.shape[0] <= MAX_ROWS and not any(w.shape[0] % 16 for w in weights))
 
 
-def _vendor_linear(x, weights, biases, norm, eps, residual, f32):
+def _vendor_linear(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    norm: Tensor | None,
+    eps: float,
+    residual: Tensor | None,
+    f32: bool,
+) -> Tensor:
     """So many rows that arithmetic counts, or odd outputs: the vendor's matrix product."""
     if norm is not None:
         x = F.rms_norm(x, norm.shape, norm, eps)

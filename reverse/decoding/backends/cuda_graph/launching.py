@@ -10,7 +10,7 @@ import triton.language as tl
 
 
 @triton.jit
-def release_next(PDL: tl.constexpr):
+def release_next(PDL: tl.constexpr):  # type: ignore[no-untyped-def]
     """From here on the next kernel may take the units that this one leaves free.
 
     Few and heavy programs then settle side by side on the units that happen to be free, while others idle: so
@@ -21,7 +21,7 @@ def release_next(PDL: tl.constexpr):
 
 
 @triton.jit
-def await_previous(PDL: tl.constexpr):
+def await_previous(PDL: tl.constexpr):  # type: ignore[no-untyped-def]
     """All kernels before this one are done. Every kernel must call it; only weights may be read before."""
     if PDL:
         tl.extra.cuda.gdc_wait()
@@ -33,6 +33,6 @@ def supports_early_launch(device: int) -> bool:
     return torch.cuda.get_device_capability(device) >= (9, 0)
 
 
-def launch_options() -> dict:
+def launch_options() -> dict[str, bool]:
     is_early = torch.cuda.is_available() and supports_early_launch(torch.cuda.current_device())
     return {"PDL": True, "launch_pdl": True} if is_early else {"PDL": False}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from reverse.decoding.backends.cuda_graph import row_state as fields
 from reverse.decoding.backends.cuda_graph.launching import await_previous, launch_options, release_next
@@ -17,7 +20,7 @@ AFTER_ACCEPT = tl.constexpr(fields.AFTER_ACCEPT)
 
 
 @triton.jit
-def _begin_kernel(
+def _begin_kernel(  # type: ignore[no-untyped-def]
     rows, state, embedding, frequencies, x, cos, sin, slots, R, last, E, scale,
     D: tl.constexpr, BE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -41,7 +44,7 @@ def _begin_kernel(
             tl.store(sin + i * D + first + half, s.to(sin.dtype.element_ty))
 
 
-def begin(rows, state, last, text):
+def begin(rows: Tensor, state: Tensor, last: int, text: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Embeddings (rows, width), cos and sin (rows, d), and slots (rows,) of what `rows` are fed.
 
     Row 0, which fills up a step, always has slot 0; no slot is beyond `last`.
@@ -58,7 +61,7 @@ def begin(rows, state, last, text):
 
 
 @triton.jit
-def _advance_kernel(
+def _advance_kernel(  # type: ignore[no-untyped-def]
     rows, state, token, p, logsum, logits, out, R, C, V, last, span, cn, un, PDL: tl.constexpr
 ):
     await_previous(PDL)
@@ -86,7 +89,17 @@ def _advance_kernel(
     tl.store(out + 2 * C + i, said.to(tl.float64))
 
 
-def advance(rows, state, token, p, logsum, logits, out, last, tags):
+def advance(
+    rows: Tensor,
+    state: Tensor,
+    token: Tensor,
+    p: Tensor,
+    logsum: Tensor,
+    logits: Tensor,
+    out: Tensor,
+    last: int,
+    tags: Any,
+) -> None:
     """Write the next state of `rows` and what they chose; see `ops.advance`."""
     _advance_kernel[(rows.shape[0],)](
         rows, state, token, p, logsum, logits, out, state.shape[1], out.shape[1], logits.shape[1], last,
