@@ -117,7 +117,9 @@ def script(
     A sentence ends before each phrase. The first `rejected` phrases are rejected once each.
     """
     tags = find_token_ids(processor.tokenizer)
-    words = [i for i in range(60, 160) if i not in tags and i not in processor.tokenizer.all_special_ids]
+    decode = processor.tokenizer.decode  # letters: half characters, which no model says often, cost more time
+    letters = [i for i in range(60, 260) if decode([i], skip_special_tokens=True).isalpha()]
+    words = [i for i in letters if i not in tags][:100]
     (stop,) = processor.tokenizer.encode(".", add_special_tokens=False)
     attempts = rejected + 1
     tokens = torch.empty(attempts, length, dtype=torch.int64)

@@ -123,6 +123,11 @@ class ActiveRequest:
                 handle.tell(Finish(handle.row, result))
             handle.finish(result)
 
+    def forget(self) -> None:
+        """Let go of the task, which refers back to this: the cycle would keep its pictures' features."""
+        self.task = None
+        self._options.clear()
+
     # ------------------------------------------------------------------ what the task needs
     def prepare(self, task: Task, conversation: Conversation, then: Callable[[Node], None]) -> None:
         engine = self.engine

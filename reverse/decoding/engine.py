@@ -255,6 +255,7 @@ class Engine:
         for node in active.nodes:
             self.release(node)
         active.tell_end()
+        active.forget()
 
     def _fail(self, error: BaseException) -> None:
         """A backend has raised: the answers that it was decoding have no end."""

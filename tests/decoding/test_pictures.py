@@ -1,6 +1,7 @@
 """Pictures: prepared by several threads, encoded together and once, and never mixed up."""
 
 import functools
+import gc
 import io
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from reverse.decoding.preparing import preparing_threads
 from reverse.decoding.preparing.picture_cache import PictureCache
 from reverse.decoding.preparing.preparing_threads import PreparingThreads
 from reverse.decoding.scheduler import Scheduler
-from reverse.models import family_of, prepare_inputs
+from reverse.models import family_of, prepare_inputs, window_attention
 from tests.decoding.worlds import picture, talkative
 
 FAMILIES = ["llava", "qwen"]
@@ -334,3 +335,31 @@ def test_python_ends_although_a_thread_prepares(ends):
     )
     assert child.stdout.readline() == "prepares\n"
     child.communicate(timeout=30)  # about a tenth of a second; the threads sleep for 60
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_features_go_with_their_answer(family, monkeypatch):
+    """Reference cycles would keep the features of answers that are over until Python collects its garbage."""
+    engine = shared_engine(*_talkative(family))  # held, so that the calls below use this one
+    monkeypatch.setattr(engine.pictures, "most_bytes", 0)
+    requests = [{"images": picture(i), "prompt": "Describe this image."} for i in range(10)]
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in many(family, requests, max_sequences=2):
+            held = sum(type(o) is PictureRef and o.encoded is not None for o in gc.get_objects())
+            assert held <= 6  # of two answers that are decoded, two that wait, and two that end
+    finally:
+        gc.enable()
+
+
+def test_windows_are_attended_to_together(monkeypatch):
+    """Qwen2.5-VL's tower would call the attention thousands of times a picture, and the GPU wait for it."""
+    model, processor = _talkative("qwen")
+    monkeypatch.setattr(window_attention, "_kernel_here", lambda tower: True)
+    attend, calls = window_attention._attend, []
+    monkeypatch.setattr(window_attention, "_attend", lambda *a, **k: calls.append(1) or attend(*a, **k))
+    images = [picture(i, (140, 84)) for i in range(3)]
+    reverse.generate(model, processor, images, "Describe this image.", **SETTINGS)
+    layers = model.config.vision_config.depth
+    assert calls and len(calls) % layers == 0 and len(calls) < 2 * 3 * layers

@@ -1,9 +1,12 @@
 """Sentence ends, token pieces and hints: what the layer around the policy reads and writes."""
 
+import random
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from reverse.decoding.text.codec import TextCodec
 from reverse.decoding.text.hints import HintWriter
 from reverse.decoding.text.sentence_ends import sentence_ends, token_pieces
 from reverse.models.tiny_models import SENTENCES, build_tiny_llava, build_tiny_qwen, train_tokenizer
@@ -131,3 +134,18 @@ def test_processor_without_template_is_refused():
     """The end of the user's turn would be guessed."""
     with pytest.raises(ValueError, match="no chat template"):
         HintWriter(TOKENIZERS["bytes"])
+
+
+@pytest.mark.parametrize("build", [build_tiny_llava, build_tiny_qwen])
+def test_text_is_decoded_as_transformers_does(build):
+    """The short way through the Rust library would show special tokens, or pass a tokenizer's own by."""
+    processor = build()[1]
+    codec, tokenizer = TextCodec(processor), processor.tokenizer
+    generator = random.Random(0)
+    for length in range(40):
+        ids = [generator.randrange(len(tokenizer)) for _ in range(length)]
+        expected = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert codec.decode(ids) == expected
+    kind = type("Own", (type(tokenizer),), {"decode": lambda self, ids, **options: "its own"})
+    tokenizer.__class__ = kind
+    assert TextCodec(processor).decode([5]) == "its own"

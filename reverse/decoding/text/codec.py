@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+from transformers import PreTrainedTokenizerFast
+
 from reverse.decoding.text.hints import HintWriter, check_plain_text
 from reverse.decoding.text.incremental_detokenizer import half_character
 from reverse.decoding.verifier import NO_TAGS
@@ -52,7 +54,16 @@ class TextCodec:
 
     def decode(self, ids: list[int]) -> str:
         """Ids as text: tags shown, special tokens not, no clean-up of spaces."""
+        if self._decodes_plainly and "decode" not in vars(self.tokenizer):
+            return self.tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=True)
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    @cached_property
+    def _decodes_plainly(self) -> bool:
+        """Whether transformers' `decode` only calls the Rust library's, which is five times as fast."""
+        kind, plain = type(self.tokenizer), PreTrainedTokenizerFast
+        methods = ("decode", "_decode", "backend_tokenizer")
+        return issubclass(kind, plain) and all(getattr(kind, m) is getattr(plain, m) for m in methods)
 
     @cached_property
     def partial_byte_token(self) -> int | None:
