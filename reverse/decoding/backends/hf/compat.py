@@ -32,7 +32,7 @@ from reverse.decoding.backends.protocol import EncodedPicture, OutOfMemory
 from reverse.errors import RequestError
 from reverse.models.families import family_of
 from reverse.models.unwrapping import input_device, unwrap_model
-from reverse.models.window_attention import windows_at_once
+from reverse.models.window_attention import use_varlen_window_attention
 
 __all__ = [
     "build_positions",
@@ -104,7 +104,7 @@ def encode_pictures(model: Any, pictures: Sequence[Mapping[str, torch.Tensor]]) 
     inputs = {
         name: torch.cat([tensors[name].to(device) for tensors in pictures]) for name in dict(pictures[0])
     }
-    with windows_at_once(model):
+    with use_varlen_window_attention(model):
         encoded = model.base_model.get_image_features(**inputs, return_dict=True)
     features = list(encoded.pooler_output)
     if len(features) != len(pictures) or any(each.dim() != 2 for each in features):
