@@ -215,7 +215,7 @@ def measure(name: str, device: str, copy: float, quick: bool) -> Figures:
         measure_transformers(c, figures, copy, quick)
         measure_second_turns(bench, figures)
         measure_batches(c, figures, (8, 32) if device != "cpu" else (2,))
-        if device != "cpu" and not quick:
+        if device != "cpu":
             measure_branches(bench, figures)
             measure_branches_of_requests(c, figures)
             measure_large_batches(c, figures, (64, 128, 192))

@@ -297,7 +297,11 @@ class Engine:
             processors=branch.rules.processor_names,
         )
         scheduler = self._schedulers[processes] = Scheduler(backend, branches, self.pictures)
+        scheduler.pause_preparing = self._pause_preparing
         return scheduler
+
+    def _pause_preparing(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._threads is None else self._threads.paused()
 
 
 _engines: WeakKeyDictionary[Any, WeakValueDictionary[Any, Engine]] = WeakKeyDictionary()

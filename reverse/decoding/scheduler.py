@@ -13,7 +13,8 @@ on are dropped, then every branch is put back and fewer go on side by side.
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from reverse.decoding.asks import Node, PictureRef
@@ -51,6 +52,7 @@ class Scheduler:
         self._alone: set[Branch] = set()  # to be prefilled one by one: one of them is at fault
         self.expects_more = False  # more branches are about to be added: some may wait for them
         self._held_back = 0  # steps for which prompts have waited for others
+        self.pause_preparing: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @property
     def has_work(self) -> bool:
@@ -201,9 +203,12 @@ class Scheduler:
         return self._free() >= count
 
     def _prefill(self, branches: Sequence[Branch]) -> list[int]:
+        # Nobody waits for what is being prepared if the waiting branches take all places.
+        are_enough = len(self.waiting) >= self.limit - len(self.running)
         try:
-            self._encode(ref for branch in branches for ref in branch.node.pictures)
-            return self.backend.add([_prompt_of(branch) for branch in branches])
+            with self.pause_preparing() if are_enough else nullcontext():
+                self._encode(ref for branch in branches for ref in branch.node.pictures)
+                return self.backend.add([_prompt_of(branch) for branch in branches])
         except OutOfMemory:
             raise
         except Exception as error:

@@ -313,6 +313,20 @@ def test_what_was_not_begun_is_cancelled():
     running.result(10)
 
 
+def test_nothing_is_begun_while_threads_are_paused():
+    """Threads that prepare pictures would take Python's lock from the thread that encodes them."""
+    pool, made = PreparingThreads(2), []
+    with pool.paused():
+        futures = [pool.submit(i, functools.partial(made.append, i)) for i in range(4)]
+        time.sleep(0.05)
+        assert made == []
+    for future in futures:
+        future.result(10)
+    assert sorted(made) == [0, 1, 2, 3]
+    with pool.paused():
+        pool.close()
+
+
 @pytest.mark.parametrize("ends", ["main thread", "Ctrl-C"])
 def test_python_ends_although_a_thread_prepares(ends):
     """The interpreter joins the threads of `concurrent.futures`: a slow disk would keep it from ending."""

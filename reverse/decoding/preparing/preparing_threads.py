@@ -9,8 +9,9 @@ from __future__ import annotations
 import heapq
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
@@ -37,7 +38,7 @@ class PreparingThreads:
         self._work: list[tuple[int, int, Future[Any], Callable[[], Any]]] = []  # a heap
         self._numbers = count()
         self._changed = threading.Condition()
-        self._is_closed = False
+        self._is_closed = self._is_paused = False
 
     def submit(self, order: int, call: Callable[[], Any]) -> Future[Any]:
         """Make a call in one of the threads; calls of the least `order` come first."""
@@ -52,6 +53,24 @@ class PreparingThreads:
                 thread.start()
             self._changed.notify()
         return future
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let the threads begin nothing new meanwhile.
+
+        A vision tower is a thousand launches, and after each the calling thread waits for Python's lock: with
+        eight threads that prepare pictures, encoding takes a third longer.
+        """
+        self._set_paused(True)
+        try:
+            yield
+        finally:
+            self._set_paused(False)
+
+    def _set_paused(self, is_paused: bool) -> None:
+        with self._changed:
+            self._is_paused = is_paused
+            self._changed.notify_all()
 
     def close(self) -> None:
         """Cancel what was not begun, and let the threads end after what they are doing."""
@@ -78,7 +97,7 @@ class PreparingThreads:
     def _next(self) -> tuple[Future[Any], Callable[[], Any]] | None:
         with self._changed:
             self._idle += 1
-            while not self._work and not self._is_closed:
+            while (self._is_paused or not self._work) and not self._is_closed:
                 self._changed.wait()
             self._idle -= 1
             if not self._work:
