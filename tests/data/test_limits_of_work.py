@@ -7,14 +7,14 @@ from random import Random
 from reverse.data.negatives import conversation_turns, make_lexicon_negatives
 from reverse.data.records.schema import make_record
 from reverse.data.tagging import numbers
-from reverse.files import json_items
+from reverse.files import json_scanning
 from reverse.files.json_scanning import Broken, Item, scan
 from reverse.tokens import spans
 
 
 def test_a_file_of_short_items_is_not_scanned_to_its_end(monkeypatch):
     """A megabyte of `x` lines took four seconds, and gave half a million faults."""
-    monkeypatch.setattr(json_items, "MOST_SHORT", 5)
+    monkeypatch.setattr(json_scanning, "MAX_SHORT_ITEMS", 5)
     for text in (b"x\n" * 50, b"{}\n" * 50, b"[" + b"1, " * 50 + b"1]"):
         *before, last = scan(io.BytesIO(text))
         assert len(before) == 5 and isinstance(last, Broken) and "too short to be records" in last.reason

@@ -1,34 +1,34 @@
-"""Read a JSON file of records, of any size, once into Arrow files that `published.open_records` maps.
+"""Import a JSON file of records, of any size, into Arrow files that `published_set.open_records` maps.
 
     import_records("reverse_ft.json", "reverse_1.3m")      # 2.1 GB of JSON, 1.3 million records
 
     out/data-00000.arrow …     Arrow IPC files of 64 MB; columns record, id, number, offset
     out/manifest.json          source, counts, what was left out, versions; written last
-    out/parts/                 while an import runs: plan.json, and 00000.json … which vouch for the shards
+    out/parts/                 while an import runs: plan.json, and one 00000.json … for each finished shard
 
 A row is the record's own text (`record`), with its `id` as text, its `number` in the source and its `offset`
-there in bytes: what was written comes back unchanged, whatever keys, numbers or escapes are in it.
+there in bytes, so a record comes back unchanged, whatever keys, numbers or escapes it holds.
 
-Crash safety: a shard is written under a temporary name, synced, renamed; then its part, in the same way,
-says where in the source the next shard begins. A restart goes on behind the last part; what lies before is
-read once more for the source's hash, and not taken apart. A folder without manifest.json is not read.
+Crash safety: a shard is written atomically; then its part, written atomically too, says where in the source
+the next shard begins. A restart continues behind the last part; what lies before it is read once more for the
+source's hash, and not decoded. A folder without manifest.json is not read.
 """
 
 import hashlib
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from reverse.data.records.published_set import (
     FORMAT,
     KIND,
     Progress,
+    ProgressSource,
     arrow,
+    check_items,
     id_text,
-    problem_of,
     read_manifest,
     records_path,
 )
@@ -41,8 +41,9 @@ from reverse.files.text_reading import read_json
 
 SHARD_BYTES = 64 << 20
 BATCH = 1024  # records of one Arrow batch
-_LEFT_BY_A_KILL = ("plan.json.tmp", ".plan.json.lock", ".lock")  # at the start; none holds a record
-_MEND = "mend the file, or leave such records out with --skip-corrupt"
+# Files that a kill at the start leaves behind; none holds a record.
+_LEFTOVERS = ("plan.json.tmp", ".plan.json.lock", ".lock")
+_REMEDY = "mend the file, or leave such records out with --skip-corrupt"
 
 
 def import_records(
@@ -52,19 +53,19 @@ def import_records(
     skip_corrupt: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Read a JSON list or JSON lines of records into the Arrow folder `out`; returns its manifest.
+    """Import a JSON list or JSON lines of records into the Arrow folder `out`; return its manifest.
 
-    Memory is bounded by a shard's batch and the longest record, not by the file. Killed at any moment and
-    called again, it goes on behind the last whole shard; a finished folder of the same source is left as it
-    is. `progress(done, total)` counts bytes of the source.
+    Memory is bounded by a batch and the longest record, not by the file. Killed at any moment and called
+    again, it continues behind the last finished shard; a finished folder of the same source stays as it is.
 
     Args:
         skip_corrupt: leave out what is broken or no record, and list it in `manifest["corrupt"]`.
+        progress: is called with the bytes of the source that were read, and their total.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: a broken record (its number and byte; not with `skip_corrupt`), no record at all, a
-            source that changes while it is read, or an `out` that holds anything else.
+        MissingFileError: no such file.
+        DataError: a broken record (its number and byte; not with `skip_corrupt`), no record at all, a source
+            that changes while it is read, or an `out` that holds anything else.
     """
     path, out = records_path(path), Path(out)
     if not path.is_file():
@@ -73,22 +74,22 @@ def import_records(
         return _import(path, out, skip_corrupt, progress)
 
 
-def _import(path: Path, out: Path, skip_corrupt: bool, progress: Any) -> dict[str, Any]:
-    source = _source(path)
-    finished = _finished(path, out, source)
+def _import(path: Path, out: Path, skip_corrupt: bool, progress: Progress | None) -> dict[str, Any]:
+    source = _identify(path)
+    finished = _find_finished(path, out, source)
     if finished is not None:
         return finished
-    parts = _begun(out, source)
+    parts = _start_or_resume(out, source)
     known = [broken for part in parts for broken in part["corrupt"]]
     if known and not skip_corrupt:
-        raise DataError(f"{path}, {known[0]['where']}: {known[0]['reason']}: {_MEND}")
+        raise DataError(f"{path}, {known[0]['where']}: {known[0]['reason']}: {_REMEDY}")
     with path.open("rb") as stream:
-        hashed = _Hashed(stream, source["size"], progress)
+        hashed = _HashingSource(ProgressSource(stream, source["size"], progress))
         _import_rest(path, out, hashed, parts, skip_corrupt)
         hashed.drain()
-    if _source(path) != source:
+    if _identify(path) != source:
         raise DataError(f"{path} changed while it was read: import it again, into an empty folder")
-    manifest = _manifest(source | {"sha256": hashed.digest.hexdigest()}, parts)
+    manifest = _make_manifest(source | {"sha256": hashed.digest.hexdigest()}, parts)
     if manifest["records"] == 0:
         raise DataError(f"{path} holds no records: give a JSON list or JSONL of instruct records")
     write_json(out / "manifest.json", manifest)
@@ -97,14 +98,14 @@ def _import(path: Path, out: Path, skip_corrupt: bool, progress: Any) -> dict[st
 
 
 def _import_rest(
-    path: Path, out: Path, source: "_Hashed", parts: list[dict[str, Any]], skip_corrupt: bool
+    path: Path, out: Path, source: "_HashingSource", parts: list[dict[str, Any]], skip_corrupt: bool
 ) -> None:
-    """Add to `parts`, and to `out`, what the source holds behind the last of them."""
+    """Write what the source holds behind the last part as shards of `out`, and add their parts."""
     place = Place(**parts[-1]["next"]) if parts else None
     if place is not None:
         source.pass_over(place.offset)
     corrupt: list[dict[str, Any]] = []
-    items = _good(path, scan(source, place), corrupt, skip_corrupt)
+    items = _take_records(path, scan(source, place), corrupt, skip_corrupt)
     while (first := next(items, None)) is not None:
         name = f"data-{len(parts):05d}.arrow"
         part = {"file": name} | _write_shard(out / name, chain([first], items))
@@ -117,77 +118,66 @@ def _import_rest(
         parts[-1]["corrupt"] += corrupt
 
 
-def _good(
+def _take_records(
     path: Path, items: Iterator[Item | Broken], corrupt: list[dict[str, Any]], skip: bool
 ) -> Iterator[Item]:
-    """The records; what is none joins `corrupt`, or is an error."""
-    for item in items:
-        problem = problem_of(item)
-        if problem is None:
-            assert isinstance(item, Item)
+    """Yield the records; what is none is added to `corrupt`, or raises."""
+    for item in check_items(items):
+        if isinstance(item, Item):
             yield item
         elif skip:
-            size = item.size if isinstance(item, Broken) else len(item.raw)
-            place = {"number": item.number, "offset": item.offset, "size": size, "where": item.where}
-            corrupt.append(place | {"reason": problem})
+            place = {"number": item.number, "offset": item.offset, "size": item.size, "where": item.where}
+            corrupt.append(place | {"reason": item.reason})
         else:
-            raise DataError(f"{path}, {item.where}: {problem}: {_MEND}")
+            raise DataError(f"{path}, {item.where}: {item.reason}: {_REMEDY}")
 
 
 def _write_shard(shard: Path, items: Iterator[Item]) -> dict[str, Any]:
-    """One shard of the records that come next; what its part says of it."""
+    """Write one shard of the records that come next; return its part."""
     pa = arrow()
-
     size = rows = answers = pictures = 0
     batch: list[Item] = []
-    with atomic_write(shard) as stream, pa.ipc.new_file(stream, _schema()) as writer:
+    fields = [("record", pa.string()), ("id", pa.string()), ("number", pa.int64()), ("offset", pa.int64())]
+    schema = pa.schema(fields, metadata={"kind": KIND, "format": str(FORMAT)})
+    with atomic_write(shard) as stream, pa.ipc.new_file(stream, schema) as writer:
         for item in items:
             batch.append(item)
             size, rows = size + len(item.raw), rows + 1
             answers += len(item.value["conversations"]) // 2
             pictures += picture_of(item.value) is not None
             if len(batch) == BATCH or size >= SHARD_BYTES:
-                writer.write_batch(_batch(batch))
+                writer.write_batch(_make_batch(batch, schema))
                 if size >= SHARD_BYTES:
                     break
                 batch = []
         else:
             if batch:
-                writer.write_batch(_batch(batch))
+                writer.write_batch(_make_batch(batch, schema))
     return {
         "rows": rows, "size": shard.stat().st_size, "answers": answers, "pictures": pictures,
-        "next": asdict(place_after(item)),
+        "next": place_after(item)._asdict(),
     }  # fmt: skip
 
 
-def _schema() -> Any:
-    pa = arrow()
-
-    return pa.schema(
-        [("record", pa.string()), ("id", pa.string()), ("number", pa.int64()), ("offset", pa.int64())],
-        metadata={"kind": KIND, "format": str(FORMAT)},
+def _make_batch(items: list[Item], schema: Any) -> Any:
+    columns = (
+        [item.raw for item in items],
+        [id_text(item.value) for item in items],
+        [item.number for item in items],
+        [item.offset for item in items],
     )
-
-
-def _batch(items: list[Item]) -> Any:
     pa = arrow()
-
-    columns = [
-        pa.array([item.raw for item in items], pa.string()),
-        pa.array([id_text(item.value) for item in items], pa.string()),
-        pa.array([item.number for item in items], pa.int64()),
-        pa.array([item.offset for item in items], pa.int64()),
-    ]
-    return pa.record_batch(columns, schema=_schema())
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+    return pa.record_batch(arrays, schema=schema)
 
 
-def _source(path: Path) -> dict[str, Any]:
+def _identify(path: Path) -> dict[str, Any]:
     status = path.stat()
     return {"name": path.name, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
-def _finished(path: Path, out: Path, source: dict[str, Any]) -> dict[str, Any] | None:
-    """The manifest of a finished import of the same source."""
+def _find_finished(path: Path, out: Path, source: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the manifest of a finished import of the same source, or None if there is no manifest."""
     if not (out / "manifest.json").is_file():
         return None
     try:
@@ -203,14 +193,14 @@ def _finished(path: Path, out: Path, source: dict[str, Any]) -> dict[str, Any] |
     raise DataError(f"{out} holds the records of another {known['name']}: name another folder")
 
 
-def _begun(out: Path, source: dict[str, Any]) -> list[dict[str, Any]]:
-    """The parts of an import of this source that was stopped; a new folder has none."""
+def _start_or_resume(out: Path, source: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the parts of a stopped import of this source; prepare a new folder, which has none."""
     plan = {"format": FORMAT, "source": source}
     if out.exists() and not out.is_dir():
         raise DataError(f"{out} is a file: name a folder to write, which need not exist")
     known = out / "parts" / "plan.json"
     if known.is_file():
-        parts = _parts(out)
+        parts = _read_parts(out)
         if read_json(known) == plan:
             return parts
         if parts:
@@ -219,15 +209,15 @@ def _begun(out: Path, source: dict[str, Any]) -> list[dict[str, Any]]:
         return []
     if out.is_dir():
         for other in out.rglob("*"):
-            if other.name not in _LEFT_BY_A_KILL and not other.is_dir():
+            if other.name not in _LEFTOVERS and not other.is_dir():
                 raise DataError(f"{out} holds {other.relative_to(out)}: name a new or an empty folder")
     (out / "parts").mkdir(parents=True, exist_ok=True)
     write_json(out / "parts" / "plan.json", plan)
     return []
 
 
-def _parts(out: Path) -> list[dict[str, Any]]:
-    """The shards that are whole, from the first to the one before the first that is not."""
+def _read_parts(out: Path) -> list[dict[str, Any]]:
+    """Read the parts of the finished shards, up to the first shard that is missing or cut off."""
     parts: list[dict[str, Any]] = []
     while (path := out / "parts" / f"{len(parts):05d}.json").is_file():
         part = read_json(path)
@@ -238,7 +228,7 @@ def _parts(out: Path) -> list[dict[str, Any]]:
     return parts
 
 
-def _manifest(source: dict[str, Any], parts: list[dict[str, Any]]) -> dict[str, Any]:
+def _make_manifest(source: dict[str, Any], parts: list[dict[str, Any]]) -> dict[str, Any]:
     from reverse import __version__
 
     corrupt = [broken for part in parts for broken in part["corrupt"]]
@@ -253,24 +243,20 @@ def _manifest(source: dict[str, Any], parts: list[dict[str, Any]]) -> dict[str, 
     }  # fmt: skip
 
 
-class _Hashed:
-    """What is scanned, with its bytes hashed and counted on the way."""
+class _HashingSource:
+    """A source for `scan` that hashes its bytes."""
 
-    def __init__(self, stream: BinaryIO, size: int, progress: Progress | None):
-        self.stream, self.size, self.progress = stream, size, progress
+    def __init__(self, source: ProgressSource):
+        self.source = source
         self.digest = hashlib.sha256()
-        self.done = 0
 
     def read(self, size: int, /) -> bytes:
-        data = self.stream.read(size)
+        data = self.source.read(size)
         self.digest.update(data)
-        self.done += len(data)
-        if self.progress is not None:
-            self.progress(self.done, self.size)
         return data
 
     def pass_over(self, to: int) -> None:
-        while self.done < to and self.read(min(1 << 20, to - self.done)):
+        while self.source.done < to and self.read(min(1 << 20, to - self.source.done)):
             pass
 
     def drain(self) -> None:

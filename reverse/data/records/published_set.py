@@ -1,7 +1,7 @@
-"""The published set at full size, record by record as it was published.
+"""Open a set of records of any size, record by record as it was published.
 
-    records = open_records("reverse_1.3m")       # an imported folder (`importing.py`), mapped, nothing loaded
-    len(records), records[7]["conversations"]
+    records = open_records("reverse_1.3m")       # an imported folder (`importer.py`) is mapped, nothing is
+    loaded len(records), records[7]["conversations"]
 
 A JSON list, JSON lines and a folder of scenes are opened in the same way; a JSON file is read through first.
 """
@@ -10,7 +10,7 @@ import bisect
 import json
 import mmap
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO
@@ -18,35 +18,30 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from reverse.data.records.record_rules import find_shape_problem
-from reverse.errors import DataError, MissingFileError
+from reverse.errors import DataError, MissingFileError, MissingPackageError
 from reverse.files.json_scanning import Broken, Item, scan
 from reverse.files.text_reading import read_json
 
 FORMAT = 1  # of an imported folder
 KIND = "reverse records"
-_OF_MANIFEST: dict[str, type] = {"records": int, "left_out": int, "shards": list, "source": dict}
+_MANIFEST_TYPES: dict[str, type] = {"records": int, "left_out": int, "shards": list, "source": dict}
 
 Progress = Callable[[int, int], None]
 
 
 def arrow() -> Any:
-    """pyarrow, which comes with `.[train]`. Raises ValueError where it is not installed."""
+    """Import pyarrow, which comes with `.[train]`. Raises MissingPackageError if it is not installed."""
     try:
         import pyarrow
         import pyarrow.compute
         import pyarrow.ipc
     except ImportError as error:
-        raise DataError("pyarrow is not installed: pip install 'reverse-vlm[train]'") from error
+        raise MissingPackageError("pyarrow is not installed: pip install 'reverse-vlm[train]'") from error
     return pyarrow
 
 
-def problem_of(item: Item | Broken) -> str | None:
-    """Say why an item is no record; None if it is one."""
-    return item.reason if isinstance(item, Broken) else find_shape_problem(item.value)
-
-
 def id_text(record: Mapping[str, Any]) -> str | None:
-    """The record's id as text, by which records of two files are matched: 7 and "7" are the same id."""
+    """Return the record's id as text, which matches records of two files: 7 and "7" are the same id."""
     name = record.get("id")
     if name is None:
         return None
@@ -55,7 +50,7 @@ def id_text(record: Mapping[str, Any]) -> str | None:
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """The manifest of an imported set. Raises ValueError where there is none, or one of a later version."""
+    """Read the manifest of an imported set. Raises DataError if it is missing, damaged or another format."""
     path = Path(folder) / "manifest.json"
     if not path.is_file():
         begun = (Path(folder) / "parts").is_dir()
@@ -70,7 +65,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
             f"{path} is not that of imported records, format {FORMAT}, got {kind!r:.80}, "
             f"format {version!r:.80}: see `reverse data import`"
         )
-    for key, expected in _OF_MANIFEST.items():
+    for key, expected in _MANIFEST_TYPES.items():
         if not isinstance(manifest.get(key), expected):
             raise DataError(
                 f'{path}: "{key}" must be {expected.__name__}, got {manifest.get(key)!r:.80}: import '
@@ -88,13 +83,12 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
 
 
 class ImportedRecords:
-    """An imported set, mapped into memory: `records[i]` is the published record.
+    """An imported set, mapped into memory; `records[i]` is the published record.
 
-    A record costs one lookup and one `json.loads` of its text. Open files are not pickled: each worker maps
-    them itself.
+    A record costs one lookup and one `json.loads`. Open files are not pickled: each worker maps them itself.
     """
 
-    broken: Mapping[int, str] = MappingProxyType({})  # an import keeps none
+    broken: Mapping[int, str] = MappingProxyType({})  # an import leaves broken records out
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
@@ -113,22 +107,21 @@ class ImportedRecords:
         return json.loads(self.text(index))
 
     def text(self, index: int) -> str:
-        """The record as it stands in the source."""
-        batch, row = self._find(index)
+        """Return the record as it stands in the source."""
+        batch, row = self._locate(index)
         return batch.column(0)[row].as_py()
 
     def raw(self, index: int) -> bytes:
         return self.text(index).encode("utf-8")
 
     def where(self, index: int) -> str:
-        """For messages: where the record stood in the source."""
-        batch, row = self._find(index)
+        """Describe where the record stood in the source, for messages."""
+        batch, row = self._locate(index)
         return f"{self.folder}, record {index} (byte {batch.column(3)[row].as_py()} of the source)"
 
     def scan(self, progress: Progress | None = None) -> Iterator[Item]:
-        """All records in order, read and not mapped, so that pages of the files do not pile up in memory."""
+        """Yield all records in order; files are read, not mapped, so their pages do not fill the memory."""
         pa = arrow()
-
         done = 0
         for shard in self.manifest["shards"]:
             with pa.OSFile(str(self.folder / shard["file"])) as file:
@@ -144,32 +137,29 @@ class ImportedRecords:
                         progress(done, len(self))
 
     def find(self, name: str) -> list[int]:
-        """The indices of the records with this id."""
+        """List the indices of the records with this id."""
         pc = arrow().compute
-
-        self._map()
-        assert self._batches is not None
-        found = []
-        for start, batch in zip(self._starts, self._batches, strict=True):
+        batches, found = self._map(), []
+        for start, batch in zip(self._starts, batches, strict=True):
             rows = np.flatnonzero(
                 pc.fill_null(pc.equal(batch.column(1), name), False).to_numpy(zero_copy_only=False)
             )
             found += (rows + start).tolist()
         return found
 
-    def _find(self, index: int) -> tuple[Any, int]:
+    def _locate(self, index: int) -> tuple[Any, int]:
+        """Return the batch of a record and the row in it."""
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
-        self._map()
-        assert self._batches is not None
+        batches = self._map()
         k = bisect.bisect_right(self._starts, index) - 1
-        return self._batches[k], index - self._starts[k]
+        return batches[k], index - self._starts[k]
 
-    def _map(self) -> None:
+    def _map(self) -> list[Any]:
+        """Map the files at the first call; return their batches, and keep where each one starts."""
         if self._batches is not None:
-            return
+            return self._batches
         pa = arrow()
-
         batches, starts, rows = [], [], 0
         for shard in self.manifest["shards"]:
             reader = pa.ipc.open_file(pa.memory_map(str(self.folder / shard["file"])))
@@ -182,17 +172,18 @@ class ImportedRecords:
                 f"{self.folder} holds {rows} records, its manifest says {len(self)}: import again"
             )
         self._batches, self._starts = batches, starts
+        return batches
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_batches": None, "_starts": []}
 
 
 class FileRecords:
-    """The records of a JSON list or of JSON lines, the file mapped: of each, two offsets are kept (21 MB).
+    """The records of a JSON list or of JSON lines; the file is mapped, two offsets of each record are kept.
 
-    The file is read through once, to find and check them: 2 GB take half a minute each time it is opened.
-    What is no record is an error; with `keep_broken` it keeps its number, is listed in `broken` (number:
-    why), and is an error when it is asked for.
+    Opening reads the file through once, to find and check the records: 2 GB take half a minute. What is no
+    record is an error; with `keep_broken` it keeps its number, `broken` maps the number to the reason, and
+    reading it is the error.
     """
 
     def __init__(self, path: str | Path, progress: Progress | None = None, *, keep_broken: bool = False):
@@ -218,13 +209,13 @@ class FileRecords:
         return json.loads(self.text(index))
 
     def text(self, index: int) -> str:
-        """The record as it stands in the file."""
+        """Return the record as it stands in the file."""
         if index in self.broken:
             raise DataError(f"{self.where(index)}: {self.broken[index]}")
         return self.raw(index).decode("utf-8")
 
     def raw(self, index: int) -> bytes:
-        """The same in bytes, and what stands there if it is broken."""
+        """Return its bytes, also those of a broken record."""
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         if self._file is None:
@@ -237,10 +228,10 @@ class FileRecords:
         return f"{self.path}, record {index} (byte {self.spans[index, 0]})"
 
     def scan(self, progress: Progress | None = None) -> Iterator[Item]:
-        yield from _checked(self.path, progress)
+        yield from _refuse_broken(self.path, progress)
 
     def find(self, name: str) -> list[int]:
-        return [item.number for item in _checked(self.path) if id_text(item.value) == name]
+        return [item.number for item in _refuse_broken(self.path) if id_text(item.value) == name]
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_file": None}
@@ -250,17 +241,17 @@ Records = ImportedRecords | FileRecords
 
 
 def open_records(path: str | Path, progress: Progress | None = None, *, keep_broken: bool = False) -> Records:
-    """The records of an imported folder, of a folder of scenes, or of a JSON file.
+    """Open the records of an imported folder, of a folder of scenes, or of a JSON file.
 
-    Raises FileNotFoundError for what is not there, ValueError for what holds no records and, unless
-    `keep_broken` is set, for what is broken in a JSON file (an import has left it out or stopped).
+    Raises MissingFileError if nothing is there, DataError if it holds no records, or a broken one (of a JSON
+    file, unless `keep_broken` is set; an import leaves broken records out, or stops).
     """
     path = records_path(path)
     return ImportedRecords(path) if path.is_dir() else FileRecords(path, progress, keep_broken=keep_broken)
 
 
 def records_path(path: str | Path) -> Path:
-    """Where the records stand: the file in a folder of scenes, else `path` itself."""
+    """Return where the records stand: the file in a folder of scenes, else `path` itself."""
     path = Path(path)
     if (path / "instruct.json").is_file():
         return path / "instruct.json"
@@ -272,18 +263,23 @@ def records_path(path: str | Path) -> Path:
 
 
 def scan_records(path: str | Path, progress: Progress | None = None) -> Iterator[Item | Broken]:
-    """All of them in order, with what is broken or no record between them as `Broken`; bounded memory."""
+    """Yield all records in order, with `Broken` for what is broken or no record; memory is bounded."""
     path = records_path(path)
     if path.is_dir():
         yield from ImportedRecords(path).scan(progress)
         return
     with path.open("rb") as stream:
-        for item in scan(_Counted(stream, path.stat().st_size, progress)):
-            problem = problem_of(item)
-            if problem is None or isinstance(item, Broken):
-                yield item
-            else:
-                yield Broken(item.number, item.offset, item.line, len(item.raw), problem)
+        yield from check_items(scan(ProgressSource(stream, path.stat().st_size, progress)))
+
+
+def check_items(items: Iterable[Item | Broken]) -> Iterator[Item | Broken]:
+    """Yield scanned items, with `Broken` for those that are no records."""
+    for item in items:
+        problem = None if isinstance(item, Broken) else find_shape_problem(item.value)
+        if problem is None or isinstance(item, Broken):
+            yield item
+        else:
+            yield Broken(item.number, item.offset, item.line, len(item.raw), problem)
 
 
 def read_records(path: str | Path) -> Iterator[dict[str, Any]]:
@@ -291,19 +287,19 @@ def read_records(path: str | Path) -> Iterator[dict[str, Any]]:
 
     Raises MissingFileError, and DataError naming the line or item that is broken or no record.
     """
-    for item in _checked(Path(path)):
+    for item in _refuse_broken(path):
         yield item.value
 
 
-def _checked(path: Path, progress: Progress | None = None) -> Iterator[Item]:
+def _refuse_broken(path: str | Path, progress: Progress | None = None) -> Iterator[Item]:
     for item in scan_records(path, progress):
         if isinstance(item, Broken):
             raise DataError(f"{path}, {item.where}: {item.reason}")
         yield item
 
 
-class _Counted:
-    """What is scanned, with its bytes counted."""
+class ProgressSource:
+    """A source for `scan` that reports how many bytes were read, of how many."""
 
     def __init__(self, stream: BinaryIO, size: int, progress: Progress | None):
         self.stream, self.size, self.progress, self.done = stream, size, progress, 0
