@@ -1,16 +1,15 @@
-"""A long pass over records that may be stopped at any moment and started again.
+"""Write the results of a long pass over records so that it may be stopped at any moment and started again.
 
-    part = PartFile("tagged.json", {"command": "tag", "seed": 0})
-    for record in islice(records, part.done, None):
-        part.write([tagged], Counter(answers=1))
-    manifest = part.finish()
+    with PartFile("tagged.json", {"command": "tag", "seed": 0}) as part:
+        for record in islice(records, part.done, None):
+            part.write([tagged], Counter(answers=1))
+        manifest = part.finish()
 
-On disk, in this order: `OUT.part` (JSON lines: the plan, then one line an input record, in input order,
-flushed after each), `OUT.failures.jsonl` where there are any, `OUT` (a JSON list, or lines where the name
-ends in .jsonl), `OUT.manifest.json`; the last three each under a temporary name, synced, renamed. Then
-`OUT.part` goes. A restart drops a last line that is torn, and goes on behind the whole ones; the counts of
-the manifest are summed from the lines, so they are those of an unbroken run. One line stands in memory at a
-time.
+On disk, in this order: `OUT.part` (JSON lines: the plan, then one line for each input record in input order,
+flushed after each), `OUT.failures.jsonl` if there are failures, `OUT` (a JSON list, or lines if the name
+ends in .jsonl), `OUT.manifest.json`; the last three are written atomically. Then `OUT.part` is removed. A
+restart drops a last line that a kill tore and continues behind it; the counts of the manifest are summed
+from the lines, so they equal those of an unbroken run. Memory holds one line at a time.
 """
 
 import hashlib
@@ -28,22 +27,22 @@ from reverse.files.atomic_write import atomic_write, json_bytes, write_json
 from reverse.files.file_lock import output_lock
 from reverse.files.text_reading import read_json
 
-LINES = (".jsonl", ".ndjson")
-SYNC_EVERY = 1 << 20  # bytes: what a power cut may cost; a killed process loses nothing that was written
+LINE_SUFFIXES = (".jsonl", ".ndjson")
+SYNC_EVERY = 1 << 20  # bytes that a power cut may cost; a kill costs nothing that was written
 
 
 class PartFile:
-    """Results of one pass, written as they come.
+    """The results of one pass, written as they come.
 
     Args:
-        out: the file to be; folders above it are made. ".json" makes a JSON list, ".jsonl" one record a line.
-        plan: what determines the result (arguments, input); a part with another plan is refused.
+        out: the file to write; folders above it are created. ".json" makes a JSON list, ".jsonl" one record
+        a line. plan: what determines the result (arguments, input); a part of another plan is refused.
 
-    `done`: input records that are in the part already. `manifest`: that of a finished pass, else None.
+    `done`: input records whose results are in the part. `manifest`: that of a finished pass, else None.
 
     Raises:
-        ValueError: `out` is there and was not made by this plan; a part of another plan; another suffix;
-            another process is at it.
+        DataError: `out` exists and was not made by this plan; a part of another plan; another suffix.
+        OutputInUseError: another process writes it.
     """
 
     def __init__(self, out: str | Path, plan: Mapping[str, Any]):
@@ -51,20 +50,22 @@ class PartFile:
         self.plan = dict(plan)
         self.done = 0
         self.manifest: dict[str, Any] | None = None
-        self._file: BufferedRandom | None = None
         self._unsynced = 0
-        if self.out.suffix not in (".json", *LINES):
+        self._stack = ExitStack()
+        if self.out.suffix not in (".json", *LINE_SUFFIXES):
             raise DataError(f"{self.out} must end in .json (a JSON list) or .jsonl (one record a line)")
         if self.out.parent.exists() and not self.out.parent.is_dir():
             raise DataError(f"{self.out}: {self.out.parent} is a file: name a folder")
-        self.part = self.out.with_name(self.out.name + ".part")
-        self.manifest_path = self.out.with_name(self.out.name + ".manifest.json")
-        self.failures_path = self.out.with_name(self.out.name + ".failures.jsonl")
-        self._lock = ExitStack()
-        self._lock.enter_context(output_lock(self.out, reentrant=False))
+        self.part, self.manifest_path, self.failures_path = (
+            self.out.with_name(self.out.name + suffix)
+            for suffix in (".part", ".manifest.json", ".failures.jsonl")
+        )
+        self._stack.enter_context(output_lock(self.out, reentrant=False))
         try:
             if self.part.exists() or not self._is_finished():
-                self._open()
+                self.part.touch()
+                self._file: BufferedRandom = self._stack.enter_context(self.part.open("r+b"))
+                self._resume()
         except BaseException:
             self.close()
             raise
@@ -75,68 +76,59 @@ class PartFile:
         counts: Mapping[str, float],
         failures: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        """Keep what came of the next input record."""
-        assert self._file is not None, "the pass is finished"
-        line = _json({"records": list(records), "counts": dict(counts), "failures": list(failures)}) + b"\n"
-        self._file.write(line)
+        """Keep the results of the next input record."""
+        assert self.manifest is None, "the pass is finished"
+        line = {"records": list(records), "counts": dict(counts), "failures": list(failures)}
+        self._unsynced += self._file.write(_to_json(line) + b"\n")
         self._file.flush()
-        self._unsynced += len(line)
         if self._unsynced > SYNC_EVERY:
             os.fsync(self._file.fileno())
             self._unsynced = 0
         self.done += 1
 
     def finish(self) -> dict[str, Any]:
-        """Write the file and its manifest; returns the manifest."""
+        """Write the output, its failures and its manifest; return the manifest."""
         if self.manifest is not None:
             return self.manifest
-        assert self._file is not None
         self._file.flush()
         os.fsync(self._file.fileno())
         counts: Counter[str] = Counter()
         digest = hashlib.sha256()
-        failed = [0]
+        failed = 0
 
         def results() -> Iterator[bytes]:
-            with atomic_write(self.failures_path) as failures:
-                for line in self._lines():
+            nonlocal failed
+            with atomic_write(self.failures_path) as stream:
+                for line in self._read_lines():
                     counts.update(line["counts"])
-                    for failure in line["failures"]:
-                        failures.write(_json(failure) + b"\n")
-                        failed[0] += 1
-                    for record in line["records"]:
-                        counts["records_out"] += 1
-                        yield _json(record)
+                    failed += len(line["failures"])
+                    stream.writelines(_to_json(failure) + b"\n" for failure in line["failures"])
+                    counts["records_out"] += len(line["records"])
+                    yield from map(_to_json, line["records"])
 
         with atomic_write(self.out) as stream:
-            for piece in _layout(results(), lines=self.out.suffix in LINES):
+            for piece in _lay_out(results(), as_lines=self.out.suffix in LINE_SUFFIXES):
                 digest.update(piece)
                 stream.write(piece)
-        if not failed[0]:
+        if not failed:
             self.failures_path.unlink()
-        rounded = {
-            key: round(value, 6) if isinstance(value, float) else value for key, value in counts.items()
-        }
-        manifest = self.plan | {"counts": dict(sorted(rounded.items())), "sha256": digest.hexdigest()}
-        write_json(self.manifest_path, manifest)
+        rounded = {key: round(n, 6) if isinstance(n, float) else n for key, n in sorted(counts.items())}
+        self.manifest = self.plan | {"counts": rounded, "sha256": digest.hexdigest()}
+        write_json(self.manifest_path, self.manifest)
         self.close()
         self.part.unlink()
-        self.manifest = manifest
-        return manifest
+        return self.manifest
 
     def counts(self) -> Counter[str]:
-        """What the lines so far add up to."""
+        """Sum the counts of the lines so far."""
         total: Counter[str] = Counter()
-        for line in self._lines():
+        for line in self._read_lines():
             total.update(line["counts"])
         return total
 
     def close(self) -> None:
-        """Let go of the part; it stays for the next start."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-        self._lock.close()
+        """Close the part, which stays for the next start, and release the lock."""
+        self._stack.close()
 
     def __enter__(self) -> "PartFile":
         return self
@@ -154,10 +146,8 @@ class PartFile:
             raise DataError(f"{self.out} is there already: name another file, or remove it")
         return False
 
-    def _open(self) -> None:
-        if not self.part.exists():
-            self.part.touch()
-        self._file = self.part.open("r+b")
+    def _resume(self) -> None:
+        """Count the complete lines of the part and cut off the rest; write the plan if the part is empty."""
         good = 0
         for number, line in enumerate(self._file):
             try:
@@ -167,8 +157,8 @@ class PartFile:
             if content is None:
                 break  # torn by a kill: this record is made again
             if number == 0:
-                if self.part.stat().st_size == len(line) and content != json.loads(_json(self.plan)):
-                    break  # of a run that made nothing
+                if self.part.stat().st_size == len(line) and content != json.loads(_to_json(self.plan)):
+                    break  # a part of another plan without results may be overwritten
                 self._compare(content, self.part)
             else:
                 self.done += 1
@@ -176,26 +166,26 @@ class PartFile:
         self._file.seek(good)
         self._file.truncate()
         if good == 0:
-            self._file.write(_json(self.plan) + b"\n")
+            self._file.write(_to_json(self.plan) + b"\n")
             self._file.flush()
 
     def _compare(self, written: Mapping[str, Any], where: Path) -> None:
-        other = [key for key in self.plan if written.get(key) != json.loads(_json(self.plan[key]))]
+        """Raise DataError if what was written has another plan."""
+        other = [key for key in self.plan if written.get(key) != json.loads(_to_json(self.plan[key]))]
         if other:
             was = ", ".join(f"{key}={written.get(key)!r}" for key in other)
             now = ", ".join(f"{key}={self.plan[key]!r}" for key in other)
-            self.close()
             raise DataError(f"{where} was made with {was}, not {now}: name another file, or remove it")
 
-    def _lines(self) -> Iterator[dict[str, Any]]:
+    def _read_lines(self) -> Iterator[dict[str, Any]]:
         with self.part.open("rb") as stream:
-            next(stream, None)
-            for line in stream:
-                yield json.loads(line)
+            next(stream, None)  # the plan
+            yield from map(json.loads, stream)
 
 
-def _layout(records: Iterable[bytes], *, lines: bool) -> Iterator[bytes]:
-    if lines:
+def _lay_out(records: Iterable[bytes], *, as_lines: bool) -> Iterator[bytes]:
+    """Yield the pieces of a file of records: JSON lines or a JSON list."""
+    if as_lines:
         for record in records:
             yield record + b"\n"
         return
@@ -206,5 +196,5 @@ def _layout(records: Iterable[bytes], *, lines: bool) -> Iterator[bytes]:
     yield b"[]\n" if between == b"[\n" else b"\n]\n"
 
 
-def _json(content: Any) -> bytes:
+def _to_json(content: Any) -> bytes:
     return json_bytes(content, separators=(",", ":"))
