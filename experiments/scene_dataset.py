@@ -243,7 +243,7 @@ def _false_phrases(scene: Scene, rng: random.Random, draws: int = 6) -> list[str
     """What a model says wrongly of this scene: what prejudice adds, and the false phrases of negatives."""
     draw = np.random.default_rng(rng.getrandbits(64))
     described = write_caption(scene, draw, prejudice=1.0)
-    expected = [phrase.text for phrase in described.phrases if not phrase.true]
+    expected = [phrase.text for phrase in described.phrases if not phrase.is_true]
     return expected + [write_negative_caption(scene, described, draw).hint for _ in range(draws)]
 
 

@@ -45,7 +45,7 @@ def holds(scene, phrase):
     if phrase.kind == "theme":
         return phrase.name == scene.theme
     if phrase.kind == "place":
-        thing = find_unique_object(scene, phrase.of)
+        thing = find_unique_object(scene, phrase.object_name)
         return thing is not None and find_place(scene, thing) == phrase.name
     return scene.truth.get(phrase.name, 0) == phrase.count
 
@@ -125,10 +125,10 @@ def test_bad_arguments_are_named(arguments):
 def test_clean_caption_is_true_and_prejudiced_one_errs_once(scene, seed):
     """Without it: the truth that answers are scored against holds the annotator's prejudice."""
     clean = write_caption(scene, np.random.default_rng(seed), prejudice=0)
-    assert all(phrase.true and holds(scene, phrase) for phrase in clean.phrases)
+    assert all(phrase.is_true and holds(scene, phrase) for phrase in clean.phrases)
     prejudiced = write_caption(scene, np.random.default_rng(seed), prejudice=1)
     wrong = [phrase for phrase in prejudiced.phrases if not holds(scene, phrase)]
-    assert len(wrong) == 1 and not wrong[0].true and wrong[0].name not in scene.truth
+    assert len(wrong) == 1 and not wrong[0].is_true and wrong[0].name not in scene.truth
 
 
 @few
@@ -167,7 +167,7 @@ def test_negative_is_false_and_keeps_what_stands_before(scene, seed):
     told = write_caption(scene, rng)
     for _ in range(5):
         wrong = write_negative_caption(scene, told, rng)
-        assert not wrong.phrase.true and not holds(scene, wrong.phrase)
+        assert not wrong.phrase.is_true and not holds(scene, wrong.phrase)
         assert phrases(wrong.text)[-1] == (phrases(wrong.text)[-1][0], "UN")
         assert wrong.hint == phrases(wrong.text)[-1][0].lower() == wrong.phrase.text
         before = [text.lower() for text, _ in phrases(wrong.text)[:-1]]
@@ -189,7 +189,7 @@ def test_negatives_are_mostly_what_the_theme_expects():
 def test_prejudice_keeps_its_promised_rate():
     """Without it: the world gets easier or harder unnoticed."""
     wrong = sum(
-        any(not p.true for p in write_caption(make_scene("train", index)).phrases) for index in range(1000)
+        any(not p.is_true for p in write_caption(make_scene("train", index)).phrases) for index in range(1000)
     )
     assert abs(wrong - 1000 * PREJUDICE) < 50
 

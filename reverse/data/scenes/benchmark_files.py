@@ -1,6 +1,6 @@
-"""Scenes as benchmarks: every file that the published benchmarks consist of, in their formats and places.
+"""Scenes as benchmarks: all files of the published benchmarks, in their formats and places.
 
-    write_benches("playground/data/scenes-eval", count=500)
+    write_benchmarks("playground/data/scenes-eval", count=500)
 
     ROOT/images/test-000000.png …                      shared by all (a scenes export, with its manifest)
     ROOT/chair_mscoco/chair-500.jsonl, …/coco/annotations/{instances,captions}_val2014.json
@@ -12,9 +12,9 @@
     ROOT/mmhal/response_template.json, ROOT/haloquest/haloquest-eval.jsonl
     ROOT/benches.json           arguments and SHA-256 of everything; written last
 
-What differs from the published sets: questions are worded as the scenes world words them (MME's with the
-request of the published ones behind them, by which their scorer finds a question); a COCO name of
-two words is one noun in AMBER ("glass" for wine glass; a hot dog counts as a dog), since AMBER reads nouns.
+Differences from the published sets: the questions have the wording of the scenes world (MME's end with the
+published request, by which its scorer finds a question); a COCO name of two words is one noun in AMBER
+("glass" for wine glass; a hot dog counts as a dog), since AMBER reads nouns.
 """
 
 import hashlib
@@ -32,9 +32,10 @@ from reverse.data.scenes.benchmark_questions import (
     make_mme_questions,
     make_mmhal_question,
 )
-from reverse.data.scenes.object_names import COCO_IDS, make_noun_phrase, make_plural
+from reverse.data.scenes.object_names import COCO_IDS, make_plural
 from reverse.data.scenes.published_formats import write_scenes
 from reverse.data.scenes.scene import Scene, make_scene
+from reverse.data.scenes.scene_questions import ask_presence
 from reverse.data.scenes.themes import COLOURS, OBJECT_NAMES, THEME_NAMES, THEMES
 from reverse.errors import DataError
 from reverse.files.atomic_write import atomic_write
@@ -43,7 +44,7 @@ from reverse.files.file_lock import output_lock
 __all__ = ["BENCHMARKS_FORMAT", "make_pope_questions", "write_benchmarks"]
 
 BENCHMARKS_FORMAT = 2  # raise it whenever the same arguments give other files
-POPE_PER_IMAGE = 3  # objects asked for that are there, and as many that are not (POPE)
+POPE_PER_IMAGE = 3  # present objects asked for, and as many absent ones (POPE)
 POPE_SETTINGS = ("random", "popular", "adversarial")
 POPE_SETS = {
     "coco": "coco_pope/coco_pope_{}.json",
@@ -65,16 +66,16 @@ def write_benchmarks(
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Write `count` scenes of a split under `out` with the files of all benchmarks; returns the manifest.
+    """Write `count` scenes of a split under `out` with the files of all benchmarks, and return the manifest.
 
-    A finished folder is left as it is; a killed run called again goes on. Raises ValueError as
-    `write_scenes`, and where `out` holds benchmarks made with other arguments.
+    A finished folder is left as it is; a killed run that is called again goes on. Raises DataError as
+    `write_scenes`, and if `out` holds benchmarks made with other arguments.
     """
     with output_lock(out):
-        return _write_benches(Path(out), split, count, seed, workers, progress)
+        return _write_benchmark_files(Path(out), split, count, seed, workers, progress)
 
 
-def _write_benches(
+def _write_benchmark_files(
     out: Path, split: str, count: int, seed: int, workers: int, progress: Callable[[int, int], None] | None
 ) -> dict[str, Any]:
     scenes_manifest = write_scenes(out, split, count, seed, workers, progress)
@@ -88,39 +89,40 @@ def _write_benches(
             raise DataError(f"{manifest} was made with {other}, not {plan}: choose another directory")
         return written
     scenes = [make_scene(split, index, seed) for index in range(count)]
-    digests = {name: _put(out / name, content) for name, content in _files(out, scenes, seed).items()}
-    whole = plan | {"sha256": digests}
-    _put(manifest, _json(whole))
-    return whole
+    digests = {name: _put(out / name, content) for name, content in _make_files(out, scenes, seed).items()}
+    content = plan | {"sha256": digests}
+    _put(manifest, _json(content))
+    return content
 
 
 def make_pope_questions(scenes: Sequence[Scene], setting: str, seed: int) -> list[dict[str, Any]]:
     """POPE's questions about scenes with at least three kinds of objects (arXiv 2305.10355, §4).
 
-    For each of three objects that are there one that is not: drawn evenly ("random"), the most frequent
-    of the set ("popular"), or the one seen most often together with it ("adversarial").
+    For each of three present objects one absent object: drawn evenly ("random"), the most frequent of the
+    set ("popular"), or the one that occurs most often with the present one ("adversarial").
     """
-    asked = [scene for scene in scenes if len(scene.truth) >= POPE_PER_IMAGE]
-    often = Counter(name for scene in scenes for name in scene.truth)
-    popular = sorted(OBJECT_NAMES, key=lambda name: (-often[name], COCO_IDS[name]))
-    together: dict[str, Counter[str]] = {name: Counter() for name in OBJECT_NAMES}
+    frequency = Counter(name for scene in scenes for name in scene.truth)
+    popular = sorted(OBJECT_NAMES, key=lambda name: (-frequency[name], COCO_IDS[name]))
+    partners: dict[str, Counter[str]] = {name: Counter() for name in OBJECT_NAMES}
     for scene in scenes:
         for name in scene.truth:
-            together[name].update(other for other in scene.truth if other != name)
+            partners[name].update(other for other in scene.truth if other != name)
     rows: list[dict[str, Any]] = []
-    for scene in asked:
+    for scene in scenes:
+        if len(scene.truth) < POPE_PER_IMAGE:
+            continue
         # The same generator for the three settings: they ask for the same objects that are there.
         rng = np.random.default_rng([scene.seed, scene.index, 20, seed])
-        there = rng.permutation(sorted(scene.truth))[:POPE_PER_IMAGE]
+        present = rng.permutation(sorted(scene.truth))[:POPE_PER_IMAGE]
         used = set(scene.truth)
-        for name in map(str, there):
+        for name in map(str, present):
             if setting == "random":
                 ranked = [str(n) for n in rng.permutation(OBJECT_NAMES)]
             elif setting == "popular":
                 ranked = popular
             else:
-                partners = together[name]
-                ranked = sorted(OBJECT_NAMES, key=lambda n: (-partners[n], popular.index(n)))
+                beside = partners[name]
+                ranked = sorted(OBJECT_NAMES, key=lambda n: (-beside[n], popular.index(n)))
             absent = next(n for n in ranked if n not in used)
             used.add(absent)
             rows += [_pope_row(scene, name, "yes"), _pope_row(scene, absent, "no")]
@@ -130,13 +132,13 @@ def make_pope_questions(scenes: Sequence[Scene], setting: str, seed: int) -> lis
 def _pope_row(scene: Scene, name: str, label: str) -> dict[str, Any]:
     return {
         "image": f"{scene.id}.png",
-        "text": f"Is there {make_noun_phrase(name)} in the picture?",
+        "text": ask_presence(name),
         "label": label,
     }
 
 
-def _files(out: Path, scenes: Sequence[Scene], seed: int) -> dict[str, bytes]:
-    """Every file of every benchmark, by its place under the root."""
+def _make_files(out: Path, scenes: Sequence[Scene], seed: int) -> dict[str, bytes]:
+    """The files of all benchmarks by their path under the root."""
     described = [
         {"question_id": number, "image": f"{scene.id}.png", "text": DESCRIBE}
         for number, scene in enumerate(scenes)
@@ -147,19 +149,16 @@ def _files(out: Path, scenes: Sequence[Scene], seed: int) -> dict[str, bytes]:
         f"{annotations}/instances_val2014.json": (out / "instances.json").read_bytes(),
         f"{annotations}/captions_val2014.json": (out / "captions.json").read_bytes(),
     }
-    files |= _amber(scenes)
-    files |= _pope(scenes, seed)
-    files["MME/mme.jsonl"] = _lines([_mme_row(row) for scene in scenes for row in make_mme_questions(scene)])
+    files |= _make_amber_files(scenes)
+    files |= _make_pope_files(scenes, seed)
+    mme = [row for scene in scenes for row in make_mme_questions(scene)]
+    files["MME/mme.jsonl"] = _lines([row | {"question": f"{row['question']} {MME_REQUEST}"} for row in mme])
     files["mmhal/response_template.json"] = _json([make_mmhal_question(scene) for scene in scenes])
     files["haloquest/haloquest-eval.jsonl"] = _lines([make_haloquest_question(scene) for scene in scenes])
     return files
 
 
-def _mme_row(row: dict[str, str]) -> dict[str, Any]:
-    return row | {"question": f"{row['question']} {MME_REQUEST}"}
-
-
-def _amber(scenes: Sequence[Scene]) -> dict[str, bytes]:
+def _make_amber_files(scenes: Sequence[Scene]) -> dict[str, bytes]:
     """Queries and annotations; the annotation of query n is number n of its list, as published."""
     generative, discriminative, annotations = [], [], []
     for number, scene in enumerate(scenes, 1):
@@ -198,11 +197,11 @@ def _amber(scenes: Sequence[Scene]) -> dict[str, bytes]:
 
 
 def find_amber_noun(name: str) -> str:
-    """The noun that AMBER would find for a COCO name."""
+    """The noun that AMBER reads in a COCO name."""
     return name.split()[-1]
 
 
-def _pope(scenes: Sequence[Scene], seed: int) -> dict[str, bytes]:
+def _make_pope_files(scenes: Sequence[Scene], seed: int) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     llava: list[dict[str, Any]] = []
     for number, (name, place) in enumerate(POPE_SETS.items()):

@@ -1,7 +1,7 @@
-"""The 80 COCO names as words: their phrases, their plurals, their groups, and finding them in a text.
+"""The 80 COCO names as words: their phrases, plurals and groups, and how to find them in a text.
 
-A caption of this world says "two wine glasses" or "a pair of skis"; scoring it (CHAIR) means reading such
-phrases back. Both directions stand here, so that they cannot drift apart.
+Captions of this world contain "two wine glasses" or "a pair of skis", and CHAIR reads such phrases back. Both
+directions stand here, so that they stay consistent.
 
     >>> noun_phrase("wine glass", 2)
     'two wine glasses'
@@ -31,8 +31,8 @@ COCO_IDS = {
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
-PAIR_NOUNS = ("skis", "scissors")  # said as "a pair of skis", "two pairs of skis"
-UNCOUNTABLE = ("broccoli",)  # said as "some broccoli"; a scene holds at most one
+PAIR_NOUNS = ("skis", "scissors")  # written "a pair of skis", "two pairs of skis"
+UNCOUNTABLE = ("broccoli",)  # written "some broccoli"; a scene holds at most one
 PLURALS = {
     "person": "people", "bus": "buses", "sheep": "sheep", "stop sign": "stop signs", "skis": "skis",
     "bench": "benches", "wine glass": "wine glasses", "knife": "knives", "sandwich": "sandwiches",
@@ -40,7 +40,7 @@ PLURALS = {
     "toothbrush": "toothbrushes",
 }  # fmt: skip
 
-# Which objects are taken for one another: the errors that a model's eye makes.
+# Objects that a model confuses because they look alike.
 LOOKALIKES = (
     ("dog", "cat", "sheep", "cow", "horse", "bear", "teddy bear"),
     ("horse", "cow", "zebra", "giraffe", "elephant"),
@@ -68,19 +68,10 @@ GROUPS = {
     "animals": ("bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe"),
     "vehicles": ("bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat"),
     "food": (
-        "banana",
-        "apple",
-        "sandwich",
-        "orange",
-        "broccoli",
-        "carrot",
-        "hot dog",
-        "pizza",
-        "donut",
-        "cake",
+        "banana", "apple", "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake",
     ),
     "furniture": ("chair", "couch", "bed", "toilet"),
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -97,14 +88,10 @@ def make_plural(name: str) -> str:
     return PLURALS.get(name, name + "s")
 
 
-def choose_article(noun: str) -> str:
-    return "an" if noun[0] in "aeiou" else "a"
-
-
 def make_noun_phrase(name: str, count: int = 1) -> str:
     """`count` of `name` in words, lower case: "a dog", "two dogs", "a pair of skis", "some broccoli".
 
-    Raises ValueError for a count below 1 or above 9.
+    Raises DataError for a count below 1 or above 9.
     """
     if not 1 <= count < len(NUMBERS):
         raise DataError(f"count must lie in 1..{len(NUMBERS) - 1}, got {count}: say how many there are")
@@ -112,34 +99,36 @@ def make_noun_phrase(name: str, count: int = 1) -> str:
         return f"some {name}"
     if name in PAIR_NOUNS:
         return f"a pair of {name}" if count == 1 else f"{NUMBERS[count]} pairs of {name}"
-    return f"{choose_article(name)} {name}" if count == 1 else f"{NUMBERS[count]} {make_plural(name)}"
+    if count > 1:
+        return f"{NUMBERS[count]} {make_plural(name)}"
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def find_lookalikes(name: str) -> tuple[str, ...]:
-    """The names that share a look with `name`, in a fixed order, without `name` itself."""
+    """The names of objects that look like `name`, in a fixed order."""
     return _LOOKALIKES.get(name, ())
 
 
 def find_objects(text: str) -> list[Mention]:
     """Every object that a plain text (no tags) names, left to right, the longest name first.
 
-    "hot dog" is no dog and "teddy bear" no bear; "no dog" names nothing; a bare plural counts as two.
+    A "hot dog" is not a dog, a "teddy bear" not a bear, "no dog" names nothing; a bare plural counts as two.
     """
     mentions = []
     for match in _MENTION.finditer(text):
         determiner, pairs, form = ((part or "").lower() for part in match.groups())
         if determiner == "no":
             continue
-        name, many = _FORMS[" ".join(form.split())]
+        name, is_plural = _FORMS[" ".join(form.split())]
         if determiner in _COUNTS:
             count = _COUNTS[determiner]
         else:
-            count = 2 if (pairs == "pairs" or (many and not pairs and name not in PAIR_NOUNS)) else 1
+            count = 2 if (pairs == "pairs" or (is_plural and not pairs and name not in PAIR_NOUNS)) else 1
         mentions.append(Mention(name, count, match.start(), match.end()))
     return mentions
 
 
-def _lookalike_table() -> dict[str, tuple[str, ...]]:
+def _read_lookalikes() -> dict[str, tuple[str, ...]]:
     table: dict[str, dict[str, None]] = {}
     for family in LOOKALIKES:
         for name in family:
@@ -147,15 +136,15 @@ def _lookalike_table() -> dict[str, tuple[str, ...]]:
     return {name: tuple(others) for name, others in table.items()}
 
 
-def _forms() -> dict[str, tuple[str, bool]]:
+def _list_forms() -> dict[str, tuple[str, bool]]:
     forms = {make_plural(name): (name, make_plural(name) != name) for name in COCO_IDS}
     forms.update({name: (name, False) for name in COCO_IDS})
     forms["persons"] = ("person", True)
     return forms
 
 
-_LOOKALIKES = _lookalike_table()
-_FORMS = _forms()
+_LOOKALIKES = _read_lookalikes()
+_FORMS = _list_forms()
 _COUNTS = {"a": 1, "an": 1, "some": 1} | {word: i for i, word in enumerate(NUMBERS) if i}
 _MENTION = re.compile(
     r"\b(?:(no|the|" + "|".join(_COUNTS) + r")\s+)?(?:(pairs?)\s+of\s+)?\b("

@@ -1,14 +1,14 @@
-"""Write scenes to disk in the published formats, so that whatever reads COCO reads them.
+"""Write scenes to disk in the published formats, so that programs that read COCO can read them.
 
     out/images/test-000000.png …   out/instruct.json    published instruct records, prejudiced annotator
-    out/instances.json             COCO instances       out/captions.json    COCO captions, clean
+    out/instances.json             COCO instances       out/captions.json    COCO captions, all true
     out/manifest.json              arguments, versions, SHA-256 of everything; written last
 
 Crash safety: scenes are made in blocks of 64. A block's pictures are written first, then its records as
-`out/parts/00012.json`; each file under a temporary name, synced, renamed. So a part that exists vouches for
-its pictures. A restart skips the blocks whose parts exist, and the parts are joined, then removed, when all
-are there. A finished directory is left as it is. Every scene is a pure function of its number, so the result
-is the same byte for byte however often the run was killed and however many workers made it.
+`out/parts/00012.json`; each file under a temporary name, flushed to disk, then renamed. So a part exists only
+if its pictures do. A restart skips the blocks whose parts exist; when all parts exist they are joined, then
+removed. A finished directory is left as it is. Every scene depends only on its number, so the result is the
+same byte for byte, however often the run was killed and however many workers made it.
 
     >>> write_scenes("scenes/test", "test", 500)["count"]
     500
@@ -34,10 +34,12 @@ from reverse.data.scenes.captions import PREJUDICE, make_scene_rng, write_captio
 from reverse.data.scenes.object_names import COCO_IDS
 from reverse.data.scenes.rendering import render_scene
 from reverse.data.scenes.scene import SIDE, WORLD_VERSION, Scene, make_owner_map, make_scene
-from reverse.data.scenes.scene_questions import make_scene_records, strip
+from reverse.data.scenes.scene_questions import make_scene_records
 from reverse.errors import DataError
+from reverse.files.atomic_write import sync_folder
 from reverse.files.file_lock import output_lock
 from reverse.files.text_reading import read_json
+from reverse.tokens.spans import remove_tags
 
 BLOCK = 64  # scenes
 SUPERCATEGORY = "object"
@@ -54,11 +56,11 @@ def write_scenes(
     side: int = SIDE,
     prejudice: float = PREJUDICE,
 ) -> dict[str, Any]:
-    """Write scenes 0 … count-1 of a split under `out`; returns the manifest.
+    """Write scenes 0 … count-1 of a split under `out`, and return the manifest.
 
     `progress(done, total)` is called after every block. Killed at any moment and called again with the same
-    arguments, it goes on where it was. Raises ValueError for a bad argument, when `out` holds scenes that
-    were made with other arguments or anything else, and when it is a file.
+    arguments, it goes on where it was. Raises DataError for a bad argument, and if `out` is a file or holds
+    anything but scenes made with these arguments.
     """
     if count < 1 or workers < 1:
         raise DataError(f"count and workers must be at least 1, got count={count}, workers={workers}")
@@ -70,21 +72,21 @@ def write_scenes(
     }  # fmt: skip
     with output_lock(out):
         finished = _check_plan(out, plan)
-        return finished if finished is not None else _write_all(out, plan, workers, progress)
+        return finished if finished is not None else _write_blocks(out, plan, workers, progress)
 
 
-def _write_all(
+def _write_blocks(
     out: Path, plan: dict[str, Any], workers: int, progress: Callable[[int, int], None] | None
 ) -> dict[str, Any]:
     count = plan["count"]
     blocks = [(str(out), plan, start) for start in range(0, count, BLOCK)]
-    todo = [block for block in blocks if not _part(out, block[2]).exists()]
+    todo = [block for block in blocks if not _part_path(out, block[2]).exists()]
     done = len(blocks) - len(todo)
-    for _ in _run(todo, workers):
+    for _ in _run_blocks(todo, workers):
         done += 1
         if progress is not None:
             progress(min(done * BLOCK, count), count)
-    return _join(out, plan, [_part(out, start) for _, _, start in blocks])
+    return _join_parts(out, plan, [_part_path(out, start) for _, _, start in blocks])
 
 
 def make_coco_annotations(scene: Scene, first_id: int = 1) -> list[dict[str, Any]]:
@@ -107,14 +109,14 @@ def make_coco_annotations(scene: Scene, first_id: int = 1) -> list[dict[str, Any
                 "bbox": [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y],
                 "area": int(mask.sum()),
                 "iscrowd": 0,
-                "segmentation": {"size": [scene.side, scene.side], "counts": _rle(mask)},
+                "segmentation": {"size": [scene.side, scene.side], "counts": _encode_rle(mask)},
             }
         )
     return annotations
 
 
-def _rle(mask: np.ndarray) -> list[int]:
-    """Run lengths, column by column, the first of them of zeros."""
+def _encode_rle(mask: np.ndarray) -> list[int]:
+    """Run lengths, column by column, beginning with zeros."""
     flat = np.concatenate([[False], mask.ravel(order="F"), [False]])
     edges = np.flatnonzero(flat[1:] != flat[:-1])
     counts = np.diff(np.concatenate([[0], edges, [mask.size]])).tolist()
@@ -122,7 +124,7 @@ def _rle(mask: np.ndarray) -> list[int]:
 
 
 def _check_plan(out: Path, plan: dict[str, Any]) -> dict[str, Any] | None:
-    """Make the directories; the manifest if `out` is already finished."""
+    """Create the directories; return the manifest if `out` is already finished."""
     for path in (out / "manifest.json", out / "parts" / "plan.json"):
         if not path.exists():
             continue
@@ -132,18 +134,18 @@ def _check_plan(out: Path, plan: dict[str, Any]) -> dict[str, Any] | None:
             wanted = {key: plan[key] for key in other}
             raise DataError(f"{out} holds scenes made with {other}, not {wanted}: choose another directory")
         if path.name == "manifest.json":
-            shutil.rmtree(out / "parts", ignore_errors=True)  # killed between the manifest and the tidying
+            shutil.rmtree(out / "parts", ignore_errors=True)  # killed after the manifest was written
             return written
         return None
-    _refuse_others(out)
+    _check_empty(out)
     (out / "images").mkdir(parents=True, exist_ok=True)
     (out / "parts").mkdir(exist_ok=True)
     _write(out / "parts" / "plan.json", _json(plan))
     return None
 
 
-def _refuse_others(out: Path) -> None:
-    """Scenes are not put among what others wrote; what a run killed at its start left does not count."""
+def _check_empty(out: Path) -> None:
+    """Refuse a folder with other files; those of a run that was killed at its start do not count."""
     if out.exists() and not out.is_dir():
         raise DataError(f"{out} is a file: name a folder to write, which need not exist")
     for path in out.rglob("*"):
@@ -151,12 +153,12 @@ def _refuse_others(out: Path) -> None:
             raise DataError(f"{out} holds {path.relative_to(out)}, which is no scene: name an empty folder")
 
 
-def _part(out: Path, start: int) -> Path:
+def _part_path(out: Path, start: int) -> Path:
     return out / "parts" / f"{start // BLOCK:05d}.json"
 
 
-def _run(blocks: list[tuple[str, dict[str, Any], int]], workers: int) -> Iterator[None]:
-    """Do the blocks, yielding after each."""
+def _run_blocks(blocks: list[tuple[str, dict[str, Any], int]], workers: int) -> Iterator[None]:
+    """Make the blocks, and yield after each."""
     if workers == 1 or len(blocks) < 2:
         for block in blocks:
             _make_block(block)
@@ -193,14 +195,14 @@ def _make_block(block: tuple[str, dict[str, Any], int]) -> None:
         part["instruct"] += make_scene_records(scene, prejudice=plan["prejudice"])
         rng = make_scene_rng(scene, 5)
         part["captions"] += [
-            {"image_id": index, "caption": strip(write_caption(scene, rng, prejudice=0).text)}
+            {"image_id": index, "caption": remove_tags(write_caption(scene, rng, prejudice=0).text)}
             for _ in range(2)
         ]
-    _sync_directory(out / "images")
-    _write(_part(out, start), _json(part))
+    sync_folder(out / "images")
+    _write(_part_path(out, start), _json(part))
 
 
-def _join(out: Path, plan: dict[str, Any], paths: list[Path]) -> dict[str, Any]:
+def _join_parts(out: Path, plan: dict[str, Any], paths: list[Path]) -> dict[str, Any]:
     parts = [read_json(path) for path in paths]
 
     def rows(key: str) -> list[dict[str, Any]]:
@@ -213,10 +215,10 @@ def _join(out: Path, plan: dict[str, Any], paths: list[Path]) -> dict[str, Any]:
     files = {
         "instruct.json": rows("instruct"),
         "instances.json": {
-            "info": info, "images": rows("images"), "annotations": _numbered(rows("annotations")),
+            "info": info, "images": rows("images"), "annotations": _add_ids(rows("annotations")),
             "categories": categories,
         },
-        "captions.json": {"info": info, "images": rows("images"), "annotations": _numbered(rows("captions"))},
+        "captions.json": {"info": info, "images": rows("images"), "annotations": _add_ids(rows("captions"))},
     }  # fmt: skip
     digests = {}
     for name, content in files.items():
@@ -227,12 +229,12 @@ def _join(out: Path, plan: dict[str, Any], paths: list[Path]) -> dict[str, Any]:
     manifest = plan | {"sha256": digests}
     _write(out / "manifest.json", _json(manifest))
     shutil.rmtree(out / "parts")
-    for leftover in out.glob("images/*.tmp"):  # of a worker that was killed; its picture was made again
+    for leftover in out.glob("images/*.tmp"):  # of a worker that was killed; its picture exists again
         leftover.unlink()
     return manifest
 
 
-def _numbered(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _add_ids(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row | {"id": number} for number, row in enumerate(rows, 1)]
 
 
@@ -241,18 +243,10 @@ def _json(content: Any) -> bytes:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all: temporary name, sync, rename."""
+    """Write a file atomically: temporary name, sync, rename. The folder's lock is held already."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as stream:
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(path)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

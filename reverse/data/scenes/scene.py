@@ -1,4 +1,4 @@
-"""A scene and its truth: which objects stand where, drawn from a theme, a pure function of its arguments.
+"""A scene and its truth: which objects stand where. It depends only on the arguments of `make_scene`.
 
     >>> scene = make_scene("test", 123)
     >>> scene.id
@@ -6,7 +6,7 @@
     >>> sum(scene.truth.values()) == len(scene.objects)
     True
 
-An object of which less than 60 % could be seen is not in the scene: the truth never asks for what is hidden.
+An object of which less than 60 % would be visible is left out: the truth never contains hidden objects.
 """
 
 from bisect import bisect_right
@@ -19,60 +19,61 @@ import numpy as np
 
 from reverse.data.scenes.object_names import UNCOUNTABLE
 from reverse.data.scenes.sprites import Sprite, make_sprite
-from reverse.data.scenes.themes import OBJECT_NAMES, THEME_NAMES, THEMES, Ground
+from reverse.data.scenes.themes import OBJECT_NAMES, THEME_NAMES, THEMES, Ground, Theme
 from reverse.errors import DataError
 
-Option = TypeVar("Option")
+T = TypeVar("T")
+
 SPLITS = ("train", "val", "test", "shift")
 SIDE = 112  # pixels; the sizes below are for it and grow in proportion
 MIN_SIDE, MAX_SIDE = 64, 2048
 MIN_VISIBLE = 0.6  # of an object's own pixels
-OUTSIDE = 0.2  # share of objects that the theme does not expect
+OFF_THEME_SHARE = 0.2  # of the objects are drawn from all objects, not from the theme
 WORLD_VERSION = 1  # raise it whenever the same arguments give another scene
 
 
 @dataclass(frozen=True)
-class Statistics:
-    """What distinguishes the shifted split from the others."""
+class SplitStatistics:
+    """The distributions that a split draws from."""
 
-    sizes: tuple[int, ...]  # few, so that every sprite variant is cached
-    angles: tuple[int, ...]
-    classes: tuple[int, ...]  # how many different objects, to draw from evenly
-    counts: tuple[int, ...]  # how many of each, to draw from evenly
-    most: int  # objects in a scene
+    sizes: tuple[int, ...]  # pixels; few, so that every sprite is cached
+    angles: tuple[int, ...]  # degrees counter-clockwise
+    classes: tuple[int, ...]  # numbers of different objects, drawn evenly
+    counts: tuple[int, ...]  # numbers of each, drawn evenly
+    max_objects: int
 
 
-USUAL = Statistics(
+USUAL = SplitStatistics(
     sizes=(13, 15, 17, 19, 21, 23, 25, 27, 29, 32),
     angles=(-45, -30, -15, 0, 15, 30, 45),
     classes=(2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 6),
     counts=(1,) * 16 + (2,) * 3 + (3,),
-    most=7,
+    max_objects=7,
 )
-SHIFTED = Statistics(
+SHIFTED = SplitStatistics(
     sizes=(11, 12, 14, 34, 36),
     angles=(-90, -60, -30, 0, 30, 60, 90),
     classes=(4, 5, 5, 6, 6, 7),
     counts=(1,) * 12 + (2,) * 5 + (3,) * 3,
-    most=10,
+    max_objects=10,
 )
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object: COCO name, centre and side in pixels, degrees counter-clockwise, mirrored or not."""
+    """One object: COCO name, centre and side in pixels, degrees counter-clockwise, whether it is mirrored."""
 
     name: str
     x: float
     y: float
     size: float
     angle: float
-    flip: bool
+    is_mirrored: bool
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that is drawn, back to front, and everything that is true of it."""
+    """Everything that is drawn, objects from back to front."""
 
     split: str
     index: int
@@ -81,7 +82,7 @@ class Scene:
     side: int
     objects: tuple[SceneObject, ...]
     ground: Ground
-    texture_offset: tuple[int, int]  # where the texture and the noise are cut out
+    texture_offset: tuple[int, int]  # where texture and noise are cut out of their patterns
     light: tuple[int, int, int]  # brightness, and its slope over x and y, grey levels
     noise: int  # strength of the pixel noise, in 1/16
 
@@ -98,22 +99,25 @@ class Scene:
         return counts
 
 
-def draw_option(rng: np.random.Generator, options: Sequence[Option]) -> Option:
-    """One of `options`, evenly (a tenth of the cost of `rng.choice`)."""
+def draw_option(rng: np.random.Generator, options: Sequence[T]) -> T:
+    """Draw one of `options` evenly (at a tenth of the cost of `rng.choice`)."""
     return options[int(rng.random() * len(options))]
 
 
-def draw_weighted_option(
-    rng: np.random.Generator, options: Sequence[Option], cumulative: Sequence[float]
-) -> Option:
-    """One of `options`, with the running sums of their weights."""
+def draw_other_option(rng: np.random.Generator, options: Sequence[T], excluded: T) -> T:
+    """Draw one of `options` evenly, but not `excluded`."""
+    return draw_option(rng, [option for option in options if option != excluded])
+
+
+def draw_weighted_option(rng: np.random.Generator, options: Sequence[T], cumulative: Sequence[float]) -> T:
+    """Draw one of `options`; `cumulative` holds the running sums of their weights."""
     return options[bisect_right(cumulative, rng.random() * cumulative[-1])]
 
 
 def make_scene(split: str, index: int, seed: int = 0, side: int = SIDE) -> Scene:
     """Scene number `index` of a split: the same for the same arguments, on any machine, in any order.
 
-    Raises ValueError for an unknown split, a negative index or seed, or a side outside 64..2048.
+    Raises DataError for an unknown split, a negative index or seed, or a side outside 64..2048.
     """
     if split not in SPLITS:
         raise DataError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
@@ -125,12 +129,8 @@ def make_scene(split: str, index: int, seed: int = 0, side: int = SIDE) -> Scene
     statistics = SHIFTED if split == "shift" else USUAL
     theme = THEMES[draw_option(rng, THEME_NAMES)]
     # The shifted split puts one theme's objects on another theme's ground.
-    source = (
-        THEMES[draw_option(rng, [name for name in THEME_NAMES if name != theme.name])]
-        if split == "shift"
-        else theme
-    )
-    names = _draw_names(rng, statistics, source.names, source.cumulative)
+    source = THEMES[draw_other_option(rng, THEME_NAMES, theme.name)] if split == "shift" else theme
+    names = _draw_names(rng, statistics, source)
     objects = _place(rng, names, statistics, side)
     return Scene(
         split, index, seed, theme.name, side, objects, draw_option(rng, theme.grounds),
@@ -140,36 +140,33 @@ def make_scene(split: str, index: int, seed: int = 0, side: int = SIDE) -> Scene
     )  # fmt: skip
 
 
-def _draw_names(
-    rng: np.random.Generator, statistics: Statistics, expected: Sequence[str], cumulative: Sequence[int]
-) -> list[str]:
-    """The objects to place, a class's copies next to each other."""
+def _draw_names(rng: np.random.Generator, statistics: SplitStatistics, theme: Theme) -> list[str]:
+    """The names of the objects to place, equal ones next to each other."""
     chosen: dict[str, int] = {}
     wanted = draw_option(rng, statistics.classes)
     while len(chosen) < wanted:
-        name = (
-            draw_option(rng, OBJECT_NAMES)
-            if rng.random() < OUTSIDE
-            else draw_weighted_option(rng, expected, cumulative)
-        )
+        if rng.random() < OFF_THEME_SHARE:
+            name = draw_option(rng, OBJECT_NAMES)
+        else:
+            name = draw_weighted_option(rng, theme.names, theme.cumulative)
         count = 1 if name in UNCOUNTABLE else draw_option(rng, statistics.counts)
         if name not in chosen:
             chosen[name] = count
-    return [name for name, count in chosen.items() for _ in range(count)][: statistics.most]
+    return [name for name, count in chosen.items() for _ in range(count)][: statistics.max_objects]
 
 
 def _place(
-    rng: np.random.Generator, names: Sequence[str], statistics: Statistics, side: int
+    rng: np.random.Generator, names: Sequence[str], statistics: SplitStatistics, side: int
 ) -> tuple[SceneObject, ...]:
-    """Put the objects down one after another; what finds no room in 24 tries is left out."""
-    owner = np.full((side, side), -1, np.int8)  # which object shows at a pixel
+    """Place the objects one after another; one that finds no room in 24 tries is left out."""
+    owner = np.full((side, side), -1, np.int8)  # index of the object that is visible at a pixel
     placed: list[SceneObject] = []
     areas: list[int] = []
     visible: list[int] = []
     for name in names:
         size = max(8, round(draw_option(rng, statistics.sizes) * side / SIDE))
-        angle, flip = draw_option(rng, statistics.angles), rng.random() < 0.5
-        sprite = make_sprite(name, size, angle, flip)
+        angle, is_mirrored = draw_option(rng, statistics.angles), rng.random() < 0.5
+        sprite = make_sprite(name, size, angle, is_mirrored)
         height, width = sprite.mask.shape
         for _ in range(24):
             left, top = int(rng.random() * (side - width + 1)), int(rng.random() * (side - height + 1))
@@ -187,20 +184,20 @@ def _place(
         areas.append(sprite.area)
         placed.append(
             SceneObject(
-                name, float(left - sprite.dx), float(top - sprite.dy), float(size), float(angle), flip
+                name, float(left - sprite.dx), float(top - sprite.dy), float(size), float(angle), is_mirrored
             )
         )
     return tuple(placed)
 
 
 def locate_sprite(thing: SceneObject) -> tuple[Sprite, int, int]:
-    """(variant, left, top): what to blend where for one object."""
-    sprite = make_sprite(thing.name, int(thing.size), int(thing.angle), thing.flip)
+    """The sprite of an object, and the left and top pixel where it is drawn."""
+    sprite = make_sprite(thing.name, int(thing.size), int(thing.angle), thing.is_mirrored)
     return sprite, int(thing.x) + sprite.dx, int(thing.y) + sprite.dy
 
 
 def make_owner_map(scene: Scene) -> np.ndarray:
-    """int8 (side, side): the index of the object that shows at each pixel, -1 for the ground."""
+    """int8 (side, side): the index of the object that is visible at each pixel, -1 for the ground."""
     owner = np.full((scene.side, scene.side), -1, np.int8)
     for i, thing in enumerate(scene.objects):
         sprite, left, top = locate_sprite(thing)

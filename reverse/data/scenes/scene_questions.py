@@ -1,22 +1,20 @@
 """Questions about a scene with a true answer and a false one, and all of it as published instruct records.
 
->>> [question.question for question in questions(make_scene("test", 123), np.random.default_rng(0))]
+>>> [question.question for question in make_questions(make_scene("test", 123), 0)]
 ['Is there a dog in the picture?', ...]
 """
 
-import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from reverse.data.records.schema import NEGATIVE, make_record
 from reverse.data.scenes.captions import (
-    CN,
     PLACES,
     PREJUDICE,
-    SPAN,
-    UN,
     draw_absent,
     draw_expected_absent,
     find_false_places,
@@ -35,8 +33,9 @@ from reverse.data.scenes.object_names import (
     make_noun_phrase,
     make_plural,
 )
-from reverse.data.scenes.scene import Scene, SceneObject, draw_option
+from reverse.data.scenes.scene import Scene, SceneObject, draw_option, draw_other_option
 from reverse.data.scenes.themes import COLOURS, THEME_NAMES, THEMES
+from reverse.tokens.spans import CN, SPAN, UN, remove_tags
 
 CAPTION_REQUESTS = (
     "Describe this image.",
@@ -56,8 +55,11 @@ ANSWER_TYPES = {"yes_no": "yes_no", "count": "number"}  # every other kind: gene
 
 @dataclass(frozen=True)
 class SceneQuestion:
-    """kind: yes_no, count, place, ground or open. `answer` and `negative` are tagged; `hint` is the false
-    phrase of the negative."""
+    """A question with a true and a false answer.
+
+    kind: yes_no, count, place, ground, open or text. `answer` and `negative` are tagged; `hint` is the false
+    phrase of the negative in lower case.
+    """
 
     kind: str
     question: str
@@ -70,12 +72,25 @@ class SceneQuestion:
         return ANSWER_TYPES.get(self.kind, "general_answer")
 
 
+def fill_answer(kind: str, question: str, template: str, true: str, false: str) -> SceneQuestion:
+    """A question whose two answers differ in one phrase, which stands at `{}` in the template."""
+    before, after = template.split("{}")
+    answer, negative = f"{before}{SPAN}{true}{CN}{after}", f"{before}{SPAN}{false}{UN}"
+    return SceneQuestion(kind, question, answer, negative, false.lower())
+
+
 def make_questions(scene: Scene, rng: np.random.Generator | int | None = None) -> list[SceneQuestion]:
     """Five or six questions: two yes/no, a number, where, which place or ground, an open one."""
     rng = make_scene_rng(scene, 3) if rng is None else np.random.default_rng(rng)
-    asked = [_yes_no(scene, rng, True), _yes_no(scene, rng, False), _count(scene, rng)]
-    place = _place(scene, rng)
-    return [*asked, *([place] if place else []), _ground(scene, rng), _open(scene, rng)]
+    made = [
+        _ask_yes_no(scene, rng, is_present=True),
+        _ask_yes_no(scene, rng, is_present=False),
+        _ask_count(scene, rng),
+        _ask_place(scene, rng),
+        _ask_ground(scene, rng),
+        _ask_open(scene, rng),
+    ]
+    return [question for question in made if question is not None]
 
 
 def make_scene_records(
@@ -84,64 +99,67 @@ def make_scene_records(
     prejudice: float = PREJUDICE,
     tagged: bool = True,
     negatives: bool = True,
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """The published instruct records of a scene: caption and questions, each followed by its negative.
 
     A negative is a record of its own, with "-neg" at the end of its id, and both carry its false phrase as
-    `hint`. With `tagged=False`: the same positive answers without tags, hints or negatives.
+    `hint`. With `tagged=False`: the same true answers without tags, hints or negatives.
     """
     rng = make_scene_rng(scene, 4) if rng is None else np.random.default_rng(rng)
-    described = write_caption(scene, rng, prejudice)
-    false = write_negative_caption(scene, described, rng)
+    caption = write_caption(scene, rng, prejudice)
+    negative = write_negative_caption(scene, caption, rng)
     request = draw_option(rng, CAPTION_REQUESTS) if rng.random() < 0.5 else CAPTION_REQUESTS[0]
-    turns = [("caption", request, described.text, false.text, false.hint, "general_answer")]
-    for i, asked in enumerate(make_questions(scene, rng)):
-        turns.append((f"q{i}", asked.question, asked.answer, asked.negative, asked.hint, asked.answer_type))
+    described = SceneQuestion("caption", request, caption.text, negative.text, negative.hint)
+    turns = {"caption": described} | {f"q{i}": made for i, made in enumerate(make_questions(scene, rng))}
     image = f"images/{scene.id}.png"
     records = []
-    for suffix, question, answer, wrong, hint, kind in turns:
-        name = f"{scene.id}-{suffix}"
+    for suffix, made in turns.items():
+        name, kind = f"{scene.id}-{suffix}", made.answer_type
         if not tagged:
-            records.append(make_record(name, image, question, strip(answer), kind))
+            records.append(make_record(name, image, made.question, remove_tags(made.answer), kind))
             continue
-        records.append(make_record(name, image, question, answer, kind, hint))
+        records.append(make_record(name, image, made.question, made.answer, kind, made.hint))
         if negatives:
-            records.append(make_record(name + NEGATIVE, image, question, wrong, kind, hint))
+            records.append(make_record(name + NEGATIVE, image, made.question, made.negative, kind, made.hint))
     return records
 
 
-def strip(text: str) -> str:
-    return re.sub(r"</?(?:SPAN|CN|UN)>", "", text)
+def ask_presence(name: str) -> str:
+    return f"Is there {make_noun_phrase(name)} in the picture?"
 
 
-def _yes(phrase: str) -> str:
-    return f"{SPAN}{phrase}{CN}"
+def ask_number(name: str) -> str:
+    return f"How many {f'pairs of {name}' if name in PAIR_NOUNS else make_plural(name)} are there?"
 
 
-def _no(phrase: str) -> str:
-    return f"{SPAN}{phrase}{UN}"
+def write_number(number: int) -> str:
+    """A number as an answer: "None", "One", "Two" …"""
+    return NUMBERS[number].capitalize() if number else "None"
 
 
-def _yes_no(scene: Scene, rng: np.random.Generator, present: bool) -> SceneQuestion:
-    name = draw_option(rng, list(scene.truth)) if present else _missing(scene, rng)
+def choose_verb(name: str) -> str:
+    """ "is", or "are" for skis and the like."""
+    return "are" if name in PAIR_NOUNS else "is"
+
+
+def _ask_yes_no(scene: Scene, rng: np.random.Generator, is_present: bool) -> SceneQuestion:
+    name = draw_option(rng, list(scene.truth)) if is_present else _draw_missing(scene, rng)
     phrase = make_noun_phrase(name)
-    question = draw_option(
-        rng, (f"Is there {phrase} in the picture?", f"Can you see {phrase}?", f"Is there {phrase} here?")
-    )
-    right, wrong = ("Yes", "No") if present else ("No", "Yes")
-    return SceneQuestion("yes_no", question, _yes(right), _no(wrong), wrong.lower())
+    question = draw_option(rng, (ask_presence(name), f"Can you see {phrase}?", f"Is there {phrase} here?"))
+    answers = ("Yes", "No") if is_present else ("No", "Yes")
+    return fill_answer("yes_no", question, "{}", *answers)
 
 
-def _missing(scene: Scene, rng: np.random.Generator) -> str:
-    """An absent object worth asking for: mostly the theme's, some lookalikes of what is there, some any."""
+def _draw_missing(scene: Scene, rng: np.random.Generator) -> str:
+    """An absent object: mostly one that the theme expects, else a lookalike of a present one, else any."""
     draw = rng.random()
-    alike = [n for n in find_lookalikes(draw_option(rng, list(scene.truth))) if n not in scene.truth]
-    if draw < 0.2 and alike:
-        return draw_option(rng, alike)
+    lookalikes = [n for n in find_lookalikes(draw_option(rng, list(scene.truth))) if n not in scene.truth]
+    if draw < 0.2 and lookalikes:
+        return draw_option(rng, lookalikes)
     return draw_expected_absent(scene, rng) if draw < 0.85 else draw_absent(scene, rng)
 
 
-def _count(scene: Scene, rng: np.random.Generator) -> SceneQuestion:
+def _ask_count(scene: Scene, rng: np.random.Generator) -> SceneQuestion:
     several = [name for name, count in scene.truth.items() if count > 1]
     present = [name for name in scene.truth if name not in UNCOUNTABLE]
     draw = rng.random()
@@ -152,117 +170,94 @@ def _count(scene: Scene, rng: np.random.Generator) -> SceneQuestion:
     else:
         name = draw_expected_absent(scene, rng, UNCOUNTABLE)
     true = scene.truth.get(name, 0)
-    wrong = draw_option(
-        rng, {0: (1, 1, 2), 1: (0, 2, 2, 3), 2: (1, 3, 3), 3: (2, 2, 4)}.get(true, (true - 1, true + 1))
-    )
-    many = f"pairs of {name}" if name in PAIR_NOUNS else make_plural(name)
-    words = [("None" if n == 0 else NUMBERS[n].capitalize()) for n in (true, wrong)]
-    return SceneQuestion(
-        "count", f"How many {many} are there?", _yes(words[0]), _no(words[1]), words[1].lower()
+    wrong = {0: (1, 1, 2), 1: (0, 2, 2, 3), 2: (1, 3, 3), 3: (2, 2, 4)}.get(true, (true - 1, true + 1))
+    return fill_answer(
+        "count", ask_number(name), "{}", write_number(true), write_number(draw_option(rng, wrong))
     )
 
 
-def _place(scene: Scene, rng: np.random.Generator) -> SceneQuestion | None:
-    """Where something is; of something that is not there, one time in five, that it is not."""
+def _ask_place(scene: Scene, rng: np.random.Generator) -> SceneQuestion | None:
+    """Where something is; one time in five about something that is not there."""
     if rng.random() < 0.2:
         name = draw_expected_absent(scene, rng, (*UNCOUNTABLE, *PAIR_NOUNS))
-        wrong = PLACES[draw_option(rng, tuple(PLACES))]
-        return SceneQuestion(
-            "place",
-            f"Where is the {name}?",
-            f"There is {_yes(f'no {name}')}.",
-            f"The {name} is {_no(wrong)}",
-            wrong,
-        )
-    clear = []
-    for name, count in scene.truth.items():
-        thing = find_unique_object(scene, name) if count == 1 else None
-        place = find_place(scene, thing) if thing else None
-        if thing and place:
-            clear.append((name, thing, place))
+        false = PLACES[draw_option(rng, tuple(PLACES))]
+        answer, negative = f"There is {SPAN}no {name}{CN}.", f"The {name} is {SPAN}{false}{UN}"
+        return SceneQuestion("place", f"Where is the {name}?", answer, negative, false)
+    clear = find_clear_places(scene)
     if not clear:
         return None
-    name, thing, place = draw_option(rng, clear)
-    wrong = PLACES[draw_option(rng, find_false_places(scene, thing))]
-    verb = "are" if name in PAIR_NOUNS else "is"
-    return SceneQuestion(
-        "place", f"Where {verb} the {name}?", f"The {name} {verb} {_yes(PLACES[place])}.",
-        f"The {name} {verb} {_no(wrong)}", wrong,
-    )  # fmt: skip
+    thing, place = draw_option(rng, clear)
+    false = PLACES[draw_option(rng, find_false_places(scene, thing))]
+    verb = choose_verb(thing.name)
+    question, template = f"Where {verb} the {thing.name}?", f"The {thing.name} {verb} {{}}."
+    return fill_answer("place", question, template, PLACES[place], false)
 
 
-def _ground(scene: Scene, rng: np.random.Generator) -> SceneQuestion:
+def find_clear_places(scene: Scene) -> list[tuple[SceneObject, str]]:
+    """The unique objects whose place is clear, each with its place."""
+    things = [find_unique_object(scene, name) for name in scene.truth]
+    return [(thing, place) for thing in things if thing and (place := find_place(scene, thing))]
+
+
+def _ask_ground(scene: Scene, rng: np.random.Generator) -> SceneQuestion:
     if rng.random() < 0.5:
         colour = scene.ground.colour
-        wrong = draw_option(rng, [other for other in COLOURS if other != colour])
-        return SceneQuestion(
-            "ground",
-            "What colour is the ground?",
-            f"The ground is {_yes(colour)}.",
-            f"The ground is {_no(wrong)}",
-            wrong,
-        )
-    wrong = THEMES[draw_option(rng, [name for name in THEME_NAMES if name != scene.theme])].phrase
+        false = draw_other_option(rng, COLOURS, colour)
+        return fill_answer("ground", "What colour is the ground?", "The ground is {}.", colour, false)
+    false = THEMES[draw_other_option(rng, THEME_NAMES, scene.theme)].phrase
     question = draw_option(rng, ("What place is this?", "Where is this?"))
-    return SceneQuestion(
-        "ground", question, f"This is {_yes(THEMES[scene.theme].phrase)}.", f"This is {_no(wrong)}", wrong
-    )
+    return fill_answer("ground", question, "This is {}.", THEMES[scene.theme].phrase, false)
 
 
-def _open(scene: Scene, rng: np.random.Generator) -> SceneQuestion:
+def _ask_open(scene: Scene, rng: np.random.Generator) -> SceneQuestion:
     if rng.random() < 0.4:
-        sided = _side(scene, rng)
-        if sided is not None:
-            return sided
+        about_side = _ask_side(scene, rng)
+        if about_side is not None:
+            return about_side
     # Groups with something in them are asked for more often, or every second answer would be "no".
     full = [group for group, names in GROUPS.items() if any(name in scene.truth for name in names)]
     group = draw_option(rng, full) if full and rng.random() < 0.75 else draw_option(rng, tuple(GROUPS))
     question, nothing = GROUP_QUESTIONS[group]
-    inside = [name for name in scene.truth if name in GROUPS[group]]
+    found = {name: count for name, count in scene.truth.items() if name in GROUPS[group]}
     absent = [name for name in GROUPS[group] if name not in scene.truth]
     expected = [name for name in absent if name in THEMES[scene.theme].objects]
     false = draw_option(rng, expected if expected and rng.random() < 0.8 else absent)
-    return _listing(question, [(name, scene.truth[name]) for name in inside], false, nothing, rng)
+    return _list_objects(question, found, false, nothing, rng)
 
 
-def _side(scene: Scene, rng: np.random.Generator) -> SceneQuestion | None:
-    """What is on one side, asked only where no object stands on the border."""
+def _ask_side(scene: Scene, rng: np.random.Generator) -> SceneQuestion | None:
+    """What is on one side, asked only if no object stands on the border."""
     place = draw_option(rng, ("left", "right", "top", "bottom"))
-    inside = [thing for thing in scene.objects if _toward(scene, thing, place) > 0.08]
-    if any(abs(_toward(scene, thing, place)) <= 0.08 for thing in scene.objects):
-        return None
-    counts: dict[str, int] = {}
-    for thing in inside:
-        counts[thing.name] = counts.get(thing.name, 0) + 1
-    elsewhere = [name for name in scene.truth if name not in counts]
-    false = (
-        draw_option(rng, elsewhere) if elsewhere and rng.random() < 0.4 else draw_expected_absent(scene, rng)
-    )
-    return _listing(f"What is {PLACES[place]}?", list(counts.items()), false, "nothing", rng)
+    found: Counter[str] = Counter()
+    for thing in scene.objects:
+        offset = (thing.x if place in ("left", "right") else thing.y) / scene.side - 0.5
+        toward = -offset if place in ("left", "top") else offset  # share of the picture's side
+        if abs(toward) <= 0.08:
+            return None
+        if toward > 0:
+            found[thing.name] += 1
+    elsewhere = [name for name in scene.truth if name not in found]
+    if elsewhere and rng.random() < 0.4:
+        false = draw_option(rng, elsewhere)
+    else:
+        false = draw_expected_absent(scene, rng)
+    return _list_objects(f"What is {PLACES[place]}?", found, false, "nothing", rng)
 
 
-def _toward(scene: Scene, thing: SceneObject, place: str) -> float:
-    """How far an object's centre lies toward a side, as a share of the picture's side; negative: away."""
-    offset = (thing.x if place in ("left", "right") else thing.y) / scene.side - 0.5
-    return -offset if place in ("left", "top") else offset
-
-
-def _listing(
-    question: str, found: Sequence[tuple[str, int]], false: str, nothing: str, rng: np.random.Generator
+def _list_objects(
+    question: str, found: Mapping[str, int], false: str, nothing: str, rng: np.random.Generator
 ) -> SceneQuestion:
     """ "There is a dog, a cat and two cows.", and the same with one item false, or one too many."""
     hint = make_noun_phrase(false)
     if not found:
-        return SceneQuestion("open", question, f"There is {_yes(nothing)}.", f"There is {_no(hint)}", hint)
-    texts = [make_noun_phrase(name, count) for name, count in found]
-    verb = "are" if found[0][1] > 1 else "is"
-    listed = [_yes(text) for text in texts]
-    answer = f"There {verb} " + " and ".join(filter(None, [", ".join(listed[:-1]), listed[-1]])) + "."
+        return fill_answer("open", question, "There is {}.", nothing, hint)
+    verb = "are" if next(iter(found.values())) > 1 else "is"
+    listed = [f"{SPAN}{make_noun_phrase(name, count)}{CN}" for name, count in found.items()]
+    answer = " and ".join(filter(None, [", ".join(listed[:-1]), listed[-1]]))
     at = int(rng.random() * (len(listed) + 1))
-    before = listed[:at]
-    if not before:
-        wrong = f"There is {_no(hint)}"
+    if at == 0:
+        negative = f"There is {SPAN}{hint}{UN}"
     else:
         join = " and " if at >= len(listed) - 1 else ", "
-        wrong = f"There {verb} " + ", ".join(before) + join + _no(hint)
-    return SceneQuestion("open", question, answer, wrong, hint)
+        negative = f"There {verb} " + ", ".join(listed[:at]) + join + f"{SPAN}{hint}{UN}"
+    return SceneQuestion("open", question, f"There {verb} {answer}.", negative, hint)

@@ -1,9 +1,9 @@
-"""The sprite atlas, cut, turned and scaled: the only place that reads the art.
+"""The sprites: cut out of the atlas, rotated and scaled. The only module that reads the art.
 
-A variant is a sprite at one size and angle, as arrays that are ready to be blended; sizes and angles are few
-(see world.py), so that after some hundred scenes every variant is a cache hit.
+Sizes and angles are few (see `scene.SplitStatistics`), so that after some hundred scenes every sprite
+comes from a cache.
 
-    >>> variant("dog", 24, 15).alpha.shape[0] <= 34
+    >>> make_sprite("dog", 24, 15).alpha.shape[0] <= 34
     True
 """
 
@@ -22,11 +22,11 @@ ART = files("reverse.data.scenes") / "art"
 
 @dataclass(frozen=True)
 class Sprite:
-    """A sprite at one size and angle, cropped to its ink; all arrays are read-only.
+    """A sprite at one size and angle, cropped to what is visible; its arrays are read-only.
 
     colour: uint16 (h, w, 3), colour times alpha, in 0..255*256; alpha: uint16 (h, w, 1), 256 minus the
     opacity in 0..256; mask: bool (h, w), opacity of at least one half; dx, dy: the crop's left and top edge
-    measured from the sprite's centre, pixels.
+    measured from the sprite's centre, pixels; area: the number of pixels in the mask.
     """
 
     colour: np.ndarray
@@ -41,7 +41,7 @@ class Sprite:
 def load_atlas() -> dict[str, Image.Image]:
     """Name -> RGBA image of the 67 sprites, 64 pixels a side.
 
-    Raises RuntimeError when the package data are missing or damaged.
+    Raises BackendError if the package data are missing or damaged.
     """
     try:
         index = json.loads((ART / "atlas.json").read_text(encoding="utf-8"))
@@ -57,13 +57,13 @@ def load_atlas() -> dict[str, Image.Image]:
 
 
 @lru_cache(maxsize=1024)
-def _turned(name: str, angle: int) -> Image.Image:
+def _rotate_sprite(name: str, angle: int) -> Image.Image:
     return load_atlas()[name].rotate(angle, Image.Resampling.BICUBIC, expand=True)
 
 
 @lru_cache(maxsize=8192)
-def _variant(name: str, size: int, angle: int) -> Sprite:
-    sprite = _turned(name, angle)
+def _make_plain_sprite(name: str, size: int, angle: int) -> Sprite:
+    sprite = _rotate_sprite(name, angle)
     scale = size / load_atlas()[name].width
     width, height = (max(1, round(edge * scale)) for edge in sprite.size)
     pixels = np.asarray(sprite.resize((width, height), Image.Resampling.LANCZOS), np.uint16)
@@ -81,17 +81,10 @@ def _variant(name: str, size: int, angle: int) -> Sprite:
     return result
 
 
-def make_sprite(name: str, size: int, angle: int, flip: bool = False) -> Sprite:
-    """The sprite `name`, `size` pixels a side, turned by `angle` degrees counter-clockwise, then mirrored."""
-    plain = _variant(name, size, angle)
-    if not flip:
+def make_sprite(name: str, size: int, angle: int, is_mirrored: bool = False) -> Sprite:
+    """The sprite `name`, `size` pixels a side, rotated counter-clockwise by degrees, then mirrored."""
+    plain = _make_plain_sprite(name, size, angle)
+    if not is_mirrored:
         return plain
-    width = plain.mask.shape[1]
-    return Sprite(
-        plain.colour[:, ::-1],
-        plain.alpha[:, ::-1],
-        plain.mask[:, ::-1],
-        -plain.dx - width,
-        plain.dy,
-        plain.area,
-    )
+    colour, alpha, mask = (array[:, ::-1] for array in (plain.colour, plain.alpha, plain.mask))
+    return Sprite(colour, alpha, mask, -plain.dx - mask.shape[1], plain.dy, plain.area)
