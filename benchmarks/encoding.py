@@ -1,6 +1,6 @@
 """How fast conversations become ids and labels: records read, hints drawn, tokenised, masked, on one core.
 
-    python benchmarks/encoding.py [--tokenizer FOLDER_OR_ID] [--records 4000]
+    PYTHONPATH=. python benchmarks/encoding.py [--tokenizer FOLDER_OR_ID] [--records 4000]
 
 Pictures are not opened: a picture's ids are written out, its pixels are another matter. Records are captions
 of scenes with their questions (new questions every time) as `reverse data scenes` writes them, or a file of
@@ -22,9 +22,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one core
 import numpy as np
 import torch
 
+from experiments.tiny_models import build_tiny_llava, build_tiny_qwen
 from reverse.data.records.schema import make_record
 from reverse.data.scenes import make_scene, make_scene_records
-from reverse.models.tiny_models import build_tiny_llava, build_tiny_qwen
 from reverse.tokens import add_tokens
 from reverse.training.data.encoding import Encoder
 from reverse.training.data.training_sets import RecordDataset

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from reverse.models.tiny_models import build_tiny_llava, build_tiny_qwen
+from experiments.tiny_models import build_tiny_llava, build_tiny_qwen
 from reverse.tokens import add_tokens, find_token_ids
 
 NAMES = ("llava7b", "qwen3b", "qwen7b")

@@ -209,7 +209,7 @@ def _readers_of_replies(folder: Path) -> Iterator[Reader]:
 
 @cache
 def _processor(style: str) -> Any:
-    from reverse.models.tiny_models import SENTENCES, build_tiny_llava, train_tokenizer
+    from experiments.tiny_models import SENTENCES, build_tiny_llava, train_tokenizer
     from reverse.tokens import add_tokens
 
     model, processor = build_tiny_llava(train_tokenizer(SENTENCES, 600, style=style))

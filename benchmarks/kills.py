@@ -1,7 +1,7 @@
 """Commands killed with SIGKILL again and again, each against an unbroken run.
 
-    python benchmarks/kills.py --out /tmp/kills         # CPU, 60 kills, about 15 minutes
-    python benchmarks/kills.py --out /tmp/kills --command eval --kills 20
+    PYTHONPATH=. python benchmarks/kills.py --out /tmp/kills         # CPU, 60 kills, about 15 minutes
+    PYTHONPATH=. python benchmarks/kills.py --out /tmp/kills --command eval --kills 20
 
 A kill falls at a random moment between the start of the command and its end. The command is started again
 as it was; where it ends by itself, its result is compared with that of the unbroken run and it begins anew.
@@ -130,8 +130,8 @@ def eval_job(model: str, limit: int) -> Job:
 
 def train_job(folder: Path) -> Job:
     """A LoRA run with dropout on a tiny model, saved every third step."""
+    from experiments.tiny_models import build_tiny_llava
     from reverse.data.scenes import write_scenes
-    from reverse.models.tiny_models import build_tiny_llava
     from reverse.tokens import add_tokens
 
     model, processor = build_tiny_llava(seed=0)

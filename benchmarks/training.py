@@ -1,9 +1,9 @@
 """Training and evaluation on one and on two GPUs, and training's speed and memory against TRL's `SFTTrainer`.
 
-    python benchmarks/training.py                                  # all parts, on a machine with two GPUs
-    python benchmarks/training.py --parts qwen3b                   # or losses, scaling, eval, llava7b
-    python benchmarks/training.py --parts parallel                 # losses, scaling
-    python benchmarks/training.py --tiny --out /tmp/results        # a rehearsal on a CPU
+    PYTHONPATH=. python benchmarks/training.py                        # all parts, on a machine with two GPUs
+    PYTHONPATH=. python benchmarks/training.py --parts qwen3b  # or losses, scaling, eval, llava7b
+    PYTHONPATH=. python benchmarks/training.py --parts parallel  # losses, scaling
+    PYTHONPATH=. python benchmarks/training.py --tiny --out /tmp/results        # a rehearsal on a CPU
 
 `losses`, `scaling` and `eval` compare two processes with one; `benchmarks/two_gpus.py` says how. `qwen3b`
 (full) and `llava7b` (LoRA, three token rows, projector): random weights of the real sizes, bfloat16, gradient
@@ -137,7 +137,7 @@ def run_side(name: str, side: str, options: argparse.Namespace) -> dict[str, Any
     torch.manual_seed(0)
     built = "tiny" if options.tiny else name
     if options.tiny and name == "qwen3b":
-        from reverse.models.tiny_models import build_tiny_qwen
+        from experiments.tiny_models import build_tiny_qwen
         from reverse.tokens import add_tokens
 
         model, processor = build_tiny_qwen()

@@ -84,8 +84,8 @@ def compare_losses(options: argparse.Namespace) -> dict[str, Any]:
 
 def write_recipe(folder: Path) -> Path:
     """Scenes, records with and without pictures, a tiny base checkpoint and the recipe that trains it."""
+    from experiments.tiny_models import build_tiny_llava
     from reverse.data.scenes import write_scenes
-    from reverse.models.tiny_models import build_tiny_llava
     from reverse.tokens import add_tokens
 
     write_scenes(folder / "scenes", "train", 12, 0)

@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import Any
 
 from experiments.scene_dataset import SceneDataset
+from experiments.tiny_models import build_tiny_llava, build_tiny_qwen, train_tokenizer
 from reverse.data.scenes import make_scene, make_scene_records
 from reverse.data.scenes.captions import PREJUDICE
 from reverse.data.scenes.text_questions import make_text_question
 from reverse.files.text_reading import read_json
 from reverse.models import load
 from reverse.models.families import LLAVA, QWEN2_5_VL
-from reverse.models.tiny_models import build_tiny_llava, build_tiny_qwen, train_tokenizer
 from reverse.tokens import add_tokens, remove_tags
 from reverse.training.data.encoding import Encoder, turns_of
 from reverse.training.sft import MANIFEST, SFTConfig, train

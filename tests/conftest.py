@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 import reverse
+from experiments.tiny_models import build_tiny_llava, build_tiny_qwen
 from reverse.models import family_of, prepare_inputs
-from reverse.models.tiny_models import build_tiny_llava, build_tiny_qwen
 from reverse.tokens import add_tokens
 
 BUILDERS = {"llava": build_tiny_llava, "qwen": build_tiny_qwen}

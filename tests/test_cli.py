@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from experiments.tiny_models import build_tiny_llava
 from reverse import __version__
 from reverse.cli import app
 from reverse.demo import examples
-from reverse.models.tiny_models import build_tiny_llava
 from reverse.tokens import TAGS, find_token_ids
 from tests.decoding.worlds import picture as noise
 from tests.decoding.worlds import talkative

@@ -11,8 +11,8 @@ from PIL import Image
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 import reverse
+from experiments.tiny_models import build_tiny_llava
 from reverse.models import family_of, prepare_inputs
-from reverse.models.tiny_models import build_tiny_llava
 
 QUESTION = "Describe this image."
 

@@ -66,7 +66,7 @@ class World(dict):  # type: ignore[type-arg]
 
     def make_untagged(self) -> str:
         """A checkpoint without the three tokens."""
-        from reverse.models.tiny_models import build_tiny_llava
+        from experiments.tiny_models import build_tiny_llava
 
         path = self.root / "untagged"
         model, processor = build_tiny_llava(seed=0)

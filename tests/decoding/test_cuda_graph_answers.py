@@ -6,10 +6,10 @@ import pytest
 from torch import nn
 
 import reverse
+from experiments.tiny_models import build_tiny_llava
 from reverse.decoding.backends import auto
 from reverse.decoding.backends.cuda_graph.runner import GraphRunner
 from reverse.decoding.backends.cuda_graph.weights import unsupported
-from reverse.models.tiny_models import build_tiny_llava
 from tests.decoding.worlds import picture, talkative
 
 FAMILIES = ["llava", "qwen"]

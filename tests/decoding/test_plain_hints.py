@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import reverse
+from experiments.tiny_models import SENTENCES, build_tiny_llava, build_tiny_qwen, train_tokenizer
 from reverse.decoding.text.hints import HintWriter
-from reverse.models.tiny_models import SENTENCES, build_tiny_llava, build_tiny_qwen, train_tokenizer
 from reverse.tokens import add_tokens
 from reverse.training.data.encoding import Encoder, Turn
 

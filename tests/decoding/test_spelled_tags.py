@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from experiments.tiny_models import SENTENCES, train_tokenizer
 from reverse.decoding.config import ResamplingConfig
 from reverse.decoding.text.answer_text import read_answer
 from reverse.decoding.text.incremental_detokenizer import ShownText, half_character
 from reverse.decoding.text.sentence_ends import sentence_ends, token_pieces
-from reverse.models.tiny_models import SENTENCES, train_tokenizer
 from reverse.tokens import TAGS, TokenIds, break_tags, find_problems, find_token_ids, parse_tags, remove_tags
 from tests.decoding import mock
 from tests.decoding.mock import CN, DOT, SPAN, UN, always, hashed

@@ -16,12 +16,12 @@ from transformers import (
 )
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
+from experiments.tiny_models import SENTENCES, train_tokenizer
 from reverse.custom_generate import Retrospective
 from reverse.decoding.config import ResamplingConfig
 from reverse.decoding.text.codec import TextCodec
 from reverse.decoding.text.stopping import Stops, stop_texts
 from reverse.decoding.verifier import NO_TAGS
-from reverse.models.tiny_models import SENTENCES, train_tokenizer
 from reverse.tokens import find_token_ids
 from tests.decoding import mock
 from tests.decoding.mock import CN, DOT, SPAN, TAGS, UN

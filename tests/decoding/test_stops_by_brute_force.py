@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from experiments.tiny_models import SENTENCES, train_tokenizer
 from reverse.decoding.text.stopping import Stops
-from reverse.models.tiny_models import SENTENCES, train_tokenizer
 from reverse.tokens import TAGS, find_token_ids
 
 TOKENIZERS = {style: train_tokenizer(SENTENCES, 500, style=style) for style in ("bytes", "sentencepiece")}

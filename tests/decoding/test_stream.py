@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor, TextIteratorStreamer
 
 import reverse
+from experiments.tiny_models import SENTENCES, train_tokenizer
 from reverse.api import stream
 from reverse.decoding.backends.hf.hf_backend import HfBackend
 from reverse.decoding.backends.protocol import OutOfMemory, SegmentOutput
@@ -26,7 +27,6 @@ from reverse.decoding.preparing.preparing import Preparer
 from reverse.decoding.sampling import choose, uniform
 from reverse.decoding.text.answer_text import read_answer
 from reverse.decoding.text.incremental_detokenizer import ShownText, half_character
-from reverse.models.tiny_models import SENTENCES, train_tokenizer
 from reverse.tokens import TAGS, find_token_ids
 from tests.decoding import mock
 from tests.decoding.mock import CN, EOS, SPAN, UN, hashed

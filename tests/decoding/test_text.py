@@ -6,10 +6,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from experiments.tiny_models import SENTENCES, build_tiny_llava, build_tiny_qwen, train_tokenizer
 from reverse.decoding.text.codec import TextCodec
 from reverse.decoding.text.hints import HintWriter
 from reverse.decoding.text.sentence_ends import sentence_ends, token_pieces
-from reverse.models.tiny_models import SENTENCES, build_tiny_llava, build_tiny_qwen, train_tokenizer
 
 
 def ends_of(*pieces, before=""):

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from reverse.models.tiny_models import build_tiny_llava, build_tiny_qwen
+from experiments.tiny_models import build_tiny_llava, build_tiny_qwen
 from reverse.tokens import add_tokens, find_token_ids
 
 BUILDERS = {"llava": build_tiny_llava, "qwen": build_tiny_qwen}

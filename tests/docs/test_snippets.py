@@ -15,11 +15,11 @@ import typer.main
 from typer.testing import CliRunner
 
 import reverse
+from experiments.tiny_models import build_tiny_llava
 from reverse.cli import app
 from reverse.data.scenes import make_scene, render_scene, write_scenes
 from reverse.decoding.events import Append
 from reverse.models import FAMILIES
-from reverse.models.tiny_models import build_tiny_llava
 from tests.docs.reading import (
     DOCUMENTS,
     ROOT,

@@ -13,8 +13,8 @@ from random import Random
 from typing import Any
 
 import reverse
+from experiments.tiny_models import build_tiny_llava, build_tiny_qwen
 from reverse.models.checkpoints.loading import find_checkpoint
-from reverse.models.tiny_models import build_tiny_llava, build_tiny_qwen
 from reverse.tokens import add_tokens
 from tests.fuzz.mutating import ODD_VALUES, dumps, encode, mutate_bytes, mutate_json
 from tests.fuzz.running import REFUSALS, Target, check_refusal, expect

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from experiments.tiny_models import build_tiny_llava
 from reverse.decoding.backends import auto
 from reverse.decoding.backends.cuda_graph import ops, sequences
 from reverse.decoding.backends.cuda_graph.graph_backend import CudaGraphBackend
@@ -25,7 +26,6 @@ from reverse.decoding.backends.cuda_graph.weights import text_model
 from reverse.decoding.backends.hf.hf_backend import HfBackend
 from reverse.decoding.backends.protocol import Picture, Prompt, SegmentParams
 from reverse.models import family_of, prepare_inputs
-from reverse.models.tiny_models import build_tiny_llava
 from reverse.tokens import TokenIds, add_tokens, find_token_ids
 from tests.decoding.worlds import picture, talkative
 

@@ -7,8 +7,8 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 import reverse.models.checkpoints.token_adding as adding
+from experiments.tiny_models import build_tiny_llava, build_tiny_qwen
 from reverse.models import add_tokens_to_checkpoint, load
-from reverse.models.tiny_models import build_tiny_llava, build_tiny_qwen
 from reverse.tokens import find_token_ids
 
 BUILDERS = [build_tiny_llava, build_tiny_qwen]

@@ -11,8 +11,8 @@ import torch
 from transformers import AddedToken, AutoProcessor
 
 import reverse.models.checkpoints.loading as loading
+from experiments.tiny_models import build_tiny_llava, build_tiny_qwen
 from reverse.models import default_threshold, load, set_default_threshold
-from reverse.models.tiny_models import build_tiny_llava, build_tiny_qwen
 from reverse.tokens import TAGS, find_token_ids
 
 TESTS = Path(__file__).resolve().parent.parent
@@ -260,7 +260,7 @@ assert not is_torchvision_available()
 import numpy as np, torch
 from PIL import Image
 from reverse.models import load
-from reverse.models.tiny_models import build_tiny_qwen
+from experiments.tiny_models import build_tiny_qwen
 
 folder, out = sys.argv[1:]
 model, processor = load(folder)

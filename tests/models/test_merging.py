@@ -213,13 +213,13 @@ def fewer_layers(base, adapter, tiny):
 
 
 def no_tokens(base, adapter, tiny):
-    from reverse.models.tiny_models import build_tiny_llava
+    from experiments.tiny_models import build_tiny_llava
 
     save(*build_tiny_llava(), base)
 
 
 def other_vocabulary(base, adapter, tiny):
-    from reverse.models.tiny_models import SENTENCES, train_tokenizer
+    from experiments.tiny_models import SENTENCES, train_tokenizer
 
     model, processor = tiny("llava", tokenizer=train_tokenizer(SENTENCES[:2], 400))
     save(model, processor, base)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from reverse.models.tiny_models import (
+from experiments.tiny_models import (
     QWEN2_5_VL,
     SENTENCES,
     build_tiny_llava,

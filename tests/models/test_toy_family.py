@@ -7,9 +7,9 @@ import torch
 from transformers import VipLlavaConfig, VipLlavaForConditionalGeneration
 
 import reverse
+from experiments.tiny_models import build_tiny_llava
 from reverse.models import FAMILIES, add_tokens_to_checkpoint, default_threshold, family_of, load
 from reverse.models.families import LLAVA
-from reverse.models.tiny_models import build_tiny_llava
 
 VIP_LLAVA = dataclasses.replace(
     LLAVA,

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from experiments.tiny_models import build_tiny_llava, build_tiny_qwen
 from reverse.models import family_of, window_attention
-from reverse.models.tiny_models import build_tiny_llava, build_tiny_qwen
 from reverse.models.window_attention import NAME, use_varlen_window_attention
 
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AddedToken, AutoTokenizer, LlamaTokenizer
 
+from experiments.tiny_models import SENTENCES, build_tiny_llava, build_tiny_qwen, train_tokenizer
 from reverse.models.families import LLAVA, QWEN2_5_VL
-from reverse.models.tiny_models import SENTENCES, build_tiny_llava, build_tiny_qwen, train_tokenizer
 from reverse.tokens import (
     CN,
     SPAN,

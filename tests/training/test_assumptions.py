@@ -9,9 +9,9 @@ from accelerate import Accelerator
 from transformers import Trainer
 
 from experiments.scene_dataset import SceneDataset
+from experiments.tiny_models import build_tiny_llava
 from reverse.compatibility import IncompatibleLibraryError, supported_range
 from reverse.models import window_attention
-from reverse.models.tiny_models import build_tiny_llava
 from reverse.tokens import add_tokens
 from reverse.training import assumptions
 from reverse.training.data.encoding import Encoder

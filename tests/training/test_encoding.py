@@ -107,7 +107,7 @@ def test_template_without_end_of_turn_gets_one(tiny_llava):
 
 def test_sentencepiece_answers_have_one_space():
     """A Llama-2 tokenizer puts a space of its own before a text: answers would begin with two."""
-    from reverse.models.tiny_models import SENTENCES, build_tiny_llava, train_tokenizer
+    from experiments.tiny_models import SENTENCES, build_tiny_llava, train_tokenizer
     from reverse.tokens import add_tokens
 
     model, processor = build_tiny_llava(train_tokenizer(SENTENCES, 400, style="sentencepiece"))

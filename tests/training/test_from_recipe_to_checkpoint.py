@@ -8,11 +8,11 @@ from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 
 import reverse
+from experiments.tiny_models import build_tiny_llava, build_tiny_qwen
 from reverse.data.records.importer import import_records
 from reverse.data.scenes import write_scenes
 from reverse.models import add_tokens_to_checkpoint
 from reverse.models.adapters.merging import merge_adapter
-from reverse.models.tiny_models import build_tiny_llava, build_tiny_qwen
 from reverse.tokens import add_tokens, find_token_ids
 from reverse.training.recipes.recipe import load_recipe
 from reverse.training.training_run import run_recipe

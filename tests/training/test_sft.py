@@ -10,8 +10,8 @@ import torch
 from transformers import TrainerCallback
 
 from experiments.scene_dataset import SceneDataset
+from experiments.tiny_models import build_tiny_llava
 from reverse.models import load
-from reverse.models.tiny_models import build_tiny_llava
 from reverse.tokens import add_tokens
 from reverse.training.data.encoding import Encoder
 from reverse.training.loss_record import LossRecord

@@ -6,10 +6,10 @@ import random
 import pytest
 from tokenizers import normalizers, pre_tokenizers
 
+from experiments.tiny_models import SENTENCES, build_tiny_llava, build_tiny_qwen, train_tokenizer
 from reverse.models.checkpoints.loading import find_checkpoint
 from reverse.models.conversion.original_llava.llava_tokenizer import chat_template
 from reverse.models.processors.picture_processors import load_processor
-from reverse.models.tiny_models import SENTENCES, build_tiny_llava, build_tiny_qwen, train_tokenizer
 from reverse.tokens import TAGS
 from reverse.training.data import encoding_check
 from reverse.training.data.encoding import Encoder, Turn

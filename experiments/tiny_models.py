@@ -3,7 +3,7 @@
 They serve tests (random weights, a forward in milliseconds on a CPU) and the scenes, on which they are
 trained. Nothing else in the library knows that they are tiny.
 
-    >>> from reverse.models.tiny_models import build_tiny_llava
+    >>> from experiments.tiny_models import build_tiny_llava
     >>> model, processor = build_tiny_llava(seed=0)
 
 The processors use the PIL image backend: torchvision's pixels differ slightly.
