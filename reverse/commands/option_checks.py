@@ -1,4 +1,4 @@
-"""What a command can refuse before a model is loaded: options, prompts, pictures, outputs."""
+"""Checks of options, prompts and pictures that a command makes before it loads a model."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def check_decoding(
     temperature: float | None = None,
     **settings: Any,
 ) -> None:
-    """Refuse options of decoding that no model could be decoded with.
+    """Check the options of decoding.
 
     Args:
-        settings: fields of `ResamplingConfig`; those that are None are left to it.
+        settings: fields of `ResamplingConfig`; None means its default.
 
     Raises:
-        ValueError: an option out of its range, or one that would be ignored.
+        RequestError: an option is out of its range, or would be ignored.
     """
     from reverse.decoding.config import ResamplingConfig, check_whole
     from reverse.modes import MODES
@@ -33,7 +33,7 @@ def check_decoding(
         raise RequestError(f"--mode must be one of {', '.join(MODES)}, got {mode!r}")
     if max_new_tokens is not None:
         check_whole("max_new_tokens", max_new_tokens, 1)
-    if temperature and not do_sample:  # 0 says "greedily"
+    if temperature and not do_sample:  # 0 means greedy decoding
         raise RequestError(
             f"--temperature {temperature:g} does nothing without --do-sample: add --do-sample, or leave "
             "--temperature out"
@@ -46,11 +46,10 @@ def check_decoding(
 
 
 def check_request(images: Sequence[str], prompt: str, system: str | None = None) -> list[Any]:
-    """The pictures of one request, opened; the prompt and the system turn are checked.
+    """Open the pictures of one request; check its prompt and its system turn.
 
     Raises:
-        FileNotFoundError, ValueError: a picture that cannot be read, an empty prompt, half of a surrogate
-            pair.
+        ReverseError: a picture cannot be read, the prompt is empty, or a text holds half of a surrogate pair.
     """
     from reverse.models.families import LLAVA
     from reverse.models.inputs.prompt_inputs import build_chats, open_picture

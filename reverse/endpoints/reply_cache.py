@@ -39,13 +39,13 @@ class ReplyCache:
         self._lock = ExitStack()
         self._lock.enter_context(output_lock(self.path, reentrant=False))
         try:
+            self._file = self._lock.enter_context(self.path.open("a+b"))
             self._read()
         except BaseException:
             self._lock.close()
             raise
 
     def _read(self) -> None:
-        self._file = self.path.open("a+b")
         self._file.seek(0)
         good = 0
         for line in self._file:
@@ -80,8 +80,7 @@ class ReplyCache:
         self._places[bytes.fromhex(key)] = place
 
     def close(self) -> None:
-        self._file.close()
-        self._lock.close()
+        self._lock.close()  # closes the file, then releases its lock
 
 
 def _read_line(line: bytes) -> tuple[bytes, Reply]:

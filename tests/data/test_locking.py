@@ -51,7 +51,7 @@ def other(tmp_path_factory):
     process = hold(*(folder / name for name in OUTPUTS))
     yield folder, process
     process.kill()
-    process.wait()
+    process.communicate()
 
 
 def records(folder):
@@ -115,7 +115,7 @@ def test_a_killed_process_holds_nothing(tmp_path):
     with pytest.raises(OutputInUseError, match=str(process.pid)), output_lock(out):
         pass
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     assert lock_path(out).exists()
     with output_lock(out):
         assert f"{os.getpid()} on " in describe_owner(lock_path(out))

@@ -35,26 +35,13 @@ from reverse.data.records.schema import pictures_of
 from reverse.errors import DataError
 from reverse.tokens import TAGS, TokenIds, find_token_ids
 from reverse.training.data.labels import Segment, join
-from reverse.training.data.question_contents import Content, split_questions
+from reverse.training.data.question_contents import Content, Turn, split_questions
 
 __all__ = ["Encoder", "Item", "Row", "Turn", "turns_of"]
 
 Ids = npt.NDArray[np.int64]
 MARK = "\u2983{}\u2984"  # stands for an answer while a template is taken apart
 _LIKE_A_TAG = re.compile(r"<[^\s<>]+>")
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """A question, its answer, and the phrases named as wrong after the question.
-
-    `content`: of a record with several pictures, the question in parts, None for each (`split_questions`).
-    """
-
-    question: str
-    answer: str
-    hints: tuple[str, ...] = ()
-    content: Content = ()
 
 
 @dataclass(frozen=True, slots=True)

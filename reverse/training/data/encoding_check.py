@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from reverse.errors import DataError
 from reverse.tokens import CN, SPAN, UN
+from reverse.training.data.question_contents import Turn
 
 if TYPE_CHECKING:
-    from reverse.training.data.encoding import Encoder, Turn
+    from reverse.training.data.encoding import Encoder
 
 __all__ = ["check_encoding", "check_several_pictures", "whole_ids"]
 
@@ -27,8 +28,6 @@ def check_encoding(encoder: Encoder) -> None:
     Raises:
         ValueError: they differ; the message shows where, and the tokens on both sides.
     """
-    from reverse.training.data.encoding import Turn
-
     dog, cups = f"{SPAN}a dog{CN}", f"{SPAN}two cups{UN}"
     hints = ("two cups", "a chair (red)")
     probes = [
@@ -49,8 +48,6 @@ def check_several_pictures(encoder: Encoder) -> None:
     Raises:
         ValueError: as `check_encoding`.
     """
-    from reverse.training.data.encoding import Turn
-
     dog, hints = f"{SPAN}a dog{CN}", ("two cups", "a chair (red)")
     _compare(
         encoder,

@@ -12,6 +12,7 @@ stand in the first question. Whether the words between pictures stay between the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from reverse.data.records.schema import IMAGE_TOKEN
 from reverse.errors import DataError
@@ -20,6 +21,19 @@ from reverse.models.inputs.picture_places import split_at_places
 __all__ = ["Content", "split_questions"]
 
 Content = tuple[str | None, ...]  # the texts of a question, and None for each picture
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A question, its answer, and the phrases named as wrong after the question.
+
+    `content`: of a record with several pictures, the question in parts, None for each (`split_questions`).
+    """
+
+    question: str
+    answer: str
+    hints: tuple[str, ...] = ()
+    content: Content = ()
 
 
 def split_questions(questions: Sequence[str], count: int) -> list[Content]:
