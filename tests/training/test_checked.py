@@ -19,7 +19,8 @@ from reverse.training.checkpoints import resuming as checkpointing
 from reverse.training.checkpoints.resuming import prepare_folder
 from reverse.training.data import first_pass
 from reverse.training.data.encoding import Encoder
-from reverse.training.data.first_pass import check_records, checked_file, find_bad
+from reverse.training.data.first_pass import check_records, checked_file
+from reverse.training.data.record_check import find_bad, inspect_records
 from reverse.training.data.training_sets import RecordDataset
 from reverse.training.recipes.recipe import load_recipe
 from reverse.training.training_run import run_recipe
@@ -99,7 +100,7 @@ def test_each_fault_is_found_and_named(encoder, folder):
 
 
 def test_what_passes_can_be_trained(encoder, folder):
-    """A glance that passes what the encoder refuses would be no check at all; nor may it refuse the good."""
+    """A fast check that passes what the encoder refuses would be no check; nor may it refuse the good."""
     dataset = opened(write(folder, FINE + list(BAD.values())), encoder)
     bad = {one.number for one in find_bad(dataset)}
     for number in range(len(dataset)):
@@ -169,7 +170,7 @@ def test_pictures_are_not_decoded_to_know_their_size(tiny_qwen, folder, monkeypa
             refused.append(k)
     assert 0 < len(refused) < len(sizes)
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
-    monkeypatch.setattr(type(dataset.pictures), "_slow", lambda *args: pytest.fail("preprocessed"))
+    monkeypatch.setattr(type(dataset.pictures), "_encode", lambda *args: pytest.fail("preprocessed"))
     assert check_records(dataset, folder / "run", identity={}, skip_bad=True, say=shown.append).bad == refused
     assert "data.max_pixels" in shown[1]
 
@@ -247,7 +248,7 @@ def test_turns_that_do_not_fit_are_counted(request, folder, name):
         if number not in bad and (turns := dataset[number].rows[0].cut):
             cut[number] = turns
     assert bad == [1, 41] and len({*cut.values()}) > 1 and 5 < len(cut) < 38
-    assert first_pass._look(dataset)[1] == cut
+    assert inspect_records(dataset)[1] == cut
     for _ in range(2):  # looked at, and kept
         found = check_records(dataset, folder / "run", identity={}, skip_bad=True, say=lines.append).cut
         assert (found.records, found.turns) == (len(cut), sum(cut.values()))
@@ -299,8 +300,8 @@ def test_outcome_is_kept_for_the_same_data_only(tiny_llava, folder, monkeypatch)
     encoder = Encoder(tiny_llava[1], max_length=1000)
     records = FINE * 4 + [BAD["is empty"]]
     path, output, calls = write(folder, records), folder / "out/run", []
-    find = first_pass._look
-    monkeypatch.setattr(first_pass, "_look", lambda *args: calls.append(args) or find(*args))
+    find = inspect_records
+    monkeypatch.setattr(first_pass, "inspect_records", lambda *args: calls.append(args) or find(*args))
 
     def again(identity="a", **options):
         dataset = opened(path, encoder)

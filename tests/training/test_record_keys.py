@@ -11,7 +11,8 @@ from reverse.data.records.record_rules import check_shape, find_unsupported_keys
 from reverse.data.records.schema import MODEL_PLACEHOLDERS, make_record, picture_of, pictures_of
 from reverse.data.records.set_check import check
 from reverse.training.data.encoding import Encoder
-from reverse.training.data.first_pass import check_records, find_bad
+from reverse.training.data.first_pass import check_records
+from reverse.training.data.record_check import find_bad
 from reverse.training.data.training_sets import RecordDataset
 
 

@@ -24,9 +24,10 @@ from reverse.models import family_of
 from reverse.models.inputs.prompt_inputs import prepare_inputs
 from reverse.training.data.collator import Collator
 from reverse.training.data.encoding import Encoder, Turn
-from reverse.training.data.first_pass import _look, check_records, find_bad
+from reverse.training.data.first_pass import check_records
 from reverse.training.data.labels import IGNORE
 from reverse.training.data.packing import row_positions
+from reverse.training.data.record_check import find_bad, inspect_records
 from reverse.training.data.training_sets import RecordDataset
 from reverse.training.optim.loss import LossConfig, loss_in_forward
 from reverse.training.sft import SFTConfig, train
@@ -200,7 +201,7 @@ def test_turns_that_do_not_fit_lose_their_pictures(tiny_any, folder):
         assert (item.rows[0].ids == processor.image_token_id).sum() > 0
         shown = item.picture.get("image_grid_thw", item.picture["pixel_values"])
         assert len(shown) == pictures
-        assert _look(tight) == ([], {0: cut} if cut else {})
+        assert inspect_records(tight) == ([], {0: cut} if cut else {})
 
 
 def test_hints_stand_where_decoding_writes_them(tiny_any, folder):
