@@ -28,7 +28,7 @@ from reverse.decoding.backends.cuda_graph.runner import GraphRunner
 from reverse.decoding.backends.cuda_graph.weights import text_model
 from reverse.decoding.backends.protocol import Picture, Prompt, SegmentOutput, SegmentParams, StepOutput
 from reverse.decoding.text.codec import TextCodec
-from reverse.evaluation.runs.environment import environment
+from reverse.evaluation.runs.environment import describe_environment
 from reverse.models import family_of, prepare_inputs
 from reverse.tokens import find_token_ids
 
@@ -321,7 +321,7 @@ def main() -> None:
     given = parser.parse_args()
     copy = copy_bandwidth(given.device) if given.device != "cpu" else 1e10
     print(f"copy bandwidth {copy / 1e12:.2f} TB/s", flush=True)
-    report: dict[str, Any] = environment(given.device) | {
+    report: dict[str, Any] = describe_environment(given.device) | {
         "command": f"python benchmarks/backend_steps.py --models {' '.join(given.models)}",
         "copy_bandwidth": copy,
         "models": {},

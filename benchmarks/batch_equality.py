@@ -17,7 +17,7 @@ from PIL import Image
 
 import reverse
 from reverse.data.scenes import make_scene, render_scene
-from reverse.evaluation.runs.environment import environment
+from reverse.evaluation.runs.environment import describe_environment
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def main() -> None:
                 print(row, flush=True)
                 rows.append(row)
     command = f"python benchmarks/batch_equality.py --device {given.device} --count {given.count}"
-    print(json.dumps(environment(given.device) | {"command": command, "rows": rows}))
+    print(json.dumps(describe_environment(given.device) | {"command": command, "rows": rows}))
 
 
 if __name__ == "__main__":

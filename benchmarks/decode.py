@@ -44,7 +44,7 @@ from reverse.decoding.result import Result
 from reverse.decoding.scheduler import Scheduler
 from reverse.decoding.text.hints import HintWriter
 from reverse.decoding.verifier import Verifier
-from reverse.evaluation.runs.environment import environment
+from reverse.evaluation.runs.environment import describe_environment
 from reverse.models import prepare_inputs
 
 SHORT = 12  # tokens of the shorter answer from which the time of a step is told
@@ -350,7 +350,7 @@ def main() -> None:
     given = parser.parse_args()
     copy = copy_bandwidth(given.device) if given.device != "cpu" else 1e10
     print(f"copy bandwidth {copy / 1e12:.2f} TB/s", flush=True)
-    report: dict[str, Any] = environment(given.device) | {
+    report: dict[str, Any] = describe_environment(given.device) | {
         "command": f"python benchmarks/decode.py --models {' '.join(given.models)}",
         "copy_bandwidth": copy,
         "models": {},

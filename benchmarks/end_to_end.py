@@ -33,7 +33,7 @@ from reverse.decoding.config import ResamplingConfig
 from reverse.decoding.engine import shared_engine
 from reverse.decoding.preparing.preparing_threads import PreparingThreads, usable_cores
 from reverse.decoding.request import Request
-from reverse.evaluation.runs.environment import environment
+from reverse.evaluation.runs.environment import describe_environment
 from reverse.tokens import find_token_ids
 
 QUESTION, THRESHOLD, SIZE = "Describe this image.", 0.1, (640, 480)
@@ -304,7 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         given.models, given.sequences, given.length = ["tiny-llava", "tiny-qwen"], [4, 8], 8
         given.limit = 3600.0
     waves = {n: 2 if given.tiny else WAVES.get(n, 4) for n in given.sequences}
-    report: dict[str, Any] = environment(given.device) | {
+    report: dict[str, Any] = describe_environment(given.device) | {
         "command": f"python benchmarks/end_to_end.py --models {' '.join(given.models)}",
         "cores": usable_cores(),
         "asked": ASKED,

@@ -38,7 +38,7 @@ from reverse.evaluation.detector.scene_decoding import SceneDecoding
 from reverse.evaluation.detector.sweep import plot_sweep, write_sweep
 from reverse.evaluation.reports.plots import plot_forest
 from reverse.evaluation.runs.benchmark_run import Ask, Decoding
-from reverse.evaluation.runs.environment import environment
+from reverse.evaluation.runs.environment import describe_environment
 from reverse.evaluation.runs.scene_captions import PROMPT, SceneSet, compute_auroc, describe_scenes
 from reverse.evaluation.stats.bootstrap import BootstrapSettings
 from reverse.evaluation.stats.intervals import estimate_intervals
@@ -84,7 +84,7 @@ def main() -> None:
     _detector(given, tagged, report)
     report["claims"] = _claims(given, report)
     command = shlex.join(["python", "benchmarks/evaluation.py", *sys.argv[1:]])
-    report |= environment(device) | {"command": command}
+    report |= describe_environment(device) | {"command": command}
     write_json(given.out / "evaluation.json", replace_non_finite(report))
     if given.results:
         write_json(given.results, replace_non_finite(_merged(given, report)))

@@ -305,7 +305,7 @@ def update_golden(modules: dict[str, ModuleType], path: Path) -> None:
 
 
 def main() -> None:
-    from reverse.evaluation.runs.environment import environment
+    from reverse.evaluation.runs.environment import describe_environment
     from reverse.files.atomic_write import write_json
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -327,7 +327,7 @@ def main() -> None:
     found = compare_all(given.published, given.first, given.count, given.workers)
     claims = {f"released_equal_of_{given.count}": found["equal"]["both"]}
     content = {
-        **environment("cpu"),
+        **describe_environment("cpu"),
         "command": "python benchmarks/fidelity.py --published PATH",
         "published_commit": find_commit(given.published),
         "claims": claims,

@@ -106,10 +106,10 @@ def jobs(folder: Path, model: str, limit: int) -> dict[str, Callable[[], Job]]:
 def eval_job(model: str, limit: int) -> Job:
     def rows(out: Path) -> list[str]:
         from reverse.evaluation.reading.answers import read_run_answers
-        from reverse.evaluation.runs.answers_files import without_timing
+        from reverse.evaluation.runs.answers_files import remove_timing
 
         path = next(iter(out.glob("pope*.jsonl")))
-        return [json.dumps(without_timing(row)) for row in read_run_answers(path, complete=True).rows]
+        return [json.dumps(remove_timing(row)) for row in read_run_answers(path, complete=True).rows]
 
     words = [
         "eval",

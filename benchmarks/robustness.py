@@ -101,11 +101,11 @@ def max_exponent(found: dict[str, Any]) -> float:
 
 def write(part: str, claims: dict[str, Any], details: dict[str, Any], path: Path) -> None:
     """Put the figures of a part into the results, with the versions and the date it was run with."""
-    from reverse.evaluation.runs.environment import environment
+    from reverse.evaluation.runs.environment import describe_environment
     from reverse.files.atomic_write import write_json
 
     content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    made = environment("cpu")
+    made = describe_environment("cpu")
     order = ("bad_inputs_tried", "bad_inputs_unclear", "fuzz_cases", "fuzz_crashes", "kills_survived",
              "doubling_exponent_max")  # fmt: skip
     known = {**content.get("claims", {}), **claims}

@@ -327,12 +327,12 @@ def read_pieces(paths: list[Any]) -> list[dict[str, Any]]:
 
 def write_results(path: Path, lines: list[dict[str, Any]], command: str, gpus: str = "") -> dict[str, Any]:
     """Merge the pieces into the file of results, and print the claims."""
-    from reverse.evaluation.runs.environment import environment
+    from reverse.evaluation.runs.environment import describe_environment
 
     pieces = [line for line in lines if "columns" in line]
     kinds = sorted({str(piece.get("device", "")).split(":")[0] for piece in pieces})
     trained = [line for line in lines if line.get("kind") == "training"]
-    report: dict[str, Any] = environment("cpu")
+    report: dict[str, Any] = describe_environment("cpu")
     report["measured_on"] = f"{' and '.join(kinds)}, float32"
     if trained:
         report["device"] = f"{gpus} {trained[-1]['device']}".strip()

@@ -224,7 +224,7 @@ def shards(out: Path) -> list[Path]:
 
 def read_rows(out: Path) -> list[dict[str, Any]]:
     """The rows without their timings."""
-    from reverse.evaluation.runs.answers_files import without_timing
+    from reverse.evaluation.runs.answers_files import remove_timing
 
     text = (out / "chair.jsonl").read_text(encoding="utf-8")
-    return [without_timing(json.loads(line)) for line in text.splitlines()]
+    return [remove_timing(json.loads(line)) for line in text.splitlines()]

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from reverse.evaluation.runs.benchmark_run import Decoding
-from reverse.evaluation.runs.environment import environment
+from reverse.evaluation.runs.environment import describe_environment
 from reverse.evaluation.runs.scene_captions import SceneSet, describe_scenes, summarise_captions
 from reverse.evaluation.stats.bootstrap import estimate_ratio_difference
 from reverse.files.atomic_write import write_json
@@ -156,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     line = sys.argv[1:] if arguments is None else arguments
     command = shlex.join(["python", "-m", "experiments.scenes_comparison", *map(str, line)])
-    report |= environment(device) | {"command": command, "claims": claims(report)}
+    report |= describe_environment(device) | {"command": command, "claims": claims(report)}
     write_json(given.out / "report.json", replace_non_finite(report))
     Console(width=150).print(table(report))
     print(json.dumps(replace_non_finite(report["claims"])))

@@ -133,7 +133,7 @@ def evaluate(
 
 def _run(plan: Any, ray: int | None, score: bool) -> None:
     """Answer the benchmarks of a plan, then report or score them."""
-    from reverse.evaluation.runs.benchmark_run import place
+    from reverse.evaluation.runs.benchmark_run import find_place
     from reverse.evaluation.runs.evaluation import evaluate as run_all
     from reverse.evaluation.runs.evaluation import evaluate_on_ray
     from reverse.evaluation.runs.outputs import check_output_folder
@@ -141,7 +141,7 @@ def _run(plan: Any, ray: int | None, score: bool) -> None:
     if score:
         _check_scoring(plan)
     check_output_folder(Path(plan.out))
-    at = place()
+    at = find_place()
     try:
         with _bars(at.rank == 0 and ray is None) as watch:
             outcomes = evaluate_on_ray(plan, ray) if ray is not None else run_all(plan, at, watch)

@@ -94,14 +94,14 @@ def prepare_files(document):
     if document == "docs/data.md":
         run("data", "import", "reverse_ft.json", "data/reverse_1.3m")
     if document == "docs/evaluation.md":
-        from reverse.evaluation.runs.answers_files import AnswersFile, config_hash
+        from reverse.evaluation.runs.answers_files import AnswersFile, hash_config
 
         Path("out/eval").mkdir(parents=True)
         config = {"model": "m"}
         questions = {"ids": ["1"]}
         with AnswersFile("out/eval/chair.jsonl", {"config": config, "questions": questions}) as file:
             row = {"question_id": "1", "image_id": "a.png", "prompt": "?", "text": "A dog."}
-            file.write(row | {"config": config_hash(config), "metadata": {"benchmark": "chair"}})
+            file.write(row | {"config": hash_config(config), "metadata": {"benchmark": "chair"}})
     if document == "docs/models.md":
         shutil.rmtree("llava-with-tokens")  # the first snippet makes it
 

@@ -5,7 +5,7 @@ import time
 
 from reverse.decoding.result import Phrase, Result, TraceEntry, Usage
 from reverse.evaluation import benchmarks
-from reverse.evaluation.runs.benchmark_run import Decoding, EvalConfig, place, question_seed, run
+from reverse.evaluation.runs.benchmark_run import Decoding, EvalConfig, find_place, question_seed, run
 
 
 def answer(question, seed=0):
@@ -35,4 +35,6 @@ def answered(data, out, name="pope", pause=0.0, stop_after=None, seed=0, images=
 
 
 if __name__ == "__main__":
-    answered(sys.argv[1], sys.argv[2], pause=float(sys.argv[3]) if len(sys.argv) > 3 else 0.0, at=place())
+    answered(
+        sys.argv[1], sys.argv[2], pause=float(sys.argv[3]) if len(sys.argv) > 3 else 0.0, at=find_place()
+    )

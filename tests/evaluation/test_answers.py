@@ -13,8 +13,8 @@ import pytest
 
 from reverse.data.scenes.benchmark_files import write_benchmarks
 from reverse.evaluation.reading.answers import read_run_answers
-from reverse.evaluation.runs.answers_files import without_timing
-from reverse.evaluation.runs.benchmark_run import Place, question_seed
+from reverse.evaluation.runs.answers_files import remove_timing
+from reverse.evaluation.runs.benchmark_run import ProcessPlace, question_seed
 from tests.evaluation.mock_run import answered
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +33,7 @@ def unbroken(data, tmp_path_factory):
 
 
 def rows(path):
-    return [json.dumps(without_timing(row)) for row in read_run_answers(path, complete=True).rows]
+    return [json.dumps(remove_timing(row)) for row in read_run_answers(path, complete=True).rows]
 
 
 def start(data, out, pause, **environment):
@@ -77,7 +77,7 @@ def test_one_process_goes_on_where_three_stopped(data, unbroken, tmp_path):
     """Answers of a run on other machines would be asked again, or be lost."""
     for rank in range(3):
         with pytest.raises(KeyboardInterrupt):
-            answered(data, tmp_path, at=Place(rank, 3), stop_after=20 + rank)
+            answered(data, tmp_path, at=ProcessPlace(rank, 3), stop_after=20 + rank)
     assert len(list(tmp_path.glob("*.shard-*"))) == 3
     with pytest.raises(KeyboardInterrupt):
         answered(data, tmp_path, stop_after=30)  # of its first window, 20 are there already

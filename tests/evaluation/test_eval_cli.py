@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from reverse.cli import app
 from reverse.evaluation.reading.answers import read_run_answers
-from reverse.evaluation.runs.answers_files import without_timing
-from reverse.evaluation.runs.benchmark_run import Decoding, Place
+from reverse.evaluation.runs.answers_files import remove_timing
+from reverse.evaluation.runs.benchmark_run import Decoding, ProcessPlace
 from reverse.evaluation.runs.evaluation import Plan, evaluate
 from reverse.models.checkpoints.loading import ASSETS
 
@@ -26,7 +26,7 @@ def run(*arguments):
 
 
 def rows(path):
-    return [without_timing(row) for row in read_run_answers(path, complete=True).rows]
+    return [remove_timing(row) for row in read_run_answers(path, complete=True).rows]
 
 
 @pytest.fixture(scope="module")
@@ -106,9 +106,9 @@ def test_two_processes_and_an_interrupted_run_give_the_same_bits(answered, tmp_p
     data = answered[0] / "data"
     shape = {"max_sequences": 3, "window": 5, "limit": 5}
     (whole,) = evaluate(plan(tmp_path / "whole", data, "mme-hall", **shape))
-    (first,) = evaluate(plan(tmp_path / "two", data, "mme-hall", **shape), Place(0, 2))
+    (first,) = evaluate(plan(tmp_path / "two", data, "mme-hall", **shape), ProcessPlace(0, 2))
     assert not first.complete and first.done == 5
-    (second,) = evaluate(plan(tmp_path / "two", data, "mme-hall", **shape), Place(1, 2))
+    (second,) = evaluate(plan(tmp_path / "two", data, "mme-hall", **shape), ProcessPlace(1, 2))
     assert second.complete and rows(second.path) == rows(whole.path)
 
     asking = benchmark_run._make_ask
@@ -230,15 +230,15 @@ def test_stopped_by_ctrl_c(answered, tmp_path, monkeypatch):
 
 def test_rank_beyond_world_is_refused(monkeypatch):
     """A leftover RANK of a shell would answer a part of the questions in silence."""
-    from reverse.evaluation.runs.benchmark_run import place
+    from reverse.evaluation.runs.benchmark_run import find_place
 
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="must lie below WORLD_SIZE=2"):
-        place()
+        find_place()
     monkeypatch.setenv("WORLD_SIZE", "two")
     with pytest.raises(ValueError, match="whole numbers"):
-        place()
+        find_place()
 
 
 def test_ray_is_asked_for_by_name(tmp_path, monkeypatch):

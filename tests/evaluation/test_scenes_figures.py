@@ -8,7 +8,7 @@ import pytest
 
 from reverse.data.scenes import make_scene
 from reverse.evaluation.reading.answers import read_run_answers
-from reverse.evaluation.runs.answers_files import without_timing
+from reverse.evaluation.runs.answers_files import remove_timing
 from reverse.evaluation.runs.benchmark_run import Decoding
 from reverse.evaluation.runs.scene_captions import (
     SceneSet,
@@ -99,7 +99,7 @@ def test_describing_again_goes_on_where_it_was(tmp_path, bundled):
     (torn / "on.run.json").write_bytes((tmp_path / "whole" / "on.run.json").read_bytes())
     assert describe(torn, bundled, count=5) == whole
     first, again = (read_run_answers(folder / "on.jsonl").rows for folder in (tmp_path / "whole", torn))
-    assert list(map(without_timing, again)) == list(map(without_timing, first))
+    assert list(map(remove_timing, again)) == list(map(remove_timing, first))
     assert [row["question_id"] for row in again] == [f"test-{i:06d}" for i in range(5)]
 
 

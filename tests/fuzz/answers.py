@@ -13,7 +13,7 @@ from reverse.data.scenes.benchmark_files import write_benchmarks
 from reverse.evaluation.detector.phrase_truth import read_phrases
 from reverse.evaluation.reading.answers import read_answers, read_rows, read_run_answers
 from reverse.evaluation.reports.reporting import ReportSettings, write_report
-from reverse.evaluation.runs.answers_files import AnswersFile, without_timing
+from reverse.evaluation.runs.answers_files import AnswersFile, remove_timing
 from reverse.evaluation.runs.scoring import score_file
 from reverse.evaluation.stats.bootstrap import BootstrapSettings
 from tests.fuzz.mutating import dumps, encode, mutate_bytes, mutate_json
@@ -132,7 +132,7 @@ def read_back(path: Path) -> None:
             file.write(each)
     again = read_run_answers(out).rows
     expect(
-        json.dumps([without_timing(r) for r in again]) == json.dumps([without_timing(r) for r in given]),
+        json.dumps([remove_timing(r) for r in again]) == json.dumps([remove_timing(r) for r in given]),
         "read back it is another answer",
         given,
         again,

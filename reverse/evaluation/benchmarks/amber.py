@@ -46,7 +46,7 @@ from reverse.evaluation.benchmarks.benchmark import (
     read_items,
 )
 from reverse.evaluation.reading import english_words
-from reverse.evaluation.reading.answers import Answer, leave_out_longer
+from reverse.evaluation.reading.answers import BenchmarkAnswer, leave_out_longer
 from reverse.evaluation.reading.file_lookup import find_files
 from reverse.evaluation.reading.yes_no import Reading
 from reverse.evaluation.scoring.answer_table import make_table, refuse_incomplete
@@ -156,7 +156,7 @@ def _find_file(truth: str | Path, name: str) -> Path:
 
 
 def _match_items(
-    answers: Sequence[Answer], truth: str | Path, options: ScoringOptions, generative: bool
+    answers: Sequence[BenchmarkAnswer], truth: str | Path, options: ScoringOptions, generative: bool
 ) -> dict[str, dict[str, Any]]:
     """The annotations of AMBER, after refusing answers that are none to this half of it."""
     items = _read_annotations(truth)
@@ -166,7 +166,7 @@ def _match_items(
     return items
 
 
-def _holds_truth(truth: str | Path, answers: Sequence[Answer], generative: bool) -> bool:
+def _holds_truth(truth: str | Path, answers: Sequence[BenchmarkAnswer], generative: bool) -> bool:
     """Whether the truth is AMBER's, and the answers are to its captions (or to none of them)."""
     if not find_files(truth, PLACES, ["relation.json"]):
         return False
@@ -206,7 +206,7 @@ def _read_relations(path: Path) -> dict[str, list[str]]:
 
 
 def score_captions(
-    answers: Sequence[Answer],
+    answers: Sequence[BenchmarkAnswer],
     truth: str | Path,
     options: ScoringOptions = DEFAULT_SCORING,
     close: Close | None = None,
@@ -323,7 +323,7 @@ def _percent(part: float, whole: float) -> float:
 
 # ---------------------------------------------------------------------- questions
 def score_questions(
-    answers: Sequence[Answer], truth: str | Path, options: ScoringOptions = DEFAULT_SCORING
+    answers: Sequence[BenchmarkAnswer], truth: str | Path, options: ScoringOptions = DEFAULT_SCORING
 ) -> tuple[Table, list[Metric]]:
     """AMBER-D, one row an answer. Raises as `score_captions`."""
     known = _match_items(answers, truth, options, generative=False)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from reverse.data.pictures.opening import resolve_image
 from reverse.errors import DataError, MissingFileError
-from reverse.evaluation.reading.answers import Answer
+from reverse.evaluation.reading.answers import BenchmarkAnswer
 from reverse.files.cell_values import read_id, shorten
 from reverse.files.entries import Entry, read_entries
 
@@ -31,10 +31,10 @@ __all__ = [
     "SHARED_IMAGES",
     "Benchmark",
     "BenchmarkQuestion",
-    "Picture",
     "PublishedFile",
     "QuestionRow",
     "ScoringOptions",
+    "StoredPicture",
     "digest_ids",
     "make_row",
     "read_items",
@@ -63,7 +63,7 @@ class PublishedFile:
         return next((root / place for place in self.places if (root / place).exists()), None)
 
 
-class Picture(Protocol):
+class StoredPicture(Protocol):
     """A picture that is no file of its own, such as one inside a parquet file: read when it is needed."""
 
     def read(self) -> Any:
@@ -78,7 +78,7 @@ class BenchmarkQuestion:
     id: str | int
     image: str
     prompt: str
-    source: Path | Picture
+    source: Path | StoredPicture
     metadata: Mapping[str, Any] = field(default_factory=dict)  # label, category, type: what scoring groups by
 
     def picture(self) -> Any:
@@ -117,10 +117,10 @@ class Benchmark:
     # Yields the questions of the files that were found, by their names in `files`.
     read_questions: Callable[[Mapping[str, Path]], Iterable[QuestionRow]]
     # Scores answers against the truth in a folder. Raises MissingFileError and DataError.
-    score: Callable[[Sequence[Answer], str | Path, ScoringOptions], tuple[Table, list[Metric]]]
+    score: Callable[[Sequence[BenchmarkAnswer], str | Path, ScoringOptions], tuple[Table, list[Metric]]]
     # Whether a folder holds the truth that the answers are scored with: tells the benchmark of answers that
     # do not.
-    holds_truth: Callable[[str | Path, Sequence[Answer]], bool] = lambda truth, answers: False
+    holds_truth: Callable[[str | Path, Sequence[BenchmarkAnswer]], bool] = lambda truth, answers: False
     pictures_in: str | None = None  # the one of `files` that may hold the pictures themselves
     max_new_tokens: int = 1024
     aliases: tuple[str, ...] = ()  # further names; several benchmarks may share one
@@ -217,7 +217,7 @@ class Benchmark:
         return rows
 
     def _question(self, row: QuestionRow, folder: Path | None, root: Path) -> BenchmarkQuestion:
-        source: Path | Picture | None = row.get("source")
+        source: Path | StoredPicture | None = row.get("source")
         if source is None:
             if folder is None:
                 raise MissingFileError(

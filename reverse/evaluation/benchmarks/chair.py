@@ -27,7 +27,7 @@ from reverse.evaluation.benchmarks.benchmark import (
     make_row,
 )
 from reverse.evaluation.reading import english_words
-from reverse.evaluation.reading.answers import Answer, leave_out_longer
+from reverse.evaluation.reading.answers import BenchmarkAnswer, leave_out_longer
 from reverse.evaluation.reading.chair_words import mentions
 from reverse.evaluation.reading.coco_truth import PLACES, CocoTruth, coco_truth
 from reverse.evaluation.reading.file_lookup import find_files
@@ -58,7 +58,7 @@ def read_questions(files: Mapping[str, Path]) -> Iterator[QuestionRow]:
 
 
 def score(
-    answers: Sequence[Answer], truth: str | Path, options: ScoringOptions = DEFAULT_SCORING
+    answers: Sequence[BenchmarkAnswer], truth: str | Path, options: ScoringOptions = DEFAULT_SCORING
 ) -> tuple[Table, list[Metric]]:
     """One row an answer: wrong and all mentions, objects of the image, objects named, words.
 
@@ -93,7 +93,7 @@ def score(
     return make_table("chair", answers, columns, notes=notes), list(METRICS)
 
 
-def _find_places(answers: Sequence[Answer], known: CocoTruth, truth: str | Path) -> list[int]:
+def _find_places(answers: Sequence[BenchmarkAnswer], known: CocoTruth, truth: str | Path) -> list[int]:
     """The place of each answer's image in the truth.
 
     Raises DataError for images that are not there, that may be several, or that nobody has annotated.

@@ -28,7 +28,7 @@ from reverse.evaluation.benchmarks.benchmark import (
     make_row,
     read_items,
 )
-from reverse.evaluation.reading.answers import Answer
+from reverse.evaluation.reading.answers import BenchmarkAnswer
 from reverse.evaluation.reading.file_lookup import find_files
 from reverse.evaluation.scoring.answer_table import make_table, refuse_incomplete, refuse_other_picture
 from reverse.evaluation.scoring.judge import make_chat, require_judge
@@ -69,7 +69,7 @@ def read_questions(files: Mapping[str, Path]) -> Iterator[QuestionRow]:
 
 
 def score(
-    answers: Sequence[Answer], truth: str | Path, options: ScoringOptions = DEFAULT_SCORING
+    answers: Sequence[BenchmarkAnswer], truth: str | Path, options: ScoringOptions = DEFAULT_SCORING
 ) -> tuple[Table, list[Metric]]:
     """One row an answer: right, at worst and at best for those without a verdict; by type of question.
 

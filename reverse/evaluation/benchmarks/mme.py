@@ -34,7 +34,7 @@ from reverse.evaluation.benchmarks.benchmark import (
     QuestionRow,
     ScoringOptions,
 )
-from reverse.evaluation.reading.answers import Answer
+from reverse.evaluation.reading.answers import BenchmarkAnswer
 from reverse.evaluation.reading.yes_no import Reading
 from reverse.evaluation.scoring.answer_table import (
     allowed_missing,
@@ -197,7 +197,7 @@ def read_mme(text: str) -> Reading:
 
 
 def score(
-    answers: Sequence[Answer],
+    answers: Sequence[BenchmarkAnswer],
     truth: str | Path,
     options: ScoringOptions = DEFAULT_SCORING,
     *,
@@ -331,7 +331,7 @@ def _read_labels(truth: str | Path) -> dict[tuple[str, str], dict[str, str]]:
     return found
 
 
-def _match(answer: Answer) -> tuple[str, str, str]:
+def _match(answer: BenchmarkAnswer) -> tuple[str, str, str]:
     """Task, picture, question: `question_id` is "TASK/PICTURE.png", with "#1" or "#2" behind it or not."""
     before = PurePosixPath(answer.question_id.partition("#")[0])
     task = str(answer.metadata.get("category") or before.parent.name or before.parts[0])

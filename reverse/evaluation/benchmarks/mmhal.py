@@ -27,7 +27,7 @@ from reverse.evaluation.benchmarks.benchmark import (
     ScoringOptions,
     read_items,
 )
-from reverse.evaluation.reading.answers import Answer
+from reverse.evaluation.reading.answers import BenchmarkAnswer
 from reverse.evaluation.reading.file_lookup import find_files
 from reverse.evaluation.scoring.answer_table import make_table, refuse_incomplete, refuse_other_picture
 from reverse.evaluation.scoring.judge import make_chat, require_judge
@@ -84,7 +84,7 @@ def _number(entry: Entry, number: int) -> str | int:
 
 
 def score(
-    answers: Sequence[Answer], truth: str | Path, options: ScoringOptions = DEFAULT_SCORING
+    answers: Sequence[BenchmarkAnswer], truth: str | Path, options: ScoringOptions = DEFAULT_SCORING
 ) -> tuple[Table, list[Metric]]:
     """One row an answer: rating and hallucinated, at worst and at best for those without a verdict.
 

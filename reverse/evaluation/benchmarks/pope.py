@@ -26,7 +26,7 @@ from reverse.evaluation.benchmarks.benchmark import (
     ScoringOptions,
     make_row,
 )
-from reverse.evaluation.reading.answers import Answer
+from reverse.evaluation.reading.answers import BenchmarkAnswer
 from reverse.evaluation.reading.file_lookup import Pictures, clear_path, find_files
 from reverse.evaluation.reading.yes_no import Reading
 from reverse.evaluation.scoring.answer_table import allowed_missing, list_names, make_table
@@ -99,7 +99,7 @@ def read_questions(files: Mapping[str, Path]) -> Iterator[QuestionRow]:
 
 
 def score(
-    answers: Sequence[Answer],
+    answers: Sequence[BenchmarkAnswer],
     truth: str | Path,
     options: ScoringOptions = DEFAULT_SCORING,
     *,
@@ -194,7 +194,7 @@ def _read_question_file(truth: str | Path) -> dict[str, dict[str, Any]]:
 
 
 def _match(
-    answer: Answer, questions: Mapping[str, dict[str, Any]], labels: Mapping[str, Any]
+    answer: BenchmarkAnswer, questions: Mapping[str, dict[str, Any]], labels: Mapping[str, Any]
 ) -> tuple[str, str, str]:
     """Setting, picture and question of an answer; the setting is "" if nothing tells it."""
     row = questions.get(answer.question_id, {})

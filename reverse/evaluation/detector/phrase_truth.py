@@ -24,7 +24,7 @@ from reverse.evaluation import benchmarks
 from reverse.evaluation.benchmarks import ScoringOptions
 from reverse.evaluation.detector.detection import Detector
 from reverse.evaluation.reading.answers import (
-    Answer,
+    BenchmarkAnswer,
     benchmark_of,
     find_unanswered,
     read_rows,
@@ -115,7 +115,7 @@ class BenchmarkTruth:
             return []
         benchmark = benchmarks.named_one(self.benchmark)
         asked = [
-            Answer(
+            BenchmarkAnswer(
                 read_id(row.get("question_id")) or str(row.get("question_id")),
                 file_name(_find_picture(row)),
                 str(row.get("prompt", "")),

@@ -27,8 +27,8 @@ from reverse.files.cell_values import describe, file_name, read_id, shorten
 from reverse.files.text_reading import MAX_DEPTH, is_deeper, read_json, replace_surrogates
 
 __all__ = [
-    "Answer",
-    "Answers",
+    "BenchmarkAnswer",
+    "BenchmarkAnswers",
     "RunAnswers",
     "benchmark_of",
     "end_of_last_line",
@@ -143,7 +143,7 @@ def read_kept_rows(path: Path, data: bytes) -> Iterator[tuple[int, slice, dict[s
 
 # ---------------------------------------------------------------------- answers that are scored
 @dataclass(frozen=True)
-class Answer:
+class BenchmarkAnswer:
     """One row. `image` is the file name without folders, or the id as text; `path` keeps the folders."""
 
     question_id: str
@@ -156,13 +156,13 @@ class Answer:
     path: str = ""
 
 
-class Answers(list[Answer]):
+class BenchmarkAnswers(list[BenchmarkAnswer]):
     """The answers of a file, in order; `skipped` says of each row that could not be used why."""
 
     skipped: Sequence[str] = ()
 
 
-def read_answers(path: str | Path) -> Answers:
+def read_answers(path: str | Path) -> BenchmarkAnswers:
     """All rows of an answers file, in order, without those that cannot be used, which are counted and told.
 
     A row cannot be used if it is no JSON object, if its id or text has a value that none can have, or if its
@@ -172,7 +172,7 @@ def read_answers(path: str | Path) -> Answers:
     Raises MissingFileError; DataError for an empty file, a line that is no JSON, a question that is answered
     twice, and if too many rows cannot be used.
     """
-    answers = Answers()
+    answers = BenchmarkAnswers()
     skipped: list[str] = []
     seen: dict[tuple[str, str], int] = {}
     for number, row in read_rows(path, skipped):
@@ -197,12 +197,12 @@ def read_answers(path: str | Path) -> Answers:
     return answers
 
 
-def leave_out_longer(answers: Sequence[Answer], most: int) -> Answers:
+def leave_out_longer(answers: Sequence[BenchmarkAnswer], most: int) -> BenchmarkAnswers:
     """The answers of at most `most` characters; the others count as rows that cannot be used.
 
     Raises DataError if too many, or all, are longer.
     """
-    kept = Answers(answer for answer in answers if len(answer.text) <= most)
+    kept = BenchmarkAnswers(answer for answer in answers if len(answer.text) <= most)
     skipped = [
         f"line {answer.line}: the answer has {len(answer.text):,} characters, at most {most:,} are read word "
         "by word"
@@ -215,7 +215,7 @@ def leave_out_longer(answers: Sequence[Answer], most: int) -> Answers:
     return kept
 
 
-def _refuse_too_many_skipped(where: str, answers: Sequence[Answer], skipped: Sequence[str]) -> None:
+def _refuse_too_many_skipped(where: str, answers: Sequence[BenchmarkAnswer], skipped: Sequence[str]) -> None:
     if not answers or len(skipped) > max(1, MOST_SKIPPED * (len(answers) + len(skipped))):
         raise DataError(
             f"{where}{len(skipped)} of {len(answers) + len(skipped)} rows cannot be used: "
@@ -223,7 +223,7 @@ def _refuse_too_many_skipped(where: str, answers: Sequence[Answer], skipped: Seq
         )
 
 
-def _parse_answer(row: dict[str, Any], number: int) -> Answer | str:
+def _parse_answer(row: dict[str, Any], number: int) -> BenchmarkAnswer | str:
     """The answer of a row, or why there is none."""
     for name in ("question_id", "text"):
         if name not in row:
@@ -243,7 +243,9 @@ def _parse_answer(row: dict[str, Any], number: int) -> Answer | str:
     path = clear_path(named)
     prompt = replace_surrogates(str(row.get("prompt", "")))
     known = metadata if isinstance(metadata, dict) else {}
-    return Answer(identity, file_name(path), prompt, replace_surrogates(text), known, row, number, path)
+    return BenchmarkAnswer(
+        identity, file_name(path), prompt, replace_surrogates(text), known, row, number, path
+    )
 
 
 # ---------------------------------------------------------------------- answers of a run

@@ -1,20 +1,19 @@
-"""Answers on disk: JSON lines that can be killed at any moment, gone on with and divided.
+"""Answers on disk: JSON lines that can be killed at any moment, continued and divided among processes.
 
-They are read back by `reverse.evaluation.reading.answers`.
+`reverse.evaluation.reading.answers` reads them back. A row holds what the published code writes (question_id,
+prompt, image_id, text, generation_history, answer_id, model_id, successful_correction, metadata) and
+`resolved`, `finish_reason`, `phrases` (text, start, end, p_un, status), `attempts` (what was taken back),
+`usage` (tokens), `config` (hash of everything that decides the answer) and, last, `timing`: the only key that
+differs between two runs of the same configuration. Probabilities have four significant digits: another batch
+changes the sixth in float32.
 
-A row holds what the published code writes (question_id, prompt, image_id, text, generation_history,
-answer_id, model_id, successful_correction, metadata) and `resolved`, `finish_reason`, `phrases` (text, start,
-end, p_un, status), `attempts` (what was taken back), `usage` (tokens), `config` (hash of all that decides the
-answer) and, last, `timing`: the only key that differs between two runs of the same configuration.
-Probabilities are kept to four significant digits: another batch changes the sixth in float32.
-
-Crash safety. `NAME.run.json` (configuration, question and picture ids, versions) is written first, whole, by
-rename. Rows are appended to `NAME.jsonl` and flushed one by one, synced every 16 rows: a killed process loses
-none that was written, a power cut at most 16. A restart cuts off a torn last line, refuses another
-configuration, and asks only what is not answered. With several processes each writes a shard
-(`NAME.shard-0001-of-0004.jsonl`); whoever finds all questions answered, under the lock of the folder, writes
-`NAME.jsonl` anew in the order of the questions, by rename, and then removes the shards. So a shard vouches
-for its rows until the whole file has them.
+Crash safety. `NAME.run.json` (configuration, question and picture ids, versions) is written first,
+atomically. Rows are appended to `NAME.jsonl`, flushed one by one and synced every 16 rows: a killed process
+loses no row, a power cut at most 16. A restart cuts off a torn last line, refuses another configuration, and
+asks only what has no answer. Each of several processes writes a shard (`NAME.shard-0001-of-0004.jsonl`). The
+one that finds all questions answered writes, under the lock of the folder, `NAME.jsonl` anew in the order of
+the questions, atomically, and then removes the shards: so a shard keeps its rows until the joined file has
+them.
 """
 
 from __future__ import annotations
@@ -35,25 +34,27 @@ from reverse.files.file_lock import output_lock
 
 __all__ = [
     "AnswersFile",
-    "answer_row",
-    "config_hash",
-    "locked",
+    "hash_config",
+    "lock_folder",
+    "make_answer_row",
     "merge_shards",
-    "without_timing",
+    "remove_timing",
 ]
 
 FORMAT = 1
 SYNC_EVERY = 16  # rows
 
 
-def config_hash(config: Mapping[str, Any]) -> str:
+def hash_config(config: Mapping[str, Any]) -> str:
     """16 hexadecimal digits of SHA-256 over the configuration as sorted JSON."""
     data = json.dumps(config, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(data.encode()).hexdigest()[:16]
 
 
-def answer_row(question: Any, result: Any, *, benchmark: str, model_id: str, config: str) -> dict[str, Any]:
-    """A `Result` as a row. `question` has id, image, prompt and metadata; `config` is the hash."""
+def make_answer_row(
+    question: Any, result: Any, *, benchmark: str, model_id: str, config: str
+) -> dict[str, Any]:
+    """Write a `Result` as a row. `question` has id, image, prompt and metadata; `config` is the hash."""
     identity = hashlib.sha256(f"{config} {question.id}".encode()).hexdigest()[:22]
     return {
         "question_id": question.id,
@@ -68,12 +69,12 @@ def answer_row(question: Any, result: Any, *, benchmark: str, model_id: str, con
         "resolved": result.resolved,
         "finish_reason": result.finish_reason,
         "phrases": [
-            {"text": p.text, "start": p.start, "end": p.end, "p_un": _round(p.p_un), "status": p.status}
+            {"text": p.text, "start": p.start, "end": p.end, "p_un": _round_p(p.p_un), "status": p.status}
             for p in result.phrases
         ],
         "attempts": [
             {
-                "kind": a.kind, "phrase": a.phrase, "p_un": _round(a.p_un), "at": a.at,
+                "kind": a.kind, "phrase": a.phrase, "p_un": _round_p(a.p_un), "at": a.at,
                 "rewound_to": a.rewound_to, "temperature": round(a.temperature, 6), "level": a.level,
                 "tokens": a.tokens,
             }
@@ -91,45 +92,45 @@ def answer_row(question: Any, result: Any, *, benchmark: str, model_id: str, con
     }  # fmt: skip
 
 
-def without_timing(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What is the same in every run of a configuration."""
+def remove_timing(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a row that is the same in every run of a configuration."""
     return {key: value for key, value in row.items() if key != "timing"}
 
 
 class AnswersFile:
-    """Answers of one benchmark as they are written.
+    """The answers of one benchmark while they are written.
 
     Args:
         path: NAME.jsonl, in a folder that exists.
-        run: what NAME.run.json holds: "config", and "questions" with the list "ids", at least.
+        run: content of NAME.run.json: at least "config", and "questions" with the list "ids".
         rank, world: which of how many processes this is.
 
-    `done`: ids (as text) that are answered, by whichever process. Raises ValueError where the file was made
-    with another configuration (saying what differs), is damaged, or another process writes to it.
+    `done` holds the ids (as text) that any process has answered. Raises DataError if the file was made with
+    another configuration (naming what differs) or is damaged, or if another process writes to it.
     """
 
     def __init__(self, path: str | Path, run: Mapping[str, Any], rank: int = 0, world: int = 1):
         self.path = Path(path)
-        self.own = self.path if world == 1 else _shard(self.path, rank, world)
-        self.config = config_hash(run["config"])
+        self.own = self.path if world == 1 else _shard_path(self.path, rank, world)
+        self.config = hash_config(run["config"])
         self._file: BufferedRandom | None = None
         self._unsynced = 0
         self._lock = ExitStack()
-        with locked(self.path.parent):
+        with lock_folder(self.path.parent):
             _write_run(self.path, run, self.config)
             self._lock.enter_context(output_lock(self.own, reentrant=False))
             try:
                 self._file = self.own.open("a+b")
                 self._file.truncate(end_of_last_line(self.own.read_bytes()))
-                self.done = set(_offsets(self.path, self.config))
-                for shard in _shards(self.path):
-                    self.done |= set(_offsets(shard, self.config))
+                self.done = set(_find_lines(self.path, self.config))
+                for shard in _find_shards(self.path):
+                    self.done |= set(_find_lines(shard, self.config))
             except BaseException:
                 self._release()
                 raise
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append a row; it outlives this process from here on."""
+        """Append a row. It is not lost if this process is killed afterwards."""
         assert self._file is not None, "the file is closed"
         self._file.write(json_bytes(row) + b"\n")
         self._file.flush()
@@ -162,18 +163,18 @@ class AnswersFile:
 
 
 def merge_shards(path: str | Path, ids: Sequence[Any], config: str) -> bool:
-    """Put the answers into the order of `ids`, shards included, if all are there; whether they are.
+    """Join the shards and order the answers as `ids`, if all of them are there; returns whether they are.
 
     Answers to other questions (of an earlier run with a higher limit) stay, behind the others.
     """
     path = Path(path)
-    with locked(path.parent):
-        shards = _shards(path)
+    with lock_folder(path.parent):
+        shards = _find_shards(path)
         lines: dict[str, bytes] = {}
         for file in (path, *shards):
             if file.exists():
                 data = file.read_bytes()
-                found = _offsets(file, config)
+                found = _find_lines(file, config)
                 lines = {name: data[span] for name, span in found.items()} | lines
         wanted = [str(i) for i in ids]
         if any(name not in lines for name in wanted):
@@ -188,12 +189,12 @@ def merge_shards(path: str | Path, ids: Sequence[Any], config: str) -> bool:
     return True
 
 
-def _round(p: float | None) -> float | None:
+def _round_p(p: float | None) -> float | None:
     return None if p is None else float(f"{p:.4g}")
 
 
-def _offsets(path: Path, config: str) -> dict[str, slice]:
-    """Where the line of each id lies. Raises ValueError for rows of another configuration."""
+def _find_lines(path: Path, config: str) -> dict[str, slice]:
+    """The bytes of each id's line. Raises DataError for rows of another configuration."""
     if not path.exists():
         return {}
     found: dict[str, slice] = {}
@@ -212,7 +213,7 @@ def _offsets(path: Path, config: str) -> dict[str, slice]:
 
 
 def _write_run(path: Path, run: Mapping[str, Any], config: str) -> None:
-    """Keep what the run is, or refuse to mix it with another."""
+    """Write the run's record, or refuse to mix its answers with those of another run."""
     before = read_run(path)
     if before is None:
         if path.exists() and path.stat().st_size:
@@ -222,8 +223,8 @@ def _write_run(path: Path, run: Mapping[str, Any], config: str) -> None:
             )
         write_json(run_path(path), {"format": FORMAT, "config_hash": config, **run})
         return
-    if config_hash(before["config"]) != config:
-        changed = _difference(before["config"], run["config"])
+    if hash_config(before["config"]) != config:
+        changed = _describe_changes(before["config"], run["config"])
         raise DataError(
             f"{path} holds answers made with other settings ({changed}): "
             "give another folder with --out, or the settings it was made with"
@@ -240,21 +241,21 @@ def _write_run(path: Path, run: Mapping[str, Any], config: str) -> None:
         write_json(run_path(path), merged)
 
 
-def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def _describe_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     return ", ".join(f"{name}: {before.get(name)!r} there, {now.get(name)!r} now" for name in names[:5])
 
 
-def _shard(path: Path, rank: int, world: int) -> Path:
+def _shard_path(path: Path, rank: int, world: int) -> Path:
     return path.with_name(f"{path.stem}.shard-{rank:04d}-of-{world:04d}.jsonl")
 
 
-def _shards(path: Path) -> list[Path]:
+def _find_shards(path: Path) -> list[Path]:
     return sorted(path.parent.glob(f"{path.stem}.shard-*-of-*.jsonl"))
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """One process at a time looks after the files of a folder; the others wait."""
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder; other processes wait for it."""
     with output_lock(folder, wait=-1):
         yield

@@ -30,10 +30,10 @@ from typing import Any
 from reverse.errors import DataError
 from reverse.evaluation.benchmarks import Benchmark, BenchmarkQuestion
 from reverse.evaluation.benchmarks.benchmark import digest_ids
-from reverse.evaluation.runs.answers_files import AnswersFile, answer_row, config_hash, merge_shards
+from reverse.evaluation.runs.answers_files import AnswersFile, hash_config, make_answer_row, merge_shards
 from reverse.files.atomic_write import sha256
 
-__all__ = ["Decoding", "EvalConfig", "Outcome", "Place", "place", "question_seed", "run"]
+__all__ = ["Decoding", "EvalConfig", "ProcessPlace", "RunOutcome", "find_place", "question_seed", "run"]
 
 Ask = Callable[[Sequence[BenchmarkQuestion]], Iterator[Any]]  # questions in, Results out, in order
 WINDOW_PER_SEQUENCE = 8  # questions
@@ -72,7 +72,7 @@ class EvalConfig:
 
 
 @dataclass(frozen=True)
-class Place:
+class ProcessPlace:
     """Which of how many processes this is."""
 
     rank: int = 0
@@ -81,7 +81,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunOutcome:
     """What a run left: `done` of `total` questions are answered; `complete`: all, in one file."""
 
     path: Path
@@ -91,11 +91,11 @@ class Outcome:
     published: str  # how the ids compare with the published list
 
 
-def place() -> Place:
+def find_place() -> ProcessPlace:
     """The place of this process, from the environment that torchrun or accelerate launch set."""
     try:
         names = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
-        found = Place(*(int(os.environ.get(name, default)) for name, default in names))
+        found = ProcessPlace(*(int(os.environ.get(name, default)) for name, default in names))
     except ValueError as error:
         raise DataError(f"RANK, WORLD_SIZE and LOCAL_RANK must be whole numbers ({error})") from None
     if not 0 <= found.rank < found.world:
@@ -112,10 +112,10 @@ def run(
     out: str | Path,
     config: EvalConfig = EvalConfig(),
     *,
-    at: Place = Place(),
+    at: ProcessPlace = ProcessPlace(),
     progress: Callable[[int, int], None] | None = None,
     ask: Ask | None = None,
-) -> Outcome:
+) -> RunOutcome:
     """Answer the questions of a benchmark that are not answered yet.
 
     Args:
@@ -139,13 +139,15 @@ def run(
     record = _describe(benchmark, data, questions, identity, config.command)
     record["batching"] = [{"max_sequences": config.max_sequences, "window": window, "processes": at.world}]
     path = out / f"{config.name or benchmark.name}.jsonl"
-    key = config_hash(identity)
+    key = hash_config(identity)
     ask = ask or _make_ask(loaded, config, settings, identity["max_new_tokens"])
     with AnswersFile(path, record, at.rank, at.world) as file:
 
         def keep(question: BenchmarkQuestion, result: Any) -> None:
             file.write(
-                answer_row(question, result, benchmark=benchmark.name, model_id=config.model_id, config=key)
+                make_answer_row(
+                    question, result, benchmark=benchmark.name, model_id=config.model_id, config=key
+                )
             )
 
         _answer_windows(windows, file, ask, keep, progress)
@@ -153,7 +155,7 @@ def run(
     complete = merge_shards(path, [question.id for question in questions], key)
     total = len(questions)
     published = benchmark.compare_with_published(data)
-    return Outcome(path, total if complete else done, total, complete, published)
+    return RunOutcome(path, total if complete else done, total, complete, published)
 
 
 def _answer_windows(

@@ -7,10 +7,10 @@ import platform
 from datetime import UTC, datetime
 from pathlib import Path
 
-__all__ = ["environment"]
+__all__ = ["describe_environment"]
 
 
-def environment(device: str) -> dict[str, str]:
+def describe_environment(device: str) -> dict[str, str]:
     """Device, versions and date, for results that are kept."""
     import torch
     import transformers

@@ -17,8 +17,15 @@ from typing import Any
 from reverse.errors import DataError, MissingFileError
 from reverse.evaluation.benchmarks import DATA, Benchmark, named
 from reverse.evaluation.reading.answers import read_run_answers
-from reverse.evaluation.runs.answers_files import locked
-from reverse.evaluation.runs.benchmark_run import Decoding, EvalConfig, Outcome, Place, place, run
+from reverse.evaluation.runs.answers_files import lock_folder
+from reverse.evaluation.runs.benchmark_run import (
+    Decoding,
+    EvalConfig,
+    ProcessPlace,
+    RunOutcome,
+    find_place,
+    run,
+)
 
 __all__ = ["SCENES", "Plan", "data_root", "evaluate", "evaluate_on_ray", "summarise"]
 
@@ -48,12 +55,12 @@ class Plan:
 Watch = Callable[[Benchmark, int, int, int], None]  # (benchmark, decoding seed, answered, to be answered)
 
 
-def evaluate(plan: Plan, at: Place | None = None, watch: Watch | None = None) -> list[Outcome]:
+def evaluate(plan: Plan, at: ProcessPlace | None = None, watch: Watch | None = None) -> list[RunOutcome]:
     """Answer every benchmark of the plan with every decoding seed, and return what this process left.
 
     All benchmarks' files are read before the model is loaded. Raises as `reverse.load` and `run`.
     """
-    at = at or place()
+    at = at or find_place()
     chosen = named(*plan.benchmarks)
     root = data_root(plan)
     for benchmark in chosen:
@@ -81,7 +88,7 @@ def evaluate(plan: Plan, at: Place | None = None, watch: Watch | None = None) ->
     return refresh_completion(outcomes)
 
 
-def evaluate_on_ray(plan: Plan, workers: int) -> list[Outcome]:
+def evaluate_on_ray(plan: Plan, workers: int) -> list[RunOutcome]:
     """Run the plan on Ray workers of one machine, or of a cluster that shares the folder `plan.out`.
 
     Each worker takes one GPU if there are enough. Raises DataError if ray is not installed or a worker fails.
@@ -100,13 +107,13 @@ def evaluate_on_ray(plan: Plan, workers: int) -> list[Outcome]:
     gpus = 1 if ray.cluster_resources().get("GPU", 0) >= workers else 0
     work = ray.remote(num_gpus=gpus, max_retries=3)(evaluate)  # a worker that dies is started again
     try:
-        found = ray.get([work.remote(plan, Place(rank, workers)) for rank in range(workers)])
+        found = ray.get([work.remote(plan, ProcessPlace(rank, workers)) for rank in range(workers)])
     except ray.exceptions.RayTaskError as error:
         raise DataError(f"a worker failed: {error.cause}") from error
     return refresh_completion(found[0])
 
 
-def refresh_completion(outcomes: Sequence[Outcome]) -> list[Outcome]:
+def refresh_completion(outcomes: Sequence[RunOutcome]) -> list[RunOutcome]:
     """Mark runs as complete that other processes have finished since."""
     now = []
     for outcome in outcomes:
@@ -133,12 +140,12 @@ def data_root(plan: Plan) -> Path:
     out = Path(plan.out)
     out.mkdir(parents=True, exist_ok=True)
     root = out / "data"
-    with locked(out):
+    with lock_folder(out):
         write_benchmarks(root, plan.split, plan.scenes)
     return root
 
 
-def _device(asked: str | None, at: Place) -> str:
+def _device(asked: str | None, at: ProcessPlace) -> str:
     """The device that was asked for; by default one GPU for each process."""
     import torch
 
@@ -151,7 +158,7 @@ def _device(asked: str | None, at: Place) -> str:
     return f"cuda:{at.local_rank % torch.cuda.device_count()}"
 
 
-def summarise(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+def summarise(outcomes: Sequence[RunOutcome]) -> list[dict[str, Any]]:
     """Counts of each answers file, to be printed."""
     rows = []
     for outcome in outcomes:

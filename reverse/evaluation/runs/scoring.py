@@ -16,7 +16,7 @@ from typing import Any
 from reverse.errors import DataError, MissingFileError
 from reverse.evaluation.benchmarks import BENCHMARKS, Benchmark, ScoringOptions, named_one
 from reverse.evaluation.reading import english_words
-from reverse.evaluation.reading.answers import Answer, read_answers
+from reverse.evaluation.reading.answers import BenchmarkAnswer, read_answers
 from reverse.evaluation.scoring.answer_table import make_cost_metrics, refuse_repeated, refuse_unfinished_run
 from reverse.evaluation.scoring.judge import Judge
 from reverse.evaluation.stats.scored_tables import Metric, Table
@@ -60,7 +60,7 @@ def score_file(
     return table, [*metrics, *make_cost_metrics(table)]
 
 
-def find_benchmark(answers: Sequence[Answer], truth: str | Path) -> Benchmark:
+def find_benchmark(answers: Sequence[BenchmarkAnswer], truth: str | Path) -> Benchmark:
     """The benchmark that the rows name (`benchmark`, in the row or its metadata), else what the truth is of.
 
     Raises DataError if neither tells it.
@@ -82,7 +82,7 @@ def find_benchmark(answers: Sequence[Answer], truth: str | Path) -> Benchmark:
     )
 
 
-def _refuse_other_benchmark(benchmark: Benchmark, answers: Sequence[Answer]) -> None:
+def _refuse_other_benchmark(benchmark: Benchmark, answers: Sequence[BenchmarkAnswer]) -> None:
     """Refuse rows that say that they answer another benchmark than the one that was asked for."""
     for answer in answers:
         told = named_one(shorten(str(_benchmark_name(answer) or benchmark.name)))
@@ -93,7 +93,7 @@ def _refuse_other_benchmark(benchmark: Benchmark, answers: Sequence[Answer]) -> 
             )
 
 
-def _benchmark_name(answer: Answer) -> Any:
+def _benchmark_name(answer: BenchmarkAnswer) -> Any:
     return answer.row.get("benchmark") or answer.metadata.get("benchmark")
 
 

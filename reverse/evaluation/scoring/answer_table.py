@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from reverse.errors import DataError
-from reverse.evaluation.reading.answers import Answer, find_unanswered, read_run
+from reverse.evaluation.reading.answers import BenchmarkAnswer, find_unanswered, read_run
 from reverse.evaluation.reading.file_lookup import are_same, clear_path
 from reverse.evaluation.stats.scored_tables import Metric, Table, ratio
 from reverse.files.cell_values import describe, file_name, read_number, shorten
@@ -36,12 +36,12 @@ __all__ = [
 SHOWN = 5  # names in an error
 
 
-def allowed_missing(answers: Sequence[Answer], partial: bool) -> float:
+def allowed_missing(answers: Sequence[BenchmarkAnswer], partial: bool) -> float:
     """How many questions may be without an answer: as many as rows were skipped, or any where `partial`."""
     return float("inf") if partial else len(getattr(answers, "skipped", ()))
 
 
-def refuse_unfinished_run(path: str | Path, answers: Sequence[Answer]) -> None:
+def refuse_unfinished_run(path: str | Path, answers: Sequence[BenchmarkAnswer]) -> None:
     """Refuse a run that is not finished: NAME.run.json beside NAME.jsonl lists what it asks.
 
     Raises ValueError naming what is missing.
@@ -63,7 +63,7 @@ def list_names(names: Iterable[Any]) -> str:
 
 
 def refuse_incomplete(
-    title: str, asked: Iterable[str], answers: Sequence[Answer], partial: bool = False
+    title: str, asked: Iterable[str], answers: Sequence[BenchmarkAnswer], partial: bool = False
 ) -> None:
     """Refuse answers to questions that nobody asked, and, unless `partial`, questions without an answer.
 
@@ -90,7 +90,7 @@ def refuse_incomplete(
         )
 
 
-def refuse_repeated(answers: Sequence[Answer]) -> None:
+def refuse_repeated(answers: Sequence[BenchmarkAnswer]) -> None:
     """Refuse a question that is answered twice, with another prompt too. Raises ValueError."""
     seen: dict[str, int] = {}
     for answer in answers:
@@ -102,7 +102,7 @@ def refuse_repeated(answers: Sequence[Answer]) -> None:
         seen[answer.question_id] = answer.line
 
 
-def refuse_other_picture(answer: Answer, image: Any) -> None:
+def refuse_other_picture(answer: BenchmarkAnswer, image: Any) -> None:
     """Refuse an answer about another picture than its question's, as far as both are file names.
 
     Raises ValueError: a list of another benchmark, or of another order, has the same ids.
@@ -125,7 +125,7 @@ _COSTS: Mapping[str, Sequence[Sequence[tuple[str, str]]]] = {  # column: sums of
 }
 
 
-def _costs(answers: Sequence[Answer]) -> tuple[dict[str, list[float]], dict[str, str]]:
+def _costs(answers: Sequence[BenchmarkAnswer]) -> tuple[dict[str, list[float]], dict[str, str]]:
     """Columns that every row has numbers for, and why others are left out although most rows have them."""
     columns: dict[str, list[float]] = {}
     left_out: dict[str, str] = {}
@@ -156,7 +156,7 @@ def _parts(row: Mapping[str, Any], way: Sequence[tuple[str, str]]) -> list[Any] 
 
 def make_table(
     benchmark: str,
-    answers: Sequence[Answer],
+    answers: Sequence[BenchmarkAnswer],
     columns: Mapping[str, Sequence[float] | np.ndarray],
     *,
     clusters: Sequence[str] | None = None,
@@ -191,7 +191,7 @@ def make_table(
     )
 
 
-def pictures_of(answers: Sequence[Answer]) -> list[str]:
+def pictures_of(answers: Sequence[BenchmarkAnswer]) -> list[str]:
     """The picture of each answer: its file name, with folders where two pictures share it."""
     paths: dict[str, str] = {}
     shared: set[str] = set()
