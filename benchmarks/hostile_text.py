@@ -193,8 +193,8 @@ def _readers_of_replies(folder: Path) -> Iterator[Reader]:
     yield Reader("replies.plain_line", plain_line)
     yield Reader("negatives.read_reply", lambda text: read_reply(text, [0, 1]))
     yield Reader("judge.find_object", judge.find_object, limit=markup.LONGEST)
-    yield Reader("markup.without_reasoning", markup.without_reasoning)
-    yield Reader("markup.plain", markup.plain)
+    yield Reader("markup.remove_reasoning", markup.remove_reasoning)
+    yield Reader("markup.extract_plain_text", markup.extract_plain_text)
     for read in (pope.read_pope, amber.read_amber, mme.read_mme, read_strictly):
         yield Reader(f"yesno.{read.__name__}", read)
     yield Reader("scoring.read_answers: rows", answers_reading.read_answers, partial(answers, "a"))
@@ -299,7 +299,7 @@ def _readers_of_words() -> list[Reader]:
 
     english_words.prepare()
     return [
-        Reader("chair.mentions", chair_words.mentions, limit=english_words.LONGEST),
+        Reader("chair.mentions", chair_words.find_mentions, limit=english_words.LONGEST),
         Reader("language.tokens", english_words.tokens, limit=english_words.LONGEST),
         Reader("language.nouns", english_words.nouns, limit=english_words.LONGEST),
     ]

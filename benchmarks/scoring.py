@@ -82,7 +82,7 @@ def parity(seed: int = 1) -> int:
     from nltk.stem import WordNetLemmatizer
 
     from reverse.evaluation.reading import english_words
-    from reverse.evaluation.reading.chair_words import _OBJECT_OF, _PAIRS, mentions
+    from reverse.evaluation.reading.chair_words import _OBJECT_OF, _PAIRS, find_mentions
 
     english_words.prepare()
     rng = random.Random(seed)
@@ -101,7 +101,7 @@ def parity(seed: int = 1) -> int:
             merged.append(word)
         kept = [w for w in merged if not (w == "seat" and "toilet" in merged)]
         wanted = [(w, _OBJECT_OF[w]) for w in kept if w in _OBJECT_OF], len(merged)
-        differ += mentions(text) != wanted
+        differ += find_mentions(text) != wanted
     return differ
 
 

@@ -28,8 +28,8 @@ from reverse.evaluation.benchmarks.benchmark import (
 )
 from reverse.evaluation.reading import english_words
 from reverse.evaluation.reading.answers import BenchmarkAnswer, leave_out_longer
-from reverse.evaluation.reading.chair_words import mentions
-from reverse.evaluation.reading.coco_truth import PLACES, CocoTruth, coco_truth
+from reverse.evaluation.reading.chair_words import find_mentions
+from reverse.evaluation.reading.coco_truth import PLACES, CocoTruth, read_coco_truth
 from reverse.evaluation.reading.file_lookup import find_files
 from reverse.evaluation.scoring.answer_table import (
     list_names,
@@ -76,7 +76,7 @@ def score(
         for answer in answers:
             refuse_other_picture(answer, asked[answer.question_id])
     answers = leave_out_longer(answers, english_words.LONGEST)
-    known = coco_truth(truth, options.workers, options.progress)
+    known = read_coco_truth(truth, options.workers, options.progress)
     places = _find_places(answers, known, truth)
     counts = np.array(
         [_count(answer.text, known.objects_at(place)) for answer, place in zip(answers, places, strict=True)],
@@ -123,7 +123,7 @@ def _find_places(answers: Sequence[BenchmarkAnswer], known: CocoTruth, truth: st
 
 
 def _count(text: str, objects: frozenset[str]) -> tuple[int, ...]:
-    said, words = mentions(text)
+    said, words = find_mentions(text)
     wrong = sum(name not in objects for _, name in said)
     named = {name for _, name in said} & objects
     return len(said), wrong, int(wrong > 0), len(objects), len(named), words

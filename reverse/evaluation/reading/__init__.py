@@ -1,1 +1,1 @@
-"""Reading words and truth: markup, English, the vocabulary of CHAIR, and what COCO images hold."""
+"""Read answers files, words and truth: markup, English, CHAIR's vocabulary, and what COCO images hold."""

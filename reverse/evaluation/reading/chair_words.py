@@ -1,6 +1,7 @@
-"""Which words of a caption are which of the 80 COCO objects: the vocabulary CHAIR is defined by.
+"""Find the 80 COCO objects that a caption names, with the vocabulary that defines CHAIR.
 
-    objects(tokens)                  # [("dog", "dog"), ("kitten", "cat")]: word and object, in order
+    find_mentions("A dog and a kitten.")     # ([("dog", "dog"), ("kitten", "cat")], 6): words, objects,
+    length
 
 Published with "Object Hallucination in Image Captioning" (https://arxiv.org/abs/1809.02156; the list:
 https://github.com/LisaAnne/Hallucination, data/synonyms.txt, from "Neural Baby Talk"), and used since by an
@@ -16,7 +17,7 @@ from functools import lru_cache
 
 from reverse.evaluation.reading.english_words import Tags, lemma, tokens, wordnet_pos
 
-__all__ = ["OBJECTS", "joined", "mentions"]
+__all__ = ["OBJECTS", "find_mentions", "join_pairs"]
 
 # object: words that name it beside itself
 _SYNONYMS = {
@@ -150,20 +151,20 @@ _FIRST = frozenset(pair.split()[0] for pair in _PAIRS)
 _RELEVANT = frozenset(word for pair in _PAIRS for word in pair.split()) | frozenset(_OBJECT_OF)
 
 
-def mentions(caption: str) -> tuple[list[tuple[str, str]], int]:
-    """(word, object) of every mention, in order, repeats included; and the caption's length in words.
+def find_mentions(caption: str) -> tuple[list[tuple[str, str]], int]:
+    """(word, object) of every mention, in order and with repeats, and the caption's length in words.
 
-    Words are tokens with punctuation, pairs counted once: the length that the published evaluator reports.
+    The length counts tokens, punctuation included, and pairs once, as the published evaluator reports it.
     """
-    words = joined(tokens(caption.lower()))
+    words = join_pairs(tokens(caption.lower()))
     length = len(words)
     if "toilet" in words and "seat" in words:  # "the seat of the toilet" is no chair
         words = [word for word in words if word != "seat"]
     return [(word, _OBJECT_OF[word]) for word in words if word in _OBJECT_OF], length
 
 
-def joined(words: list[str]) -> list[str]:
-    """Lemmas of the words as far as they matter here, pairs joined, left to right."""
+def join_pairs(words: list[str]) -> list[str]:
+    """Lemmas of the words as far as the vocabulary needs them, with pairs joined from left to right."""
     tags = Tags(words)
     base = []
     for i, word in enumerate(words):
@@ -180,7 +181,7 @@ def joined(words: list[str]) -> list[str]:
 
 @lru_cache(maxsize=1 << 17)
 def _forms(word: str) -> str | dict[str, str]:
-    """The lemma of a word, or, where it matters which part of speech it is, one for each."""
+    """The lemma of a word, or one for each part of speech if the vocabulary tells them apart."""
     forms = {pos: lemma(word, pos) for pos in "nvar"}
     relevant = {form if form in _RELEVANT else None for form in forms.values()}
     return forms["n"] if len(relevant) == 1 else forms

@@ -1,14 +1,14 @@
-"""Which objects a COCO image holds: its instances and what its five captions name, read once and cached.
+"""Read which objects COCO images hold: their instances and what their five captions name.
 
-    truth = coco_truth("playground/data/eval/chair_mscoco/coco/annotations")
+    truth = read_coco_truth("playground/data/eval/chair_mscoco/coco/annotations")
     truth.objects("COCO_val2014_000000000042.jpg")        # frozenset({"dog", ...})
 
-Images are known by their file names and by their ids, which may be numbers of any size or text, in one file
-so and in another so. Two images of one name in two folders are two.
+Images are found by file name or by id. Ids may be numbers of any size or text, and differ in that between
+files. Two images of one name in two folders are different images.
 
-The annotation files (700 MB for all of COCO 2014) are streamed; captions are read on all cores given. The
-cache is one .npz without pickles under the user's cache folder, named by path, size and times of the
-sources; it holds their SHA-256, which reports show. A cache that cannot be read is made anew.
+The annotation files (700 MB for all of COCO 2014) are streamed, and captions are read on all cores given. The
+truth is cached as one .npz without pickles in the user's cache folder, named by path, size and times of the
+sources. It holds their SHA-256, which reports show. A cache that cannot be read is made again.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import numpy as np
 
 from reverse.errors import DataError, MissingFileError
 from reverse.evaluation.reading import english_words
-from reverse.evaluation.reading.chair_words import OBJECTS, mentions
+from reverse.evaluation.reading.chair_words import OBJECTS, find_mentions
 from reverse.evaluation.reading.file_lookup import Pictures, are_same, clear_path, find_files
 from reverse.evaluation.reading.language_data import cache_root
 from reverse.files.atomic_write import atomic_write, sha256
@@ -40,7 +40,7 @@ from reverse.files.cell_values import LONGEST_ID, describe, file_name, read_id, 
 from reverse.files.entries import Entry
 from reverse.files.text_reading import read_text, replace_surrogates
 
-__all__ = ["PLACES", "CocoTruth", "coco_truth"]
+__all__ = ["PLACES", "CocoTruth", "read_coco_truth"]
 
 PLACES = (  # as running looks for them
     "chair_mscoco/coco/annotations", "coco/annotations", "chair_mscoco", "chair", "annotations", ".",
@@ -70,14 +70,14 @@ class CocoTruth:
         return self.objects_at(self.place(image))
 
     def objects_at(self, place: int) -> frozenset[str]:
-        """The objects of the image at a place."""
+        """The objects of the image at a place of the arrays."""
         bits = np.unpackbits(self.packed[place], count=len(OBJECTS))
         return frozenset(OBJECTS[i] for i in np.flatnonzero(bits))
 
     def place(self, image: str) -> int:
-        """Where an image stands, by file name or id.
+        """The place of an image in the arrays, by file name or id.
 
-        Raises KeyError for one that is not there, ValueError where several have its name.
+        Raises KeyError for an image that is not there, DataError if several have its name.
         """
         name = self._pictures.find(image) if image else None
         found = self._by_name[name] if name is not None else self._by_id.get(image)
@@ -100,7 +100,7 @@ class CocoTruth:
         return {identity: i for i, identity in enumerate(self.ids.tolist())}
 
 
-def coco_truth(
+def read_coco_truth(
     folder: str | Path,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -108,12 +108,12 @@ def coco_truth(
 ) -> CocoTruth:
     """The truth of all images of the annotation files in `folder`.
 
-    Files: instances and captions, `*_train2014.json`, `*_val2014.json`, or those of scenes. `progress(done,
-    total)` counts captions. Raises FileNotFoundError naming what is missing, ValueError for damaged files or
-    a category that is none of the 80.
+    These are instances and captions, `*_train2014.json`, `*_val2014.json`, or those of scenes.
+    `progress(done, total)` counts captions. Raises MissingFileError naming what is missing; DataError for
+    damaged files and for a category that is none of the 80.
     """
-    instances = _published(find_files(folder, PLACES, ["instances*.json"]))
-    captions = _published(find_files(folder, PLACES, ["captions*.json"]))
+    instances = _choose_published(find_files(folder, PLACES, ["instances*.json"]))
+    captions = _choose_published(find_files(folder, PLACES, ["captions*.json"]))
     for what, found in (("instances", instances), ("captions", captions)):
         if not found:
             raise MissingFileError(
@@ -124,25 +124,25 @@ def coco_truth(
     english_words.prepare()
     sources = [*instances, *captions]
     path = cache_root() / "chair" / f"{_fingerprint(sources)}.npz"
-    if cache and (known := _read(path)) is not None:
+    if cache and (known := _read_cache(path)) is not None:
         return known
     before = _fingerprint(sources)
-    truth = _build(instances, captions, workers or _cores(), progress)
+    truth = _build(instances, captions, workers or _count_cores(), progress)
     if _fingerprint(sources) != before:
         raise DataError(f"the files under {folder} changed while they were read: score again")
     if cache:
-        _write(path, truth)
+        _write_cache(path, truth)
     return truth
 
 
-def _published(paths: Sequence[Path]) -> list[Path]:
-    """Those of the published names; all of them where none has one."""
+def _choose_published(paths: Sequence[Path]) -> list[Path]:
+    """The files with published names; all of them if none has one."""
     known = [path for path in paths if _PUBLISHED.fullmatch(path.name)]
     return known or list(paths)
 
 
 def _fingerprint(paths: Sequence[Path]) -> str:
-    """Changes when a file does; contents are not read (700 MB)."""
+    """A hash that changes when a file does; contents are not read (700 MB)."""
     import nltk
 
     content: list[Any] = [VERSION, nltk.__version__]
@@ -194,7 +194,7 @@ def _build(
 
 
 def _add_instances(path: Path, names: dict[str, str], held: dict[str, set[int]]) -> None:
-    """Images, and for each the categories of its instances."""
+    """Add the images of a file, and for each the categories of its instances."""
     categories: dict[str, int] = {}
     seen: list[tuple[str, str, str]] = []
     for key, entry in _entries(path, needed=("images", "annotations", "categories")):
@@ -216,7 +216,7 @@ def _add_instances(path: Path, names: dict[str, str], held: dict[str, set[int]])
 
 
 def _add_name(names: dict[str, str], entry: Entry) -> None:
-    """Keep an image's file name. Raises ValueError where another file has another image of its id."""
+    """Add an image's file name. Raises DataError if another file has another image of its id."""
     identity = _id(entry, "id")
     name = clear_path(replace_surrogates(entry.text("file_name"))) if "file_name" in entry.row else ""
     if len(name) > LONGEST_ID:
@@ -243,28 +243,28 @@ def _objects_of_captions(said: list[tuple[str, str]], workers: int) -> Iterator[
     numbers = iter([number for number, _ in said])
     if workers == 1 or len(texts) <= ALONE:
         for share in shares:
-            yield from zip(islice(numbers, len(share)), map(_columns, share), strict=True)
+            yield from zip(islice(numbers, len(share)), map(_find_columns, share), strict=True)
         return
     # "spawn": a fork of a process with threads (torch's) may hang.
     workers = min(workers, len(shares))
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer=english_words.prepare) as pool:
-        for share, found in zip(shares, pool.map(_columns_of_all, shares), strict=True):
+        for share, found in zip(shares, pool.map(_find_columns_of_all, shares), strict=True):
             yield from zip(islice(numbers, len(share)), found, strict=True)
 
 
-def _columns_of_all(captions: list[str]) -> list[list[int]]:
-    return [_columns(caption) for caption in captions]
+def _find_columns_of_all(captions: list[str]) -> list[list[int]]:
+    return [_find_columns(caption) for caption in captions]
 
 
-def _columns(caption: str) -> list[int]:
-    return [_COLUMN[name] for _, name in mentions(caption)[0]]
+def _find_columns(caption: str) -> list[int]:
+    return [_COLUMN[name] for _, name in find_mentions(caption)[0]]
 
 
-def _cores() -> int:
+def _count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
-def _write(path: Path, truth: CocoTruth) -> None:
+def _write_cache(path: Path, truth: CocoTruth) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     ids, names = (np.char.encode(texts, "utf-8") for texts in (truth.ids, truth.names))
     sources = np.frombuffer(json.dumps(truth.sources).encode(), np.uint8)
@@ -274,8 +274,8 @@ def _write(path: Path, truth: CocoTruth) -> None:
         )
 
 
-def _read(path: Path) -> CocoTruth | None:
-    """The cached truth; None where there is none or it is damaged (every array has its checksum)."""
+def _read_cache(path: Path) -> CocoTruth | None:
+    """The cached truth; None if there is none or it is damaged (every array has its checksum)."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             ids, names = (np.char.decode(stored[name], "utf-8") for name in ("ids", "names"))
@@ -346,7 +346,7 @@ class _Window:
 
 
 def _entries(path: Path, needed: Sequence[str], others: Sequence[str] = ()) -> Iterator[tuple[str, Entry]]:
-    """(key, entry) of the lists of a file. Raises ValueError where one that is needed is not there."""
+    """(key, entry) of the lists of a file. Raises DataError if one that is needed is missing."""
     counts = dict.fromkeys((*needed, *others), 0)
     there: set[str] = set()
     for key, item in _members(path, (*needed, *others), there):
@@ -363,7 +363,7 @@ def _entries(path: Path, needed: Sequence[str], others: Sequence[str] = ()) -> I
 def _members(path: Path, wanted: Sequence[str], there: set[str] | None = None) -> Iterator[tuple[str, Any]]:
     """(key, item) of every item of the lists `wanted` of the object that a file holds, in bounded memory.
 
-    Names of lists that are there are put into `there`. Raises ValueError where one is no list.
+    Names of lists that are there are added to `there`. Raises DataError for a value that is no list.
     """
     window = _Window(path)
     with window.stream:

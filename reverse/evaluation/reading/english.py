@@ -1,9 +1,10 @@
-"""Tell English from other languages as far as a reading of yes and no depends on it.
+"""Tell English from other languages as far as reading yes and no depends on it.
 
     is_english(["yes", "there", "is"]), is_english(["oui"]), is_english(["是"])      # True, False, False
 
-No language model: letters of another script, or frequent words of other languages that are no English words
-and stand in no names. Short English answers without any of them are English.
+This needs no language model: it looks for letters of another script, and for frequent words of other
+languages that are neither English words nor parts of names. Short answers without any of them count as
+English.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _FOREIGN = frozenset(_FOREIGN_TEXT.split())
 
 
 def is_english(words: Sequence[str]) -> bool:
-    """Whether words, in lower case, are English, or too few to say that they are not."""
+    """Whether words in lower case are English, or too few to tell that they are not."""
     latin = other = 0
     for word in words:
         for letter in word:

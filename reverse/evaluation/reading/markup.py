@@ -1,10 +1,10 @@
-"""Take off an answer what is no part of it: reasoning, code fences, JSON and markup. All in linear time.
+"""Take reasoning, code fences, JSON and markup off an answer, in linear time.
 
-    plain("<think>Is it? No.</think> **Yes**")        # "Yes"
-    plain('{"reason": "not a cat", "answer": "yes"}')  # "yes"
+    extract_plain_text("<think>Is it? No.</think> **Yes**")        # "Yes"
+    extract_plain_text('{"reason": "not a cat", "answer": "yes"}')  # "yes"
 
-Reasoning is what stands between tags such as <think> and </think>. Where a model's template opens it, the
-text holds the closing tag alone; where the length limit ends it, the opening tag alone.
+Reasoning stands between tags such as <think> and </think>. The text holds the closing tag alone if the
+model's template opens it, and the opening tag alone if the length limit ends it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import re
 from typing import Any
 
-__all__ = ["LONGEST", "plain", "without_reasoning"]
+__all__ = ["LONGEST", "extract_plain_text", "remove_reasoning"]
 
 LONGEST = 100_000  # characters of one answer or reply that are read
 _REASONING = re.compile(r"[<\[◁](/?)(?:think|thinking|thought|reasoning|reflection)[>\]▷]", re.IGNORECASE)
@@ -33,8 +33,8 @@ _VERDICTS = (
 )
 
 
-def without_reasoning(text: str) -> str:
-    """The text without what stands between reasoning tags, nested ones too."""
+def remove_reasoning(text: str) -> str:
+    """The text without everything between reasoning tags, also nested ones."""
     kept: list[str] = []
     depth = at = 0
     for tag in _REASONING.finditer(text):
@@ -50,13 +50,13 @@ def without_reasoning(text: str) -> str:
     return "".join(kept) + ("" if depth else text[at:])
 
 
-def plain(text: str) -> str:
-    """What an answer says: without reasoning, the text of <answer> or of a JSON verdict, without markup.
+def extract_plain_text(text: str) -> str:
+    """The text of an answer, of its <answer> or of its JSON verdict, without reasoning and markup.
 
-    A verdict is the value of "answer" and the like, or the only value of the object; true and false are yes
-    and no. A JSON object without one says nothing: "".
+    A verdict is the value of "answer" and the like, or the only value of a JSON object; true and false are
+    yes and no. A JSON object without a verdict gives "".
     """
-    said = _FENCE.sub("", _last_answer(without_reasoning(text))).strip()
+    said = _FENCE.sub("", _last_answer(remove_reasoning(text))).strip()
     if said[:1] in ("{", "["):
         found = _verdict(said)
         if found is not None:
@@ -65,7 +65,7 @@ def plain(text: str) -> str:
 
 
 def _last_answer(text: str) -> str:
-    """What stands in the last <answer>, closed or not; the text itself without one."""
+    """The content of the last <answer>, closed or not; the text itself if there is none."""
     tags = list(_ANSWER.finditer(text))
     opened = [i for i, tag in enumerate(tags) if not tag[1]]
     if not opened:
@@ -75,7 +75,7 @@ def _last_answer(text: str) -> str:
 
 
 def _verdict(text: str) -> str | None:
-    """The verdict of a text that is JSON; None where it is none."""
+    """The verdict of a text that is JSON; None if it is no JSON."""
     try:
         value = json.loads(text[:LONGEST])
         for _ in range(2):  # a list of one object

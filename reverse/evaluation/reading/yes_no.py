@@ -14,7 +14,7 @@ import re
 from typing import Literal
 
 from reverse.evaluation.reading.english import is_english
-from reverse.evaluation.reading.markup import LONGEST, plain
+from reverse.evaluation.reading.markup import LONGEST, extract_plain_text
 
 __all__ = ["Reading", "read_strictly"]
 
@@ -34,7 +34,7 @@ def read_strictly(text: str) -> Reading:
     first later sentence that begins with yes or no. "empty" means no word at all, "other" neither yes nor no,
     and "unread" another language than English or more than `LONGEST` characters.
     """
-    said = plain(text)
+    said = extract_plain_text(text)
     if len(said) > LONGEST:
         return "unread"
     lowered = said.lower().replace("’", "'")

@@ -26,7 +26,7 @@ from reverse.endpoints.bounded_replies import plain_line
 from reverse.endpoints.client import ChatClient, Endpoint, UnansweredError, check_installed
 from reverse.endpoints.reply_cache import Reply, ReplyCache
 from reverse.errors import DataError
-from reverse.evaluation.reading.markup import LONGEST, without_reasoning
+from reverse.evaluation.reading.markup import LONGEST, remove_reasoning
 from reverse.evaluation.stats.scored_tables import Table
 from reverse.files.text_reading import MAX_DEPTH, is_deeper
 
@@ -58,9 +58,9 @@ class Verdicts:
 
 @dataclass(frozen=True)
 class Judge:
-    """Who judges and how. `cache` is a file of replies; prices are money a million tokens.
+    """Which model judges, and how. `cache` is a file of replies; prices are for a million tokens.
 
-    `fresh` asks for every verdict again, also where the cache has one, and keeps the new ones.
+    `fresh` asks for every verdict again, even if the cache has one, and keeps the new ones.
     """
 
     endpoint: Endpoint
@@ -75,12 +75,12 @@ class Judge:
 
     @classmethod
     def from_environment(cls, cache: str | Path, timeout: float = 120.0, **settings: Any) -> Judge:
-        """The judge that REVERSE_JUDGE_… or REVERSE_LLM_… name. Raises ValueError naming what is not set."""
+        """The judge that REVERSE_JUDGE_… or REVERSE_LLM_… name. Raises an error naming what is not set."""
         endpoint = Endpoint.from_environment("REVERSE_JUDGE", "", timeout=timeout)
         return cls(endpoint, Path(cache), **settings)
 
     def check(self) -> None:
-        """Raise ImportError where the package that asks is not installed."""
+        """Raise MissingPackageError if the client for asking is not installed."""
         check_installed("eval")
 
     def ask(
@@ -89,8 +89,11 @@ class Judge:
         read: Read,
         progress: Callable[[int, int], None] | None = None,
     ) -> Verdicts:
-        """A verdict on each chat, in order. Raises ValueError where no request can succeed (key, address),
-        and where the server has stopped answering; replies that came before are in the cache."""
+        """A verdict on each chat, in order.
+
+        Raises DataError if no request can succeed (key, address) or the server has stopped answering. Replies
+        that came before are in the cache.
+        """
         return asyncio.run(self._ask(chats, read, progress))
 
     async def _ask(
@@ -131,8 +134,7 @@ class Judge:
                 if silent == min(IN_A_ROW, len(chats)):
                     raise DataError(
                         f"{silent} answers in a row got no reply from {self.endpoint.shown_url} ({why}): "
-                        f"see that it "
-                        "runs and start again; verdicts that were given are kept"
+                        "see that it runs and start again; verdicts that were given are kept"
                     )
                 if progress is not None:
                     progress(done, len(chats))
@@ -147,7 +149,7 @@ class Judge:
         return Verdicts(values, dict(sorted(failures.items())), dict(spent))
 
     def notes(self, verdicts: Verdicts, prompt: str) -> dict[str, Any]:
-        """What a report says of the judge: who, with what prompt, failures by reason, cost."""
+        """The judge as reports describe it: model, prompt, failures by reason, cost."""
         money = (
             verdicts.spent.get("tokens_in", 0) * self.price_in
             + verdicts.spent.get("tokens_out", 0) * self.price_out
@@ -168,7 +170,10 @@ class Judge:
 async def _verdict(
     client: ChatClient, chat: Sequence[Mapping[str, str]], read: Read, spent: Counter[str]
 ) -> tuple[float | None, str]:
-    """The verdict, or None and why. Only a reply that gives one is kept, with the tokens of all before it."""
+    """The verdict, or None and the reason.
+
+    Only a reply that gives a verdict is cached, with the tokens of all replies before it.
+    """
     known = client.cached(chat)
     if known is not None:
         try:
@@ -207,7 +212,7 @@ async def _verdict(
 
 
 def refuse_without_verdicts(table: Table) -> None:
-    """Raise ValueError where too many answers of a scored table have no verdict of the judge."""
+    """Raise DataError if too many answers of a scored table have no verdict of the judge."""
     failed = table.columns.get("failed")
     if failed is None or not len(failed) or failed.mean() <= MOST_WITHOUT_VERDICT:
         return
@@ -223,12 +228,12 @@ def refuse_without_verdicts(table: Table) -> None:
 
 
 def find_object(text: str) -> dict[str, Any]:
-    """The JSON object of a reply, with or without words or a code fence around it, thoughts taken off.
+    """The JSON object of a reply, which may have reasoning, words or a code fence around it.
 
-    Raises ValueError where there is none, or more than one that says something else, and for a reply that is
-    longer or holds more braces than can be looked through in linear time.
+    Raises DataError if there is none or several that differ, and for a reply that is too long or holds more
+    braces than can be searched in linear time.
     """
-    text = without_reasoning(text)
+    text = remove_reasoning(text)
     if len(text) > LONGEST:
         raise DataError(f"the reply has {len(text):,} characters: at most {LONGEST:,} are read")
     decoder = json.JSONDecoder(parse_constant=_refuse_constant)

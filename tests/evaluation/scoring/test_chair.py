@@ -83,7 +83,7 @@ def test_parity_on_made_captions(made):
     places = [int(str(r["image_id"]).rpartition("_")[2].removesuffix(".jpg")) for r in rows]
     for n, r in enumerate(rows):
         objects, words = oracle.chair_words(r["text"])
-        said, length = chair_words.mentions(r["text"])
+        said, length = chair_words.find_mentions(r["text"])
         assert ([name for _, name in said], length) == (objects, words), r["text"]
         assert table.columns["wrong"][n] == sum(name not in truth[places[n]] for name in objects)
     wanted = oracle.chair([r["text"] for r in rows], [truth[place] for place in places])
@@ -99,7 +99,7 @@ def test_parity_on_made_captions(made):
 def test_truth_is_instances_and_captions(made):
     """An object that only a caption names would count as made up, as would one that is only outlined."""
     folder, _, _, truth = made
-    known = coco_truth.coco_truth(folder)
+    known = coco_truth.read_coco_truth(folder)
     assert {int(i): known.objects(str(i)) for i in known.ids} == truth
     assert set(known.sources) == {path.name for path in folder.glob("*_*2014.json")}
 
@@ -110,7 +110,7 @@ def test_many_processes_give_the_same_truth(made, monkeypatch):
     monkeypatch.setattr(coco_truth, "SHARE", 100)
     folder, _, _, truth = made
     seen = []
-    known = coco_truth.coco_truth(folder, workers=2, progress=lambda *at: seen.append(at), cache=False)
+    known = coco_truth.read_coco_truth(folder, workers=2, progress=lambda *at: seen.append(at), cache=False)
     assert {int(i): known.objects(str(i)) for i in known.ids} == truth
     assert seen[-1] == (2 * IMAGES, 2 * IMAGES)
 
@@ -118,24 +118,24 @@ def test_many_processes_give_the_same_truth(made, monkeypatch):
 def test_the_cache_is_used_renewed_and_mended(made, tmp_path, monkeypatch):
     """A stale or torn cache would give wrong figures, a lost one two minutes for every score."""
     folder, *_ = made
-    first = coco_truth.coco_truth(folder)
+    first = coco_truth.read_coco_truth(folder)
     (cached,) = (tmp_path / "chair").iterdir()
     built = []
     build = coco_truth._build
     monkeypatch.setattr(coco_truth, "_build", lambda *a: built.append(1) or build(*a))
-    again = coco_truth.coco_truth(folder)
+    again = coco_truth.read_coco_truth(folder)
     assert not built and np.array_equal(again.packed, first.packed) and again.sources == first.sources
     assert list(again.names) == list(first.names)
     data = cached.read_bytes()
     for broken in (data[: len(data) // 2], b"", data[:60] + bytes([data[60] ^ 1]) + data[61:], b"PK"):
         cached.write_bytes(broken)
-        assert np.array_equal(coco_truth.coco_truth(folder).packed, first.packed)
+        assert np.array_equal(coco_truth.read_coco_truth(folder).packed, first.packed)
     assert 3 <= len(built) <= 4
     path = folder / "captions_val2014.json"
     before = path.read_text()
     try:
         path.write_text(before + " ")
-        coco_truth.coco_truth(folder)
+        coco_truth.read_coco_truth(folder)
         assert len(built) >= 4 and len(list((tmp_path / "chair").iterdir())) == 2
     finally:
         path.write_text(before)
@@ -210,7 +210,7 @@ def test_damaged_annotations(made, tmp_path, name, change, said):
         (tmp_path / path.name).write_text(path.read_text())
     (tmp_path / name).write_text(change((tmp_path / name).read_text()))
     with pytest.raises(ValueError, match=said):
-        coco_truth.coco_truth(tmp_path)
+        coco_truth.read_coco_truth(tmp_path)
 
 
 def test_missing_annotations(tmp_path, made):

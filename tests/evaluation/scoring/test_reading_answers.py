@@ -6,7 +6,7 @@ import pytest
 
 from reverse.evaluation.benchmarks import amber, mme
 from reverse.evaluation.benchmarks.pope import read_pope
-from reverse.evaluation.reading.markup import LONGEST, plain, without_reasoning
+from reverse.evaluation.reading.markup import LONGEST, extract_plain_text, remove_reasoning
 from reverse.evaluation.reading.yes_no import read_strictly
 from reverse.evaluation.runs.scoring import score_file
 from tests.evaluation.scoring.making import row, write_answers
@@ -75,10 +75,10 @@ def test_published_readings_stay_as_they_are():
 
 def test_reasoning_is_taken_off():
     """What stands between two thoughts, or around them, would be lost or kept twice."""
-    assert without_reasoning("a <think>b</think> c <think>d</think> e") == "a  c  e"
-    assert without_reasoning("a</think>b</think>c") == "c"
-    assert without_reasoning("I think <b>so</b>") == "I think <b>so</b>"
-    assert plain("*a* `b`\n```\nc\n```") == "a b\n\nc"
+    assert remove_reasoning("a <think>b</think> c <think>d</think> e") == "a  c  e"
+    assert remove_reasoning("a</think>b</think>c") == "c"
+    assert remove_reasoning("I think <b>so</b>") == "I think <b>so</b>"
+    assert extract_plain_text("*a* `b`\n```\nc\n```") == "a b\n\nc"
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_reasoning_is_taken_off():
 def test_hostile_answers_are_read(piece):
     """A megabyte of markup would be read in quadratic time, or deep brackets raise."""
     assert read_strictly(piece * (1_000_000 // len(piece))) in ("empty", "other", "yes", "no", "unread")
-    assert len(plain(piece * 1000)) <= max(LONGEST, 1000 * len(piece))
+    assert len(extract_plain_text(piece * 1000)) <= max(LONGEST, 1000 * len(piece))
 
 
 def figures(scored):
