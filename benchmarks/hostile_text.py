@@ -297,9 +297,9 @@ def _repeat(token: int, text: str) -> list[int]:
 def _readers_of_words() -> list[Reader]:
     from reverse.evaluation.reading import chair_words, english_words
 
-    english_words.prepare()
+    english_words.prepare_words()
     return [
         Reader("chair.mentions", chair_words.find_mentions, limit=english_words.LONGEST),
-        Reader("language.tokens", english_words.tokens, limit=english_words.LONGEST),
-        Reader("language.nouns", english_words.nouns, limit=english_words.LONGEST),
+        Reader("language.tokens", english_words.tokenize, limit=english_words.LONGEST),
+        Reader("language.nouns", english_words.find_nouns, limit=english_words.LONGEST),
     ]

@@ -84,7 +84,7 @@ def parity(seed: int = 1) -> int:
     from reverse.evaluation.reading import english_words
     from reverse.evaluation.reading.chair_words import _OBJECT_OF, _PAIRS, find_mentions
 
-    english_words.prepare()
+    english_words.prepare_words()
     rng = random.Random(seed)
     lemmatizer = WordNetLemmatizer()
     differ = 0
@@ -129,9 +129,9 @@ def main() -> None:
     settings = parser.parse_args()
     if not (settings.folder / "answers.jsonl").exists():
         make(settings.folder)
-    from reverse.evaluation.reading.language_data import build, cache_root
+    from reverse.evaluation.reading.language_data import build_language_data, cache_root
 
-    build()
+    build_language_data()
     cache = settings.folder / "cache"
     cache.mkdir(exist_ok=True)
     for old in cache.glob("chair/*"):

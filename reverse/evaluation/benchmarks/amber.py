@@ -84,7 +84,7 @@ Close = Callable[[str, str], bool]  # whether two words mean about the same
 
 
 def vectors() -> tuple[Close, str]:
-    """Closeness by spaCy's word vectors where the model is installed, else equality; and what was used."""
+    """Closeness by spaCy's word vectors, or equality if the model is not installed; and which it is."""
     try:
         import spacy
 
@@ -218,7 +218,7 @@ def score_captions(
     items = _match_items(answers, truth, options, generative=True)
     answers = leave_out_longer(answers, english_words.LONGEST)
     net = _Net(truth)
-    english_words.prepare()
+    english_words.prepare_words()
     how = "as given"
     if close is None:
         close, how = vectors()
@@ -227,7 +227,7 @@ def score_captions(
     columns = dict(zip(names, np.array(counts, float).T, strict=True))
     notes = {
         "similarity": how,
-        "language": english_words.versions(),
+        "language": english_words.describe_versions(),
         "published": _published_generative(columns),
         "published_bootstrap": _published_rounds(columns, _round_generative),
     }
@@ -242,7 +242,7 @@ def _count(text: str, item: Mapping[str, Any], net: _Net, close: Close) -> tuple
     covered: set[int] = set()
     expected: set[int] = set()
     made_up = 0
-    nouns = [noun for noun in english_words.nouns(text) if noun in net.known]
+    nouns = [noun for noun in english_words.find_nouns(text) if noun in net.known]
     for noun in nouns:
         if noun in net.safe:
             continue

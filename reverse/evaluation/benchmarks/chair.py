@@ -87,7 +87,7 @@ def score(
     notes = {
         "questions": _QUESTIONS if published else "a list of the run's own",
         "truth": known.sources,
-        "language": english_words.versions(),
+        "language": english_words.describe_versions(),
         "published": _published(columns),
     }
     return make_table("chair", answers, columns, notes=notes), list(METRICS)

@@ -5,8 +5,9 @@
 
 The rules are the published ones, the prompt our own (PROMPT names its version, which belongs to every score).
 Differences from the script that published results came from, each tested: the judge sees the answer's text,
-where that script handed over the whole row with its rejected phrases; an answer without a verdict counts as
-wrong and is counted as failed, where it was left out of the denominator; the other bound stands beside it.
+while that script passed the whole row with its rejected phrases; an answer without a verdict counts as
+wrong and is counted as failed, while the script left it out of the denominator; the other bound is reported
+too.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ def make_messages(item: Mapping[str, Any], answer: str) -> list[dict[str, str]]:
 
 
 def read_verdict(reply: Mapping[str, Any]) -> float:
-    """1 for correct, 0 for not. Raises ValueError for anything but true and false."""
+    """1 for correct, 0 for not correct. Raises DataError for anything but true and false."""
     verdict = reply.get("correct")
     if isinstance(verdict, str) and verdict.strip().lower() in ("true", "false"):
         verdict = verdict.strip().lower() == "true"

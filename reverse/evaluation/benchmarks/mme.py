@@ -10,7 +10,7 @@ that is there counts. In the released folder only the fourteen tasks hold questi
 your own beside them are not read.
 
 Differences from the published tool, each tested: the two questions of a picture are found by its name, not as
-neighbouring lines; an empty answer is "other" (wrong), where the tool stops with an error; tabs and newlines
+neighbouring lines; an empty answer is "other" (wrong), while the tool stops with an error; tabs and newlines
 in an answer change nothing.
 """
 

@@ -78,7 +78,7 @@ def read_questions(files: Mapping[str, Path]) -> Iterator[QuestionRow]:
 
 
 def _number(entry: Entry, number: int) -> str | int:
-    """The id of an entry: its own, else its place in the file, as published."""
+    """The id of an entry, or its place in the file if it has none, as published."""
     own = next((key for key in ("question_id", "id") if entry.row.get(key) is not None), None)
     return number if own is None else entry.id(own)
 
@@ -146,7 +146,7 @@ def make_messages(item: Mapping[str, Any], answer: str) -> list[dict[str, str]]:
 
 
 def read_rating(reply: Mapping[str, Any]) -> float:
-    """The rating, a whole number from 0 to 6. Raises ValueError for anything else."""
+    """The rating, a whole number from 0 to 6. Raises DataError for anything else."""
     rating = reply.get("rating")
     if isinstance(rating, str) and rating.strip().isdigit():
         rating = int(rating)

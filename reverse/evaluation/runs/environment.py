@@ -1,4 +1,4 @@
-"""Where and with what a result was made: device, versions and date."""
+"""Describe how a result was made: device, versions and date."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""See before the work that its results can be written.
+"""Check before long work that its results can be written.
 
-check_output_file(Path("out/table.json"))       # makes out/, raises where nothing can be written there
+check_output_file(Path("out/table.json"))       # makes out/, raises if nothing can be written there
 check_output_folder(Path("out"))
 """
 
@@ -15,9 +15,9 @@ __all__ = ["check_output_file", "check_output_folder"]
 
 
 def check_output_file(path: Path) -> None:
-    """Make the folders above a file that is to be written, and see that it can be.
+    """Make the folders above a file that will be written, and check that it can be written.
 
-    Raises ValueError for a folder; OSError where nothing can be written there.
+    Raises DataError for a folder; OSError if nothing can be written there.
     """
     if path.is_dir():
         raise DataError(f"{path} is a folder: name a file in it, such as {path / 'scored.json'}")
@@ -25,9 +25,9 @@ def check_output_file(path: Path) -> None:
 
 
 def check_output_folder(path: Path) -> None:
-    """Make a folder that results are to be written into, and see that they can be.
+    """Make a folder for results, and check that they can be written.
 
-    Raises ValueError where a file of that name is there; OSError where nothing can be written there.
+    Raises DataError if a file has its name; OSError if nothing can be written there.
     """
     if path.exists() and not path.is_dir():
         raise DataError(f"{path} is a file: name a folder")

@@ -39,7 +39,7 @@ def score_file(
 
     Args:
         truth: the benchmark's own folder or file, or a root that holds it in its published place.
-        benchmark: its name; by default told from the answers, else from the truth.
+        benchmark: its name; by default the answers tell it, or the truth if they do not.
         judge, partial, workers, progress: see `ScoringOptions`.
 
     Raises MissingFileError for files that are not there; DataError for answers that cannot be scored, with
@@ -61,7 +61,7 @@ def score_file(
 
 
 def find_benchmark(answers: Sequence[BenchmarkAnswer], truth: str | Path) -> Benchmark:
-    """The benchmark that the rows name (`benchmark`, in the row or its metadata), else what the truth is of.
+    """The benchmark that the rows name (in the row or its metadata), or that the truth belongs to.
 
     Raises DataError if neither tells it.
     """
@@ -110,7 +110,7 @@ def check_scoring(chosen: Sequence[Benchmark], root: str | Path | None) -> None:
             lacking += [f"{benchmark.title}: no {f.places[0]} under {root} ({f.description})" for f in files]
         try:
             if benchmark.needs == "words":
-                english_words.prepare()
+                english_words.prepare_words()
             elif benchmark.needs == "judge":
                 Judge.from_environment("judge.jsonl").check()
         except (ImportError, ValueError) as error:

@@ -37,14 +37,14 @@ SHOWN = 5  # names in an error
 
 
 def allowed_missing(answers: Sequence[BenchmarkAnswer], partial: bool) -> float:
-    """How many questions may be without an answer: as many as rows were skipped, or any where `partial`."""
+    """How many questions may lack an answer: any if `partial`, else as many as rows were skipped."""
     return float("inf") if partial else len(getattr(answers, "skipped", ()))
 
 
 def refuse_unfinished_run(path: str | Path, answers: Sequence[BenchmarkAnswer]) -> None:
     """Refuse a run that is not finished: NAME.run.json beside NAME.jsonl lists what it asks.
 
-    Raises ValueError naming what is missing.
+    Raises DataError naming what is missing.
     """
     run = read_run(path)
     missing = find_unanswered(run, {answer.question_id for answer in answers})
@@ -67,7 +67,7 @@ def refuse_incomplete(
 ) -> None:
     """Refuse answers to questions that nobody asked, and, unless `partial`, questions without an answer.
 
-    Raises ValueError: another benchmark (no id is known), unknown ids, missing ones.
+    Raises DataError if no id is known (another benchmark), or some are unknown or missing.
     """
     wanted = dict.fromkeys(asked)
     given = {answer.question_id for answer in answers}
@@ -91,7 +91,7 @@ def refuse_incomplete(
 
 
 def refuse_repeated(answers: Sequence[BenchmarkAnswer]) -> None:
-    """Refuse a question that is answered twice, with another prompt too. Raises ValueError."""
+    """Raise DataError for a question that is answered twice, even with another prompt."""
     seen: dict[str, int] = {}
     for answer in answers:
         if answer.question_id in seen:
@@ -103,9 +103,9 @@ def refuse_repeated(answers: Sequence[BenchmarkAnswer]) -> None:
 
 
 def refuse_other_picture(answer: BenchmarkAnswer, image: Any) -> None:
-    """Refuse an answer about another picture than its question's, as far as both are file names.
+    """Raise DataError for an answer about another picture than its question's, if both are file names.
 
-    Raises ValueError: a list of another benchmark, or of another order, has the same ids.
+    A list of another benchmark, or in another order, has the same ids.
     """
     asked = clear_path(str(image or ""))
     given, known = PurePosixPath(answer.path or answer.image), PurePosixPath(asked)
@@ -117,7 +117,7 @@ def refuse_other_picture(answer: BenchmarkAnswer, image: Any) -> None:
         )
 
 
-# What every table has beside its own columns, only where each row tells it.
+# Cost columns of every table, if each row has the values.
 _COSTS: Mapping[str, Sequence[Sequence[tuple[str, str]]]] = {  # column: sums of (object, key) to try in turn
     "kept_tokens": [[("usage", "kept")]],
     "made_tokens": [[("usage", "kept"), ("usage", "discarded")]],
@@ -126,7 +126,7 @@ _COSTS: Mapping[str, Sequence[Sequence[tuple[str, str]]]] = {  # column: sums of
 
 
 def _costs(answers: Sequence[BenchmarkAnswer]) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """Columns that every row has numbers for, and why others are left out although most rows have them."""
+    """The cost columns that every row has numbers for, and why others are left out."""
     columns: dict[str, list[float]] = {}
     left_out: dict[str, str] = {}
     for name, ways in _COSTS.items():
@@ -147,7 +147,7 @@ def _costs(answers: Sequence[BenchmarkAnswer]) -> tuple[dict[str, list[float]], 
 
 
 def _parts(row: Mapping[str, Any], way: Sequence[tuple[str, str]]) -> list[Any] | None:
-    """The values under some keys; None where one is not there."""
+    """The values under some keys; None if one is missing."""
     inner = [(row.get(outer), key) for outer, key in way]
     if not all(isinstance(each, dict) and key in each for each, key in inner):
         return None
@@ -163,7 +163,7 @@ def make_table(
     parts: Sequence[str] | None = None,
     notes: Mapping[str, Any] | None = None,
 ) -> Table:
-    """A table of the columns given and of those every score has; clusters are images."""
+    """Make a table of the columns given and of those that every score has; clusters are images."""
     every: dict[str, Any] = dict(columns)
     every["answers"] = np.ones(len(answers))
     every["empty"] = [float(not answer.text.strip()) for answer in answers]
@@ -192,7 +192,7 @@ def make_table(
 
 
 def pictures_of(answers: Sequence[BenchmarkAnswer]) -> list[str]:
-    """The picture of each answer: its file name, with folders where two pictures share it."""
+    """The picture of each answer: its file name, with folders if two pictures share the name."""
     paths: dict[str, str] = {}
     shared: set[str] = set()
     for answer in answers:
@@ -203,7 +203,7 @@ def pictures_of(answers: Sequence[BenchmarkAnswer]) -> list[str]:
 
 
 def make_cost_metrics(table: Table) -> list[Metric]:
-    """Empty and unresolved answers, length and costs: what stands beside every score."""
+    """The metrics beside every score: empty and unresolved answers, length and costs."""
     made = [
         ratio("empty", "empty", "answers", "low", title="empty answers"),
         ratio("unresolved", "unresolved", "answers", "low", title="unresolved answers"),

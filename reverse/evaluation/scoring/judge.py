@@ -49,7 +49,7 @@ Read = Callable[[Mapping[str, Any]], float]  # the verdict of a reply's object; 
 
 @dataclass(frozen=True)
 class Verdicts:
-    """`values`: one an answer, None where there is none; `failures`: answer to why; `spent`: what it cost."""
+    """`values`: one an answer, None without a verdict; `failures`: reasons by answer; `spent`: costs."""
 
     values: list[float | None]
     failures: dict[int, str]

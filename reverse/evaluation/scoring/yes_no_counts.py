@@ -23,7 +23,7 @@ def _count_confusion(
 ) -> dict[str, np.ndarray]:
     """0/1 columns hit, false_alarm, miss, right, said (the positive), none (neither yes nor no), unread.
 
-    An answer that is neither, or unread, is wrong: a miss where the label is positive.
+    An answer that is neither, or unread, is wrong: a miss if the label is positive.
     """
     said = np.array(readings, dtype=object)
     label = np.array(labels, dtype=object)

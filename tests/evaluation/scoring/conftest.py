@@ -7,4 +7,4 @@ from reverse.evaluation.reading import english_words
 
 @pytest.fixture(scope="session", autouse=True)
 def words():
-    english_words.prepare()
+    english_words.prepare_words()

