@@ -184,7 +184,10 @@ def sweep(options: SweepOptions) -> None:
         raise RequestError("name an answers file, or --model to describe scenes with")
     if thresholds and options.model is None:
         raise RequestError("--decode needs --model: name the model that is to decode")
-    truth = _make_truth(options.truth if options.answers is not None else "stored", options.world_seed)
+    if options.answers is None:  # the scenes that are decoded below
+        truth = _make_truth("scenes", options.seed)
+    else:
+        truth = _make_truth(options.truth, options.world_seed)
     out = options.out
     _check_plots(out)
     from reverse.commands import result_tables

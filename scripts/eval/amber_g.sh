@@ -1,10 +1,4 @@
 #!/usr/bin/env bash
-# Answer AMBER's 1,004 descriptions; a stopped run goes on where it was.
+# Answer AMBER's 1,004 descriptions.
 #   bash scripts/eval/amber_g.sh [MODEL] [OUT] [further options of reverse eval]
-# Files: `reverse eval --where amber-g`. Several GPUs: LAUNCH="torchrun --nproc-per-node 4 -m" before it.
-set -euo pipefail
-cd "$(dirname "$0")/../.."
-model="${1:-tiny-llava}"
-out="${2:-out/eval/$(basename "$model")}"
-shift "$(( $# < 2 ? $# : 2 ))"
-exec ${LAUNCH:-"${PYTHON:-python}" -m} reverse eval amber-g --model "$model" --out "$out" "$@"
+exec bash "$(dirname "$0")/benchmark.sh" amber-g "$@"

@@ -1,10 +1,4 @@
 #!/usr/bin/env bash
-# Answer HaloQuest, open questions, many with a false premise; a stopped run goes on where it was.
+# Answer HaloQuest: open questions, many with a false premise.
 #   bash scripts/eval/haloquest.sh [MODEL] [OUT] [further options of reverse eval]
-# Files: `reverse eval --where haloquest`. Several GPUs: LAUNCH="torchrun --nproc-per-node 4 -m" before it.
-set -euo pipefail
-cd "$(dirname "$0")/../.."
-model="${1:-tiny-llava}"
-out="${2:-out/eval/$(basename "$model")}"
-shift "$(( $# < 2 ? $# : 2 ))"
-exec ${LAUNCH:-"${PYTHON:-python}" -m} reverse eval haloquest --model "$model" --out "$out" "$@"
+exec bash "$(dirname "$0")/benchmark.sh" haloquest "$@"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# How much the tagged model makes up about 500 test scenes, with checking off and on, against its plain twin.
+# Measure how much the tagged model makes up about 500 test scenes, checking off and on, against its plain twin.
 #   bash scripts/eval/scenes.sh [TAGGED] [TWIN] [OUT] [further options of python -m experiments.scenes_comparison]
-# The threshold is the checkpoint's own; 0.05 and 0.1 stand beside it. A stopped run goes on where it was.
+# The threshold is that of the checkpoint, and 0.05 and 0.1 beside it. The same command continues a stopped run.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 tagged="${1:-tiny-llava}"
