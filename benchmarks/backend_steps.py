@@ -208,7 +208,7 @@ class Bench:
         script = self.script(0)
         self.imposed.load(script)
         answer = script.tokens[0, :-1].tolist()
-        turn, _ = self.codec.user_turn("Is there anything else in the picture?")
+        turn, _ = self.codec.encode_user_turn("Is there anything else in the picture?")
         head, tail = self.ids[:-AFTER_HINT], self.ids[-AFTER_HINT:]
         first = [*head, *hint, *tail, *answer]
         conversation = [*self.ids, *answer, *turn]

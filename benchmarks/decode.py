@@ -36,12 +36,12 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from reverse.decoding.asks import Node, PictureRef
 from reverse.decoding.backends.cuda_graph.row_state import StepPlan
 from reverse.decoding.backends.protocol import Picture
-from reverse.decoding.branch import AnswerRules, Branch
 from reverse.decoding.config import ResamplingConfig
 from reverse.decoding.policies.plain_policy import PlainPolicy
 from reverse.decoding.policies.resample_policy import ResamplePolicy
 from reverse.decoding.result import Result
-from reverse.decoding.scheduler import Scheduler
+from reverse.decoding.scheduling.branch import AnswerRules, Branch
+from reverse.decoding.scheduling.scheduler import Scheduler
 from reverse.decoding.text.hints import HintWriter
 from reverse.decoding.verifier import Verifier
 from reverse.evaluation.runs.environment import describe_environment

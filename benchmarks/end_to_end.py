@@ -27,12 +27,12 @@ from PIL import Image
 
 import reverse
 from reverse.decoding import engine as engine_module
-from reverse.decoding import scheduler as scheduler_module
 from reverse.decoding.backends.auto import choose_backend, release
 from reverse.decoding.config import ResamplingConfig
-from reverse.decoding.engine import shared_engine
-from reverse.decoding.preparing.preparing_threads import PreparingThreads, usable_cores
+from reverse.decoding.engine import find_shared_engine
+from reverse.decoding.preparing.preparing_threads import PreparingThreads, count_cores
 from reverse.decoding.request import Request
+from reverse.decoding.scheduling import scheduler as scheduler_module
 from reverse.evaluation.runs.environment import describe_environment
 from reverse.tokens import find_token_ids
 
@@ -148,7 +148,7 @@ class Bench:
     def __init__(self, name: str, device: str, files: Sequence[str], length: int):
         self.model, self.processor = build(name, device)
         self.files, self.length = files, length
-        self.engine = shared_engine(self.model, self.processor)
+        self.engine = find_shared_engine(self.model, self.processor)
         self.engine.pictures.most_bytes = CACHE
 
     def answer(self, sequences: int, count: int, clock: Clock) -> dict[str, Any]:
@@ -247,7 +247,7 @@ def measure(
         out[key] = value
         print(f"{out['model']} {time.perf_counter() - began:6.1f} s  {key}: {value}", flush=True)
 
-    for threads in sorted({1, min(8, usable_cores())}):
+    for threads in sorted({1, min(8, count_cores())}):
         say(f"prepare_{threads}_threads_ms", bench.prepare(threads, min(32, len(bench.files))) * 1e3)
     for n in sizes:
         if n != sizes[0] and time.perf_counter() > deadline:
@@ -306,7 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     waves = {n: 2 if given.tiny else WAVES.get(n, 4) for n in given.sequences}
     report: dict[str, Any] = describe_environment(given.device) | {
         "command": f"python benchmarks/end_to_end.py --models {' '.join(given.models)}",
-        "cores": usable_cores(),
+        "cores": count_cores(),
         "asked": ASKED,
         "models": {},
     }

@@ -222,9 +222,13 @@ def _readers_of_text() -> Iterator[Reader]:
 
     from reverse.decoding.text.answer_text import read_answer
     from reverse.decoding.text.hints import HintWriter
-    from reverse.decoding.text.incremental_detokenizer import ShownText, half_character
-    from reverse.decoding.text.sentence_ends import sentence_ends, token_pieces
-    from reverse.decoding.text.stopping import Stops, stop_texts
+    from reverse.decoding.text.incremental_detokenizer import (
+        IncrementalDetokenizer,
+        find_partial_byte_token,
+        split_into_pieces,
+    )
+    from reverse.decoding.text.sentence_ends import find_sentence_ends
+    from reverse.decoding.text.stopping import Stops, check_stop_strings
     from reverse.models.inputs.picture_places import check_text, split_at_places
     from reverse.tokens import find_token_ids
     from reverse.training.data.encoding import Encoder, Turn
@@ -237,7 +241,7 @@ def _readers_of_text() -> Iterator[Reader]:
     yield Reader(
         "models.split_at_places", lambda text: split_at_places(text, text.count("<image>"), "the prompt")
     )
-    yield Reader("decoding.stop_texts", stop_texts, limit=10_000)
+    yield Reader("decoding.check_stop_strings", check_stop_strings, limit=10_000)
     try:
         yield from _readers_of_words()
     except (ImportError, OSError) as error:  # needs extras and word lists
@@ -245,14 +249,14 @@ def _readers_of_text() -> Iterator[Reader]:
     for style in ("bytes", "sentencepiece"):
         processor = _processor(style)
         tokenizer, encoder = processor.tokenizer, Encoder(processor)
-        tags, half = find_token_ids(tokenizer), half_character(tokenizer)
+        tags, half = find_token_ids(tokenizer), find_partial_byte_token(tokenizer)
         decode = partial(tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         writer = HintWriter(processor)
 
         ids = partial(_ids, style)
 
         def show(answer: Sequence[int], decode: Any = decode, half: Any = half, tags: Any = tags) -> None:
-            shown = ShownText(decode, half, tags=tags)
+            shown = IncrementalDetokenizer(decode, tags, half)
             for token in answer:
                 shown.feed([token])
 
@@ -264,7 +268,7 @@ def _readers_of_text() -> Iterator[Reader]:
                 asked(said)
 
         def end(answer: Sequence[int], decode: Any = decode, tags: Any = tags) -> None:
-            sentence_ends(token_pieces(decode, answer), ids=answer, tags=tags)
+            find_sentence_ends(split_into_pieces(decode, answer), ids=answer, tags=tags)
 
         yield Reader(f"decoding.HintWriter ({style})", lambda text, writer=writer: writer.ids([text]))
         yield Reader(
@@ -274,11 +278,11 @@ def _readers_of_text() -> Iterator[Reader]:
         yield Reader(
             f"decoding.read_answer ({style})", lambda said, d=decode, t=tags: read_answer(d, said, t), ids
         )
-        yield Reader(f"decoding.ShownText ({style})", show, ids, growing=True)
+        yield Reader(f"decoding.IncrementalDetokenizer ({style})", show, ids, growing=True)
         yield Reader(f"decoding.Stops ({style})", stop, ids, growing=True)
         yield Reader(f"decoding.sentence_ends ({style})", end, ids, growing=True)
         repeated = partial(_repeat, half)
-        yield Reader(f"decoding.ShownText, halves ({style})", show, repeated, growing=True)
+        yield Reader(f"decoding.IncrementalDetokenizer, halves ({style})", show, repeated, growing=True)
         yield Reader(f"decoding.sentence_ends, halves ({style})", end, repeated, growing=True)
 
 

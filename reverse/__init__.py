@@ -1,4 +1,4 @@
-"""REVERSE: a vision-language model takes back what it should not have said.
+"""REVERSE: decoding that makes vision-language models take back phrases they are unsure of.
 
 >>> import reverse
 >>> model, processor = reverse.load("tiny-llava")
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from reverse import modes
     from reverse.api import Engine, generate, generate_many, stream
     from reverse.custom_generate import Retrospective, retrospective
-    from reverse.decoding.calls.calls import Interrupted
+    from reverse.decoding.calls.call import Interrupted
     from reverse.decoding.calls.failures import FailedRequest
     from reverse.decoding.calls.text_stream import TextStream
     from reverse.decoding.config import ResamplingConfig
@@ -47,7 +47,7 @@ __all__ = [
 _WHERE = {
     "Engine": "api",
     "FailedRequest": "decoding.calls.failures",
-    "Interrupted": "decoding.calls.calls",
+    "Interrupted": "decoding.calls.call",
     "Phrase": "decoding.result",
     "Request": "decoding.request",
     "ResamplingConfig": "decoding.config",
@@ -66,7 +66,7 @@ _WHERE = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use: `import reverse` and the scenes need neither torch nor transformers."""
+    """Import a name on first use, because `import reverse` must not import torch or transformers."""
     from importlib import import_module
 
     if name == "modes":

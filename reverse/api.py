@@ -1,10 +1,10 @@
-"""The public calls: one picture, many, as a stream.
+"""The public calls: one request or a batch, an endless iteration, a stream.
 
     result = reverse.generate(model, processor, images="kitchen.png", prompt="Describe this image.")
     for result in reverse.generate_many(model, processor, ({"images": path} for path in paths)): ...
     for piece in reverse.stream(model, processor, "kitchen.png", "Describe this image."): ...
 
-All of them share one engine for each model, so that calls of several threads are decoded side by side.
+They share one engine per model, so calls of several threads are decoded side by side.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, overload
 
-import reverse.modes  # noqa: F401  so that modes have their names
-from reverse.decoding.calls.calls import Call, Interrupted, Job
+import reverse.modes  # noqa: F401  so that names of modes are known
+from reverse.decoding.calls.call import Call, Interrupted, Job
 from reverse.decoding.calls.failures import FailedRequest, add_results
-from reverse.decoding.calls.sinks import sinks_of
+from reverse.decoding.calls.sinks import make_sinks
 from reverse.decoding.calls.text_stream import TextStream
-from reverse.decoding.config import check_seed, check_whole, resolve_config
-from reverse.decoding.engine import Engine, shared_engine
+from reverse.decoding.config import check_seed, check_whole_number, resolve_config
+from reverse.decoding.engine import Engine, find_shared_engine
 from reverse.decoding.events import Event
 from reverse.decoding.request import QUESTION, Request
 from reverse.decoding.result import Result
@@ -27,7 +27,7 @@ from reverse.errors import RequestError, RequestTypeError
 
 __all__ = ["Engine", "generate", "generate_many", "stream"]
 
-_WINDOWS = 4  # of `max_sequences` requests that may be under way or waiting to be handed out in order
+_WINDOWS = 4  # times `max_sequences` requests may be under way or wait for an earlier one
 _ARGUMENTS = (
     "images", "prompt", "mode", "config", "max_new_tokens", "do_sample", "temperature", "batch_size",
     "system", "generation", "progress", "stream", "events", "stop_strings", "max_sequences", "ordered",
@@ -55,52 +55,56 @@ def generate(
     backend: Literal["auto", "hf", "cuda_graph"] = "auto",
     **options: Any,
 ) -> Result | list[Result]:
-    """Answer `prompt` about `images`, taking back what the model is not sure of.
+    """Answer `prompt` about `images` and take back phrases that the model is not sure of.
 
     Args:
-        images: a picture (path, PIL, bytes), None, or a list with one entry a request; an entry may be a
+        images: a picture (path, PIL, bytes), None, or a list with one entry per request; an entry may be a
             list of several pictures.
-        prompt: a question, a chat message list, or a list of either. One prompt with a list of images asks
-            it of each.
-        seed: of all requests (by default the config's), or one a request; the same request and seed give
-            the same answer in any batch.
-        batch_size: requests decoded side by side; one that ends makes room for the next.
+        prompt: a question, a chat message list, or a list of either. One prompt with a list of images is
+            asked about each of them.
+        seed: random seed of all requests (default: the config's), or a list with one per request.
+        batch_size: requests decoded side by side. A new one starts when one ends.
         progress: called with the number of requests that finished, 1 each time.
-        stream: gets text that is never taken back: a `reverse.TextStream`, or an object with `put(ids)` and
-            `end()` as transformers' streamers; one a request. `reverse.stream()` iterates it.
+        stream: receives final text: a `reverse.TextStream` or a streamer of transformers, one per request.
         events: called with every append and retraction, see `reverse.decoding.events`.
-        backend: "hf" runs anywhere, "cuda_graph" captures steps on CUDA, "auto" takes it where it can.
+        backend: "hf" runs anywhere, "cuda_graph" captures steps on CUDA, "auto" chooses between them.
         options: `mode`, a name or an object of `reverse.modes` ("resample" checks and corrects; "plain"
             decodes as `model.generate()` would and only reads p); `max_new_tokens` (256), tags included;
             `do_sample`, `temperature`; `system`, a system turn; `stop_strings`, found in the text without
             tags; `generation`, further arguments for `model.generate()`, such as `repetition_penalty`;
             `config`, or fields of `ResamplingConfig`, such as `threshold`, `hints`, `on_exhausted`.
 
-    Returns one Result, or a list of them where `images` or `prompt` was a list.
-    Raises ValueError or TypeError that name the value and the remedy; Interrupted, with the results there
-    are, at Ctrl-C; torch.OutOfMemoryError where not even one request fits.
+    Returns one Result, or a list if `images` or `prompt` was a list.
+    Raises RequestError that names the value and the remedy; Interrupted with the finished results at Ctrl-C;
+    torch.OutOfMemoryError if not even one request fits.
     """
-    batch_size = check_whole("batch_size", batch_size, 1)
-    request = _template(options)
-    requests, single = _requests_of(request, images, prompt, seed)
-    sinks = sinks_of(stream)
+    batch_size = check_whole_number("batch_size", batch_size, 1)
+    request = _make_template(options)
+    requests, single = _make_requests(request, images, prompt, seed)
+    sinks = make_sinks(stream)
     if sinks and len(sinks) != len(requests):
-        raise RequestError(f"got {len(sinks)} streams for {len(requests)} requests: give one a request")
-    jobs = (_job(i, each) for i, each in enumerate(requests))
-    engine = shared_engine(model, processor, backend)
+        raise RequestError(f"got {len(sinks)} streams for {len(requests)} requests: give one per request")
+    jobs = (Job(i, each) for i, each in enumerate(requests))
+    engine = find_shared_engine(model, processor, backend)
     engine.check(request)
-    several = len(requests) > 1
     branches = min(batch_size, len(requests))
     if not requests:
         return []
-    call = Call(engine, branches, request.config.candidates, sinks=sinks, events=events, several=several)
+    call = Call(
+        engine,
+        branches,
+        request.config.candidates,
+        sinks=sinks,
+        events=events,
+        names_requests=len(requests) > 1,
+    )
     found: dict[int, Any] = {}
     try:
         for i, result in call.answer(jobs):
             found[i] = result
             if progress is not None:
                 progress(1)
-    except KeyboardInterrupt as stopped:  # while an answer was made, or while `progress` told of one
+    except KeyboardInterrupt as stopped:  # also one that came inside of `progress`
         call.close()
         raise Interrupted(found | getattr(stopped, "results", {})) from None
     except Exception as error:
@@ -123,40 +127,39 @@ def generate_many(
     backend: Literal["auto", "hf", "cuda_graph"] = "auto",
     **options: Any,
 ) -> Iterator[Any]:
-    """Answer requests without end, `max_sequences` side by side, reading them as there is room.
+    """Answer an iterable of requests, `max_sequences` side by side. Requests are read when there is room.
 
-    A request is a mapping with `images`, `prompt` and `seed`, of which any may be left out, or a pair
-    (images, prompt). Other arguments are those of `generate()`.
+    A request is a pair (images, prompt) or a mapping with `images`, `prompt` and `seed`, all optional. Other
+    arguments are those of `generate()`.
 
-    Yields a Result a request, in their order; with `ordered=False` pairs (index, Result) as they finish.
-    In order, at most `4 * max_sequences` requests are under way or wait for an earlier one. The model rests
-    while nobody waits for the next answer. Closing the iterator frees all that it holds.
+    Yields one Result per request in order, or pairs (index, Result) as they finish with `ordered=False`.
+    In order, at most `4 * max_sequences` requests are under way or wait for an earlier one. Nothing is
+    decoded while the caller does not wait for the next result. Closing the iterator frees its memory.
 
-    A request that cannot be answered (no such picture, a prompt longer than the context, logits that are not
-    finite) does not end the others: with `on_error="yield"` a FailedRequest comes in its place, and the
-    iteration goes on. With "raise" those before it are finished, those after it given up, and then its error
-    is raised, as by `generate()`, with the number of the request. What the model itself raises ends the
-    iteration in either case, after what was finished by then. Answers that were finished and could not be
-    handed out in order are in the error's `results`, by index; in those of `Interrupted` too.
+    A request that fails (no such picture, a prompt longer than the context, logits that are not finite) does
+    not end the others. With `on_error="yield"` a FailedRequest is yielded in its place. With "raise" the
+    requests before it are finished, those after it cancelled, and its error is raised with the index of the
+    request. An error of the model itself always ends the iteration. Results that were finished and not
+    yielded are in the error's `results`, by index; `Interrupted` has them too.
     """
-    most = check_whole("max_sequences", max_sequences, 1)
+    most = check_whole_number("max_sequences", max_sequences, 1)
     if not isinstance(requests, Iterable):
         raise RequestTypeError(
             f"requests must be an iterable of mappings with images and prompt, got {requests!r:.80}"
         )
     if on_error not in ("raise", "yield"):
         raise RequestError(f"on_error must be one of raise, yield, got {on_error!r:.80}")
-    request = _template(options)
+    request = _make_template(options)
     (first_seed,) = _check_seeds(request.seed if seed is None else seed, 1)
-    engine = shared_engine(model, processor, backend)
+    engine = find_shared_engine(model, processor, backend)
     engine.check(request)
     request = replace(request, seed=first_seed)
     jobs = (_read_job(i, given, request) for i, given in enumerate(requests))
     call = Call(engine, most, request.config.candidates, events=events)
-    then: Literal["later", "yield"] = "later" if on_error == "raise" else "yield"
+    action: Literal["later", "yield"] = "later" if on_error == "raise" else "yield"
     if not ordered:
-        return call.answer(jobs, None, then)
-    return _in_order(call.answer(jobs, _WINDOWS * most, then))
+        return call.answer(jobs, None, action)
+    return _sort_results(call.answer(jobs, _WINDOWS * most, action))
 
 
 def stream(
@@ -171,52 +174,47 @@ def stream(
     backend: Literal["auto", "hf", "cuda_graph"] = "auto",
     **options: Any,
 ) -> TextStream:
-    """`generate()` as an iterator over pieces of text that will not be taken back.
+    """Answer like `generate()`, as an iterator over pieces of final text.
 
-    With `events=True` it yields every `Append`, `Retract`, `Commit` and `Finish` instead, and `prompt` and
-    `images` may be lists. Other arguments are those of `generate()`. Arguments that are wrong are refused at
-    once; an error of decoding is raised where the stream is read. Decoding begins with the first piece asked
-    for.
+    With `events=True` it yields every `Append`, `Retract`, `Commit` and `Complete` instead, and `prompt` and
+    `images` may be lists. Other arguments are those of `generate()`. Wrong arguments are refused at once; an
+    error of decoding is raised where the stream is read. Decoding begins when the first piece is read.
     """
-    batch_size = check_whole("batch_size", batch_size, 1)
-    request = _template(options)
-    requests, single = _requests_of(request, images, prompt, seed)
+    batch_size = check_whole_number("batch_size", batch_size, 1)
+    request = _make_template(options)
+    requests, single = _make_requests(request, images, prompt, seed)
     if not events and len(requests) > 1:
         raise RequestError(
             f"got {len(requests)} requests, whose texts would be mixed: stream one, or use events=True"
         )
-    engine = shared_engine(model, processor, backend)
+    engine = find_shared_engine(model, processor, backend)
     engine.check(request)
-    return TextStream.of_requests(engine, requests, min(batch_size, len(requests)), events, single)
+    return TextStream.from_requests(engine, requests, min(batch_size, len(requests)), events, single)
 
 
 # ---------------------------------------------------------------------- arguments
-def _template(options: dict[str, Any]) -> Request:
-    """The request that all of a call are made from. Raises TypeError, ValueError."""
-    own = ("system", "mode", "max_new_tokens", "do_sample", "temperature", "stop_strings", "generation")
-    chosen = {name: options.pop(name) for name in own if name in options}
+def _make_template(options: dict[str, Any]) -> Request:
+    """Return the request that all requests of a call are copies of. Raises RequestError."""
+    names = ("system", "mode", "max_new_tokens", "do_sample", "temperature", "stop_strings", "generation")
+    chosen = {name: options.pop(name) for name in names if name in options}
     config = options.pop("config", None)
     return Request(config=resolve_config(config, options, _ARGUMENTS), **chosen)
 
 
-def _requests_of(request: Request, images: Any, prompt: Any, seed: Any) -> tuple[list[Request], bool]:
-    """A request for each picture and prompt, made from one, and whether the caller asked for one answer."""
+def _make_requests(request: Request, images: Any, prompt: Any, seed: Any) -> tuple[list[Request], bool]:
+    """Return a request per picture and prompt, and whether the caller asked for a single answer."""
     pictures, prompts, single = _pair_up(images, prompt)
     seeds = _check_seeds(request.seed if seed is None else seed, len(prompts))
     if len(seeds) != len(prompts):
         raise RequestError(
-            f"got {len(seeds)} seeds for {len(prompts)} requests: give one a request, or a number"
+            f"got {len(seeds)} seeds for {len(prompts)} requests: give one per request, or a number"
         )
     places = zip(pictures, prompts, seeds, strict=True)
     return [replace(request, images=i, prompt=p, seed=s) for i, p, s in places], single
 
 
-def _job(index: int, request: Request, given: Any = None) -> Job:
-    return Job(index, lambda call, job: call.submit(job, request), given)
-
-
 def _read_job(index: int, given: Any, request: Request) -> Job | FailedRequest:
-    """A request of `generate_many()` in one form."""
+    """Return the job of a request of `generate_many()`, or its failure."""
     try:
         if isinstance(given, Mapping):
             unknown = sorted(map(str, set(given) - {"images", "prompt", "seed"}))
@@ -227,9 +225,9 @@ def _read_job(index: int, given: Any, request: Request) -> Job | FailedRequest:
                 )
             (own,) = _check_seeds(given.get("seed", request.seed), 1)
             images, prompt = given.get("images"), given.get("prompt", QUESTION)
-            return _job(index, replace(request, images=images, prompt=prompt, seed=own), given)
+            return Job(index, replace(request, images=images, prompt=prompt, seed=own), given)
         if isinstance(given, tuple) and len(given) == 2:
-            return _job(index, replace(request, images=given[0], prompt=given[1]), given)
+            return Job(index, replace(request, images=given[0], prompt=given[1]), given)
         raise RequestTypeError(
             f"request {index} is a {type(given).__name__}: give a mapping with images and prompt, or a pair "
             "of them"
@@ -239,7 +237,7 @@ def _read_job(index: int, given: Any, request: Request) -> Job | FailedRequest:
 
 
 def _pair_up(images: Any, prompt: Any) -> tuple[list[Any], list[Any], bool]:
-    """Images and prompts as lists of equal length, and whether the caller asked for one answer."""
+    """Return images and prompts as lists of equal length, and whether one answer was asked for."""
     if not isinstance(prompt, (str, list, tuple)):
         raise RequestTypeError(
             f"prompt must be a text, a chat (a list of messages) or a list of either, got "
@@ -275,12 +273,12 @@ def _check_seeds(seed: Any, requests: int) -> list[int]:
         return [check_seed(seed)] * requests
     except TypeError:
         raise RequestTypeError(
-            f"seed must be a whole number, or a list of them with one a request, got {seed!r}: try 0"
+            f"seed must be a whole number, or a list of them with one per request, got {seed!r}: try 0"
         ) from None
 
 
 # ---------------------------------------------------------------------- order
-def _in_order(found: Iterator[tuple[int, Result | FailedRequest]]) -> Iterator[Result | FailedRequest]:
+def _sort_results(found: Iterator[tuple[int, Result | FailedRequest]]) -> Iterator[Result | FailedRequest]:
     waiting: dict[int, Result | FailedRequest] = {}
     following = 0
     try:
@@ -290,11 +288,11 @@ def _in_order(found: Iterator[tuple[int, Result | FailedRequest]]) -> Iterator[R
                 following += 1
                 yield waiting.pop(following - 1)
     except Interrupted as stopped:
-        raise Interrupted(_answers(waiting) | stopped.results) from None
+        raise Interrupted(_select_results(waiting) | stopped.results) from None
     except Exception as error:
-        add_results(error, _answers(waiting))
+        add_results(error, _select_results(waiting))
         raise
 
 
-def _answers(waiting: dict[int, Result | FailedRequest]) -> dict[int, Result]:
+def _select_results(waiting: dict[int, Result | FailedRequest]) -> dict[int, Result]:
     return {i: result for i, result in waiting.items() if isinstance(result, Result)}

@@ -1,4 +1,4 @@
-"""The commands: each turns its options into one call of the library, and what comes back into lines.
+"""The command line: every command turns its options into one call of the library and prints the result.
 
     reverse demo
     reverse generate tiny-llava --image kitchen.png --prompt "Describe this image."
@@ -11,7 +11,6 @@ traceback and asks for a report.
 
 import errno
 import functools
-import json
 import math
 import re
 import traceback
@@ -28,13 +27,14 @@ from reverse.commands import (
     checkpoint_commands,
     data_commands,
     eval_command,
+    generate_command,
     making_commands,
     statistics_commands,
     train_command,
 )
 from reverse.commands import score_command as scoring
-from reverse.commands.option_checks import check_decoding, check_request
-from reverse.commands.runtime_setup import resolve_placement, silence_libraries
+from reverse.commands.option_checks import check_decoding
+from reverse.commands.runtime_setup import silence_libraries
 from reverse.errors import RequestError, ReverseError
 from reverse.progress import show_phases, show_progress
 
@@ -42,12 +42,12 @@ BUG = "this is a bug of reverse-vlm: please report it with the lines above and t
 
 
 class _Commands(TyperGroup):
-    """All commands; an error that the library explains becomes one line, and a list in it stays one."""
+    """All commands. An error that the library explains is printed as one line."""
 
     def __init__(self, *arguments: Any, **settings: Any):
         super().__init__(*arguments, **settings)
         for command in self.commands.values():
-            _bound_numbers(command)
+            _check_numbers(command)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -55,40 +55,39 @@ class _Commands(TyperGroup):
         except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
         except Exception as error:
-            said = _explain_error(error)
-            if said is None and not hasattr(error, "exit_code"):
+            message = _explain_error(error)
+            if message is None and not hasattr(error, "exit_code"):
                 traceback.print_exception(error)
                 _print_error(BUG)
                 raise typer.Exit(1) from error
-            if said is None or ctx.params.get("debug"):
+            if message is None or ctx.params.get("debug"):
                 raise
-            _print_error(said)
+            _print_error(message)
             raise typer.Exit(2) from error
 
 
 def _explain_error(error: Exception) -> str | None:
-    """The line for an error that is no bug; None for any other."""
-    found = _system_error(error) or _wrong_option(error)
+    """Return the line for an error that is no bug, or None."""
+    found = _explain_system_error(error) or _explain_option_error(error)
     if found is None and isinstance(error, ReverseError):
         return str(error)
     return found
 
 
 def _print_error(message: str) -> None:
-    """One line on stderr; items of a list, which begin with two spaces, keep theirs."""
-    # transformers breaks its lines anywhere
-    said = "\n  ".join(" ".join(part.split()) for part in re.split(r"\n  (?=\S)", message))
-    shown = re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\ud800-\udfff]", _escape, said)
+    """Print an error on stderr as one line. Items of a list, after two spaces, keep their lines."""
+    message = "\n  ".join(" ".join(part.split()) for part in re.split(r"\n  (?=\S)", message))
+    shown = re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\ud800-\udfff]", _escape, message)
     Console(stderr=True).print(Text(f"error: {shown}", style="red"), soft_wrap=True)
 
 
 def _escape(match: re.Match[str]) -> str:
-    """What would move the cursor, colour the terminal or cannot be encoded, as Python writes it."""
+    """Return a control character or a surrogate as a Python escape."""
     return match.group().encode("unicode_escape").decode("ascii")
 
 
-def _system_error(error: Exception) -> str | None:
-    """What to do about an error of the operating system that nobody has explained; None for any other."""
+def _explain_system_error(error: Exception) -> str | None:
+    """Return the path and the remedy for an error of the operating system, or None."""
     if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # Python below 3.13
         error = OSError(errno.ELOOP, "", str(error).partition("'")[2].rstrip("'"))
     if not isinstance(error, OSError) or error.errno is None or not str(error).startswith("[Errno "):
@@ -110,27 +109,27 @@ def _system_error(error: Exception) -> str | None:
     return f"{path}: {remedies.get(error.errno, f'{error.strerror}: check the path and the disk')}"
 
 
-def _wrong_option(error: Exception) -> str | None:
-    """What the parser says of a wrong option or command, with the value; None where it did not raise this.
+def _explain_option_error(error: Exception) -> str | None:
+    """Return the parser's message about a wrong option or command with the value, or None.
 
-    Its own message of a number that is none, or out of range, leaves the value out.
+    The parser's own message about a number leaves the value out.
     """
     if not hasattr(error, "format_message") or type(error).__name__ == "NoArgsIsHelpError":
         return None
-    said = str(error.format_message()).strip().rstrip(".")
+    message = str(error.format_message()).strip().rstrip(".")
     causes = getattr(error.__cause__, "errors", None)
     values = [repr(cause.get("input"))[:80] for cause in causes()] if callable(causes) else []
-    told = [value for value in values if value.strip("'") not in said or value == "''"]
+    told = [value for value in values if value.strip("'") not in message or value == "''"]
     if told:
-        said = f"{said}, got {told[0]}"
+        message = f"{message}, got {told[0]}"
     path = getattr(getattr(error, "ctx", None), "command_path", "reverse")
-    return f"{said}: see `{path} --help`"
+    return f"{message}: see `{path} --help`"
 
 
-def _bound_numbers(command: Any) -> None:
-    """Have all commands refuse numbers that are NaN, infinite, or larger than a machine word."""
+def _check_numbers(command: Any) -> None:
+    """Make a command refuse numbers that are NaN, infinite, or larger than 64 bits."""
     for inner in getattr(command, "commands", {}).values():
-        _bound_numbers(inner)
+        _check_numbers(inner)
     if command.callback is None:
         return
     run, names = command.callback, {each.name: each.opts[0] for each in command.params}
@@ -157,119 +156,42 @@ making_commands.register(data)
 train_command.register(app)
 
 
-def _version(asked: bool) -> None:
+def _print_version(asked: bool) -> None:
     if asked:
         typer.echo(f"reverse {__version__}")
         raise typer.Exit
 
 
 @app.callback()
-def _everything(
+def _read_global_options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version and leave.")
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
     debug: Annotated[
         bool, typer.Option(envvar="REVERSE_DEBUG", help="Show the traceback of an error.")
     ] = False,
 ) -> None:
-    """A vision-language model that takes back what it should not have said."""
+    """Decode with vision-language models that take back phrases they are unsure of."""
 
 
 @app.command()
 def demo(
     model: Annotated[str, typer.Option(help="Checkpoint folder, hub id or bundled name.")] = "tiny-llava",
     threshold: Annotated[
-        float | None, typer.Option(help="p(</UN>) above which a phrase is rejected; else the checkpoint's.")
+        float | None,
+        typer.Option(help="Reject phrases with a p(</UN>) above it. Default: the checkpoint's threshold."),
     ] = None,
 ) -> None:
-    """Three pictures the model has never seen: what it says, what it takes back, and why."""
+    """Show what a model says about three unseen pictures, and what it takes back."""
     silence_libraries()
     check_decoding(threshold=threshold)
-    from reverse.demo import show
+    from reverse.demo import show_demo
 
-    show(Console(), model, threshold)
+    show_demo(Console(), model, threshold)
 
 
-@app.command()
-def generate(
-    model: Annotated[str, typer.Argument(help="Checkpoint folder, hub id or bundled name.")],
-    image: Annotated[
-        list[str] | None, typer.Option(help="A picture; repeat it to ask about several at once.")
-    ] = None,
-    prompt: Annotated[str, typer.Option(help="The question.")] = "Describe this image.",
-    system: Annotated[str | None, typer.Option(help="Instruction that stands before the question.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Phrases, attempts and costs as JSON.")] = False,
-    stream: Annotated[
-        bool, typer.Option("--stream", help="Print pieces as they come; none is taken back.")
-    ] = False,
-    threshold: Annotated[
-        float | None, typer.Option(help="p(</UN>) above which a phrase is rejected; else the checkpoint's.")
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="The most tokens of the answer, tags included.")] = 256,
-    max_attempts: Annotated[
-        int, typer.Option(help="The most rejections in the answer; 0: check, never correct.")
-    ] = 50,
-    hints: Annotated[int, typer.Option(help="Rejected phrases that the prompt names; 0: none.")] = 5,
-    candidates: Annotated[int, typer.Option(help="Continuations tried side by side.")] = 1,
-    commit: Annotated[
-        str, typer.Option(help="How far back a rewind may go: phrase, sentence or answer.")
-    ] = "sentence",
-    on_exhausted: Annotated[
-        str, typer.Option(help="For a phrase that stays suspect: best or drop.")
-    ] = "best",
-    mode: Annotated[str, typer.Option(help="resample checks and corrects; plain does not.")] = "resample",
-    do_sample: Annotated[bool, typer.Option("--do-sample", help="Sample from the start.")] = False,
-    temperature: Annotated[float | None, typer.Option(help="Of --do-sample; else 1.")] = None,
-    top_p: Annotated[
-        float, typer.Option(help="Sample among the likeliest tokens of this probability; 1: all.")
-    ] = 1.0,
-    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
-    device: Annotated[str | None, typer.Option(help="As torch names it; else cuda or cpu.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; else as saved.")] = None,
-) -> None:
-    """Answer one prompt about one or several pictures."""
-    silence_libraries()
-    settings: dict[str, Any] = {
-        "threshold": threshold, "hints": hints, "on_exhausted": on_exhausted, "max_attempts": max_attempts,
-        "candidates": candidates, "commit": commit, "top_p": top_p, "seed": seed,
-    }  # fmt: skip
-    if stream and as_json:
-        raise RequestError("--stream prints text as it comes and --json the whole answer: choose one of them")
-    check_decoding(
-        mode=mode, max_new_tokens=max_new_tokens, do_sample=do_sample, temperature=temperature, **settings
-    )
-    pictures = check_request(image or [], prompt, system)
-    where, kind = resolve_placement(device, dtype)
-    from reverse import generate as answer
-    from reverse import load
-    from reverse import stream as stream_answer
-
-    network, processor = load(model, device=where, dtype=kind)
-    if not pictures:
-        typer.echo("no --image is given: the question is answered without a picture", err=True)
-    asked: dict[str, Any] = {
-        "mode": mode, "max_new_tokens": max_new_tokens, "system": system, "do_sample": do_sample,
-        "temperature": 1.0 if temperature is None or not do_sample else temperature, **settings,
-    }  # fmt: skip
-    if stream:
-        with stream_answer(network, processor, [pictures], [prompt], **asked) as pieces:
-            for piece in pieces:
-                typer.echo(piece, nl=False)
-            typer.echo()
-            result = pieces.result[0]
-    else:
-        result = answer(network, processor, images=[pictures], prompt=[prompt], **asked)[0]
-    if as_json:
-        typer.echo(json.dumps(result.to_dict(), indent=2, ensure_ascii=False))
-        return
-    if not stream:
-        shown = Text(result.text)
-        for phrase in result.phrases:
-            if phrase.status == "unresolved":
-                shown.stylize("yellow underline", phrase.start, phrase.end)
-        Console().print(shown, soft_wrap=True)
-    if result.resolved is False:
-        Console(stderr=True).print(Text("a phrase stayed suspect (resolved: no)", style="yellow"))
+generate_command.register(app)
 
 
 @tokens.command("add")
@@ -277,11 +199,11 @@ def tokens_add(
     base: Annotated[str, typer.Argument(help="Checkpoint folder or hub id.")],
     out: Annotated[Path, typer.Argument(help="Folder to write; it must not exist or be empty.")],
     init: Annotated[
-        str, typer.Option(help="What a new row starts from: mean, or the mean of a phrase of yours.")
+        str, typer.Option(help="Start of new embedding rows: mean, or a phrase whose mean is taken.")
     ] = "mean",
-    seed: Annotated[int, typer.Option(help="Of the noise on the new rows.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of the noise on the new rows.")] = 0,
 ) -> None:
-    """Write a copy of BASE that knows <SPAN>, </CN> and </UN>."""
+    """Write a copy of BASE with the tokens <SPAN>, </CN> and </UN>."""
     silence_libraries()
     from reverse.files.atomic_write import check_new
     from reverse.files.file_lock import output_lock
@@ -295,12 +217,14 @@ def tokens_add(
 
 @data.command("scenes")
 def data_scenes(
-    out: Annotated[Path, typer.Argument(help="Folder to write; a stopped run goes on where it was.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write. A stopped run is continued.")],
     split: Annotated[str, typer.Option(help="train, val, test or shift.")] = "train",
-    count: Annotated[int, typer.Option(help="How many scenes.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Of the world.")] = 0,
-    workers: Annotated[int, typer.Option(help="Processes.")] = 1,
-    benches: Annotated[bool, typer.Option("--benches", help="The files of all benchmarks too.")] = False,
+    count: Annotated[int, typer.Option(help="Number of scenes.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Random seed of the scenes.")] = 0,
+    workers: Annotated[int, typer.Option(help="Number of processes.")] = 1,
+    benches: Annotated[
+        bool, typer.Option("--benches", help="Write the files of all benchmarks too.")
+    ] = False,
 ) -> None:
     """Write scenes with their truth in the published formats."""
     from reverse.data.scenes import write_scenes

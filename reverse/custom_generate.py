@@ -1,4 +1,4 @@
-"""The drop-in for `model.generate()`: its arguments as requests for the engine.
+"""`model.generate(custom_generate=...)`: arguments of transformers become requests of the engine.
 
 ids = model.generate(**inputs, custom_generate=reverse.retrospective(processor, threshold=0.003))
 """
@@ -15,17 +15,17 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from reverse.decoding.asks import Node, PictureRef
 from reverse.decoding.backends.auto import BackendName
-from reverse.decoding.calls.calls import Call, Interrupted, Job
-from reverse.decoding.calls.sinks import propagate_errors_to, sinks_of
+from reverse.decoding.calls.call import Call, Interrupted, Job
+from reverse.decoding.calls.sinks import make_sinks, propagate_errors_to
 from reverse.decoding.config import ResamplingConfig, check_seed, resolve_config
-from reverse.decoding.engine import shared_engine
+from reverse.decoding.engine import find_shared_engine
 from reverse.decoding.events import Event
 from reverse.decoding.preparing import caller_options
-from reverse.decoding.preparing.preparing import CallerOptions, row_options
+from reverse.decoding.preparing.preparing import read_row_options
 from reverse.decoding.request import Request
 from reverse.decoding.result import Result
 from reverse.decoding.text.codec import TextCodec
-from reverse.decoding.text.stopping import stop_texts
+from reverse.decoding.text.stopping import check_stop_strings
 from reverse.errors import RequestError
 from reverse.models import family_of
 from reverse.models.unwrapping import check_adapter_hooks, check_wrappers, unwrap_model
@@ -35,11 +35,11 @@ __all__ = ["Interrupted", "Retrospective", "retrospective"]
 
 
 class Retrospective:
-    """A decoding loop for `model.generate(custom_generate=...)`; `results` holds what the last call found.
+    """A decoding loop for `model.generate(custom_generate=...)`. `results` holds those of the last call.
 
-    Args: `processor` (or a tokenizer) with a chat template; `config`; `seeds`, one a request, else
-    `config.seed` for every request; `checking=False` decodes plainly and only reads p; `stream`, `events`,
-    `stop_strings` and `backend` as for `retrospective()`.
+    Args: `processor` (or a tokenizer) with a chat template; `config`; `seeds` one per request (default:
+    `config.seed` for all); `checking=False` decodes plainly and only reads p; `stream`, `events`,
+    `stop_strings` and `backend` as of `retrospective()`.
     """
 
     def __init__(
@@ -59,9 +59,13 @@ class Retrospective:
         self.hints = checking and config.hints > 0 and config.max_attempts > 0
         if checking:
             codec.check_tags()
-        self._writer = codec.hint_writer(config.hints) if self.hints else None
+        self._writer = codec.get_hint_writer(config.hints) if self.hints else None
         self._codec = codec
-        self.sinks, self.events, self.stop_strings = sinks_of(stream), events, stop_texts(stop_strings)
+        self.sinks, self.events, self.stop_strings = (
+            make_sinks(stream),
+            events,
+            check_stop_strings(stop_strings),
+        )
         self.results: list[Result] = []
 
     @torch.no_grad()
@@ -74,9 +78,9 @@ class Retrospective:
         generation_config: GenerationConfig,
         **model_kwargs: Any,
     ) -> torch.Tensor | GenerateDecoderOnlyOutput:
-        """What `model.generate()` calls; returns its usual type, ids with tags, right-padded.
+        """Decode a batch of `model.generate()`; return its usual type, ids with tags, right-padded.
 
-        Raises ValueError for options that a decoder which goes back cannot honour.
+        Raises RequestError for options that cannot be honoured while text can be taken back.
         """
         self.results = []
         check_wrappers(model)
@@ -87,27 +91,27 @@ class Retrospective:
             check_adapter_hooks(model)
             if self.sinks and len(self.sinks) != len(input_ids):
                 raise RequestError(
-                    f"got {len(self.sinks)} streams for {len(input_ids)} rows: give a list with one a row"
+                    f"got {len(self.sinks)} streams for {len(input_ids)} rows: give a list with one per row"
                 )
-            jobs = self._jobs(
+            jobs = self._make_jobs(
                 model, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs
             )
-        engine = shared_engine(model, self.processor, self.backend)
+        engine = find_shared_engine(model, self.processor, self.backend)
         rows, candidates = len(input_ids), self.config.candidates
-        call = Call(engine, rows, candidates, sinks=self.sinks, events=self.events, several=False)
+        call = Call(engine, rows, candidates, sinks=self.sinks, events=self.events, names_requests=False)
         found: dict[int, Any] = {}
         try:
             found.update(call.answer(iter(jobs)))
         except Interrupted as stopped:
             raise Interrupted(found | stopped.results) from None
         self.results = [found[i] for i in range(rows)]
-        pad = caller_options.pad_id(generation_config)
-        sequences = _pad(input_ids, [result.ids for result in self.results], pad)
+        pad = caller_options.read_pad_id(generation_config)
+        sequences = _pad_answers(input_ids, [result.ids for result in self.results], pad)
         if generation_config.return_dict_in_generate:
             return GenerateDecoderOnlyOutput(sequences=sequences)
         return sequences
 
-    def _jobs(
+    def _make_jobs(
         self,
         model: Any,
         input_ids: torch.Tensor,
@@ -116,46 +120,41 @@ class Retrospective:
         generation_config: GenerationConfig,
         model_kwargs: dict[str, Any],
     ) -> list[Job]:
-        """What `generate()` hands over as one job a row."""
+        """Return one job per row of what `generate()` passes."""
         mask = model_kwargs.get("attention_mask")
-        options = row_options(input_ids, mask, logits_processor, stopping_criteria, generation_config)
-        pictures = caller_options.pictures_of_rows(model, input_ids, model_kwargs)
+        options = read_row_options(input_ids, mask, logits_processor, stopping_criteria, generation_config)
+        pictures = caller_options.split_pictures_by_row(model, input_ids, model_kwargs)
         temperature = 1.0 if generation_config.temperature is None else generation_config.temperature
-        warm = generation_config.do_sample
+        do_sample = generation_config.do_sample
         request = Request(
             config=self.config,
             mode=self.mode,
-            do_sample=bool(warm),
-            temperature=temperature if warm else 1.0,
+            do_sample=bool(do_sample),
+            temperature=temperature if do_sample else 1.0,
             stop_strings=self.stop_strings,
         )
-        seeds = self._seeds(len(input_ids), generation_config)
+        seeds = self._make_seeds(len(input_ids), generation_config)
         jobs = []
         for row, (ids, seed) in enumerate(zip(input_ids.tolist(), seeds, strict=True)):
             prompt = ids if mask is None else ids[int((mask[row] == 0).sum()) :]
-            # An unusual prompt is refused before any work is done.
             hint_at = None if self._writer is None else self._writer.insert_at(prompt)
             refs = tuple(PictureRef(None, encoded) for encoded in pictures[row])
             node = Node(tuple(prompt), refs, hint_at, self._codec)
-            jobs.append(_job(row, replace(request, seed=seed), node, options[row]))
+            jobs.append(Job(row, replace(request, seed=seed), source=node, options=options[row]))
         return jobs
 
-    def _seeds(self, rows: int, generation_config: GenerationConfig) -> list[int]:
-        """One seed a row; the answers asked for one request (`num_return_sequences`) get consecutive ones."""
+    def _make_seeds(self, rows: int, generation_config: GenerationConfig) -> list[int]:
+        """Return one seed per row. The `num_return_sequences` answers of a request get consecutive seeds."""
         copies = generation_config.num_return_sequences or 1
         given = self.seeds
         seeds = list(given) if given is not None else [self.config.seed] * (rows // copies)
         if len(seeds) * copies != rows:
-            raise RequestError(f"got {len(seeds)} seeds for {rows // copies} requests: give one a request")
+            raise RequestError(f"got {len(seeds)} seeds for {rows // copies} requests: give one per request")
         return [check_seed(seed + i) for seed in seeds for i in range(copies)]
 
 
-def _job(row: int, request: Request, node: Node, options: CallerOptions) -> Job:
-    return Job(row, lambda call, job: call.submit(job, request, source=node, options=options))
-
-
 def _check_pictures(model: Any, model_kwargs: dict[str, Any]) -> None:
-    """Refuse pictures that `model.generate()` encoded with dropout, before the decoding loop had a say."""
+    """Refuse pictures that `model.generate()` has encoded with dropout, in train mode."""
     if not any((model_kwargs.get("mm_encoder_outputs") or {}).values()):
         return
     family = family_of(model)
@@ -180,14 +179,14 @@ def retrospective(
     backend: BackendName = "auto",
     **settings: Any,
 ) -> Retrospective:
-    """The drop-in: `model.generate(**inputs, custom_generate=retrospective(processor, threshold=0.003))`.
+    """Return a decoder for `model.generate(**inputs, custom_generate=retrospective(processor))`.
 
     `settings` are fields of `ResamplingConfig`. Temperature and max_new_tokens stay arguments of
-    `model.generate()`; top-k and top-p are settings here, since the library's silent top_k=50 is taken out.
-    `stream`, a `reverse.TextStream` or an object with `put(ids)` and `end()`, or a list with one a row, gets
-    text that is never taken back; `events` is called with every append and retraction; `stop_strings` end an
-    answer (`model.generate()` cannot hand these three to a decoding loop); `backend` as in `generate()`.
-    Raises ValueError where the tokenizer has no confidence tokens or a setting is out of range.
+    `model.generate()`; top-k and top-p are settings here, because transformers fills in top_k=50 unasked.
+    `stream`, a `reverse.TextStream`, an object with `put(ids)` and `end()`, or a list with one per row,
+    receives final text; `events` is called with every append and retraction; `stop_strings` end an answer
+    (`model.generate()` passes none of these three to a decoding loop); `backend` as of `generate()`.
+    Raises RequestError if the tokenizer lacks the three tokens or a setting is out of range.
     """
     chosen = resolve_config(config, settings, ("seeds", "stream", "events", "stop_strings", "backend"))
     decoder = Retrospective(
@@ -201,7 +200,7 @@ def retrospective(
     return decoder
 
 
-def _pad(prompts: torch.Tensor, answers: Sequence[Sequence[int]], pad: int) -> torch.Tensor:
+def _pad_answers(prompts: torch.Tensor, answers: Sequence[Sequence[int]], pad: int) -> torch.Tensor:
     width = max(len(a) for a in answers)
     tail = torch.full((len(answers), width), pad, dtype=prompts.dtype, device=prompts.device)
     for row, answer in enumerate(answers):

@@ -1,10 +1,10 @@
-"""The demonstration: pictures the model has never seen, its plain answers, and what checking makes of them.
+"""`reverse demo`: answers about unseen pictures, with checking off and on.
 
-    reverse demo                                   # or: from reverse.demo import show; show(Console())
+    reverse demo                    # in Python: from reverse.demo import show_demo; show_demo(Console())
 
-The pictures come from the scenes world's `test` split, which nothing is trained on, and lie with their truth
-in `reverse/assets/demo` (`playground/art/make_demo.py` chose them). A phrase is called wrong when the picture
-does not hold its object. Everything is greedy or seeded: two runs on a machine print the same answers.
+The pictures come from the `test` split of scenes, which no model is trained on. They are in
+`reverse/assets/demo` with their truth (`playground/art/make_demo.py` chose them). A phrase is wrong if its
+object is not in the picture. Answers are greedy or seeded: two runs on a machine print the same.
 """
 
 from __future__ import annotations
@@ -23,7 +23,15 @@ from reverse.data.scenes.object_names import Mention, find_objects, make_noun_ph
 from reverse.decoding.result import Result
 from reverse.errors import MissingFileError
 
-__all__ = ["MAX_NEW_TOKENS", "PROMPT", "Example", "answers", "examples", "show", "wrong_mentions"]
+__all__ = [
+    "MAX_NEW_TOKENS",
+    "PROMPT",
+    "Example",
+    "compare_answers",
+    "find_wrong_mentions",
+    "load_examples",
+    "show_demo",
+]
 
 FOLDER = Path(__file__).resolve().parent / "assets" / "demo"
 PROMPT = "Describe this image."
@@ -32,16 +40,16 @@ MAX_NEW_TOKENS = 128
 
 @dataclass(frozen=True)
 class Example:
-    """A bundled picture and what it shows, COCO name -> count."""
+    """A bundled picture and its objects, COCO name -> count."""
 
     picture: Path
     truth: dict[str, int]
 
 
-def examples(folder: Path | None = None) -> list[Example]:
-    """The pictures of `folder` (else the bundled ones), each with the truth in the JSON file of its name.
+def load_examples(folder: Path | None = None) -> list[Example]:
+    """Return the pictures of `folder` (default: the bundled ones) with the truth of their JSON files.
 
-    Raises FileNotFoundError where there is none.
+    Raises MissingFileError if there is none.
     """
     folder = folder or FOLDER
     found = [
@@ -56,15 +64,15 @@ def examples(folder: Path | None = None) -> list[Example]:
     return found
 
 
-def wrong_mentions(text: str, truth: Collection[str]) -> list[Mention]:
-    """The objects named in `text` that are not in the picture."""
+def find_wrong_mentions(text: str, truth: Collection[str]) -> list[Mention]:
+    """Return the objects named in `text` that are not in the picture."""
     return [mention for mention in find_objects(text) if mention.name not in truth]
 
 
-def answers(
+def compare_answers(
     model: Any, processor: Any, picture: Any, threshold: float | None = None
 ) -> tuple[Result, Result]:
-    """The same model's answer with checking off, and with checking on."""
+    """Return the answers of a model with checking off and with checking on."""
     from reverse.api import generate
 
     def ask(**how: Any) -> Result:
@@ -75,12 +83,9 @@ def answers(
     return ask(mode="plain"), ask(mode="resample", threshold=threshold)
 
 
-def show(console: Console, name: str = "tiny-llava", threshold: float | None = None) -> None:
-    """Print the demonstration of model `name`; `threshold` else the checkpoint's own.
-
-    Raises what `load` raises, and FileNotFoundError where there are no pictures.
-    """
-    bundled = examples()
+def show_demo(console: Console, name: str = "tiny-llava", threshold: float | None = None) -> None:
+    """Print the demonstration of model `name`. The default `threshold` is the checkpoint's."""
+    bundled = load_examples()
     from reverse.models import default_threshold, load
 
     model, processor = load(name)
@@ -90,9 +95,9 @@ def show(console: Console, name: str = "tiny-llava", threshold: float | None = N
     )
     before = after = 0
     for example in bundled:
-        plain, checked = answers(model, processor, str(example.picture), limit)
-        before += len(wrong_mentions(plain.text, example.truth))
-        after += len(wrong_mentions(checked.text, example.truth))
+        plain, checked = compare_answers(model, processor, str(example.picture), limit)
+        before += len(find_wrong_mentions(plain.text, example.truth))
+        after += len(find_wrong_mentions(checked.text, example.truth))
         _print(console, example, plain, checked)
     console.print(
         f"\n[bold]Objects named that are not there: {before} with checking off, {after} with checking on.[/]",
@@ -109,22 +114,22 @@ def _print(console: Console, example: Example, plain: Result, checked: Result) -
     console.print(str(example.picture), style="bold", highlight=False, soft_wrap=True)
     for label, words in (
         ("shows", Text(there, style="dim")),
-        ("plain", _marked(plain, example.truth)),
-        ("checked", _marked(checked, example.truth)),
+        ("plain", _mark_answer(plain, example.truth)),
+        ("checked", _mark_answer(checked, example.truth)),
     ):
-        _say(console, label, words)
+        _print_labelled(console, label, words)
         if label == "shows":
             continue
         result = plain if label == "plain" else checked
-        wrong = [result.text[m.start : m.end] for m in wrong_mentions(result.text, example.truth)]
+        wrong = [result.text[m.start : m.end] for m in find_wrong_mentions(result.text, example.truth)]
         note = f"not there: {', '.join(wrong)}" if wrong else "every object named is there"
-        _say(console, "", Text(note, style="red" if wrong else "green"))
+        _print_labelled(console, "", Text(note, style="red" if wrong else "green"))
     if checked.trace:
-        _attempts(console, checked)
+        _print_attempts(console, checked)
 
 
-def _say(console: Console, label: str, words: Text) -> None:
-    """A labelled text: folded to the terminal, or one line where the output goes to a file or a pipe."""
+def _print_labelled(console: Console, label: str, words: Text) -> None:
+    """Print a labelled text, folded on a terminal and as one line in a file or a pipe."""
     if not console.is_terminal:
         console.print(Text(f"{label:<7}  ").append_text(words), soft_wrap=True)
         return
@@ -135,10 +140,10 @@ def _say(console: Console, label: str, words: Text) -> None:
     console.print(grid)
 
 
-def _marked(result: Result, truth: Collection[str]) -> Text:
-    """The answer with wrong objects in red and phrases that stayed suspect underlined."""
+def _mark_answer(result: Result, truth: Collection[str]) -> Text:
+    """Return the answer with wrong objects in red and unresolved phrases underlined."""
     words = Text(result.text)
-    for mention in wrong_mentions(result.text, truth):
+    for mention in find_wrong_mentions(result.text, truth):
         words.stylize("bold red", mention.start, mention.end)
     for phrase in result.phrases:
         if result.resolved is False and phrase.status == "unresolved":
@@ -146,8 +151,8 @@ def _marked(result: Result, truth: Collection[str]) -> Text:
     return words
 
 
-def _attempts(console: Console, result: Result) -> None:
-    """What was taken back, in order. The position is the token of the answer that decoding went back to."""
+def _print_attempts(console: Console, result: Result) -> None:
+    """Print the rejected phrases in order, with the token position that decoding went back to."""
     header = ("phrase", "p(</UN>)", "temperature", "rewound to")
     rows = [
         (

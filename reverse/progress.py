@@ -1,11 +1,11 @@
-"""How far a long command is: a bar on a terminal, elsewhere a line every 30 seconds, on stderr.
+"""Progress of long commands on stderr: a bar on a terminal, otherwise a line every 30 seconds.
 
     with show_progress("records", total=500) as progress:
         progress(17)                  # done
-        progress(18, 600, "0.2 EUR")  # done, total, what else is worth saying
+        progress(18, 600, "0.2 EUR")  # done, total, note
 
-A line holds what is done, of how much, how many a second and the time that is left; what an earlier run had
-done already does not count for the rate. Nothing is written for a command that ends before.
+A line shows the count, the total, the rate and the remaining time. Work of an earlier run does not count for
+the rate. A command that takes less than 30 seconds writes no line.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TextIO
 
-__all__ = ["EVERY", "ProgressLines", "Report", "show_phases", "show_progress"]
+__all__ = ["EVERY", "ProgressCallback", "ProgressLines", "show_phases", "show_progress"]
 
 EVERY = 30.0  # seconds between two lines
 
 
-class Report(Protocol):
-    """Told how far the work is."""
+class ProgressCallback(Protocol):
+    """Takes the progress of the work."""
 
     def __call__(self, done: float, total: float | None = None, note: str = "") -> None: ...
 
 
 class ProgressLines:
-    """Lines for where no bar can be drawn: a log file, a batch job.
+    """Writes lines of progress to a log file.
 
     Args:
         label: what is counted.
-        total: of how many, where that is known at the start.
-        stream: where lines go; None: stderr, as it is when the line is written.
-        clock: seconds; another one for tests.
+        total: the total count, if it is known.
+        stream: receives the lines; None: stderr.
+        clock: returns seconds.
         every: seconds between two lines; None: `EVERY`.
     """
 
@@ -52,17 +52,17 @@ class ProgressLines:
         self.every = EVERY if every is None else every
         self.done, self.note, self.lines = 0.0, "", 0
         self._began = self._last = clock()
-        self._first: float | None = None  # done at the first report: by an earlier run, or the first piece
+        self._first: float | None = None  # count of the first report
 
     def update(self, done: float, total: float | None = None, note: str = "") -> None:
-        """Keep how far the work is, and write a line where one is due."""
+        """Take the progress, and write a line if one is due."""
         self.done, self.total, self.note = done, self.total if total is None else total, note
         if self._first is None:
             self._first, self._began = done, self.clock()
         self.tick()
 
     def tick(self) -> None:
-        """Write a line where one is due."""
+        """Write a line if one is due."""
         now = self.clock()
         if now - self._last >= self.every:
             self._last = now
@@ -70,7 +70,7 @@ class ProgressLines:
             print(self.line(now), file=self.stream or sys.stderr, flush=True)
 
     def line(self, now: float) -> str:
-        """What there is to say at the time `now`."""
+        """Return the line at the time `now`."""
         parts = [f"{self.label}: {self.done:,.0f}"]
         if self.total:
             parts[0] += f" of {self.total:,.0f} ({self.done / self.total:.0%})"
@@ -80,7 +80,7 @@ class ProgressLines:
             rate = made / spent
             parts.append(f"{rate:,.1f} a second" if rate >= 1 else f"{60 * rate:,.1f} a minute")
             if self.total:
-                parts.append(f"{_duration(max(0.0, self.total - self.done) / rate)} left")
+                parts.append(f"{_format_duration(max(0.0, self.total - self.done) / rate)} left")
         return ", ".join([*parts, *filter(None, [self.note])])
 
 
@@ -92,15 +92,15 @@ def show_progress(
     shown: bool = True,
     transient: bool = False,
     clock: Callable[[], float] = time.monotonic,
-) -> Iterator[Report]:
-    """A function to call with done, total (where it is known by then) and a note.
+) -> Iterator[ProgressCallback]:
+    """Yield a function that takes the count, the total (if known) and a note.
 
     Args:
         label: what is counted.
-        total: of how many; None: not known yet, or never.
-        shown: False: nothing is written at all (of several processes only one writes).
-        transient: take the bar off the terminal at the end.
-        clock: seconds; another one for tests.
+        total: the total count; None: unknown.
+        shown: False writes nothing, for all but one of several processes.
+        transient: remove the bar at the end.
+        clock: returns seconds.
     """
     if not shown:
         yield lambda done, total=None, note="": None
@@ -125,9 +125,9 @@ def show_progress(
 def show_phases(
     label: str, *, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Callable[[str], None]]:
-    """For work that tells its phase and no count: a spinner, or every 30 seconds a line with the phase.
+    """Yield a function that takes the current phase: a spinner, or a line every 30 seconds.
 
-    A thread writes the lines, for one phase may take minutes (reading a checkpoint).
+    A thread writes the lines, because one phase may take minutes (reading a checkpoint).
     """
     from rich.console import Console
 
@@ -140,7 +140,7 @@ def show_phases(
 
     def write() -> None:
         while not ended.wait(EVERY):
-            print(f"{phase[0]}, for {_duration(clock() - began)}", file=sys.stderr, flush=True)
+            print(f"{phase[0]}, for {_format_duration(clock() - began)}", file=sys.stderr, flush=True)
 
     def update(text: str) -> None:
         phase[0] = str(text)
@@ -176,8 +176,8 @@ def _bar(console: Any, transient: bool) -> Any:
     )
 
 
-def _duration(seconds: float) -> str:
-    """1:05, or 2:03:04 with hours."""
+def _format_duration(seconds: float) -> str:
+    """Return a duration as 1:05, or 2:03:04 with hours."""
     minutes, rest = divmod(round(min(seconds, 1e9)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

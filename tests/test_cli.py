@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from experiments.tiny_models import build_tiny_llava
 from reverse import __version__
 from reverse.cli import app
-from reverse.demo import examples
+from reverse.demo import load_examples
 from reverse.tokens import TAGS, find_token_ids
 from tests.decoding.worlds import picture as noise
 from tests.decoding.worlds import talkative
@@ -219,7 +219,7 @@ def test_demo_errs_and_mends():
     result = run("demo")
     assert result.exit_code == 0, result.output
     shown = result.stdout.replace("\n", "")
-    pictures = examples()
+    pictures = load_examples()
     assert len(pictures) == 3
     assert all(example.picture.name in shown for example in pictures)
     assert result.stdout.count("plain ") == result.stdout.count("checked ") == 3
@@ -245,12 +245,12 @@ def test_demo_on_a_terminal_keeps_to_its_width(monkeypatch):
 
     from rich.console import Console
 
-    from reverse.demo import show
+    from reverse.demo import show_demo
 
-    one = examples()[-1:]
-    monkeypatch.setattr("reverse.demo.examples", lambda: one)
+    one = load_examples()[-1:]
+    monkeypatch.setattr("reverse.demo.load_examples", lambda: one)
     screen = io.StringIO()
-    show(Console(file=screen, force_terminal=True, width=70, color_system=None))
+    show_demo(Console(file=screen, force_terminal=True, width=70, color_system=None))
     lines = screen.getvalue().splitlines()
     assert any("┃" in line for line in lines)
     assert all(len(line) <= 70 for line in lines if ".png" not in line)
@@ -263,7 +263,7 @@ def test_demo_pictures_are_what_the_world_makes():
 
     from reverse.data.scenes import make_scene, render_scene
 
-    for example in examples():
+    for example in load_examples():
         split, index = example.picture.stem.split("-")
         scene = make_scene(split, int(index))
         assert split == "test" and scene.truth == example.truth

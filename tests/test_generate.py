@@ -10,12 +10,12 @@ import torch
 import reverse
 from reverse.decoding.asks import Node
 from reverse.decoding.backends.hf.hf_backend import HfBackend
-from reverse.decoding.branch import AnswerRules, Branch
 from reverse.decoding.engine import Engine
 from reverse.decoding.policies.policy import Rewind
 from reverse.decoding.policies.resample_policy import ResamplePolicy
 from reverse.decoding.preparing import preparing
-from reverse.decoding.preparing.preparing import answer_room
+from reverse.decoding.preparing.preparing import limit_new_tokens
+from reverse.decoding.scheduling.branch import AnswerRules, Branch
 from reverse.decoding.text.hints import HintWriter
 from reverse.decoding.verifier import Verifier
 from reverse.tokens import TAGS
@@ -145,7 +145,7 @@ def blank_first(monkeypatch, blank_rows):
         return prepare(processor, images, prompts, *args, **kwargs)
 
     def noting(self, *args, **kwargs):
-        numbers.append(self._numbers + 1)
+        numbers.append(self._last_number + 1)
         return submit(self, *args, **kwargs)
 
     monkeypatch.setattr(Engine, "submit_to", noting)
@@ -272,7 +272,7 @@ def test_a_generous_length_leaves_room_for_hints(chatty, picture, monkeypatch):
 )
 def test_the_room_of_an_answer(prompt, asked, hints, room):
     """An answer would overrun the context, or near its end give way to hints altogether."""
-    assert answer_room(prompt, 1024, asked, hints) == room
+    assert limit_new_tokens(prompt, 1024, asked, hints) == room
 
 
 def test_what_the_length_limit_cuts_is_discarded_beside_the_trace():

@@ -280,9 +280,9 @@ def test_seed_of_the_wrong_kind(ask, seed):
 
 def test_wrong_number_of_seeds(ask, drop_in):
     """Requests would share seeds, or the last of them get none."""
-    with pytest.raises(ValueError, match="got 2 seeds for 1 requests: give one a request, or a number"):
+    with pytest.raises(ValueError, match="got 2 seeds for 1 requests: give one per request, or a number"):
         ask(seed=[1, 2])
-    with pytest.raises(ValueError, match="got 3 seeds for 1 requests: give one a request"):
+    with pytest.raises(ValueError, match="got 3 seeds for 1 requests: give one per request"):
         drop_in(settings={"seeds": [1, 2, 3]})
 
 

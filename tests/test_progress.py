@@ -137,4 +137,4 @@ def test_phases_are_told_while_one_lasts(monkeypatch, capsys):
 )
 def test_durations(seconds, shown):
     """An hour would be 60:00 of a unit that nobody names."""
-    assert module._duration(seconds) == shown
+    assert module._format_duration(seconds) == shown

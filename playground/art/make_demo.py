@@ -40,7 +40,7 @@ def exaggerates(result: Result, scene: Scene) -> bool:
 
 def rank(scene: Scene, plain: Result, checked: Result) -> tuple | None:
     """A sort key, best first, or None where the pair shows nothing."""
-    if not demo.wrong_mentions(plain.text, scene.truth) or exaggerates(checked, scene):
+    if not demo.find_wrong_mentions(plain.text, scene.truth) or exaggerates(checked, scene):
         return None
     said = [mention.name for mention in find_objects(checked.text)]
     if len(said) != len(set(said)):  # true, but no pleasure to read
@@ -76,8 +76,8 @@ def main() -> None:
     )
     found = []
     for scene, first in zip(scenes, plain, strict=True):
-        if demo.wrong_mentions(first.text, scene.truth):
-            pair = demo.answers(model, processor, picture(scene), given.threshold)
+        if demo.find_wrong_mentions(first.text, scene.truth):
+            pair = demo.compare_answers(model, processor, picture(scene), given.threshold)
             key = rank(scene, *pair)
             if key is not None:
                 found.append((key, scene, pair))

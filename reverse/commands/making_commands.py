@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 
 from reverse.errors import RequestError
-from reverse.progress import Report, show_progress
+from reverse.progress import ProgressCallback, show_progress
 
 FORMAT = 2  # of what is written: a part of another is not gone on with
 
@@ -134,7 +134,7 @@ def _by_model(
     from reverse.endpoints.client import ChatClient
     from reverse.endpoints.reply_cache import ReplyCache
 
-    async def run(part: Any, records: Iterator[dict[str, Any]], progress: Report) -> None:
+    async def run(part: Any, records: Iterator[dict[str, Any]], progress: ProgressCallback) -> None:
         cache = ReplyCache(replies)
         client = ChatClient(endpoint, cache, concurrency)
         total = part.counts()

@@ -26,13 +26,13 @@ def check_decoding(
     Raises:
         RequestError: an option is out of its range, or would be ignored.
     """
-    from reverse.decoding.config import ResamplingConfig, check_whole
+    from reverse.decoding.config import ResamplingConfig, check_whole_number
     from reverse.modes import MODES
 
     if mode not in MODES:
         raise RequestError(f"--mode must be one of {', '.join(MODES)}, got {mode!r}")
     if max_new_tokens is not None:
-        check_whole("max_new_tokens", max_new_tokens, 1)
+        check_whole_number("max_new_tokens", max_new_tokens, 1)
     if temperature and not do_sample:  # 0 means greedy decoding
         raise RequestError(
             f"--temperature {temperature:g} does nothing without --do-sample: add --do-sample, or leave "

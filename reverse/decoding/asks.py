@@ -1,7 +1,7 @@
-"""What a mode may ask of the engine, and what it gets back.
+"""The asks of a mode and their outcomes.
 
-A mode is a generator: it yields lists of asks and is sent their outcomes, in order. The engine runs the
-generators of many requests side by side and batches all that is outstanding.
+A mode is a generator: it yields lists of asks and receives their outcomes in order. The engine runs the
+generators of many requests side by side and batches all outstanding asks.
 
     def run(self, request):
         (first,) = yield [Generate(request.conversation)]
@@ -39,21 +39,21 @@ __all__ = [
     "Sampling",
     "Score",
     "TurnWriter",
-    "policy_of",
+    "find_policy",
     "resolve_mode",
 ]
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Pictures and a question, or a chat, as a user gives them; tokenised when it is asked for."""
+    """Pictures and a question or a chat, as a user gives them. It is tokenised when it is needed."""
 
     images: Any = None
     prompt: Any = "Describe this image."  # a text, or a list of messages
     system: str | None = None
 
     def with_instruction(self, text: str) -> Conversation:
-        """The same with a sentence added to the last turn of the user."""
+        """Return a copy with a sentence added to the last turn of the user."""
         if isinstance(self.prompt, str):
             return replace(self, prompt=f"{self.prompt} {text}")
         turns = [dict(turn) for turn in self.prompt]
@@ -68,7 +68,7 @@ class Conversation:
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class PictureRef:
-    """A picture of requests: as their processor prepares it, and its features once they are known.
+    """A picture that requests share: prepared by the processor, and later its features.
 
     `outline` has the shapes of the prepared tensors, from which placeholders are counted.
     """
@@ -79,52 +79,52 @@ class PictureRef:
 
 
 class TurnWriter(Protocol):
-    """Writes what follows an answer in a conversation, as ids."""
+    """Writes the ids that follow an answer in a conversation."""
 
-    def user_turn(self, text: str) -> tuple[Sequence[int], int]:
-        """Ids of the end of an answer, a turn of the user and the header of the next answer.
+    def encode_user_turn(self, text: str) -> tuple[Sequence[int], int]:
+        """Return ids of the end of an answer, a turn of the user and the header of the next answer.
 
-        Also how many of the last of them stand behind the user's text: hints go before these.
+        Also returns how many of the last ids stand after the user's text. Hints go before them.
         """
 
-    def continuation(self, text: str) -> Sequence[int]:
-        """Ids of text that goes on inside an answer."""
+    def encode_continuation(self, text: str) -> Sequence[int]:
+        """Return the ids of text that continues an answer."""
 
 
 @dataclass(slots=True, eq=False)
 class Node:
-    """A text of ids that decoding may go on from, and perhaps its KV cache, which belongs to the engine.
+    """Ids that decoding may continue. The engine may hold their KV cache.
 
-    `ids` hold the prompt without hints and what was answered, tags included and a final end of text left out.
+    `ids` hold the prompt without hints and the answer with its tags, without a final EOS.
     """
 
     ids: tuple[int, ...]
     pictures: tuple[PictureRef, ...] = ()
-    hint_at: int | None = None  # where rejected phrases are named: the end of the last turn of the user
+    hint_at: int | None = None  # position of hints: the end of the last turn of the user
     writer: TurnWriter | None = None
-    base: Node | None = None  # the node that this one continues: its cache is of use
-    scores: dict[str, float] = field(default_factory=dict)  # what the backend said of it when it was decoded
-    sequence: int | None = field(default=None, repr=False)  # the engine's: holds a prefix of `ids`
+    base: Node | None = None  # the node that this one continues, whose cache can be used
+    scores: dict[str, float] = field(default_factory=dict)  # from the backend, when the node was decoded
+    sequence: int | None = field(default=None, repr=False)  # of the backend; it holds a prefix of `ids`
 
     def user(self, text: str) -> Node:
-        """A further turn of the user behind this answer."""
+        """Return a node with a further turn of the user after this answer."""
         assert self.writer is not None, "this node has no tokenizer"
-        ids, suffix = self.writer.user_turn(text)
-        whole = (*self.ids, *ids)
-        return Node(whole, self.pictures, len(whole) - suffix, self.writer, self)
+        ids, suffix = self.writer.encode_user_turn(text)
+        ids = (*self.ids, *ids)
+        return Node(ids, self.pictures, len(ids) - suffix, self.writer, self)
 
     def continue_assistant(self, text: str = "") -> Node:
-        """The same turn, decoded further, behind `text`."""
+        """Return a node that continues this answer after `text`."""
         ids: Sequence[int] = ()
         if text:
             assert self.writer is not None, "this node has no tokenizer"
-            ids = self.writer.continuation(text)
+            ids = self.writer.encode_continuation(text)
         return Node((*self.ids, *ids), self.pictures, self.hint_at, self.writer, self)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One answer that a mode asked for: its result, and the node to go on from."""
+    """One answer that a mode asked for: its result and its node."""
 
     result: Result
     node: Node
@@ -136,7 +136,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How an ask is sampled; what is None is as in the request."""
+    """Sampling parameters of an ask. None means as in the request."""
 
     temperature: float | None = None  # 0: the most probable token
     top_k: int | None = None
@@ -146,11 +146,10 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Generate:
-    """Decode `n` answers behind a conversation or a node; they share one prefill.
+    """Decode `n` answers after a conversation or a node; they share one prefill.
 
-    `until="sentence"` ends with the first sentence, strings end the answer as stop strings do. Only what is
-    `final` is streamed; `"unless_blank"` says that it is, should it have any text. `policy` replaces the
-    mode's.
+    `until="sentence"` ends with the first sentence; strings end the answer as stop strings do. Only `final`
+    answers are streamed; `"unless_blank"` means final if it has any text. `policy` replaces the mode's.
     """
 
     source: Conversation | Node
@@ -163,16 +162,16 @@ class Generate:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Run another mode on a conversation or node, side by side with the other asks; its outcome is one."""
+    """Run another mode on a conversation or node, side by side with the other asks."""
 
     mode: Mode
-    source: Conversation | Node | None = None  # None: what the asking mode was given
-    final: bool = False  # what it calls final is the answer of the request
+    source: Conversation | Node | None = None  # None: that of the asking mode
+    final: bool = False  # its final answers are those of the request
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A number for a node: `"likelihood"` is the mean log-probability of the tokens decoded last."""
+    """Score a node: `"likelihood"` is the mean log-probability of the tokens decoded last."""
 
     node: Node
     kind: str = "likelihood"
@@ -180,7 +179,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """The cache of a node is no longer wanted. Its outcome is None."""
+    """Free the cache of a node. The outcome is None."""
 
     node: Node
 
@@ -189,29 +188,28 @@ Ask = Generate | Run | Score | Release
 
 
 class Mode(Protocol):
-    """Decides above single answers. `name` is how users call it."""
+    """Decides above single answers. Users may give its `name` as `mode=`."""
 
     name: str
 
     def run(self, request: Any) -> Generator[list[Ask], list[Any], Outcome]:
-        """Yield lists of asks, return the outcome that is the answer.
+        """Yield lists of asks and return the outcome that is the answer.
 
-        `request` has `conversation`, `config` and `sampling`. A generator may be closed at any time, and does
-        not yield in `finally`.
+        `request` is a `ModeRequest`. The generator may be closed at any time and must not yield in `finally`.
         """
 
 
-def policy_of(mode: Mode) -> PolicyFactory | None:
-    """The policy of the innermost mode, which decodes single answers; None: the configuration's."""
+def find_policy(mode: Mode) -> PolicyFactory | None:
+    """Return the policy of the innermost mode, or None for the one that the configuration names."""
     inner = getattr(mode, "inner", None)
-    return policy_of(resolve_mode(inner)) if inner is not None else getattr(mode, "policy", None)
+    return find_policy(resolve_mode(inner)) if inner is not None else getattr(mode, "policy", None)
 
 
-MODES: dict[str, Callable[[], Mode]] = {}  # by their names; `reverse.modes` fills it
+MODES: dict[str, Callable[[], Mode]] = {}  # by name; `reverse.modes` fills it
 
 
 def resolve_mode(mode: Any) -> Mode:
-    """The mode that a name stands for; an object with `run` is one itself. Raises ValueError, TypeError."""
+    """Return the mode of a name; an object with `run` is a mode itself. Raises RequestError."""
     if isinstance(mode, str):
         if mode not in MODES:
             raise RequestError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from reverse.errors import RequestError, RequestTypeError
 
-__all__ = ["FALSE_PREMISE", "ResamplingConfig", "check_seed", "check_whole", "resolve_config"]
+__all__ = ["FALSE_PREMISE", "ResamplingConfig", "check_seed", "check_whole_number", "resolve_config"]
 
 FALSE_PREMISE = (
     "If the question assumes something that the picture does not show, say what is missing "
@@ -28,32 +28,28 @@ FALSE_PREMISE = (
 
 @dataclass(frozen=True)
 class ResamplingConfig:
-    """How suspicious to be, how often to try again, and what to do when nothing helps."""
+    """Settings of resampling: the threshold, the limits of attempts, and what follows them."""
 
-    threshold: float | None = (
-        None  # p(</UN>) above which a phrase is rejected, in (0, 1]; None: the checkpoint's own
-    )
+    threshold: float | None = None  # rejects phrases with a p(</UN>) above it, in (0, 1]; None: checkpoint's
     local_attempts: int = 10  # K: failures at one place before going back further (paper §4)
     max_attempts: int = 50  # N: rejections in one answer; 0 checks and never corrects (paper §4)
-    max_seconds: float | None = None  # an answer may take before it is no longer corrected; None: no limit
-    max_extra_tokens: int | None = None  # an answer may take back before it is no longer corrected
+    max_seconds: float | None = None  # after which an answer is no longer corrected; None: no limit
+    max_extra_tokens: int | None = None  # discarded tokens after which an answer is no longer corrected
     temperature_step: float = 0.1  # ΔT added after each rejection (§4; Algorithm 1 says 0.05)
-    temperature_rise: float = 0.5  # the most that rejections may add to the caller's temperature T0
-    hints: int = 5  # how many rejected phrases the prompt names; 0 turns query rewriting off
+    temperature_rise: float = 0.5  # most that rejections add to the caller's temperature T0
+    hints: int = 5  # number of rejected phrases that the prompt names; 0: no hints
     candidates: int = 1  # continuations sampled side by side after a rejection
     check: Literal["closing", "every_token"] = "closing"  # p at the closing tag, or the phrase's highest
     score: Literal["softmax", "pair"] = "softmax"  # p(</UN>), or p(</UN>) / (p(</UN>) + p(</CN>))
-    commit: Literal["phrase", "sentence", "answer"] = "sentence"  # how far back a rewind may ever go
-    on_exhausted: Literal["best", "drop"] = "best"  # what a suspect phrase becomes
+    commit: Literal["phrase", "sentence", "answer"] = "sentence"  # how far back a rewind may go
+    on_exhausted: Literal["best", "drop"] = "best"  # what becomes of a phrase that stays suspect
     policy: Literal["resample", "paper", "released"] = "resample"  # the algorithm, see docs/decoding.md
     top_k: int = 0  # keep the k most probable tokens when sampling; 0: all
     top_p: float = 1.0  # keep the smallest set of tokens with this probability when sampling
-    yes_no: bool = False  # the question wants yes or no: the default threshold is 0.5 (paper §5)
-    open_ended: bool = (
-        False  # ask once more, with `false_premise`, when the answer comes out blank (paper §4)
-    )
-    false_premise: str = FALSE_PREMISE  # the instruction of that second question
-    seed: int = 0  # of the noise, keyed by (seed, position, attempt)
+    yes_no: bool = False  # the question asks for yes or no: the default threshold is 0.5 (paper §5)
+    open_ended: bool = False  # ask again, with `false_premise`, if the answer is blank (paper §4)
+    false_premise: str = FALSE_PREMISE  # instruction of the second question
+    seed: int = 0  # random seed
 
     def __post_init__(self) -> None:
         if self.threshold is not None:
@@ -71,12 +67,12 @@ class ResamplingConfig:
                 "max_seconds",
                 "be a finite number of at least 0",
                 lambda t: math.isfinite(t) and t >= 0,
-                _MENDS["max_seconds"],
+                _REMEDIES["max_seconds"],
             )
-        for name, low in _LEAST.items():
+        for name, low in _MINIMA.items():
             value = getattr(self, name)
             if name != "max_extra_tokens" or value is not None:
-                object.__setattr__(self, name, check_whole(name, value, low, _MENDS.get(name, "")))
+                object.__setattr__(self, name, check_whole_number(name, value, low, _REMEDIES.get(name, "")))
         object.__setattr__(self, "seed", check_seed(self.seed))
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
@@ -92,13 +88,13 @@ class ResamplingConfig:
         if self.score == "pair" and self.check != "closing":
             raise RequestError("score='pair' compares the two closing tags, so it needs check='closing'")
 
-    def _number(self, name: str, must: str, good: Callable[[float], bool], mend: str = "") -> None:
+    def _number(self, name: str, must: str, good: Callable[[float], bool], remedy: str = "") -> None:
         value = getattr(self, name)
         if not isinstance(value, Real) or isinstance(value, bool):
-            raise RequestError(f"{name} must {must}, got {value!r} ({type(value).__name__}){mend}")
+            raise RequestError(f"{name} must {must}, got {value!r} ({type(value).__name__}){remedy}")
         if not good(float(value)):
-            raise RequestError(f"{name} must {must}, got {value}{mend}")
-        object.__setattr__(self, name, float(value))  # numpy's float32 would round what it is compared with
+            raise RequestError(f"{name} must {must}, got {value}{remedy}")
+        object.__setattr__(self, name, float(value))  # a float32 of numpy would round in comparisons
 
     @classmethod
     def paper(cls, **changes: Any) -> ResamplingConfig:
@@ -138,23 +134,23 @@ class ResamplingConfig:
         return base.with_changes(changes)
 
     def with_changes(self, changes: dict[str, Any], arguments: Sequence[str] = ()) -> ResamplingConfig:
-        """A copy with `changes`; an unknown name raises TypeError with the nearest known one.
+        """Return a copy with `changes`. `arguments` are other names that the caller accepts.
 
-        `arguments`: names that are no settings, but known where the changes come from.
+        Raises RequestTypeError with the nearest known name for an unknown one.
         """
         known = [f.name for f in fields(self)]
         unknown = sorted(set(changes) - set(known))
         if unknown:
             raise RequestTypeError(
-                f"unknown setting {', '.join(unknown):.200}: {_explain(unknown[0], known, arguments)}"
+                f"unknown setting {', '.join(unknown):.200}: {_suggest_name(unknown[0], known, arguments)}"
             )
         return replace(self, **changes)
 
 
 def resolve_config(config: Any, settings: dict[str, Any], arguments: Sequence[str] = ()) -> ResamplingConfig:
-    """`config` with `settings` changed; `arguments` are the other names that the caller knows.
+    """Return `config` with `settings` changed; `arguments` are other names that the caller accepts.
 
-    Raises TypeError, ValueError.
+    Raises RequestError.
     """
     if config is not None and not isinstance(config, ResamplingConfig):
         raise RequestTypeError(
@@ -164,8 +160,8 @@ def resolve_config(config: Any, settings: dict[str, Any], arguments: Sequence[st
     return (config or ResamplingConfig()).with_changes(settings, arguments)
 
 
-def _explain(name: str, known: Sequence[str], arguments: Sequence[str]) -> str:
-    """What somebody may have meant by a name that is no setting."""
+def _suggest_name(name: str, known: Sequence[str], arguments: Sequence[str]) -> str:
+    """Return a remedy for a name that is no setting."""
     from transformers import GenerationConfig, GenerationMixin
 
     options = {*vars(GenerationConfig()), *signature(GenerationMixin.generate).parameters}
@@ -179,15 +175,15 @@ def _explain(name: str, known: Sequence[str], arguments: Sequence[str]) -> str:
     return f"ResamplingConfig has {', '.join(known)}"
 
 
-def check_whole(name: str, value: Any, low: int, mend: str = "") -> int:
-    """`value` as an int. Raises ValueError where it is none (True is none either), or below `low`."""
+def check_whole_number(name: str, value: Any, low: int, remedy: str = "") -> int:
+    """Return `value` as an int. Raises RequestError unless it is a whole number of at least `low`."""
     if not isinstance(value, Integral) or isinstance(value, bool) or value < low:
-        raise RequestError(f"{name} must be a whole number of at least {low}, got {value!r}{mend}")
+        raise RequestError(f"{name} must be a whole number of at least {low}, got {value!r}{remedy}")
     return int(value)
 
 
 def check_seed(seed: Any) -> int:
-    """`seed` as an int. Raises TypeError where it is none, ValueError where it needs more than 64 bits."""
+    """Return `seed` as an int. Raises RequestTypeError if it is none, RequestError if it exceeds 64 bits."""
     try:
         seed = index(seed)
     except TypeError:
@@ -197,7 +193,7 @@ def check_seed(seed: Any) -> int:
     return seed
 
 
-_LEAST = {
+_MINIMA = {
     "local_attempts": 1,
     "max_attempts": 0,
     "max_extra_tokens": 0,
@@ -205,12 +201,12 @@ _LEAST = {
     "candidates": 1,
     "top_k": 0,
 }
-_MENDS = {
+_REMEDIES = {
     "max_attempts": ": 0 checks and never corrects, 50 is the paper's",
     "max_seconds": ": leave it out for no limit",
     "max_extra_tokens": ": leave it out for no limit",
     "candidates": ": 1 tries one continuation after the other",
-    "hints": ": 0 turns query rewriting off",
+    "hints": ": 0 turns hints off",
     "top_k": ": 0 keeps every token",
 }
 _CHOICES = {

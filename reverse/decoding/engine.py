@@ -1,12 +1,12 @@
-"""The engine: requests of all modes and settings, decoded side by side on one model.
+"""The engine decodes requests of all modes and settings side by side on one model.
 
     engine = Engine(model, processor, max_sequences=32)
     handle = engine.submit(Request("kitchen.png", "Describe this image."))
     handle.result().text
 
-An engine lives as long as its model is used. Requests are prepared by threads of its own ahead of need and
-decoded by the model's worker thread; what a caller does meanwhile, Ctrl-C too, never meets a step half done.
-`generate`, `generate_many`, `stream` and `custom_generate` share one engine for each model.
+Threads of the engine prepare requests ahead of need. The model's worker thread decodes them, so Ctrl-C in a
+caller's thread never interrupts a step. `generate`, `generate_many`, `stream` and `custom_generate` share one
+engine for each model.
 """
 
 from __future__ import annotations
@@ -16,31 +16,32 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
 
-from reverse.decoding.active_request import ActiveRequest
 from reverse.decoding.asks import Node
 from reverse.decoding.backends.auto import BackendName, check_backend, choose_backend
-from reverse.decoding.branch import Branch
 from reverse.decoding.calls.handles import Handle, Mailbox
-from reverse.decoding.config import check_whole
+from reverse.decoding.config import check_whole_number
 from reverse.decoding.preparing.picture_cache import PictureCache
 from reverse.decoding.preparing.preparing import CallerOptions, Preparer, resolve_threshold
 from reverse.decoding.preparing.preparing_threads import PreparingThreads
 from reverse.decoding.request import Request
-from reverse.decoding.scheduler import PREFILL, Scheduler
+from reverse.decoding.scheduling.active_request import ActiveRequest
+from reverse.decoding.scheduling.branch import Branch
+from reverse.decoding.scheduling.scheduler import PREFILL, Scheduler
+from reverse.decoding.scheduling.worker import eval_mode, find_worker
 from reverse.decoding.text.codec import TextCodec
-from reverse.decoding.worker import eval_mode, worker_of
 from reverse.errors import RequestTypeError
 from reverse.models import family_of
 from reverse.models.unwrapping import check_adapter_hooks, check_wrappers, input_device, unwrap_model
 
-__all__ = ["Engine", "shared_engine"]
+__all__ = ["Engine", "find_shared_engine"]
 
 
 class Engine:
@@ -49,10 +50,10 @@ class Engine:
     Args:
         model: a LLaVA or Qwen2.5-VL model, or what wraps one (peft, torch.compile).
         processor: its processor.
-        max_sequences: answers decoded side by side at most; candidates come on top.
+        max_sequences: most answers decoded side by side, candidates not counted.
         backend: "auto", "hf" (any device, eager) or "cuda_graph" (captured steps on CUDA).
 
-    Raises ValueError, TypeError for a model that cannot be decoded with.
+    Raises RequestError for a model without a head, or one that cannot be decoded with.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Engine:
         *,
         max_sequences: int = 8,
         backend: BackendName = "auto",
-        own: bool = True,
+        reserves: bool = True,
     ):
         check_wrappers(model)
         self.model, self.base = model, unwrap_model(model)
@@ -73,32 +74,32 @@ class Engine:
             )
         self.codec = TextCodec(processor)
         self.backend_name = backend
-        self.worker = worker_of(model)
+        self.worker = find_worker(model)
         self.pictures = PictureCache()
         self.preparer = Preparer(model, self.codec, self.pictures)
         self._threads: PreparingThreads | None = None
-        self._schedulers: dict[bool, Scheduler] = {}  # for answers with logits processors, and without
+        self._schedulers: dict[bool, Scheduler] = {}  # by whether its answers have logits processors
         self._inbox: deque[ActiveRequest] = deque()  # submitted and not begun
         self._active: list[ActiveRequest] = []  # begun, the oldest first
         self._of_branch: dict[Branch, ActiveRequest] = {}
-        self._calls: deque[Callable[[], None]] = deque()  # to be made in the worker's thread
+        self._calls: deque[Callable[[], None]] = deque()  # for the worker's thread
         self._mailboxes: list[weakref.ref[Mailbox]] = []
-        self._modules: list[Any] | None = None  # of the model; walking through it takes long
-        self._numbers = 0
-        self._preparing: set[Future[Any]] = set()  # conversations
-        self._autocast = _autocast_state(self.base)
-        if own:
-            most = check_whole("max_sequences", max_sequences, 1)
+        self._modules: list[Any] | None = None  # of the model, kept because walking through it takes long
+        self._last_number = 0
+        self._preparing: set[Future[Any]] = set()  # conversations that are not taken up yet
+        self._autocast = _read_autocast(self.base)
+        if reserves:
+            most = check_whole_number("max_sequences", max_sequences, 1)
             self._reservation = self.open_mailbox(most, most, in_background=True)
 
     # ------------------------------------------------------------------ what callers do
     def submit(self, request: Request, *, events: bool = False) -> Handle:
-        """Begin a request, which is answered in the background; with `events` the handle tells of tokens."""
+        """Submit a request and decode it in the background; with `events`, the handle yields its events."""
         mailbox = self.open_mailbox(0, 0, in_background=True)
         return self.submit_to(mailbox, request, events=events)
 
     def open_mailbox(self, branches: int, sequences: int, in_background: bool = False) -> Mailbox:
-        """A mailbox for requests of one caller, who wants so many answers decoded side by side."""
+        """Open a mailbox for a caller who wants `branches` answers decoded side by side on `sequences`."""
         mailbox = Mailbox(branches, sequences, in_background)
         self._mailboxes.append(weakref.ref(mailbox))
         return mailbox
@@ -113,31 +114,32 @@ class Engine:
         text: bool = False,
         source: Node | None = None,
         options: CallerOptions | None = None,
-        left: Callable[[], bool] | None = None,
+        has_left: Callable[[], bool] | None = None,
     ) -> Handle:
-        """Begin a request whose news go to a mailbox; `source` with `options` stand for its conversation.
+        """Submit a request whose events and answer go to a mailbox.
 
-        Raises ValueError, TypeError for settings that cannot be honoured, RuntimeError in the worker's
-        thread.
+        Args: `source` and `options` replace the request's conversation if the caller has prepared it;
+        `has_left` says whether the reader has gone. Raises RequestError for settings that cannot be honoured,
+        RuntimeError in the worker's thread.
         """
         request = replace(request, config=resolve_threshold(request.config, self.base))
         handle = Handle(request, row, mailbox, self.worker.poke, events=events, text=text)
-        self._numbers += 1
-        active = ActiveRequest(self, handle, self._numbers, source, options, left)
+        self._last_number += 1
+        active = ActiveRequest(self, handle, self._last_number, source, options, has_left)
         self._inbox.append(active)
         self.worker.start(self)
         return handle
 
     def check(self, request: Request) -> None:
-        """Refuse settings of a request that cannot be honoured, before a picture is read.
+        """Check a request's settings before a picture is read.
 
-        Raises ValueError, TypeError; RuntimeError in the worker's thread, which would wait for itself.
+        Raises RequestError for settings that cannot be honoured, RuntimeError in the worker's thread.
         """
         self.worker.check_not_inside()
         check_wrappers(self.model)  # adapters may have been switched since the engine was made
         check_adapter_hooks(self.base)
         check_backend(self.base, self.backend_name)
-        ActiveRequest(self, Handle(request, 0, Mailbox(0, 0), _do_nothing), 0)
+        ActiveRequest(self, Handle(request, 0, Mailbox(0, 0), lambda: None), 0)
 
     # ------------------------------------------------------------------ the worker's thread
     @property
@@ -147,39 +149,41 @@ class Engine:
 
     @property
     def is_wanted(self) -> bool:
-        """Whether anybody waits for an answer, or has given one up."""
+        """Whether a caller waits for an answer or has given one up."""
         return any(a.handle.mailbox.is_waiting or a.is_given_up for a in (*self._inbox, *self._active))
 
     @torch.no_grad()
     def step(self) -> bool:
-        """Begin what is new, decode one token of everything; False where all of it waits for pictures."""
-        with _device(self.base):
-            return self._step()
+        """Begin new requests and decode one token of every answer; False if all wait for pictures."""
+        with self._device_context():
+            is_busy = self._end_given_up() or bool(self._calls)
+            try:
+                if self._modules is None:
+                    self._modules = list(self.base.modules())
+                with eval_mode(self._modules, self.worker):
+                    is_busy |= self._step()
+            except BaseException as error:  # raised by a backend, whose sequences are lost
+                self._fail(error)
+            for active in [a for a in self._active if a.task.is_over]:
+                self._end(active)
+        return is_busy
 
     def _step(self) -> bool:
-        is_busy = self._end_given_up() or bool(self._calls)
-        try:
-            if self._modules is None:
-                self._modules = list(self.base.modules())
-            with eval_mode(self._modules, self.worker), _autocast(self.base, self._autocast):
-                self._begin_new()
-                while self._calls:
-                    self._calls.popleft()()
-                for scheduler in list(self._schedulers.values()):
-                    if scheduler.has_work and not self._waits_for_more(scheduler):
-                        is_busy = True
-                        self._fit(scheduler)
-                        scheduler.expects_more = bool(self._preparing)
-                        self._take(scheduler.step())
-        except BaseException as error:  # of a backend: whatever it was doing is lost
-            self._fail(error)
-        for active in [a for a in self._active if a.is_over]:
-            self._end(active)
+        is_busy = False
+        self._begin_new()
+        while self._calls:
+            self._calls.popleft()()
+        for scheduler in list(self._schedulers.values()):
+            if scheduler.has_work and not self._waits_for_more(scheduler):
+                is_busy = True
+                scheduler.set_size(*self._sum_wanted())
+                scheduler.expects_more = bool(self._preparing)
+                self._take(scheduler.step())
         return is_busy
 
     def rest(self) -> None:
-        """Nothing is left to be done: let go of what the backends hold."""
-        with _device(self.base):
+        """Free what the backends hold, because no work is left."""
+        with self._device_context():
             for scheduler in self._schedulers.values():
                 scheduler.backend.reset()
         self._schedulers.clear()
@@ -190,40 +194,49 @@ class Engine:
             self._threads = None
         self._preparing.clear()
 
-    def call_in_thread(self, call: Callable[[], None]) -> None:
-        """Let the worker's thread make a call before its next step."""
-        self._calls.append(call)
-        self.worker.notify()
+    def prepare(
+        self, active: ActiveRequest, prepare: Callable[[], Any], then: Callable[[Future[Any]], None]
+    ) -> None:
+        """Call `prepare` in a preparing thread, the oldest request first, then `then` in the worker's.
 
-    def prepare(self, number: int, prepare: Callable[[], Any]) -> Future[Any]:
-        """Open pictures and tokenise in other threads than the worker's, for the oldest request first."""
+        `then` receives the future; it is not called if the request is over by then.
+        """
         if self._threads is None or self._threads.process != os.getpid():
             self._threads = PreparingThreads()
-        future = self._threads.submit(number, prepare)
-        self._preparing.add(future)
-        return future
 
-    def end_preparing(self, future: Future[Any]) -> None:
-        """What was prepared has been taken up, or nobody wants it any more."""
-        self._preparing.discard(future)
+        def accept(future: Future[Any]) -> None:
+            self._preparing.discard(future)
+            if not (active.task.is_over or active.is_given_up):
+                then(future)
+
+        def queue(future: Future[Any]) -> None:
+            if active.task.is_over or active.is_given_up:
+                self._preparing.discard(future)  # at once: its pictures would be kept until the next step
+            else:
+                self._calls.append(partial(accept, future))
+                self.worker.notify()
+
+        future = self._threads.submit(active.number, prepare)
+        self._preparing.add(future)
+        future.add_done_callback(queue)
 
     def decode(self, branch: Branch, active: ActiveRequest) -> None:
-        """Let a branch of a request be decoded."""
+        """Start decoding a branch of a request."""
         self._of_branch[branch] = active
-        self._scheduler_for(branch).add(branch)
+        self._find_scheduler(branch).add(branch)
 
     def release(self, node: Node) -> None:
-        """Let the cache of a node go."""
+        """Free the cache of a node."""
         for scheduler in self._schedulers.values():
             scheduler.release_node(node)
 
     def _waits_for_more(self, scheduler: Scheduler) -> bool:
-        """Nothing is decoded yet, and more prompts are about to be ready: they are prefilled together."""
+        """Whether nothing is decoded yet and more prompts will soon be ready to be prefilled together."""
         few = len(scheduler.waiting) < min(scheduler.limit, PREFILL)
         return bool(self._preparing) and not scheduler.running and few and not scheduler.has_ended
 
     def _begin_new(self) -> None:
-        most = 2 * max(1, self._wanted()[0])
+        most = 2 * self._sum_wanted()[0]
         while self._inbox and len(self._active) < most:
             active = self._inbox.popleft()
             self._active.append(active)
@@ -236,10 +249,10 @@ class Engine:
                 active.take(branch)
 
     def _end_given_up(self) -> bool:
-        """Let go of what nobody waits for any more."""
+        """End the requests that their callers have given up."""
         given_up = [a for a in (*self._inbox, *self._active) if a.is_given_up]
         for active in given_up:
-            active.close()
+            active.task.close()
             self._end(active)
         return bool(given_up)
 
@@ -248,47 +261,42 @@ class Engine:
             self._active.remove(active)
         elif active in self._inbox:
             self._inbox.remove(active)
-        for branch in active.branches:
+        for branch in active.task.branches:
             self._of_branch.pop(branch, None)
             for scheduler in self._schedulers.values():
                 scheduler.cancel(branch)
-        for node in active.nodes:
+        for node in active.task.nodes:
             self.release(node)
-        active.tell_end()
+        active.report_end()
         active.forget()
 
     def _fail(self, error: BaseException) -> None:
-        """A backend has raised: the answers that it was decoding have no end."""
+        """End the answers that were being decoded when a backend raised `error`."""
         ended: list[Branch] = []
         for scheduler in self._schedulers.values():
             scheduler.recover(error)
             ended += scheduler.take_ended()
         self._take(ended)
-        if not ended:  # what failed will fail again, and nobody may wait for ever
+        if not ended:  # the same call would fail again, and no caller may wait for ever
             for active in self._active:
-                active.fail(error)
+                active.task.fail(error)
 
     # ------------------------------------------------------------------ backends
-    def _wanted(self) -> tuple[int, int]:
-        """Answers, and with candidates sequences, that all callers want side by side."""
-        for reference in list(self._mailboxes):
+    def _sum_wanted(self) -> tuple[int, int]:
+        """Return how many answers, and with candidates sequences, all callers want side by side."""
+        for reference in list(self._mailboxes):  # callers may append to it meanwhile
             if reference() is None:
                 self._mailboxes.remove(reference)
-        boxes = [reference() for reference in list(self._mailboxes)]
-        open_boxes = [box for box in boxes if box is not None and not box.is_closed]
-        return sum(box.branches for box in open_boxes), sum(box.sequences for box in open_boxes)
+        boxes = [box for reference in list(self._mailboxes) if (box := reference()) and not box.is_closed]
+        return max(1, sum(box.branches for box in boxes)), max(1, sum(box.sequences for box in boxes))
 
-    def _fit(self, scheduler: Scheduler) -> None:
-        branches, sequences = self._wanted()
-        scheduler.set_size(max(1, branches), max(1, sequences))
-
-    def _scheduler_for(self, branch: Branch) -> Scheduler:
-        """Processors have to see every step, which not every backend lets them do."""
+    def _find_scheduler(self, branch: Branch) -> Scheduler:
+        """Return a scheduler whose backend calls logits processors if the branch has some."""
         processes = branch.rules.process is not None
         for scheduler in self._schedulers.values():
             if scheduler.backend.capabilities.logits_processors or not processes:
                 return scheduler
-        branches, sequences = (max(1, n) for n in self._wanted())
+        branches, sequences = self._sum_wanted()
         backend = choose_backend(
             self.base,
             self.backend_name,
@@ -301,31 +309,41 @@ class Engine:
         return scheduler
 
     def _pause_preparing(self) -> AbstractContextManager[None]:
+        """Return a context in which the preparing threads begin nothing new."""
         return nullcontext() if self._threads is None else self._threads.paused()
+
+    def _device_context(self) -> ExitStack:
+        """Make the model's GPU the current one, and compute in the precision of the engine's maker."""
+        stack, device = ExitStack(), input_device(self.base)
+        if device.type == "cuda":
+            stack.enter_context(torch.cuda.device(device))
+        if self._autocast[0]:
+            stack.enter_context(torch.autocast(device.type, dtype=self._autocast[1]))
+        return stack
 
 
 _engines: WeakKeyDictionary[Any, WeakValueDictionary[Any, Engine]] = WeakKeyDictionary()
 
 
-def shared_engine(model: Any, processor: Any, backend: BackendName = "auto") -> Engine:
-    """The engine that all calls on a model share while any of them is under way.
+def find_shared_engine(model: Any, processor: Any, backend: BackendName = "auto") -> Engine:
+    """Return the engine that all calls on a model share while any of them is under way.
 
-    Those in another precision (autocast), with another processor or backend have one of their own.
+    Calls with another autocast precision, processor or backend have an engine of their own.
     """
     base = unwrap_model(model)
     if not hasattr(base, "generate"):
-        return Engine(model, processor)  # which says what is wrong
+        return Engine(model, processor)  # raises the error that says what is wrong
     check_backend(base, backend)
-    key = (id(model), id(processor), backend, _autocast_state(base))
+    key = (id(model), id(processor), backend, _read_autocast(base))
     engines = _engines.setdefault(base, WeakValueDictionary())
     engine = engines.get(key)
-    if engine is None:  # no lock: two engines of two threads would step in turns, too
-        engine = engines.setdefault(key, Engine(model, processor, backend=backend, own=False))
+    if engine is None:  # no lock is needed: engines of two threads would step in turns
+        engine = engines.setdefault(key, Engine(model, processor, backend=backend, reserves=False))
     return engine
 
 
 def _reset_after_fork() -> None:
-    """In a child process no engine has a thread."""
+    """Forget all engines in a child process, where none of them has a thread."""
     _engines.clear()
 
 
@@ -333,23 +351,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_reset_after_fork)
 
 
-def _do_nothing() -> None:
-    """What cancels a request that was only checked."""
-
-
-def _autocast_state(model: Any) -> tuple[bool, torch.dtype]:
-    """Whether the calling thread computes in mixed precision on the model's device, and in which."""
+def _read_autocast(model: Any) -> tuple[bool, torch.dtype]:
+    """Return whether the calling thread uses autocast on the model's device, and its dtype."""
     kind = input_device(model).type
     return torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
-
-
-def _device(model: Any) -> AbstractContextManager[Any]:
-    """The model's GPU as the current one, which the worker's thread does not take over from a caller."""
-    device = input_device(model)
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
-def _autocast(model: Any, state: tuple[bool, torch.dtype]) -> AbstractContextManager[Any]:
-    if not state[0]:
-        return nullcontext()
-    return torch.autocast(input_device(model).type, dtype=state[1])

@@ -1,124 +1,123 @@
-"""What happens to an answer while it is made: every append and retraction, and the text that is final.
+"""Events of an answer while it is made: appends, retractions and commits.
 
-A user interface keeps one text a row and does what it is told; the ids go the same way:
+A user interface keeps one text per row and applies the events; ids work the same way:
 
     text = text[: event.keep] if isinstance(event, Retract) else text + event.text     # Append, Retract
     ids = ids[: event.to] if isinstance(event, Retract) else ids + event.ids
 
-When the row has finished, `text == result.text` and `ids == result.ids`. What a `Commit` covers is never
-retracted. A stream is told the text of commits and nothing else. Of candidates decoded side by side the
-first is shown as it grows; another that is adopted comes at once.
+When the row is complete, `text == result.text` and `ids == result.ids`. Committed text is never retracted,
+and streams get committed text only. The first of several candidates is emitted as it grows; another one is
+emitted at once when the policy accepts it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from reverse.decoding.policies.policy import Answer, Attempt
 from reverse.decoding.result import Result
-from reverse.decoding.text.incremental_detokenizer import ShownText
-from reverse.tokens.spans import TokenIds, break_tags
+from reverse.decoding.text.codec import TextCodec
+from reverse.decoding.text.incremental_detokenizer import IncrementalDetokenizer
+from reverse.tokens.spans import break_tags
 
-__all__ = ["Append", "Commit", "Event", "EventEmitter", "Finish", "Retract"]
+__all__ = ["Append", "Commit", "Complete", "Event", "EventEmitter", "Retract"]
 
 
 @dataclass(frozen=True, slots=True)
 class Append:
-    """The answer grows."""
+    """Ids are added to the answer."""
 
     row: int
     ids: tuple[int, ...]  # tags included
-    text: str  # clean; "" where no character is complete yet
+    text: str  # without tags; "" while no character is complete
     p: float | None  # p(</UN>) at the step that chose the only id; at a closing tag this is the phrase's
 
 
 @dataclass(frozen=True, slots=True)
 class Retract:
-    """The end of the answer is taken back, or a candidate that was never shown is rejected."""
+    """The end of the answer is taken back, or a candidate without events is rejected."""
 
     row: int
     to: int  # ids that remain
     keep: int  # characters of text that remain
-    kind: Literal["rejected", "unclosed", "malformed", "cut"]  # "cut": no attempt, the end or a tag put right
-    phrase: str  # in question; "" where there is none
+    kind: Literal["rejected", "unclosed", "malformed", "cut"]  # "cut": no attempt was rejected
+    phrase: str  # the rejected phrase, or ""
     p_un: float | None
-    temperature: float | None  # at which it was decoded
+    temperature: float | None  # at which the phrase was decoded
 
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """What stands before is final."""
+    """The answer is final up to here."""
 
     row: int
-    to: int  # ids
-    keep: int  # characters
+    to: int  # number of final ids
+    keep: int  # number of final characters
 
 
 @dataclass(frozen=True, slots=True)
-class Finish:
-    """The row's answer is complete."""
+class Complete:
+    """The answer is complete."""
 
     row: int
     result: Result
 
 
-Event = Append | Retract | Commit | Finish
+Event = Append | Retract | Commit | Complete
 
 
 class EventEmitter:
-    """Follows one answer and tells of it.
+    """Follows one answer and emits its events and its final text.
 
-    Args: `row` the number of the request; `half` and `decode` as for `ShownText`; `eos` the ids that end a
-    text; `on_event` is called with every event, `on_text` with final ids (without tags) and their clean text;
-    `keeps_open` holds everything back for as long as the answer is blank, because the question may be asked
-    again.
+    Args: `row` the number of the request; `eos` the ids that end a text; `on_event` is called with every
+    event, `on_text` with final ids (without tags) and their clean text; `is_checked` False: every token is
+    final; `holds_blank`: nothing is final while the answer is blank, because the question may be asked again.
     """
 
     def __init__(
         self,
         row: int,
-        decode: Callable[[list[int]], str],
-        tags: TokenIds,
+        codec: TextCodec,
         *,
-        half: int | None = None,
         eos: frozenset[int] = frozenset(),
         on_event: Callable[[Event], None] | None = None,
-        on_text: Callable[[Sequence[int], str], None] | None = None,
+        on_text: Callable[[list[int], str], None] | None = None,
         is_checked: bool = True,
-        keeps_open: bool = False,
+        holds_blank: bool = False,
     ):
-        self.row, self.decode, self.tags, self.is_checked = row, decode, tags, is_checked
-        self.on_event, self.on_text, self.keeps_open = on_event, on_text, keeps_open
-        self.ids: list[int] = []  # told by events
-        self.committed = 0  # of them are final
-        self.is_blank = False  # it has ended without text, and nothing of it stands
-        self._text = ShownText(decode, half, eos, tags)
-        self._final = ShownText(decode, half, eos, tags)
-        self._held_ids: list[int] = []  # final, not yet told as text
+        self.row, self.codec, self.is_checked = row, codec, is_checked
+        self.on_event, self.on_text, self.holds_blank = on_event, on_text, holds_blank
+        self.ids: list[int] = []  # of the events so far
+        self.committed = 0  # number of ids that are final
+        self.is_blank = False  # the answer has ended without text, and its events were retracted
+        self._text, self._final = (
+            IncrementalDetokenizer(codec.decode, codec.tags, codec.partial_byte_token, eos) for _ in range(2)
+        )
+        self._held_ids: list[int] = []  # final, and not yet given to `on_text`
         self._held_text = ""
-        self._attempts = 0
-        self._again = 0
+        self._attempts = 0  # number of attempts that were retracted
+        self._repeated = 0  # number of tokens to come that were emitted before memory ran out
 
     def token(self, candidate: int, token: int, p: float) -> None:
-        """An id was chosen, with p(`</UN>`) at that step."""
-        if self._again:  # decoded once more after memory ran out: unchecked text is final when it is told
-            self._again -= 1
+        """Take in a chosen id, with p(`</UN>`) at that step."""
+        if self._repeated:
+            self._repeated -= 1
         elif candidate == 0:
             self._append((token,), p)
             if not self.is_checked:
                 self._commit(len(self.ids))
 
     def action(self, answer: Answer, finished: bool) -> None:
-        """The policy has decided: make what was told agree with its answer."""
-        # What the policy had before and has not cut since is what was told.
+        """Make the events agree with the answer after a decision of the policy."""
+        # The policy's ids before `unchanged_length` are those of the events.
         same = min(answer.unchanged_length, len(self.ids), len(answer.ids))
         while same < min(len(self.ids), len(answer.ids)) and self.ids[same] == answer.ids[same]:
             same += 1
         answer.unchanged_length = len(answer.ids)
         if not self.is_checked and not finished:
-            self._again = len(self.ids) - same
+            self._repeated = len(self.ids) - same
             return
         attempts, self._attempts = answer.attempts[self._attempts :], len(answer.attempts)
         if attempts or same < len(self.ids):
@@ -130,26 +129,26 @@ class EventEmitter:
             self._commit(final)
 
     def finish(self, result: Result) -> None:
-        """Tell what was held back to the last: half characters and the end of the text."""
+        """Emit what was held back: incomplete characters and the end of the text."""
         rest = result.text[self._text.length :]
         if rest:
-            self._tell(Append(self.row, (), rest, None))
-        if self.keeps_open and not result.text.strip():
-            self._tell(Retract(self.row, 0, 0, "cut", "", None, None))
+            self._emit(Append(self.row, (), rest, None))
+        if self.holds_blank and not result.text.strip():
+            self._emit(Retract(self.row, 0, 0, "cut", "", None, None))
             self.is_blank = True
             return
         left = result.text[self._final.length :]
         self._release(left)
         if left or not self.committed:
-            self._tell(Commit(self.row, len(result.ids), len(result.text)))
+            self._emit(Commit(self.row, len(result.ids), len(result.text)))
 
-    def tell_whole(self, result: Result) -> None:
-        """Tell an answer that was not followed while it was made."""
+    def emit_answer(self, result: Result) -> None:
+        """Emit an answer that was not followed while it was made."""
         self._append(result.ids, None)
         self._commit(len(result.ids))
         self.finish(result)
 
-    def _tell(self, event: Event) -> None:
+    def _emit(self, event: Event) -> None:
         if self.on_event is not None:
             self.on_event(event)
 
@@ -166,23 +165,23 @@ class EventEmitter:
         if attempt is None:
             self.on_event(Retract(self.row, to, keep, "cut", "", None, None))
         else:
-            phrase = break_tags(self.decode(list(attempt.phrase)).strip())
+            phrase = break_tags(self.codec.decode(list(attempt.phrase)).strip())
             self.on_event(Retract(self.row, to, keep, attempt.kind, phrase, attempt.p, attempt.temperature))
 
     def _commit(self, to: int) -> None:
         fresh = self.ids[self.committed : to]
         self.committed = to
-        self._held_ids.extend(i for i in fresh if i not in self.tags)
+        self._held_ids.extend(i for i in fresh if i not in self.codec.tags)
         text = self._final.feed(fresh)
-        if self.keeps_open and not (self._held_text + text).strip():
-            self._held_text += text  # should it stay blank, it will be taken back after all
+        if self.holds_blank and not (self._held_text + text).strip():
+            self._held_text += text  # it is retracted if the answer stays blank
             return
         self._release(text)
-        self._tell(Commit(self.row, to, self._final.length))
+        self._emit(Commit(self.row, to, self._final.length))
 
     def _release(self, text: str) -> None:
         ids, text = self._held_ids, self._held_text + text
         self._held_ids, self._held_text = [], ""
-        self.keeps_open = self.keeps_open and not text.strip()
+        self.holds_blank = self.holds_blank and not text.strip()
         if self.on_text is not None:
             self.on_text(ids, text)

@@ -13,15 +13,15 @@ from numbers import Real
 from typing import Any
 
 from reverse.decoding.asks import Conversation, Mode
-from reverse.decoding.config import ResamplingConfig, check_seed, check_whole
-from reverse.decoding.text.stopping import stop_texts
+from reverse.decoding.config import ResamplingConfig, check_seed, check_whole_number
+from reverse.decoding.text.stopping import check_stop_strings
 from reverse.errors import RequestError, RequestTypeError
 
 __all__ = ["QUESTION", "Request"]
 
 QUESTION = "Describe this image."
-# Of `generation`: those that would be overruled without a word.
-_OWN_OPTIONS = frozenset(
+# Options that `generation` must not hold, because the engine sets them.
+_ENGINE_OPTIONS = frozenset(
     {
         "attention_mask", "custom_generate", "do_sample", "generation_config", "input_ids", "inputs",
         "inputs_embeds", "max_length", "max_new_tokens", "num_return_sequences", "pixel_values",
@@ -32,16 +32,16 @@ _OWN_OPTIONS = frozenset(
 
 @dataclass(frozen=True)
 class Request:
-    """What a user asks. Raises ValueError or TypeError that name the value and the remedy.
+    """A question about pictures and how it is answered. Raises RequestError for values out of range.
 
     Args:
         images: a picture (path, PIL, bytes), None, or a list of several pictures.
         prompt: a question, or a chat: a list of messages.
-        config: settings of resampling, top-k and top-p among them.
+        config: settings of resampling, with top-k and top-p.
         mode: a name or an object of `reverse.modes`.
-        max_new_tokens: the most tokens of an answer, tags included.
+        max_new_tokens: most tokens of an answer, tags included.
         temperature: of sampling, with `do_sample`.
-        seed: of the noise; None: that of `config`.
+        seed: random seed; None: that of `config`.
         stop_strings: texts that end the answer.
         generation: further options of transformers' `generate()`, such as `repetition_penalty`.
     """
@@ -60,20 +60,20 @@ class Request:
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__
-        set_field(self, "max_new_tokens", check_whole("max_new_tokens", self.max_new_tokens, 1))
+        set_field(self, "max_new_tokens", check_whole_number("max_new_tokens", self.max_new_tokens, 1))
         set_field(self, "seed", check_seed(self.config.seed if self.seed is None else self.seed))
-        set_field(self, "stop_strings", stop_texts(self.stop_strings))
+        set_field(self, "stop_strings", check_stop_strings(self.stop_strings))
         _check_sampling(self.do_sample, self.temperature)
         _check_options(self.generation)
 
     @cached_property
     def conversation(self) -> Conversation:
-        """What is asked, as modes pass it on."""
+        """The conversation that modes continue."""
         return Conversation(self.images, self.prompt, self.system)
 
     @property
     def base_temperature(self) -> float:
-        """T0: 0 is greedy decoding."""
+        """T0 of the paper; 0 is greedy decoding."""
         return float(self.temperature) if self.do_sample else 0.0
 
 
@@ -87,7 +87,7 @@ def _check_options(generation: Any) -> None:
             "adapter_names gives the rows of a batch different adapters, and requests are decoded in any "
             "order here: call once for each adapter, after `model.set_adapter(name)`"
         )
-    ours = sorted(set(generation or {}) & _OWN_OPTIONS)
+    ours = sorted(set(generation or {}) & _ENGINE_OPTIONS)
     if ours:
         raise RequestError(
             f"generation holds {', '.join(ours)}, which is not for model.generate() to decide here: use "
@@ -97,7 +97,7 @@ def _check_options(generation: Any) -> None:
 
 
 def _check_sampling(do_sample: Any, temperature: Any) -> None:
-    """Refuse a temperature that no sampling would heed. Raises TypeError, ValueError."""
+    """Refuse a temperature that would have no effect. Raises RequestError."""
     if not isinstance(do_sample, bool):
         raise RequestTypeError(f"do_sample must be True or False, got {do_sample!r:.80}")
     if not isinstance(temperature, Real) or isinstance(temperature, bool):

@@ -1,4 +1,4 @@
-"""What the user gets back: the text, its phrases, every attempt and what it all cost.
+"""The result of a request: the text, its phrases, every attempt and the usage.
 
 result = reverse.generate(model, processor, images="kitchen.png", prompt="Describe this image.")
 print(result.text, result.resolved); json.dumps(result.to_dict())
@@ -6,23 +6,23 @@ print(result.text, result.resolved); json.dumps(result.to_dict())
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from reverse.decoding.policies.policy import Answer
 from reverse.decoding.text.answer_text import read_answer
-from reverse.tokens.spans import break_tags
-
-if TYPE_CHECKING:
-    from reverse.decoding.branch import AnswerRules
+from reverse.tokens.spans import TokenIds, break_tags
 
 __all__ = ["Phrase", "Result", "TraceEntry", "Usage", "build_result"]
 
 
 @dataclass(frozen=True, slots=True)
 class Phrase:
-    """A phrase of the answer: `text == result.text[start:end]`; p at its acceptance (None: never read)."""
+    """A phrase of the answer: `text == result.text[start:end]`.
+
+    `p_un` is p(`</UN>`) when the phrase was accepted, None if it was never read.
+    """
 
     text: str
     start: int
@@ -33,35 +33,37 @@ class Phrase:
 
 @dataclass(frozen=True, slots=True)
 class TraceEntry:
-    """One attempt that was taken back."""
+    """One rejected attempt."""
 
     kind: Literal["rejected", "unclosed", "malformed"]
     phrase: str
     p_un: float | None
     at: int  # token position in the answer where the segment began
-    rewound_to: int  # token position that was gone back to
+    rewound_to: int  # token position that decoding went back to
     temperature: float  # of the rejected segment
-    level: int  # sentences gone back at this place before
-    tokens: int  # lost; usage.discarded also counts unused candidates and what the end cut off
+    level: int  # number of sentences that earlier attempts at this place went back
+    tokens: int  # discarded; usage.discarded also counts unused candidates and the cut at the end
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
+    """What an answer cost."""
+
     kept: int  # tokens of the answer
     discarded: int  # tokens that were generated and taken back
-    forwards: int  # model calls this row took part in
+    forwards: int  # forward passes that this answer took part in
     seconds: float
-    unused: int = 0  # of the discarded ones: of candidates that came after the one that was taken
+    unused: int = 0  # discarded tokens of candidates after the accepted one
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One answer. `resolved`: True, False where a phrase stayed suspect, None with checking off.
+    """One answer. `resolved` is False if a phrase stayed suspect, and None with checking off.
 
-    Phrases come from the ids. A tag that the model spelled in ordinary tokens is text, and stands in
-    `text`, `tagged` and the trace with a blank after its `<`: `< SPAN>`. So `parse_tags(tagged)` gives `text`
-    and `phrases`.
+    Phrases are read from the ids. If the model spells a tag in ordinary tokens, it is text: `text`, `tagged`
+    and the trace show it with a blank after its `<`, as `< SPAN>`. So `parse_tags(tagged)` gives `text` and
+    `phrases`.
     """
 
     text: str  # clean, no tags
@@ -74,53 +76,47 @@ class Result:
     ids: tuple[int, ...]  # the answer's ids, tags and end of text included
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return asdict(self)
 
 
 def build_result(
     answer: Answer,
-    rules: AnswerRules,
     finish_reason: str,
-    *,
+    usage: Usage,
     attempt_seconds: Sequence[float],
-    generated: int,
-    forwards: int,
-    seconds: float,
-    unused: int = 0,
+    *,
+    decode: Callable[[list[int]], str],
+    tags: TokenIds,
+    eos: frozenset[int],
 ) -> Result:
-    """A finished answer as a Result.
+    """Build the Result of a finished answer.
 
-    Args: `rules` give decode, tags and eos; `attempt_seconds[i]` belongs to `answer.attempts[i]`; `generated`
-    counts the tokens that the policy was shown, `unused` those of candidates that it was not.
+    Args: `attempt_seconds[i]` belongs to `answer.attempts[i]`; `decode` maps ids to text with tags.
     """
-    ids = list(answer.ids)
-    shown = ids[:-1] if ids and ids[-1] in rules.eos else ids
-    read = read_answer(rules.decode, shown, rules.tags)
-    spans = {span.end: span for span in answer.spans}  # by one past their closing tag
+    shown = answer.ids[:-1] if answer.ids and answer.ids[-1] in eos else answer.ids
+    read = read_answer(decode, shown, tags)
+    spans = {span.end: span for span in answer.spans}
     phrases = []
     for phrase in read.phrases:
         span = spans.get(phrase.closing + 1)
-        # With checking on, what the policy never judged would not be accepted by it.
-        accepted = span.accepted if span else phrase.confident and answer.resolved is None
-        status: Literal["accepted", "unresolved"] = "accepted" if accepted else "unresolved"
-        p = span.p if span else None
-        phrases.append(Phrase(phrase.text, phrase.start, phrase.end, p, status))
+        # With checking on, a phrase that the policy never judged counts as unresolved.
+        is_accepted = span.accepted if span else phrase.confident and answer.resolved is None
+        status: Literal["accepted", "unresolved"] = "accepted" if is_accepted else "unresolved"
+        phrases.append(Phrase(phrase.text, phrase.start, phrase.end, span.p if span else None, status))
     trace = tuple(
         TraceEntry(
             attempt.kind,
-            break_tags(rules.decode(list(attempt.phrase)).strip()),
+            break_tags(decode(list(attempt.phrase)).strip()),
             attempt.p,
             attempt.at,
             attempt.to,
             attempt.temperature,
             attempt.level,
             attempt.discarded,
-            spent,
+            seconds,
         )
-        for attempt, spent in zip(answer.attempts, attempt_seconds, strict=True)
+        for attempt, seconds in zip(answer.attempts, attempt_seconds, strict=True)
     )
-    usage = Usage(len(ids), generated + unused - len(ids), forwards, seconds, unused)
-    return Result(
-        read.text, read.tagged, tuple(phrases), answer.resolved, finish_reason, trace, usage, tuple(ids)
-    )
+    ids = tuple(answer.ids)
+    return Result(read.text, read.tagged, tuple(phrases), answer.resolved, finish_reason, trace, usage, ids)

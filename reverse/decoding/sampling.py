@@ -1,7 +1,7 @@
-"""Choosing the next token of each row: tag mask, processors, temperature, top-k, top-p, keyed noise.
+"""The choice of the next token of each row: tag mask, temperature, top-k, top-p and keyed noise.
 
-The noise of a choice is one number made from (the request's seed, path, position, attempt). A row's place
-in the batch and what its neighbours do cannot change it, so a batch says what its rows would say alone.
+The noise of a choice is one number computed from (seed, path, position, attempt). It does not depend on the
+place in the batch, so rows of a batch get the tokens that they would get alone.
 
     uniform(seed=0, position=3, attempt=1)     # the same number on every machine
 """
@@ -19,13 +19,13 @@ from reverse.tokens.spans import TokenIds
 
 __all__ = ["choose", "invert", "mask_tags", "uniform"]
 
-_BLOCK = 512  # ids that are summed up together
+_BLOCK = 512  # ids whose weights are summed together
 
 
 def uniform(seed: int, position: int, attempt: int, path: tuple[int, ...] = ()) -> float:
-    """A number in [0, 1), uniform and independent between different arguments.
+    """Return a number in [0, 1), uniform and independent for different arguments.
 
-    `path` names the ask and the branch within a request; the path of a single answer is empty.
+    `path` names the ask and the branch within a request. The path of a single answer is empty.
     """
     packed = struct.pack(f"<{3 + len(path)}q", seed, position, attempt, *path)
     return (int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little") >> 11) * 2.0**-53
@@ -34,8 +34,8 @@ def uniform(seed: int, position: int, attempt: int, path: tuple[int, ...] = ()) 
 def mask_tags(logits: torch.Tensor, inside: Sequence[bool], tags: TokenIds) -> torch.Tensor:
     """Keep tags well-formed: no `<SPAN>` inside a phrase, no closing tag outside one.
 
-    Args: `logits` of shape (rows, vocabulary); `inside` says of each row whether a phrase is open.
-    Returns a copy with -inf where a tag may not stand.
+    Args: `logits` of shape (rows, vocabulary); `inside[row]` says whether a phrase is open.
+    Returns a copy with -inf for tags that are not allowed.
     """
     state = torch.tensor(inside, device=logits.device)
     masked = logits.clone()
@@ -52,23 +52,23 @@ def choose(
     top_k: int = 0,
     top_p: float = 1.0,
 ) -> torch.Tensor:
-    """Ids of shape (rows,) int64 from `logits` of shape (rows, vocabulary) float32.
+    """Return ids of shape (rows,) int64 from `logits` of shape (rows, vocabulary) float32.
 
-    A row with temperature 0 takes the most probable token. Another inverts its cumulative distribution at
-    the row's `noise` in [0, 1), so that equal noise means an equal choice on every device.
+    Rows with temperature 0 get the most probable token. For other rows the cumulative distribution is
+    inverted at the row's `noise` in [0, 1), so that equal noise gives an equal choice on every device.
     """
     if logits.device.type == "mps" and any(t > 0 for t in temperatures):  # it has no float64
         return choose(logits.cpu(), temperatures, noise, top_k, top_p).to(logits.device)
     chosen = logits.argmax(dim=-1)
-    warm = [i for i, t in enumerate(temperatures) if t > 0]
-    if not warm:
+    sampled = [i for i, t in enumerate(temperatures) if t > 0]
+    if not sampled:
         return chosen
-    rows = torch.tensor(warm, device=logits.device)
-    heat, draw = (
-        torch.tensor([values[i] for i in warm], device=logits.device, dtype=torch.float64).unsqueeze(1)
+    rows = torch.tensor(sampled, device=logits.device)
+    temperature, chance = (
+        torch.tensor([values[i] for i in sampled], device=logits.device, dtype=torch.float64).unsqueeze(1)
         for values in (temperatures, noise)
     )
-    scores = logits[rows].double() / heat
+    scores = logits[rows].double() / temperature
     if 0 < top_k < scores.shape[1]:
         scores[scores < scores.topk(top_k, dim=-1).values[:, -1:]] = -torch.inf
     if top_p < 1.0:
@@ -76,28 +76,28 @@ def choose(
         weight = ordered.softmax(dim=-1)
         outside = weight.cumsum(dim=-1) - weight >= top_p  # the first token always stays
         scores[outside.gather(1, order.argsort(dim=-1))] = -torch.inf
-    chosen[rows] = invert(scores, draw)
+    chosen[rows] = invert(scores, chance)
     return chosen
 
 
 def invert(scores: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """Where softmax(scores), summed up from the first id on, passes `noise`; nothing waits for the device.
+    """Return the ids at which the cumulative sum of softmax(scores) passes `noise`, without a host sync.
 
     Args: `scores` (rows, vocabulary) float64, `noise` (rows, 1) float64 in [0, 1). Returns (rows,) int64,
-    never an id whose score is -inf. Summed in blocks: one scan over a vocabulary is slow on a GPU.
+    never an id with a score of -inf. Sums are taken in blocks: one scan of a vocabulary is slow on a GPU.
     """
     weight = (scores - scores.amax(dim=-1, keepdim=True)).exp()
     blocks = F.pad(weight, (0, -weight.shape[1] % _BLOCK)).view(len(weight), -1, _BLOCK)
     sums = blocks.sum(dim=-1)
     ends = sums.cumsum(dim=-1)
     target = noise * ends[:, -1:]
-    block = _passed(ends, target)
+    block = _find_passing(ends, target)
     inside = blocks.gather(1, block[:, :, None].expand(-1, -1, _BLOCK)).squeeze(1).cumsum(dim=-1)
     begin = ends.gather(1, block) - sums.gather(1, block)
-    return (block * _BLOCK + _passed(inside, (target - begin).clamp(min=0.0))).squeeze(1)
+    return (block * _BLOCK + _find_passing(inside, (target - begin).clamp(min=0.0))).squeeze(1)
 
 
-def _passed(ends: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """The first place of each row that ends beyond its target, or else the last that adds anything."""
+def _find_passing(ends: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Return each row's first place that ends beyond its target, or else the last with any weight."""
     last = (ends < ends[:, -1:]).sum(dim=-1, keepdim=True)
     return torch.minimum(torch.searchsorted(ends, target, right=True), last)

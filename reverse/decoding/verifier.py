@@ -1,7 +1,7 @@
 """p(`</UN>`): how unsure the model is of a phrase, read from raw logits.
 
-Softmax of the logits upcast to float32, before temperature, top-k, top-p and any mask or processor
-(arXiv 2504.13169 §3.3): only the last position's logits are read, nothing is kept but one number a step.
+It is the softmax of the logits in float32, before temperature, top-k, top-p, masks and processors
+(arXiv 2504.13169 §3.3).
 
     Verifier(tags).p(logits)      # (rows,) float32
 """
@@ -17,11 +17,11 @@ from reverse.tokens.spans import TokenIds
 
 __all__ = ["NO_TAGS", "Verifier"]
 
-NO_TAGS = TokenIds(-1, -1, -1)  # of a model that was not taught the tokens: ids that never come up
+NO_TAGS = TokenIds(-1, -1, -1)  # of a vocabulary without the three tokens: ids that never occur
 
 
 class Verifier:
-    """Reads p for whole batches; see `ResamplingConfig.score` and `.check`."""
+    """Reads p(`</UN>`) of batches; see `ResamplingConfig.score` and `.check`."""
 
     def __init__(
         self,
@@ -32,20 +32,20 @@ class Verifier:
         self.tags, self.score, self.check = tags, score, check
 
     def p(self, logits: torch.Tensor) -> torch.Tensor:
-        """p(`</UN>`) of shape (rows,), float32, from raw `logits` of shape (rows, vocabulary), any dtype.
+        """Return p(`</UN>`) of shape (rows,), float32, from raw `logits` of shape (rows, vocabulary).
 
-        NaN for a row of which any logit is NaN or infinite, of either sign: such logits say nothing.
+        It is NaN for a row with any logit that is NaN or infinite.
         """
         logits = logits.float()
-        sound = (logits * 0.0).sum(dim=-1)  # zero; NaN where anything is not finite
-        if self.tags == NO_TAGS:  # there is nothing to read but whether the logits are sound
-            return sound
+        finite = (logits * 0.0).sum(dim=-1)  # zero; NaN where anything is not finite
+        if self.tags == NO_TAGS:  # only whether the logits are finite can be read
+            return finite
         if self.score == "pair":
-            return torch.sigmoid(logits[:, self.tags.un] - logits[:, self.tags.cn]) + sound
-        return torch.exp(logits[:, self.tags.un] - torch.logsumexp(logits, dim=-1)) + sound
+            return torch.sigmoid(logits[:, self.tags.un] - logits[:, self.tags.cn]) + finite
+        return torch.exp(logits[:, self.tags.un] - torch.logsumexp(logits, dim=-1)) + finite
 
-    def of_phrase(self, ids: Sequence[int], ps: Sequence[float]) -> float:
-        """The p of a segment that ends with a phrase: at its closing step, or the highest inside the phrase.
+    def read_phrase(self, ids: Sequence[int], ps: Sequence[float]) -> float:
+        """Return p of a segment that ends with a phrase: at its closing tag, or the highest in the phrase.
 
         `ps[i]` is p at the step that chose `ids[i]`.
         """

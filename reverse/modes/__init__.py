@@ -1,4 +1,4 @@
-"""Modes: what decides above one answer. `mode=` takes one of these, or its name.
+"""Modes decide above single answers. `mode=` takes one of these objects or its name.
 
 >>> reverse.generate(model, processor, "chart.png", question, mode=reverse.modes.Select(n=8))
 """

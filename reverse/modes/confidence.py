@@ -1,4 +1,4 @@
-"""How sure the model is of a whole answer, from the p(`</UN>`) of its phrases: one function for all modes."""
+"""The confidence of an answer, from the p(`</UN>`) of its phrases. All modes use this function."""
 
 from __future__ import annotations
 
@@ -7,22 +7,21 @@ import math
 from reverse.decoding.result import Result
 from reverse.errors import RequestError
 
-__all__ = ["CONFIDENCES", "confidence_of"]
+__all__ = ["CONFIDENCES", "compute_confidence"]
 
 CONFIDENCES = ("min", "product", "mean")
 
 
-def confidence_of(result: Result, kind: str = "min") -> float:
-    """A number in [0, 1]: 1 - max p(`</UN>`) of the phrases, or the product or mean of 1 - p(`</UN>`).
+def compute_confidence(result: Result, kind: str = "min") -> float:
+    """Return a number in [0, 1]: the minimum, product or mean of 1 - p(`</UN>`) of the phrases.
 
-    An answer without phrases says nothing of its confidence: 0, the least.
-    Raises ValueError for an unknown `kind`.
+    It is 0 for an answer without phrases. Raises RequestError for an unknown `kind`.
     """
-    sure = [1.0 - phrase.p_un for phrase in result.phrases if phrase.p_un is not None]
+    values = [1.0 - phrase.p_un for phrase in result.phrases if phrase.p_un is not None]
     if kind not in CONFIDENCES:
         raise RequestError(f"confidence must be one of {', '.join(CONFIDENCES)}, got {kind!r}")
-    if not sure:
+    if not values:
         return 0.0
     if kind == "min":
-        return min(sure)
-    return math.prod(sure) if kind == "product" else sum(sure) / len(sure)
+        return min(values)
+    return math.prod(values) if kind == "product" else sum(values) / len(values)

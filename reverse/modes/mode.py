@@ -1,4 +1,4 @@
-"""What modes share."""
+"""One answer, which the modes `plain` and `resample` share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Generator
 from typing import Any
 
 from reverse.decoding.asks import Ask, Conversation, Generate, Outcome, PolicyFactory
-from reverse.decoding.tasks import ModeRequest
+from reverse.decoding.scheduling.tasks import ModeRequest
 
 __all__ = ["ModeRequest", "answer_once"]
 
@@ -14,7 +14,7 @@ __all__ = ["ModeRequest", "answer_once"]
 def answer_once(
     request: ModeRequest, policy: PolicyFactory | None
 ) -> Generator[list[Ask], list[Any], Outcome]:
-    """One answer; a blank one to an open-ended question is asked for once more (arXiv 2504.13169 §4)."""
+    """Ask for one answer, and again if that to an open-ended question is blank (arXiv 2504.13169 §4)."""
     source, config = request.conversation, request.config
     if not config.open_ended or not isinstance(source, Conversation):
         (outcome,) = yield [Generate(source, final=True, policy=policy)]

@@ -1,4 +1,4 @@
-"""Decode as `model.generate()` would, and only read p."""
+"""Mode `plain`: decode as `model.generate()` would, and only read p."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Check every phrase, and decode anew what the model is not sure of."""
+"""Mode `resample`: check every phrase and decode suspect ones again."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["Resample"]
 
 @dataclass(frozen=True)
 class Resample:
-    """One answer by retrospective resampling, or by a `policy` of one's own (see docs/decoding.md)."""
+    """One answer by retrospective resampling, or by your own `policy` (see docs/engine.md)."""
 
     name = "resample"
-    policy: PolicyFactory | None = None  # None: the one that the configuration names
+    policy: PolicyFactory | None = None  # None: the policy that the configuration names
 
     def run(self, request: ModeRequest) -> Generator[list[Ask], list[Any], Outcome]:
         return answer_once(request, self.policy)

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from reverse.decoding.asks import Node
-from reverse.decoding.branch import AnswerRules, Branch
 from reverse.decoding.config import ResamplingConfig
-from reverse.decoding.policies import policy_factory
+from reverse.decoding.policies import make_policy_factory
 from reverse.decoding.policies.plain_policy import PlainPolicy
+from reverse.decoding.scheduling.branch import AnswerRules, Branch
 from reverse.decoding.verifier import Verifier
 from reverse.tokens.spans import TokenIds
 from tests.decoding.oracle import NaiveBackend, drive
@@ -70,7 +70,7 @@ def branch(
     **options,
 ):
     """A branch behind a prompt of one id."""
-    factory = factory or (policy_factory(config) if checking else PlainPolicy)
+    factory = factory or (make_policy_factory(config) if checking else PlainPolicy)
     verifier = Verifier(TAGS, config.score, config.check)
     rules = AnswerRules(decode, TAGS, verifier, max_new_tokens, frozenset({EOS}), seed)
     return Branch(Node((BOS,)), factory(config, TAGS, max_new_tokens, temperature), rules, **options)

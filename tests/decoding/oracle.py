@@ -10,11 +10,11 @@ import torch
 
 from reverse.decoding.asks import Node
 from reverse.decoding.backends.protocol import Capabilities, RunningSegment, StepOutput
-from reverse.decoding.branch import AnswerRules, Branch
 from reverse.decoding.config import ResamplingConfig
-from reverse.decoding.policies import policy_factory
+from reverse.decoding.policies import make_policy_factory
 from reverse.decoding.sampling import uniform
-from reverse.decoding.scheduler import Scheduler
+from reverse.decoding.scheduling.branch import AnswerRules, Branch
+from reverse.decoding.scheduling.scheduler import Scheduler
 from reverse.decoding.text.codec import TextCodec
 from reverse.decoding.text.hints import HintWriter
 from reverse.decoding.verifier import Verifier
@@ -69,7 +69,7 @@ class NaiveBackend:
 
     def _step(self, sequence, segment):
         params, tags = segment.params, segment.params.tags
-        logits = self._logits(self.texts[sequence])
+        logits = self._logits(sequence)
         p = float(torch.softmax(logits, dim=-1)[tags.un]) if tags.un >= 0 else 0.0
         if params.masks_tags:
             for token in tags:
@@ -94,8 +94,8 @@ class NaiveBackend:
         return StepOutput(sequence, token, p, output)
 
     @torch.no_grad()
-    def _logits(self, ids):
-        extra = dict(self.extra)
+    def _logits(self, sequence):
+        ids, extra = self.texts[sequence], dict(self.extra)
         if self.types is not None:
             extra["mm_token_type_ids"] = torch.tensor([self.types + [0] * (len(ids) - len(self.types))])
         ids = torch.tensor([ids])
@@ -136,6 +136,6 @@ def naive_generate(
         process=None if process is None else lambda ids, scores: process(ids, scores[0])[None],
     )
     hint_at = None if rules.hints is None else rules.hints.insert_at(prompt)
-    policy = policy_factory(config)(config, codec.tags, max_new_tokens, temperature)
+    policy = make_policy_factory(config)(config, codec.tags, max_new_tokens, temperature)
     branch = Branch(Node(tuple(prompt), hint_at=hint_at), policy, rules)
     return drive(NaiveBackend(model, inputs), [branch])[0]

@@ -8,7 +8,7 @@ import torch
 from reverse.decoding import engine
 from reverse.decoding.asks import Node
 from reverse.decoding.policies.resample_policy import ResamplePolicy
-from reverse.decoding.preparing.preparing import CallerOptions, Prepared, Preparer
+from reverse.decoding.preparing.preparing import CallerOptions, PreparedPrompt, Preparer
 from reverse.decoding.text.codec import TextCodec
 from reverse.modes import Resample
 from tests.decoding import mock
@@ -51,7 +51,7 @@ class Scripted:
     def prepare(self, conversation, request, hints):
         self.prepared += 1
         options = CallerOptions(frozenset({mock.EOS}), self.room, torch.tensor([mock.BOS]))
-        return Prepared(Node((mock.BOS,)), options)
+        return PreparedPrompt(Node((mock.BOS,)), options)
 
     def watch_steps(self):
         """A list that gets how many sequences were decoded in every step."""

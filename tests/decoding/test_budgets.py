@@ -74,11 +74,11 @@ def test_extra_tokens_are_those_taken_back():
     one = policy(max_extra_tokens=7)
     one.next(phrase(A, A, A, A, A))
     assert isinstance(one.next(phrase(B, p=0.9)), Rewind)
-    assert one.discarded == 3
+    assert one.budget.discarded == 3
     assert isinstance(one.next(phrase(B, p=0.8)), Rewind)
-    assert one.discarded == 6
+    assert one.budget.discarded == 6
     assert one.next(phrase(B, p=0.9)) == continues(0.0)  # 9: the best is restored, and 3 of them are kept
-    assert one.discarded == 6
+    assert one.budget.discarded == 6
     assert one.next(phrase(C, p=0.9)) == continues(0.0)
     assert len(one.answer.attempts) == 3
 
@@ -94,7 +94,7 @@ def test_escalation_stays_within_the_budget():
         return one.next(phrase(D, p=0.9)), one
 
     action, one = last(8)
-    assert action == rewinds(4, 0.1, ((D,),)) and one.discarded == 8
+    assert action == rewinds(4, 0.1, ((D,),)) and one.budget.discarded == 8
     action, one = last(7)  # 3 for the phrase, 5 for what stands before it
     assert action == continues(0.0) and one.answer.ids[-3:] == [SPAN, D, CN]
     assert one.is_exhausted is False  # stuck here; later phrases are corrected
@@ -128,7 +128,7 @@ def test_never_more_than_the_budget_and_one_segment(salt, budget, on_exhausted, 
     )
     result, one = run(hashed(salt), config, 40, 0.7, factory=Watched)
     unused = (candidates - 1) * 40  # at most, of sisters that nobody looked at
-    assert one.discarded <= budget + longest + unused
+    assert one.budget.discarded <= budget + longest + unused
     assert result.usage.discarded <= budget + 2 * longest + unused  # the segment that the end cut off, too
 
 
@@ -226,7 +226,7 @@ def test_attempts_are_counted_per_answer():
 def test_check_decides_where_p_is_read(check, score, suspect):
     """check="every_token" would be accepted and do nothing."""
     ids, ps = (D, SPAN, A, CN), (0.99, 0.0, 0.7, 0.1)
-    p = Verifier(TAGS, score, check).of_phrase(ids, ps)
+    p = Verifier(TAGS, score, check).read_phrase(ids, ps)
     assert isinstance(policy().next(Segment(ids, "phrase", p)), Rewind) is suspect
 
 
@@ -252,7 +252,7 @@ def test_score_decides_what_p_means(score, suspect):
         ("max_attempts", True, "a whole number of at least 0, got True"),
         ("local_attempts", 0, "a whole number of at least 1, got 0"),
         ("candidates", 0, "a whole number of at least 1, got 0: 1 tries one continuation after the other"),
-        ("hints", -1, "a whole number of at least 0, got -1: 0 turns query rewriting off"),
+        ("hints", -1, "a whole number of at least 0, got -1: 0 turns hints off"),
         ("top_k", -1, "a whole number of at least 0, got -1: 0 keeps every token"),
         ("temperature_step", math.nan, "a finite number of at least 0, got nan"),
         ("temperature_step", None, "a finite number of at least 0, got None"),

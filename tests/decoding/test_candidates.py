@@ -6,9 +6,9 @@ import pytest
 import torch
 from scipy.stats import chi2_contingency
 
-from reverse.decoding.branch import Branch
 from reverse.decoding.config import ResamplingConfig
 from reverse.decoding.policies.resample_policy import ResamplePolicy
+from reverse.decoding.scheduling.branch import Branch
 from tests.decoding import mock
 from tests.decoding.oracle import naive_generate
 from tests.decoding.test_backend import FAMILIES, ROOM, config, decode, inputs_for, world
@@ -148,6 +148,6 @@ def test_unused_candidates_count_against_the_budget():
         told.clear()
         result, policy = mock.run(mock.hashed(seed, 1.0), strict, seed=seed, factory=Watched)
         assert sum(told) <= result.usage.unused
-        assert policy.discarded == sum(t.tokens for t in result.trace) + sum(told)
+        assert policy.budget.discarded == sum(t.tokens for t in result.trace) + sum(told)
         found.append(sum(told))
     assert sum(found) > 0  # the case would prove nothing

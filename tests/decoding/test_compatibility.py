@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import reverse
 from reverse import compatibility
 from reverse.cli import app
-from reverse.compatibility import IncompatibleLibraryError, requirement, supported_range
+from reverse.compatibility import IncompatibleLibraryError, format_supported_range, pip_requirement
 from reverse.decoding.backends.hf import compat
 from reverse.decoding.backends.hf.hf_backend import HfBackend
 from reverse.decoding.backends.protocol import Prompt, SegmentParams
@@ -23,7 +23,7 @@ from reverse.decoding.preparing import caller_options, caller_processors
 from reverse.decoding.verifier import NO_TAGS
 
 ROOT = Path(__file__).resolve().parents[2]
-RANGE = f"supported is transformers {supported_range('transformers')}"
+RANGE = f"supported is transformers {format_supported_range('transformers')}"
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_a_renamed_cache_argument_is_an_error(changed):
     with pytest.raises(IncompatibleLibraryError, match=RANGE) as caught:
         changed(lambda name, kwargs: kwargs, cache="kv_store", past_key_values="kv_store")
     assert "Changed.forward takes no cache under the names cache, past_key_values" in str(caught.value)
-    assert requirement("transformers") in str(caught.value)
+    assert pip_requirement("transformers") in str(caught.value)
 
 
 @pytest.mark.parametrize("backend", ["hf", "cuda_graph"])
@@ -235,7 +235,7 @@ def test_every_processor_of_transformers_is_known():
         and kind.__module__ == logits_process.__name__
     ]
     known = {*caller_processors._STATEFUL, *caller_processors._STATELESS, *caller_processors._WARPERS}
-    ours = {kind.__name__ for kind in caller_processors._OURS}
+    ours = {kind.__name__ for kind in caller_processors._ENGINE_WARPERS}
     assert set(kinds) - known - ours == {"LogitsProcessor"}
 
 
@@ -245,7 +245,7 @@ def test_a_processor_of_a_later_transformers_is_refused():
         "LateLogitsProcessor", (logits_process.LogitsProcessor,), {"__module__": logits_process.__name__}
     )
     with pytest.raises(ValueError, match="LateLogitsProcessor is not known to this release"):
-        caller_options.caller_processors(LogitsProcessorList([late()]), None, 1)
+        caller_options.copy_processors(LogitsProcessorList([late()]), None, 1)
 
 
 def test_a_processor_without_its_attributes_is_an_error():
@@ -253,7 +253,7 @@ def test_a_processor_without_its_attributes_is_an_error():
     changed = logits_process.RepetitionPenaltyLogitsProcessor(2.0)
     del changed.prompt_ignore_length
     with pytest.raises(IncompatibleLibraryError, match="prompt_ignore_length.*" + RANGE):
-        caller_options.caller_processors(LogitsProcessorList([changed]), None, 1)
+        caller_options.copy_processors(LogitsProcessorList([changed]), None, 1)
 
 
 def test_pyproject_has_the_supported_ranges():
@@ -262,7 +262,7 @@ def test_pyproject_has_the_supported_ranges():
     extras = project["optional-dependencies"].values()
     asked = [*project["dependencies"], *(one for extra in extras for one in extra)]
     for library in compatibility.SUPPORTED:
-        assert requirement(library) in asked, library
+        assert pip_requirement(library) in asked, library
 
 
 def test_make_tests_the_ends_of_the_ranges():
@@ -277,7 +277,7 @@ def test_make_tests_the_ends_of_the_ranges():
 
 def test_a_newer_version_gives_one_warning(monkeypatch, caplog):
     """A user would not know that nobody has tested this combination, or hear of it at every call."""
-    monkeypatch.setattr(compatibility, "_installed", {"transformers": "99.1.0.dev0", "peft": None}.get)
+    monkeypatch.setattr(compatibility, "_find_version", {"transformers": "99.1.0.dev0", "peft": None}.get)
     compatibility.warn_of_newer_versions.cache_clear()
     with caplog.at_level(logging.WARNING, logger="reverse"):
         for _ in range(3):
@@ -302,7 +302,7 @@ def test_encoded_pictures_that_do_not_fit_are_an_error(tiny_llava, widths):
     ids = torch.tensor([[token + 1, token, token], [token] * 3])
     encoded = BaseModelOutputWithPooling(pooler_output=[torch.zeros(width, 4) for width in widths])
     with pytest.raises(IncompatibleLibraryError, match="pooler_output does not hold as many features"):
-        caller_options.pictures_of_rows(model, ids, {"mm_encoder_outputs": {"image": encoded}})
+        caller_options.split_pictures_by_row(model, ids, {"mm_encoder_outputs": {"image": encoded}})
 
 
 def test_a_command_says_it_in_one_line(monkeypatch):

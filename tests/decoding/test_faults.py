@@ -9,13 +9,13 @@ import torch
 import transformers
 
 import reverse
-from reverse.decoding import branch
 from reverse.decoding.backends import auto
 from reverse.decoding.backends.cuda_graph import ops
 from reverse.decoding.backends.cuda_graph.row_state import INSIDE, MASKED, PAIR
 from reverse.decoding.backends.hf.hf_backend import HfBackend
 from reverse.decoding.backends.protocol import OutOfMemory
 from reverse.decoding.calls.failures import name_request
+from reverse.decoding.scheduling import branch
 from reverse.decoding.verifier import NO_TAGS, Verifier
 from reverse.tokens import TokenIds
 from tests.decoding.worlds import picture, talkative

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import reverse
-from reverse.decoding.worker import worker_of
+from reverse.decoding.scheduling.worker import find_worker
 from tests.decoding.worlds import talkative
 
 SETTINGS = {"prompt": "Is there a dog?", "threshold": 0.3, "max_new_tokens": 6, "max_attempts": 2}
@@ -106,4 +106,4 @@ def test_a_reader_of_events_may_fork(world):
             in_child(lambda: reverse.generate(model, processor, **SETTINGS).ids == expected)
 
     assert reverse.generate(model, processor, events=fork, **SETTINGS).ids == expected
-    assert forked and worker_of(model).training == []
+    assert forked and find_worker(model).training == []

@@ -16,11 +16,11 @@ from PIL import Image
 import reverse
 from reverse.decoding.asks import PictureRef
 from reverse.decoding.backends.protocol import EncodedPicture, OutOfMemory, Picture
-from reverse.decoding.engine import shared_engine
+from reverse.decoding.engine import find_shared_engine
 from reverse.decoding.preparing import preparing_threads
 from reverse.decoding.preparing.picture_cache import PictureCache
 from reverse.decoding.preparing.preparing_threads import PreparingThreads
-from reverse.decoding.scheduler import Scheduler
+from reverse.decoding.scheduling.scheduler import Scheduler
 from reverse.models import family_of, prepare_inputs, window_attention
 from tests.decoding.worlds import picture, talkative
 
@@ -112,7 +112,7 @@ def test_answers_do_not_depend_on_the_number_of_threads(family, monkeypatch):
     """Threads that share a tokenizer, a picture or a stream would tokenise or read something else."""
     expected = None
     for threads in (1, 2, 8):
-        monkeypatch.setattr(preparing_threads, "usable_cores", lambda threads=threads: threads)
+        monkeypatch.setattr(preparing_threads, "count_cores", lambda threads=threads: threads)
         found = [(r.ids, r.text) for r in many(family, requests(), max_sequences=4)]
         expected = found if expected is None else expected
         assert found == expected
@@ -206,7 +206,7 @@ def test_nothing_is_kept_once_the_engine_rests():
     """Features of weights that are trained in between would be those of another model."""
     model, processor = _talkative("llava")
     list(many("llava", requests()[:3]))
-    engine = shared_engine(model, processor)
+    engine = find_shared_engine(model, processor)
     for _ in range(100):
         if engine._threads is None and not engine._schedulers:
             break
@@ -239,7 +239,7 @@ def refs_of(*sizes):
 
 def test_pictures_are_encoded_in_bounded_batches(monkeypatch):
     """Sixteen large pictures at once would run out of memory where four and four fit."""
-    monkeypatch.setattr("reverse.decoding.scheduler._ENCODED_TOGETHER", 100)
+    monkeypatch.setattr("reverse.decoding.scheduling.scheduler._ENCODED_TOGETHER", 100)
     backend, refs = Encoder(1 << 20), refs_of(*[40] * 5, 500, 10)
     Scheduler(backend, 8)._encode(refs)
     assert backend.calls == [2, 2, 1, 1, 1]
@@ -354,7 +354,7 @@ def test_python_ends_although_a_thread_prepares(ends):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_features_go_with_their_answer(family, monkeypatch):
     """Reference cycles would keep the features of answers that are over until Python collects its garbage."""
-    engine = shared_engine(*_talkative(family))  # held, so that the calls below use this one
+    engine = find_shared_engine(*_talkative(family))  # held, so that the calls below use this one
     monkeypatch.setattr(engine.pictures, "most_bytes", 0)
     requests = [{"images": picture(i), "prompt": "Describe this image."} for i in range(10)]
     gc.collect()

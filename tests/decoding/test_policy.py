@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reverse.decoding.config import ResamplingConfig
-from reverse.decoding.policies import policy_factory
+from reverse.decoding.policies import make_policy_factory
 from reverse.decoding.policies.policy import Continue, Finish, Rewind, Segment
 from reverse.decoding.policies.resample_policy import ResamplePolicy
 from tests.decoding import mock
@@ -62,7 +62,7 @@ def test_sentence_end_inside_the_segment_is_a_checkpoint():
 def test_paper_rewinds_to_phrase_ends_only():
     """`.paper()` would not be the published algorithm, which knows no sentence checkpoints."""
     config = ResamplingConfig.paper(threshold=0.5)
-    one = policy_factory(config)(config, TAGS, 100, 0.0)
+    one = make_policy_factory(config)(config, TAGS, 100, 0.0)
     one.next(phrase(A))
     assert one.next(phrase(B, p=0.9, before=(DOT, C), ends=[1])) == rewinds(3, 0.1, ((B,),))
 
@@ -286,11 +286,11 @@ def test_invariants(salt, config, temperature, room):
     assert not opened
     assert result.usage.kept == len(result.ids) and result.usage.discarded >= 0
     assert len(result.trace) == one.rejections
-    assert one.discarded == sum(entry.tokens for entry in result.trace)
+    assert one.budget.discarded == sum(entry.tokens for entry in result.trace)
     if config.max_extra_tokens is not None:  # one segment may begin within the budget and end outside it
-        assert one.discarded <= max(config.max_extra_tokens - 1 + room, 0)
+        assert one.budget.discarded <= max(config.max_extra_tokens - 1 + room, 0)
         if config.max_extra_tokens == 0:
-            assert one.discarded == 0
+            assert one.budget.discarded == 0
 
 
 @settings(max_examples=100, deadline=None)

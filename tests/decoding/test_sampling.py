@@ -98,8 +98,8 @@ def test_p_is_the_softmax_of_raw_logits():
 def test_every_token_takes_the_highest_p_inside_the_phrase():
     """check="every_token" would look at the text before the phrase, or only at its end."""
     ids, ps = (9, TAGS.span, 9, 9, TAGS.cn), (0.9, 0.8, 0.1, 0.4, 0.2)
-    assert Verifier(TAGS).of_phrase(ids, ps) == 0.2
-    assert Verifier(TAGS, check="every_token").of_phrase(ids, ps) == 0.4
+    assert Verifier(TAGS).read_phrase(ids, ps) == 0.2
+    assert Verifier(TAGS, check="every_token").read_phrase(ids, ps) == 0.4
 
 
 def test_models_without_tags_have_no_p_but_show_nan():

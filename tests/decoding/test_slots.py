@@ -14,7 +14,7 @@ import torch
 import reverse
 from reverse.decoding.backends.hf import compat
 from reverse.decoding.backends.hf.hf_backend import HfBackend
-from reverse.decoding.scheduler import Scheduler
+from reverse.decoding.scheduling.scheduler import Scheduler
 from tests.decoding import mock
 from tests.decoding.oracle import NaiveBackend
 from tests.decoding.scripted import Scripted

@@ -9,8 +9,12 @@ from hypothesis import strategies as st
 from experiments.tiny_models import SENTENCES, train_tokenizer
 from reverse.decoding.config import ResamplingConfig
 from reverse.decoding.text.answer_text import read_answer
-from reverse.decoding.text.incremental_detokenizer import ShownText, half_character
-from reverse.decoding.text.sentence_ends import sentence_ends, token_pieces
+from reverse.decoding.text.incremental_detokenizer import (
+    IncrementalDetokenizer,
+    find_partial_byte_token,
+    split_into_pieces,
+)
+from reverse.decoding.text.sentence_ends import find_sentence_ends
 from reverse.tokens import TAGS, TokenIds, break_tags, find_problems, find_token_ids, parse_tags, remove_tags
 from tests.decoding import mock
 from tests.decoding.mock import CN, DOT, SPAN, UN, always, hashed
@@ -86,7 +90,7 @@ def test_sentences_end_by_ids_and_not_by_spelled_tags():
     """A token that reads `<SPAN>` would open a phrase that never ends, and no sentence would end after it."""
     ids, tags = [WHOLE, 14, DOT, 14, SPAN, 14, DOT, CN, DOT, 14], TokenIds(SPAN, CN, UN)
     pieces = [SPELLING[i] for i in ids]
-    assert sentence_ends(pieces, ids=ids, tags=tags) == (3, 9)
+    assert find_sentence_ends(pieces, ids=ids, tags=tags) == (3, 9)
 
 
 TOKENIZERS = {style: train_tokenizer(SENTENCES, 500, style=style) for style in ("bytes", "sentencepiece")}
@@ -122,7 +126,7 @@ def test_text_of_an_answer_tokenises_to_its_own_tags_only(style, words, real):
     assert [i for i in tokenizer.encode(read.text, add_special_tokens=False) if i in tags] == []
     again = [i for i in tokenizer.encode(read.tagged, add_special_tokens=False) if i in tags]
     assert again == [i for i in ids if i in tags]
-    shown = ShownText(decode, half_character(tokenizer), tags=tags)
+    shown = IncrementalDetokenizer(decode, tags, find_partial_byte_token(tokenizer))
     told = "".join(shown.feed([i]) for i in ids)
     assert read.text.startswith(told)
 
@@ -143,10 +147,10 @@ def count_decoded(style, ids, half=True):
         counted[0] += len(some)
         return tokenizer.decode(some, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    shown = ShownText(decode, half_character(tokenizer), tags=find_token_ids(tokenizer))
+    shown = IncrementalDetokenizer(decode, find_token_ids(tokenizer), find_partial_byte_token(tokenizer))
     for token in ids:
         shown.feed([token])
-    token_pieces(decode, ids)
+    split_into_pieces(decode, ids)
     return counted[0]
 
 
@@ -155,7 +159,7 @@ def count_decoded(style, ids, half=True):
 def test_work_on_a_growing_text_is_linear(style, kind):
     """An answer of 100 kB, or one of halves of characters, would be decoded from its start again."""
     tokenizer = TOKENIZERS[style]
-    half = half_character(tokenizer)
+    half = find_partial_byte_token(tokenizer)
     unit = {
         "words": tokenizer.encode("There are two dogs on the sofa. ", add_special_tokens=False),
         "half": [half],
@@ -172,7 +176,7 @@ def test_work_on_a_growing_text_is_linear(style, kind):
 def test_going_back_in_a_long_text_keeps_what_was_told(style, data):
     """After a rewind in a long answer, of halves of characters too, text would be told twice or be lost."""
     tokenizer = TOKENIZERS[style]
-    tags, half = find_token_ids(tokenizer), half_character(tokenizer)
+    tags, half = find_token_ids(tokenizer), find_partial_byte_token(tokenizer)
     units = [
         tokenizer.encode("two dogs. 狗 ", add_special_tokens=False),
         [half],
@@ -185,7 +189,7 @@ def test_going_back_in_a_long_text_keeps_what_was_told(style, data):
     def decode(some):
         return tokenizer.decode(some, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    shown, text = ShownText(decode, half, tags=tags), ""
+    shown, text = IncrementalDetokenizer(decode, tags, half), ""
     for _ in range(3):
         to = data.draw(st.integers(0, len(ids)))
         for token in ids[len(shown.ids) :]:

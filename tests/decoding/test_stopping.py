@@ -20,7 +20,7 @@ from experiments.tiny_models import SENTENCES, train_tokenizer
 from reverse.custom_generate import Retrospective
 from reverse.decoding.config import ResamplingConfig
 from reverse.decoding.text.codec import TextCodec
-from reverse.decoding.text.stopping import Stops, stop_texts
+from reverse.decoding.text.stopping import Stops, check_stop_strings
 from reverse.decoding.verifier import NO_TAGS
 from reverse.tokens import find_token_ids
 from tests.decoding import mock
@@ -99,8 +99,12 @@ def test_stop_strings_are_found_where_they_end(style, text, stop):
 def test_stop_strings_that_cannot_be_meant(value, error, message):
     """An empty stop string would end every answer after one token, and a tag never be found."""
     with pytest.raises(error, match=message):
-        stop_texts(value)
-    assert stop_texts(None) == () and stop_texts("a") == ("a",) and stop_texts(["a", "b"]) == ("a", "b")
+        check_stop_strings(value)
+    assert (
+        check_stop_strings(None) == ()
+        and check_stop_strings("a") == ("a",)
+        and check_stop_strings(["a", "b"]) == ("a", "b")
+    )
 
 
 # ---------------------------------------------------------------------- criteria, time, readers
@@ -130,8 +134,8 @@ def test_time_and_absent_readers_wait_for_nothing():
     """A stream nobody reads, or a call past `max_time`, would go on to the end of its phrase and beyond."""
     assert stops(deadline=time.time() - 1)([A, SPAN, B])
     assert not stops(deadline=time.time() + 60)([A])
-    assert stops(left=lambda: True)([A, SPAN])
-    assert not stops() and stops(left=lambda: False) and stops("x")
+    assert stops(has_left=lambda: True)([A, SPAN])
+    assert not stops() and stops(has_left=lambda: False) and stops("x")
 
 
 # ---------------------------------------------------------------------- against plain generate()

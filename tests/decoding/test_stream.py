@@ -18,15 +18,15 @@ from experiments.tiny_models import SENTENCES, train_tokenizer
 from reverse.api import stream
 from reverse.decoding.backends.hf.hf_backend import HfBackend
 from reverse.decoding.backends.protocol import OutOfMemory, SegmentOutput
-from reverse.decoding.calls.sinks import sinks_of
+from reverse.decoding.calls.sinks import make_sinks
 from reverse.decoding.config import ResamplingConfig
-from reverse.decoding.events import Append, Commit, EventEmitter, Finish, Retract
+from reverse.decoding.events import Append, Commit, Complete, EventEmitter, Retract
 from reverse.decoding.policies.policy import Answer, Attempt
 from reverse.decoding.policies.policy import Finish as PolicyFinish
 from reverse.decoding.preparing.preparing import Preparer
 from reverse.decoding.sampling import choose, uniform
 from reverse.decoding.text.answer_text import read_answer
-from reverse.decoding.text.incremental_detokenizer import ShownText, half_character
+from reverse.decoding.text.incremental_detokenizer import IncrementalDetokenizer, find_partial_byte_token
 from reverse.tokens import TAGS, find_token_ids
 from tests.decoding import mock
 from tests.decoding.mock import CN, EOS, SPAN, UN, hashed
@@ -55,7 +55,9 @@ def clean(style, ids):
 
 def shown_text(style):
     tokenizer = TOKENIZERS[style]
-    return ShownText(decoder(style), half_character(tokenizer), tags=find_token_ids(tokenizer))
+    return IncrementalDetokenizer(
+        decoder(style), find_token_ids(tokenizer), find_partial_byte_token(tokenizer)
+    )
 
 
 def ids_of(style, data):
@@ -130,16 +132,18 @@ class Reader:
         self.result = result
 
 
-def emitter_of(row, events, sink, is_checked=True, keeps_open=False):
+CODEC = SimpleNamespace(decode=mock.decode, tags=TAG_IDS, partial_byte_token=None)
+
+
+def emitter_of(row, events, sink, is_checked=True, holds_blank=False):
     return EventEmitter(
         row,
-        mock.decode,
-        TAG_IDS,
+        CODEC,
         eos=frozenset({EOS}),
         on_event=events.append,
         on_text=sink.write,
         is_checked=is_checked,
-        keeps_open=keeps_open,
+        holds_blank=holds_blank,
     )
 
 
@@ -173,7 +177,7 @@ def follow(model, config, room, temperature=0.0, checking=True, keep_open=False)
         decision = branch.judge()
         steps.append((sink.text, list(answer.ids), answer.committed_length))
     if not emitter.is_blank:
-        events.append(Finish(0, branch.result))
+        events.append(Complete(0, branch.result))
         sink.done(branch.result)
     return branch.result, branch.policy, events, sink, steps
 
@@ -201,7 +205,7 @@ def test_stream_equals_the_result_and_events_replay_it(salt, config, temperature
     assert sink.text == result.text and sink.result is result
     assert sink.ids == [i for i in result.ids if i not in TAG_IDS]
     assert replay(events) == (result.text, result.ids, (len(result.ids), len(result.text)))
-    assert events[-1] == Finish(0, result)
+    assert events[-1] == Complete(0, result)
     retracted = [e for e in events if isinstance(e, Retract) and e.kind != "cut"]
     assert [(e.phrase, e.p_un, e.temperature) for e in retracted] == [
         (t.phrase, t.p_un, t.temperature) for t in result.trace
@@ -217,7 +221,7 @@ def test_exactly_what_may_change_is_held_back(salt, config, temperature):
         for _, later, _ in steps[i:]:
             assert later[:floor] == ids[:floor]
         assert result.text.startswith(shown)
-        expected = ShownText(mock.decode, None, frozenset({EOS}), TAG_IDS)
+        expected = IncrementalDetokenizer(mock.decode, TAG_IDS, silent=frozenset({EOS}))
         if i < len(steps) - 1:
             assert shown == (expected.feed(ids[:floor]) if floor else "")
 
@@ -275,7 +279,7 @@ def test_only_the_adopted_candidate_is_appended():
 def test_what_is_no_stream_is_refused():
     """A file, say, would fail in the middle of the answer."""
     with pytest.raises(TypeError, match=r"stream must be a reverse.TextStream .*got int: try"):
-        sinks_of(3)
+        make_sinks(3)
 
 
 # ---------------------------------------------------------------------- reading what the engine tells
@@ -369,7 +373,7 @@ def test_events_are_iterated():
     reader = stream(model, processor, picture(0), events=True, **SETTINGS)
     told = list(reader)
     assert replay(told)[:2] == (reader.result.text, reader.result.ids)
-    assert told[-1] == Finish(0, reader.result)
+    assert told[-1] == Complete(0, reader.result)
 
 
 def test_a_stream_never_read_costs_nothing(prepared):
@@ -427,7 +431,7 @@ def test_streams_of_the_drop_in():
     model.generate(**inputs, custom_generate=decoder, max_new_tokens=24)
     assert ["".join(s) for s in streams] == [r.text for r in decoder.results]
     assert replay_rows(events, 2) == [(r.text, r.ids) for r in decoder.results]
-    with pytest.raises(ValueError, match="got 1 streams for 2 rows: give a list with one a row"):
+    with pytest.raises(ValueError, match="got 1 streams for 2 rows: give a list with one per row"):
         late = reverse.TextStream()
         decoder = reverse.retrospective(processor, threshold=0.2, stream=late)
         model.generate(**inputs, custom_generate=decoder, max_new_tokens=24)
@@ -497,7 +501,7 @@ def test_a_question_asked_again_is_one_stream(monkeypatch):
     )
     assert len(asked) == 2 and "".join(stream) == result.text != ""
     assert replay(events)[:2] == (result.text, result.ids)
-    assert sum(isinstance(e, Finish) for e in events) == 1
+    assert sum(isinstance(e, Complete) for e in events) == 1
 
 
 @pytest.mark.parametrize("checking", [True, False])

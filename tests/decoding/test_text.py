@@ -9,14 +9,15 @@ from hypothesis import strategies as st
 from experiments.tiny_models import SENTENCES, build_tiny_llava, build_tiny_qwen, train_tokenizer
 from reverse.decoding.text.codec import TextCodec
 from reverse.decoding.text.hints import HintWriter
-from reverse.decoding.text.sentence_ends import sentence_ends, token_pieces
+from reverse.decoding.text.incremental_detokenizer import split_into_pieces
+from reverse.decoding.text.sentence_ends import find_sentence_ends
 
 
 def ends_of(*pieces, before=""):
     text, found = "", []
     for i, piece in enumerate(pieces):
         text += piece
-        if i + 1 in sentence_ends(pieces, before):
+        if i + 1 in find_sentence_ends(pieces, before):
             found.append(text)
     return found
 
@@ -49,12 +50,12 @@ def test_sentence_ends(pieces, ends):
 
 def test_last_piece_is_only_looked_ahead_to():
     """ "3." would end a sentence before the 5 is seen."""
-    assert sentence_ends(["It", " is", " 3", "."]) == ()
+    assert find_sentence_ends(["It", " is", " 3", "."]) == ()
 
 
 def test_abbreviation_across_the_segment_border():
     """ "e." "g." split over two segments would be taken for a sentence end."""
-    assert sentence_ends([".", "g", ".", " a"], "fruit, e") == ()
+    assert find_sentence_ends([".", "g", ".", " a"], "fruit, e") == ()
 
 
 @pytest.mark.parametrize("style", ["bytes", "sentencepiece"])
@@ -69,12 +70,14 @@ def test_pieces_join_to_the_text(style, text):
         return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     ids = tokenizer.encode("A dog. " + text, add_special_tokens=False)
-    pieces = token_pieces(decode, ids)
+    pieces = split_into_pieces(decode, ids)
     assert len(pieces) == len(ids)
     if "\ufffd" not in decode(ids):
         assert "".join(pieces) == decode(ids)
         half = len(ids) // 2
-        joined = "".join(token_pieces(decode, ids[:half]) + token_pieces(decode, ids[half:], ids[:half]))
+        joined = "".join(
+            split_into_pieces(decode, ids[:half]) + split_into_pieces(decode, ids[half:], ids[:half])
+        )
         if half and not decode(ids[:half]).endswith("\ufffd"):
             assert joined == decode(ids)
 

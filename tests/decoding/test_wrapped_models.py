@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftMixedModel, PrefixTuningConfig, PromptTuningCon
 from torch import nn
 
 import reverse
-from reverse.decoding.worker import worker_of
+from reverse.decoding.scheduling.worker import find_worker
 from reverse.models import family_of, prepare_inputs, set_default_threshold
 from reverse.models.unwrapping import input_device, unwrap_model
 from tests.decoding.worlds import picture, talkative
@@ -383,8 +383,8 @@ def test_worker_threshold_and_family_are_the_inner_models():
     model, _ = fresh("qwen")
     wrapped = lora(model)
     others = [wrapped, torch.compile(wrapped, backend="eager"), nn.DataParallel(model), wrapped.base_model]
-    assert all(worker_of(other) is worker_of(model) for other in others)
-    assert worker_of(fresh("qwen")[0]) is not worker_of(model)
+    assert all(find_worker(other) is find_worker(model) for other in others)
+    assert find_worker(fresh("qwen")[0]) is not find_worker(model)
     set_default_threshold(nn.DataParallel(wrapped), 0.25)
     for other in (model, *others):
         assert reverse.models.default_threshold(other) == 0.25

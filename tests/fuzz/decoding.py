@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from reverse.decoding.asks import Node
-from reverse.decoding.branch import AnswerRules, Branch
 from reverse.decoding.config import ResamplingConfig
-from reverse.decoding.policies import policy_factory
+from reverse.decoding.policies import make_policy_factory
 from reverse.decoding.policies.plain_policy import PlainPolicy
+from reverse.decoding.scheduling.branch import AnswerRules, Branch
 from reverse.decoding.verifier import Verifier
 from reverse.tokens import spans
 from reverse.tokens.spans import TokenIds
@@ -111,7 +111,7 @@ def check(case: dict[str, Any]) -> str:
     config = ResamplingConfig(**case["settings"])
     model = script(case["kind"], case["salt"], case["scale"], case["words"], case["odd"])
     backend = NaiveBackend(model, {"input_ids": torch.tensor([[BOS]])})
-    factory = policy_factory(config) if case["checking"] else PlainPolicy
+    factory = make_policy_factory(config) if case["checking"] else PlainPolicy
     policy = factory(config, TAGS, case["room"], case["temperature"])
     verifier = Verifier(TAGS, config.score, config.check)
     rules = AnswerRules(decode, TAGS, verifier, case["room"], frozenset({EOS}), case["salt"] % 97)

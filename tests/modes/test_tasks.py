@@ -14,7 +14,7 @@ import torch
 
 import reverse
 from reverse.decoding.asks import Generate, Release, Run, Sampling, Score
-from reverse.decoding.worker import worker_of
+from reverse.decoding.scheduling.worker import find_worker
 from reverse.modes import Plain, Resample, Select
 from tests.decoding import mock
 from tests.decoding.scripted import Scripted
@@ -92,7 +92,7 @@ def test_thousands_of_requests_of_many_modes_in_constant_memory(monkeypatch):
             assert len(engine._active) + len(engine._inbox) <= 40
     for handle in open_handles:
         handle.result()
-    until(lambda: not worker_of(engine.base)._engines)
+    until(lambda: not find_worker(engine.base)._engines)
     assert not scripted.backend.texts and not engine._of_branch and scripted.most <= 4 * 16
 
 
@@ -255,7 +255,7 @@ def test_ctrl_c_at_any_moment_leaves_the_model_usable(scripted):
     for i in range(40):
         interrupted += is_interrupted(seconds * (i + 1) / 40, call)
         gc.collect()
-        worker = worker_of(model)
+        worker = find_worker(model)
         worker.notify()  # as the next call does
         until(lambda: not worker._engines)  # noqa: B023
         assert not worker.training and not scripted.backend.texts
@@ -297,5 +297,5 @@ def test_a_real_ctrl_c_while_waiting(scripted):
     with pytest.raises(reverse.Interrupted):
         reverse.generate(model, processor, prompt="?", config=CONFIG, do_sample=True)
     thread.join()
-    until(lambda: not worker_of(model)._engines)
+    until(lambda: not find_worker(model)._engines)
     assert not scripted.backend.texts

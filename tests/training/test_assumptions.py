@@ -10,7 +10,7 @@ from transformers import Trainer
 
 from experiments.scene_dataset import SceneDataset
 from experiments.tiny_models import build_tiny_llava
-from reverse.compatibility import IncompatibleLibraryError, supported_range
+from reverse.compatibility import IncompatibleLibraryError, format_supported_range
 from reverse.models import window_attention
 from reverse.tokens import add_tokens
 from reverse.training import assumptions
@@ -22,8 +22,8 @@ from reverse.training.optim.parallel import set_fsdp_precision
 from reverse.training.optim.trainable_weights import Tuning, disable_lora_input_cast, select_trained
 from reverse.training.sft import SFTConfig, train
 
-RANGE = f"supported is transformers {supported_range('transformers')}"
-PEFT = f"supported is peft {supported_range('peft')}"
+RANGE = f"supported is transformers {format_supported_range('transformers')}"
+PEFT = f"supported is peft {format_supported_range('peft')}"
 
 
 @pytest.fixture

@@ -1,1 +1,1 @@
-"""What a caller holds: calls, handles, streams and failures."""
+"""Calls of users: their requests in the engine, and the answers, streams and errors that come back."""

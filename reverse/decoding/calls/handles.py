@@ -1,4 +1,4 @@
-"""What a caller holds while the engine works: a mailbox, and a handle for each request.
+"""Handles of submitted requests, and the mailbox through which the engine answers a caller.
 
 handle = engine.submit(Request("kitchen.png"))
 for event in handle: ...          # as the answer is made
@@ -9,24 +9,33 @@ from __future__ import annotations
 
 import os
 import queue
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from reverse.decoding.calls.failures import clear_frames
 from reverse.decoding.events import Event
 from reverse.decoding.request import Request
 from reverse.decoding.result import Result
-from reverse.decoding.worker import ModelWorker
+from reverse.decoding.scheduling.worker import ModelWorker
 from reverse.errors import BackendError
 
-__all__ = ["Ended", "FinalText", "Handle", "Mailbox"]
+__all__ = ["Ended", "FinalText", "Handle", "Mailbox", "check_same_process"]
+
+
+def check_same_process(process: int) -> None:
+    """Raise BackendError in a fork of `process`, where nobody writes to what is read."""
+    if process != os.getpid():
+        raise BackendError(
+            f"this answer was begun in process {process}, and this is {os.getpid()}, forked from it: read it "
+            "there, or ask again here"
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class FinalText:
-    """Text of an answer that is never taken back, and its ids without tags."""
+    """Final text of an answer, and its ids without tags."""
 
     ids: tuple[int, ...]
     text: str
@@ -34,18 +43,18 @@ class FinalText:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A request is over: `result` or `error` of its handle is set."""
+    """A request has ended: its handle has a result or an error, or it was cancelled."""
 
 
 Item = Event | FinalText | Ended
 
 
 class Mailbox:
-    """What the engine tells one caller, in order: pairs of a handle and an item.
+    """Items from the engine to one caller, in order: pairs of a handle and an item.
 
-    Args: `branches` and `sequences`: how many answers, and with their candidates how many sequences, this
-    caller wants side by side; `in_background`: decoding goes on while nobody waits. Otherwise the engine
-    rests then, so that the caller may do with the model what it likes.
+    Args: the caller wants `branches` answers decoded side by side, on `sequences` with their candidates;
+    `in_background`: decoding goes on while the caller does not wait. Otherwise the engine pauses then, and
+    the caller may use the model.
     """
 
     def __init__(self, branches: int, sequences: int, in_background: bool = False):
@@ -61,39 +70,35 @@ class Mailbox:
             self._items.put((handle, item))
 
     def get(self, timeout: float | None = None) -> tuple[Handle, Item] | None:
-        """The next item; None if the mailbox was closed. Raises TimeoutError, RuntimeError after a fork."""
-        if self._process != os.getpid():  # nobody writes to this copy of it, so reading would wait for ever
-            raise BackendError(
-                f"this answer was begun in process {self._process}, and this is {os.getpid()}, forked from "
-                "it: read it there, or ask anew here"
-            )
+        """Return the next item, or None if the mailbox was closed. Raises TimeoutError, BackendError."""
+        check_same_process(self._process)
         try:
             return self._items.get(timeout=timeout)
         except queue.Empty:
-            raise TimeoutError(f"there is no news of the answer within {timeout} seconds") from None
+            raise TimeoutError(f"the answer was not ready within {timeout} seconds: wait longer") from None
 
     @property
     def is_empty(self) -> bool:
         return self._items.empty()
 
     def give_up(self, handles: Sequence[Handle], worker: ModelWorker) -> None:
-        """Cancel what is not finished, wait until all that it held is free, and close."""
+        """Cancel unfinished requests, wait until their memory is free, and close."""
         for handle in handles:
             handle.cancel()
-        if self._process == os.getpid() and not worker.is_current:  # who never waits for itself
+        if self._process == os.getpid() and not worker.is_current:  # which would wait for itself
             while any(not handle.is_done for handle in handles):
                 self.get()
         self.close()
 
     def close(self) -> None:
-        """Nobody reads any more; who is reading gets None."""
+        """Stop taking items. A waiting reader gets None."""
         self.is_closed = True
         self.is_waiting = False
         self._items.put(None)
 
     @contextmanager
     def waiting(self, worker: ModelWorker) -> Iterator[None]:
-        """The caller waits for its answers: the engine works. Afterwards no step is under way for it."""
+        """Let the engine decode while the caller waits. Afterwards no step is under way."""
         self.is_waiting = True
         worker.notify()
         try:
@@ -105,33 +110,39 @@ class Mailbox:
 
 
 class Handle:
-    """A request that was submitted.
+    """A submitted request.
 
-    Iterating yields its events (`Append`, `Retract`, `Commit`, `Finish`) where they were asked for;
-    `result()` waits for the answer. Dropping a handle does not cancel it.
+    Iterating yields its events (`Append`, `Retract`, `Commit`, `Complete`) if it was submitted with events;
+    `result()` waits for the answer. Dropping a handle does not cancel the request.
     """
 
     def __init__(
-        self, request: Request, row: int, mailbox: Mailbox, cancel: Callable[[], None], **wants: bool
+        self,
+        request: Request,
+        row: int,
+        mailbox: Mailbox,
+        cancel: Callable[[], None],
+        *,
+        events: bool = False,
+        text: bool = False,
     ):
         self.request, self.row, self.mailbox = request, row, mailbox
-        self.wants_events = wants.get("events", False)
-        self.wants_text = wants.get("text", False)
-        self.prompt_ids: tuple[int, ...] = ()  # once it is prepared
-        self.has_begun = False  # it is being decoded
+        self.wants_events, self.wants_text = events, text
+        self.prompt_ids: tuple[int, ...] = ()  # set when the prompt is prepared
+        self.has_begun = False
         self.is_done = self.is_cancelled = False
         self.error: BaseException | None = None
         self._result: Result | None = None
         self._cancel = cancel
 
     def cancel(self) -> None:
-        """Give the request up: all that it holds is free within a step."""
+        """Cancel the request. Its memory is free within one step."""
         if not self.is_done:
             self.is_cancelled = True
             self._cancel()
 
     def result(self, timeout: float | None = None) -> Result:
-        """The answer. Raises its error, RuntimeError if it was cancelled, TimeoutError."""
+        """Wait for the answer. Raises its error, BackendError if it was cancelled, or TimeoutError."""
         while not self.is_done and self.mailbox.get(timeout) is not None:
             pass
         return self.peek_result()
@@ -141,7 +152,7 @@ class Handle:
         return self._result is not None
 
     def peek_result(self) -> Result:
-        """The answer, which must have been finished. Raises its error, RuntimeError if there is none."""
+        """Return the finished answer. Raises its error, or BackendError if there is no answer."""
         if self.error is not None:
             raise self.error
         if self._result is None:
@@ -156,21 +167,15 @@ class Handle:
             raise self.error
 
     # ------------------------------------------------------------------ called by the engine's thread
-    def finish(self, result: Result) -> None:
+    def finish(self, result: Result | None) -> None:
+        """End with a result, or with None if the request was cancelled."""
         self._result, self.is_done = result, True
         self.mailbox.put(self, Ended())
 
-    def end_cancelled(self) -> None:
-        self.is_done = True
-        self.mailbox.put(self, Ended())
-
     def fail(self, error: BaseException) -> None:
-        chain: BaseException | None = error
-        while chain is not None:
-            traceback.clear_frames(chain.__traceback__)  # pictures and caches
-            chain = chain.__cause__ or chain.__context__
+        clear_frames(error)
         self.error, self.is_done = error, True
         self.mailbox.put(self, Ended())
 
-    def tell(self, item: Item) -> None:
+    def put(self, item: Item) -> None:
         self.mailbox.put(self, item)

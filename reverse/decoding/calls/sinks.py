@@ -1,4 +1,4 @@
-"""Who reads the final text of an answer: a `TextStream`, or a streamer as transformers has them."""
+"""Sinks take the final text of an answer: a `TextStream`, or a streamer as of transformers."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ import torch
 from reverse.decoding.result import Result
 from reverse.errors import RequestTypeError
 
-__all__ = ["Sink", "propagate_errors_to", "sinks_of"]
+__all__ = ["Sink", "make_sinks", "propagate_errors_to"]
 
 
 class Sink(Protocol):
     """Takes the final text of one answer."""
 
-    closed: bool  # nobody listens any more: the answer may end
+    closed: bool  # nobody reads any more, so the answer may end
 
     def begin(self, prompt: Sequence[int]) -> None:
-        """The prompt's ids, before anything else."""
+        """Take the ids of the prompt, before anything else."""
 
     def write(self, ids: Sequence[int], text: str) -> None:
-        """More of the answer: ids without tags, and their clean text."""
+        """Take more of the answer: ids without tags, and their clean text."""
 
     def done(self, result: Result) -> None:
-        """The answer is complete, and all of it was written."""
+        """Take the result after all of its text was written."""
 
     def fail(self, error: BaseException) -> None:
-        """There will be no more."""
+        """Take the error that ends the answer."""
 
 
 class _Streamer:
-    """A sink for an object with the interface of transformers' streamers, `put(ids)` and `end()`."""
+    """The sink of an object with `put(ids)` and `end()`, as streamers of transformers have."""
 
     closed = False
 
@@ -43,7 +43,7 @@ class _Streamer:
 
     def begin(self, prompt: Sequence[int]) -> None:
         self._has_begun = True
-        self.streamer.put(torch.tensor(prompt))  # as `model.generate()` does: `skip_prompt` counts on it
+        self.streamer.put(torch.tensor(prompt))  # as `model.generate()` does, for `skip_prompt`
 
     def write(self, ids: Sequence[int], text: str) -> None:
         if ids:
@@ -59,16 +59,16 @@ class _Streamer:
             self.streamer.end()
 
 
-def sinks_of(stream: Any) -> list[Sink]:
-    """The sinks behind `stream=`: None, one, or a list of them. Raises TypeError for what is no stream."""
+def make_sinks(stream: Any) -> list[Sink]:
+    """Return the sinks of `stream=`: None, one stream, or a list. Raises RequestTypeError."""
     if stream is None:
         return []
-    return [_sink_of(one) for one in (stream if isinstance(stream, (list, tuple)) else [stream])]
+    return [_make_sink(one) for one in (stream if isinstance(stream, (list, tuple)) else [stream])]
 
 
 @contextmanager
 def propagate_errors_to(sinks: Sequence[Sink]) -> Iterator[None]:
-    """Let those who wait for the end of a stream know of an error."""
+    """Pass an error on to sinks whose readers wait for the end of the stream."""
     try:
         yield
     except BaseException as error:
@@ -77,7 +77,7 @@ def propagate_errors_to(sinks: Sequence[Sink]) -> Iterator[None]:
         raise
 
 
-def _sink_of(stream: Any) -> Sink:
+def _make_sink(stream: Any) -> Sink:
     channel = getattr(stream, "channel", stream)
     if all(hasattr(channel, name) for name in ("begin", "write", "done", "fail", "closed")):
         return channel

@@ -1,11 +1,11 @@
-"""Text that comes while it is made and is never taken back.
+"""Streams of final text, which is never taken back.
 
     for piece in reverse.stream(model, processor, "kitchen.png", "Describe this image."):
         print(piece, end="", flush=True)
 
-How far behind the stream is, `commit` decides: what may still be rewound is held back, exactly. The pieces
-joined are `result.text`. The engine decodes ahead of the reader, from the first piece asked for until the
-stream is closed or forgotten.
+Text that may still be rewound is held back; the setting `commit` decides how far a rewind may go. The pieces
+joined are `result.text`. The engine decodes ahead of the reader, from the first piece that is read until the
+stream is closed or garbage-collected.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from reverse.decoding.backends.protocol import OutOfMemory
 from reverse.decoding.calls.failures import name_request
-from reverse.decoding.calls.handles import Ended, FinalText, Handle
+from reverse.decoding.calls.handles import Ended, FinalText, Handle, check_same_process
 from reverse.decoding.engine import Engine
 from reverse.decoding.request import Request
 from reverse.errors import BackendError, RequestError
@@ -27,14 +27,14 @@ __all__ = ["TextStream"]
 
 
 class _End:
-    """The last item of a channel: the answer, or why there is none."""
+    """The last item of a channel: the answer or an error."""
 
     def __init__(self, result: Any, error: BaseException | None = None):
         self.result, self.error = result, error
 
 
 class Channel:
-    """From the thread that calls `generate(stream=...)` to the one that reads. A sink, see `sinks.Sink`."""
+    """A sink that passes text from the thread of `generate(stream=...)` to the reader's thread."""
 
     def __init__(self) -> None:
         self.items: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -43,7 +43,7 @@ class Channel:
 
     def begin(self, prompt: Sequence[int]) -> None:
         if self._ended:
-            raise RequestError("this TextStream has told an answer already: make a new one for each")
+            raise RequestError("this TextStream holds an answer already: make a new one for each answer")
 
     def write(self, ids: Sequence[int], text: str) -> None:
         if text:
@@ -62,7 +62,7 @@ class Channel:
 
 
 class _Requests:
-    """Requests of a stream in the engine, begun when the first item is asked for."""
+    """The requests of a stream. They are submitted when the first item is read."""
 
     def __init__(
         self, engine: Engine, requests: Sequence[Request], branches: int, events: bool, single: bool
@@ -73,7 +73,7 @@ class _Requests:
         self.handles: list[Handle] = []
 
     def next(self) -> Any:
-        """The next event or piece of text, or the end."""
+        """Wait for the next event, piece of text or end."""
         if not self.handles:
             self.handles = [
                 self.engine.submit_to(self.mailbox, request, row=i, events=self.events, text=not self.events)
@@ -90,11 +90,11 @@ class _Requests:
             elif not isinstance(item, Ended):
                 return item
             elif handle.error is not None:
-                return _End(None, self._error(handle))
+                return _End(None, self._make_error(handle))
         results = [handle.peek_result() for handle in self.handles if handle.has_result]
         return _End(results[0] if self.single and results else results)
 
-    def _error(self, handle: Handle) -> BaseException:
+    def _make_error(self, handle: Handle) -> BaseException:
         error = handle.error
         assert error is not None
         if isinstance(error, OutOfMemory):
@@ -109,15 +109,15 @@ class _Requests:
             handle.cancel()
 
     def close(self) -> None:
-        """Give up what is under way, and wait until all that it held is free."""
+        """Cancel unfinished requests and wait until their memory is free."""
         self.mailbox.give_up(self.handles, self.engine.worker)
 
 
 class TextStream:
-    """An iterator over the final text of one answer; `result` is there when it is exhausted.
+    """An iterator over the final text of one answer. `result` is set when it is exhausted.
 
-    Hand it over as `stream=` and iterate in another thread, or let `reverse.stream()` do both. Closing it,
-    leaving its `with` block or dropping the last reference ends decoding of that answer with the next token.
+    Pass it as `stream=` and iterate in another thread, or use `reverse.stream()`. Closing it, leaving its
+    `with` block or dropping the last reference ends decoding of that answer with the next token.
     """
 
     def __init__(self) -> None:
@@ -128,10 +128,10 @@ class TextStream:
         self._finalizer = weakref.finalize(self, self.channel.close)
 
     @classmethod
-    def of_requests(
+    def from_requests(
         cls, engine: Engine, requests: Sequence[Request], branches: int, events: bool, single: bool
     ) -> TextStream:
-        """A stream over requests that the engine answers in the background."""
+        """Return a stream over requests that the engine answers in the background."""
         stream = cls()
         stream._requests = _Requests(engine, requests, branches, events, single)
         weakref.finalize(stream, stream._requests.cancel)
@@ -139,7 +139,7 @@ class TextStream:
 
     @property
     def result(self) -> Any:
-        """The answer. Raises RuntimeError before the stream is exhausted."""
+        """The answer. Raises BackendError before the stream is exhausted."""
         if self._end is None or self._end.error is not None or self._end.result is None:
             raise BackendError("the stream has no result yet: iterate it to its end first")
         return self._end.result
@@ -150,11 +150,7 @@ class TextStream:
     def __next__(self) -> Any:
         if self._end is not None or self.channel.closed:
             raise StopIteration
-        if self._process != os.getpid():  # nobody writes to this copy of it, so reading would wait for ever
-            raise BackendError(
-                f"the stream was begun in process {self._process}, and this is {os.getpid()}, forked from "
-                "it: read it there, or begin one here"
-            )
+        check_same_process(self._process)
         try:
             item = self.channel.items.get() if self._requests is None else self._requests.next()
         except BaseException:
@@ -171,7 +167,7 @@ class TextStream:
         raise StopIteration
 
     def close(self) -> None:
-        """End decoding and wait until all that it held is free."""
+        """End decoding and wait until its memory is free."""
         self.channel.close()
         if self._requests is not None:
             self._requests.close()

@@ -1,4 +1,4 @@
-"""Policies: after every segment of an answer they say whether to go on, to go back or to finish."""
+"""Policies decide after every segment of an answer whether to continue, rewind or finish."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from reverse.decoding.policies.released_policy import FORMAT_ERROR, ReleasedPoli
 from reverse.decoding.policies.resample_policy import ResamplePolicy
 from reverse.errors import RequestError
 
-__all__ = ["policy_factory"]
+__all__ = ["make_policy_factory"]
 
 
-def policy_factory(config: ResamplingConfig, codec: Any = None) -> PolicyFactory:
-    """The policy that a configuration names; the published code's reads text, by `codec` (a TextCodec)."""
+def make_policy_factory(config: ResamplingConfig, codec: Any = None) -> PolicyFactory:
+    """Return the factory of the policy that a configuration names. `"released"` needs a TextCodec."""
     if config.policy == "paper":
         return partial(ResamplePolicy, sentence_rewind_points=False)
     if config.policy == "resample":

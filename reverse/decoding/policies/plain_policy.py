@@ -1,4 +1,4 @@
-"""Plain decoding as a policy: everything is accepted, p is only read."""
+"""Plain decoding as a policy: every segment is accepted and p is only read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["PlainPolicy"]
 class PlainPolicy:
     """Accepts every segment, as `model.generate()` would.
 
-    Args: as of `ResamplePolicy`; only `temperature` changes what is decoded.
+    Args: as of `ResamplePolicy`. Only `temperature` changes the answer.
     """
 
     masks_tags = False
@@ -34,7 +34,7 @@ class PlainPolicy:
             answer.append_phrase(segment.ids, self.tags.span, segment.p, is_confident)
         else:
             answer.append(segment.ids)
-        answer.committed_length = len(answer.ids)  # unchecked text is never taken back
+        answer.committed_length = len(answer.ids)
         if segment.end != "phrase":
             return Finish(segment.end)
         if segment.stop:

@@ -10,7 +10,7 @@ The published code calls `generate()` again and again. A *call* decodes to the e
 a rejection a *retry* is judged at its first closing tag. The numbers R1 to R9 in this file are those of the
 list in `ResamplingConfig.released()`; `benchmarks/fidelity.py` compares both on random scripts.
 
-What is left to the caller, since it lies outside one answer: the text of hints (the published one holds a
+The caller is responsible for what lies outside one answer: the text of hints (the published one has a
 false-premise sentence for LLaVA), the second question after a blank answer, and the clean-up of the text.
 """
 
@@ -25,12 +25,15 @@ from reverse.decoding.policies.policy import (
     Action,
     Answer,
     Attempt,
+    Budget,
     Continue,
     Finish,
     Ids,
     Rewind,
     Segment,
     Span,
+    check_segment,
+    check_threshold,
 )
 from reverse.errors import RequestError
 from reverse.tokens.spans import TokenIds
@@ -53,9 +56,9 @@ class _Rejection:
 
 
 class ReleasedPolicy:
-    """One answer decoded as the published code does.
+    """Decodes one answer as the published code does.
 
-    Reads of `config`: `threshold`, `local_attempts` (K), `max_attempts` (N, calls of `generate()`),
+    It uses these settings: `threshold`, `local_attempts` (K), `max_attempts` (N, calls of `generate()`),
     `temperature_step`, `temperature_rise`, `hints`, `open_ended` and the budgets `max_seconds` and
     `max_extra_tokens`, which the published code does not have.
 
@@ -87,10 +90,6 @@ class ReleasedPolicy:
         blank_answer: Ids = (),
         max_answer_tokens: int | None = None,
     ):
-        if config.threshold is None:
-            raise RequestError(
-                "the policy needs a threshold: pass ResamplingConfig(threshold=...), try 0.003"
-            )
         for name, limit in (("max_new_tokens", max_new_tokens), ("max_answer_tokens", max_answer_tokens)):
             if limit is not None and limit < 1:
                 raise RequestError(f"{name} must be at least 1, got {limit}")
@@ -98,7 +97,7 @@ class ReleasedPolicy:
         self.max_new_tokens, self.max_answer_tokens = max_new_tokens, max_answer_tokens
         self.full_stop, self.decode = full_stop, decode
         self.format_error, self.blank_answer = format_error, blank_answer
-        self.threshold = config.threshold
+        self.threshold = check_threshold(config)
         self.base_temperature = self.temperature = temperature
         self.answer = Answer()
         self.calls = 0  # calls of generate() that have ended
@@ -106,21 +105,20 @@ class ReleasedPolicy:
         self.is_retry = False  # the call before this one was rejected
         self.local_failures = 0
         self.level = 0  # how often the answer was cut at a sentence end since a phrase was accepted
-        self.discarded = 0  # ids taken back so far
         self._tag_ids = frozenset(tags)
         self._closings: list[tuple[int, float]] = []  # of this call: index of the closing tag, its p
         self._hints: list[Ids] = []
         self._hinted: list[str | Ids] = []  # what each hint is compared by
-        self._out_of_budget = config.max_seconds == 0 or config.max_extra_tokens == 0
+        self.budget = Budget(config)
 
     @property
     def is_exhausted(self) -> bool:
-        """No further call is made."""
-        return self._out_of_budget or self.calls >= self.config.max_attempts
+        """Whether no further call is made."""
+        return self.budget.is_used_up or self.calls >= self.config.max_attempts
 
     @property
-    def room(self) -> int:
-        """How many more ids the call may decode that runs or is next."""
+    def remaining(self) -> int:
+        """Number of further ids that the current or next call may decode."""
         length, room = len(self.answer.ids), self.max_new_tokens + self.verified_length
         for most in (self.max_answer_tokens, self.answer.max_length):
             room = room if most is None else min(room, most)
@@ -130,28 +128,18 @@ class ReleasedPolicy:
         return self._go_on()
 
     def next(self, segment: Segment) -> Action:
-        self._check(segment)
+        check_segment(segment, len(self.answer.ids), self.remaining, needs_p=True)
         self._append(segment)
-        self.discarded += segment.unused
+        self.budget.discarded += segment.unused
         if segment.end != "phrase":
             return self._end_call(segment, segment.end)
         if segment.stop:
             return self._end_call(segment, "stop")
         if self.is_retry:
             return self._end_call(segment, "phrase")
-        return self._go_on() if self.room else self._end_call(segment, "length")
+        return self._go_on() if self.remaining else self._end_call(segment, "length")
 
     # ------------------------------------------------------------------ one call
-    def _check(self, segment: Segment) -> None:
-        if not segment.ids or len(segment.ids) > self.room:
-            raise RequestError(f"a segment holds 1 to {self.room} ids here, got {len(segment.ids)}")
-        if segment.end == "phrase" and (segment.p is None or not 0.0 <= segment.p <= 1.0):
-            raise RequestError(
-                f"p(</UN>) is {segment.p} at answer position {len(self.answer.ids) + len(segment.ids) - 1}, "
-                "and must be a probability at every closing tag: if it is NaN, the model's logits are not "
-                "finite; check the weights and try dtype=float32"
-            )
-
     def _append(self, segment: Segment) -> None:
         answer = self.answer
         answer.append(segment.ids)
@@ -166,7 +154,7 @@ class ReleasedPolicy:
             answer.spans.append(Span(start, last + 1, segment.p, segment.p <= self.threshold))
 
     def _end_call(self, segment: Segment, end: End) -> Action:
-        """Judge all that was said since the last accepted text."""
+        """Judge the text after the last accepted text."""
         self.calls += 1
         rejection = self._find_format_error() or self._find_suspect()
         self._closings = []
@@ -179,7 +167,7 @@ class ReleasedPolicy:
         return self._rewind()
 
     def _find_format_error(self) -> _Rejection | None:
-        """Whether the answer's tags are malformed: its n-th `<SPAN>` and closing tag are a pair (R7)."""
+        """Return a rejection if tags are malformed: the n-th `<SPAN>` and closing tag are a pair (R7)."""
         ids, tags = self.answer.ids, self.tags
         opened = [i for i, token in enumerate(ids) if token == tags.span]
         closed = [i for i, token in enumerate(ids) if token in tags.closing]
@@ -190,9 +178,9 @@ class ReleasedPolicy:
         return _Rejection("unclosed") if len(opened) > len(closed) else None  # the length limit too (R6)
 
     def _find_suspect(self) -> _Rejection | None:
-        """The first suspect phrase of this call: its n-th `<SPAN>` and closing tag are a pair.
+        """Return a rejection of the first suspect phrase of this call, or None.
 
-        They are not those of one phrase where the accepted text was cut inside a phrase.
+        The n-th `<SPAN>` and closing tag are a pair, even if the accepted text was cut inside a phrase.
         """
         call = tuple(self.answer.ids[self.verified_length :])
         opened = (i for i, token in enumerate(call) if token == self.tags.span)
@@ -214,11 +202,11 @@ class ReleasedPolicy:
             return self._finish(end, self._cut_untagged(end))
         if end != "phrase":  # the last id is taken for the end of the text, which it mostly is (R8)
             answer.cut(len(answer.ids) - 1)
-            self.discarded += 1
+            self.budget.discarded += 1
         self.is_retry, self.local_failures, self.level = False, 0, 0
         self.temperature = self.base_temperature
         self.verified_length = len(answer.ids)
-        self._check_budgets(segment.seconds)
+        self.budget.update(segment.seconds)
         if self.is_exhausted:  # calls are counted, so an acceptance may be the last of them (R2)
             return self._give_up()
         self._commit()
@@ -233,9 +221,9 @@ class ReleasedPolicy:
         return tuple(ids[:-1]) if end == "eos" else tuple(ids)
 
     def _go_on(self) -> Continue:
-        return Continue(self.temperature, self.calls, self.base_temperature, self.room)
+        return Continue(self.temperature, self.calls, self.base_temperature, self.remaining)
 
-    # ------------------------------------------------------------------ going back
+    # ------------------------------------------------------------------ rewinding
     def _reject(self, segment: Segment, rejection: _Rejection) -> None:
         """Take the call back as far as its first suspect phrase; a format error keeps nothing of it (R3)."""
         answer, at, length = self.answer, self.verified_length, len(self.answer.ids)
@@ -247,7 +235,7 @@ class ReleasedPolicy:
         phrase, kind, p = rejection.phrase, rejection.kind, rejection.p
         if kind == "rejected" or self.format_error:
             ids = phrase if kind == "rejected" else self.format_error
-            key = self._lowered(ids)
+            key = self._lower_text(ids)
             if key not in self._hinted:
                 self._add_hint(ids, key)
         if self.local_failures >= self.config.local_attempts:
@@ -256,8 +244,8 @@ class ReleasedPolicy:
             answer.cut(at + rejection.kept)
         self.verified_length = len(answer.ids)
         discarded = length - len(answer.ids)
-        self.discarded += discarded
-        self._check_budgets(segment.seconds)
+        self.budget.discarded += discarded
+        self.budget.update(segment.seconds)
         to = len(answer.ids)
         answer.attempts.append(Attempt(kind, phrase, p, at, to, temperature, level, discarded))
 
@@ -270,11 +258,11 @@ class ReleasedPolicy:
         ids = self.answer.ids
         if self.verified_length == 0:
             to, cut = 0, tuple(ids[: ids.index(self.tags.span)])
-            key = self._lowered(cut)
+            key = self._lower_text(cut)
         else:
-            to = self._last_full_stop(self.verified_length)
-            cut = self._without_tags(ids[to : self.verified_length])
-            key = self._text(cut)
+            to = self._find_last_full_stop(self.verified_length)
+            cut = self._remove_tags(ids[to : self.verified_length])
+            key = self._decode_text(cut)
         if key:
             self._add_hint(cut, key)
         self.answer.cut(to)
@@ -282,10 +270,10 @@ class ReleasedPolicy:
         self.level += 1
 
     def _add_hint(self, ids: Ids, key: str | Ids) -> None:
-        self._hints.append(self._without_tags(ids))
+        self._hints.append(self._remove_tags(ids))
         self._hinted.append(key)
 
-    def _last_full_stop(self, end: int) -> int:
+    def _find_last_full_stop(self, end: int) -> int:
         """Position after the last token "." before `end`, or 0."""
         ids = self.answer.ids
         return next((i + 1 for i in range(end - 1, -1, -1) if ids[i] == self.full_stop), 0)
@@ -293,13 +281,7 @@ class ReleasedPolicy:
     def _rewind(self) -> Rewind:
         shown = tuple(self._hints[-self.config.hints :]) if self.config.hints else ()
         to = len(self.answer.ids)
-        return Rewind(to, (self.temperature,), self.calls, shown, self.base_temperature, self.room)
-
-    def _check_budgets(self, seconds: float) -> None:
-        most, tokens = self.config.max_seconds, self.config.max_extra_tokens
-        is_late = most is not None and seconds >= most
-        too_many = tokens is not None and self.discarded >= tokens
-        self._out_of_budget = self._out_of_budget or is_late or too_many
+        return Rewind(to, (self.temperature,), self.calls, shown, self.base_temperature, self.remaining)
 
     # ------------------------------------------------------------------ the end
     def _give_up(self) -> Finish:
@@ -322,9 +304,9 @@ class ReleasedPolicy:
         return Finish(reason)
 
     def _commit(self) -> None:
-        """Make final what no sequence of rejections can take back: the text up to the last "."."""
+        """Commit the text up to the last ".", which no rejection can take back."""
         ids = self.answer.ids
-        end = self._last_full_stop(len(ids))
+        end = self._find_last_full_stop(len(ids))
         if self.tags.span not in ids[:end] and self.tags.un in ids[:end]:
             end = ids.index(self.tags.un)  # an answer without phrases is cut there
         if self.blank_answer and self._is_blank(ids[:end]):
@@ -332,18 +314,18 @@ class ReleasedPolicy:
         self.answer.committed_length = max(self.answer.committed_length, end)
 
     # ------------------------------------------------------------------ text
-    def _without_tags(self, ids: Sequence[int]) -> Ids:
+    def _remove_tags(self, ids: Sequence[int]) -> Ids:
         return tuple(token for token in ids if token not in self._tag_ids)
 
-    def _text(self, ids: Sequence[int]) -> str | Ids:
+    def _decode_text(self, ids: Sequence[int]) -> str | Ids:
         return tuple(ids) if self.decode is None else self.decode(ids).strip()
 
-    def _lowered(self, ids: Ids) -> str | Ids:
-        text = self._text(ids)
+    def _lower_text(self, ids: Ids) -> str | Ids:
+        text = self._decode_text(ids)
         return text.lower() if isinstance(text, str) else text
 
     def _is_blank(self, ids: Sequence[int]) -> bool:
-        return not self._text(self._without_tags(ids))
+        return not self._decode_text(self._remove_tags(ids))
 
     def _holds_full_stop(self, token: int) -> bool:
         return token == self.full_stop if self.decode is None else "." in self.decode([token])

@@ -1,4 +1,4 @@
-"""Everything of transformers that is private or tied to a version, in one place.
+"""Options of transformers' `generate()`, and what of transformers is tied to its version.
 
 Checked on transformers 5.18, 5.23 and 5.24. What is used, and how it is guarded:
 `GenerationMixin._prefill` (encoded images go in here and nowhere else); the argument of `forward` that takes
@@ -30,18 +30,18 @@ from transformers.generation.stopping_criteria import (
 
 from reverse.compatibility import IncompatibleLibraryError
 from reverse.decoding.backends.protocol import EncodedPicture
-from reverse.decoding.preparing.caller_processors import caller_processors
+from reverse.decoding.preparing.caller_processors import copy_processors
 from reverse.errors import RequestError
 from reverse.models import family_of
 
 __all__ = [
     "CallerStops",
-    "caller_processors",
-    "caller_stops",
     "check_request",
-    "eos_ids",
-    "pad_id",
-    "pictures_of_rows",
+    "copy_processors",
+    "read_eos_ids",
+    "read_pad_id",
+    "read_stops",
+    "split_pictures_by_row",
 ]
 
 _CACHE_NAMES = ("cache", "past_key_values")  # of the argument of `forward`, newest first
@@ -54,7 +54,7 @@ _OTHER_SAMPLING = {"min_p": 0.0, "top_h": None, "typical_p": 1.0, "epsilon_cutof
 
 
 def check_request(config: GenerationConfig, criteria: StoppingCriteriaList, kwargs: dict[str, Any]) -> None:
-    """Refuse what a decoder that goes back cannot honour, naming the option. Raises ValueError."""
+    """Raise RequestError for options that cannot be honoured while text can be taken back."""
     if (config.num_beams or 1) > 1:
         raise RequestError(
             f"num_beams={config.num_beams} cannot be rolled back row by row: use num_beams=1 "
@@ -64,11 +64,11 @@ def check_request(config: GenerationConfig, criteria: StoppingCriteriaList, kwar
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
         raise RequestError(
             f"{mode.value} is another way of decoding than resampling: leave out the option that asks for it "
-            f"({', '.join(_set_of(config, _OTHER_MODES))})"
+            f"({', '.join(_list_set_options(config, _OTHER_MODES))})"
         )
     if config.do_sample:
         _check_sampling(config)
-    unseen = _set_of(config, _OUTPUTS)
+    unseen = _list_set_options(config, _OUTPUTS)
     if unseen:
         raise RequestError(
             f"{', '.join(unseen)} cannot be returned for text that was taken back: leave it out; p of each "
@@ -95,7 +95,7 @@ def check_request(config: GenerationConfig, criteria: StoppingCriteriaList, kwar
 
 
 def _check_no_own_cache(config: GenerationConfig, kwargs: dict[str, Any]) -> None:
-    """Refuse every cache but the plain one that `generate()` makes by itself, under any of its names."""
+    """Refuse every cache but the plain one that `generate()` makes itself."""
     for name in _CACHE_NAMES:
         cache = kwargs.get(name)
         if cache is None:
@@ -107,7 +107,7 @@ def _check_no_own_cache(config: GenerationConfig, kwargs: dict[str, Any]) -> Non
         is_own = getattr(cache, "_is_user_defined", False)
         if not is_own and config.cache_implementation is None:
             _check_layers(cache)
-        kinds = _other_layers(cache)
+        kinds = _name_other_layers(cache)
         if kinds:
             raise RequestError(
                 f"a cache of {kinds} cannot be rewound: leave cache_implementation at its default"
@@ -128,7 +128,7 @@ def _check_no_own_cache(config: GenerationConfig, kwargs: dict[str, Any]) -> Non
 
 
 def _check_sampling(config: GenerationConfig) -> None:
-    """Sampling options stand in `ResamplingConfig`; 50 and 1.0 are what transformers fills in unasked."""
+    """Refuse sampling options that belong into `ResamplingConfig`. 50 and 1.0 are transformers' defaults."""
     if config.top_k not in (None, 0, 50) or config.top_p not in (None, 1.0):
         raise RequestError(
             f"model.generate() was given top_k={config.top_k}, top_p={config.top_p} (or the checkpoint's "
@@ -138,28 +138,28 @@ def _check_sampling(config: GenerationConfig) -> None:
     active = [name for name, off in _OTHER_SAMPLING.items() if getattr(config, name, None) not in (None, off)]
     if active:
         raise RequestError(
-            f"{', '.join(_set_of(config, tuple(active)))} is not supported while text can be taken back: "
-            "leave it out (where a checkpoint brings it, set it to None on model.generation_config), and use "
-            "the settings top_k, top_p"
+            f"{', '.join(_list_set_options(config, tuple(active)))} is not supported while text can be taken "
+            "back: leave it out (where a checkpoint brings it, set it to None on model.generation_config), "
+            "and use the settings top_k, top_p"
         )
 
 
-def _set_of(config: GenerationConfig, names: tuple[str, ...]) -> list[str]:
+def _list_set_options(config: GenerationConfig, names: tuple[str, ...]) -> list[str]:
     return [f"{name}={getattr(config, name)}" for name in names if getattr(config, name, None)]
 
 
 @dataclass(frozen=True, slots=True)
 class CallerStops:
-    """What ends an answer by the wish of the caller of `model.generate()`."""
+    """Stopping criteria of the caller of `model.generate()`."""
 
     max_length: int  # ids of a row, prompt and padding included
-    deadline: float | None  # in the terms of `time.time()`
+    deadline: float | None  # as of `time.time()`
     strings: tuple[str, ...]
     criteria: tuple[Any, ...]  # functions of a row's ids
 
 
-def caller_stops(config: GenerationConfig, criteria: StoppingCriteriaList) -> CallerStops:
-    """The stopping criteria that `model.generate()` hands over, its own and the caller's, told apart."""
+def read_stops(config: GenerationConfig, criteria: StoppingCriteriaList) -> CallerStops:
+    """Separate the stopping criteria that `model.generate()` passes into its own and the caller's."""
     length, ends, strings, others = config.max_length, [], (), []
     for criterion in criteria:
         if isinstance(criterion, MaxLengthCriteria):
@@ -174,46 +174,46 @@ def caller_stops(config: GenerationConfig, criteria: StoppingCriteriaList) -> Ca
 
 
 def _is_ours(criterion: EosTokenCriteria, config: GenerationConfig) -> bool:
-    return {int(i) for i in criterion.eos_token_id.reshape(-1)} <= eos_ids(config)
+    return {int(i) for i in criterion.eos_token_id.reshape(-1)} <= read_eos_ids(config)
 
 
-def eos_ids(config: GenerationConfig) -> frozenset[int]:
-    return frozenset(_eos_list(config))
+def read_eos_ids(config: GenerationConfig) -> frozenset[int]:
+    return frozenset(_read_eos_list(config))
 
 
-def pad_id(config: GenerationConfig) -> int:
+def read_pad_id(config: GenerationConfig) -> int:
     if config.pad_token_id is not None:
         return int(config.pad_token_id)
-    return min(_eos_list(config)[:1], default=0)
+    return min(_read_eos_list(config)[:1], default=0)
 
 
-def _eos_list(config: GenerationConfig) -> list[int]:
+def _read_eos_list(config: GenerationConfig) -> list[int]:
     ids = config.eos_token_id
     return [] if ids is None else [int(i) for i in torch.as_tensor(ids).reshape(-1)]
 
 
 def _check_layers(cache: Any) -> None:
-    """Refuse a model whose own cache has layers that forget tokens, or states in their place."""
-    if kinds := _other_layers(cache):
+    """Refuse a model whose cache has layers that forget tokens or keep states instead."""
+    if kinds := _name_other_layers(cache):
         raise RequestError(
             f"the model keeps its cache in {kinds}, which cannot be rewound: only models with full attention "
             "in every layer can be decoded"
         )
 
 
-def _other_layers(cache: Any) -> str:
+def _name_other_layers(cache: Any) -> str:
     return ", ".join(
         sorted({type(layer).__name__ for layer in cache.layers if type(layer) is not DynamicLayer})
     )
 
 
-def pictures_of_rows(
+def split_pictures_by_row(
     model: Any, input_ids: torch.Tensor, kwargs: dict[str, Any]
 ) -> list[list[EncodedPicture]]:
-    """The pictures of each row, as `model.generate()` has encoded them, in the order of their placeholders.
+    """Return the pictures of each row, encoded by `model.generate()`, in the order of their placeholders.
 
-    Their grids are read off the rotary positions, which is where `generate()` leaves them.
-    Raises ValueError for other inputs than pictures, which cannot be told apart by rows.
+    Their grids are computed from the rotary positions. Raises RequestError for other inputs than pictures,
+    which cannot be assigned to rows.
     """
     encoded = kwargs.get("mm_encoder_outputs") or {}
     others = sorted(kind for kind, value in encoded.items() if kind != "image" and value is not None)
@@ -233,22 +233,22 @@ def pictures_of_rows(
         pictures = []
         while at:
             if taken == len(features) or len(features[taken]) > len(at):
-                raise _other_pictures(outputs)
+                raise _make_pictures_error(outputs)
             count = len(features[taken])
             mine, at = at[:count], at[count:]
             grid = None
             if positions is not None and positions.dim() == 3:
-                grid = _grid_at(positions[1:, row, mine], family.merge_size(model.config))
+                grid = _compute_grid(positions[1:, row, mine], family.merge_size(model.config))
             pictures.append(EncodedPicture(features[taken], grid))
             taken += 1
         found.append(pictures)
     if taken != len(features):
-        raise _other_pictures(outputs)
+        raise _make_pictures_error(outputs)
     return found
 
 
-def _grid_at(positions: torch.Tensor, merge: int) -> tuple[int, int, int]:
-    """Patches (temporal, height, width) of a picture whose tokens have these rotary positions (3, tokens)."""
+def _compute_grid(positions: torch.Tensor, merge: int) -> tuple[int, int, int]:
+    """Return (temporal, height, width) in patches of a picture with rotary positions (3, tokens)."""
     height, width = (int(axis.max() - axis.min()) + 1 for axis in positions[1:])
     temporal = positions.shape[1] // (height * width)
     if temporal * height * width != positions.shape[1]:
@@ -259,7 +259,7 @@ def _grid_at(positions: torch.Tensor, merge: int) -> tuple[int, int, int]:
     return temporal, height * merge, width * merge
 
 
-def _other_pictures(encoded: Any) -> IncompatibleLibraryError:
+def _make_pictures_error(encoded: Any) -> IncompatibleLibraryError:
     return IncompatibleLibraryError(
         "transformers",
         f"{type(encoded).__name__}.pooler_output does not hold as many features as there are placeholders",

@@ -1,6 +1,6 @@
-"""Logits processors of transformers: which of them a loop that goes back can keep, and each row's own copy.
+"""Logits processors of transformers: which can be used while text can be taken back, and copies per row.
 
-Part of `_hf`: all names here are tied to releases of transformers.
+All names here are tied to releases of transformers.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from transformers.generation.logits_process import MinNewTokensLengthLogitsProce
 from reverse.compatibility import IncompatibleLibraryError
 from reverse.errors import RequestError
 
-__all__ = ["caller_processors"]
+__all__ = ["copy_processors"]
 
-_OURS = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper)
-# Processors that carry a state from step to step: after a rewind it would belong to text that is gone.
+_ENGINE_WARPERS = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper)
+# Processors with a state, which would be wrong after a rewind.
 _STATEFUL = (
     "UnbatchedClassifierFreeGuidanceLogitsProcessor",
     "ClassifierFreeGuidanceLogitsProcessor",
@@ -43,7 +43,7 @@ _STATEFUL = (
     "DiaEOSChannelFilterLogitsProcessor",
     "DiaEOSDelayPatternLogitsProcessor",
 )
-# The rest of what transformers brings up to the newest supported release: each looks at the ids alone.
+# The other processors of transformers up to the newest supported release. They depend on the ids only.
 _STATELESS = (
     "EncoderNoRepeatNGramLogitsProcessor",
     "EncoderRepetitionPenaltyLogitsProcessor",
@@ -61,7 +61,7 @@ _STATELESS = (
     "SuppressTokensAtBeginLogitsProcessor",
     "SuppressTokensLogitsProcessor",
 )
-# Those that narrow the distribution after temperature, which rises and falls here.
+# Processors that narrow the distribution after temperature, which changes with the attempts.
 _WARPERS = {
     "MinPLogitsWarper": "min_p",
     "TypicalLogitsWarper": "typical_p",
@@ -71,15 +71,15 @@ _WARPERS = {
 }
 
 
-def caller_processors(
+def copy_processors(
     processors: LogitsProcessorList, mask: torch.Tensor | None, rows: int
 ) -> list[LogitsProcessorList]:
-    """Per row the caller's processors without temperature, top-k and top-p, which our loop owns.
+    """Return the caller's processors for each row, without temperature, top-k and top-p.
 
-    Each will be shown its row alone, padding included, as lengths were counted with it. Raises ValueError for
-    a processor whose state cannot be rewound, and for one that needs the temperature.
+    Each is called with its row alone, padding included. Raises RequestError for a processor whose state
+    cannot be rewound, and for one that depends on the temperature.
     """
-    kept = [p for p in processors if not isinstance(p, _OURS)]
+    kept = [p for p in processors if not isinstance(p, _ENGINE_WARPERS)]
     for processor in kept:
         name = type(processor).__name__
         if name in _STATEFUL:
@@ -99,10 +99,12 @@ def caller_processors(
             )
     padding = [0] * rows if mask is None else (mask == 0).sum(dim=1).tolist()
     try:
-        # generate() makes a least length of `min_new_tokens` as well, in which the padding is counted already
+        # For `min_new_tokens`, generate() adds a minimal length too, which counts the padding already.
         least = {p.prompt_length_to_skip + p.min_new_tokens for p in kept if isinstance(p, _MinNewTokens)}
         kept = [p for p in kept if not (isinstance(p, MinLengthLogitsProcessor) and p.min_length in least)]
-        return [_RowProcessors([_for_row(p, row, rows, padding[row]) for p in kept]) for row in range(rows)]
+        return [
+            _RowProcessors([_copy_for_row(p, row, rows, padding[row]) for p in kept]) for row in range(rows)
+        ]
     except AttributeError as error:
         raise IncompatibleLibraryError("transformers", f"a logits processor was changed ({error})") from error
 
@@ -119,8 +121,8 @@ class _RowProcessors(LogitsProcessorList):
         return scores
 
 
-def _for_row(processor: Any, row: int, rows: int, padding: int) -> Any:
-    """The processor as it would be, had the row been asked about alone: some know the whole batch."""
+def _copy_for_row(processor: Any, row: int, rows: int, padding: int) -> Any:
+    """Return the processor for one row; some are made for the whole batch."""
     if isinstance(processor, RepetitionPenaltyLogitsProcessor):
         skip = processor.prompt_ignore_length
         if isinstance(skip, torch.Tensor):  # generate() has it skip the padding

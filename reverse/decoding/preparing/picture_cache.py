@@ -1,7 +1,7 @@
-"""Pictures that were prepared or encoded lately, found again by their pixels: each is encoded once.
+"""A cache of prepared and encoded pictures by their pixels, so that each is encoded once.
 
 cache = PictureCache()
-ref = cache.find(picture, settings, make)     # in a thread that prepares; ref.encoded may be there already
+ref = cache.find(picture, settings, make)     # ref.encoded is set if the picture was encoded before
 cache.keep(ref)                               # once the picture is encoded
 """
 
@@ -29,16 +29,16 @@ Tensors = Mapping[str, "torch.Tensor"]
 
 
 class PictureCache:
-    """The pictures of one engine.
+    """The pictures of one engine. It is thread-safe.
 
-    A picture that any request holds is found again. Features stay beyond that, up to `most_bytes` of them;
-    those that were not used for longest go first. Threads may share a cache.
+    Pictures that a request holds are found again. Up to `most_bytes` of features are kept longer; the least
+    recently used are dropped first.
     """
 
     def __init__(self, most_bytes: int = _MOST_BYTES):
         self.most_bytes = most_bytes
         self._known: WeakValueDictionary[bytes, PictureRef] = WeakValueDictionary()
-        self._kept: OrderedDict[PictureRef, int] = OrderedDict()  # and their bytes; the last used come last
+        self._kept: OrderedDict[PictureRef, int] = OrderedDict()  # bytes; the last used at the end
         self._bytes = 0
         self._guard = threading.RLock()
 
@@ -51,8 +51,8 @@ class PictureCache:
         return self._bytes
 
     def find(self, picture: Any, settings: str, make: Callable[[], Tensors]) -> PictureRef:
-        """A picture (PIL) as a processor of these settings prepares it; `make` does so if it is not known."""
-        key = _digest(picture, settings)
+        """Return a PIL picture prepared with these processor settings; `make` prepares an unknown one."""
+        key = _compute_digest(picture, settings)
         with self._guard:
             ref = self._known.get(key)
             if ref is not None:
@@ -60,12 +60,12 @@ class PictureCache:
                     self._kept.move_to_end(ref)
                 return ref
         tensors = make()
-        ref = PictureRef(Picture(tensors), outline={name: _outline(t) for name, t in tensors.items()})
+        ref = PictureRef(Picture(tensors), outline={name: _make_outline(t) for name, t in tensors.items()})
         with self._guard:
             return self._known.setdefault(key, ref)
 
     def keep(self, ref: PictureRef) -> None:
-        """Keep the features of a picture that was encoded, as far as there is room."""
+        """Keep the features of an encoded picture if there is room."""
         if ref.encoded is None or ref.outline is None:
             return
         with self._guard:
@@ -79,7 +79,7 @@ class PictureCache:
                 self._bytes -= freed
 
     def drop(self) -> bool:
-        """Let go of the features that no request holds. Returns False where none were kept."""
+        """Drop features that no request holds. Returns False if none were kept."""
         with self._guard:
             had_any = bool(self._kept)
             self._kept.clear()
@@ -87,19 +87,19 @@ class PictureCache:
         return had_any
 
     def forget(self) -> None:
-        """Forget every picture: the weights that encode them may change from here on."""
+        """Forget every picture, because the weights that encode them may change."""
         with self._guard:
             self.drop()
             self._known = WeakValueDictionary()
 
 
-def _digest(picture: Any, settings: str) -> bytes:
+def _compute_digest(picture: Any, settings: str) -> bytes:
     about = f"{settings} {picture.mode} {picture.size}".encode("utf-8", "surrogatepass")
     digest = blake2b(len(about).to_bytes(8, "big") + about, digest_size=32)
     digest.update(picture.tobytes())
     return digest.digest()
 
 
-def _outline(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor of the same shape whose values take no memory."""
+def _make_outline(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor of the same shape whose values take no memory."""
     return tensor if tensor.numel() <= _SMALL else tensor.new_zeros(()).expand(tensor.shape)

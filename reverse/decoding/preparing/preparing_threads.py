@@ -1,7 +1,6 @@
 """Threads that prepare requests ahead of need, the oldest first.
 
-They are daemon threads: Python waits at its end for those of `concurrent.futures`, whatever they still have
-to do.
+They are daemon threads, because Python waits at exit for the work of `concurrent.futures`.
 """
 
 from __future__ import annotations
@@ -15,23 +14,23 @@ from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
-__all__ = ["PreparingThreads", "usable_cores"]
+__all__ = ["PreparingThreads", "count_cores"]
 
-_MOST = 8  # threads; more would wait for Python's lock
+_MOST = 8  # threads; more would wait for the GIL
 
 
-def usable_cores() -> int:
-    """Cores that this process may use."""
+def count_cores() -> int:
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 class PreparingThreads:
-    """Up to `most` threads, by default one for each core and at most 8; each is started when it is needed."""
+    """Up to `most` threads (default: one per core, at most 8), each started when it is needed."""
 
     def __init__(self, most: int | None = None):
-        self.most = min(_MOST, usable_cores()) if most is None else most
+        self.most = min(_MOST, count_cores()) if most is None else most
         self.process = os.getpid()  # a forked child has none of the threads
         self._threads: list[threading.Thread] = []
         self._idle = 0
@@ -41,7 +40,7 @@ class PreparingThreads:
         self._is_closed = self._is_paused = False
 
     def submit(self, order: int, call: Callable[[], Any]) -> Future[Any]:
-        """Make a call in one of the threads; calls of the least `order` come first."""
+        """Make a call in one of the threads. Calls with the lowest `order` come first."""
         future: Future[Any] = Future()
         with self._changed:
             heapq.heappush(self._work, (order, next(self._numbers), future, call))
@@ -56,10 +55,10 @@ class PreparingThreads:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Let the threads begin nothing new meanwhile.
+        """Return a context in which the threads begin nothing new.
 
-        A vision tower is a thousand launches, and after each the calling thread waits for Python's lock: with
-        eight threads that prepare pictures, encoding takes a third longer.
+        A vision tower makes a thousand launches, and after each the calling thread waits for the GIL: with
+        eight preparing threads, encoding takes a third longer.
         """
         self._set_paused(True)
         try:
@@ -73,7 +72,7 @@ class PreparingThreads:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Cancel what was not begun, and let the threads end after what they are doing."""
+        """Cancel calls that have not begun, and end the threads after their current calls."""
         with self._changed:
             self._is_closed = True
             left, self._work = self._work, []
@@ -92,7 +91,7 @@ class PreparingThreads:
                 else:
                     future.set_result(result)
                     del result
-            del found, future, call  # pictures would be kept until the next call
+            del found, future, call  # they would keep pictures until the next call
 
     def _next(self) -> tuple[Future[Any], Callable[[], Any]] | None:
         with self._changed:

@@ -1,8 +1,8 @@
-"""An answer's ids as text: clean, with tags, and its phrases. What is a tag the ids say, never the text.
+"""The text of an answer, with and without tags, and its phrases. Ids decide what is a tag, not the text.
 
-A model may spell `<SPAN>` in ordinary tokens (`<`, `SPAN`, `>`). That is text, and it is written `< SPAN>`,
-so whoever parses or tokenises the text again reads it as text too: `parse_tags(read.tagged)` gives exactly
-`read.text` and the phrases of `read`.
+A model may spell `<SPAN>` in ordinary tokens (`<`, `SPAN`, `>`). That is text and is written `< SPAN>`, so
+that it stays text when it is parsed or tokenised again: `parse_tags(read.tagged)` gives `read.text` and the
+phrases of `read`.
 
     read = read_answer(decode, ids, tags)
     read.text, read.tagged, read.phrases
@@ -22,7 +22,7 @@ __all__ = ["AnswerText", "MarkedPhrase", "read_answer"]
 
 @dataclass(frozen=True, slots=True)
 class MarkedPhrase:
-    """A phrase between two tags: its place in the text, and the position of its closing tag in the ids."""
+    """A phrase, its place in the text, and the position of its closing tag in the ids."""
 
     text: str
     start: int
@@ -33,7 +33,7 @@ class MarkedPhrase:
 
 @dataclass(frozen=True, slots=True)
 class AnswerText:
-    """`tagged` is `text` with its tags."""
+    """The text of an answer; `tagged` is `text` with tags."""
 
     text: str
     tagged: str
@@ -41,10 +41,10 @@ class AnswerText:
 
 
 def read_answer(decode: Callable[[list[int]], str], ids: Sequence[int], tags: TokenIds) -> AnswerText:
-    """Text, tagged text and phrases of an answer's ids, the end of text left out.
+    """Return the text, tagged text and phrases of an answer's ids without EOS.
 
-    A second `<SPAN>` before a closing tag replaces the first, and a tag without its counterpart marks
-    nothing, as `reverse.tokens.parse` reads them. Blanks around the tagged text are left out.
+    Tags are read as by `reverse.tokens.parse`: a second `<SPAN>` before a closing tag replaces the first, and
+    a tag without its counterpart is ignored. Blanks around the tagged text are removed.
     """
     spelled = {tags.span: SPAN, tags.cn: CN, tags.un: UN}
     places = [i for i, token in enumerate(ids) if token in spelled]
@@ -52,9 +52,9 @@ def read_answer(decode: Callable[[list[int]], str], ids: Sequence[int], tags: To
     pieces = [_decode_after(decode, ids, before, end) for before, end in pairwise(bounds)]
     pieces[0] = pieces[0].lstrip()
     pieces[-1] = pieces[-1].rstrip()
-    whole = "".join(pieces)
-    blanks = find_tag_offsets(whole)
-    text = break_tags(whole)
+    joined = "".join(pieces)
+    blanks = find_tag_offsets(joined)
+    text = break_tags(joined)
     tagged: list[str] = []
     phrases: list[MarkedPhrase] = []
     opened: int | None = None
@@ -73,10 +73,10 @@ def read_answer(decode: Callable[[list[int]], str], ids: Sequence[int], tags: To
 
 
 def _decode_after(decode: Callable[[list[int]], str], ids: Sequence[int], before: int, end: int) -> str:
-    """The text of the ids after the tag at `before` (-1: the start), as it reads behind that tag."""
+    """Return the text of the ids after the tag at `before` (-1: the start), as decoded after that tag."""
     if before + 1 == end:
         return ""
     if before < 0:
         return decode(list(ids[:end]))
-    # Alone, SentencePiece would take them for the start of a text and leave out a blank.
+    # SentencePiece leaves out a blank at the start of a text.
     return decode(list(ids[before:end]))[len(decode([ids[before]])) :]

@@ -1,7 +1,7 @@
-"""Ids and text of one processor: what decoding reads of an answer and writes into a prompt.
+"""The tokenizer of a processor as decoding uses it: text of answers, hints and further turns.
 
 codec = TextCodec(processor)
-codec.decode(ids); codec.hint_writer(5); codec.user_turn("Are you sure?")
+codec.decode(ids); codec.get_hint_writer(5); codec.encode_user_turn("Are you sure?")
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from reverse.decoding.text.hints import HintWriter, check_plain_text
-from reverse.decoding.text.incremental_detokenizer import half_character
+from reverse.decoding.text.hints import HintWriter, check_plain_text, render_turns
+from reverse.decoding.text.incremental_detokenizer import find_partial_byte_token
 from reverse.decoding.verifier import NO_TAGS
 from reverse.errors import RequestError, RequestTypeError
 from reverse.models.processors.locked_tokenizer import tokenizer_lock
@@ -22,15 +22,14 @@ from reverse.tokens.spans import TokenIds
 
 __all__ = ["TextCodec"]
 
-_ANSWER = "qxzq."  # an answer that no template alters; found again in what it renders
+_ANSWER = "qxzq."  # a text that is found again in the rendered template
 _QUESTIONS = ("qx a", "qy")
 
 
 class TextCodec:
-    """The tokenizer of a processor (or a tokenizer), as decoding needs it.
+    """Encodes and decodes for a processor or a tokenizer. Raises RequestTypeError for anything else.
 
-    `tags` are the ids of the three tokens, or ids that never come up where the vocabulary lacks them.
-    Raises TypeError for what is no processor.
+    `tags` are the ids of the three tokens, or `NO_TAGS` if the vocabulary lacks them.
     """
 
     def __init__(self, processor: Any):
@@ -44,16 +43,16 @@ class TextCodec:
         self._writers: dict[int, HintWriter] = {}
         try:
             self.tags: TokenIds = find_token_ids(self.tokenizer)
-        except ValueError:  # plain decoding works for models without the tokens too
+        except ValueError:  # plain decoding works without the tokens
             self.tags = NO_TAGS
 
     def check_tags(self) -> None:
-        """Raise ValueError where the tokenizer lacks the three tokens, which checking needs."""
+        """Raise an error if the tokenizer lacks the three tokens, which checking needs."""
         if self.tags == NO_TAGS:  # reading the vocabulary takes long
             find_token_ids(self.tokenizer)
 
     def decode(self, ids: list[int]) -> str:
-        """Ids as text: tags shown, special tokens not, no clean-up of spaces."""
+        """Return the text of ids with tags, without special tokens and without clean-up of spaces."""
         if self._decodes_plainly and "decode" not in vars(self.tokenizer):
             return self.tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=True)
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -67,43 +66,42 @@ class TextCodec:
 
     @cached_property
     def partial_byte_token(self) -> int | None:
-        """An id that is a part of a character, or None; see `half_character`."""
-        return half_character(self.tokenizer)
+        """See `find_partial_byte_token`."""
+        return find_partial_byte_token(self.tokenizer)
 
     @cached_property
     def full_stop(self) -> int | None:
-        """The id of the token ".", or None where the vocabulary has none."""
+        """The id of the token ".", or None if the vocabulary lacks it."""
         return self.tokenizer.get_vocab().get(".")
 
-    def hint_writer(self, limit: int) -> HintWriter:
-        """The writer of hints that name `limit` phrases. Raises ValueError without a chat template."""
+    def get_hint_writer(self, limit: int) -> HintWriter:
+        """Return the writer of hints of `limit` phrases. Raises RequestError without a chat template."""
         if limit not in self._writers:
             self._writers[limit] = HintWriter(self.processor, limit)
         return self._writers[limit]
 
-    # ------------------------------------------------------------------ turns behind an answer
-    def user_turn(self, text: str) -> tuple[Sequence[int], int]:
-        """Ids of the end of an answer, a turn of the user that says `text`, and the next answer's header.
+    # ------------------------------------------------------------------ turns after an answer
+    def encode_user_turn(self, text: str) -> tuple[Sequence[int], int]:
+        """Return ids of the end of an answer, a turn of the user with `text`, and the next answer's header.
 
-        Also how many of the last ids stand behind the user's text: hints go before these. The ids are those
-        of the chat template's own text between the two answers, so an answer is never tokenised again.
-        Raises ValueError where `text` is read as more than text, or the template does not show it.
+        Also returns how many of the last ids stand after the user's text. The ids are those of the chat
+        template's text between two answers, so an answer is never tokenised again.
+        Raises RequestError if `text` is read as more than text, or the template does not show it.
         """
         if not isinstance(text, str) or not text.strip():
             raise RequestError(f"a turn of the user must say something, got {text!r:.80}")
         check_plain_text(self.tokenizer, "a turn of the user", text)
         before, after = self._around_turn
         ids = self._encode(before + text + after)
-        suffix = self.hint_writer(0).suffix_ids
+        suffix = self.get_hint_writer(0).suffix_ids
         if tuple(ids[len(ids) - len(suffix) :]) != suffix:
             raise RequestError(
-                f"the turn {text[:80]!r} runs into what the chat template writes behind it: end it with a "
-                "word"
+                f"the turn {text[:80]!r} runs into the text of the chat template after it: end it with a word"
             )
         return ids, len(suffix)
 
-    def continuation(self, text: str) -> Sequence[int]:
-        """Ids of text that goes on inside an answer, as they come after a word."""
+    def encode_continuation(self, text: str) -> Sequence[int]:
+        """Return the ids of text that continues an answer, as they are after a word."""
         check_plain_text(self.tokenizer, "the continuation", text)
         alone, joined = self._encode("a"), self._encode("a" + text)
         if joined[: len(alone)] != alone:
@@ -114,29 +112,20 @@ class TextCodec:
 
     @cached_property
     def _around_turn(self) -> tuple[str, str]:
-        """What the chat template writes between an answer and the user's text behind it, and after that."""
+        """The text of the chat template before and after a turn of the user that follows an answer."""
         found = {self._render_turn(question) for question in _QUESTIONS}
         if len(found) != 1:
             raise RequestError(
-                "the chat template writes something else between two turns for every text: a second turn "
+                "the chat template writes another text between two turns for every question: a second turn "
                 "needs a template that shows texts as they are"
             )
         return found.pop()
 
     def _render_turn(self, question: str) -> tuple[str, str]:
-        errors: list[Exception] = []
-        for wrap in (lambda text: [{"type": "text", "text": text}], lambda text: text):
-            chat = [
-                {"role": "user", "content": wrap(_QUESTIONS[0])},
-                {"role": "assistant", "content": wrap(_ANSWER)},
-                {"role": "user", "content": wrap(question)},
-            ]
-            try:
-                shown = self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-            except Exception as error:  # templates differ in whether content is a list of parts or a string
-                errors.append(error)
-                continue
-            _, answered, rest = shown.partition(_ANSWER)
+        turns = [("user", _QUESTIONS[0]), ("assistant", _ANSWER), ("user", question)]
+        texts, errors = render_turns(self.processor, turns)
+        for text in texts:
+            _, answered, rest = text.partition(_ANSWER)
             before, asked, after = rest.rpartition(question)
             if answered and asked:
                 return before, after

@@ -1,7 +1,7 @@
-"""Ends of an answer that the caller asks for: stop strings, criteria, a time limit, a reader who has left.
+"""Ends of an answer that the caller asks for: stop strings, criteria, a deadline, a reader who has left.
 
-A stop inside a phrase waits until the phrase is accepted: text that is taken back has stopped nothing. Only
-time and a reader who left wait for nothing. As in transformers, the stop stays in the answer.
+A stop inside a phrase takes effect when the phrase is accepted, because a rejected phrase stops nothing. The
+deadline and a reader who has left take effect at once. As in transformers, the stop stays in the answer.
 
     stops = Stops(prompt, decode, tags, strings=("\\n\\n",))
     stops(answer)                     # does the answer end with its last id?
@@ -10,25 +10,23 @@ time and a reader who left wait for nothing. As in transformers, the stop stays 
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 
+from reverse.decoding.text.incremental_detokenizer import INCOMPLETE, DecodeWindow
 from reverse.errors import RequestError, RequestTypeError
 from reverse.tokens.spans import TAGS, TokenIds
 
-__all__ = ["Stops", "stop_texts"]
+__all__ = ["Stops", "check_stop_strings"]
 
-_HALF = "\ufffd"
-_UTF8 = 4  # bytes a character has at most
-_LONGEST = 10_000  # characters of all stop strings: each id of an answer is read with so many before it
-_LOOK_BACK = 8  # ids read before those that could hold the stop, so that joints come out right
+_LONGEST = 10_000  # characters of all stop strings: every id of an answer is compared with them
+_LOOK_BACK = 8  # ids read before those that could hold the stop, so that joints between words come out right
 
 
-def stop_texts(stop_strings: Any) -> tuple[str, ...]:
-    """The caller's `stop_strings`, None, one or many, as a tuple. Raises TypeError, ValueError."""
+def check_stop_strings(stop_strings: Any) -> tuple[str, ...]:
+    """Return `stop_strings` (None, one text or many) as a tuple. Raises RequestError for other values."""
     if stop_strings is not None and not isinstance(stop_strings, Iterable):
         raise RequestTypeError(
             f"stop_strings must be a text or a list of texts, got {stop_strings!r:.80}: try '\\n'"
@@ -46,7 +44,7 @@ def stop_texts(stop_strings: Any) -> tuple[str, ...]:
         tag = next((t for t in TAGS if t in text), None)
         if tag is not None:
             raise RequestError(
-                f"stop_strings holds {text[:80]!r}: tags are no part of the text that is looked at, "
+                f"stop_strings holds {text[:80]!r}: stop strings are looked for in text without tags, "
                 f"take {tag} out"
             )
     length = sum(map(len, texts))
@@ -61,9 +59,9 @@ def stop_texts(stop_strings: Any) -> tuple[str, ...]:
 class Stops:
     """The stops of one row.
 
-    Args: `prompt` its ids as `generate()` knows them, padding included; `decode` ids to text; `criteria`
-    transformers' stopping criteria, asked about the row alone and without scores; `deadline` in the terms of
-    `time.time()`; `left` says whether nobody waits for the answer; `checking` False: nothing is taken back.
+    Args: `prompt` its ids as `generate()` knows them, padding included; `decode` maps ids to text; `criteria`
+    of transformers are called with the ids of this row and without scores; `deadline` as of `time.time()`;
+    `has_left` says whether the reader has gone; `checking` False: no text is taken back.
     """
 
     def __init__(
@@ -75,83 +73,82 @@ class Stops:
         strings: Sequence[str] = (),
         criteria: Sequence[Any] = (),
         deadline: float | None = None,
-        left: Callable[[], bool] | None = None,
+        has_left: Callable[[], bool] | None = None,
         checking: bool = True,
     ):
         self.prompt, self.decode, self.tags, self.checking = prompt, decode, tags, checking
-        self.strings, self.criteria, self.deadline, self.left = tuple(strings), criteria, deadline, left
-        # Every id that shows holds a byte at least.
+        self.strings, self.criteria = tuple(strings), criteria
+        self.deadline, self.has_left = deadline, has_left
+        # Every id with text has a byte at least.
         self._reach = max((len(s.encode()) for s in self.strings), default=0) + _LOOK_BACK
 
     def __bool__(self) -> bool:
-        return bool(self.strings or self.criteria or self.deadline is not None or self.left is not None)
+        return bool(self.strings or self.criteria or self.deadline is not None or self.has_left is not None)
 
     def __call__(self, answer: Sequence[int]) -> bool:
-        """Whether the answer, its ids so far, ends here.
+        """Return whether the answer ends with its last id.
 
-        Inside a phrase nothing stops it; a stop that fell there is told at the closing tag.
+        Inside a phrase the answer does not end. A stop that fell there takes effect at the closing tag.
         """
-        if self.left is not None and self.left():
+        if self.is_abandoned():
             return True
-        if self.deadline is not None and time.time() > self.deadline:
-            return True
-        if not (self.strings or self.criteria):
-            return False
         first = len(answer) - 1
         if self.checking and answer[-1] in self.tags.closing:
             while first > 0 and answer[first] != self.tags.span:
                 first -= 1
-        elif self.checking and self._inside(answer):
+        elif self.checking and self.is_inside(answer):
             return False
-        shown = self._before(answer, first)
-        for i in range(first, len(answer)):
-            if answer[i] not in self.tags:
-                shown.append(answer[i])
-                if self._text_stops(shown):
-                    return True
-            if self.criteria and self._criterion_stops(list(answer[: i + 1])):
-                return True
-        return False
+        return self.stops_after(self.open_window(answer[:first]), answer, first)
 
     def after(self, prefix: Sequence[int]) -> Callable[[Sequence[int]], bool]:
-        """The stops of a segment that grows behind `prefix`: to be shown all of the segment, after every id.
+        """Return the stops of a segment after `prefix`, to be called with the whole segment after every id.
 
-        Says what `self(prefix + segment)` would, without reading the answer again for every id.
+        They return what `self(prefix + segment)` would, without reading the answer again for every id.
         """
         return _SegmentStops(self, prefix)
 
-    def _before(self, answer: Sequence[int], end: int) -> deque[int]:
-        """The last ids before `end` that show, as many as a stop may reach back over."""
-        shown: deque[int] = deque(maxlen=self._reach)
-        at = end - 1
-        while self.strings and at >= 0 and len(shown) < self._reach:
-            if answer[at] not in self.tags:
-                shown.appendleft(answer[at])
-            at -= 1
-        return shown
+    def is_abandoned(self) -> bool:
+        """Return whether the reader has left or the deadline has passed."""
+        if self.has_left is not None and self.has_left():
+            return True
+        return self.deadline is not None and time.time() > self.deadline
 
-    def _inside(self, answer: Sequence[int]) -> bool:
-        last = next((token for token in reversed(answer) if token in self.tags), None)
-        return last == self.tags.span
+    def is_inside(self, answer: Sequence[int]) -> bool:
+        """Return whether a phrase is open at the end of the answer."""
+        return next((token for token in reversed(answer) if token in self.tags), None) == self.tags.span
 
-    def _text_stops(self, shown: Sequence[int]) -> bool:
-        """Whether a stop string ends with the last id, in the text of the last ids that show."""
+    def open_window(self, answer: Sequence[int]) -> DecodeWindow:
+        """Return a window at the end of the answer's text without tags."""
+        shown = [token for token in answer if token not in self.tags] if self.strings else []
+        return DecodeWindow.after(self.decode, shown, self._reach)
+
+    def stops_after(self, window: DecodeWindow, answer: Sequence[int], first: int) -> bool:
+        """Return whether a stop string or a criterion ends the answer at or after position `first`."""
+        for at in range(first, len(answer)):
+            if answer[at] not in self.tags and self.string_stops(window, answer[at]):
+                return True
+            if self.criterion_stops(answer[: at + 1]):
+                return True
+        return False
+
+    def string_stops(self, window: DecodeWindow, token: int) -> bool:
+        """Add a token to the window and return whether a stop string ends with it."""
         if not self.strings:
             return False
-        ids = list(shown)
-        begins = _UTF8 if len(ids) == self._reach else 1  # an answer's own start is never inside a character
-        for start in range(min(begins, len(ids))):
-            text = self.decode(ids[start:])
-            if not text.startswith(_HALF):
-                break
-        before = self.decode(ids[start:-1]).rstrip(_HALF)
-        return any(text.find(s, max(0, len(before) - len(s) + 1)) >= 0 for s in self.strings)
+        before = len(window.text.rstrip(INCOMPLETE))
+        window.extend((token,))
+        text = window.text
+        window.take(len(text))
+        if len(window.ids) > 8 * self._reach:  # bytes that are no text
+            window.restart()
+        return any(text.find(s, max(0, before - len(s) + 1)) >= 0 for s in self.strings)
 
-    def _criterion_stops(self, answer: list[int]) -> bool:
+    def criterion_stops(self, answer: Sequence[int]) -> bool:
+        """Return whether a criterion of the caller ends the answer with its last id."""
         if not self.criteria:
             return False
-        said = torch.tensor(answer, dtype=self.prompt.dtype, device=self.prompt.device)
-        ids = torch.cat((self.prompt, said)).unsqueeze(0)
+        tail = torch.tensor(answer, dtype=self.prompt.dtype, device=self.prompt.device)
+        ids = torch.cat((self.prompt, tail)).unsqueeze(0)
         for criterion in self.criteria:
             try:
                 verdict = criterion(ids, None)
@@ -166,59 +163,43 @@ class Stops:
 
 
 class _SegmentStops:
-    """The stops of one segment, which remembers what it was shown of it."""
+    """The stops of one segment. It keeps what it has read of the segment."""
 
     def __init__(self, stops: Stops, prefix: Sequence[int]):
-        self.stops, self.prefix = stops, prefix
+        self.stops, self.prefix = stops, list(prefix)
         self._restart()
 
     def _restart(self) -> None:
+        stops = self.stops
         self._seen = 0
-        self._shown = self.stops._before(self.prefix, len(self.prefix))
-        self._inside = self.stops.checking and self.stops._inside(self.prefix)
-        self._opened: int | None = None  # where the last phrase opens in the segment
-        self._at_opening: list[int] = []  # what `_shown` held there
+        self._window = stops.open_window(self.prefix)
+        self._is_inside = stops.checking and stops.is_inside(self.prefix)
+        self._opening: tuple[int, DecodeWindow] | None = None  # of the last phrase that the segment opens
 
     def __call__(self, segment: Sequence[int]) -> bool:
-        stops = self.stops
-        if stops.left is not None and stops.left():
-            return True
-        if stops.deadline is not None and time.time() > stops.deadline:
+        stops, tags = self.stops, self.stops.tags
+        if stops.is_abandoned():
             return True
         if not (stops.strings or stops.criteria):
             return False
         if len(segment) <= self._seen:  # the segment is decoded once more
             self._restart()
-        was_inside = self._inside
+        found, was_inside = False, self._is_inside
         for at in range(self._seen, len(segment)):
-            token = segment[at]
-            if token not in stops.tags:
-                self._shown.append(token)
+            token, found, was_inside = segment[at], False, self._is_inside
+            if token not in tags:
+                found = stops.string_stops(self._window, token)
             elif stops.checking:
-                was_inside, self._inside = self._inside, token == stops.tags.span
-                if self._inside:
-                    self._opened, self._at_opening = at, list(self._shown)
+                self._is_inside = token == tags.span
+                if self._is_inside:
+                    self._opening = at, self._window.copy()
         self._seen = len(segment)
-        # A closing tag without a phrase tells nothing new: all before it was asked about.
-        if stops.checking and was_inside and segment[-1] in stops.tags.closing:
-            return self._phrase_stops(segment)
-        if self._inside:
+        # A closing tag without a phrase adds no text, and all before it was read already.
+        if stops.checking and was_inside and segment[-1] in tags.closing:
+            if self._opening is None:  # the phrase opens in the prefix
+                return stops([*self.prefix, *segment])
+            at, window = self._opening
+            return stops.stops_after(window.copy(), [*self.prefix, *segment], len(self.prefix) + at)
+        if self._is_inside:
             return False
-        if segment[-1] not in stops.tags and stops._text_stops(self._shown):
-            return True
-        return bool(stops.criteria) and stops._criterion_stops([*self.prefix, *segment])
-
-    def _phrase_stops(self, segment: Sequence[int]) -> bool:
-        """Whether a stop fell in the phrase that the segment ends with."""
-        stops = self.stops
-        if self._opened is None:  # it opens in the prefix
-            return stops([*self.prefix, *segment])
-        shown = deque(self._at_opening, maxlen=stops._reach)
-        for at in range(self._opened, len(segment)):
-            if segment[at] not in stops.tags:
-                shown.append(segment[at])
-                if stops._text_stops(shown):
-                    return True
-            if stops.criteria and stops._criterion_stops([*self.prefix, *segment[: at + 1]]):
-                return True
-        return False
+        return found or (bool(stops.criteria) and stops.criterion_stops([*self.prefix, *segment]))

@@ -1,4 +1,4 @@
-"""One call of `generate()` or `generate_many()`: its requests in the engine, and what comes back of them.
+"""One call of `generate()` or `generate_many()`: it submits requests to the engine and yields their results.
 
 call = Call(engine, branches=8, candidates=1)
 for index, result in call.answer(jobs): ...
@@ -14,15 +14,17 @@ from typing import Any, Literal
 
 import torch
 
+from reverse.decoding.asks import Node
 from reverse.decoding.backends.protocol import OutOfMemory
 from reverse.decoding.calls.failures import FailedRequest, add_results, name_request
 from reverse.decoding.calls.handles import Ended, FinalText, Handle, Mailbox
 from reverse.decoding.calls.sinks import Sink, propagate_errors_to
 from reverse.decoding.engine import Engine
 from reverse.decoding.events import Event
+from reverse.decoding.preparing.preparing import CallerOptions
 from reverse.decoding.request import Request
 from reverse.decoding.result import Result
-from reverse.decoding.worker import ModelWorker
+from reverse.decoding.scheduling.worker import ModelWorker
 
 __all__ = ["Call", "Interrupted", "Job"]
 
@@ -30,8 +32,10 @@ OnError = Literal["now", "later", "yield"]
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C while answers were made. `results` maps the index of a request to its Result, for those that
-    were finished (and, in `generate_many()`, not handed out yet)."""
+    """Ctrl-C while answers were made.
+
+    `results` maps indices of requests to the results that were finished and not handed out yet.
+    """
 
     def __init__(self, results: dict[int, Result]):
         super().__init__(f"interrupted with {len(results)} answers finished: they are in .results")
@@ -40,18 +44,20 @@ class Interrupted(KeyboardInterrupt):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A request of a call, counted by `index`: `given` by the caller, begun by `submit`."""
+    """The request number `index` of a call, and what the caller gave for it."""
 
     index: int
-    submit: Callable[[Call, Job], Handle]
+    request: Request
     given: Any = None
+    source: Node | None = None  # with `options`, replaces the conversation of the request
+    options: CallerOptions | None = None
 
 
 class Call:
-    """The requests of one caller.
+    """The requests of one call.
 
-    Args: `branches` answers side by side, each with `candidates`; `sinks` one a request, or none; `events` is
-    called with every event; `several`: errors say which of the requests it is.
+    Args: `branches` answers are decoded side by side, each with `candidates`; `sinks` one per request, or
+    none; `events` is called with every event; `names_requests`: errors name the index of their request.
     """
 
     def __init__(
@@ -62,51 +68,49 @@ class Call:
         *,
         sinks: Sequence[Sink] = (),
         events: Callable[[Event], None] | None = None,
-        several: bool = True,
-        in_background: bool = False,
+        names_requests: bool = True,
     ):
         self.engine, self.branches, self.sinks, self.events = engine, branches, sinks, events
-        self.several = several
-        self.mailbox = engine.open_mailbox(branches, branches * candidates, in_background)
+        self.names_requests = names_requests
+        self.mailbox = engine.open_mailbox(branches, branches * candidates)
         # An interrupt may come before or in `close`.
         weakref.finalize(self, _abandon, self.mailbox, engine.worker)
-        self._jobs: Iterator[Job | FailedRequest] | None = None  # None: all were read
-        self._open: dict[Handle, Job] = {}  # submitted and not ended
-        self._ready: deque[tuple[int, Result | FailedRequest]] = deque()  # not handed out
-        self._read = 0  # jobs
-        self._begun: set[int] = set()  # sinks
+        self._jobs: Iterator[Job | FailedRequest] | None = None  # None: all jobs were read
+        self._open: dict[Handle, Job] = {}  # submitted, not ended
+        self._ready: deque[tuple[int, Result | FailedRequest]] = deque()  # ended, not handed out
+        self._read = 0  # number of jobs that were read
+        self._begun: set[int] = set()  # indices of sinks
         self._on_error: OnError = "now"
         self._error: Exception | None = None
 
-    def submit(self, job: Job, request: Request, **prepared: Any) -> Handle:
-        """Begin one request; `prepared` as of `Engine.submit_to`."""
+    def _submit(self, job: Job) -> Handle:
         sink = self.sinks[job.index] if self.sinks else None
         return self.engine.submit_to(
             self.mailbox,
-            request,
+            job.request,
             row=job.index,
             events=self.events is not None,
             text=sink is not None,
-            left=None if sink is None else lambda: sink.closed,
-            **prepared,
+            has_left=None if sink is None else lambda: sink.closed,
+            source=job.source,
+            options=job.options,
         )
 
     def answer(
         self, jobs: Iterator[Job | FailedRequest], window: int | None = None, on_error: OnError = "now"
     ) -> Generator[tuple[int, Result | FailedRequest], None, None]:
-        """Answer jobs as they come; yields (index, Result) as they finish.
+        """Answer jobs and yield (index, Result) as they finish.
 
-        With a `window`, no job is begun that comes `window` or more after the oldest unfinished one.
-        `on_error` says what becomes of a job that goes wrong: "now" raises; "later" gives up those after it
-        and raises when those before it are finished; "yield" hands out a FailedRequest and goes on, unless it
-        is the model that fails. An error that is raised holds the answers that were finished in `results`, by
-        index.
+        With a `window`, only jobs less than `window` after the oldest unfinished one are begun. `on_error`:
+        "now" raises the error of a job at once; "later" cancels the jobs after it and raises when those
+        before it are finished; "yield" yields a FailedRequest and continues, unless the model itself fails.
+        The error that is raised holds finished results in `results`, by index.
         """
         self._jobs, self._on_error, self._error = jobs, on_error, None
         ready = self._ready
         try:
             with propagate_errors_to(self.sinks):
-                self._begin_jobs(window)  # before the engine works, so that they are prefilled together
+                self._begin_jobs(window)  # before the engine starts, so that they are prefilled together
                 while True:
                     with self.mailbox.waiting(self.engine.worker):
                         while not ready:
@@ -122,34 +126,34 @@ class Call:
                     raise self._error
         except KeyboardInterrupt:
             self.close()
-            raise Interrupted(self._finished()) from None
+            raise Interrupted(self._collect_finished()) from None
         except Exception as error:
-            add_results(error, self._finished())
+            add_results(error, self._collect_finished())
             raise
         finally:
             self.close()
 
     def close(self) -> None:
-        """Give up what is under way, and wait until all that it held is free."""
+        """Cancel unfinished requests and wait until their memory is free."""
         self.mailbox.give_up(list(self._open), self.engine.worker)
-        self.engine.worker.notify()  # an interrupt may have left a request that was begun and is in no list
+        self.engine.worker.notify()  # an interrupt may have left a request that is in no list
 
-    def _finished(self) -> dict[int, Result]:
-        """Answers that were not handed out."""
+    def _collect_finished(self) -> dict[int, Result]:
+        """Return the results that were not handed out."""
         found = {job.index: handle for handle, job in self._open.items() if handle.is_done}
         results = {i: handle.peek_result() for i, handle in found.items() if handle.has_result}
         return results | {i: result for i, result in self._ready if isinstance(result, Result)}
 
-    # ------------------------------------------------------------------ requests go in
+    # ------------------------------------------------------------------ submitting
     def _begin_jobs(self, window: int | None) -> None:
-        """Read jobs, so that the engine has the next ones ready when an answer is finished."""
+        """Submit jobs ahead, so that the next ones are ready when an answer is finished."""
         while self._jobs is not None and len(self._open) + len(self._ready) < 2 * self.branches:
             oldest = min((job.index for job in self._open.values()), default=self._read)
             if window is not None and self._read >= oldest + window:
                 return
             try:
                 job = next(self._jobs, None)
-            except Exception as error:  # of the caller's iterable, which is at its end now
+            except Exception as error:  # raised by the caller's iterable, which ends with it
                 if self._on_error == "now":
                     raise
                 self._error, self._jobs = self._error or error, None
@@ -162,13 +166,13 @@ class Call:
                 self._add_failure(job)
                 continue
             try:
-                self._open[job.submit(self, job)] = job
+                self._open[self._submit(job)] = job
             except (TypeError, ValueError) as error:
                 self._add_failure(FailedRequest(job.index, job.given, error))
 
-    # ------------------------------------------------------------------ answers come out
+    # ------------------------------------------------------------------ receiving
     def _receive(self) -> None:
-        """Wait for one item and do what it says."""
+        """Wait for one item of the mailbox and handle it."""
         found = self.mailbox.get()
         if found is None:
             return
@@ -176,7 +180,7 @@ class Call:
         if isinstance(item, Ended):
             job = self._open.pop(handle)
             if handle.error is not None:
-                self._add_failure(FailedRequest(job.index, job.given, _as_exception(handle.error)))
+                self._add_failure(FailedRequest(job.index, job.given, _to_exception(handle.error)))
             elif handle.has_result:
                 result = handle.peek_result()
                 self._ready.append((job.index, result))
@@ -198,11 +202,11 @@ class Call:
         error = failure.error
         if isinstance(error, OutOfMemory):
             error = torch.OutOfMemoryError(str(error))
-        if self.several:
+        if self.names_requests:
             error = name_request(error, failure.index)
         if self._on_error == "now":
             raise error
-        # Whatever a forward pass raises is likely to be raised by the next one, too.
+        # The next forward pass is likely to raise the same error.
         if self._on_error == "yield" and (
             isinstance(error, torch.OutOfMemoryError) or not isinstance(error, RuntimeError)
         ):
@@ -215,13 +219,13 @@ class Call:
 
 
 def _abandon(mailbox: Mailbox, worker: ModelWorker) -> None:
-    """Give up what the requests of a call hold that nobody refers to any more."""
+    """Cancel the requests of a call that was garbage-collected."""
     mailbox.close()
     worker.poke()
 
 
-def _as_exception(error: BaseException) -> Exception:
-    """An error of the worker's thread; what is no Exception (SystemExit in a hook) would end this thread."""
+def _to_exception(error: BaseException) -> Exception:
+    """Return an error of the worker's thread as an Exception; SystemExit would end the caller's thread."""
     if isinstance(error, Exception):
         return error
     found = RuntimeError(f"decoding was ended by {type(error).__name__}: {error}")

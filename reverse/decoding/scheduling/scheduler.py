@@ -1,13 +1,13 @@
-"""The loop between branches and a backend: prefill what waits, step, do what the policies say.
+"""The scheduler prefills waiting branches, takes steps and does what the policies decide.
 
     scheduler = Scheduler(backend)
     scheduler.add(branch)
     while scheduler.has_work:
-        for branch in scheduler.step():      # those that ended in this step
+        for branch in scheduler.step():      # the branches that ended in this step
             branch.result or branch.error
 
-Who is oldest goes first. A backend that runs out of memory loses nothing but time: caches that nobody decodes
-on are dropped, then every branch is put back and fewer go on side by side.
+The oldest branches go first. When memory runs out, idle caches are dropped first; then every branch is queued
+again and fewer are decoded side by side. Answers do not change.
 """
 
 from __future__ import annotations
@@ -15,28 +15,27 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 from reverse.decoding.asks import Node, PictureRef
 from reverse.decoding.backends.protocol import Backend, OutOfMemory, Prompt, StepOutput, does_not_fit
-from reverse.decoding.branch import Branch, Decision
 from reverse.decoding.policies.policy import Finish
 from reverse.decoding.preparing.picture_cache import PictureCache
+from reverse.decoding.scheduling.branch import Branch, Decision
 
 __all__ = ["PREFILL", "Scheduler"]
 
 PREFILL = 16  # sequences prefilled together: their keys and values are held twice for a moment
-_HELD_BACK = 8  # steps that a prompt waits at most for others to be prefilled with it
+_MOST_HELD_BACK = 8  # that a prompt waits for others to be prefilled with it
 # Values of prepared pictures encoded together: 99 pictures of LLaVA-1.5, 28,532 patches of Qwen2.5-VL (18
-# pictures of 640x480). The towers of the published models take up to 3 GB for so many.
+# pictures of 640x480). The vision towers of the published models take up to 3 GB for so many.
 _ENCODED_TOGETHER = 1 << 25
 
 
 class Scheduler:
-    """Decodes branches, as many side by side as fit.
+    """Decodes branches side by side.
 
-    `limit` is how many branches are decoded side by side at most; their candidates come on top as far as the
-    backend has room. `pictures` keeps what was encoded.
+    At most `limit` branches are decoded at once. Their candidates come on top if the backend has room.
+    `pictures` keeps encoded pictures.
     """
 
     def __init__(self, backend: Backend, limit: int, pictures: PictureCache | None = None):
@@ -46,12 +45,12 @@ class Scheduler:
         self._size = limit, backend.capabilities.max_sequences
         self.waiting: list[Branch] = []  # sorted by their order
         self.running: list[Branch] = []
-        self._of_sequence: dict[int, tuple[Branch, int]] = {}  # (branch, number of the segment in its round)
-        self._idle: dict[Node, tuple[int, ...]] = {}  # nodes that hold a cache, and how old they are
+        self._of_sequence: dict[int, tuple[Branch, int]] = {}  # (branch, index of the segment in its round)
+        self._idle: dict[Node, tuple[int, ...]] = {}  # nodes with a cache, by the order of their branches
         self._ended: list[Branch] = []
-        self._alone: set[Branch] = set()  # to be prefilled one by one: one of them is at fault
-        self.expects_more = False  # more branches are about to be added: some may wait for them
-        self._held_back = 0  # steps for which prompts have waited for others
+        self._alone: set[Branch] = set()  # to prefill one by one, because one of them is at fault
+        self.expects_more = False  # more branches will be added soon
+        self._steps_held_back = 0
         self.pause_preparing: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @property
@@ -63,10 +62,10 @@ class Scheduler:
         return bool(self._ended)
 
     def add(self, branch: Branch) -> None:
-        insort(self.waiting, branch, key=_order)
+        insort(self.waiting, branch, key=lambda each: each.order)
 
     def set_size(self, branches: int, sequences: int) -> None:
-        """Decode so many branches side by side, on so many sequences, as far as memory allows."""
+        """Set how many branches and sequences are decoded side by side, as far as memory allows."""
         if (branches, sequences) == self._size:
             return
         was_short = self.limit < self._size[0]
@@ -79,25 +78,25 @@ class Scheduler:
                 self.recover()
 
     def take_ended(self) -> list[Branch]:
-        """Branches that ended and were not returned by a step."""
+        """Return the branches that ended and that no step has returned."""
         ended, self._ended = self._ended, []
         return ended
 
     # ------------------------------------------------------------------ one step
     def step(self) -> list[Branch]:
-        """Prefill what fits and decode one token of every running branch; returns the branches that ended.
+        """Prefill branches and decode one token of every running one; return the branches that ended.
 
-        A branch that cannot go on, or does not fit into memory alone, ends with an `error`. Raises whatever
-        else the backend raises, after which `recover` has to be called.
+        A branch that fails, or does not fit into memory alone, ends with an `error`. Raises what else the
+        backend raises; after that the caller has to call `recover`.
         """
         ready: list[Branch] = []
         message, lost, held = None, False, self.backend.capabilities.max_sequences
         try:
-            if self._hold_back():
-                self._held_back += 1
+            if self._must_hold_back():
+                self._steps_held_back += 1
             else:
-                self._held_back = 0
-                while (ready := self._next_to_prefill()) and self._admit(ready):
+                self._steps_held_back = 0
+                while (ready := self._choose_next()) and self._admit(ready):
                     pass
             ready = []
             if self.running:
@@ -113,44 +112,44 @@ class Scheduler:
         return self.take_ended()
 
     def recover(self, error: BaseException | None = None) -> None:
-        """Put every branch back after the backend has raised; with `error`, end those that were running."""
+        """Queue every running branch again after the backend has raised; with `error`, end them with it."""
         running = self.running
         self._lose_sequences()
         for branch in running:
             if error is None:
-                self._put_back(branch)
+                self._requeue(branch)
             else:
                 self._end(branch, error)
 
     # ------------------------------------------------------------------ prefilling
-    def _next_to_prefill(self) -> list[Branch]:
-        """The oldest branches that wait, as many as may be decoded now."""
+    def _choose_next(self) -> list[Branch]:
+        """Return the oldest waiting branches, as many as may be decoded now."""
         count = min(self.limit - len(self.running), PREFILL)
         if count > 0 and self.waiting and self.waiting[0] in self._alone:
             count = 1
         return self.waiting[: max(0, count)]
 
-    def _hold_back(self) -> bool:
-        """Whether the prompts that could be prefilled now wait for others, while the running ones go on.
+    def _must_hold_back(self) -> bool:
+        """Return whether prompts wait for others to be prefilled with them, while running branches go on.
 
-        Small batches are slow: where answers end one by one, each prompt would be prefilled on its own.
+        Small batches are slow: if answers end one by one, each prompt would be prefilled on its own.
         """
         places = self.limit - len(self.running)
         count = min(places, len(self.waiting))
         if not self.running or not 0 < count < min(PREFILL, self.limit // 4):
             return False
-        if self._held_back >= _HELD_BACK or not (self.expects_more or len(self.waiting) > places):
+        if self._steps_held_back >= _MOST_HELD_BACK or not (self.expects_more or len(self.waiting) > places):
             return False
         nodes = [n for b in self.waiting[:count] for n in (b.node, b.node.base) if n is not None]
-        return all(node.sequence is None for node in nodes)  # others need no prefill
+        return all(node.sequence is None for node in nodes)  # the others need no prefill
 
-    def _free(self) -> int:
+    def _count_free(self) -> int:
         return self.backend.capabilities.max_sequences - len(self._of_sequence) - len(self._idle)
 
     def _admit(self, branches: Sequence[Branch]) -> bool:
-        """Give branches a sequence each: what their node holds, a split of it, or a new one.
+        """Give each branch a sequence: that of its node, a split of it, or a new one.
 
-        Returns False where there was room for none of them.
+        Returns False if there was room for none of them.
         """
         fresh: dict[Node, Branch] = {}
         late: list[Branch] = []  # split from a fresh one of the same node
@@ -185,10 +184,10 @@ class Scheduler:
         branch.begin()
 
     def _take_from(self, node: Node, branch: Branch) -> int:
-        """The sequence of a node, or a split of it where others wait for it too."""
+        """Take the sequence of a node, or a split of it if other branches wait for it too."""
         assert node.sequence is not None
         others = (b for b in self.waiting if b is not branch and node in (b.node, b.node.base))
-        if any(others) and self._free() > 0:
+        if any(others) and self._count_free() > 0:
             (sequence,) = self.backend.split(node.sequence, 1)
             return sequence
         sequence, node.sequence = node.sequence, None
@@ -196,11 +195,11 @@ class Scheduler:
         return sequence
 
     def _has_room(self, count: int) -> bool:
-        """Whether there is room for `count` new sequences, once idle ones are dropped."""
+        """Return whether there is room for `count` new sequences once idle ones are dropped."""
         wanted = {node for b in self.waiting for node in (b.node, b.node.base) if node in self._idle}
-        self._drop_idle(count - self._free(), keep=wanted)
-        self._drop_idle(count - self._free())  # else the oldest might wait for ever
-        return self._free() >= count
+        self._drop_idle(count - self._count_free(), keep=wanted)
+        self._drop_idle(count - self._count_free())  # the oldest must not wait for ever
+        return self._count_free() >= count
 
     def _prefill(self, branches: Sequence[Branch]) -> list[int]:
         # Nobody waits for what is being prepared if the waiting branches take all places.
@@ -208,7 +207,7 @@ class Scheduler:
         try:
             with self.pause_preparing() if are_enough else nullcontext():
                 self._encode(ref for branch in branches for ref in branch.node.pictures)
-                return self.backend.add([_prompt_of(branch) for branch in branches])
+                return self.backend.add([_make_prompt(branch) for branch in branches])
         except OutOfMemory:
             raise
         except Exception as error:
@@ -216,15 +215,15 @@ class Scheduler:
                 self.waiting.remove(branches[0])
                 self._end(branches[0], error)
             else:
-                self._alone.update(branches)  # to find out whose fault it is
+                self._alone.update(branches)  # to find the one at fault
             raise _PromptFault from error
 
     def _encode(self, refs: Iterable[PictureRef]) -> None:
-        """Encode the pictures that have no features yet, as many together as memory allows."""
+        """Encode pictures without features, as many together as memory allows."""
         missing = [ref for ref in dict.fromkeys(refs) if ref.encoded is None and ref.picture is not None]
         most = len(missing)
         while missing:
-            some = _first_pictures(missing, most)
+            some = _take_first_pictures(missing, most)
             try:
                 found = self.backend.encode([ref.picture for ref in some if ref.picture is not None])
             except OutOfMemory as error:
@@ -238,15 +237,15 @@ class Scheduler:
             missing = missing[len(some) :]
 
     def _begin(self, branch: Branch, sequence: int) -> None:
-        """Decode the round of a branch on a sequence, and its candidates on splits of it."""
+        """Start the round of a branch on a sequence, and its candidates on splits of the sequence."""
         round = branch.round
         round.sequences = [sequence]
         self._of_sequence[sequence] = (branch, 0)
         self.backend.set_tokens(sequence, round.text)
         others = len(round.params) - 1
         if others > 0:
-            self._drop_idle(others - self._free())
-            others = min(others, self._free())
+            self._drop_idle(others - self._count_free())
+            others = min(others, self._count_free())
         if others > 0:
             for i, split in enumerate(self.backend.split(sequence, others), 1):
                 round.sequences.append(split)
@@ -255,7 +254,7 @@ class Scheduler:
             self.backend.start(each, params)
         round.is_begun = True
 
-    # ------------------------------------------------------------------ what came of a step
+    # ------------------------------------------------------------------ results of a step
     def _act(self, outputs: Sequence[StepOutput]) -> None:
         touched: dict[Branch, None] = {}
         for output in outputs:
@@ -287,34 +286,34 @@ class Scheduler:
             return
         self.running.remove(branch)
         del self._of_sequence[decision.sequence]
-        branch.node = branch.answer_node()
+        branch.node = branch.make_answer_node()
         if branch.keeps_cache:
             branch.node.sequence = decision.sequence
-            branch.node.scores |= self._scores_of(decision.sequence)
+            branch.node.scores |= self._read_scores(decision.sequence)
             self._idle[branch.node] = branch.order
         else:
             self.backend.release(decision.sequence)
         self._ended.append(branch)
 
-    def _scores_of(self, sequence: int) -> dict[str, float]:
+    def _read_scores(self, sequence: int) -> dict[str, float]:
         try:
             return {"likelihood": self.backend.score([sequence], "likelihood")[0]}
         except NotImplementedError:
             return {}
 
     def _end(self, branch: Branch, error: BaseException) -> None:
-        """A branch that cannot go on."""
-        self._let_go(branch)
+        """End a branch with an error."""
+        self._release_branch(branch)
         branch.error = error
         self._ended.append(branch)
 
     def cancel(self, branch: Branch) -> None:
-        """Nobody waits for this branch any more."""
+        """Stop decoding a branch that nobody waits for."""
         if branch in self.waiting:
             self.waiting.remove(branch)
-        self._let_go(branch)
+        self._release_branch(branch)
 
-    def _let_go(self, branch: Branch) -> None:
+    def _release_branch(self, branch: Branch) -> None:
         for sequence in branch.round.sequences:
             if self._of_sequence.get(sequence, (None,))[0] is branch:
                 self._release(sequence)
@@ -328,13 +327,13 @@ class Scheduler:
 
     # ------------------------------------------------------------------ memory
     def release_node(self, node: Node) -> None:
-        """Let go of the cache of a node; it is recomputed if it is asked for again."""
+        """Free the cache of a node. It is recomputed when it is needed again."""
         if self._idle.pop(node, None) is not None and node.sequence is not None:
             self.backend.release(node.sequence)
         node.sequence = None
 
     def _drop_idle(self, count: int, keep: Collection[Node] = ()) -> None:
-        """Drop up to `count` caches that nobody decodes on, those of the newest requests first."""
+        """Drop up to `count` idle caches, those of the newest requests first."""
         if count <= 0:
             return
         idle = sorted((n for n in self._idle if n not in keep), key=lambda n: self._idle[n], reverse=True)
@@ -342,13 +341,13 @@ class Scheduler:
             self.release_node(node)
 
     def _make_room(self, asked: int, message: str, lost: bool, smaller: bool) -> None:
-        """Memory ran out with `asked` branches about to be prefilled."""
+        """Free memory after it ran out with `asked` branches about to be prefilled."""
         had_pictures = self.pictures.drop()
         if (self._idle or had_pictures) and not lost:
             self._drop_idle(len(self._idle))
             for branch in [b for b in self.running if not b.is_under_way]:
-                self._let_go(branch)
-                self._put_back(branch)
+                self._release_branch(branch)
+                self._requeue(branch)
             return
         count = len(self.running) + asked
         if count <= 1 and not smaller:
@@ -357,13 +356,10 @@ class Scheduler:
             if lost:
                 self._lose_sequences()
             return
-        self._requeue_with_half_batch(count)
-
-    def _requeue_with_half_batch(self, count: int) -> None:
         self.limit = max(1, count // 2)
         self.recover()
 
-    def _put_back(self, branch: Branch) -> None:
+    def _requeue(self, branch: Branch) -> None:
         branch.restart()
         self.add(branch)
 
@@ -375,11 +371,11 @@ class Scheduler:
 
 
 class _PromptFault(Exception):
-    """A prompt could not be prefilled; its cause says why."""
+    """A prompt could not be prefilled. The cause says why."""
 
 
-def _first_pictures(refs: Sequence[PictureRef], most: int) -> list[PictureRef]:
-    """The first of these pictures that are encoded together: at least one."""
+def _take_first_pictures(refs: Sequence[PictureRef], most: int) -> list[PictureRef]:
+    """Return the pictures that are encoded together next: at least one."""
     found: list[PictureRef] = []
     values = 0
     for ref in refs[:most]:
@@ -391,10 +387,10 @@ def _first_pictures(refs: Sequence[PictureRef], most: int) -> list[PictureRef]:
     return found
 
 
-def _prompt_of(branch: Branch) -> Prompt:
-    """The text of a branch, as far as its placeholders are those of its pictures.
+def _make_prompt(branch: Branch) -> Prompt:
+    """Return the prompt of a branch, up to the first placeholder that no picture stands for.
 
-    A model may say a placeholder; that and what follows is fed by `set_tokens`, as text.
+    A model may generate a placeholder. It and the ids after it are fed as text by `set_tokens`.
     """
     pictures = [ref.encoded for ref in branch.node.pictures if ref.encoded is not None]
     text, placeholder = branch.round.text, branch.rules.placeholder
@@ -403,7 +399,3 @@ def _prompt_of(branch: Branch) -> Prompt:
     if len(places) > own:
         text = text[: places[own]]
     return Prompt(text, pictures, len(branch.node.ids) + branch.rules.max_new_tokens)
-
-
-def _order(branch: Branch) -> Any:
-    return branch.order

@@ -1,9 +1,9 @@
-"""One thread for each model, which takes the steps of all engines on it.
+"""One worker thread per model takes the steps of all engines on it.
 
-Callers wait for their answers in their own threads; what they do there, and Ctrl-C, never meets a step half
-done. The thread lives as long as there is something to decode. It holds the model in eval mode during a step.
+Callers wait in their own threads, so Ctrl-C never interrupts a step. The thread lives as long as there is
+work. During a step the model is in eval mode.
 
-    worker = worker_of(model)
+    worker = find_worker(model)
     worker.start(engine)        # engine.step() is called until engine.has_work is False
 """
 
@@ -22,70 +22,67 @@ from torch import nn
 
 from reverse.models.unwrapping import unwrap_model
 
-__all__ = ["ModelWorker", "eval_mode", "worker_of"]
+__all__ = ["ModelWorker", "eval_mode", "find_worker"]
 
 
-class Stepping(Protocol):
-    """What a worker drives."""
+class SteppedEngine(Protocol):
+    """An engine as the worker sees it."""
 
     @property
     def has_work(self) -> bool:
-        """Whether anything is left to be done, now or later."""
+        """Whether any request is unfinished."""
 
     @property
     def is_wanted(self) -> bool:
-        """Whether anybody waits for it."""
+        """Whether a caller waits for an answer."""
 
     def step(self) -> bool:
-        """Do a little; False where nothing could be done before something else happens. Never raises."""
+        """Take one step; False if nothing could be done. Never raises."""
 
     def rest(self) -> None:
-        """There is no work any more: let go of what costs memory."""
+        """Free memory, because no work is left."""
 
 
 class ModelWorker:
-    """Takes turns between the engines of one model.
+    """Takes the steps of the engines of one model in turns.
 
-    Callers take no lock: an interrupt between two lines of theirs, or a finalizer, must not leave one behind.
-    So threads may be started twice; they step one after the other, and all but the last one end.
+    Callers take no lock, because an interrupt or a finalizer could leave it locked. So two threads may be
+    started; they step one after the other, and all but the last one end.
     """
 
     def __init__(self) -> None:
-        self._engines: list[Stepping] = []
+        self._engines: list[SteppedEngine] = []
         self._news: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._turn = threading.Lock()  # of a thread of this worker to take steps; callers never hold it
+        self._turn = threading.Lock()  # held by a thread that steps, never by a caller
         self._is_stepping = False
         self._steps = 0
-        self.training: list[nn.Module] = []  # modules that are in eval mode for the length of a step
+        self.training: list[nn.Module] = []  # modules that a step has put into eval mode
         _all.add(self)
 
-    def start(self, engine: Stepping) -> None:
-        """Let the thread know that an engine has work.
-
-        Raises RuntimeError in the thread itself, which would wait for itself.
-        """
+    def start(self, engine: SteppedEngine) -> None:
+        """Start stepping an engine that has work. Raises RuntimeError in the worker's own thread."""
         self.check_not_inside()
         if engine not in self._engines:
             self._engines.append(engine)
         self.notify()
 
     def notify(self) -> None:
-        """Something happened that a waiting thread may go on with."""
+        """Wake the thread, and start one if there is none."""
         thread = self._thread
-        # One that has no `ident` was never started: an interrupt came in between.
+        # A thread without `ident` was never started, because an interrupt came in between.
         if self._engines and (thread is None or thread.ident is None):
             self._thread = threading.Thread(target=self._run, name="reverse-decoding", daemon=True)
             self._thread.start()
         self.poke()
 
     def poke(self) -> None:
-        """As `notify`, for a thread that is there: for finalizers, which may come anywhere."""
+        """Wake the thread without starting one. Finalizers may call it at any time."""
         self._news.put(None)
 
     @property
     def is_current(self) -> bool:
-        """Whether the calling thread is the worker's own."""
+        """Whether the caller runs in the worker's thread."""
         return threading.current_thread() is self._thread
 
     def check_not_inside(self) -> None:
@@ -97,7 +94,7 @@ class ModelWorker:
             )
 
     def finish_step(self) -> None:
-        """Wait until the step that is under way, if any, is done."""
+        """Wait until the current step, if there is one, is done."""
         seen = self._steps
         while self._is_stepping and self._steps == seen and not self.is_current:
             time.sleep(0.0002)
@@ -109,22 +106,22 @@ class ModelWorker:
                 self._news.get()
             if self._step_all():
                 continue
-            self._let_idle_go()
-            if self._thread is not me:  # another one was started meanwhile
+            self._drop_idle_engines()
+            if self._thread is not me:  # another thread was started meanwhile
                 return
             if self._engines:
                 self._news.get()
                 continue
             self._thread = None
-            if not self._engines:  # else one came between these two lines, and perhaps saw this thread
+            if not self._engines:  # an engine may have come between these two lines and seen this thread
                 return
             self._thread = self._thread or me
 
     def _step_all(self) -> bool:
-        """One step of every engine that is wanted; False where none could do anything."""
+        """Take a step of every wanted engine; False if none could do anything."""
         is_busy = False
         with self._turn:
-            self._is_stepping = True  # before anybody is asked whether it is wanted: see `finish_step`
+            self._is_stepping = True  # before `is_wanted` is read, see `finish_step`
             try:
                 for engine in list(self._engines):
                     if engine.is_wanted:
@@ -134,17 +131,17 @@ class ModelWorker:
                 self._steps += 1
         return is_busy
 
-    def _let_idle_go(self) -> None:
+    def _drop_idle_engines(self) -> None:
         with self._turn:
             for engine in [each for each in self._engines if not each.has_work]:
                 self._engines.remove(engine)
-                if engine.has_work and engine not in self._engines:  # it has got some in between
+                if engine.has_work and engine not in self._engines:  # it has got work in between
                     self._engines.append(engine)
                 else:
                     engine.rest()
 
     def reset_after_fork(self) -> None:
-        """In a child process, where the thread is not: what it was decoding is lost there."""
+        """Forget the thread and its work in a child process, which does not have the thread."""
         self._engines, self._thread, self._is_stepping = [], None, False
         self._turn, self._news = threading.Lock(), queue.SimpleQueue()
         restore_training(self)
@@ -152,12 +149,12 @@ class ModelWorker:
 
 @contextmanager
 def eval_mode(modules: Iterable[nn.Module], worker: ModelWorker) -> Iterator[None]:
-    """The modules of a model in eval mode; afterwards each has the mode that it had.
+    """Put modules into eval mode, and restore their modes afterwards.
 
-    In train mode dropout changes what is said, and gradient checkpointing decodes without a cache.
+    In train mode dropout changes answers, and gradient checkpointing decodes without a cache.
     """
     worker.training = [module for module in modules if module.training]
-    for module in worker.training:  # not `.eval()`: some layers merge their adapters in it
+    for module in worker.training:  # not by `.eval()`, which merges the adapters of some layers
         module.training = False
     try:
         yield
@@ -166,7 +163,7 @@ def eval_mode(modules: Iterable[nn.Module], worker: ModelWorker) -> Iterator[Non
 
 
 def restore_training(worker: ModelWorker) -> None:
-    """Put the modules back into train mode that were in it before the step."""
+    """Put the modules back into train mode that a step has put into eval mode."""
     modules, worker.training = worker.training, []
     for module in modules:
         module.training = True
@@ -176,8 +173,8 @@ _all: WeakSet[ModelWorker] = WeakSet()
 _workers: WeakKeyDictionary[Any, ModelWorker] = WeakKeyDictionary()
 
 
-def worker_of(model: Any) -> ModelWorker:
-    """The worker of a model, the same for whatever wraps it."""
+def find_worker(model: Any) -> ModelWorker:
+    """Return the worker of a model, which its wrappers share."""
     return _workers.setdefault(unwrap_model(model), ModelWorker())
 
 

@@ -1,7 +1,7 @@
-"""One request while it is answered: the generators of its modes, and the branches that they ask for.
+"""A task runs the generators of one request's modes and collects the outcomes of their asks.
 
-A task knows no backend. The engine gives it nodes and takes its branches; the task turns their results into
-outcomes and sends them to the generators, until the outermost has returned the answer.
+A task knows no backend. It turns the results of ended branches into outcomes and sends them to the
+generators, until the outermost generator returns the answer.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from reverse.decoding.asks import (
     Score,
     resolve_mode,
 )
-from reverse.decoding.branch import Branch
 from reverse.decoding.config import ResamplingConfig
 from reverse.decoding.result import Usage
+from reverse.decoding.scheduling.branch import Branch
 from reverse.errors import RequestError, RequestTypeError
 
 __all__ = ["BranchPlace", "ModeRequest", "Task", "TaskHost"]
@@ -37,65 +37,58 @@ __all__ = ["BranchPlace", "ModeRequest", "Task", "TaskHost"]
 class ModeRequest:
     """What a mode sees of a request."""
 
-    conversation: Conversation | Node  # what is to be answered
+    conversation: Conversation | Node  # to answer
     config: ResamplingConfig
 
 
 class TaskHost(Protocol):
-    """What a task needs of the engine."""
+    """What a task asks of the request that it answers."""
 
-    def prepare(self, task: Task, conversation: Conversation, then: Callable[[Node], None]) -> None:
-        """Tokenise a conversation, and call `then` with its node in the engine's thread."""
+    def prepare(self, conversation: Conversation, then: Callable[[Node], None]) -> None:
+        """Tokenise a conversation, then call `then` with its node in the engine's thread."""
 
-    def make_branch(self, task: Task, node: Node, ask: Generate, place: BranchPlace) -> Branch:
-        """One answer behind a node."""
-
-    def decode(self, branch: Branch) -> None:
-        """Let a branch be decoded; the task is told by `take` when it ends."""
-
-    def score(self, node: Node, kind: str) -> float:
-        """A number for what is cached of a node."""
+    def decode(self, node: Node, ask: Generate, place: BranchPlace) -> Branch:
+        """Start one answer of `ask` after a node. `Task.take` receives the branch when it has ended."""
 
     def release(self, node: Node) -> None:
-        """Let the cache of a node go."""
+        """Free the cache of a node."""
 
 
 @dataclass(frozen=True, slots=True)
 class BranchPlace:
-    """Where a branch stands: `order` among all that wait, `path` for its noise, and whether it is final."""
+    """Where a branch stands: its `order` among all that wait, the `path` of its noise, and if it is final."""
 
     order: tuple[int, ...]
     path: tuple[int, ...]
-    final: bool | Literal["unless_blank"]  # as of `Generate`, where all modes around it agree
+    final: bool | Literal["unless_blank"]  # `Generate.final` if all modes around it are final, else False
 
 
 @dataclass(slots=True, eq=False)
 class _ModeRun:
-    """A generator of a mode, and what it waits for."""
+    """A generator of a mode and the outcomes that it waits for."""
 
     generator: Generator[list[Ask], list[Any], Outcome]
     source: Conversation | Node
     path: tuple[int, ...]
     is_final: bool
-    parent: tuple[_ModeRun, int] | None = None  # and the place of its outcome there
+    parent: tuple[_ModeRun, int] | None = None  # (asking run, place of the outcome)
     outcomes: list[Any] = field(default_factory=list)
     missing: int = 0
-    asked: int = 0  # asks so far, which number its paths
+    ask_count: int = 0  # number of asks so far, which numbers the paths
 
 
 class Task:
-    """A request being answered.
+    """The modes of one request while it is answered.
 
-    `number` says how old it is; `answer` is the outcome once the outermost mode has returned, `error` why
-    there will be none.
+    `number` counts requests, the oldest first. At the end, either `answer` or `error` is set.
     """
 
     def __init__(self, number: int, config: ResamplingConfig, host: TaskHost):
         self.number, self.host, self.config = number, host, config
         self.answer: Outcome | None = None
         self.error: BaseException | None = None
-        self.branches: dict[Branch, tuple[_ModeRun, int]] = {}  # and the places of their outcomes
-        self.nodes: list[Node] = []  # answers whose cache may be held
+        self.branches: dict[Branch, tuple[_ModeRun, int]] = {}  # (asking run, place of the outcome)
+        self.nodes: list[Node] = []  # of answers; the engine may hold their caches
         self._roots: dict[int, _Root] = {}  # by the identity of their conversations
         self._runs: list[_ModeRun] = []
         self._spent: list[Usage] = []  # of all branches
@@ -103,15 +96,15 @@ class Task:
         self._orders = count()
 
     def start(self, mode: Mode, conversation: Conversation | Node) -> None:
-        """Let the mode ask for what it wants first."""
-        self._guarded(lambda: self._start(mode, conversation, (), True, None))
+        """Run the mode up to its first asks."""
+        self._run_guarded(lambda: self._start(mode, conversation, (), True, None))
 
     @property
     def is_over(self) -> bool:
         return self.answer is not None or self.error is not None
 
     def take(self, branch: Branch) -> None:
-        """A branch of this task has ended."""
+        """Pass the result of an ended branch to the run that asked for it."""
         run, place = self.branches.pop(branch)
         if branch.error is not None:
             self.fail(branch.error)
@@ -121,10 +114,10 @@ class Task:
         self._began = min(self._began, branch.began)
         self.nodes.append(branch.node)
         outcome = Outcome(branch.result, branch.node)
-        self._guarded(lambda: self._deliver(run, place, outcome))
+        self._run_guarded(lambda: self._deliver(run, place, outcome))
 
     def fail(self, error: BaseException) -> None:
-        """End the task with an error; whoever calls cancels its branches."""
+        """End the task with an error. The caller cancels its branches."""
         self.error = self.error or error
         self.close()
 
@@ -137,8 +130,8 @@ class Task:
             except Exception as error:  # a mode that yields or raises while it is closed
                 self.error = self.error or error
 
-    def _guarded(self, call: Callable[[], None]) -> None:
-        """Make an error of a mode the task's own."""
+    def _run_guarded(self, call: Callable[[], None]) -> None:
+        """Make a call; an error of a mode ends the task."""
         try:
             call()
         except Exception as error:
@@ -159,7 +152,7 @@ class Task:
         self._send(run, None)
 
     def _send(self, run: _ModeRun, outcomes: list[Any] | None) -> None:
-        """Let a generator go on until it waits for something."""
+        """Send outcomes to a generator until it waits for further ones."""
         while not self.is_over:
             try:
                 asks = run.generator.send(outcomes)  # type: ignore[arg-type]
@@ -172,9 +165,9 @@ class Task:
                 )
             sizes = [_count_outcomes(ask) for ask in asks]
             run.outcomes = [None] * sum(sizes)
-            run.missing = sum(sizes) + 1  # and one, so that nothing goes on before all have begun
-            place, first = 0, run.asked
-            run.asked += len(asks)
+            run.missing = sum(sizes) + 1  # one more, so that nothing continues before all asks have begun
+            place, first = 0, run.ask_count
+            run.ask_count += len(asks)
             for number, (ask, size) in enumerate(zip(asks, sizes, strict=True), first):
                 self._begin(run, ask, place, number)
                 place += size
@@ -199,16 +192,16 @@ class Task:
             self._deliver(*run.parent, outcome)
             return
         if len(self._spent) > 1:
-            usage = self._whole_usage(outcome.result.usage)
+            usage = self._sum_usage(outcome.result.usage)
             outcome = Outcome(replace(outcome.result, usage=usage), outcome.node)
         self.answer = outcome
 
-    def _whole_usage(self, usage: Usage) -> Usage:
-        """The usage of the answer, with all that was made beside it."""
-        made = sum(spent.kept + spent.discarded for spent in self._spent)
+    def _sum_usage(self, usage: Usage) -> Usage:
+        """Return the usage of the answer, with the tokens of all other branches as discarded."""
+        generated = sum(spent.kept + spent.discarded for spent in self._spent)
         return Usage(
             usage.kept,
-            made - usage.kept,
+            generated - usage.kept,
             sum(spent.forwards for spent in self._spent),
             time.perf_counter() - self._began,
             sum(spent.unused for spent in self._spent),
@@ -226,32 +219,35 @@ class Task:
             is_final = run.is_final and ask.final
             self._start(resolve_mode(ask.mode), source, (*run.path, number, 0), is_final, (run, place))
         elif isinstance(ask, Score):
-            self._deliver(run, place, self.host.score(ask.node, ask.kind))
+            if ask.kind not in ask.node.scores:
+                raise RequestError(
+                    f"there is no score {ask.kind!r} of this answer: the backend does not give it"
+                )
+            self._deliver(run, place, ask.node.scores[ask.kind])
         elif isinstance(ask, Release):
             self.host.release(ask.node)
             self._deliver(run, place, None)
 
     def _find_root(self, conversation: Conversation, then: Callable[[Node], None]) -> None:
-        """Call `then` with the node of a conversation, which is prepared once."""
+        """Call `then` with the node of a conversation. Each conversation is prepared once."""
         root = self._roots.get(id(conversation))
         if root is None:
             root = self._roots[id(conversation)] = _Root(conversation)
-            self.host.prepare(self, conversation, root.set_node)
-        root.call(lambda node: self._guarded(lambda: then(node)))
+            self.host.prepare(conversation, root.set_node)
+        root.call(lambda node: self._run_guarded(lambda: then(node)))
 
     def _decode(self, run: _ModeRun, ask: Generate, place: int, number: int, node: Node) -> None:
         final = ask.final if run.is_final else False
         for i in range(ask.n):
             path = _strip_zeros((*run.path, number, i))
             order = (self.number, next(self._orders))
-            branch = self.host.make_branch(self, node, ask, BranchPlace(order, path, final))
+            branch = self.host.decode(node, ask, BranchPlace(order, path, final))
             self.branches[branch] = (run, place + i)
-            self.host.decode(branch)
 
 
 @dataclass(slots=True, eq=False)
 class _Root:
-    """A conversation and its node, and who waits for it."""
+    """A conversation, its node, and the calls that wait for the node."""
 
     conversation: Conversation  # kept, so that its identity stays its own
     node: Node | None = None
@@ -281,7 +277,7 @@ def _count_outcomes(ask: Any) -> int:
 
 
 def _strip_zeros(path: tuple[int, ...]) -> tuple[int, ...]:
-    """The path without zeros at its end, so that the first answer of a request has the empty one."""
+    """Return the path without zeros at its end, so that the first answer of a request has the empty path."""
     length = len(path)
     while length and path[length - 1] == 0:
         length -= 1

@@ -1,0 +1,1 @@
+"""Sharing a backend: tasks ask for branches, the scheduler decodes them, a worker takes the steps."""
