@@ -142,7 +142,7 @@ def _readers_of_data(folder: Path) -> Iterator[Reader]:
     yield Reader("data.numbers.find_numbers", numbers.find_numbers)
     yield Reader("data.numbers.is_number", numbers.is_number)
     yield Reader("data.numbers.change_number", lambda text: numbers.change_number(text, Random(0)))
-    yield Reader("data.yes_no_words.find_yes_no", yes_no_words.find_yes_no)
+    yield Reader("data.find_yes_no", yes_no_words.find_yes_no)
     yield Reader("data.yes_no_words.find_opposite", yes_no_words.find_opposite)
     yield Reader("data.yes_no_words.guess_language", yes_no_words.guess_language)
     yield Reader("data.find_answer_type", lambda text: answer_types.find_answer_type(text, text, ()))

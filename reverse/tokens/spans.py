@@ -1,7 +1,7 @@
 """The three tokens, and tagged text as phrases: text in, text out, no tensors.
 
-A model that was taught to mark its phrases writes `<SPAN>two cups</CN>` for a phrase it stands by and
-`<SPAN>two cups</UN>` for one it does not. This module reads and writes that notation:
+A model that was trained to mark its phrases writes `<SPAN>two cups</CN>` for a phrase of which it is
+confident and `<SPAN>two cups</UN>` for one of which it is not. This module reads and writes that notation:
 
     >>> from reverse.tokens.spans import parse_tags
     >>> parse_tags("I see <SPAN>two cups</UN>.").phrases
@@ -24,13 +24,13 @@ CN = "</CN>"  # closes a phrase the model is confident of
 UN = "</UN>"  # closes a phrase the model is not confident of
 TAGS = (SPAN, CN, UN)
 
-# What `str.isspace` is true of, for a character class of `re` or RE2, whose own `\s` knows ASCII alone.
+# The characters for which `str.isspace` is true, for a character class of RE2, whose `\s` is ASCII only.
 BLANKS = "\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-# Every "<" belongs to a tag that opens or closes a phrase with something in it. No text that matches as a
-# whole has a problem, and no match costs more than a pass: a glance for millions of texts, in `re` and RE2.
+# Every "<" belongs to a tag that opens or closes a non-empty phrase. A text that matches has no problem;
+# matching takes one pass, in `re` and RE2, which makes it a fast check for millions of texts.
 WELL_FORMED = f"[^<]*(?:{SPAN}[{BLANKS}]*[^<{BLANKS}][^<]*(?:{CN}|{UN})[^<]*)*"
 
-# A tag but for case or blanks. `<span>` and `<SPAN>` alone are HTML's; a phrase has a closing tag as well.
+# A tag with wrong case or blanks. `<span>` alone is HTML; a phrase also has a closing tag.
 _NEAR_TAG = re.compile(r"<\s*/\s*(?:[cC][nN]|[uU][nN])\s*>|<\s*SPAN\s*>")
 _TAG = re.compile("|".join(map(re.escape, TAGS)))
 _OPENS_TAG = re.compile("<(?=" + "|".join(re.escape(tag[1:]) for tag in TAGS) + ")")
@@ -66,7 +66,7 @@ class TaggedPhrase:
 
 @dataclass(frozen=True, slots=True)
 class TaggedText:
-    """Tagged text taken apart: the text without tags, and its phrases in order."""
+    """Text without its tags, and its phrases in order."""
 
     text: str
     phrases: tuple[TaggedPhrase, ...]
@@ -76,7 +76,7 @@ class TaggedText:
 class TagProblem:
     """One place where tags are not well-formed; `offset` counts characters of the tagged text.
 
-    `kind` is one of "nested_open", "close_without_open", "never_closed", "empty_phrase" (blanks say nothing),
+    `kind` is one of "nested_open", "close_without_open", "never_closed", "empty_phrase" (nothing but blanks),
     "near_tag" (`</cn>`, `</CN >`: text to a tokenizer, and to `parse_tags`).
     """
 
@@ -94,17 +94,16 @@ class _Tag(NamedTuple):
 def remove_tags(text: str) -> str:
     """`text` without tags; no other character changes, spaces included.
 
-    Equal to deleting the tags until none is left: `<SP</CN>AN>` holds two, one inside the other, so
-    the result never contains a tag.
+    Tags are deleted until none is left (`<SP</CN>AN>` holds two), so the result never contains a tag.
     """
     return _scan(text)[0]
 
 
 def parse_tags(tagged: str) -> TaggedText:
-    """Take tagged text apart. Never raises: what is malformed is left out of `phrases` (see `find_problems`).
+    """Split tagged text into clean text and phrases. Never raises: malformed phrases are left out.
 
-    A second `<SPAN>` before a closing tag replaces the first; a closing tag without `<SPAN>`, and a
-    `<SPAN>` that is never closed, mark nothing.
+    A second `<SPAN>` before a closing tag replaces the first; a closing tag without `<SPAN>`, and a `<SPAN>`
+    that is never closed, mark nothing. `find_problems` reports such tags.
     """
     text, tags = _scan(tagged)
     phrases = []
@@ -119,16 +118,16 @@ def parse_tags(tagged: str) -> TaggedText:
 
 
 def break_tags(text: str) -> str:
-    """`text` with a blank after the `<` of every tag in it, so that nothing reads it as a tag.
+    """`text` with a blank after the `<` of every tag, so that nothing reads it as a tag.
 
-    For text that a model wrote in ordinary tokens: what it spells so is no tag, and must not become one where
-    the text is parsed or tokenised again.
+    For text that a model wrote in ordinary tokens: a tag spelled like this is not one, and must not become
+    one when the text is parsed or tokenised again.
     """
     return _OPENS_TAG.sub("< ", text) if "<" in text else text
 
 
 def find_tag_offsets(text: str) -> list[int]:
-    """Where `break_tags` puts its blanks: offsets in `text`, ascending."""
+    """The offsets in `text` where `break_tags` inserts blanks, ascending."""
     return [match.end() for match in _OPENS_TAG.finditer(text)] if "<" in text else []
 
 
@@ -136,8 +135,8 @@ def add_tags(text: str, phrases: Iterable[TaggedPhrase]) -> str:
     """Tagged text from clean text and its phrases: the inverse of `parse_tags`.
 
     Raises:
-        ValueError: `text` contains a tag, or the phrases overlap, are out of order, or do not say what
-            stands in `text` at their offsets.
+        DataError: `text` contains a tag, or the phrases overlap, are out of order, or differ from `text`
+            at their offsets.
     """
     if remove_tags(text) != text:
         raise DataError(f"text to be tagged already contains a tag, got {text!r}: parse it first")
@@ -152,7 +151,7 @@ def add_tags(text: str, phrases: Iterable[TaggedPhrase]) -> str:
             )
         if text[phrase.start : phrase.end] != phrase.text:
             raise DataError(
-                f"phrase {phrase.text!r} is said to stand at {phrase.start}, where the text reads "
+                f"phrase {phrase.text!r} has the offset {phrase.start}, where the text reads "
                 f"{text[phrase.start : phrase.end]!r}: offsets count characters of the clean text"
             )
         parts += [text[at : phrase.start], SPAN, phrase.text, CN if phrase.confident else UN]
@@ -161,45 +160,40 @@ def add_tags(text: str, phrases: Iterable[TaggedPhrase]) -> str:
 
 
 def find_problems(tagged: str) -> list[TagProblem]:
-    """Where the tags of `tagged` are malformed; an empty list when they are well-formed.
+    """Where the tags of `tagged` are malformed; an empty list if they are well-formed.
 
-    Stricter than `parse_tags`, which reads what a model has written: there a phrase of blanks is a phrase.
+    Stricter than `parse_tags`, which accepts a phrase of blanks because models write them.
     """
     text, tags = _scan(tagged)
-    found = []
+    found: list[TagProblem] = []
+
+    def report(kind: str, offset: int, message: str) -> None:
+        found.append(TagProblem(kind, offset, message))
+
     opened = None
     for tag in tags:
+        at = tag.offset
         if tag.tag == SPAN:
             if opened is not None:
-                found.append(
-                    TagProblem(
-                        "nested_open",
-                        tag.offset,
-                        f"{SPAN} at {tag.offset} opens inside the phrase opened at {opened.offset}",
-                    )
-                )
+                report("nested_open", at, f"{SPAN} at {at} opens inside the phrase opened at {opened.offset}")
             opened = tag
         elif opened is None:
-            found.append(
-                TagProblem("close_without_open", tag.offset, f"{tag.tag} at {tag.offset} closes nothing")
-            )
+            report("close_without_open", at, f"{tag.tag} at {at} closes nothing")
         else:
             if not text[opened.place : tag.place].strip():
-                found.append(
-                    TagProblem("empty_phrase", opened.offset, f"the phrase at {opened.offset} is empty")
-                )
+                report("empty_phrase", opened.offset, f"the phrase at {opened.offset} is empty")
             opened = None
     if opened is not None:
-        found.append(TagProblem("never_closed", opened.offset, f"{SPAN} at {opened.offset} is never closed"))
+        report("never_closed", opened.offset, f"{SPAN} at {opened.offset} is never closed")
     for near in _NEAR_TAG.finditer(tagged):
         if near.group() not in TAGS:
             message = f"{near.group()!r} at {near.start()} is no tag: write {', '.join(TAGS)} exactly so"
-            found.append(TagProblem("near_tag", near.start(), message))
+            report("near_tag", near.start(), message)
     return found
 
 
 def _scan(tagged: str) -> tuple[str, list[_Tag]]:
-    """The clean text, and every tag with its two places; in time that grows as the text does."""
+    """The clean text and all tags with their two offsets, in time proportional to the text."""
     found: list[_Tag] = []
     pieces: list[str] = []
     at = length = 0
@@ -215,37 +209,36 @@ def _scan(tagged: str) -> tuple[str, list[_Tag]]:
 
 
 def _scan_nested(tagged: str) -> tuple[str, list[_Tag]]:
-    """As `_scan`, of a text where tags stand in the middle of others.
+    """`_scan` for a text where tags stand inside others.
 
-    A tag is taken out as soon as the text collected so far ends in one, so a tag that comes into being
-    when another is taken out of its middle goes too. No tag overlaps another, so the order in which they
-    are taken out does not matter.
+    A tag is removed as soon as the text collected so far ends in one, so a tag that is completed by the
+    removal of another from its middle is removed too. Tags do not overlap, so the order does not matter.
     """
-    clean: list[str] = []  # characters: neither to append nor to take off costs more than those concerned
-    found: list[tuple[str, int]] = []  # tags and where they begin in the tagged text
-    places: list[list[int]] = []  # [place in the clean text, how many of the tags found stand there]
+    clean: list[str] = []  # characters: to append or remove some costs no more than their number
+    found: list[tuple[str, int]] = []  # tags and their offsets in the tagged text
+    places: list[list[int]] = []  # [offset in the clean text, number of tags there]
 
-    def take_out(tag: str, offset: int) -> None:
+    def remove(tag: str, offset: int) -> None:
         found.append((tag, offset))
         here, length = 1, len(clean)
-        while places and places[-1][0] >= length:  # a tag wrapped around others: they now stand here
+        while places and places[-1][0] >= length:  # a tag around others: they now stand here
             here += places.pop()[1]
         places.append([length, here])
 
     at = 0
     for match in _TAG.finditer(tagged):
-        _append(clean, tagged, at, match.start(), take_out)
-        take_out(match.group(), match.start())
+        _append(clean, tagged, at, match.start(), remove)
+        remove(match.group(), match.start())
         at = match.end()
-    _append(clean, tagged, at, len(tagged), take_out)
+    _append(clean, tagged, at, len(tagged), remove)
     where = (place for place, count in places for _ in range(count))
     return "".join(clean), [
         _Tag(tag, offset, place) for (tag, offset), place in zip(found, where, strict=True)
     ]
 
 
-def _append(clean: list[str], tagged: str, at: int, end: int, take_out: Callable[[str, int], None]) -> None:
-    """Append `tagged[at:end]`, which holds no tag, and take out those that it completes."""
+def _append(clean: list[str], tagged: str, at: int, end: int, remove: Callable[[str, int], None]) -> None:
+    """Append `tagged[at:end]`, which holds no tag, and remove the tags that it completes."""
     while at < end and clean:
         bracket = tagged.find(">", at, min(end, at + _LONGEST - 1))
         if bracket < 0:
@@ -257,5 +250,5 @@ def _append(clean: list[str], tagged: str, at: int, end: int, take_out: Callable
         if tag not in TAGS:
             break
         del clean[-len(tag) :]
-        take_out(tag, at - len(tag))
+        remove(tag, at - len(tag))
     clean += tagged[at:end]

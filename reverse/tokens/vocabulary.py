@@ -1,9 +1,8 @@
-"""The three tokens in a checkpoint: put them in, find them, keep them ordinary.
+"""The three tokens in a checkpoint: add them, find them, keep them ordinary.
 
-`<SPAN>`, `</CN>` and `</UN>` are *ordinary* added tokens: decoding with `skip_special_tokens=True` keeps
-them, so nothing drops them behind the decoder's back. Their rows start at the mean of the rows in use,
-plus a little seeded noise: a row of plain noise has logits unlike any trained token's, and LoRA recipes
-that freeze the embeddings would leave it so for ever.
+`<SPAN>`, `</CN>` and `</UN>` are *ordinary* added tokens, so decoding with `skip_special_tokens=True` keeps
+them. Their rows start at the mean of the rows in use, plus a little seeded noise: a row of plain noise has
+logits unlike those of any trained token, and LoRA recipes that freeze the embeddings would never change it.
 
     add_tokens(model, processor)          # a checkpoint on disk: `reverse tokens add BASE OUT`
 """
@@ -28,7 +27,7 @@ def find_token_ids(tokenizer: Any) -> TokenIds:
         tokenizer: a tokenizer, or a processor that holds one.
 
     Raises:
-        ValueError: a token is not in the vocabulary.
+        DataError: a token is not in the vocabulary.
     """
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     vocabulary = tokenizer.get_vocab()
@@ -42,16 +41,16 @@ def find_token_ids(tokenizer: Any) -> TokenIds:
 
 
 def ensure_ordinary_tags(tokenizer: Any) -> None:
-    """Make the three tokens ordinary, in place, where a checkpoint was saved with them as special.
+    """Make the three tokens ordinary, in place, if a checkpoint was saved with them as special tokens.
 
-    A special token vanishes under `skip_special_tokens=True`, and with it every phrase. Ids stay.
+    `skip_special_tokens=True` would remove special tokens, and with them all phrases. Ids do not change.
     """
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     present = [tag for tag in TAGS if tag in tokenizer.get_vocab()]
     if all(_is_ordinary(tokenizer, tag) for tag in present):
         return
     tokenizer.add_tokens([_ordinary(tag) for tag in present])  # if they were entries of the vocabulary proper
-    # Adding a token again does not take its special flag away; writing the state of the backend anew does.
+    # Adding a token again keeps its special flag; rewriting the state of the backend removes it.
     backend = tokenizer.backend_tokenizer
     state = json.loads(backend.to_str())
     for token in state["added_tokens"]:
@@ -71,35 +70,34 @@ def add_tokens(
     init: str | Mapping[str, str] = "mean",
     seed: int = 0,
 ) -> TokenIds:
-    """Put the three tokens into a tokenizer and give them rows in the model, both in place.
+    """Add the three tokens to a tokenizer and give them rows in the model, both in place.
 
-    Spare embedding rows are used where the model has any (Qwen2.5-VL: 151,936 rows for about 151,700 ids;
-    llava-1.5-hf: 32,064 for 32,002); otherwise input and output embeddings grow by what is missing. They
-    never shrink, and tied embeddings stay tied. Tokens that are there already keep their rows, so a second
-    call changes nothing.
+    Spare embedding rows are used if the model has any (Qwen2.5-VL: 151,936 rows for about 151,700 ids;
+    llava-1.5-hf: 32,064 for 32,002); otherwise input and output embeddings grow. They never shrink, and tied
+    embeddings stay tied. Tokens that exist already keep their rows, so a second call changes nothing.
 
     Args:
         model: a transformers model with embeddings of shape (rows, hidden).
         tokenizer: its tokenizer, or a processor that holds one.
-        init: where a new row starts: "mean" of the rows in use, or a phrase, the mean of whose tokens'
-            rows is taken ("a correct phrase ends"); or a mapping from a tag to either.
-        seed: of the noise added to each row (0.02 of the standard deviation of the rows in use).
+        init: the start of a new row: "mean" of the rows in use, or a phrase ("a correct phrase ends") for the
+            mean of the rows of its tokens; or a mapping from a tag to either.
+        seed: random seed of the noise added to each row (0.02 of the standard deviation of the rows in use).
 
     Raises:
-        ValueError: `init` names something that is no tag, or a phrase without tokens; or the tokenizer
-            does not keep the text around tags as it was.
-        TypeError: `seed` is no whole number.
+        DataError: `init` names something that is not a tag, or a phrase without tokens; or the tokenizer
+            changes the text around tags.
+        RequestTypeError: `seed` is not a whole number.
     """
     if not isinstance(seed, int):
         raise RequestTypeError(f"seed must be a whole number, got {seed!r}: try 0")
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
-    starts = _starts(init)
+    starts = _read_init(init)
     before = tokenizer.get_vocab()
     tokenizer.add_tokens([_ordinary(tag) for tag in TAGS if tag not in before])
     ensure_ordinary_tags(tokenizer)
     new_tags = [tag for tag in TAGS if tag not in before]
     if new_tags:
-        _keep_spaces(tokenizer)
+        _fix_spaces(tokenizer)
     ids = find_token_ids(tokenizer)
 
     rows = model.get_input_embeddings().weight.shape[0]
@@ -116,12 +114,9 @@ def add_tokens(
 
 
 def check_token_init(tokenizer: Any, init: str | Mapping[str, str]) -> None:
-    """Refuse an `init` that `add_tokens` would refuse, before a model is read for it.
-
-    Raises ValueError.
-    """
+    """Check `init` as `add_tokens` does, before a model is read for it. Raises DataError."""
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
-    for start in set(_starts(init).values()) - {"mean"}:
+    for start in set(_read_init(init).values()) - {"mean"}:
         if not isinstance(start, str) or not tokenizer.encode(start, add_special_tokens=False):
             raise DataError(f"init={start!r} has no tokens: give a phrase, or 'mean'")
 
@@ -140,7 +135,7 @@ def _is_ordinary(tokenizer: Any, tag: str) -> bool:
     )
 
 
-def _starts(init: str | Mapping[str, str]) -> dict[str, str]:
+def _read_init(init: str | Mapping[str, str]) -> dict[str, str]:
     if isinstance(init, str):
         return dict.fromkeys(TAGS, init)
     unknown = set(init) - set(TAGS)
@@ -149,15 +144,15 @@ def _starts(init: str | Mapping[str, str]) -> dict[str, str]:
     return dict.fromkeys(TAGS, "mean") | dict(init)
 
 
-def _keep_spaces(tokenizer: Any) -> None:
-    """See to it that text around a tag decodes to what was encoded.
+def _fix_spaces(tokenizer: Any) -> None:
+    """Make text around a tag decode to what was encoded, or raise DataError.
 
-    SentencePiece tokenizers of the Llama-2 family, read in the "legacy" way, put a space before the first
-    piece after every added token: `<SPAN>dog` comes back as `<SPAN> dog`
-    (https://github.com/huggingface/transformers/pull/24565). Only the start of the text takes one then.
+    SentencePiece tokenizers of the Llama-2 family with `legacy=True` put a space before the first piece after
+    every added token: `<SPAN>dog` becomes `<SPAN> dog` (https://github.com/huggingface/transformers/pull/24565).
+    With `legacy=False` only the start of a text gets one.
     """
     probe = f"I see {SPAN}two cups{CN}, {SPAN}a dog{UN}."
-    if _decoded(tokenizer, probe) == probe:
+    if _round_trip(tokenizer, probe) == probe:
         return
     pre_tokenizer = tokenizer.backend_tokenizer.pre_tokenizer
     if getattr(pre_tokenizer, "prepend_scheme", None) == "always":
@@ -165,14 +160,15 @@ def _keep_spaces(tokenizer: Any) -> None:
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizer
         tokenizer.legacy = False
         tokenizer.init_kwargs["legacy"] = False
-    if _decoded(tokenizer, probe) != probe:
+    decoded = _round_trip(tokenizer, probe)
+    if decoded != probe:
         raise DataError(
-            f"the tokenizer turns {probe!r} into {_decoded(tokenizer, probe)!r}: load it with legacy=False "
+            f"the tokenizer turns {probe!r} into {decoded!r}: load it with legacy=False "
             "and without clean_up_tokenization_spaces, so that text around the tags stays as it is"
         )
 
 
-def _decoded(tokenizer: Any, text: str) -> str:
+def _round_trip(tokenizer: Any, text: str) -> str:
     ids = tokenizer.encode(text, add_special_tokens=False)
     return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
 

@@ -107,7 +107,7 @@ def test_formulas_and_addresses_are_still_protected():
     text = r"See a.b+c@d.org, $x_1 = 2$, $5 or $6, \(a\) and \[b \frac{c}{d}\]."
     found = [text[a:b] for a, b in find_protected(text)]
     assert found == ["a.b+c@d.org", "$x_1 = 2$", r"\(a\)", r"\[b \frac{c}{d}\]"]
-    assert SpanIndex([(2, 4), (6, 9)]).overlap(3, 5) and not SpanIndex([(2, 4), (6, 9)]).overlap(4, 6)
+    assert SpanIndex([(2, 4), (6, 9)]).overlaps(3, 5) and not SpanIndex([(2, 4), (6, 9)]).overlaps(4, 6)
 
 
 def test_numbers_and_answers_of_long_texts():

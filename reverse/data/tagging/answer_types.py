@@ -1,9 +1,9 @@
-"""What kind of answer one is, which decides what can be wrong about it: the `A_type` of a record.
+"""The type of an answer, which decides what can be wrong in it: the `A_type` of a record.
 
-    >>> answer_type("Two.", "How many dogs are there?", parse("<SPAN>Two</CN>.").phrases)
+    >>> find_answer_type("Two.", "How many dogs are there?", parse_tags("<SPAN>Two</CN>.").phrases)
     'number'
 
-Of the published names only "general_answer" is known, and only that one is ever looked at by a trainer.
+Of the published names only "general_answer" is known, and it is the only one that a trainer reads.
 """
 
 import re
@@ -22,22 +22,22 @@ _OPTION = re.compile(r"(?:^|\s)\(?[A-H][.):]\s")
 
 def find_answer_type(text: str, question: str, phrases: Iterable[TaggedPhrase]) -> str:
     """`A_type` of an answer: yes_no, number, choice (the letter of an option) or general_answer."""
-    said = list(phrases)
-    if not said:
+    listed = list(phrases)
+    if not listed:
         return ANSWER_TYPE
-    first = said[0]
+    first = listed[0]
     if yes_no_words.find_yes_no(text) == (first.start, first.end):
         return "yes_no"
     if _LETTER.fullmatch(text) and _OPTION.search(question):
         return "choice"
-    alone = len(said) == 1 and not re.search(r"\w", text[: first.start] + text[first.end :])
-    if alone and numbers.is_number(first.text):
+    is_alone = len(listed) == 1 and not re.search(r"\w", text[: first.start] + text[first.end :])
+    if is_alone and numbers.is_number(first.text):
         return "number"
-    if _ASKS_NUMBER.search(question) and any(numbers.find_numbers(phrase.text) for phrase in said):
+    if _ASKS_NUMBER.search(question) and any(numbers.find_numbers(phrase.text) for phrase in listed):
         return "number"
     return ANSWER_TYPE
 
 
 def remove_image_tokens(value: str) -> str:
-    """A human turn without the picture's placeholder."""
+    """A human turn without the placeholder of the picture."""
     return value.replace(IMAGE_TOKEN, "").strip()

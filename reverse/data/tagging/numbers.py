@@ -1,10 +1,10 @@
-"""Numbers in answers: where they stand, and other numbers that could stand there.
+"""Numbers in answers: find them, and change them into other plausible numbers.
 
-Counts in words and digits, "a dozen", ordinals, years, times, percentages, prices, decimals, boxes
-("[0.12, 0.4, 0.5, 0.9]") and longer strings of digits (dates, telephone numbers, what is read off a sign).
+These are counts in words and digits, "a dozen", ordinals, years, times, percentages, prices, decimals, boxes
+("[0.12, 0.4, 0.5, 0.9]") and longer strings of digits (dates, telephone numbers, text on a sign).
 
-    >>> change("three", random.Random(0)), change("10:25", random.Random(0)), change("1998", random.Random(0))
-    ('five', '10:35', '1999')
+    >>> [change_number(text, random.Random(0)) for text in ("three", "10:25", "1998")]
+    ['five', '10:35', '1999']
 """
 
 import re
@@ -28,8 +28,8 @@ _TENS_WORD = rf"(?:{'|'.join(TENS)})(?:[- ](?:{'|'.join(ONES[1:10])}))?"
 _WORD = rf"(?:{_TENS_WORD}|{'|'.join(sorted(ONES, key=len, reverse=True))})"
 _ORDINAL_WORD = "|".join(ORDINALS)
 
-LONGEST = 200  # characters: what is longer counts nothing, and int() refuses it
-FARTHEST = 1000  # steps from a count to another
+MAX_LENGTH = 200  # characters; longer strings of digits are no counts, and int() refuses them
+MAX_STEP = 1000  # from a count to another
 
 # Kinds in the order in which they are tried; each pattern matches a whole number.
 KINDS = {
@@ -51,8 +51,8 @@ _NUMBER = re.compile(
     r"(?<![\w.])(?:" + "|".join(f"(?P<{kind}>{pattern})" for kind, pattern in KINDS.items()) + ")",
     re.IGNORECASE,
 )
-# The first two characters of a number, looked for first: to try all kinds at each character takes 1.4 s a
-# megabyte, and at each letter that a number may begin with 2.
+# The first two characters of a number, searched first: to try all kinds at each character takes 1.4 s per
+# megabyte, and at each letter with which a number may begin 2 s.
 _BEGINS = re.compile(r"(?<![\w.])(?:\d|\.\d|\[\s*+[\d.]|a [cd]|[cdefhnostz][aehilnow])", re.IGNORECASE)
 _WHOLE = re.compile(
     rf"(?:(?:about|around|approximately|over|nearly|almost)\s+)?[$€£¥]?(?:{_NUMBER.pattern})"
@@ -62,7 +62,7 @@ _WHOLE = re.compile(
 
 
 def find_numbers(text: str) -> list[tuple[int, int, str]]:
-    """Every number of `text`: start, end, kind (a key of KINDS), left to right."""
+    """All numbers in `text`, left to right: start, end, kind (a key of KINDS)."""
     return [(match.start(), match.end(), match.lastgroup or "") for match in _matches(text)]
 
 
@@ -76,21 +76,21 @@ def _matches(text: str) -> Iterator[re.Match[str]]:
 
 
 def is_number(text: str) -> bool:
-    """Whether `text` says a number and nothing else ("12", "a dozen", "$4.99", "10:25 am")."""
+    """Whether `text` is a number and nothing else ("12", "a dozen", "$4.99", "10:25 am")."""
     return _WHOLE.fullmatch(text.strip()) is not None
 
 
 def change_number(text: str, rng: Random, *, least: int = 0) -> str | None:
     """`text` with its first number changed: never the same value, never negative, small ones by 1 to 3.
 
-    What stands around the number, its case and its way of writing stay. `least` is the smallest count that
-    may come out (2 keeps a plural plural). None where there is no number or nothing else to say.
+    The text around the number, its case and its notation stay. `least` is the smallest count that may result
+    (2 keeps a plural a plural). Returns None if there is no number, or no other number fits.
     """
     match = next(_matches(text), None)
     if match is None:
         return None
     old, kind = match.group(), match.lastgroup or ""
-    if len(old) > LONGEST:
+    if len(old) > MAX_LENGTH:
         return None
     new = _CHANGES[kind](old, rng, least)
     return None if new is None else text[: match.start()] + match_case(old, new) + text[match.end() :]
@@ -106,19 +106,19 @@ def match_case(old: str, new: str) -> str:
     return new
 
 
-def _near(value: int, rng: Random, least: int = 0) -> int:
-    """Another count that one might take for `value`: 1 to 3 away, or up to a tenth for a large one."""
-    reach = min(max(3, value // 10), FARTHEST)
+def _draw_near(value: int, rng: Random, least: int = 0) -> int:
+    """A count close to `value`: 1 to 3 away, or up to a tenth for large values."""
+    reach = min(max(3, value // 10), MAX_STEP)
     steps = [step for step in range(-reach, reach + 1) if step and value + step >= least]
     return value + rng.choices(steps, [1 / abs(step) for step in steps])[0]
 
 
-def _word(old: str, rng: Random, least: int) -> str | None:
+def _change_word(old: str, rng: Random, least: int) -> str | None:
     parts = re.split(r"[- ]", old.lower())
     if not all(part in WORDS for part in parts):
         return None  # "fıve", "ſix": letters that match others where case is ignored
     value = sum(WORDS[part] for part in parts)
-    return spell_number(_near(value, rng, least), hyphen=" " if " " in old else "-")
+    return spell_number(_draw_near(value, rng, least), hyphen=" " if " " in old else "-")
 
 
 def spell_number(value: int, hyphen: str = "-") -> str:
@@ -130,7 +130,7 @@ def spell_number(value: int, hyphen: str = "-") -> str:
     return TENS[value // 10 - 2] + (hyphen + ONES[value % 10] if value % 10 else "")
 
 
-def _time(old: str, rng: Random, least: int) -> str:
+def _change_time(old: str, rng: Random, least: int) -> str:
     hours, minutes = old.split(":")
     hour, minute = int(hours), int(minutes)
     clock = 24 if hour > 12 or hour == 0 else 12
@@ -142,63 +142,59 @@ def _time(old: str, rng: Random, least: int) -> str:
     return f"{hour:0{len(hours) if hours.startswith('0') else 1}d}:{minute:02d}"
 
 
-def _percent(old: str, rng: Random, least: int) -> str:
+def _change_percent(old: str, rng: Random, least: int) -> str:
     places = len(old.partition(".")[2])
     value = float(old)
     steps = [step for step in (-25, -20, -15, -10, -5, 5, 10, 15, 20, 25) if 0 <= value + step <= 100]
     return f"{value + rng.choice(steps or [10]):.{places}f}"
 
 
-def _year(old: str, rng: Random, least: int) -> str:
+def _change_year(old: str, rng: Random, least: int) -> str:
     steps = [step for step in range(-12, 13) if step and 1500 <= int(old) + step <= 2099]
     return str(int(old) + rng.choice(steps))
 
 
-def _integer(old: str, rng: Random, least: int) -> str:
-    return str(_near(int(old), rng, least))
+def _change_integer(old: str, rng: Random, least: int) -> str:
+    return str(_draw_near(int(old), rng, least))
 
 
-def _thousands(old: str, rng: Random, least: int) -> str:
+def _change_thousands(old: str, rng: Random, least: int) -> str:
     value = int(old.replace(",", ""))
     step = 10 ** (len(str(value)) - 2)
     return f"{value + rng.choice((-3, -2, -1, 1, 2, 3)) * step:,}"
 
 
-def _decimal(old: str, rng: Random, least: int) -> str:
+def _change_decimal(old: str, rng: Random, least: int) -> str:
     whole, _, places = old.partition(".")
     if int(whole or 0):
-        return f"{_near(int(whole), rng, 0)}.{places}"
+        return f"{_draw_near(int(whole), rng, 0)}.{places}"
     first = next((place for place, digit in enumerate(places) if digit != "0"), 0)
     digit = str((int(places[first]) + rng.choice((2, 3, 4, 5, 6, 7, 8))) % 10)
     return f"{whole}.{places[:first]}{digit}{places[first + 1 :]}"
 
 
-def _ordinal(old: str, rng: Random, least: int) -> str:
-    value = _near(int(old[:-2]), rng, 1)
+def _change_ordinal(old: str, rng: Random, least: int) -> str:
+    value = _draw_near(int(old[:-2]), rng, 1)
     ending = "th" if value % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(value % 10, "th")
     return f"{value}{ending}"
 
 
-def _ordinal_word(old: str, rng: Random, least: int) -> str | None:
+def _change_ordinal_word(old: str, rng: Random, least: int) -> str | None:
     if old.lower() not in ORDINALS:
-        return None  # as in `_word`
+        return None  # letters as in `_change_word`
     place = ORDINALS.index(old.lower())
     near = [other for other in range(max(0, place - 3), min(len(ORDINALS), place + 4)) if other != place]
     return ORDINALS[rng.choice(near)]
 
 
-def _dozen(old: str, rng: Random, least: int) -> str | None:
+def _change_dozen(old: str, rng: Random, least: int) -> str | None:
     if "couple" in old.lower():
-        return None  # "a couple of", also said of three: nothing is surely false
+        return None  # "a couple of" may also mean three: no number is surely false
     return rng.choice([many for many in ("two dozen", "half a dozen", "three dozen") if many != old.lower()])
 
 
-def _string(old: str, rng: Random, least: int) -> str:
-    return _digits(old, rng)
-
-
-def _digits(old: str, rng: Random) -> str:
-    """One or two digits changed, the first only where there are no others."""
+def _change_string(old: str, rng: Random, least: int) -> str:
+    """Change one or two digits, the first of them only if there are no others."""
     places = [place for place, letter in enumerate(old) if letter.isdigit()]
     chosen = rng.sample(places[1:] or places, min(len(places[1:]) or 1, rng.choice((1, 2))))
     new = list(old)
@@ -207,9 +203,9 @@ def _digits(old: str, rng: Random) -> str:
     return "".join(new)
 
 
-def _box(old: str, rng: Random, least: int) -> str | None:
-    """A box of the same size elsewhere, sharing at most a fifth of its area with the old; coordinates are
-    left, top, right, bottom as shares of the picture."""
+def _change_box(old: str, rng: Random, least: int) -> str | None:
+    """A box of similar size elsewhere, whose overlap (IoU) with the old one is at most a fifth; coordinates
+    are left, top, right, bottom as shares of the picture."""
     numbers = re.findall(r"\d*\.\d+", old)
     left, top, right, bottom = map(float, numbers)
     width, height = right - left, bottom - top
@@ -228,12 +224,13 @@ def _box(old: str, rng: Random, least: int) -> str | None:
     return None
 
 
-def _nothing(old: str, rng: Random, least: int) -> str:
+def _change_nothing(old: str, rng: Random, least: int) -> str:
     return spell_number(rng.choice((1, 1, 2, 2, 3)))
 
 
 _CHANGES = {
-    "box": _box, "time": _time, "percent": _percent, "ordinal": _ordinal, "string": _string,
-    "thousands": _thousands, "decimal": _decimal, "year": _year, "integer": _integer, "dozen": _dozen,
-    "ordinal_word": _ordinal_word, "word": _word, "nothing": _nothing,
+    "box": _change_box, "time": _change_time, "percent": _change_percent, "ordinal": _change_ordinal,
+    "string": _change_string, "thousands": _change_thousands, "decimal": _change_decimal,
+    "year": _change_year, "integer": _change_integer, "dozen": _change_dozen,
+    "ordinal_word": _change_ordinal_word, "word": _change_word, "nothing": _change_nothing,
 }  # fmt: skip

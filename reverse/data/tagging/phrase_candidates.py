@@ -1,6 +1,6 @@
-"""Which parts of an answer may be a key phrase, by its characters alone: no grammar, no model.
+"""Which parts of an answer may be a key phrase, decided by characters alone, without grammar or model.
 
->>> protected("Run `ls` or see https://example.org.")
+>>> find_protected("Run `ls` or see https://example.org.")
 [(4, 8), (16, 36)]
 >>> is_skipped("in the picture"), is_skipped("the picture frame")
 (True, False)
@@ -10,8 +10,8 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterable
 
-# Code, mathematics, addresses, markup: never marked, never looked into. No part of it may run over the same
-# text from many beginnings: what opens ends at the next opening, an address begins where a word does.
+# Code, mathematics, addresses and markup, which are never tagged. No part of the pattern may scan the same
+# text from many starts: what opens ends at the next opening, and an address begins where a word does.
 _PROTECTED = re.compile(
     r"```.*?(?:```|\Z)"  # fenced code, closed or not
     r"|~~~.*?(?:~~~|\Z)"
@@ -66,29 +66,29 @@ def find_protected(text: str) -> list[tuple[int, int]]:
     found = []
     for match in _PROTECTED.finditer(text):
         if match.group().startswith((" ", "\t")) and not _EXAMPLE_OF_CODE.search(match.group()):
-            continue  # of prose
+            continue  # indented prose
         found.append(match.span())
     code = SpanIndex(found)
-    found += [match.span() for match in _NUMBERED.finditer(text) if not code.overlap(*match.span())]
+    found += [match.span() for match in _NUMBERED.finditer(text) if not code.overlaps(*match.span())]
     return sorted(found)
 
 
 class SpanIndex:
-    """Parts of a text, in order and apart from one another, asked by bisection."""
+    """Disjoint spans of a text, searched by bisection."""
 
     def __init__(self, parts: Iterable[tuple[int, int]]):
         ordered = sorted(parts)
         self.starts = [start for start, _ in ordered]
         self.ends = [end for _, end in ordered]
 
-    def overlap(self, start: int, end: int) -> bool:
-        """Whether one of them shares a character with `start` to `end`."""
-        k = bisect_right(self.ends, start)  # the first that ends behind the start
+    def overlaps(self, start: int, end: int) -> bool:
+        """Whether a span shares a character with `start` to `end`."""
+        k = bisect_right(self.ends, start)  # the first span that ends after the start
         return k < len(self.starts) and self.starts[k] < end
 
 
 def mask_parts(text: str, parts: list[tuple[int, int]]) -> str:
-    """`text` with protected parts blanked, of the same length: what the parser sees."""
+    """`text` with protected parts replaced by blanks or "x", in the same length, for the parser."""
     pieces = []
     at = 0
     for start, end in parts:
@@ -110,7 +110,7 @@ def trim_span(text: str, start: int, end: int) -> tuple[int, int]:
 
 
 def is_skipped(phrase: str) -> bool:
-    """Whether a phrase is of the kinds that are never marked: only small words, or the picture itself."""
+    """Whether a phrase is never tagged: it consists of small words, or means the picture itself."""
     words = re.findall(r"[^\W_]+(?:['’][^\W_]+)?", phrase.lower())
     if not words:
         return True
@@ -126,7 +126,7 @@ _PREPOSITIONS_TEXT = """
     up upon via with within without"""
 PREPOSITIONS = frozenset(_PREPOSITIONS_TEXT.split())
 
-# Prepositions of several words, of which a parser makes several phrases; each ends where its noun begins.
+# Prepositions of several words, which a parser splits into several phrases; each ends where its noun begins.
 COMPLEX_PREPOSITION = re.compile(
     r"(?<![\w-])(?:in front of|in back of|in between|in the (?:middle|center|centre|corner|back|front) of"
     r"|in the (?:background|foreground) of"

