@@ -5,133 +5,168 @@ reverse eval --where pope
 torchrun --nproc-per-node 4 -m reverse eval chair --model llava-merged --out out/llava
 """
 
+from __future__ import annotations
+
 import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from reverse.commands.option_checks import check_decoding
+from reverse.commands.option_classes import make_command
 from reverse.commands.runtime_setup import resolve_placement, silence_libraries
 from reverse.errors import RequestError
 from reverse.progress import ProgressLines
+
+if TYPE_CHECKING:
+    from reverse.evaluation.runs.evaluation import Plan
 
 _DATA = "playground/data/eval"
 INTERRUPTED = 130  # exit code of a command stopped by Ctrl-C
 
 
 def register(app: typer.Typer) -> None:
-    """Put `eval` into `app`."""
-    app.command("eval")(evaluate)
+    """Add `eval` to `app`."""
+    app.command("eval")(make_command(evaluate, EvalOptions))
 
 
-def evaluate(
+@dataclass(frozen=True)
+class EvalOptions:
+    """Options of `reverse eval`."""
+
     benchmarks: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="BENCHMARK…",
             help="chair, amber-g, amber-d, pope, pope-aokvqa, pope-gqa, mme-hall, mme, mmhal, haloquest; all",
         ),
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="Checkpoint folder, hub id or bundled name.")] = None,
+    ] = None
+    model: Annotated[str | None, typer.Option(help="Checkpoint folder, hub id or bundled name.")] = None
     out: Annotated[
         Path | None, typer.Option(help="Folder of the answers; the same command goes on with them.")
-    ] = None,
-    data: Annotated[
-        str, typer.Option(help="Folder of the published files, or `scenes` to make them.")
-    ] = _DATA,
+    ] = None
+    data: Annotated[str, typer.Option(help="Folder of the published files, or `scenes` to make them.")] = (
+        _DATA
+    )
     where: Annotated[
         bool, typer.Option("--where", help="Print which files belong where, and which are missing.")
-    ] = False,
-    mode: Annotated[
-        str, typer.Option(help="`resample` checks and corrects phrases; `plain` does not.")
-    ] = "resample",
+    ] = False
+    mode: Annotated[str, typer.Option(help="`resample` checks and corrects phrases; `plain` does not.")] = (
+        "resample"
+    )
     threshold: Annotated[
         float | None,
         typer.Option(
             help="p(</UN>) above which a phrase is rejected; by default the checkpoint's, 0.5 for yes or no."
         ),
-    ] = None,
+    ] = None
     max_sequences: Annotated[
         int, typer.Option("--max-sequences", "--batch", min=1, help="Answers that are decoded side by side.")
-    ] = 8,
+    ] = 8
     window: Annotated[
         int | None,
         typer.Option(min=1, help="Questions that are decoded together; the same window gives the same bits."),
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Ask only about the first so many pictures.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
-    decode_seeds: Annotated[int, typer.Option(min=1, help="Number of runs, each with the next seed.")] = 1,
+    ] = None
+    limit: Annotated[int | None, typer.Option(min=1, help="Ask only about the first so many pictures.")] = (
+        None
+    )
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0
+    decode_seeds: Annotated[int, typer.Option(min=1, help="Number of runs, each with the next seed.")] = 1
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest answer in tokens; by default the benchmark's.")
-    ] = None,
+    ] = None
     hints: Annotated[
         int, typer.Option(help="Number of rejected phrases that the prompt names; 0 names none.")
-    ] = 5,
+    ] = 5
     on_exhausted: Annotated[
         str, typer.Option(help="What to do with a phrase that stays suspect: `best` or `drop`.")
-    ] = "best",
-    candidates: Annotated[int, typer.Option(help="Continuations that are tried side by side.")] = 1,
-    do_sample: Annotated[bool, typer.Option("--do-sample", help="Sample from the first token on.")] = False,
-    temperature: Annotated[
-        float | None, typer.Option(help="Temperature of --do-sample; by default 1.")
-    ] = None,
-    scenes: Annotated[int, typer.Option(min=1, help="How many scenes --data scenes makes.")] = 500,
-    split: Annotated[str, typer.Option(help="Split of --data scenes: `val`, `test` or `shift`.")] = "test",
-    device: Annotated[
-        str | None, typer.Option(help="Device as torch names it; by default cuda or cpu.")
-    ] = None,
+    ] = "best"
+    candidates: Annotated[int, typer.Option(help="Continuations that are tried side by side.")] = 1
+    do_sample: Annotated[bool, typer.Option("--do-sample", help="Sample from the first token on.")] = False
+    temperature: Annotated[float | None, typer.Option(help="Temperature of --do-sample; by default 1.")] = (
+        None
+    )
+    scenes: Annotated[int, typer.Option(min=1, help="How many scenes --data scenes makes.")] = 500
+    split: Annotated[str, typer.Option(help="Split of --data scenes: `val`, `test` or `shift`.")] = "test"
+    device: Annotated[str | None, typer.Option(help="Device as torch names it; by default cuda or cpu.")] = (
+        None
+    )
     dtype: Annotated[
         str | None, typer.Option(help="`float32`, `bfloat16` or `float16`; by default as saved.")
-    ] = None,
+    ] = None
     ray: Annotated[
         int | None, typer.Option(min=1, help="Number of workers of a Ray cluster (extra: ray).")
-    ] = None,
+    ] = None
     score: Annotated[
         bool,
         typer.Option("--score", help="Score what was answered; write tables (.json) beside the answers."),
-    ] = False,
-) -> None:
-    """Answer benchmarks with a checkpoint; every answer is kept as it comes."""
-    if where:
-        _print_files(benchmarks, data)
-        return
+    ] = False
 
+    @property
+    def plan(self) -> Plan:
+        """The evaluation that the options describe."""
+        from reverse.evaluation.runs.benchmark_run import Decoding
+        from reverse.evaluation.runs.evaluation import Plan
+
+        settings = {"hints": self.hints, "on_exhausted": self.on_exhausted, "candidates": self.candidates}
+        # Greedy decoding is one configuration, whichever temperature is named.
+        temperature = self.temperature if self.do_sample and self.temperature is not None else 1.0
+        return Plan(
+            str(self.model),
+            tuple(self.benchmarks or ()),
+            str(self.out),
+            self.data,
+            Decoding(
+                self.mode,
+                self.threshold,
+                self.max_new_tokens,
+                self.do_sample,
+                temperature,
+                self.seed,
+                settings,
+            ),
+            self.decode_seeds,
+            self.max_sequences,
+            self.window,
+            self.limit,
+            self.scenes,
+            self.split,
+            self.device,
+            self.dtype,
+            shlex.join(["reverse", *sys.argv[1:]]),
+        )
+
+
+def evaluate(options: EvalOptions) -> None:
+    """Answer benchmarks with a checkpoint; every answer is kept as it comes."""
+    if options.where:
+        _print_files(options.benchmarks, options.data)
+        return
     silence_libraries()
     example = "reverse eval chair --model tiny-llava --data scenes --out out"
-    if not benchmarks:
+    if not options.benchmarks:
         raise RequestError(f"name a benchmark, or all: {example}")
-    for name, value in (("--model", model), ("--out", out)):
+    for name, value in (("--model", options.model), ("--out", options.out)):
         if value is None:
             raise RequestError(f"{name} is missing: {example}")
     check_decoding(
-        mode=mode, max_new_tokens=max_new_tokens, do_sample=do_sample, temperature=temperature,
-        threshold=threshold, hints=hints, on_exhausted=on_exhausted, candidates=candidates, seed=seed,
+        mode=options.mode, max_new_tokens=options.max_new_tokens, do_sample=options.do_sample,
+        temperature=options.temperature, threshold=options.threshold, hints=options.hints,
+        on_exhausted=options.on_exhausted, candidates=options.candidates, seed=options.seed,
     )  # fmt: skip
-    from reverse.evaluation.runs.benchmark_run import Decoding
-    from reverse.evaluation.runs.evaluation import Plan
-
-    if device is not None or dtype is not None:
-        resolve_placement(device, dtype)
-    settings = {"hints": hints, "on_exhausted": on_exhausted, "candidates": candidates}
-    # Greedy decoding is one configuration, whichever temperature is named.
-    temperature = 1.0 if temperature is None or not do_sample else temperature
-    decoding = Decoding(mode, threshold, max_new_tokens, do_sample, temperature, seed, settings)
-    plan = Plan(
-        str(model), tuple(benchmarks), str(out), data, decoding, decode_seeds, max_sequences, window, limit,
-        scenes, split, device, dtype, shlex.join(["reverse", *sys.argv[1:]]),
-    )  # fmt: skip
-    _run(plan, ray, score)
+    if options.device is not None or options.dtype is not None:
+        resolve_placement(options.device, options.dtype)
+    _run(options.plan, options.ray, options.score)
 
 
-def _run(plan: Any, ray: int | None, score: bool) -> None:
+def _run(plan: Plan, ray: int | None, score: bool) -> None:
     """Answer the benchmarks of a plan, then report or score them."""
     from reverse.evaluation.runs.benchmark_run import find_place
     from reverse.evaluation.runs.evaluation import evaluate as run_all
@@ -153,7 +188,7 @@ def _run(plan: Any, ray: int | None, score: bool) -> None:
         _report(plan, outcomes, score)
 
 
-def _check_scoring(plan: Any) -> None:
+def _check_scoring(plan: Plan) -> None:
     """Refuse before the model is loaded what could not be scored after hours of answering."""
     from reverse.evaluation.benchmarks import named
     from reverse.evaluation.runs.evaluation import SCENES
@@ -162,18 +197,17 @@ def _check_scoring(plan: Any) -> None:
     check_scoring(named(*plan.benchmarks), None if plan.data == SCENES else plan.data)
 
 
-def _score(path: Path, root: Path, plan: Any) -> str:
+def _score(path: Path, root: Path, plan: Plan) -> str:
     """Score one file as `reverse score` does; returns the error that stopped it, or ""."""
-    from reverse.commands.score_command import ScoreDisplay, make_judge, score_and_show
-    from reverse.evaluation.benchmarks import named_one
+    from reverse.commands.score_command import ScoreOptions, score_and_show
     from reverse.evaluation.reading.answers import read_run
 
     run = read_run(path)
     name = str(run["config"]["benchmark"]) if run else path.stem.partition(".")[0]
     try:
-        judge = make_judge(path) if named_one(name).needs == "judge" else None
-        display = ScoreDisplay(save=path.with_suffix(".json"))
-        score_and_show(path, root, name, judge, plan.limit is not None, display)
+        score_and_show(
+            ScoreOptions(path, root, partial=plan.limit is not None, save=path.with_suffix(".json")), name
+        )
     except (ValueError, OSError) as error:
         return f"{path}: {error}"
     return ""
@@ -193,7 +227,7 @@ def _print_files(benchmarks: list[str] | None, data: str) -> None:
     typer.echo("without any of these files: reverse eval all --model tiny-llava --data scenes --out out/eval")
 
 
-def _report(plan: Any, outcomes: list[Any], score: bool = False) -> None:
+def _report(plan: Plan, outcomes: list[Any], score: bool = False) -> None:
     from reverse.evaluation.runs.evaluation import SCENES, summarise
 
     for row in summarise(outcomes):

@@ -1,137 +1,141 @@
 """`reverse score`: an answers file against its truth; `reverse data language`: the words that scoring reads
 with."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from reverse.commands.option_classes import make_command
 from reverse.errors import RequestError
 from reverse.progress import show_progress
+
+if TYPE_CHECKING:
+    from reverse.evaluation.scoring.judge import Judge
 
 
 def register(app: typer.Typer, data: typer.Typer) -> None:
     """Add `score` to the commands and `language` to the group `reverse data`."""
-    app.command("score")(score)
+    app.command("score")(make_command(score, ScoreOptions))
     data.command("language")(language)
 
 
 @dataclass(frozen=True)
-class ScoreDisplay:
-    """What `score_and_show` does with the figures."""
+class ScoreOptions:
+    """Options of `reverse score`."""
 
-    rounds: int = 2000  # of the bootstrap over images; 0: no intervals
-    seed: int = 0
-    as_json: bool = False
-    save: Path | None = None  # where the scored table is written
-
-
-def score(
-    answers: Annotated[Path, typer.Argument(help="Answers as JSON lines, as `reverse eval` writes them.")],
+    answers: Annotated[Path, typer.Argument(help="Answers as JSON lines, as `reverse eval` writes them.")]
     truth: Annotated[Path, typer.Option(help="The benchmark's folder, or a root that holds it.")] = Path(
         "playground/data/eval"
-    ),
+    )
     benchmark: Annotated[
         str | None,
         typer.Option(help="Name of the benchmark; by default the answers or the truth tell it."),
-    ] = None,
+    ] = None
     rounds: Annotated[
         int, typer.Option(min=0, help="Rounds of the bootstrap over images; 0 gives no intervals.")
-    ] = 2000,
-    seed: Annotated[int, typer.Option(help="Random seed of the bootstrap and of the judge.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print figures and notes as JSON.")] = False,
+    ] = 2000
+    seed: Annotated[int, typer.Option(help="Random seed of the bootstrap and of the judge.")] = 0
+    as_json: Annotated[bool, typer.Option("--json", help="Print figures and notes as JSON.")] = False
     partial: Annotated[
         bool, typer.Option("--partial", help="Score the answers although questions are missing.")
-    ] = False,
+    ] = False
     save: Annotated[
         Path | None, typer.Option(help="Write the scored table here, for `compare` and `report`.")
-    ] = None,
+    ] = None
     judge_cache: Annotated[
         Path | None,
         typer.Option(help="File of the judge's replies; by default .judge.jsonl beside the answers."),
-    ] = None,
+    ] = None
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Ask the judge for every verdict again, cached or not.")
-    ] = False,
+    ] = False
     concurrency: Annotated[
         int, typer.Option(min=1, help="Requests that are sent to the judge side by side.")
-    ] = 8,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds that one request may take.")] = 120.0,
+    ] = 8
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds that one request may take.")] = 120.0
     price_in: Annotated[
         float, typer.Option(min=0, help="Price of a million tokens that the judge reads.")
-    ] = 0.0,
+    ] = 0.0
     price_out: Annotated[
         float, typer.Option(min=0, help="Price of a million tokens that the judge writes.")
-    ] = 0.0,
-) -> None:
+    ] = 0.0
+
+
+def score(options: ScoreOptions) -> None:
     """Score an answers file exactly as published, with intervals and costs."""
     from reverse.evaluation.benchmarks import named_one
     from reverse.evaluation.reading.answers import read_answers
     from reverse.evaluation.runs.outputs import check_output_file
     from reverse.evaluation.runs.scoring import find_benchmark
 
-    if save is not None:
-        check_output_file(save)
-    chosen = named_one(benchmark) if benchmark else find_benchmark(read_answers(answers), truth)
-    judge = None
-    if chosen.needs == "judge":
-        settings = {"seed": seed, "concurrency": concurrency, "price_in": price_in, "price_out": price_out}
-        judge = make_judge(answers, judge_cache, timeout=timeout, fresh=fresh, **settings)
-    score_and_show(answers, truth, chosen.name, judge, partial, ScoreDisplay(rounds, seed, as_json, save))
+    if options.save is not None:
+        check_output_file(options.save)
+    if options.benchmark:
+        chosen = named_one(options.benchmark)
+    else:
+        chosen = find_benchmark(read_answers(options.answers), options.truth)
+    score_and_show(options, chosen.name)
 
 
-def make_judge(answers: Path, cache: Path | None = None, **settings: Any) -> Any:
-    """The judge that the environment names; its replies are kept beside the answers by default."""
-    from reverse.evaluation.scoring.judge import Judge
-
-    return Judge.from_environment(cache or answers.with_name(answers.name + ".judge.jsonl"), **settings)
-
-
-def score_and_show(
-    answers: Path,
-    truth: Path,
-    benchmark: str,
-    judge: Any = None,
-    partial: bool = False,
-    display: ScoreDisplay = ScoreDisplay(),
-) -> None:
+def score_and_show(options: ScoreOptions, benchmark: str) -> None:
     """Score a file, print the figures and then write them, so that figures are seen whatever happens after.
 
     Raises as `score_file`; DataError if a judge gave too few verdicts, after everything is shown.
     """
+    from reverse.evaluation.benchmarks import named_one
     from reverse.evaluation.runs.scoring import score_file
     from reverse.evaluation.scoring.judge import refuse_without_verdicts
     from reverse.evaluation.stats.scored_tables import save_scored
 
+    judge = _make_judge(options) if named_one(benchmark).needs == "judge" else None
     console = Console(stderr=True)
     with show_progress("judged" if judge else "captions of the truth") as progress:
         try:
             table, metrics = score_file(
-                answers, truth, benchmark, judge=judge, partial=partial, progress=progress
-            )
+                options.answers, options.truth, benchmark, judge=judge, partial=options.partial,
+                progress=progress,
+            )  # fmt: skip
         except ImportError as error:  # an extra that is not installed: one line, as for other refusals
             raise RequestError(str(error)) from error
         except KeyboardInterrupt:
             if judge is not None:
                 console.print(f"stopped; the verdicts so far are in {judge.cache}, the same command goes on")
             raise
-    found = _find_intervals(table, metrics, display)
-    if display.as_json:
-        typer.echo(json.dumps(_report(table, metrics, found, display), indent=1, ensure_ascii=False))
+    found = _find_intervals(table, metrics, options)
+    if options.as_json:
+        typer.echo(json.dumps(_report(table, metrics, found, options), indent=1, ensure_ascii=False))
     else:
-        _print(Console(), table, metrics, found, display)
+        _print(Console(), table, metrics, found, options)
     if table.notes.get("skipped_rows"):
         told = f"{table.notes['skipped_rows']} rows are left out: {'; '.join(table.notes['skipped'])}"
-        console.print(Text(f"{answers}: {told}", style="yellow"), soft_wrap=True)
-    if display.save is not None:
-        save_scored(display.save, table, metrics)
+        console.print(Text(f"{options.answers}: {told}", style="yellow"), soft_wrap=True)
+    if options.save is not None:
+        save_scored(options.save, table, metrics)
     refuse_without_verdicts(table)
+
+
+def _make_judge(options: ScoreOptions) -> Judge:
+    """The judge that the environment names; its replies are kept beside the answers by default."""
+    from reverse.evaluation.scoring.judge import Judge
+
+    return Judge.from_environment(
+        options.judge_cache or options.answers.with_name(options.answers.name + ".judge.jsonl"),
+        timeout=options.timeout,
+        seed=options.seed,
+        concurrency=options.concurrency,
+        price_in=options.price_in,
+        price_out=options.price_out,
+        fresh=options.fresh,
+    )
 
 
 def language(
@@ -154,19 +158,19 @@ def language(
         raise RequestError(f"NLTK still finds no {', '.join(still)}")
 
 
-def _find_intervals(table: Any, metrics: Sequence[Any], display: ScoreDisplay) -> dict[str, Any]:
+def _find_intervals(table: Any, metrics: Sequence[Any], options: ScoreOptions) -> dict[str, Any]:
     """The interval of every metric, by its name."""
     from reverse.evaluation.stats.bootstrap import BootstrapSettings
     from reverse.evaluation.stats.intervals import Interval, estimate_intervals
 
-    if display.rounds == 0:
+    if options.rounds == 0:
         sums, nan = table.sums(), float("nan")
         return {m.name: Interval(float(m.of(sums)), nan, nan, "none", rounds=0) for m in metrics}
-    return estimate_intervals(table, metrics, BootstrapSettings(rounds=display.rounds, seed=display.seed))
+    return estimate_intervals(table, metrics, BootstrapSettings(rounds=options.rounds, seed=options.seed))
 
 
 def _report(
-    table: Any, metrics: Sequence[Any], found: dict[str, Any], display: ScoreDisplay
+    table: Any, metrics: Sequence[Any], found: dict[str, Any], options: ScoreOptions
 ) -> dict[str, Any]:
     def plain(value: float) -> float | None:
         return value if value == value else None  # NaN is no JSON
@@ -175,7 +179,7 @@ def _report(
         "benchmark": table.benchmark,
         "answers": len(table.clusters),
         "images": len(set(table.clusters)),
-        "rounds": display.rounds,
+        "rounds": options.rounds,
         "metrics": {
             metric.name: dict(zip(("value", "low", "high"), map(plain, found[metric.name]), strict=True))
             | {"better": metric.better, "unit": metric.unit, "title": metric.title}
@@ -187,7 +191,7 @@ def _report(
 
 
 def _print(
-    console: Console, table: Any, metrics: Sequence[Any], found: dict[str, Any], display: ScoreDisplay
+    console: Console, table: Any, metrics: Sequence[Any], found: dict[str, Any], options: ScoreOptions
 ) -> None:
     images = len(set(table.clusters))
     shown = Table(
@@ -195,7 +199,7 @@ def _print(
     )
     shown.add_column("")
     shown.add_column("", justify="right")
-    if display.rounds:
+    if options.rounds:
         shown.add_column("95 % interval", justify="right")
     for metric in metrics:
         arrow = {"low": " ↓", "high": " ↑", "neither": ""}[metric.better]
@@ -204,7 +208,7 @@ def _print(
         between = f"{low} to {high}" if found[metric.name].low < found[metric.name].high else "–"
         unit = {"": "", "%": " %"}.get(metric.unit, f" {metric.unit}")
         cells = [(metric.title or metric.name) + arrow, value + unit]
-        shown.add_row(*cells, *([between] if display.rounds else []))
+        shown.add_row(*cells, *([between] if options.rounds else []))
     console.print(shown)
     for key, value in table.notes.items():
         if value not in (0, [], {}, "") and key not in ("truth", "language"):
