@@ -1,5 +1,6 @@
-"""Models: the two families, loading, inputs, and tiny ones for tests and for the embedded world."""
+"""Models: one record per family, loading and checking checkpoints, inputs, adapters, conversion."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from reverse.models.families import FAMILIES, Family, default_threshold, family_of, set_default_threshold
@@ -20,19 +21,15 @@ __all__ = [
     "set_default_threshold",
 ]
 
+_MODULES = {
+    "add_tokens_to_checkpoint": "checkpoints.token_adding",
+    "load": "checkpoints.loading",
+    "prepare_inputs": "inputs.prompt_inputs",
+}
+
 
 def __getattr__(name: str) -> Any:
-    """Import what needs torch and transformers only when it is asked for."""
-    if name == "add_tokens_to_checkpoint":
-        from reverse.models.checkpoints.token_adding import add_tokens_to_checkpoint
-
-        return add_tokens_to_checkpoint
-    if name == "load":
-        from reverse.models.checkpoints.loading import load
-
-        return load
-    if name == "prepare_inputs":
-        from reverse.models.inputs.prompt_inputs import prepare_inputs
-
-        return prepare_inputs
+    """Import on first use: these functions need torch and transformers."""
+    if name in _MODULES:
+        return getattr(import_module(f"reverse.models.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Devices that a model can be put on: the CPU, and whatever accelerators torch reports."""
+"""The devices of this machine: the CPU, and the accelerators that torch reports."""
 
 from __future__ import annotations
 
@@ -20,28 +20,30 @@ def available_devices() -> list[str]:
 
 
 def default_device() -> str:
-    """CUDA where there is one, else the CPU: other accelerators are taken only where they are asked for."""
+    """CUDA if this machine has it, else the CPU: other accelerators must be asked for."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def check_device(device: torch.device | str | int) -> torch.device:
-    """The device of that name. Raises ValueError where there is none, naming those that are there."""
-    there = available_devices()
+    """The device of that name. Raises RequestError, with a list of the devices, if there is none."""
+    known = available_devices()
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise RequestError(
-            f"device {device!r:.80} is not known: this machine has {', '.join(there)}"
+            f"device {device!r:.80} is not known: this machine has {', '.join(known)}"
         ) from error
-    if found.type != "cpu" and f"{found.type}:{found.index or 0}" not in there:
-        raise RequestError(f"device {str(device)!r:.80} is not on this machine: it has {', '.join(there)}")
+    if found.type != "cpu" and f"{found.type}:{found.index or 0}" not in known:
+        raise RequestError(f"device {str(device)!r:.80} is not on this machine: it has {', '.join(known)}")
     return found
 
 
 def device_name(device: torch.device | str) -> str | None:
-    """What an accelerator calls itself, such as "NVIDIA H200"; None where it has no name, as the CPU."""
+    """The name of an accelerator, such as "NVIDIA H200"; its type if it has no name; None for the CPU."""
     found = torch.device(device)
     properties = getattr(getattr(torch, found.type, None), "get_device_properties", None)
-    if found.type == "cpu" or properties is None:
-        return None if found.type == "cpu" else found.type
+    if found.type == "cpu":
+        return None
+    if properties is None:
+        return found.type
     return str(getattr(properties(found), "name", found.type))

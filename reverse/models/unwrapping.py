@@ -1,7 +1,7 @@
-"""The transformers model inside of whatever wraps it, and where its inputs go.
+"""Find the transformers model inside its wrappers, and the device of its inputs.
 
 model = unwrap_model(peft_model)             # also torch.compile'd and DistributedDataParallel models
-ids = ids.to(input_device(model))            # also where accelerate keeps the weights elsewhere
+ids = ids.to(input_device(model))            # also if accelerate keeps the weights elsewhere
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["check_adapter_hooks", "check_wrappers", "input_device", "unwrap_model"]
 
 _PARALLEL = ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "DeepSpeedEngine")
-# peft's tuners that have a `forward` of their own which leaves the logits alone: this one adds to the loss.
+# peft's tuners whose own `forward` does not change the logits: this one adds to the loss.
 _SAME_LOGITS = ("AdaLoraModel",)
-# What peft registers for the time of one call, and the option that asks for it.
+# Hooks that peft registers during one call, and the option that asks for each.
 _ADAPTER_HOOKS = {
     "_adapter_names_pre_forward_hook": "adapter_names",
     "_alora_offsets_pre_forward_hook": "alora_invocation_tokens",
@@ -27,9 +27,9 @@ _ADAPTER_HOOKS = {
 
 
 def unwrap_model(model: Any) -> Any:
-    """The innermost model: what `torch.compile`, peft, data parallelism or DeepSpeed hold inside of them.
+    """The model inside of `torch.compile`, peft, data parallelism or DeepSpeed; `model` if not wrapped.
 
-    `model` itself where nothing wraps it. `check_wrappers` refuses those that are more than what they hold.
+    `check_wrappers` refuses wrappers that change the answers of the model inside.
     """
     while (inner := _unwrap_once(model)) is not model:
         model = inner
@@ -41,7 +41,7 @@ def _unwrap_once(model: Any) -> Any:
         return model._modules["_orig_mod"]
     if type(model).__name__ in _PARALLEL:
         return model.module
-    peft = sys.modules.get("peft")  # what peft wraps was wrapped by it, so there is no need to import it
+    peft = sys.modules.get("peft")  # if peft wrapped the model, it is imported already
     if peft is None:
         return model
     if isinstance(model, peft.PeftModel):
@@ -52,9 +52,9 @@ def _unwrap_once(model: Any) -> Any:
 
 
 def check_wrappers(model: Any) -> None:
-    """Refuse a wrapper whose effect is not in the inner model, so that decoding with that would lose it.
+    """Raise CheckpointError for a wrapper whose effect is not in the inner model, which decoding uses alone.
 
-    Adapters that are part of the inner model's layers (LoRA and its kin) stay in force. Raises ValueError.
+    Adapters inside of the inner model's layers (LoRA and similar) are allowed: they stay active.
     """
     while (inner := _unwrap_once(model)) is not model:
         if type(model).__name__ == "FullyShardedDataParallel":
@@ -69,7 +69,7 @@ def check_wrappers(model: Any) -> None:
 
 
 def _check_adapters(model: Any) -> None:
-    """Refuse a PeftModel that does more than its layers do: virtual tokens, routers, activation by a text."""
+    """Refuse a PeftModel that acts outside of the layers: virtual tokens, routers, activation by a text."""
     if getattr(model, "_adapters_disabled", False):
         return
     config = model.active_peft_config
@@ -100,10 +100,10 @@ def _active_adapters(model: Any) -> list[str]:
 
 
 def check_adapter_hooks(model: Any) -> None:
-    """Refuse what peft sets up for one call of `PeftModel.generate()`: an adapter for each row of a batch.
+    """Raise CheckpointError for hooks of `PeftModel.generate()` that give each row of a batch an adapter.
 
-    Rows come, go and change their places here, so every adapter would meet other rows than its own.
-    `model` is the inner model. Raises ValueError.
+    Rows come, go and change their places here, so an adapter would act on other rows than its own. `model` is
+    the inner model.
     """
     if "peft" not in sys.modules:
         return
@@ -121,9 +121,9 @@ def check_adapter_hooks(model: Any) -> None:
 
 
 def input_device(model: Any) -> torch.device:
-    """Where token ids, masks and pictures go: the device on which an inner model's embeddings are computed.
+    """The device for token ids, masks and pictures: where an inner model's embeddings are computed.
 
-    Weights that accelerate offloads stand on the meta device until a layer runs; its hook knows where.
+    Weights that accelerate offloads are on the meta device until a layer runs; its hook knows the device.
     """
     import torch
 
@@ -139,7 +139,7 @@ def input_device(model: Any) -> torch.device:
 
 
 def _execution_device(hook: Any) -> torch.device | None:
-    """Of an accelerate hook, or of the first of a SequentialHook's that knows one."""
+    """The device of an accelerate hook, or of the first hook of a SequentialHook that knows one."""
     import torch
 
     for each in getattr(hook, "hooks", (hook,)):

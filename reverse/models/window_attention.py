@@ -1,9 +1,9 @@
-"""Attention within the windows of a vision tower, all of them in one call.
+"""Compute the attention within all windows of a vision tower in one call.
 
-Qwen2.5-VL's tower looks at windows of 8 x 8 patches; without flash-attn transformers calls the attention
-once a window, in every layer: thousands of calls a picture, and a GPU that waits for the host. PyTorch from
-2.10 on brings a kernel for rows of any lengths end to end (`torch.nn.attention.varlen`), and transformers
-lets attention functions be registered by name: this one is used where both are at hand and agree.
+Qwen2.5-VL's tower attends within windows of 8 x 8 patches. Without flash-attn transformers calls the
+attention once per window, in every layer: thousands of calls per picture, and a GPU that waits for the host.
+PyTorch has a kernel for sequences of any lengths from 2.10 on (`torch.nn.attention.varlen`), and transformers
+lets attention functions be registered by name. The kernel is used if it exists and agrees with the loop.
 
     with use_varlen_window_attention(model):
         model(**inputs)
@@ -28,17 +28,17 @@ from reverse.models.families import family_of
 
 __all__ = ["NAME", "use_varlen_window_attention"]
 
-# transformers hands lengths over, and does not split, where "flash" is in the name.
+# transformers passes lengths, and does not split, if "flash" is in the name.
 NAME = "reverse_flash_windows"
 _KERNEL_TYPES = (torch.float16, torch.bfloat16)
 
 
 @contextmanager
 def use_varlen_window_attention(model: Any) -> Iterator[None]:
-    """While it lasts, the vision tower's windows go through the kernel, where that can be.
+    """Use the kernel for the windows of the vision tower while the block lasts, if that is possible.
 
-    It cannot be where there is no such kernel (an older torch, no CUDA device), where the tower has no
-    windows, and where its attention is another than "sdpa", which then was somebody's choice.
+    It is not possible without the kernel (an older torch, no CUDA device) and for a tower without windows. A
+    tower whose attention is not "sdpa" keeps it: somebody chose it.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     tower = family_of(base).vision_tower(base)
@@ -49,7 +49,7 @@ def use_varlen_window_attention(model: Any) -> Iterator[None]:
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, _attend)
-    # By the whole model: a tower that is told by itself looks for the flash-attn package first.
+    # Set it on the whole model: a tower on which it is set alone looks for the flash-attn package first.
     base.set_attn_implementation({"vision_config": NAME})
     try:
         yield
@@ -71,9 +71,9 @@ def _kernel_here(tower: Any) -> bool:
 
 @lru_cache
 def _agrees(heads: int, width: int, device: str) -> bool:
-    """Whether the kernel gives what the loop gives, values and gradients: asked of every installation once.
+    """Whether the kernel gives the values and gradients of the loop; tried once per process.
 
-    A release that understands lengths, scale or layout otherwise would train on wrong features in silence.
+    A release with another meaning of lengths, scale or layout would train on wrong features without an error.
     """
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randn(3, 1, heads, 90, width, generator=generator).to(device, torch.bfloat16)

@@ -1,4 +1,4 @@
-"""The pictures of chat messages: where a part says its picture is, and the size that it asks for."""
+"""The pictures of chat messages: which picture a content part names, and the size that it asks for."""
 
 import base64
 import binascii
@@ -11,17 +11,17 @@ from urllib.parse import unquote
 from reverse.data.pictures.opening import MAX_PIXELS, open_image
 from reverse.errors import RequestError
 
-_SOURCES = ("image", "image_url", "url", "path", "base64")  # keys of a part that say which picture it is
+_SOURCES = ("image", "image_url", "url", "path", "base64")  # keys of a part that name its picture
 _SIZE_KEYS = ("min_pixels", "max_pixels", "resized_height", "resized_width")  # of qwen-vl-utils' messages
-_OTHERS = ("type", "text", "detail", *_SIZE_KEYS)  # keys that need not say which
+_OTHERS = ("type", "text", "detail", *_SIZE_KEYS)  # keys that do not name one
 MAX_DATA_URL = 1 << 26  # characters; the picture in it takes three quarters of them in bytes
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,20}://", re.IGNORECASE)
 
 
 def source_of(part: Mapping[str, Any]) -> Any:
-    """The picture that a part names, as it stands there; None where it names none.
+    """The picture that a part names, not opened yet; None if it names none.
 
-    Raises ValueError where it names two, or holds keys that are not understood in its place.
+    Raises RequestError if it names two, or has only keys that are not understood.
     """
     named = [key for key in _SOURCES if part.get(key) is not None]
     if len(named) > 1:
@@ -57,7 +57,7 @@ def open_picture(source: Any) -> Any:
         name = source[len("file://") :]
         try:
             return open_image(name)
-        except FileNotFoundError:  # written as addresses are: file:///my%20pictures/dog.png
+        except FileNotFoundError:  # percent-encoded: file:///my%20pictures/dog.png
             return open_image(unquote(name))
     if _SCHEME.match(source):
         raise RequestError(
@@ -93,7 +93,7 @@ def _decode_base64(text: Any) -> bytes:
 
 
 def resize(picture: Any, part: Mapping, processor: Any) -> Any:
-    """The size that a message asks for a picture, as qwen-vl-utils understands it (`max_pixels`, …)."""
+    """Bring a picture to the size that its part asks for, as qwen-vl-utils does (`max_pixels` and so on)."""
     asked = {key: part[key] for key in _SIZE_KEYS if key in part}
     if not asked:
         return picture

@@ -1,8 +1,8 @@
-"""The chat templates of the two families, for checkpoints that are built here (tiny and imported ones).
+"""The chat templates of the families, for checkpoints that are built here (tiny and converted ones).
 
-Both render what the published models were trained on, and mark the assistant's part with
-`{% generation %}` so that `apply_chat_template(..., return_assistant_tokens_mask=True)` knows what to train.
-Published checkpoints come with their own templates, and those are used as they are.
+They write the chats that the published models were trained on, and mark the assistant's part with
+`{% generation %}`, so that `apply_chat_template(..., return_assistant_tokens_mask=True)` finds what to train.
+Published checkpoints come with their own templates, which are used unchanged.
 """
 
 # LLaVA-1.5 over Vicuna v1: "USER: <image>\nDescribe this image. ASSISTANT: A dog.</s>"

@@ -1,4 +1,4 @@
-"""What a folder of the original LLaVA layout holds, found in its configuration and its tensor names.
+"""Find what a folder of the original LLaVA layout holds, from its configuration and its tensor names.
 
 The layout: a Llama's config.json with `mm_*` fields, its tensors under the Llama's own names, the projector
 as `model.mm_projector.0` and `.2`, and the CLIP tower either elsewhere or as
@@ -25,7 +25,7 @@ _KNOWN = re.compile(
     r"|model\.mm_projector\.(0|2)\.(weight|bias)|model\.vision_tower\.vision_tower\..+)$"
 )
 
-# field: the values whose meaning is known; a field that is absent has the first
+# the values of each field whose meaning is known; the first one is the default
 _FIELDS: dict[str, tuple[Any, ...]] = {
     "mm_projector_type": ("mlp2x_gelu",),
     "mm_vision_select_feature": ("patch", "cls_patch"),
@@ -70,11 +70,10 @@ def is_original(config: dict[str, Any]) -> bool:
 
 
 def read_layout(folder: Path) -> Layout:
-    """Look at a folder without reading weights.
+    """The layout of a folder, without reading weights.
 
-    Raises:
-        ValueError: a field or a tensor of unknown meaning; a damaged file.
-        FileNotFoundError: a file is missing.
+    Raises CheckpointError for a field or a tensor of unknown meaning and for a damaged file, MissingFileError
+    for a missing one.
     """
     config = read_settings(folder / "config.json")
     _check_fields(folder, config)
