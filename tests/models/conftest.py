@@ -4,8 +4,8 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def whole(tiny, tmp_path_factory):
-    """Whole checkpoints on disk, by family; not to be changed."""
+def saved_checkpoints(tiny, tmp_path_factory):
+    """The folder of saved checkpoints, "llava" and "qwen"; not to be changed."""
     root = tmp_path_factory.mktemp("whole")
     for family in ("llava", "qwen"):
         model, processor = tiny(family)

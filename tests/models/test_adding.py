@@ -117,7 +117,7 @@ def test_a_class_that_nobody_knows(base, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["", " ", "./nowhere", "nowhere"])
-def test_bases_that_are_not_there(name, tmp_path):
+def test_missing_bases_are_named(name, tmp_path):
     """A misspelt folder would be looked for on the network, and none at all be the current one."""
     with pytest.raises((ValueError, FileNotFoundError), match=r"name is empty|there is no folder"):
         add_tokens_to_checkpoint(name, tmp_path / "out")

@@ -264,7 +264,7 @@ def test_one_beginning_of_text(converted, picture):
         "two cups",
     ],
 )
-def test_legacy_words(text, converted, vicuna):
+def test_spaces_of_legacy_tokenizers(text, converted, vicuna):
     """The ids after a tag would not be those of training, or the text come back with spaces that nobody
     wrote."""
     tokenizer = AutoProcessor.from_pretrained(converted).tokenizer
@@ -281,7 +281,7 @@ def test_legacy_words(text, converted, vicuna):
     assert tokenizer.decode(ids) == text
 
 
-def test_words_that_are_not_legacy(vicuna, picture, tmp_path):
+def test_spaces_of_tokenizers_that_are_not_legacy(vicuna, picture, tmp_path):
     """A tokenizer without a space after every token would put the question right behind the picture,
     unseen."""
     parts, root = vicuna
@@ -326,7 +326,7 @@ def test_it_can_be_trained_further(converted, picture):
     assert processor.decode(ids[len(prompt) :]).strip() == answer + "</s>"
 
 
-def test_others_load_it(converted):
+def test_transformers_alone_loads_it(converted):
     """Names that our loader maps and others do not would leave random weights behind."""
     model, info = LlavaForConditionalGeneration.from_pretrained(converted, output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -471,7 +471,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_refused(name, write, tmp_path, monkeypatch):
+def test_unknown_and_damaged_sources_are_refused(name, write, tmp_path, monkeypatch):
     """Something not known would be converted to nonsense, or a stranger's code run."""
     harm, kind, words = REFUSED[name]
     monkeypatch.chdir(tmp_path)  # where a pickle that ran would leave its file

@@ -108,7 +108,7 @@ def write_old_qwen(model, processor, folder, prefix=("visual.", "model.")):
 @pytest.mark.parametrize(
     "prefix", [("visual.", "model."), ("model.visual.", "model.language_model.")], ids=["4.49", "4.52"]
 )
-def test_qwen_of_then(prefix, tiny, picture, tmp_path):
+def test_qwen_of_transformers_4(prefix, tiny, picture, tmp_path):
     """The published checkpoint would lose its tower, its tied head or its tags on the way to today."""
     model, processor = tiny("qwen", init_std=0.05)
     write_old_qwen(model, processor, tmp_path / "src", prefix)

@@ -71,7 +71,7 @@ def test_families_are_frozen_and_apart():
         FAMILIES[0].threshold = 1.0
 
 
-def test_threshold_of_the_checkpoint_goes_before_the_family(tiny, tmp_path):
+def test_the_checkpoints_threshold_precedes_the_familys(tiny, tmp_path):
     """A calibrated checkpoint would be decoded at the published threshold."""
     for name, published in (("llava", 0.003), ("qwen", 0.01)):
         model, _ = tiny(name)

@@ -20,7 +20,7 @@ def folder(tmp_path):
     return tmp_path / "a"
 
 
-def test_it_is_of_the_content_alone(folder, tmp_path):
+def test_only_the_content_decides_the_fingerprint(folder, tmp_path):
     """A copy, or the same files fetched again, would be refused as another model."""
     found = checkpoint_fingerprint("tiny-llava")
     assert checkpoint_fingerprint(folder) == found and len(found) == 16
@@ -30,7 +30,7 @@ def test_it_is_of_the_content_alone(folder, tmp_path):
     assert checkpoint_fingerprint(folder.rename(tmp_path / "b")) == found
 
 
-def test_a_default_threshold_is_not_of_it(folder):
+def test_a_default_threshold_does_not_change_the_fingerprint(folder):
     """`calibrate --write` would make its own answers those of another model."""
     found = checkpoint_fingerprint(folder)
     config = json.loads((folder / "config.json").read_text())
@@ -40,7 +40,7 @@ def test_a_default_threshold_is_not_of_it(folder):
     assert checkpoint_fingerprint(folder) != found
 
 
-def test_sources_of_a_tokenizer_are_not_of_it(folder):
+def test_sources_of_a_tokenizer_do_not_change_the_fingerprint(folder):
     """A cache that gained them later would refuse to resume what was begun with the same model."""
     found = checkpoint_fingerprint(folder)
     for name in ("vocab.json", "merges.txt", "tokenizer.model"):
@@ -53,7 +53,7 @@ def test_sources_of_a_tokenizer_are_not_of_it(folder):
 
 
 @pytest.mark.parametrize("name", ["chat_template.jinja", "processor_config.json", "tokenizer_config.json"])
-def test_text_and_pictures_are_of_it(folder, name):
+def test_text_and_picture_settings_change_the_fingerprint(folder, name):
     """Another template or picture size gives other answers from the same weights."""
     found = checkpoint_fingerprint(folder)
     file = folder / name

@@ -20,9 +20,9 @@ from reverse.models.families import LLAVA
 
 
 @pytest.fixture(params=["llava", "qwen"])
-def saved(request, whole):
+def saved(request, saved_checkpoints):
     """A whole checkpoint of each family."""
-    return whole / request.param
+    return saved_checkpoints / request.param
 
 
 @pytest.fixture

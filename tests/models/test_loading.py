@@ -69,7 +69,7 @@ def test_saving_what_was_loaded_loads_again(saved, tmp_path):
     assert default_threshold(again) == 0.05
 
 
-def test_others_can_load_what_we_save(saved):
+def test_transformers_alone_loads_what_we_save(saved):
     """Saved without torchvision there would be no video settings, which stock transformers wants."""
     processor = AutoProcessor.from_pretrained(saved[0])
     assert find_token_ids(processor) == find_token_ids(saved[2])
@@ -90,14 +90,14 @@ def test_stored_dtype_is_the_default(tmp_path, tiny):
     assert load(tmp_path)[0].dtype == torch.bfloat16
 
 
-def test_no_videos_without_a_word_why():
+def test_videos_are_refused_with_a_reason():
     """The user would see a missing attribute."""
     _, processor = build_tiny_qwen()
     with pytest.raises(ImportError, match="pip install torchvision"):
         processor(text=["<|video_pad|>"], videos=[[0]])
 
 
-def test_missing_tokens_name_the_mend(untagged):
+def test_missing_tokens_name_the_remedy(untagged):
     """A base model would be decoded with checking that can never fire."""
     with pytest.raises(ValueError, match=r"<SPAN>.*reverse tokens add BASE OUT"):
         load(untagged)

@@ -74,7 +74,7 @@ def test_without_them_it_is_another_model(trained, adapter, tmp_path):
         assert (load(tmp_path / "out")[0](**inputs).logits - logits).abs().max() > 1e-3
 
 
-def test_the_folder_above_is_looked_at_too(trained, adapter, tmp_path):
+def test_weights_in_the_folder_above_are_merged(trained, adapter, tmp_path):
     """`merge RUN` takes the adapter in RUN/checkpoint-7, and would pass over RUN/projector.safetensors."""
     base, _, rest, inputs, logits = trained
     (tmp_path / "run").mkdir()

@@ -128,7 +128,7 @@ def test_all_that_was_written_is_read(trained, tmp_path):
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
 
 
-def test_nothing_of_ours_is_needed(llava, tmp_path):
+def test_a_merged_checkpoint_needs_transformers_only(llava, tmp_path):
     """A server without peft and this library could not load the result."""
     merge_adapter(llava[1], tmp_path / "out")
     code = (
@@ -321,7 +321,7 @@ def test_a_pickle_that_runs_code_is_refused(llava, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
 
 
-def test_a_base_that_nobody_names(llava, tmp_path):
+def test_an_unnamed_base_is_refused(llava, tmp_path):
     """The hub would be asked for an empty name."""
     _, adapter, _ = llava
     (adapter / CARD).unlink()

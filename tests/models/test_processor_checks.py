@@ -14,15 +14,15 @@ from reverse.models import load
 
 
 @pytest.fixture
-def llava(whole, tmp_path):
+def llava(saved_checkpoints, tmp_path):
     """A LLaVA's folder, to be spoilt."""
-    return shutil.copytree(whole / "llava", tmp_path / "copy")
+    return shutil.copytree(saved_checkpoints / "llava", tmp_path / "copy")
 
 
 @pytest.fixture
-def qwen(whole, tmp_path):
+def qwen(saved_checkpoints, tmp_path):
     """A Qwen2.5-VL's folder, to be spoilt."""
-    return shutil.copytree(whole / "qwen", tmp_path / "copy")
+    return shutil.copytree(saved_checkpoints / "qwen", tmp_path / "copy")
 
 
 def edit(file, change):
@@ -71,17 +71,17 @@ FILLED = {
 
 
 @pytest.mark.parametrize("kind", FILLED)
-def test_what_the_model_says_is_filled_in(kind, whole, tmp_path, picture):
+def test_what_the_model_says_is_filled_in(kind, saved_checkpoints, tmp_path, picture):
     """Processors of older versions lack fields: the first batch would end in an error of transformers."""
     family, spoil = FILLED[kind]
-    folder = shutil.copytree(whole / family, tmp_path / "copy")
+    folder = shutil.copytree(saved_checkpoints / family, tmp_path / "copy")
     spoil(folder)
     if spoil is no_pad:
         assert AutoTokenizer.from_pretrained(folder).pad_token is None
     question = {"images": [picture(), picture(1)], "prompt": ["What?", "What is in this picture?"]}
     answers = [
         reverse.generate(*load(place), **question, max_new_tokens=4, mode="plain")
-        for place in (folder, whole / family)
+        for place in (folder, saved_checkpoints / family)
     ]
     assert [one.text for one in answers[0]] == [one.text for one in answers[1]]
 
@@ -200,10 +200,10 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_contradicts_the_model_is_refused_at_load(kind, whole, tmp_path, monkeypatch):
+def test_what_contradicts_the_model_is_refused_at_load(kind, saved_checkpoints, tmp_path, monkeypatch):
     """It would come out in the middle of decoding, with a remedy that does not help, or not at all."""
     family, spoil, words = REFUSED[kind]
-    folder = shutil.copytree(whole / family, tmp_path / "copy")
+    folder = shutil.copytree(saved_checkpoints / family, tmp_path / "copy")
     spoil(folder)
     monkeypatch.setattr(loading, "load_weights", None)  # before the weights are read
     with pytest.raises(ValueError, match=words):
@@ -217,14 +217,14 @@ def test_the_remedy_for_a_missing_pad_token_works(llava):
     assert load(llava)[1].tokenizer.pad_token == "</s>"
 
 
-def test_the_remedy_for_a_missing_template_works(llava, whole):
+def test_the_remedy_for_a_missing_template_works(llava, saved_checkpoints):
     """The message would name a file that nothing reads."""
     no_template(llava)
-    shutil.copy(whole / "llava" / "chat_template.jinja", llava)
+    shutil.copy(saved_checkpoints / "llava" / "chat_template.jinja", llava)
     load(llava)
 
 
-def test_a_template_that_only_the_tokenizer_has_is_taken(llava, whole):
+def test_a_template_that_only_the_tokenizer_has_is_taken(llava, saved_checkpoints):
     """transformers' processor would say that there is none."""
     template = (llava / "chat_template.jinja").read_text()
     no_template(llava)

@@ -120,7 +120,7 @@ def test_whole_parts_of_a_llava_are_missed(part, tiny_llava, tmp_path):
         load(tmp_path)
 
 
-def test_transformers_own_account_is_read_too(folder, monkeypatch):
+def test_the_report_of_transformers_is_checked_too(folder, monkeypatch):
     """A version of transformers that renames a tensor once more would leave it random."""
     family = loading.find_checkpoint(folder)[1]
     model_class = getattr(transformers, family.model_class)

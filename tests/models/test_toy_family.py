@@ -75,7 +75,7 @@ def test_a_batch_is_its_prompts_alone(checkpoint, picture):
     assert [result.trace for result in together] == [result.trace for result in alone]
 
 
-def test_a_processor_of_another_family_is_told_apart(checkpoint, tiny_qwen):
+def test_a_processor_of_another_family_is_refused(checkpoint, tiny_qwen):
     """Two families may share a processor's class, and a third one's must still be refused."""
     model, processor = load(checkpoint)
     reverse.models.prepare_inputs(processor, None, ["Hello?"], VIP_LLAVA)

@@ -9,14 +9,10 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from transformers import AutoTokenizer
-
-from reverse.errors import CheckpointError
 from reverse.files.atomic_write import atomic_write_dir, check_new
 from reverse.models.checkpoints.loading import find_checkpoint, load_weights
-from reverse.models.checkpoints.settings_files import check_settings, find_settings
+from reverse.models.checkpoints.tokenizer_loading import load_tokenizer
 from reverse.tokens.spans import TokenIds
 from reverse.tokens.vocabulary import add_tokens, check_token_init
 
@@ -45,7 +41,7 @@ def add_tokens_to_checkpoint(
     out = Path(out)
     check_new(out)
     path, family = find_checkpoint(base)
-    tokenizer = _load_tokenizer(path)
+    tokenizer = load_tokenizer(path)
     check_token_init(tokenizer, init)
     model = load_weights(path, family)
     ids = add_tokens(model, tokenizer, init=init, seed=seed)
@@ -55,18 +51,6 @@ def add_tokens_to_checkpoint(
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
     return ids
-
-
-def _load_tokenizer(path: str) -> Any:
-    """The tokenizer of a checkpoint. Raises CheckpointError if its files are damaged."""
-    check_settings(find_settings(path, {}))
-    try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (ImportError, OSError, MemoryError):
-        raise
-    except Exception as error:  # tokenizers and transformers raise anything for damaged files
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"the tokenizer of {path!r} is damaged ({reason}): fetch it again") from error
 
 
 def _copy_small_files(base: str, out: Path) -> None:
