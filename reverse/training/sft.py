@@ -17,20 +17,18 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, Trainer, TrainerCallback, set_seed
 
-from reverse.compatibility import IncompatibleLibraryError
 from reverse.errors import RequestError
 from reverse.files.file_lock import output_lock
-from reverse.models import family_of
 from reverse.models.adapters.adapter_card import CARD, adapter_card
 from reverse.models.window_attention import use_varlen_window_attention
 from reverse.tokens import find_token_ids
@@ -67,6 +65,7 @@ from reverse.training.recipes.settings_check import (
     check_writable,
 )
 from reverse.training.trainer import StepTrainer, parameter_groups
+from reverse.training.trainer_setup import checkpoint_activations, disable_cache, make_arguments
 
 __all__ = ["MANIFEST", "REPORTERS", "SFTConfig", "run_settings", "train"]
 
@@ -106,6 +105,7 @@ class SFTConfig:
     report_to: str = "none"  # also "tensorboard", "wandb" or "trackio"
     seed: int = 0
     quiet: bool = False  # no progress lines
+    added_seed: int | None = None  # of `add_tokens`, if the base of an adapter has no tokens on disk
 
 
 def train(
@@ -118,7 +118,6 @@ def train(
     notes: Mapping[str, Any] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     files: Mapping[str, str] | None = None,
-    added_seed: int | None = None,
 ) -> dict[str, Any]:
     """Train `model` on the items of `dataset`, in place, and write it to `config.output`.
 
@@ -132,7 +131,6 @@ def train(
         notes: what else the outcome depends on (JSON); kept in the manifest under its names.
         callbacks: further ones of the Trainer's.
         files: further texts written beside the weights, by their names.
-        added_seed: of `add_tokens`, where the base of an adapter has no tokens on disk: merging adds them.
 
     Returns:
         The manifest, as written to `training.json`: configuration, versions, device, steps, seconds, losses.
@@ -152,10 +150,8 @@ def train(
         if is_first():
             stack.enter_context(output_lock(config.output))
         stack.enter_context(explain_full_disk(config.output))
-        return _train(
-            model, processor, dataset, config, accumulate, steps, resume=resume, notes=notes,
-            callbacks=callbacks, files=files, added_seed=added_seed,
-        )  # fmt: skip
+        run = _Run(model, processor, dataset, config, accumulate, steps, notes or {})
+        return run.train(resume, callbacks, files or {})
 
 
 def run_settings(config: SFTConfig, notes: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -163,88 +159,143 @@ def run_settings(config: SFTConfig, notes: Mapping[str, Any] | None) -> dict[str
     return {**_outcome(config), "processes": processes(), "notes": dict(notes or {})}
 
 
-def _train(
-    model: Any,
-    processor: Any,
-    dataset: Dataset[Item],
-    config: SFTConfig,
-    accumulate: int,
-    steps: int,
-    *,
-    resume: bool,
-    notes: Mapping[str, Any] | None,
-    callbacks: Sequence[TrainerCallback],
-    files: Mapping[str, str] | None,
-    added_seed: int | None,
-) -> dict[str, Any]:
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are forked
-    set_seed(config.seed)
-    output = Path(config.output)
-    checkpoints = output.with_name(output.name + ".checkpoints")
-    # The first item is made here: faults in the data show now, and caches are filled before the fork.
-    items = config.batch * accumulate * processes()  # a step
-    rows = len(dataset[0].rows) * items
-    loss = LossConfig(_closing_ids(processor), config.confidence_weight, config.loss_kernel)
-    groups = parameter_groups(
-        model, lr=config.lr, projector_lr=config.projector_lr, weight_decay=config.weight_decay
-    )
-    arguments = _arguments(config, checkpoints, steps, accumulate, parallel_arguments(config.parallel, model))
-    if is_adapted(model):  # now: a sharded base has no fingerprint
-        base = model.peft_config["default"].base_model_name_or_path or ""
-        card = adapter_card(model, processor, base=base, added_seed=added_seed)
-        files = {**(files or {}), CARD: json.dumps(card, indent=2) + "\n"}
-    if not is_sharded(config.parallel):
-        _place(model, arguments.device)
-    if config.checkpoint_activations:
-        _checkpoint_activations(model, config.parallel)
-    schedule = Schedule(steps, config.seconds, config.warmup)
-    shown = not config.quiet and arguments.process_index == 0
-    progress = Progress(schedule, rows, output.name, quiet=not shown)
-    settings = run_settings(config, notes)
-    with arguments.main_process_first(local=False):
-        if arguments.process_index == 0:
-            prepare_folder(checkpoints, settings, resume)
-    check_decoder(model, config.packing)
-    began = time.monotonic()
-    with ExitStack() as stack:
-        stack.callback(progress.close)
-        stack.enter_context(_without_cache(model))
-        stack.enter_context(use_varlen_window_attention(model))
-        stack.enter_context(loss_in_forward(model, loss))
-        if is_adapted(model) and arguments.bf16:
-            stack.enter_context(disable_lora_input_cast(model))
+class _Run:
+    """One call of `train`: what it is given, and what is made of it before the first step."""
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        dataset: Any,
+        config: SFTConfig,
+        accumulate: int,
+        steps: int,
+        notes: Mapping[str, Any],
+    ):
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are forked
+        set_seed(config.seed)
+        self.model, self.processor, self.dataset, self.config = model, processor, dataset, config
+        self.notes = notes
+        self.output = Path(config.output)
+        self.checkpoints = self.output.with_name(self.output.name + ".checkpoints")
+        self.items = config.batch * accumulate * processes()  # a step
+        # The first item is made here: faults in the data show now, and caches are filled before the fork.
+        self.rows = len(dataset[0].rows) * self.items  # a step
+        self.loss = LossConfig(_closing_ids(processor), config.confidence_weight, config.loss_kernel)
+        self.groups = parameter_groups(
+            model, lr=config.lr, projector_lr=config.projector_lr, weight_decay=config.weight_decay
+        )
+        parallel = parallel_arguments(config.parallel, model)
+        self.arguments = make_arguments(config, self.checkpoints, steps, accumulate, parallel)
+        self.schedule = Schedule(steps, config.seconds, config.warmup)
+
+    def train(
+        self, resume: bool, callbacks: Sequence[TrainerCallback], files: Mapping[str, str]
+    ) -> dict[str, Any]:
+        """Train to the end, write the output and remove the checkpoints; the manifest."""
+        model, config, arguments = self.model, self.config, self.arguments
+        if is_adapted(model):  # now: a sharded base has no fingerprint
+            base = model.peft_config["default"].base_model_name_or_path or ""
+            card = adapter_card(model, self.processor, base=base, added_seed=config.added_seed)
+            files = {**files, CARD: json.dumps(card, indent=2) + "\n"}
+        four_bits = (
+            getattr(model, "quantization_method", None) is not None
+        )  # they are on their device already
+        if not is_sharded(config.parallel) and not four_bits:
+            model.to(arguments.device)
+        if config.checkpoint_activations:
+            checkpoint_activations(model, config.parallel)
+        with arguments.main_process_first(local=False):
+            if arguments.process_index == 0:
+                prepare_folder(self.checkpoints, run_settings(config, self.notes), resume)
+        check_decoder(model, config.packing)
+        shown = not config.quiet and arguments.process_index == 0
+        progress = Progress(self.schedule, self.rows, self.output.name, quiet=not shown)
+        began = time.monotonic()
+        with ExitStack() as stack:
+            stack.callback(progress.close)
+            stack.enter_context(disable_cache(model))
+            stack.enter_context(use_varlen_window_attention(model))
+            stack.enter_context(loss_in_forward(model, self.loss))
+            if is_adapted(model) and arguments.bf16:
+                stack.enter_context(disable_lora_input_cast(model))
+            trainer = self.make_trainer([Clock(self.schedule), progress, *callbacks])
+            last = last_checkpoint(self.checkpoints, processes())
+            if last is not None and config.parallel in ("none", "ddp"):
+                load_weights(model, last)
+                stack.enter_context(names_not_missed())
+            trainer.train(resume_from_checkpoint=last)
+        manifest = {**self.notes, **self.make_manifest(trainer, time.monotonic() - began)}
+        dtype = None if config.save_dtype is None else DTYPES[config.save_dtype]
+        save_run(
+            trainer, model, self.processor, self.output, manifest,
+            parallel=config.parallel, dtype=dtype, files=files,
+        )  # fmt: skip
+        if trainer.is_world_process_zero():
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+        return manifest
+
+    def make_trainer(self, callbacks: list[TrainerCallback]) -> StepTrainer:
+        """The Trainer over the data in their order."""
+        config = self.config
         trainer = StepTrainer(
-            loss=loss,
-            rate=schedule,
-            record=LossRecord(checkpoints, config.lr),
-            groups=groups,
+            loss=self.loss,
+            rate=self.schedule,
+            record=LossRecord(self.checkpoints, config.lr),
+            groups=self.groups,
             betas=(0.9, config.beta2),
-            model=model,
-            args=arguments,
-            data_collator=_collator(model, processor, config),
-            train_dataset=_ordered(dataset, config, items, steps),
-            callbacks=[Clock(schedule), progress, *callbacks],
+            model=self.model,
+            args=self.arguments,
+            data_collator=_collator(self.model, self.processor, config),
+            train_dataset=_ordered(self.dataset, config, self.items, self.schedule.steps),
+            callbacks=callbacks,
         )
         trainer.remove_callback(PrinterCallback)
         if config.parallel == "fsdp":
             set_fsdp_precision(trainer, DTYPES[config.precision])
-        last = last_checkpoint(checkpoints, processes())
-        if last is not None and config.parallel in ("none", "ddp"):
-            load_weights(model, last)
-            stack.enter_context(names_not_missed())
-        trainer.train(resume_from_checkpoint=last)
-    wall = time.monotonic() - began
-    manifest = {**(notes or {}), **_manifest(model, config, trainer, schedule, rows, wall)}
-    dtype = None if config.save_dtype is None else DTYPES[config.save_dtype]
-    save_run(trainer, model, processor, output, manifest, parallel=config.parallel, dtype=dtype, files=files)
-    if trainer.is_world_process_zero():
-        shutil.rmtree(checkpoints, ignore_errors=True)
-    return manifest
+        return trainer
+
+    def make_manifest(self, trainer: Trainer, wall: float) -> dict[str, Any]:
+        """What the run did and was made with. `wall`: seconds of all of it."""
+        import accelerate
+        import peft
+
+        steps, losses = trainer.state.global_step, LossRecord.losses(trainer.state)
+        seconds = self.schedule.spent
+        cuda = torch.cuda.is_available()
+        parameters = list(self.model.parameters())
+        return {
+            "config": asdict(self.config),
+            "versions": versions() | {"accelerate": accelerate.__version__, "peft": peft.__version__},
+            "device": torch.cuda.get_device_name() if cuda else f"cpu ({torch.get_num_threads()} threads)",
+            "gpu_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if cuda else None,
+            "parameters": sum(p.numel() for p in parameters),
+            "trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+            "steps": steps,
+            "items": steps * trainer.get_total_train_batch_size(trainer.args),
+            "processes": processes(),
+            "rows": steps * self.rows,
+            "seconds": round(seconds, 3),  # of training
+            "startup_seconds": round(max(0.0, wall - seconds), 3),  # workers, first batch, resuming
+            "steps_per_second": round(steps / max(seconds, 1e-9), 3),
+            "rows_per_second": round(steps * self.rows / max(seconds, 1e-9), 1),
+            "final_loss": round(losses[-1][1], 5),
+            "losses": losses,  # of every step
+        }
 
 
 def _outcome(config: SFTConfig) -> dict[str, Any]:
     """The settings that decide what comes out of a run."""
-    elsewhere = {"output", "workers", "prefetch", "log_steps", "save_steps", "quiet", "report_to"}
+    elsewhere = {
+        "output",
+        "workers",
+        "prefetch",
+        "log_steps",
+        "save_steps",
+        "quiet",
+        "report_to",
+        "added_seed",
+    }
     return {name: value for name, value in asdict(config).items() if name not in elsewhere}
 
 
@@ -254,34 +305,6 @@ def _closing_ids(processor: Any) -> tuple[int, ...]:
     except ValueError:  # a base or a plain twin
         return ()
     return (tags.cn, tags.un)
-
-
-def _place(model: Any, device: torch.device) -> None:
-    """On its device; four-bit weights were put there when they were loaded."""
-    if getattr(model, "quantization_method", None) is None:
-        model.to(device)
-
-
-def _checkpoint_activations(model: Any, parallel: str) -> None:
-    """Of all layers but the frozen ones of the tower: nothing goes back through them, so they save none."""
-    base = model.get_base_model() if is_adapted(model) else model
-    # DeepSpeed's gathered parameters look different the second time, which the other way to checkpoint
-    # checks.
-    reentrant = parallel == "zero3" and is_adapted(model)
-    # Its name up to transformers 5.19, and the newer one.
-    enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
-    enable({"use_reentrant": reentrant})
-    # It has all embeddings require a gradient, the tower's of patches too: then a frozen tower keeps what it
-    # computes (3.3 GiB for eight pictures of LLaVA-1.5), and the backward pass goes through all of it for
-    # nothing. Only reentrant checkpoints need that, and only those of the decoder.
-    base.disable_input_require_grads()
-    family = family_of(model)
-    if reentrant:
-        family.decoder(model).enable_input_require_grads()
-    for module in family.vision_tower(model).modules():
-        trained = any(parameter.requires_grad for parameter in module.parameters())
-        if getattr(module, "gradient_checkpointing", False) and not trained:
-            module.gradient_checkpointing = False
 
 
 def _collator(model: Any, processor: Any, config: SFTConfig) -> Collator:
@@ -303,106 +326,3 @@ def _ordered(dataset: Any, config: SFTConfig, items: int, steps: int) -> Any:
         )
     epochs = -(-steps * items // len(dataset))
     return Ordered(dataset, grouped_order(dataset.lengths(), items, config.seed, epochs))
-
-
-def _arguments(
-    config: SFTConfig, checkpoints: Path, steps: int, accumulate: int, parallel: dict[str, Any]
-) -> TrainingArguments:
-    """The Trainer's settings; what it would do beside training is off, for a small model waits on it."""
-    cuda = torch.cuda.is_available()
-    arguments = TrainingArguments(
-        output_dir=str(checkpoints),
-        max_steps=steps,
-        per_device_train_batch_size=config.batch,
-        gradient_accumulation_steps=accumulate,
-        max_grad_norm=config.clip,
-        bf16=cuda and config.precision == "bfloat16",
-        fp16=cuda and config.precision == "float16",
-        tf32=True if cuda else None,
-        torch_compile=config.compile,
-        dataloader_num_workers=config.workers,
-        dataloader_persistent_workers=config.workers > 0,
-        dataloader_prefetch_factor=config.prefetch if config.workers else None,
-        dataloader_pin_memory=cuda,
-        dataloader_drop_last=True,
-        accelerator_config={"non_blocking": cuda},
-        train_sampling_strategy="sequential" if config.group_by_length or not config.shuffle else "random",
-        remove_unused_columns=False,
-        average_tokens_across_devices=False,
-        logging_strategy="steps",
-        logging_steps=config.log_steps,
-        logging_first_step=True,
-        logging_nan_inf_filter=False,  # it reads the loss, and so waits for the device, at every step
-        save_strategy="steps" if config.save_steps else "no",
-        save_steps=config.save_steps or 500,
-        save_total_limit=2,
-        report_to=config.report_to,
-        run_name=Path(config.output).name,
-        disable_tqdm=True,
-        seed=config.seed,
-        data_seed=config.seed,
-        use_cpu=not cuda,
-        **parallel,
-    )
-    if config.parallel == "none":
-        arguments._n_gpu = min(1, arguments.n_gpu)  # one device, however many there are
-        if arguments.n_gpu > 1:
-            raise IncompatibleLibraryError(
-                "transformers", "TrainingArguments would train on all GPUs at once"
-            )
-    return arguments
-
-
-@contextmanager
-def _without_cache(model: Any) -> Iterator[None]:
-    """No key-value cache while training; the configurations are as before afterwards."""
-    configs = [model.config, model.config.get_text_config()]
-    before = [vars(config).get("use_cache", _ABSENT) for config in configs]
-    for config in configs:
-        config.use_cache = False
-    try:
-        yield
-    finally:
-        for config, value in zip(configs, before, strict=True):
-            if value is _ABSENT:
-                vars(config).pop("use_cache", None)
-            else:
-                config.use_cache = value
-
-
-_ABSENT = object()
-
-
-def _manifest(
-    model: Any,
-    config: SFTConfig,
-    trainer: Trainer,
-    schedule: Schedule,
-    rows: int,
-    wall: float,
-) -> dict[str, Any]:
-    import accelerate
-    import peft
-
-    steps = trainer.state.global_step
-    losses = LossRecord.losses(trainer.state)
-    spent = max(schedule.spent, 1e-9)
-    cuda = torch.cuda.is_available()
-    return {
-        "config": asdict(config),
-        "versions": versions() | {"accelerate": accelerate.__version__, "peft": peft.__version__},
-        "device": torch.cuda.get_device_name() if cuda else f"cpu ({torch.get_num_threads()} threads)",
-        "gpu_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if cuda else None,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "steps": steps,
-        "items": steps * trainer.get_total_train_batch_size(trainer.args),
-        "processes": processes(),
-        "rows": steps * rows,
-        "seconds": round(schedule.spent, 3),  # of training
-        "startup_seconds": round(max(0.0, wall - schedule.spent), 3),  # workers, first batch, resuming
-        "steps_per_second": round(steps / spent, 3),
-        "rows_per_second": round(steps * rows / spent, 1),
-        "final_loss": round(losses[-1][1], 5),
-        "losses": losses,  # of every step
-    }

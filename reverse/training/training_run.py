@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -89,10 +89,10 @@ def _run(recipe: Recipe, config: SFTConfig, resume: bool, quiet: bool) -> dict[s
     # Where it runs does not decide what comes out; SFTConfig says which of the rest does.
     notes = {"recipe": _outcome(recipe), "data": ready.data}
     files = {"recipe.yaml": as_yaml(recipe)}
+    config = replace(config, added_seed=ready.added_seed)
     manifest = train(
-        ready.model, ready.processor, ready.dataset, config, resume=resume, notes=notes, files=files,
-        added_seed=ready.added_seed,
-    )  # fmt: skip
+        ready.model, ready.processor, ready.dataset, config, resume=resume, notes=notes, files=files
+    )
     if is_first():
         checked_file(recipe.output).unlink(missing_ok=True)
     return manifest

@@ -13,7 +13,8 @@ from reverse.tokens import find_token_ids
 from reverse.training.data.encoding import Encoder
 from reverse.training.optim.token_rows import TokenRows
 from reverse.training.optim.trainable_weights import Tuning, select_trained
-from reverse.training.sft import SFTConfig, _checkpoint_activations, train
+from reverse.training.sft import SFTConfig, train
+from reverse.training.trainer_setup import checkpoint_activations
 
 SMALL = {"rank": 4, "alpha": 8.0, "dropout": 0.1}
 
@@ -206,5 +207,5 @@ def test_reentrant_checkpoints_see_an_input_with_a_gradient(tiny):
     """Without one they would leave the matrices in them untrained."""
     model, processor = tiny("llava")
     adapted = select_trained(model, processor, Tuning(method="lora", tokens=False, **SMALL))
-    _checkpoint_activations(adapted, "zero3")
+    checkpoint_activations(adapted, "zero3")
     assert adapted.get_input_embeddings()(torch.tensor([[1]])).requires_grad
