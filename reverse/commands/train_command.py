@@ -23,19 +23,20 @@ def register(app: typer.Typer) -> None:
             str | None, typer.Argument(help="A YAML file, or the name of a shipped recipe (--list).")
         ] = None,
         settings: Annotated[
-            list[str] | None, typer.Option("--set", help="key=value over the recipe's; repeat it.")
+            list[str] | None, typer.Option("--set", help="Set key=value in the recipe. Repeatable.")
         ] = None,
         restart: Annotated[
-            bool, typer.Option("--restart", help="Begin anew where a stopped run has checkpoints.")
+            bool, typer.Option("--restart", help="Start over, even if a stopped run has checkpoints.")
         ] = False,
-        show: Annotated[bool, typer.Option("--show", help="Print the whole recipe and leave.")] = False,
-        names: Annotated[bool, typer.Option("--list", help="Print the shipped recipes and leave.")] = False,
+        show: Annotated[bool, typer.Option("--show", help="Print the whole recipe and exit.")] = False,
+        names: Annotated[bool, typer.Option("--list", help="Print the shipped recipes and exit.")] = False,
         dry: Annotated[
-            bool, typer.Option("--dry-run", help="Load and check everything, count, and write nothing.")
+            bool,
+            typer.Option("--dry-run", help="Check everything, print the plan of the run, write nothing."),
         ] = False,
-        quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+        quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
     ) -> None:
-        """Train a model as a recipe says; a run that was stopped goes on."""
+        """Train a model as a recipe says. A run that was stopped continues."""
         from reverse.training.recipes.recipe import RECIPES, as_yaml, load_recipe, recipe_names
 
         if names or recipe is None:

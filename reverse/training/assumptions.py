@@ -109,7 +109,7 @@ def _probe(base: Any, ids: tuple[int, ...], packed: bool) -> tuple[Tensor, Tenso
 
 
 def _agree(found: Tensor, expected: Tensor) -> bool:
-    """Whether two results are the same but for rounding."""
+    """Whether two results are equal up to rounding."""
     most = 1e-3 if found.dtype in (torch.float32, torch.float64) else 5e-2
     found, expected = found.double(), expected.double()
     return bool((found - expected).norm() <= most * expected.norm().clamp(min=1e-12))
@@ -117,7 +117,7 @@ def _agree(found: Tensor, expected: Tensor) -> bool:
 
 @contextmanager
 def _evaluating(model: Any) -> Iterator[None]:
-    """While it lasts, the model is in eval mode; afterwards every module is in the mode it was in."""
+    """Put the model into eval mode inside the context; every module gets its mode back."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

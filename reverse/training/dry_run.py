@@ -27,7 +27,7 @@ _ADAMW = 8  # bytes that AdamW keeps of a parameter: two moments in float32
 
 
 def dry_run(recipe: Recipe, *, resume: bool = True, quiet: bool = False) -> dict[str, Any]:
-    """Do all that a run does before its first step; what it would do.
+    """Do everything that a run does before its first step, and return what the run would do.
 
     The model is loaded and all records are looked at, so it takes as long as the start of the run.
 
@@ -70,7 +70,7 @@ def dry_run(recipe: Recipe, *, resume: bool = True, quiet: bool = False) -> dict
 
 
 def _count_tokens(dataset: Any) -> dict[str, Any]:
-    """Ids of a pass over the data, the pictures' included; of more than SAMPLE records an estimate."""
+    """Number of ids of a pass over the data, with the pictures; an estimate above SAMPLE records."""
     count = len(dataset)
     chosen = np.unique(np.linspace(0, count - 1, min(SAMPLE, count)).astype(int)).tolist()
     lengths = [sum(len(row.ids) for row in dataset[k].rows) for k in chosen]
@@ -84,7 +84,7 @@ def _count_tokens(dataset: Any) -> dict[str, Any]:
 
 
 def _estimate_memory(model: Any, parallel: str) -> dict[str, float]:
-    """GiB of one process for weights, gradients and AdamW; activations come on top.
+    """GiB that one process needs for weights, gradients and AdamW, without activations.
 
     Four-bit weights count as they lie in memory; gathered layers of sharded weights are left out.
     """

@@ -29,7 +29,7 @@ _KEY = "step_loss"  # in the log history, beside the Trainer's means over severa
 
 
 class LossRecord(TrainerCallback):
-    """Told of losses by `StepTrainer`; the last of the callbacks, so that it sees what the others decide.
+    """Records the losses of `StepTrainer`; the last callback, so that it sees what the others decide.
 
     Args:
         checkpoints: folder of them, named where the run is stopped.
@@ -42,7 +42,7 @@ class LossRecord(TrainerCallback):
         self._waiting: dict[int, Tensor] = {}  # by step; of this process, on the device
 
     def add(self, step: int, loss: Tensor) -> None:
-        """One batch's share of the loss of `step`, of shape ()."""
+        """Add one batch's share of the loss of `step`, a scalar tensor."""
         before = self._waiting.get(step)
         self._waiting[step] = loss if before is None else before + loss
 
@@ -60,7 +60,7 @@ class LossRecord(TrainerCallback):
             self._check_weights(state, model)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A run that is stopped would start over if what was saved is not found again."""
+        """Check that the saved checkpoint is found again: else a stopped run would start over."""
         if processes() == 1 and not str(last_checkpoint(self.checkpoints, 1)).endswith(
             f"-{state.global_step}"
         ):
@@ -75,7 +75,7 @@ class LossRecord(TrainerCallback):
         self._check_weights(state, model)
 
     def _fetch(self, state: Any) -> None:
-        """Mean over processes; summed here, for how a device sums depends on how many are fetched at once."""
+        """Fetch the waiting losses, average them over processes and record them."""
         steps = list(self._waiting)
         if not steps:
             return
@@ -89,7 +89,7 @@ class LossRecord(TrainerCallback):
             state.log_history.append({"step": step, _KEY: loss})
 
     def _check_weights(self, state: Any, model: Any) -> None:
-        """After the last loss was computed they changed once more."""
+        """Stop the run if a trained weight is not finite: the last loss does not show the last step."""
         ends = [torch.stack(torch.aminmax(held)) for held in _trained(model)]  # without a mask in their size
         finite = torch.stack([end.isfinite().all() for end in ends]).all() if ends else torch.tensor(True)
         if processes() > 1:
@@ -114,7 +114,7 @@ class LossRecord(TrainerCallback):
 
 
 def _trained(model: Any) -> Iterator[Tensor]:
-    """What this process holds of the parameters that are trained."""
+    """The parts of the trained parameters that this process holds."""
     for parameter in model.parameters():
         if not parameter.requires_grad:
             continue

@@ -29,7 +29,7 @@ Group = dict[str, Any]
 
 
 class StepTrainer(Trainer):
-    """See the module.
+    """The Trainer of this library; the module says what differs.
 
     Args:
         loss: what targets weigh.
@@ -87,7 +87,7 @@ class StepTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
-        """The batches of one step, and what their targets weigh together, on all devices."""
+        """The batches of one step, and the total weight of their targets on all devices."""
         if self.rate.done(self.state.global_step) >= 1:  # resumed where it was at its end: not one step more
             self.control.should_training_stop = True
             return [], None
@@ -116,7 +116,7 @@ class StepTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """This batch's share of the step's mean; times the devices, whose gradients are averaged."""
+        """This batch's share of the step's mean loss, times the devices, whose gradients are averaged."""
         if num_items_in_batch is None:
             raise IncompatibleLibraryError(
                 "transformers", "Trainer does not say what the targets of a step weigh"
@@ -131,7 +131,7 @@ class StepTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """Not counted: it would walk through all parameters at each step."""
+        """Return 0: counting would go through all parameters at each step."""
         return 0
 
 

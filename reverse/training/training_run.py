@@ -45,7 +45,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 def run_recipe(recipe: Recipe, *, resume: bool = True, quiet: bool = False) -> dict[str, Any]:
-    """Train as `recipe` says; the manifest.
+    """Train as `recipe` says, and return the manifest.
 
     Args:
         recipe: from `load_recipe`.
@@ -70,7 +70,7 @@ def run_recipe(recipe: Recipe, *, resume: bool = True, quiet: bool = False) -> d
 
 @dataclass
 class Prepared:
-    """All that training takes, loaded and checked."""
+    """What training needs, loaded and checked."""
 
     model: Any  # not on its device yet
     processor: Any
@@ -101,7 +101,7 @@ def _run(recipe: Recipe, config: SFTConfig, resume: bool, quiet: bool) -> dict[s
 def prepare(
     recipe: Recipe, config: SFTConfig, found: str | Path, *, resume: bool = True, quiet: bool = False
 ) -> Prepared:
-    """Load the model and look at all records; whatever needs no record is checked first.
+    """Load the model and check all records; what needs no record is checked first.
 
     Args:
         config: that of `recipe`, checked.
@@ -154,7 +154,7 @@ def prepare(
 
 
 def check_before_loading(recipe: Recipe, quiet: bool = False) -> SFTConfig:
-    """All that needs neither the model nor a record; the settings of the run."""
+    """Check what needs neither the model nor a record, and return the settings of the run."""
     check_parallel(recipe.compute.parallel)
     set_seed(recipe.seed)  # of LoRA's matrices too: every process makes its own, and they must be alike
     check_tuning(recipe.tune)
@@ -166,7 +166,7 @@ def check_before_loading(recipe: Recipe, quiet: bool = False) -> SFTConfig:
 
 
 def read_finished(recipe: Recipe, resume: bool) -> dict[str, Any] | None:
-    """The manifest of the same run where it is at its end already.
+    """The manifest of the same run if it is finished, else None.
 
     Raises FileExistsError where the output holds something else, which the run would put an end to.
     """
@@ -190,7 +190,7 @@ def read_finished(recipe: Recipe, resume: bool) -> dict[str, Any] | None:
 
 
 def _check_files(recipe: Recipe) -> None:
-    """What can be refused before a model of many gigabytes is loaded."""
+    """Check the files and packages that a recipe names, before the model is loaded."""
     try:
         records_path(recipe.data.records)
     except FileNotFoundError as error:
@@ -238,7 +238,7 @@ def _say(recipe: Recipe, line: str) -> None:
 
 
 def _check_stops(model: Any, encoder: Encoder) -> None:
-    """Generation must stop at what the model learns to end its turns with."""
+    """Check that generation stops at the token that the model learns to end its turns with."""
     known = model.generation_config.eos_token_id
     ends = [] if known is None else [known] if isinstance(known, int) else list(known)
     end = int(encoder.end[0])
@@ -250,7 +250,7 @@ def _check_stops(model: Any, encoder: Encoder) -> None:
 
 
 def _set_pixels(processor: Any, recipe: Recipe) -> None:
-    """The least and the most pixels of a picture, kept in the processor: decoding sees alike."""
+    """Set the range of a picture's pixels in the processor, so that decoding uses it too."""
     data, size = recipe.data, dict(processor.image_processor.size)
     if data.min_pixels is None and data.max_pixels is None:
         return
@@ -269,7 +269,7 @@ def _set_pixels(processor: Any, recipe: Recipe) -> None:
 
 
 def _pad_to_square(processor: Any) -> None:
-    """Pictures on a square ground of the mean colour, as LLaVA-1.5 was trained; kept in the processor."""
+    """Pad pictures to squares of the mean colour, as LLaVA-1.5 was trained; decoding does so too."""
     from reverse.models.processors.picture_processors import pil_image_processor
 
     now = processor.image_processor
@@ -317,7 +317,7 @@ def _config(recipe: Recipe, quiet: bool) -> SFTConfig:
 
 
 def _outcome(recipe: Recipe) -> dict[str, Any]:
-    """The recipe without what only says where it runs and what is shown."""
+    """The settings of a recipe that decide what comes out of it."""
     settings = recipe.model_dump()
     for name in ("output", "log"):
         del settings[name]
@@ -326,7 +326,7 @@ def _outcome(recipe: Recipe) -> dict[str, Any]:
 
 
 def _data_manifest(recipe: Recipe) -> dict[str, Any]:
-    """The data as they were: a run on others is another run."""
+    """What identifies the data: a run on other data is another run."""
     path = records_path(recipe.data.records)
     path = path / "manifest.json" if path.is_dir() else path  # it names the hash of what was imported
     return {

@@ -28,7 +28,7 @@ class DiskFullError(ReverseError, OSError):
 
 @contextmanager
 def explain_full_disk(output: str | Path) -> Iterator[None]:
-    """While it lasts, an error about a full disk becomes one that names what is left and what to do.
+    """Turn an error about a full disk into one that names the last good checkpoint and the remedy.
 
     What was half written (a checkpoint, the output's `.partial`) is removed: it is of no use, and the room is
     needed.
@@ -59,7 +59,7 @@ def explain_full_disk(output: str | Path) -> Iterator[None]:
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Whether `error`, or one that it came from, tells of a full disk."""
+    """Whether `error`, or one of its causes, is about a full disk."""
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:

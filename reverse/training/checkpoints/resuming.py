@@ -66,7 +66,7 @@ def check_same_run(folder: Path, settings: Mapping[str, Any], found: Sequence[st
 
 
 def prepare_folder(folder: Path, settings: Mapping[str, Any], resume: bool) -> None:
-    """Make `folder` ready for a run with `settings`; by one process, before any looks for checkpoints.
+    """Prepare `folder` for a run with `settings`; called by one process, before any reads checkpoints.
 
     Raises:
         ValueError: it holds checkpoints of a run with other settings, and `resume` is set.
@@ -89,7 +89,7 @@ _LATER: tuple[tuple[tuple[str, ...], Any], ...] = (
 
 
 def with_later_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings or a manifest of a recipe's run, with the defaults of keys that came later than it did."""
+    """Settings or a manifest of an older run, with the defaults of keys that were added since."""
     filled: dict[str, Any] = copy.deepcopy(dict(settings))
     for path, default in _LATER:
         place: Any = filled.get("notes", filled)
@@ -101,7 +101,7 @@ def with_later_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def last_checkpoint(folder: Path, processes: int | None = None, before: int | None = None) -> str | None:
-    """The newest whole checkpoint in `folder`, None where there is none.
+    """The newest complete checkpoint in `folder`, or None.
 
     Args:
         folder: `OUTPUT.checkpoints`; need not exist.
@@ -116,7 +116,7 @@ def last_checkpoint(folder: Path, processes: int | None = None, before: int | No
 
 
 def remove_torn(folder: Path) -> None:
-    """Remove checkpoints in `folder` that are not whole."""
+    """Remove incomplete checkpoints from `folder`."""
     for path in folder.glob("checkpoint-*"):
         name = _NAME.match(path.name)
         if name and not _is_whole(path, int(name[1]), None):
@@ -141,7 +141,7 @@ def _is_whole(path: Path, step: int, processes: int | None) -> bool:
 
 
 def load_weights(model: Any, checkpoint: str) -> None:
-    """Put a checkpoint's weights into `model`, where the Trainer would not.
+    """Load a checkpoint's weights into `model`, because the Trainer does not find them.
 
     `save_pretrained` writes LLaVA's weights under the names of published checkpoints, and the Trainer looks
     for the module's names: it finds none, warns, and goes on from the weights it was given (transformers
@@ -159,7 +159,7 @@ def load_weights(model: Any, checkpoint: str) -> None:
 
 @contextmanager
 def names_not_missed() -> Iterator[None]:
-    """While it lasts, the Trainer says nothing of names that it does not find: see `load_weights`."""
+    """Silence the Trainer's warnings about names that it does not find, see `load_weights`."""
     logger = logging.getLogger("transformers.trainer")
     logger.addFilter(_is_other_warning)
     try:

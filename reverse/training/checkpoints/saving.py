@@ -29,7 +29,7 @@ MANIFEST = "training.json"
 
 
 def versions() -> dict[str, str]:
-    """What a run was made with, for its manifest."""
+    """Versions that a run was made with, for its manifest."""
     from reverse import __version__
 
     return {
@@ -51,7 +51,7 @@ def save_run(
     dtype: torch.dtype | None = None,
     files: Mapping[str, str] | None = None,
 ) -> None:
-    """Write what a run made to `output`; called by every process.
+    """Write the trained model to `output`; called by every process.
 
     Args:
         trainer: that ran; knows how to gather.

@@ -27,7 +27,7 @@ Positions = Callable[[Tensor, dict[str, Tensor]], Tensor]
 
 
 class Collator:
-    """A list of items to what the model's forward takes.
+    """Makes the arguments of the model's forward from a list of items.
 
     Args:
         processor: of the model; names the padding id and whether positions need `mm_token_type_ids`.
@@ -96,7 +96,7 @@ class Collator:
         return {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
 
     def _packed(self, items: Sequence[Item]) -> dict[str, Tensor]:
-        """One row. The first id of a row is never a target: no row is asked how the next one starts."""
+        """Rows end to end as one row. The first id of a row is no target of the row before it."""
         assert self.positions is not None
         rows = [(row, item.picture) for item in items for row in item.rows]
         ids = [torch.from_numpy(row.ids)[None] for row, _ in rows]
@@ -113,7 +113,7 @@ class Collator:
         return {"input_ids": torch.cat(ids, dim=1), "labels": labels, "position_ids": positions}
 
     def _pictures(self, items: Sequence[Item]) -> dict[str, Tensor]:
-        """Each item's pictures once for every row about them, one after another along the first dimension."""
+        """Tensors of each item's pictures, repeated for every row about them, along the first dimension."""
         shown = [(item.picture, len(item.rows)) for item in items if item.picture is not None]
         if not shown:
             return {}

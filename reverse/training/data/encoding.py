@@ -63,7 +63,7 @@ class Item:
 
 
 class Encoder:
-    """Turns to a `Row`, for one processor; caches what the template makes of questions.
+    """Makes a `Row` from turns, for one processor; caches what the template makes of questions.
 
     Args:
         processor: with a chat template; the three tokens are optional (without them nothing is masked).
@@ -97,7 +97,7 @@ class Encoder:
         self._pieces.clear()
 
     def row(self, turns: Sequence[Turn], image_tokens: int | Sequence[int] | None) -> Row:
-        """One conversation as ids and labels.
+        """Encode one conversation as ids and labels.
 
         Args:
             turns: at least one; one picture stands in the first, several where the turns' `content` says.
@@ -157,7 +157,7 @@ class Encoder:
         return list(zip(hinted, self._answers([turn.answer for turn in turns]), strict=True))
 
     def _check_text(self, turn: Turn, k: int) -> None:
-        """Refuse a text that is not all text to the tokenizer."""
+        """Raise DataError if a text holds one of the tokenizer's own tokens."""
         for name, text, refused in (
             ("question", turn.question, self.not_in_question),
             ("answer", turn.answer, self.not_in_answer),
@@ -172,13 +172,13 @@ class Encoder:
                 )
 
     def _with_hints(self, prompt: Ids, phrases: Sequence[str]) -> Ids:
-        """Where and how decoding writes them: ids of `HintWriter` at the place that it names."""
+        """Insert the ids of the hints where decoding inserts them."""
         if not phrases:
             return prompt
         return np.insert(prompt, self.hints.insert_at(prompt.tolist()), self.hints.ids(phrases))
 
     def _write_out(self, prompt: Ids, image_tokens: Sequence[int]) -> Ids:
-        """The one id of each picture, as many times as `image_tokens` says."""
+        """Repeat the id of each picture as many times as `image_tokens` says."""
         times = np.ones(len(prompt), dtype=np.int64)
         times[prompt == self.image_id] = image_tokens
         return np.repeat(prompt, times)
@@ -246,7 +246,7 @@ class Encoder:
         return before
 
     def _after_end(self, part: str) -> Ids:
-        """Ids of what the template writes behind an end of turn."""
+        """Ids of what the template writes after an end of turn."""
         ids = self._tokenise(self.end_text + part)
         if not np.array_equal(ids[:1], self.end):
             raise DataError(
@@ -302,7 +302,7 @@ class Encoder:
         return before[len(prompt) :], prompt[prompt.rindex("question") + len("question") :]
 
     def _prompt_ids(self, prompt: str) -> Ids:
-        """As the processor does it: special tokens are added, but no second beginning-of-text."""
+        """Ids of a prompt as the processor makes them: with special tokens, but one beginning of text."""
         bos = self.tokenizer.bos_token
         return self._tokenise(prompt, add_special_tokens=not (bos and prompt.startswith(bos)))
 
@@ -354,7 +354,7 @@ def _messages(contents: Sequence[Content], answers: Sequence[str]) -> list[dict[
 
 
 def _contents(turns: Sequence[Turn], picture: bool) -> tuple[Content, ...]:
-    """Of each question its texts, and None for a picture: one stands first where no turn says more."""
+    """The texts of each question, with None for a picture; a single picture comes first."""
     contents: list[Content] = [turn.content or (turn.question,) for turn in turns]
     if picture and not any(turn.content for turn in turns):
         contents[0] = (None, *contents[0])
@@ -377,13 +377,13 @@ def _own_tokens(tokenizer: Any) -> set[str]:
 
 
 def _any_of(words: Set[str]) -> re.Pattern[str]:
-    """Finds any of them, the longest where several begin; none where there are none."""
+    """A pattern that matches any of the words, the longest first, and nothing if there are none."""
     longest_first = sorted(filter(str.strip, words), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
 def _tags(tokenizer: Any) -> TokenIds:
-    """The three ids, or ids that never occur: a base or a twin is trained without the tokens."""
+    """The ids of the three tokens, or ids that never occur if the vocabulary lacks the tokens."""
     try:
         return find_token_ids(tokenizer)
     except ValueError:

@@ -61,7 +61,7 @@ def check_several_pictures(encoder: Encoder) -> None:
 
 
 def _compare(encoder: Encoder, turns: Sequence[Turn], picture: bool) -> None:
-    """Raise ValueError where the pieces of a conversation are not the whole."""
+    """Raise ValueError if the pieces of a conversation differ from the whole."""
     try:
         row = [i for pair in encoder.pieces(turns, picture) for ids in pair for i in ids.tolist()]
     except ValueError as error:

@@ -39,7 +39,7 @@ class Segment:
 
 
 def span_mask(ids: Sequence[int] | Ids, *, span_id: int, cn_id: int, un_id: int) -> Mask:
-    """True where an id of an answer is a target, of the shape of `ids` ((length,) or (..., length)).
+    """True if an id of an answer is a target; of the shape of `ids`, (length,) or (..., length).
 
     False exactly strictly between a `<SPAN>` and the `</UN>` that closes it. A `<SPAN>` inside an open phrase
     replaces the one before it, as `reverse.tokens.parse` reads it.

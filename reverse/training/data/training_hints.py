@@ -51,7 +51,7 @@ def _unsaid(phrases: Sequence[str], answer: str) -> list[str]:
 
 
 def _trusted_text(answer: str) -> str:
-    """What an answer says outside of phrases closed by `</UN>`, lower-cased, with single blanks."""
+    """The text of an answer outside phrases closed by `</UN>`, lower-cased, with single blanks."""
     if UN in answer:
         answer = re.sub(f"{SPAN}(?:(?!{SPAN}|{CN}).)*?{UN}", " ", answer, flags=re.DOTALL)
     return " ".join(parse_tags(answer).text.lower().split())

@@ -89,7 +89,7 @@ class RecordDataset(Dataset[Item]):
         return len(self.kept)
 
     def leave_out(self, numbers: Sequence[int]) -> None:
-        """From now on without these records; the others keep their numbers, and so what is drawn for them."""
+        """Leave these records out. The others keep their numbers, and so what is drawn for them."""
         self.kept = np.setdiff1d(self.kept, np.array(numbers, dtype=np.int64))
 
     def __getitem__(self, index: int) -> Item:
@@ -149,7 +149,7 @@ class RecordDataset(Dataset[Item]):
             raise DataError(f"{self.path}, record {index}: {error}; the record: {said[:600]}") from error
 
     def lengths(self) -> npt.NDArray[np.int64]:
-        """About how long each record is, (records,) int64, in characters; negative without a picture.
+        """Approximate length of each record in characters, (records,) int64; negative without a picture.
 
         A first picture counts nothing, for it stands in nearly all; each further one as what it takes."""
         texts = map(self.records.text, self.kept.tolist())
@@ -165,7 +165,7 @@ class RecordDataset(Dataset[Item]):
         return self.records[number]
 
     def turns(self, number: int, record: Mapping[str, Any]) -> list[Turn]:
-        """What record `number` says, with the hints that are drawn for it.
+        """The turns of record `number`, with the hints that are drawn for it.
 
         Raises ValueError for a key that training would ignore.
         """
@@ -182,7 +182,7 @@ class RecordDataset(Dataset[Item]):
 
 
 def _further(text: str) -> int:
-    """How many pictures beside the first the text of a record names; only lists of them are read."""
+    """Number of pictures that a record's text names beside the first; only lists of them are read."""
     if not _LIST.search(text):
         return 0
     try:
@@ -192,5 +192,5 @@ def _further(text: str) -> int:
 
 
 def may_be_hinted(answer: Mapping[str, Any]) -> bool:
-    """A general answer with a hint and without a wrong phrase."""
+    """Whether an answer is a general one with a hint and without a wrong phrase."""
     return answer.get("A_type") == ANSWER_TYPE and bool(answer.get("hint")) and UN not in answer["value"]

@@ -65,7 +65,7 @@ class LossConfig:
         return self.confidence_weight != 1.0 and bool(self.closing_ids)
 
     def weight_of(self, targets: Tensor) -> Tensor | int:
-        """What `targets` (int64, any shape, `IGNORE` allowed) weigh together: what a sum is divided by."""
+        """Total weight of `targets` (int64, any shape, `IGNORE` allowed), by which a sum is divided."""
         if not self.weighted:
             return (targets != IGNORE).sum()
         closing = torch.isin(targets, torch.tensor(self.closing_ids, device=targets.device)).sum()
@@ -73,7 +73,7 @@ class LossConfig:
 
 
 def class_weights(config: LossConfig, vocabulary: int, device: torch.device) -> Tensor | None:
-    """Weight of each id as a target, (vocabulary,) float32, or None where all weigh 1."""
+    """Weight of each id as a target, (vocabulary,) float32, or None if all weigh 1."""
     if not config.weighted:
         return None
     weights = torch.ones(vocabulary, device=device)
@@ -153,7 +153,7 @@ def loss_in_forward(model: Any, config: LossConfig) -> Iterator[None]:
 
 
 def _take_targets(base: Any, args: tuple[Any, ...], batch: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
-    """Hand what the loss needs of a batch to the head; the arguments of the model's own forward.
+    """Give labels and places to the head, and return the other arguments for the model's forward.
 
     Args:
         batch: the model's inputs; `labels` (rows, length) int64, `IGNORE` where no target is; `places`
@@ -165,7 +165,7 @@ def _take_targets(base: Any, args: tuple[Any, ...], batch: dict[str, Any]) -> tu
 
 
 def _return_loss(base: Any, args: tuple[Any, ...], output: Any) -> dict[str, Tensor]:
-    """What the head returned is the loss."""
+    """Return what the head returned, which is the loss."""
     return {"loss": output.logits}
 
 
@@ -192,7 +192,7 @@ def _has_liger() -> bool:
 
 
 def _use_liger(head: Any, config: LossConfig, hidden: Tensor) -> bool:
-    """A head whose rows are trained by peft is no one matrix, and goes by parts."""
+    """Whether Liger's kernel computes the loss; it reads a head as one matrix, without trained token rows."""
     plain = isinstance(head, torch.nn.Linear)
     if config.kernel == "liger" and not plain:
         raise RequestError(

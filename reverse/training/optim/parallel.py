@@ -52,12 +52,12 @@ _CALLS = itertools.count()
 
 
 def processes() -> int:
-    """How many processes this run has, as its launcher says."""
+    """Number of processes of this run, as its launcher says."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
-    """Which of them this one is."""
+    """Rank of this process."""
     return int(os.environ.get("RANK", "0"))
 
 
@@ -67,7 +67,7 @@ def is_first() -> bool:
 
 
 def exchange(value: Any) -> list[Any]:
-    """What every process of the run says here (JSON), in the order of ranks; all of them call it alike.
+    """Exchange a JSON value between all processes; the values in the order of ranks.
 
     It goes through the launcher's store, before the devices are joined: any number of minutes may pass until
     the last one comes.
@@ -89,7 +89,7 @@ def _said(store: Any, key: str) -> bytes:
 
 @functools.cache
 def _store() -> Any:
-    """Of torchrun's agent, or kept by the first process; process groups that come later use it too."""
+    """The key-value store of torchrun's agent, or of the first process; later process groups use it too."""
     import torch.distributed as dist
 
     store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(hours=6)))
@@ -198,7 +198,7 @@ def set_fsdp_precision(trainer: Any, dtype: torch.dtype) -> None:
 
 
 def _deepspeed(stage: int) -> Mapping[str, Any]:
-    """Stage 2 or 3 without offloading; sizes, batches and precision follow from the Trainer ("auto")."""
+    """Configuration of ZeRO stage 2 or 3; sizes, batches and precision follow from the Trainer ("auto")."""
     zero: dict[str, Any] = {
         "stage": stage,
         "overlap_comm": True,

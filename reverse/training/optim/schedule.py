@@ -46,7 +46,7 @@ class Schedule:
         self.spent = 0.0  # seconds, written by Clock
 
     def done(self, step: int) -> float:
-        """How much of the run is behind, in [0, 1]."""
+        """Share of the run that is done, in [0, 1]."""
         by_time = self.spent / self.seconds if self.seconds is not None else 0.0
         return min(1.0, max(step / self.steps, by_time))
 
@@ -59,7 +59,7 @@ class Schedule:
 
 
 class Clock(TrainerCallback):
-    """Tells a `Schedule` the seconds spent and stops the run when they are up.
+    """Writes the seconds spent into a `Schedule`, and stops the run when they are used up.
 
     It starts at the first step: what workers take to start is not counted. Wall-clock time, read without
     waiting for the device.
@@ -74,7 +74,7 @@ class Clock(TrainerCallback):
             self.began = time.monotonic() - self.schedule.spent
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Before the scheduler's step, so that it sees the time."""
+        """Write the time before the scheduler's step, so that the step uses it."""
         if self.began is not None:
             self.schedule.spent = time.monotonic() - self.began
 
@@ -84,7 +84,7 @@ class Clock(TrainerCallback):
 
 
 class Progress(TrainerCallback):
-    """How far, how fast, the loss: a bar on a terminal.
+    """Shows progress, speed and loss: as a bar on a terminal.
 
     Elsewhere one line for each log on stdout, and every 30 seconds one on stderr with the time that is left.
     """
@@ -128,7 +128,7 @@ class Progress(TrainerCallback):
         self.close()
 
     def close(self) -> None:
-        """Give the terminal back; a run that is stopped does not come to its end."""
+        """Stop the bar, also of a run that is stopped before its end."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

@@ -28,7 +28,7 @@ __all__ = ["Tuning", "disable_lora_input_cast", "is_adapted", "quantization", "s
 
 
 def select_trained(model: Any, processor: Any, tuning: Tuning, *, parallel: str = "none") -> Any:
-    """Freeze and adapt `model` in place; the model to train, wrapped by peft under LoRA.
+    """Freeze and adapt `model` in place, and return the model to train, wrapped by peft under LoRA.
 
     Args:
         model: of transformers, with the three tokens.
@@ -80,7 +80,7 @@ def check_tuning(tuning: Tuning) -> None:
 
 
 def quantization(tuning: Tuning, model_path: str, dtype: torch.dtype) -> Any:
-    """The `quantization_config` a base is loaded with, None where there is none.
+    """The `quantization_config` that a base is loaded with, or None.
 
     Raises:
         ValueError: bitsandbytes or a CUDA device is missing.

@@ -175,7 +175,7 @@ def recipe_names() -> list[str]:
 
 
 def as_yaml(recipe: Recipe) -> str:
-    """The whole recipe, defaults written out, as `load_recipe` reads it."""
+    """The recipe as YAML that `load_recipe` reads, with all defaults written out."""
     import yaml
 
     return yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True)

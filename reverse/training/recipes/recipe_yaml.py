@@ -24,7 +24,7 @@ _SHOWN = 80  # characters of a value in a message
 
 
 def parse_recipe_yaml(text: str, name: str) -> Any:
-    """The value of a YAML text. A key that stands twice is an error: the first one's values would be lost.
+    """Parse a YAML text. A key that stands twice is an error: the first one's value would be lost.
 
     Args:
         name: of the file or setting, for the error.
@@ -58,7 +58,7 @@ def parse_recipe_yaml(text: str, name: str) -> Any:
 
 
 def show_value(value: Any) -> str:
-    """A value as it stands in a message: one line of bounded length."""
+    """A value for a message: one line of bounded length."""
     short = reprlib.Repr()
     short.maxstring = short.maxother = short.maxlong = _SHOWN
     short.maxlevel, short.maxdict, short.maxlist = 2, 4, 4
@@ -69,7 +69,7 @@ def show_value(value: Any) -> str:
 
 
 def _check_structure(text: str, name: str) -> None:
-    """Depth and references, before anything is built; raises ValueError."""
+    """Check depth and references before any value is built; raises ValueError."""
     import yaml
     from yaml import events
 

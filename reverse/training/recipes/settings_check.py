@@ -35,7 +35,7 @@ _LEAST = {
 
 
 def check_settings(config: Any) -> int:
-    """Refuse settings that cannot run here; the number of batches to an optimizer step.
+    """Refuse settings that cannot run here, and return the number of batches of an optimizer step.
 
     Raises:
         ValueError: a number out of its range or not finite, an unknown name, settings that exclude each
@@ -84,7 +84,7 @@ def check_settings(config: Any) -> int:
 
 
 def check_kernel(config: Any, model: Any) -> None:
-    """Refuse what the model, as it is going to be trained, cannot do.
+    """Refuse settings that the model, as it is going to be trained, cannot do.
 
     Raises:
         ValueError: the loss' kernel cannot read the model's head, or packed rows would see each other.
@@ -101,7 +101,7 @@ def check_kernel(config: Any, model: Any) -> None:
 
 
 def check_size(config: Any, accumulate: int, count: int) -> int:
-    """Steps of a run over `count` items; raises ValueError where they do not fill one step."""
+    """Number of steps of a run over `count` items; raises ValueError if they do not fill one step."""
     items = config.batch * accumulate * processes()
     if count < items:
         raise RequestError(
@@ -115,7 +115,7 @@ def check_size(config: Any, accumulate: int, count: int) -> int:
 
 
 def check_writable(output: str | Path) -> None:
-    """Refuse an output that this process may not write; nothing is written to find out.
+    """Refuse an output that this process may not write. Nothing is written to find that out.
 
     Raises:
         FileExistsError: a part of its path is a file.
