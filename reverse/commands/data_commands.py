@@ -129,7 +129,7 @@ def view(
 ) -> None:
     """Show records with their pictures, phrases coloured."""
     from reverse.data.records.published_set import open_records, records_path
-    from reverse.data.records.viewer import choose, show, write_page
+    from reverse.data.records.viewer import choose_records, show_records, write_page
 
     if images is None and records_path(file) != file:
         images = file
@@ -137,9 +137,9 @@ def view(
         raise RequestError(f"--images {images} is no folder: name what the records' pictures are relative to")
     with show_progress("read", transient=True) as progress:
         records = open_records(file, progress)
-    indices = choose(records, index=index, name=name, n=n, seed=seed)
+    indices = choose_records(records, index=index, name=name, n=n, seed=seed)
     if html is None:
-        show(Console(), records, indices, images)
+        show_records(Console(), records, indices, images)
         return
     write_page(html, records, indices, images, title=file.name)
     typer.echo(f"{html}: {len(indices)} records")

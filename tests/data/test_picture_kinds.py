@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageFile
 
 from reverse.data.pictures import opening
-from reverse.data.pictures.opening import FORMATS, image_size, open_image
+from reverse.data.pictures.opening import FORMATS, open_image, read_image_size
 
 RED = Image.new("RGB", (16, 16), (255, 0, 0))
 
@@ -28,7 +28,7 @@ def test_formats_are_told_by_content(kind, tmp_path):
     path.write_bytes(encoded(RED, kind))
     red = open_image(path).getpixel((8, 8))
     assert red[0] > 250 and max(red[1:]) < 5
-    assert image_size(path) == (16, 16)
+    assert read_image_size(path) == (16, 16)
 
 
 @pytest.mark.parametrize("kind", ["PPM", "TGA", "PCX", "ICO", "SGI", "IM", "DDS", "JPEG2000", "PDF", "EPS"])
@@ -36,7 +36,7 @@ def test_other_formats_are_refused_whatever_the_name(kind, tmp_path):
     """Decoders of rare formats raised NotImplementedError and RuntimeError, which ended a training."""
     path = tmp_path / "picture.png"
     path.write_bytes(encoded(RED, kind))
-    for read in (open_image, image_size):
+    for read in (open_image, read_image_size):
         with pytest.raises(ValueError, match=r"picture\.png is not a picture .*no JPEG, PNG.*save it again"):
             read(path)
 

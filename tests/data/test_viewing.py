@@ -11,7 +11,7 @@ from rich.console import Console
 
 from reverse.data.records.published_set import open_records
 from reverse.data.records.schema import make_record
-from reverse.data.records.viewer import choose, show, write_page
+from reverse.data.records.viewer import choose_records, show_records, write_page
 
 EVIL = '<script>alert("1")</script> & <img src=x onerror=alert(1)> \x1b[2J\x07'
 
@@ -71,7 +71,7 @@ def test_the_page_needs_nothing_else_and_lets_nothing_out(records, tmp_path):
 def test_the_terminal_shows_phrases(records, tmp_path):
     """Phrases could not be told apart, or a record could clear the reader's screen."""
     stream = io.StringIO()
-    show(
+    show_records(
         Console(file=stream, force_terminal=True, color_system="truecolor", width=100),
         records,
         range(5),
@@ -81,16 +81,19 @@ def test_the_terminal_shows_phrases(records, tmp_path):
     assert "\x1b[32ma dog\x1b[0m" in text and "\x1b[4;31ma cat\x1b[0m" in text
     assert "▀" in text and "\x1b[2J" not in text and "\x07" not in text
     plain = io.StringIO()
-    show(Console(file=plain, width=100), records, [0, 2], tmp_path)
+    show_records(Console(file=plain, width=100), records, [0, 2], tmp_path)
     assert "<SPAN>a dog</CN>" in plain.getvalue() and "\x1b" not in plain.getvalue()
     assert "closes nothing" in plain.getvalue() and "leaves" in plain.getvalue()
 
 
 def test_which_records_are_shown(records):
     """The reader would look at other records than were asked for."""
-    assert choose(records, index=3, n=5) == [3, 4]
-    assert choose(records, name="5") == [4] and choose(records, name="a", n=3) == [0]
-    assert choose(records, n=3, seed=1) == choose(records, n=3, seed=1) and len(choose(records, n=99)) == 5
+    assert choose_records(records, index=3, n=5) == [3, 4]
+    assert choose_records(records, name="5") == [4] and choose_records(records, name="a", n=3) == [0]
+    assert (
+        choose_records(records, n=3, seed=1) == choose_records(records, n=3, seed=1)
+        and len(choose_records(records, n=99)) == 5
+    )
     for wrong, words in (
         ({"index": 5}, "0 … 4"),
         ({"name": "b"}, "'b'"),
@@ -98,7 +101,7 @@ def test_which_records_are_shown(records):
         ({"index": 1, "name": "a"}, "one of"),
     ):
         with pytest.raises(ValueError, match=words):
-            choose(records, **wrong)
+            choose_records(records, **wrong)
 
 
 def test_a_page_is_bounded(records, tmp_path):

@@ -11,7 +11,7 @@ from random import Random
 import numpy as np
 from PIL import Image
 
-from reverse.data.pictures.opening import MAX_PIXELS, MAX_RATIO, MIN_SIDE, image_size, open_image
+from reverse.data.pictures.opening import MAX_PIXELS, MAX_RATIO, MIN_SIDE, open_image, read_image_size
 from tests.fuzz.mutating import mutate_bytes
 from tests.fuzz.running import REFUSALS, Target, check_refusal, expect
 from tests.fuzz.scratch import folder
@@ -125,7 +125,7 @@ def check(data: bytes) -> str:
         path = folder() / "picture.png"  # a name that says nothing of the content
         path.write_bytes(data)
         try:
-            size = image_size(path)
+            size = read_image_size(path)
         except REFUSALS as error:
             check_refusal(error, path.name)
             expect(image is None, "it opens, and its size is refused", error)

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
 from reverse.cli import app
-from reverse.data.pictures.opening import look_for_images, open_image
+from reverse.data.pictures.opening import find_missing_images, open_image
 from reverse.data.records.importer import import_records
 from reverse.data.records.schema import ANSWER_TYPE
 from reverse.data.records.set_check import check
@@ -355,7 +355,7 @@ def test_pictures_are_looked_for_by_folder(tmp_path):
     good = ["a/1.png", "2.png", "./2.png", "a/in.png", "b/1.png", "a//1.png", "a/../2.png"]
     lost = ["a/3.png", "c/1.png", "a", "a/", "A/1.png"]
     refused = ["../secret.png", "a/out.png", "outside/secret.png", "/2.png", "a/\0.png", ""]
-    missing, why = look_for_images(tmp_path / "root", good + lost + refused)
+    missing, why = find_missing_images(tmp_path / "root", good + lost + refused)
     assert sorted(missing) == sorted(lost) and sorted(why) == sorted(refused)
     assert "leaves" in why["a/out.png"] and "relative" in why["/2.png"]
 

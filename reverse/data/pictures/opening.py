@@ -3,9 +3,9 @@
     >>> open_image("kitchen.png").mode
     'RGB'
 
-JPEG, PNG, WebP, GIF, BMP and TIFF are taken, told by the content and not by the name: the decoders of rare
-formats that Pillow also knows are old and seldom tested. A file's size is read from its header and checked
-before any pixel is decoded, so that a hostile or broken file costs nothing and says what is wrong with it.
+JPEG, PNG, WebP, GIF, BMP and TIFF are accepted, recognised by their content and not by the name: Pillow's
+decoders of rare formats are old and seldom tested. A file's size is read from its header and checked before
+any pixel is decoded, so a hostile or broken file costs little, and the error says what is wrong with it.
 """
 
 import io
@@ -27,19 +27,19 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # MPO, a phone's JPEG w
 MIN_SIDE = 8  # pixels: below it there is nothing to see, and image processors fail on it
 MAX_PIXELS = 50_000_000  # a 50-megapixel photograph; decoded it takes 150 MB
 MAX_WORK = 100 * MAX_PIXELS  # pixels that a progressive JPEG goes over; 10 scans are usual
-MAX_RATIO = 100  # of the sides: a processor that scales the shorter one up makes the longer one explode
+MAX_RATIO = 100  # of the sides; a processor that scales the shorter one up would make the longer one huge
 _MODES = frozenset(("1", "L", "P", "RGB", "RGBA", "LA", "PA", "La", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"))
-_PIL_IMAGE = "image"  # what a PIL image is called in errors
+_PIL_IMAGE = "image"  # name of a PIL image in errors
 _header_lock = threading.Lock()  # `warnings.catch_warnings` changes what all threads see
 # A PIL image decodes itself when it is first looked at, and a stream has one position: each has a lock.
 _source_locks = [threading.RLock() for _ in range(64)]
-_UNKNOWN = {"F": "floating point", "I": "32-bit numbers", "LAB": "Lab, which needs a colour profile"}
+_NO_RANGE = {"F": "floating point", "I": "32-bit numbers", "LAB": "Lab, which needs a colour profile"}
 
 
 def resolve_image(root: str | Path, relative: str | Path) -> Path:
-    """The path of `relative` under `root`, symbolic links followed; the file itself need not exist.
+    """Return the path of `relative` under `root` with symbolic links followed; the file need not exist.
 
-    Raises ValueError for an absolute path, or one that leaves `root` by ".." or by a link.
+    Raises DataError for an absolute path, or one that leaves `root` by ".." or by a link.
     """
     root = Path(root).resolve()
     if not str(relative) or "\0" in str(relative):
@@ -52,10 +52,10 @@ def resolve_image(root: str | Path, relative: str | Path) -> Path:
     return path
 
 
-def look_for_images(root: str | Path, relatives: Iterable[str]) -> tuple[list[str], dict[str, str]]:
-    """Of pictures under `root`: those that are no file there, and those that `resolve_image` refuses (why).
+def find_missing_images(root: str | Path, relatives: Iterable[str]) -> tuple[list[str], dict[str, str]]:
+    """Return the pictures that are no file under `root`, and why `resolve_image` refuses others.
 
-    Each folder is listed once: a disk in the network answers a question about every picture much more slowly.
+    Each folder is listed once, because a network disk answers one question for each picture much more slowly.
     """
     folders: dict[str, list[str]] = {}
     for relative in relatives:
@@ -69,9 +69,9 @@ def look_for_images(root: str | Path, relatives: Iterable[str]) -> tuple[list[st
             if not path.is_dir():
                 missing += names
                 continue
-            there = _files_of(path)
+            there = _list_files(path)
         except (ValueError, OSError):
-            pass  # each of them is asked for below, and says why
+            pass  # each picture is resolved below, and its error says why
         for relative in names:
             if relative[len(folder) :].lstrip("/") in there:
                 continue
@@ -83,16 +83,16 @@ def look_for_images(root: str | Path, relatives: Iterable[str]) -> tuple[list[st
     return missing, refused
 
 
-def _files_of(folder: Path) -> set[str]:
-    """The plain files of a folder; links are left out, for they may lead anywhere."""
+def _list_files(folder: Path) -> set[str]:
+    """List the plain files of a folder, without links, which may lead anywhere."""
     with os.scandir(folder) as entries:
         return {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
-    """Width and height of a picture as its header says them, before EXIF turns it; no pixel is decoded.
+def read_image_size(path: str | Path) -> tuple[int, int]:
+    """Read width and height of a picture from its header, before EXIF turns it; no pixel is decoded.
 
-    Raises FileNotFoundError and ValueError as `open_image` does; that a file is damaged is not seen here.
+    Raises MissingFileError and DataError as `open_image`, except for damage behind the header.
     """
     with Path(path).open("rb") as stream:
         image = _read_header(stream, str(path))
@@ -101,7 +101,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
 
 def open_image(source: Any) -> Image.Image:
-    """The picture as a decoded PIL image in RGB: upright (EXIF), first frame or page, transparency on white.
+    """Decode a picture to a PIL image in RGB: upright (EXIF), first frame or page, transparency on white.
 
     Args:
         source: a path (`~` is the home folder), the bytes of a file, a binary stream (read from its
@@ -117,14 +117,14 @@ def open_image(source: Any) -> Image.Image:
     uint8, and any other kind of source.
     """
     if isinstance(source, Image.Image):
-        with _lock_of(source):
+        with _find_source_lock(source):
             return _decode(source, _PIL_IMAGE)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _open(io.BytesIO(source), f"image of {len(source)} bytes")
     if is_array(source):
         return _decode(from_array(source), "image")
     if hasattr(source, "read"):
-        with _lock_of(source):
+        with _find_source_lock(source):
             data = read_stream(source)
         return _open(io.BytesIO(data), f"image of {len(data)} bytes")
     if not isinstance(source, (str, os.PathLike)):
@@ -137,12 +137,12 @@ def open_image(source: Any) -> Image.Image:
         return _open(stream, str(path))
 
 
-def _lock_of(source: Any) -> AbstractContextManager[Any]:
+def _find_source_lock(source: Any) -> AbstractContextManager[Any]:
     return _source_locks[id(source) // 64 % len(_source_locks)]
 
 
 def _reset_after_fork() -> None:
-    """In a child process the threads that held locks do not go on."""
+    """Replace the locks in a child process, where the threads that held them do not exist."""
     global _header_lock, _source_locks
     _header_lock = threading.Lock()
     _source_locks = [threading.RLock() for _ in _source_locks]
@@ -162,7 +162,7 @@ def _open(stream: BinaryIO, name: str) -> Image.Image:
 def _read_header(stream: BinaryIO, name: str) -> Image.Image:
     try:
         with _header_lock, warnings.catch_warnings():
-            # Ours is the limit that speaks: PIL's own warns from 89 megapixels on and raises at 179.
+            # `_check_size` reports large pictures; PIL's own limit warns at 89 megapixels and raises at 179.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             return Image.open(stream, formats=FORMATS)
     except Image.DecompressionBombError as error:
@@ -174,9 +174,9 @@ def _read_header(stream: BinaryIO, name: str) -> Image.Image:
             f"{name} is not a picture that can be read (no JPEG, PNG, WebP, GIF, BMP or TIFF): save it again "
             "as PNG or JPEG"
         ) from error
-    except Exception as error:  # decoders raise nearly anything on damaged bytes
+    except Exception as error:  # decoders raise nearly any error on damaged bytes
         raise DataError(
-            f"{name} is not a picture that can be read ({_words(error)}): save it again as PNG or JPEG"
+            f"{name} is not a picture that can be read ({_one_line(error)}): save it again as PNG or JPEG"
         ) from error
 
 
@@ -197,7 +197,7 @@ def _check_size(image: Image.Image, name: str) -> None:
 
 
 def _check_work(stream: BinaryIO, image: Image.Image, name: str) -> None:
-    """Refuse what decodes far more than the pixels that it shows: JPEG scan by scan, TIFF in huge tiles."""
+    """Refuse a JPEG with many scans or a TIFF with huge tiles, which decode more pixels than they show."""
     pixels = image.width * image.height
     if image.format in ("JPEG", "MPO") and image.info.get("progressive"):
         at = stream.tell()
@@ -229,42 +229,42 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
             if isinstance(clear := image.info.get("transparency"), int):  # PNG: one value is transparent
                 grey = np.where(values == clear, np.uint8(255), grey)
             return Image.fromarray(grey).convert("RGB")
-        if image.mode == "La":  # of which PIL knows one conversion alone
+        if image.mode == "La":  # PIL converts it to one other mode only
             image = image.convert("LA")
         if _is_transparent(image):
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
         return image.convert("RGB")
     except MemoryError as error:
         raise DataError(f"{name} needs more memory than there is to decode: scale it down first") from error
-    except Exception as error:  # decoders raise nearly anything on damaged bytes
+    except Exception as error:  # decoders raise nearly any error on damaged bytes
         if name == _PIL_IMAGE:
             raise DataError(
-                f"the PIL image cannot be decoded ({_words(error)}): its file is damaged, or was closed "
+                f"the PIL image cannot be decoded ({_one_line(error)}): its file is damaged, or was closed "
                 "before the pixels were read; open it again, or give its path"
             ) from error
         raise DataError(
-            f"{name} is damaged or cut off ({_words(error)}): copy or download it again"
+            f"{name} is damaged or cut off ({_one_line(error)}): copy or download it again"
         ) from error
 
 
 def _turn_upright(image: Image.Image) -> Image.Image:
-    """As EXIF says; a picture whose EXIF cannot be read is taken as it stands, as viewers do."""
+    """Turn a picture as its EXIF data say; if they cannot be read it stays as it is, as in viewers."""
     try:
         return ImageOps.exif_transpose(image)
     except MemoryError:
         raise
-    except Exception:  # only what stands beside the pixels is damaged: those are decoded already
+    except Exception:  # only the EXIF data are damaged; the pixels are decoded already
         return image
 
 
 def _check_mode(image: Image.Image, name: str) -> None:
-    """Refuse pixels that say nothing of colour without a range or a profile."""
+    """Refuse modes whose values mean no colour without a range or a profile."""
     if image.mode in _MODES or image.mode.startswith("I;16"):
         return
     if image.mode == "I" and image.format == "PNG":  # as older versions of Pillow open 16-bit PNG
         return
     raise DataError(
-        f"{name} is in mode {image.mode!r} ({_UNKNOWN.get(image.mode, 'rarely used')}), and which of its "
+        f"{name} is in mode {image.mode!r} ({_NO_RANGE.get(image.mode, 'rarely used')}), and which of its "
         "values are black and white is not known: scale it to 8 bits and save it as PNG (numpy: "
         "`((a - a.min()) / (a.max() - a.min()) * 255).astype('uint8')`)"
     )
@@ -276,6 +276,6 @@ def _is_transparent(image: Image.Image) -> bool:
     return image.mode == "P" and image.palette is not None and image.palette.mode.endswith("A")
 
 
-def _words(error: BaseException) -> str:
-    """What an error says, in a line of sane length."""
+def _one_line(error: BaseException) -> str:
+    """Return the message of an error as one line of at most 200 characters."""
     return f"{' '.join(str(error).split()) or type(error).__name__:.200}"

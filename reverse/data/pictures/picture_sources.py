@@ -1,6 +1,6 @@
-"""Where a picture comes from: a path that is checked, a stream that is bounded, an array that is uint8.
+"""Read pictures from their sources: a checked path, a bounded stream, an array of uint8.
 
-Nothing that was given is repeated in an error at length: base64 in place of a path may be megabytes.
+Errors show only the beginning of what was given: base64 in place of a path may have megabytes.
 """
 
 import os
@@ -19,9 +19,9 @@ _BASE64 = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk0", "Qk1", "SUkq", "TU0A
 
 
 def find_file(source: str | os.PathLike[Any]) -> Path:
-    """The path of one existing file; `~` is the home folder where no such file is there.
+    """Return the path of one existing file; `~` is the home folder unless such a file exists.
 
-    Raises FileNotFoundError for a missing file; ValueError for a folder, an empty path, or a text that is no
+    Raises MissingFileError for a missing file; DataError for a folder, an empty path, or a text that is no
     path: base64, an address, a caption.
     """
     given = os.fspath(source)
@@ -29,24 +29,24 @@ def find_file(source: str | os.PathLike[Any]) -> Path:
     if not text.strip():
         raise DataError(f"image path is empty, got {text!r}: give the path of a picture, or None for none")
     if len(text) > LONGEST_PATH or any(letter in text for letter in "\0\n\r"):
-        raise DataError(_no_path(text))
+        raise DataError(_describe_no_path(text))
     try:
         path = Path(text)
         if not path.exists() and text.startswith("~"):
             path = path.expanduser()
         there, is_file = path.exists(), path.is_file()
-    except (OSError, ValueError, RuntimeError) as error:  # a name that is too long, half of a surrogate pair
-        raise DataError(_no_path(text)) from error
+    except (OSError, ValueError, RuntimeError) as error:  # a name that is too long, a lone surrogate
+        raise DataError(_describe_no_path(text)) from error
     if not there:
         if len(text) > 40 and text.startswith(_BASE64):
-            raise DataError(_no_path(text))
+            raise DataError(_describe_no_path(text))
         raise MissingFileError(f"no such image: {_shorten(path)}: check the path and the image root")
     if not is_file:
         raise DataError(f"{_shorten(path)} is not a file: give the path of one picture")
     return path
 
 
-def _no_path(text: str) -> str:
+def _describe_no_path(text: str) -> str:
     return (
         f"image is a text of {len(text)} characters and no path: give base64 as "
         "'data:image/png;base64,…' or as bytes (base64.b64decode), anything else as the path of a picture"
@@ -54,17 +54,15 @@ def _no_path(text: str) -> str:
 
 
 def _shorten(path: Path) -> str:
-    text = str(path).encode("utf-8", "backslashreplace").decode("utf-8")  # terminals take no half of a pair
+    text = str(path).encode("utf-8", "backslashreplace").decode("utf-8")  # terminals take no lone surrogate
     return text if len(text) <= 300 else f"{text[:140]}…{text[-140:]}"
 
 
 def read_stream(stream: BinaryIO) -> bytes:
-    """All bytes of an open binary file or BytesIO, from its beginning; it stays open.
+    """Return all bytes of an open, seekable binary file from its beginning; it stays open.
 
-    It may be read more than once, so it must be seekable.
-
-    Raises TypeError for a file opened as text; ValueError for a closed one, one that cannot be rewound, or
-    more than MAX_BYTES.
+    Raises RequestTypeError for a file opened as text; DataError for a closed one, one that cannot be
+    rewound, or more than MAX_BYTES.
     """
     try:
         if not (hasattr(stream, "seekable") and stream.seekable()):
@@ -98,20 +96,19 @@ def _is_tensor(source: Any) -> bool:
 
 
 def from_array(source: Any) -> Image.Image:
-    """A uint8 array (height, width[, 1, 3 or 4]) or tensor (1, 3 or 4, height, width) as a PIL image.
+    """Convert a uint8 array (height, width[, 1, 3 or 4]) or tensor (1, 3 or 4, height, width) to a PIL image.
 
-    The fourth channel is how opaque a pixel is. Raises TypeError for another dtype,
-    ValueError for another shape.
+    The fourth channel is opacity. Raises RequestTypeError for another dtype, DataError for another shape.
     """
     tensor = _is_tensor(source)
     kind = "torch.Tensor" if tensor else "numpy.ndarray"
     dtype, shape = str(source.dtype).removeprefix("torch."), tuple(source.shape)
     if dtype != "uint8":
-        mend = "(x * 255).round()" if dtype.startswith(("float", "bfloat")) else "(x scaled to 0..255)"
-        mend += ".to(torch.uint8)" if tensor else ".astype('uint8')"
+        remedy = "(x * 255).round()" if dtype.startswith(("float", "bfloat")) else "(x scaled to 0..255)"
+        remedy += ".to(torch.uint8)" if tensor else ".astype('uint8')"
         raise RequestTypeError(
             f"image is a {kind} of {dtype}, which must be uint8: whether its values reach 1, 255 or 65535 is "
-            f"not known; give {mend}"
+            f"not known; give {remedy}"
         )
     wanted = "(height, width), (height, width, 3) or (height, width, 4)"
     if tensor:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from reverse.data.pictures.opening import look_for_images, open_image, resolve_image
+from reverse.data.pictures.opening import find_missing_images, open_image, resolve_image
 from reverse.data.records.published_set import Progress, read_manifest, records_path, scan_records
 from reverse.data.records.record_rules import find_faults
 from reverse.data.records.schema import IMAGE_TOKEN, pictures_of
@@ -232,7 +232,7 @@ def _check_pictures(
 ) -> dict[str, Any]:
     """Report which pictures are missing, which paths leave the root, and which files cannot be decoded."""
     images = counter.single_pictures
-    missing, refused = look_for_images(root, images)
+    missing, refused = find_missing_images(root, images)
     lost = {*missing, *refused}
     damaged = _find_damaged(root, [name for name in images if name not in lost], progress) if decode else {}
     reasons = refused | damaged

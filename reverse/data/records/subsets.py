@@ -1,16 +1,16 @@
-"""A seeded part of a set; of the tagged and the plain set, the same ids: one record of each for every id.
+"""Draw a seeded part of a set, or matching parts of the tagged and the plain set.
 
     subsample("reverse_1.3m", "tagged_100k.json", 100_000, seed=0,
               plain="llava_v1_5_mix665k.json", plain_out="plain_100k.json")
 
-Both parts have `n` records in the same order, record k of one with the id of record k of the other. Ids
-repeat in the published sets: one tagged record is drawn for each id, and goes with the plain record that asks
-the same questions, or, where none does, with the first of that id. A negative that is named after its record
+Matching parts have `n` records in the same order; record k of one has the id of record k of the other. Ids
+repeat in the published sets: one tagged record is drawn for each id and is matched with the plain record that
+asks the same questions or, if none does, with the first of that id. A negative that is named after its record
 (`X-neg`, of `reverse data negatives` and of scenes) counts as one of id X, unless the plain set has its own
-id too. The text of a record is not touched.
+id too. The text of a record does not change.
 
-Crash safety: parts are written under temporary names and renamed, then the manifests beside them; a stopped
-run leaves no part, and is run again.
+Crash safety: parts are written atomically, then the manifests beside them. A stopped run leaves no part and
+is run again.
 """
 
 import hashlib
@@ -44,17 +44,18 @@ def subsample(
     allow_missing: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Write `n` records drawn by `seed` to `out`, in the order of the file; returns the manifest.
+    """Write `n` records drawn by `seed` to `out`, in the order of the file; return the manifest.
 
     Args:
         path: an imported folder, a folder of scenes, or a JSON file; `plain` too.
         plain: the set without tags; `plain_out` gets its records of the same ids.
-        allow_missing: draw among the ids that both have, and count the others in the manifest.
-        progress: called with what is read of one file and the whole of it.
+        allow_missing: draw among the ids that both sets have, and count the others in the manifest.
+        progress: is called with what is read of a file, and the total.
 
     Raises:
-        ValueError: fewer than `n` records or ids, an output that exists, a record without id where ids are
-            matched, or (not with `allow_missing`) a tagged id that the plain set lacks.
+        DataError: fewer than `n` records or ids, an output that exists, a record without an id to match, or
+        (not
+            with `allow_missing`) a tagged id that the plain set lacks.
     """
     if n < 1:
         raise DataError(f"n must be at least 1, got {n}")
@@ -80,21 +81,21 @@ def subsample(
             chosen = [np.sort(rng.choice(len(tagged), n, replace=False))]
         else:
             sources.append(open_records(plain, progress))
-            first, second, facts = _match(sources[0], sources[1], n, rng, allow_missing, progress)
+            first, second, facts = _draw_matching(sources[0], sources[1], n, rng, allow_missing, progress)
             chosen = [first, second]
-        digests = _write(outputs, sources, chosen)
-        manifest = _manifest(sources, outputs, digests, n, seed, facts)
+        digests = _write_parts(outputs, sources, chosen)
+        manifest = _make_manifest(sources, outputs, digests, n, seed, facts)
         for name in outputs:
             write_json(manifest_path(name), manifest)
         return manifest
 
 
 def manifest_path(out: str | Path) -> Path:
-    """subset.json has its manifest in subset.manifest.json."""
+    """Return the path of a part's manifest: subset.json has subset.manifest.json."""
     return Path(out).with_suffix(".manifest.json")
 
 
-def _match(
+def _draw_matching(
     tagged: Records,
     plain: Records,
     n: int,
@@ -102,9 +103,9 @@ def _match(
     allow_missing: bool,
     progress: Progress | None,
 ) -> tuple[Ints, Ints, dict[str, Any]]:
-    """Indices of both, in the order of the tagged set, and what the manifest says of the matching."""
-    own_ids, of_records, questions = _keys(tagged, progress)
-    plain_ids, _, plain_questions = _keys(plain, progress)
+    """Return the indices drawn of both sets, in the order of the tagged one, and counts for the manifest."""
+    own_ids, of_records, questions = _hash_records(tagged, progress)
+    plain_ids, _, plain_questions = _hash_records(plain, progress)
     ids = np.where(np.isin(own_ids, plain_ids), own_ids, of_records)
     lost = np.flatnonzero(~np.isin(ids, plain_ids))
     facts = {
@@ -138,9 +139,11 @@ def _match(
     return first, np.array(second, dtype=np.int64), facts
 
 
-def _keys(records: Records, progress: Progress | None) -> tuple[Hashes, Hashes, Hashes]:
-    """Of each record 64 bits of its id, of its id without "-neg", and of its questions (in any order,
-    without `<image>`)."""
+def _hash_records(records: Records, progress: Progress | None) -> tuple[Hashes, Hashes, Hashes]:
+    """Return 64-bit hashes of each record's id, its id without "-neg", and its questions.
+
+    Questions are hashed in any order and without `<image>`.
+    """
     ids, of_records, questions = (np.empty(len(records), dtype=np.uint64) for _ in range(3))
     for k, item in enumerate(records.scan(progress)):
         name = id_text(item.value)
@@ -158,8 +161,8 @@ def _hash(text: str) -> int:
     return int.from_bytes(digest, "little")
 
 
-def _write(outputs: list[Path], sources: list[Records], chosen: list[Ints]) -> list[str]:
-    """The parts, whole or not at all; their hashes."""
+def _write_parts(outputs: list[Path], sources: list[Records], chosen: list[Ints]) -> list[str]:
+    """Write the parts, all or none; return their SHA-256."""
     digests = []
     with ExitStack() as stack:
         streams = [stack.enter_context(atomic_write(name)) for name in outputs]
@@ -182,20 +185,20 @@ def _write_list(stream: BinaryIO, texts: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def _manifest(
+def _make_manifest(
     sources: list[Records], outputs: list[Path], digests: list[str], n: int, seed: int, facts: dict[str, Any]
 ) -> dict[str, Any]:
     from reverse import __version__
 
     parts = [
-        {"file": name.name, "sha256": digest, "source": _source(records)}
+        {"file": name.name, "sha256": digest, "source": _describe_source(records)}
         for name, digest, records in zip(outputs, digests, sources, strict=True)
     ]
     versions = {"reverse": __version__, "numpy": np.__version__}
     return {"kind": KIND, "format": 1, "n": n, "seed": seed, "parts": parts} | facts | {"versions": versions}
 
 
-def _source(records: Records) -> dict[str, Any]:
+def _describe_source(records: Records) -> dict[str, Any]:
     if isinstance(records, ImportedRecords):
         source = records.manifest["source"]
         return {"name": source["name"], "sha256": source["sha256"], "records": len(records)}

@@ -1,11 +1,11 @@
-"""Records with their pictures, in the terminal or as one HTML page that needs nothing else.
+"""Show records with their pictures, in the terminal or as one HTML page that needs no other file.
 
     records = open_records("scenes/test")
-    show(Console(), records, choose(records, n=3), images="scenes/test")
-    write_page("look.html", records, choose(records, n=50), images="scenes/test")
+    show_records(Console(), records, choose_records(records, n=3), images="scenes/test")
+    write_page("look.html", records, choose_records(records, n=50), images="scenes/test")
 
-What is shown was written by others: text is escaped for HTML and rid of control characters for the terminal,
-pictures are opened under their root alone, checked for size, and made small.
+Others wrote what is shown: text is escaped for HTML and loses its control characters for the terminal;
+pictures are opened under their root only, checked for size and scaled down.
 """
 
 import base64
@@ -29,9 +29,9 @@ from reverse.files.atomic_write import atomic_write
 from reverse.files.cell_values import describe
 from reverse.tokens.spans import find_problems, parse_tags
 
-SIDE = 384  # pixels of a picture on the page, at most
-COLUMNS = 40  # of a picture in the terminal; a character shows two pixels, one over the other
-MOST = 1000  # records of a page: 20 MB
+PAGE_SIDE = 384  # largest side of a picture on the page, in pixels
+TERMINAL_COLUMNS = 40  # of a picture; a character shows two pixels, one above the other
+MAX_PAGE = 1000  # records of a page, which then has 20 MB
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
 _STYLE = """
@@ -46,12 +46,12 @@ dark) { body { background: #181818; color: #ddd; } }
 """
 
 
-def choose(
+def choose_records(
     records: Records, *, index: int | None = None, name: str | None = None, n: int = 1, seed: int = 0
 ) -> list[int]:
-    """Which records to show: number `index` and the n - 1 after it, those with the id `name`, or n at random.
+    """Choose record `index` and the n - 1 after it, those with the id `name`, or n at random; return indices.
 
-    Raises ValueError for an index or id that is not there.
+    Raises DataError for an index or id that does not exist.
     """
     if n < 1:
         raise DataError(f"n must be at least 1, got {n}")
@@ -69,29 +69,32 @@ def choose(
     return sorted(random.Random(seed).sample(range(len(records)), min(n, len(records))))
 
 
-def show(console: Console, records: Records, indices: Sequence[int], images: str | Path | None) -> None:
-    """Print records: phrases closed by `</CN>` green, by `</UN>` red, and what is malformed as it stands."""
+def show_records(
+    console: Console, records: Records, indices: Sequence[int], images: str | Path | None
+) -> None:
+    """Print records: phrases closed by `</CN>` in green, by `</UN>` in red, malformed text as it stands."""
     for index in indices:
         record = records[index]
-        console.rule(Text(_safe(f"record {index} · id {describe(record.get('id'), 80)}"), style="bold"))
+        title = f"record {index} · id {describe(record.get('id'), 80)}"
+        console.rule(Text(_clean(title), style="bold"))
         for name in pictures_of(record):
-            picture, problem = _picture(images, name)
+            picture, problem = _open_small(images, name)
             if picture is not None and console.color_system in ("256", "truecolor"):
-                console.print(_blocks(picture))
-            console.print(Text(_safe(name), style="dim"), soft_wrap=True)
+                console.print(_draw_blocks(picture))
+            console.print(Text(_clean(name), style="dim"), soft_wrap=True)
             if problem:
-                console.print(Text(_safe(problem), style="yellow"), soft_wrap=True)
+                console.print(Text(_clean(problem), style="yellow"), soft_wrap=True)
         for turn in record["conversations"]:
             if turn["from"] == "human":
-                console.print(Text(f"\n{_safe(turn['value'])}", style="bold"), soft_wrap=True)
+                console.print(Text(f"\n{_clean(turn['value'])}", style="bold"), soft_wrap=True)
                 continue
             said = Text()
             coloured = console.color_system is not None  # else the tags themselves say it
-            for text, kind in _pieces(turn["value"]) if coloured else [(turn["value"], "")]:
-                said.append(_safe(text), {"cn": "green", "un": "red underline"}.get(kind, ""))
+            for text, kind in _split_phrases(turn["value"]) if coloured else [(turn["value"], "")]:
+                said.append(_clean(text), {"cn": "green", "un": "red underline"}.get(kind, ""))
             console.print(said, soft_wrap=True)
-            if about := _about(turn):
-                console.print(Text(_safe(about), style="dim"), soft_wrap=True)
+            if about := _describe_answer(turn):
+                console.print(Text(_clean(about), style="dim"), soft_wrap=True)
             for wrong in find_problems(turn["value"]):
                 console.print(Text(wrong.message, style="yellow"), soft_wrap=True)
 
@@ -103,21 +106,21 @@ def write_page(
     images: str | Path | None,
     title: str = "records",
 ) -> None:
-    """Write records as one HTML page, pictures inside it as JPEG; at most 1,000 of them (ValueError)."""
-    if len(indices) > MOST:
-        raise DataError(f"a page shows at most {MOST} records, got {len(indices)}: ask for fewer")
+    """Write at most 1,000 records as one HTML page that contains their pictures as JPEG."""
+    if len(indices) > MAX_PAGE:
+        raise DataError(f"a page shows at most {MAX_PAGE} records, got {len(indices)}: ask for fewer")
     out = Path(out)
     if out.suffix.lower() not in (".html", ".htm"):  # it replaces what is there: no set of records may be
         raise DataError(f"a page's name ends in .html, got {out.name!r}")
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(out) as stream:
-        stream.write(_head(title, len(indices)).encode("utf-8"))
+        stream.write(_make_head(title, len(indices)).encode("utf-8"))
         for index in indices:
-            stream.write(_article(index, records[index], images).encode("utf-8", "replace"))
+            stream.write(_make_article(index, records[index], images).encode("utf-8", "replace"))
         stream.write(b"</body></html>\n")
 
 
-def _head(title: str, count: int) -> str:
+def _make_head(title: str, count: int) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         # Nothing in a record may load or run anything, should one ever get through.
@@ -130,12 +133,12 @@ def _head(title: str, count: int) -> str:
     )
 
 
-def _article(index: int, record: dict[str, Any], images: str | Path | None) -> str:
+def _make_article(index: int, record: dict[str, Any], images: str | Path | None) -> str:
     lines = [f'<article id="r{index}"><figure>']
     for name in pictures_of(record):
-        picture, problem = _picture(images, name)
+        picture, problem = _open_small(images, name)
         if picture is not None:
-            lines.append(f'<img alt="" src="data:image/jpeg;base64,{_jpeg(picture)}">')
+            lines.append(f'<img alt="" src="data:image/jpeg;base64,{_encode_jpeg(picture)}">')
         lines.append(f"<figcaption>{_escape(name)}</figcaption>")
         if problem:
             lines.append(f'<p class="wrong">{_escape(problem)}</p>')
@@ -148,16 +151,16 @@ def _article(index: int, record: dict[str, Any], images: str | Path | None) -> s
             continue
         marked = "".join(
             f'<mark class="{kind}">{_escape(text)}</mark>' if kind else _escape(text)
-            for text, kind in _pieces(turn["value"])
+            for text, kind in _split_phrases(turn["value"])
         )
-        about = _about(turn)
+        about = _describe_answer(turn)
         lines.append(f"<p>{marked}" + (f"<br><small>{_escape(about)}</small>" if about else "") + "</p>")
         lines += [f'<p class="wrong">{_escape(wrong.message)}</p>' for wrong in find_problems(turn["value"])]
     return "\n".join([*lines, "</div></article>\n"])
 
 
-def _pieces(tagged: str) -> Iterator[tuple[str, str]]:
-    """The text in pieces, each with its phrase's kind ("cn", "un") or ""; malformed text as it stands."""
+def _split_phrases(tagged: str) -> Iterator[tuple[str, str]]:
+    """Yield the text in pieces, each with its phrase's kind ("cn", "un") or ""; malformed text as one."""
     if find_problems(tagged):
         yield tagged, ""
         return
@@ -170,33 +173,33 @@ def _pieces(tagged: str) -> Iterator[tuple[str, str]]:
     yield parsed.text[at:], ""
 
 
-def _about(turn: dict[str, Any]) -> str:
+def _describe_answer(turn: dict[str, Any]) -> str:
     kind, hint = turn.get("A_type"), turn.get("hint")
     return " · ".join(part for part in (kind, f"hint: {hint}" if hint else None) if part)
 
 
-def _picture(root: str | Path | None, image: str) -> tuple[Image.Image | None, str]:
-    """The picture, small, or what is wrong with it."""
+def _open_small(root: str | Path | None, image: str) -> tuple[Image.Image | None, str]:
+    """Open a picture and scale it down; return it, or None and what is wrong with it."""
     if root is None:
         return None, "pictures are not shown: say with --images what their paths are relative to"
     try:
         picture = open_image(resolve_image(root, image))
     except (ValueError, OSError) as error:
         return None, str(error)
-    picture.thumbnail((SIDE, SIDE))
+    picture.thumbnail((PAGE_SIDE, PAGE_SIDE))
     return picture, ""
 
 
-def _jpeg(picture: Image.Image) -> str:
+def _encode_jpeg(picture: Image.Image) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=80)
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _blocks(picture: Image.Image) -> Text:
-    """The picture as characters whose upper half is one pixel and whose ground the one below it."""
-    height = max(2, round(COLUMNS * picture.height / picture.width / 2) * 2)
-    small = picture.resize((COLUMNS, min(height, 2 * COLUMNS)))
+def _draw_blocks(picture: Image.Image) -> Text:
+    """Draw a picture with characters: the upper half is one pixel, the background the one below it."""
+    height = max(2, round(TERMINAL_COLUMNS * picture.height / picture.width / 2) * 2)
+    small = picture.resize((TERMINAL_COLUMNS, min(height, 2 * TERMINAL_COLUMNS)))
     text = Text()
     for y in range(0, small.height - 1, 2):
         for x in range(small.width):
@@ -210,9 +213,9 @@ def _rgb(pixel: Any) -> str:
     return ",".join(str(value) for value in pixel)
 
 
-def _safe(text: str) -> str:
+def _clean(text: str) -> str:
     return _CONTROL.sub("\ufffd", text)
 
 
 def _escape(text: str) -> str:
-    return html.escape(_safe(text), quote=True)
+    return html.escape(_clean(text), quote=True)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from reverse.data.pictures.opening import image_size, look_for_images, resolve_image
+from reverse.data.pictures.opening import find_missing_images, read_image_size, resolve_image
 from reverse.data.records.record_rules import find_faults, has_unusual_keys
 from reverse.data.records.schema import picture_of, pictures_of
 from reverse.tokens.spans import SPAN
@@ -90,7 +90,7 @@ def inspect_records(
         if len(long) >= BATCH:
             tokenise_long()
     tokenise_long()
-    missing, refused = look_for_images(dataset.image_root, places)
+    missing, refused = find_missing_images(dataset.image_root, places)
     lost = {name: f"no such picture: {dataset.image_root / name}" for name in missing} | refused
     why = {places[name]: reason for name, reason in lost.items()}
     for k in np.flatnonzero(np.isin(pictures, list(why))).tolist() if why else []:
@@ -200,7 +200,7 @@ class FastRecordCheck:
         return self.encoder.row(turns, [self._picture_ids(image) for image in images])
 
     def _count_picture_ids(self, image: str) -> int:
-        return self.dataset.pictures.count(*image_size(resolve_image(self.dataset.image_root, image)))
+        return self.dataset.pictures.count(*read_image_size(resolve_image(self.dataset.image_root, image)))
 
 
 def _bound_ids(text: str) -> int:
