@@ -97,15 +97,15 @@ def import_(folder: Path) -> int:
 
 
 def check(folder: Path) -> int:
-    from reverse.data.records.set_check import check
+    from reverse.data.records.set_check import check_set
 
-    return check(folder / "imported").counts["records"]
+    return check_set(folder / "imported").counts["records"]
 
 
 def check_json(folder: Path) -> int:
-    from reverse.data.records.set_check import check
+    from reverse.data.records.set_check import check_set
 
-    return check(folder / "reverse_ft.json").counts["records"]
+    return check_set(folder / "reverse_ft.json").counts["records"]
 
 
 def subsample(folder: Path) -> int:

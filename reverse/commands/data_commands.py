@@ -1,6 +1,7 @@
-"""`reverse data import`, `check`, `subsample`, `view`: sets of records read, judged, divided, seen."""
+"""`reverse data import`, `check`, `subsample` and `view`: commands for sets of records."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,8 +13,8 @@ from rich.text import Text
 from reverse.errors import RequestError
 from reverse.progress import show_progress
 
-SET = "Imported set, folder of scenes, JSON list or JSONL."
-IMAGES = "Folder that the pictures' paths are relative to; that of scenes is known."
+SET = "Imported set, folder of scenes, JSON list or JSON lines."
+IMAGES = "Folder that the pictures' paths are relative to. Not needed for a folder of scenes."
 
 
 def register(data: typer.Typer) -> None:
@@ -25,13 +26,13 @@ def register(data: typer.Typer) -> None:
 
 
 def import_(
-    file: Annotated[Path, typer.Argument(help="JSON list or JSONL of records, of any size.")],
-    out: Annotated[Path, typer.Argument(help="Folder to write; a stopped import goes on where it was.")],
+    file: Annotated[Path, typer.Argument(help="JSON list or JSON lines of records, of any size.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write. A stopped import continues.")],
     skip_corrupt: Annotated[
-        bool, typer.Option("--skip-corrupt", help="Leave out what is no record, and list it.")
+        bool, typer.Option("--skip-corrupt", help="Leave out what is broken or no record, and list it.")
     ] = False,
 ) -> None:
-    """Read a file of records once into Arrow files that training maps."""
+    """Import a file of records into Arrow files, which open at once and need little memory."""
     from reverse.data.records.importer import import_records
 
     with show_progress("bytes read") as progress:
@@ -50,18 +51,18 @@ def check(
     file: Annotated[Path, typer.Argument(help=SET)],
     images: Annotated[Path | None, typer.Option(help=IMAGES)] = None,
     tokenizer: Annotated[
-        str | None, typer.Option(help="Checkpoint folder, hub id or bundled name: counts tokens.")
+        str | None, typer.Option(help="Checkpoint folder, hub id or bundled name, to count tokens.")
     ] = None,
-    token_sample: Annotated[int, typer.Option(help="Records whose tokens are counted.")] = 20_000,
-    seed: Annotated[int, typer.Option(help="Of that sample.")] = 0,
+    token_sample: Annotated[int, typer.Option(help="Number of records whose tokens are counted.")] = 20_000,
+    seed: Annotated[int, typer.Option(help="Random seed of that sample.")] = 0,
     decode: Annotated[
-        bool, typer.Option(help="Decode every picture as training does, not only look for it.")
+        bool, typer.Option(help="Decode every picture as training does; otherwise check only that it exists.")
     ] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Say what a set holds and what is wrong with it; exit code 1 when something is."""
+    """Report what a set holds and what is wrong with it; the exit code is 1 if something is wrong."""
     from reverse.data.records.published_set import records_path
-    from reverse.data.records.set_check import check as check_records
+    from reverse.data.records.set_check import check_set
 
     records_path(file)  # its error comes before the tokenizer is loaded
     reader = None
@@ -70,7 +71,7 @@ def check(
 
         reader = load_tokenizer(tokenizer)
     with show_progress("checked") as progress:
-        report = check_records(
+        report = check_set(
             file, images=images, tokenizer=reader, token_sample=token_sample, seed=seed, decode=decode,
             progress=progress,
         )  # fmt: skip
@@ -85,19 +86,20 @@ def check(
 def subsample(
     file: Annotated[Path, typer.Argument(help=SET)],
     out: Annotated[Path, typer.Argument(help="JSON file to write.")],
-    n: Annotated[int, typer.Option("--n", help="How many records.")] = 100_000,
-    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+    n: Annotated[int, typer.Option("--n", help="Number of records.")] = 100_000,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     plain: Annotated[
         tuple[Path, Path] | None,
         typer.Option(
-            metavar="PLAIN PLAINOUT", help="The set without tags, and a file for the same ids of it."
+            metavar="PLAIN PLAINOUT",
+            help="The set without tags, and the file for its records of the same ids.",
         ),
     ] = None,
     allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Pass over ids that the plain set lacks.")
+        bool, typer.Option("--allow-missing", help="Leave out ids that the plain set lacks.")
     ] = False,
 ) -> None:
-    """Draw records by a seed; with --plain the same ids of both sets, in the same order."""
+    """Draw records at random; with --plain the same ids of both sets, in the same order."""
     from reverse.data.records.subsets import subsample as draw
 
     source, target = plain or (None, None)
@@ -120,14 +122,16 @@ def subsample(
 
 def view(
     file: Annotated[Path, typer.Argument(help=SET)],
-    index: Annotated[int | None, typer.Option(help="Number of the first record, from 0.")] = None,
-    name: Annotated[str | None, typer.Option("--id", help="Records with this id.")] = None,
-    n: Annotated[int, typer.Option("--n", help="How many records.")] = 3,
-    seed: Annotated[int, typer.Option(help="Of the draw, without --index and --id.")] = 0,
+    index: Annotated[int | None, typer.Option(help="Number of the first record to show, from 0.")] = None,
+    name: Annotated[str | None, typer.Option("--id", help="Id of the records to show.")] = None,
+    n: Annotated[int, typer.Option("--n", help="Number of records.")] = 3,
+    seed: Annotated[int, typer.Option(help="Random seed, if neither --index nor --id is given.")] = 0,
     images: Annotated[Path | None, typer.Option(help=IMAGES)] = None,
-    html: Annotated[Path | None, typer.Option(help="Write one page with the pictures in it instead.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write one HTML page with the pictures in it instead.")
+    ] = None,
 ) -> None:
-    """Show records with their pictures, phrases coloured."""
+    """Show records with their pictures; phrases are coloured."""
     from reverse.data.records.published_set import open_records, records_path
     from reverse.data.records.viewer import choose_records, show_records, write_page
 
@@ -146,8 +150,8 @@ def view(
 
 
 def _print_report(console: Console, report: Any) -> None:
-    console.print(_table("by source", "source", report.sources, report.counts))
-    console.print(_table("by answer type", "A_type", report.types, report.counts))
+    console.print(_make_table("by source", "source", report.sources, report.counts))
+    console.print(_make_table("by answer type", "A_type", report.types, report.counts))
     lines = [("records", f"{report.counts['records']:,}")]
     if report.counts.get("left_out"):
         lines.append(("left out", f"{report.counts['left_out']:,} when the set was imported"))
@@ -162,39 +166,36 @@ def _print_report(console: Console, report: Any) -> None:
         lines.append(("pictures", f"{report.pictures['different']:,} under {report.pictures['root']}"))
     for label, text in lines:
         console.print(Text.assemble((f"{label:<10}", "bold"), text), soft_wrap=True)
-    _print_problems(console, report)
-    good = report.ok
-    console.print(Text("nothing is wrong" if good else "something is wrong", "green" if good else "red"))
+    for style, text in _describe_problems(report):
+        console.print(Text(text, style), soft_wrap=not style)
+    verdict = ("nothing is wrong", "green") if report.ok else ("something is wrong", "red")
+    console.print(Text(*verdict))
 
 
-def _print_problems(console: Console, report: Any) -> None:
+def _describe_problems(report: Any) -> Iterator[tuple[str, str]]:
+    """Yield lines with their styles: a headline for each kind of problem, and its examples."""
     from reverse.data.records.set_check import UNUSABLE
 
     if report.counts["broken"]:
-        console.print(Text(f"broken records: {report.counts['broken']:,}", "red"))
+        yield "red", f"broken records: {report.counts['broken']:,}"
         for broken in report.broken:
-            console.print(Text(f"  {broken['where']}: {broken['reason']}"), soft_wrap=True)
+            yield "", f"  {broken['where']}: {broken['reason']}"
     for among, style in ((report.malformed, "red"), (report.notes, "yellow")):
         for kind, seen in sorted(among.items()):
-            console.print(Text(f"{kind.replace('_', ' ')}: {seen['count']:,}", style))
-            for example in seen["examples"]:
-                where = f"  record {example['index']}, id {example['id']!r}, turn {example['turn']}"
-                console.print(Text(f"{where}: {example['text']!r}"), soft_wrap=True)
-    for kind in UNUSABLE if report.pictures else ():
-        if report.pictures[kind]:
-            console.print(
-                Text(
-                    f"{kind} pictures: {report.pictures[kind]:,}, "
-                    f"in {report.pictures[f'{kind}_records']:,} records",
-                    "red",
-                )
-            )
-            for example in report.pictures[f"{kind}_examples"]:
-                why = f": {example['reason']}" if "reason" in example else ""
-                console.print(Text(f"  record {example['index']}: {example['image']!r}{why}"), soft_wrap=True)
+            yield style, f"{kind.replace('_', ' ')}: {seen['count']:,}"
+            for each in seen["examples"]:
+                where = f"record {each['index']}, id {each['id']!r}, turn {each['turn']}"
+                yield "", f"  {where}: {each['text']!r}"
+    pictures = report.pictures or {}
+    for kind in UNUSABLE:
+        if pictures.get(kind):
+            yield "red", f"{kind} pictures: {pictures[kind]:,}, in {pictures[f'{kind}_records']:,} records"
+            for each in pictures[f"{kind}_examples"]:
+                reason = f": {each['reason']}" if "reason" in each else ""
+                yield "", f"  record {each['index']}: {each['image']!r}{reason}"
 
 
-def _table(title: str, first: str, rows: dict[str, dict[str, int]], totals: dict[str, int]) -> Table:
+def _make_table(title: str, first: str, rows: dict[str, dict[str, int]], totals: dict[str, int]) -> Table:
     from reverse.data.records.set_check import COLUMNS
 
     headings = {"confident": "</CN>", "unconfident": "</UN>"}

@@ -1,102 +1,120 @@
-"""`reverse data tag` and `reverse data negatives`: plain instruct data in, training data out.
+"""`reverse data tag` and `reverse data negatives`: make training data from plain instruct data.
 
     reverse data tag llava.json tagged.json
     reverse data negatives tagged.json train.json
 
-Both may be stopped at any moment and started again: see `reverse.files.resumable_parts`.
+Both may be stopped at any moment and started again (`reverse.files.resumable_parts`).
 """
+
+from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
+from reverse.commands.option_classes import make_command
 from reverse.errors import RequestError
-from reverse.progress import ProgressCallback, show_progress
+from reverse.progress import show_progress
 
-FORMAT = 2  # of what is written: a part of another is not gone on with
+if TYPE_CHECKING:
+    from reverse.endpoints.client import Endpoint
+    from reverse.files.resumable_parts import PartFile
+
+FORMAT = 2  # of the output; a part of another format is not continued
+OUT_HELP = "File to write, .json or .jsonl. A stopped run continues."
+Limit = Annotated[int | None, typer.Option(min=1, help="Read only the first records, as many as given.")]
 
 
 def register(data: typer.Typer) -> None:
     """Add the commands to the group `reverse data`."""
     data.command("tag")(tag)
-    data.command("negatives")(negatives)
+    data.command("negatives")(make_command(negatives, NegativesOptions))
 
 
 def tag(
     source: Annotated[
-        Path, typer.Argument(metavar="IN", help="Instruct records, a JSON list or JSON lines.")
+        Path, typer.Argument(metavar="IN", help="Instruct records: a JSON list or JSON lines.")
     ],
-    out: Annotated[Path, typer.Argument(help="File to write: .json or .jsonl; a stopped run goes on.")],
-    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
-    batch: Annotated[int, typer.Option(min=1, help="Records worked on at a time.")] = 128,
-    seed: Annotated[int, typer.Option(help="Kept in the manifest; tagging draws nothing.")] = 0,
-    limit: Annotated[int | None, typer.Option(min=1, help="The first so many records.")] = None,
+    out: Annotated[Path, typer.Argument(help=OUT_HELP)],
+    workers: Annotated[int, typer.Option(min=1, help="Number of processes.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Records that are tagged at a time.")] = 128,
+    seed: Annotated[int, typer.Option(help="Kept in the manifest; tagging draws nothing at random.")] = 0,
+    limit: Limit = None,
 ) -> None:
     """Mark the key phrases of plain instruct data: <SPAN>a dog</CN>."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process each; more threads only fight
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes use all cores; more threads slow them down
     from reverse.data.tagging.tagger import SPACY_MODEL, tag_records
 
-    with _pass(source, out, {"command": "tag", "model": SPACY_MODEL, "seed": seed, "limit": limit}) as (
-        part,
-        records,
-    ):
-        if part is not None:
+    plan = {"command": "tag", "model": SPACY_MODEL, "seed": seed, "limit": limit}
+    with _open_pass(source, out, plan) as (part, records):
+        if part.manifest is None:
             with show_progress("records tagged") as progress:
                 for record, counts in tag_records(records, workers=workers, batch=batch):
                     part.write([record], counts)
                     progress(part.done)
-            part.finish()
-    counts = _manifest(out)["counts"]
+        counts = part.finish()["counts"]
     typer.echo(
         f"{out}: {counts.get('answers', 0)} answers with {counts.get('phrases', 0)} phrases; "
         f"{counts.get('without_phrase', 0)} without, {counts.get('already_tagged', 0)} tagged before"
     )
 
 
-def negatives(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="Tagged records, as `data tag` writes them.")],
-    out: Annotated[Path, typer.Argument(help="File to write: .json or .jsonl; a stopped run goes on.")],
-    by: Annotated[
-        str, typer.Option(help="lexicon: offline; llm: by the model at REVERSE_LLM_BASE_URL.")
-    ] = "lexicon",
-    seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
-    limit: Annotated[int | None, typer.Option(min=1, help="The first so many records.")] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 16,
-    price_in: Annotated[float, typer.Option(min=0, help="Money a million tokens read.")] = 0.0,
-    price_out: Annotated[float, typer.Option(min=0, help="Money a million tokens written.")] = 0.0,
-    cache: Annotated[Path | None, typer.Option(help="Replies of the model; else OUT.replies.jsonl.")] = None,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds of one request.")] = 120.0,
-) -> None:
-    """Make one negative for every right answer: one phrase wrong, closed by </UN>."""
-    if by not in ("lexicon", "llm"):
-        raise RequestError(f"--by must be lexicon or llm, got {by!r}")
-    plan: dict[str, Any] = {"command": "negatives", "by": by, "seed": seed, "limit": limit}
-    if by == "lexicon":
-        _by_lexicon(source, out, plan)
-    else:
+@dataclass(frozen=True)
+class NegativesOptions:
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="Tagged records, as `reverse data tag` writes them.")
+    ]
+    out: Annotated[Path, typer.Argument(help=OUT_HELP)]
+    by: Annotated[str, typer.Option(help="lexicon: offline. llm: by the model at REVERSE_LLM_BASE_URL.")] = (
+        "lexicon"
+    )
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0
+    limit: Limit = None
+    concurrency: Annotated[int, typer.Option(min=1, help="Largest number of requests at a time.")] = 16
+    price_in: Annotated[float, typer.Option(min=0, help="Price of a million tokens read.")] = 0.0
+    price_out: Annotated[float, typer.Option(min=0, help="Price of a million tokens written.")] = 0.0
+    cache: Annotated[
+        Path | None, typer.Option(help="File for the model's replies. Default: OUT.replies.jsonl.")
+    ] = None
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds that one request may take.")] = 120.0
+
+
+def negatives(options: NegativesOptions) -> None:
+    """Make one negative for each right answer: one phrase is wrong and closed by </UN>."""
+    source, out = options.source, options.out
+    if options.by not in ("lexicon", "llm"):
+        raise RequestError(f"--by must be lexicon or llm, got {options.by!r}")
+    plan = {"command": "negatives", "by": options.by, "seed": options.seed, "limit": options.limit}
+    endpoint = None
+    if options.by == "llm":
         from reverse.data.negatives.negative_prompt import VERSION
         from reverse.endpoints.client import Endpoint
 
-        endpoint = Endpoint.from_environment(timeout=timeout)
+        endpoint = Endpoint.from_environment(timeout=options.timeout)
         plan |= {"model": endpoint.model, "address": endpoint.shown_url, "prompt": VERSION}
-        prices = (price_in, price_out)
-        replies = cache or out.with_name(out.name + ".replies.jsonl")
-        _by_model(source, out, plan, endpoint, concurrency, prices, replies)
-    counts = _manifest(out)["counts"]
+    with _open_pass(source, out, plan) as (part, records):
+        if part.manifest is None:
+            pairs = _find_pairs(source, options.limit)
+            if endpoint is None:
+                _make_by_lexicon(part, records, pairs, options.seed)
+            else:
+                asyncio.run(_make_by_model(part, records, pairs, endpoint, options))
+        counts = part.finish()["counts"]
     made = counts.get("negative_answers", 0)
     without = sum(many for key, many in counts.items() if key.startswith("without_negative."))
     typer.echo(
         f"{out}: {counts.get('positive_answers', 0)} right answers, {made} wrong ones; {without} got none"
     )
     if without:
-        typer.echo(f"{out}.failures.jsonl: which and why")
+        typer.echo(f"{out}.failures.jsonl lists the answers without a negative and the reasons")
     before = counts.get("without_negative.negative_already", 0)
     if before:
         typer.echo(
@@ -109,73 +127,69 @@ def negatives(
         if before:
             typer.echo(f"no negative was made: {source} holds them already, and may be trained on", err=True)
             raise typer.Exit(1)
-    if by == "llm":
-        typer.echo(_cost(counts, (price_in, price_out)))
+    if options.by == "llm":
+        typer.echo(_describe_cost(counts, options))
 
 
-def _by_lexicon(source: Path, out: Path, plan: dict[str, Any]) -> None:
+def _make_by_lexicon(
+    part: PartFile, records: Iterator[dict[str, Any]], pairs: frozenset[int], seed: int
+) -> None:
     from reverse.data.negatives import make_lexicon_negatives
 
-    with _pass(source, out, plan) as (part, records):
-        if part is None:
-            return
-        with show_progress("records") as progress:
-            pairs = _pairs(source, plan["limit"])
-            for made, counts, failures in make_lexicon_negatives(records, plan["seed"], pairs):
-                part.write(made, counts, _placed(failures, part.done))
-                progress(part.done)
-        part.finish()
+    with show_progress("records") as progress:
+        for made, counts, failures in make_lexicon_negatives(records, seed, pairs):
+            part.write(made, counts, _number_failures(failures, part.done))
+            progress(part.done)
 
 
-def _by_model(
-    source: Path, out: Path, plan: dict[str, Any], endpoint: Any, concurrency: int, prices: Any, replies: Path
+async def _make_by_model(
+    part: PartFile,
+    records: Iterator[dict[str, Any]],
+    pairs: frozenset[int],
+    endpoint: Endpoint,
+    options: NegativesOptions,
 ) -> None:
     from reverse.data.negatives.llm_negatives import request_negatives
     from reverse.endpoints.client import ChatClient
     from reverse.endpoints.reply_cache import ReplyCache
 
-    async def run(part: Any, records: Iterator[dict[str, Any]], progress: ProgressCallback) -> None:
-        cache = ReplyCache(replies)
-        client = ChatClient(endpoint, cache, concurrency)
-        total = part.counts()
-        try:
-            async for made, counts, failures in request_negatives(
-                records, client, plan["seed"], concurrency, pairs=_pairs(source, plan["limit"])
-            ):
-                part.write(made, counts, _placed(failures, part.done))
-                total.update(counts)
-                progress(part.done, None, _cost(total, prices))
-        finally:
-            await client.aclose()
-            cache.close()
-
-    with _pass(source, out, plan) as (part, records):
-        if part is None:
-            return
+    out, total = options.out, part.counts()
+    cache = ReplyCache(options.cache or out.with_name(out.name + ".replies.jsonl"))
+    client = ChatClient(endpoint, cache, options.concurrency)
+    try:
         with show_progress("records") as progress:
-            asyncio.run(run(part, records, progress))
-        part.finish()
+            async for made, counts, failures in request_negatives(
+                records, client, options.seed, options.concurrency, pairs=pairs
+            ):
+                part.write(made, counts, _number_failures(failures, part.done))
+                total.update(counts)
+                progress(part.done, None, _describe_cost(total, options))
+    finally:
+        await client.aclose()
+        cache.close()
 
 
-def _pairs(source: Path, limit: int | None) -> frozenset[int]:
-    """What tells the records that are paired already; the set is read through once for it."""
+def _find_pairs(source: Path, limit: int | None) -> frozenset[int]:
+    """Read the set once to find the records that are paired with their negatives already."""
     from reverse.data.negatives import find_pairs
     from reverse.data.records.published_set import scan_records
     from reverse.files.json_scanning import Item
 
-    # What is broken is reported when its turn comes: what stands before it is made and kept.
+    # Broken records are reported later, in their turn, so that what stands before them is made and kept.
     records = (item.value for item in scan_records(source) if isinstance(item, Item))
     return find_pairs(islice(records, limit))
 
 
-def _placed(failures: list[dict[str, Any]], number: int) -> list[dict[str, Any]]:
-    """Failures with the number of their record in the input, where no id says which it is."""
+def _number_failures(failures: list[dict[str, Any]], number: int) -> list[dict[str, Any]]:
+    """Add the number of the input record to failures of a record without an id."""
     return [line if line["id"] is not None else line | {"record": number} for line in failures]
 
 
 @contextmanager
-def _pass(source: Path, out: Path, plan: dict[str, Any]) -> Iterator[tuple[Any, Iterator[dict[str, Any]]]]:
-    """The part to write to (None: all is done) and the records that are left."""
+def _open_pass(
+    source: Path, out: Path, plan: Mapping[str, Any]
+) -> Iterator[tuple[PartFile, Iterator[dict[str, Any]]]]:
+    """Yield the part to write to, and the records that are left to read."""
     from reverse.data.records.published_set import read_records, records_path
     from reverse.files.atomic_write import sha256
     from reverse.files.resumable_parts import PartFile
@@ -184,31 +198,22 @@ def _pass(source: Path, out: Path, plan: dict[str, Any]) -> Iterator[tuple[Any, 
     path = path / "manifest.json" if path.is_dir() else path
     if source.resolve() == out.resolve():
         raise RequestError(f"{out} is the input: name another file to write")
-    plan = {"format": FORMAT, **plan, "input": source.name, "input_sha256": sha256(path)}
-    with PartFile(out, plan) as part:
-        if part.manifest is not None:
-            yield None, iter(())
-            return
+    full_plan = {"format": FORMAT, **plan, "input": source.name, "input_sha256": sha256(path)}
+    with PartFile(out, full_plan) as part:
         if part.done:
-            Console(stderr=True).print(f"going on after {part.done} records", style="dim")
+            Console(stderr=True).print(f"continuing after {part.done} records", style="dim")
         try:
             yield part, islice(read_records(source), part.done, plan["limit"])
         except KeyboardInterrupt:
-            Console(stderr=True).print(f"stopped after {part.done} records; the same command goes on")
+            Console(stderr=True).print(
+                f"stopped after {part.done} records; the same command continues from there"
+            )
             raise
-        except ImportError as error:  # an extra that is not installed: one line, as for other refusals
-            raise RequestError(str(error)) from error
 
 
-def _manifest(out: Path) -> dict[str, Any]:
-    import json
-
-    return json.loads(out.with_name(out.name + ".manifest.json").read_text(encoding="utf-8"))
-
-
-def _cost(counts: Any, prices: tuple[float, float]) -> str:
-    spent = counts.get("tokens_in", 0), counts.get("tokens_out", 0)
-    line = f"{counts.get('replies', 0)} replies, {spent[0]} tokens in, {spent[1]} out"
-    if any(prices):
-        line += f", {(spent[0] * prices[0] + spent[1] * prices[1]) / 1e6:.2f} money"
+def _describe_cost(counts: Mapping[str, float], options: NegativesOptions) -> str:
+    read, written = counts.get("tokens_in", 0), counts.get("tokens_out", 0)
+    line = f"{counts.get('replies', 0)} replies, {read} tokens in, {written} out"
+    if options.price_in or options.price_out:
+        line += f", {(read * options.price_in + written * options.price_out) / 1e6:.2f} money"
     return line

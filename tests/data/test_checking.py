@@ -8,7 +8,7 @@ import pytest
 
 from reverse.data.records.importer import import_records
 from reverse.data.records.schema import make_record
-from reverse.data.records.set_check import check, source_of
+from reverse.data.records.set_check import check_set, source_of
 from reverse.data.scenes import write_scenes
 from reverse.tokens.spans import find_problems
 
@@ -73,7 +73,7 @@ def test_counts_are_those_of_plain_python(form, tmp_path):
     if form == "imported":
         import_records(path, tmp_path / "set")
         path = tmp_path / "set"
-    report = check(path)
+    report = check_set(path)
     sources, types, kinds = counted(records)
     assert report.sources == sources and report.types == types
     assert {kind: seen["count"] for kind, seen in report.malformed.items()} == kinds
@@ -125,7 +125,7 @@ def test_what_is_wrong_and_what_is_unusual(record, malformed, notes, tmp_path):
     """A good set would be refused, or a broken one pass."""
     path = tmp_path / "all.json"
     path.write_text(json.dumps([one("yes"), record]))
-    report = check(path)
+    report = check_set(path)
     assert (set(report.malformed), set(report.notes)) == (malformed, notes)
     assert report.ok == (not malformed)
     for kind, seen in (report.malformed | report.notes).items():
@@ -141,7 +141,7 @@ def test_later_turns_are_looked_at(tmp_path):
     blank["conversations"] += one("a", question=" ")["conversations"]
     path = tmp_path / "all.json"
     path.write_text(json.dumps([one("yes"), later, blank]))
-    found = check(path).malformed
+    found = check_set(path).malformed
     places = {
         kind: (seen["examples"][0]["index"], seen["examples"][0]["turn"]) for kind, seen in found.items()
     }
@@ -157,32 +157,32 @@ def test_pictures_that_are_not_there(tmp_path):
     records = [make_record(str(k), name, "What?", "A dog.") for k, name in enumerate(names)]
     path = tmp_path / "all.json"
     path.write_text(json.dumps(records))
-    found = check(path, images=tmp_path / "root").pictures
+    found = check_set(path, images=tmp_path / "root").pictures
     assert found["different"] == 5
     assert (found["missing"], found["missing_records"]) == (2, 3)
     assert found["missing_examples"][0] == {"index": 1, "image": "coco/2.jpg"}
     assert (found["refused"], found["refused_records"]) == (2, 2)
-    assert check(path).pictures is None and check(path).ok
+    assert check_set(path).pictures is None and check_set(path).ok
     with pytest.raises(ValueError, match="no folder"):
-        check(path, images=tmp_path / "gone")
+        check_set(path, images=tmp_path / "gone")
 
 
 def test_broken_records_are_counted(tmp_path):
     """One bad record would keep a set from being looked at."""
     path = tmp_path / "all.jsonl"
     path.write_text("\n".join([json.dumps(one("a")), "{", json.dumps({"id": 1}), json.dumps(one("b"))]))
-    report = check(path)
+    report = check_set(path)
     assert (report.counts["records"], report.counts["broken"], report.ok) == (2, 2, False)
     assert [broken["index"] for broken in report.broken] == [1, 2]
     import_records(path, tmp_path / "set", skip_corrupt=True)
-    report = check(tmp_path / "set")
+    report = check_set(tmp_path / "set")
     assert report.ok and report.counts["left_out"] == 2
 
 
 def test_an_empty_set_is_not_a_good_one(tmp_path):
     """A download of no bytes would pass."""
     (tmp_path / "all.json").write_text("")
-    assert not check(tmp_path / "all.json").ok
+    assert not check_set(tmp_path / "all.json").ok
 
 
 def test_token_lengths(tiny_llava, tmp_path):
@@ -193,16 +193,16 @@ def test_token_lengths(tiny_llava, tmp_path):
     path.write_text(json.dumps(records))
     said = ["\n".join(turn["value"] for turn in record["conversations"]) for record in records]
     lengths = sorted(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in said)
-    found = check(path, tokenizer=tokenizer).tokens
+    found = check_set(path, tokenizer=tokenizer).tokens
     assert found["records"] == 100 and found["percentiles"]["100"] == lengths[-1]
     assert lengths[48] <= found["percentiles"]["50"] <= lengths[51]
-    few = [check(path, tokenizer=tokenizer, token_sample=20, seed=seed).tokens for seed in (1, 1, 2)]
+    few = [check_set(path, tokenizer=tokenizer, token_sample=20, seed=seed).tokens for seed in (1, 1, 2)]
     assert few[0] == few[1] != few[2] and few[0]["records"] == 20
 
 
 def test_scenes_are_a_good_set(tmp_path):
     """What the library itself writes would fail its own check."""
     write_scenes(tmp_path / "scenes", "test", 3)
-    report = check(tmp_path / "scenes")
+    report = check_set(tmp_path / "scenes")
     assert report.ok and not report.notes
     assert report.pictures["different"] == 3 and set(report.sources) == {"images"}

@@ -12,7 +12,7 @@ from reverse.data.negatives.negative_filters import PhraseContext, find_rejectio
 from reverse.data.negatives.phrase_contents import OtherPhrases, PhraseCounts
 from reverse.data.records.published_set import read_records
 from reverse.data.records.schema import make_record
-from reverse.data.records.set_check import check
+from reverse.data.records.set_check import check_set
 from reverse.data.records.subsets import subsample
 from reverse.data.tagging import yes_no_words
 from reverse.data.tagging.lexicon import Lexicon
@@ -195,6 +195,6 @@ def test_a_report_stays_short_and_counts_tokens_of_odd_texts(tiny_llava, tmp_pat
     """Half a surrogate pair in the sample ended the check in the tokenizer; long names filled the report."""
     odd = make_record("a" * 9000, "b" * 3000 + "/1.png", "Q \ud83d?", "A dog.", answer_type="c" * 9000)
     (tmp_path / "r.json").write_text(json.dumps([odd]))
-    report = check(tmp_path / "r.json", tokenizer=tiny_llava[1].tokenizer)
+    report = check_set(tmp_path / "r.json", tokenizer=tiny_llava[1].tokenizer)
     assert report.tokens["records"] == 1 and report.malformed["half_surrogate_pair"]["count"] == 1
     assert len(json.dumps(report.to_dict())) < 2500

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from reverse.data.records.set_check import check
+from reverse.data.records.set_check import check_set
 from reverse.evaluation.reports.reporting import ReportSettings, write_report
 from reverse.evaluation.stats.bootstrap import (
     MAX_ROUNDS,
@@ -51,7 +51,7 @@ def test_a_report_checks_what_it_is_told(tmp_path):
 def test_a_sample_below_zero(tmp_path):
     """Tokens would be counted of no record, and nobody be told."""
     with pytest.raises(ValueError, match="token_sample must be at least 0, got -1"):
-        check(write_records(tmp_path), token_sample=-1)
+        check_set(write_records(tmp_path), token_sample=-1)
 
 
 def write_records(folder):

@@ -13,7 +13,7 @@ from typing import Any
 from reverse.data.negatives import make_lexicon_negatives
 from reverse.data.records.published_set import read_records
 from reverse.data.records.record_rules import check_shape, find_faults
-from reverse.data.records.set_check import check as check_file
+from reverse.data.records.set_check import check_set
 from reverse.files.json_scanning import Broken, scan
 from reverse.files.text_reading import MAX_DEPTH
 from tests.fuzz.mutating import dumps, encode, mutate_bytes, mutate_json
@@ -89,7 +89,7 @@ def check(data: bytes) -> str:
     path = folder() / "records.json"
     path.write_bytes(data)
     outcome = read_all(path)
-    report = check_file(path)
+    report = check_set(path)
     json.dumps(report.to_dict())
     expect(report.counts["broken"] >= len(broken), "fewer broken records than items", report.counts)
     expect(not (report.ok and outcome == "refused"), "data check finds nothing wrong, reading refuses it")

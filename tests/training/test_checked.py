@@ -13,7 +13,7 @@ from reverse.cli import app
 from reverse.data.pictures.opening import find_missing_images, open_image
 from reverse.data.records.importer import import_records
 from reverse.data.records.schema import ANSWER_TYPE
-from reverse.data.records.set_check import check
+from reverse.data.records.set_check import check_set
 from reverse.data.scenes import write_scenes
 from reverse.training.checkpoints import resuming as checkpointing
 from reverse.training.checkpoints.resuming import prepare_folder
@@ -113,12 +113,12 @@ def test_data_check_reports_what_no_model_takes(encoder, folder):
     """Training's refusal sends its reader to `reverse data check`, which found nothing wrong."""
     by_model = ("the first turn takes", "writes")
     for reason, record in BAD.items():
-        report = check(write(folder, [FINE[0], record]), images=folder)
+        report = check_set(write(folder, [FINE[0], record]), images=folder)
         assert report.ok == (reason in by_model), reason
-    report = check(write(folder, FINE), images=folder)
+    report = check_set(write(folder, FINE), images=folder)
     assert report.ok and not report.malformed
     near = said("Q?", "<span>a dog</cn>")
-    assert not check(write(folder, [near])).ok
+    assert not check_set(write(folder, [near])).ok
     assert len(find_bad(opened(write(folder, [near]), encoder))) == 1
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from reverse.data.records.importer import import_records
 from reverse.data.records.record_rules import check_shape, find_unsupported_keys
 from reverse.data.records.schema import MODEL_PLACEHOLDERS, make_record, picture_of, pictures_of
-from reverse.data.records.set_check import check
+from reverse.data.records.set_check import check_set
 from reverse.training.data.encoding import Encoder
 from reverse.training.data.first_pass import check_records
 from reverse.training.data.record_check import find_bad
@@ -75,7 +75,7 @@ def test_keys_that_would_be_ignored_are_refused_alike(encoder, folder, form):
     if form == "imported":
         import_records(path, folder / "set")
         path = folder / "set"
-    report = check(path, images=folder)
+    report = check_set(path, images=folder)
     assert report.malformed["unsupported_key"]["count"] == len(UNSEEN) and not report.ok
     assert set(report.malformed) == {"unsupported_key"} and not report.broken
     found = {bad.number: bad.reason for bad in find_bad(RecordDataset(path, folder, encoder))}
@@ -95,7 +95,7 @@ def test_one_picture_may_stand_in_a_list(encoder, folder):
         record("Q?", image=["a.png"]), record("<image>\nQ?", images="a.png"),
     ]  # fmt: skip
     path = write(folder, forms)
-    report = check(path, images=folder)
+    report = check_set(path, images=folder)
     assert report.ok and report.pictures["different"] == 1 and report.sources["(no folder)"]["records"] == 4
     dataset = RecordDataset(path, folder, encoder)
     assert find_bad(dataset) == []
@@ -137,7 +137,7 @@ def test_placeholders_of_models_are_refused_alike(encoder, folder):
     bad = [record(f"Is {token} it?") for token in MODEL_PLACEHOLDERS]
     bad.append(record(turn={"value": f"It is {MODEL_PLACEHOLDERS[0]}."}))
     path = write(folder, [*bad, record("Is <|this|> it?")])
-    assert check(path).malformed["model_placeholder"]["count"] == len(bad)
+    assert check_set(path).malformed["model_placeholder"]["count"] == len(bad)
     found = find_bad(RecordDataset(path, folder, encoder))
     assert [one.number for one in found] == list(range(len(bad)))
     assert all("the picture's place is <image>" in one.reason for one in found)
@@ -153,11 +153,11 @@ def damaged(folder):
 def test_check_decodes_as_training_does(folder):
     """A file whose header is good passed the check and ended the training."""
     path = damaged(folder)
-    report = check(path, images=folder)
+    report = check_set(path, images=folder)
     assert not report.ok and report.pictures["damaged"] == report.pictures["damaged_records"] == 2
     reasons = [example["reason"] for example in report.pictures["damaged_examples"]]
     assert "cut.png is damaged or cut off" in reasons[0] and "odd.png is not a picture" in reasons[1]
-    assert check(path, images=folder, decode=False).ok
+    assert check_set(path, images=folder, decode=False).ok
 
 
 def test_damaged_pictures_do_not_end_a_training_that_skips(tiny_llava, folder, caplog):

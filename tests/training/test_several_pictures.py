@@ -17,7 +17,7 @@ from reverse.data.records.importer import import_records
 from reverse.data.records.published_set import open_records
 from reverse.data.records.record_rules import check_shape
 from reverse.data.records.schema import ANSWER_TYPE
-from reverse.data.records.set_check import check
+from reverse.data.records.set_check import check_set
 from reverse.data.records.subsets import subsample
 from reverse.data.records.viewer import write_page
 from reverse.models import family_of
@@ -136,7 +136,7 @@ def test_check_and_training_judge_alike(tiny_any, folder, tmp_path, form):
     if form == "imported":
         import_records(path, tmp_path / "set")
         path = tmp_path / "set"
-    report = check(path, images=folder)
+    report = check_set(path, images=folder)
     kinds = {kind: seen["count"] for kind, seen in report.malformed.items()}
     assert kinds == {"miscounted_images": 4, "image_in_answer": 1, "misplaced_image": 1, "empty_question": 2}
     assert report.pictures["different"] == 3 and report.counts["pictures"] == 3
@@ -236,7 +236,7 @@ def test_a_template_that_shows_one_is_refused_by_name(tiny_any, folder):
 def test_a_record_with_one_damaged_picture_is_replaced(tiny_llava, folder, caplog):
     """One picture of a million ended a run, or was trained without a picture that its questions are about."""
     path = write(folder, [record(("a.png", "cut.png"), "Q?"), record(TWO, "Which?")])
-    report = check(path, images=folder)
+    report = check_set(path, images=folder)
     assert (report.pictures["damaged"], report.pictures["damaged_records"]) == (1, 1)
     dataset = RecordDataset(path, folder, Encoder(tiny_llava[1]))
     with pytest.raises(ValueError, match=r"record 0: .*cut\.png is damaged"):
@@ -252,7 +252,7 @@ def test_every_picture_is_looked_for(tiny_any, folder):
     path = write(
         folder, [record(TWO, "Q?"), lost, record(("none.png",), "Q?"), record(("../a", "b.png"), "Q?")]
     )
-    report = check(path, images=folder)
+    report = check_set(path, images=folder)
     found = report.pictures
     assert (found["missing"], found["missing_records"]) == (2, 2)
     assert (found["refused"], found["refused_records"]) == (1, 1)

@@ -1,6 +1,6 @@
 """Report what a file of records holds and what is wrong with it, in one pass.
 
-    report = check("reverse_1.3m", images="playground/data")
+    report = check_set("reverse_1.3m", images="playground/data")
     report.counts["answers"], report.malformed, report.ok
 
 `reverse.data.records.record_rules` decides what is wrong, as it does for training. 1.3 million records take
@@ -41,7 +41,7 @@ _TEXT_AFTER_UN = re.compile(rf"{UN}\s*\S", re.ASCII)
 
 @dataclass
 class Report:
-    """What `check` found. Indices are those of the records in the file, from 0.
+    """What `check_set` found. Indices are those of the records in the file, from 0.
 
     `sources` and `types` hold the numbers of `COLUMNS` by folder of the picture and by `A_type` (a source
     also its `records`): answers, phrases closed by `</CN>` and by `</UN>`, answers with `</UN>`, answers
@@ -68,7 +68,7 @@ class Report:
         return {"ok": self.ok} | self.__dict__
 
 
-def check(
+def check_set(
     path: str | Path,
     *,
     images: str | Path | None = None,
