@@ -49,7 +49,9 @@ def ensure_ordinary_tags(tokenizer: Any) -> None:
     present = [tag for tag in TAGS if tag in tokenizer.get_vocab()]
     if all(_is_ordinary(tokenizer, tag) for tag in present):
         return
-    tokenizer.add_tokens([_ordinary(tag) for tag in present])  # if they were entries of the vocabulary proper
+    tokenizer.add_tokens(
+        [_make_token(tag) for tag in present]
+    )  # if they were entries of the vocabulary proper
     # Adding a token again keeps its special flag; rewriting the state of the backend removes it.
     backend = tokenizer.backend_tokenizer
     state = json.loads(backend.to_str())
@@ -93,7 +95,7 @@ def add_tokens(
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     starts = _read_init(init)
     before = tokenizer.get_vocab()
-    tokenizer.add_tokens([_ordinary(tag) for tag in TAGS if tag not in before])
+    tokenizer.add_tokens([_make_token(tag) for tag in TAGS if tag not in before])
     ensure_ordinary_tags(tokenizer)
     new_tags = [tag for tag in TAGS if tag not in before]
     if new_tags:
@@ -121,7 +123,7 @@ def check_token_init(tokenizer: Any, init: str | Mapping[str, str]) -> None:
             raise DataError(f"init={start!r} has no tokens: give a phrase, or 'mean'")
 
 
-def _ordinary(tag: str) -> AddedToken:
+def _make_token(tag: str) -> AddedToken:
     return AddedToken(tag, special=False, normalized=False)
 
 

@@ -288,8 +288,8 @@ def test_without_spacy_the_extra_is_named(monkeypatch):
     """Without it: a user without spaCy gets a ModuleNotFoundError and no idea what to install."""
     from reverse.data.tagging import tagger
 
-    tagger._pipeline.cache_clear()
+    tagger._load_pipeline.cache_clear()
     monkeypatch.setitem(sys.modules, "spacy", None)
     with pytest.raises(ImportError, match=r"reverse-vlm\[tag\]"):
         list(tag_records([]))
-    tagger._pipeline.cache_clear()
+    tagger._load_pipeline.cache_clear()

@@ -1,4 +1,4 @@
-"""The scenes world: pictures whose truth is known, and captions that err as published ones do.
+"""The scenes world: pictures whose truth is known, and captions with the errors of published ones.
 
     >>> scene = make_scene("test", 123)
     >>> picture = render(scene)                  # uint8 (112, 112, 3)

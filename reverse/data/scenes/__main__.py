@@ -1,4 +1,4 @@
-"""How many scenes a second one core makes, as one JSON line: `python -m reverse.data.scenes`."""
+"""Print how many scenes per second one core makes, as one JSON line: `python -m reverse.data.scenes`."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from reverse.data.scenes import make_scene, make_scene_records, render_scene
 
 
 def measure_throughput(seconds: float = 3.0) -> dict[str, float | int | str]:
-    """Scenes, pictures and records a second on one core (no PNG), after the sprites are cached."""
+    """Measure scenes, pictures and records per second on one core (no PNG), with cached sprites."""
     spent = {"make_scene": 0.0, "render": 0.0, "scene_records": 0.0}
     for index in range(1500):
         render_scene(make_scene("train", index))

@@ -71,28 +71,23 @@ def write_benchmarks(
     A finished folder is left as it is; a killed run that is called again goes on. Raises DataError as
     `write_scenes`, and if `out` holds benchmarks made with other arguments.
     """
+    out = Path(out)
     with output_lock(out):
-        return _write_benchmark_files(Path(out), split, count, seed, workers, progress)
-
-
-def _write_benchmark_files(
-    out: Path, split: str, count: int, seed: int, workers: int, progress: Callable[[int, int], None] | None
-) -> dict[str, Any]:
-    scenes_manifest = write_scenes(out, split, count, seed, workers, progress)
-    plan = {key: scenes_manifest[key] for key in ("world", "split", "count", "seed", "side")}
-    plan = {"benches": BENCHMARKS_FORMAT} | plan
-    manifest = out / "benches.json"
-    if manifest.exists():
-        written = json.loads(manifest.read_text(encoding="utf-8"))
-        other = {key: written.get(key) for key in plan if written.get(key) != plan[key]}
-        if other:
-            raise DataError(f"{manifest} was made with {other}, not {plan}: choose another directory")
-        return written
-    scenes = [make_scene(split, index, seed) for index in range(count)]
-    digests = {name: _put(out / name, content) for name, content in _make_files(out, scenes, seed).items()}
-    content = plan | {"sha256": digests}
-    _put(manifest, _json(content))
-    return content
+        scenes_manifest = write_scenes(out, split, count, seed, workers, progress)
+        plan = {key: scenes_manifest[key] for key in ("world", "split", "count", "seed", "side")}
+        plan = {"benches": BENCHMARKS_FORMAT} | plan
+        manifest = out / "benches.json"
+        if manifest.exists():
+            written = json.loads(manifest.read_text(encoding="utf-8"))
+            other = {key: written.get(key) for key in plan if written.get(key) != plan[key]}
+            if other:
+                raise DataError(f"{manifest} was made with {other}, not {plan}: choose another directory")
+            return written
+        scenes = [make_scene(split, index, seed) for index in range(count)]
+        files = _make_files(out, scenes, seed)
+        content = plan | {"sha256": {name: _write_file(out / name, data) for name, data in files.items()}}
+        _write_file(manifest, _encode_json(content))
+        return content
 
 
 def make_pope_questions(scenes: Sequence[Scene], setting: str, seed: int) -> list[dict[str, Any]]:
@@ -125,16 +120,10 @@ def make_pope_questions(scenes: Sequence[Scene], setting: str, seed: int) -> lis
                 ranked = sorted(OBJECT_NAMES, key=lambda n: (-beside[n], popular.index(n)))
             absent = next(n for n in ranked if n not in used)
             used.add(absent)
-            rows += [_pope_row(scene, name, "yes"), _pope_row(scene, absent, "no")]
+            image = f"{scene.id}.png"
+            for asked, label in ((name, "yes"), (absent, "no")):
+                rows.append({"image": image, "text": ask_presence(asked), "label": label})
     return [{"question_id": number} | row for number, row in enumerate(rows, 1)]
-
-
-def _pope_row(scene: Scene, name: str, label: str) -> dict[str, Any]:
-    return {
-        "image": f"{scene.id}.png",
-        "text": ask_presence(name),
-        "label": label,
-    }
 
 
 def _make_files(out: Path, scenes: Sequence[Scene], seed: int) -> dict[str, bytes]:
@@ -145,16 +134,20 @@ def _make_files(out: Path, scenes: Sequence[Scene], seed: int) -> dict[str, byte
     ]
     annotations = "chair_mscoco/coco/annotations"
     files = {
-        "chair_mscoco/chair-500.jsonl": _lines(described),
+        "chair_mscoco/chair-500.jsonl": _encode_lines(described),
         f"{annotations}/instances_val2014.json": (out / "instances.json").read_bytes(),
         f"{annotations}/captions_val2014.json": (out / "captions.json").read_bytes(),
     }
     files |= _make_amber_files(scenes)
     files |= _make_pope_files(scenes, seed)
     mme = [row for scene in scenes for row in make_mme_questions(scene)]
-    files["MME/mme.jsonl"] = _lines([row | {"question": f"{row['question']} {MME_REQUEST}"} for row in mme])
-    files["mmhal/response_template.json"] = _json([make_mmhal_question(scene) for scene in scenes])
-    files["haloquest/haloquest-eval.jsonl"] = _lines([make_haloquest_question(scene) for scene in scenes])
+    files["MME/mme.jsonl"] = _encode_lines(
+        [row | {"question": f"{row['question']} {MME_REQUEST}"} for row in mme]
+    )
+    files["mmhal/response_template.json"] = _encode_json([make_mmhal_question(scene) for scene in scenes])
+    files["haloquest/haloquest-eval.jsonl"] = _encode_lines(
+        [make_haloquest_question(scene) for scene in scenes]
+    )
     return files
 
 
@@ -187,10 +180,10 @@ def _make_amber_files(scenes: Sequence[Scene]) -> dict[str, bytes]:
     counters = [f"{name}_{kind}" for name in names for kind in ("score", "num")]
     metrics = "".join(f"{name}={'0.001' if name.endswith('num') else '0'}\n" for name in counters)
     return {
-        "amber/questions/query_generative.jsonl": _lines(generative),
-        "amber/questions/query_discriminative.jsonl": _lines(discriminative),
-        "amber/metadata/annotations.json": _json(annotations),
-        "amber/metadata/relation.json": _json(relation),
+        "amber/questions/query_generative.jsonl": _encode_lines(generative),
+        "amber/questions/query_discriminative.jsonl": _encode_lines(discriminative),
+        "amber/metadata/annotations.json": _encode_json(annotations),
+        "amber/metadata/relation.json": _encode_json(relation),
         "amber/metadata/safe_words.txt": "".join(f"{w}\n" for w in sorted(scenery - set(words))).encode(),
         "amber/metadata/metrics.txt": metrics.encode(),
     }
@@ -207,23 +200,23 @@ def _make_pope_files(scenes: Sequence[Scene], seed: int) -> dict[str, bytes]:
     for number, (name, place) in enumerate(POPE_SETS.items()):
         for setting in POPE_SETTINGS:
             rows = make_pope_questions(scenes, setting, seed + number)
-            files["pope/" + place.format(setting)] = _lines(rows)
+            files["pope/" + place.format(setting)] = _encode_lines(rows)
             if name == "coco":
                 llava += [{"image": row["image"], "text": row["text"], "category": setting} for row in rows]
     numbered = [{"question_id": number} | row for number, row in enumerate(llava)]
-    return {"pope/llava_pope_test.jsonl": _lines(numbered)} | files
+    return {"pope/llava_pope_test.jsonl": _encode_lines(numbered)} | files
 
 
-def _put(path: Path, data: bytes) -> str:
+def _write_file(path: Path, data: bytes) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as stream:
         stream.write(data)
     return hashlib.sha256(data).hexdigest()
 
 
-def _json(content: Any) -> bytes:
+def _encode_json(content: Any) -> bytes:
     return (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode()
 
 
-def _lines(rows: Sequence[dict[str, Any]]) -> bytes:
+def _encode_lines(rows: Sequence[dict[str, Any]]) -> bytes:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()

@@ -131,7 +131,7 @@ def make_scene(split: str, index: int, seed: int = 0, side: int = SIDE) -> Scene
     # The shifted split puts one theme's objects on another theme's ground.
     source = THEMES[draw_other_option(rng, THEME_NAMES, theme.name)] if split == "shift" else theme
     names = _draw_names(rng, statistics, source)
-    objects = _place(rng, names, statistics, side)
+    objects = _place_objects(rng, names, statistics, side)
     return Scene(
         split, index, seed, theme.name, side, objects, draw_option(rng, theme.grounds),
         (int(rng.random() * 256), int(rng.random() * 256)),
@@ -155,7 +155,7 @@ def _draw_names(rng: np.random.Generator, statistics: SplitStatistics, theme: Th
     return [name for name, count in chosen.items() for _ in range(count)][: statistics.max_objects]
 
 
-def _place(
+def _place_objects(
     rng: np.random.Generator, names: Sequence[str], statistics: SplitStatistics, side: int
 ) -> tuple[SceneObject, ...]:
     """Place the objects one after another; one that finds no room in 24 tries is left out."""

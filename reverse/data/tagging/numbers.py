@@ -63,10 +63,10 @@ _WHOLE = re.compile(
 
 def find_numbers(text: str) -> list[tuple[int, int, str]]:
     """All numbers in `text`, left to right: start, end, kind (a key of KINDS)."""
-    return [(match.start(), match.end(), match.lastgroup or "") for match in _matches(text)]
+    return [(match.start(), match.end(), match.lastgroup or "") for match in _find_matches(text)]
 
 
-def _matches(text: str) -> Iterator[re.Match[str]]:
+def _find_matches(text: str) -> Iterator[re.Match[str]]:
     at = 0
     while (begin := _BEGINS.search(text, at)) is not None:
         match = _NUMBER.match(text, begin.start())
@@ -86,7 +86,7 @@ def change_number(text: str, rng: Random, *, least: int = 0) -> str | None:
     The text around the number, its case and its notation stay. `least` is the smallest count that may result
     (2 keeps a plural a plural). Returns None if there is no number, or no other number fits.
     """
-    match = next(_matches(text), None)
+    match = next(_find_matches(text), None)
     if match is None:
         return None
     old, kind = match.group(), match.lastgroup or ""

@@ -55,7 +55,6 @@ _SENTENCE_END = re.compile(r"[.!?。！？]\s*\Z")
 _CJK = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 _PREDICATES = ("acomp", "attr", "oprd", "conj", "ROOT", "amod", "advmod")
 _PROPERTY_FORMS = ("adjective", "opposite")
-_PLACE_ENDS = frozenset(("left", "right", "top", "bottom", "background", "foreground", "distance", "middle"))
 _DETERMINED = re.compile(r"(?:an?|the|some|two|three|four|five|several|many|his|her|their)\s", re.IGNORECASE)
 
 _LETTERS = tuple("ABCDEFGH")  # the answer to a multiple choice
@@ -74,7 +73,7 @@ class Tagger:
     """
 
     def __init__(self, nlp: Any = None):
-        self.nlp = nlp or _pipeline()
+        self.nlp = nlp or _load_pipeline()
 
     def tag(self, text: str, question: str = "") -> str:
         """`text` with its key phrases tagged. Raises DataError if it holds a tag already."""
@@ -117,8 +116,8 @@ def tag_records(
     than MAX_TEXT, is left as it is and counted. `workers` processes (1: this one) tag `batch` records at a
     time; the result depends on neither. Raises MissingPackageError if spaCy or its model is missing.
     """
-    _pipeline()  # its error comes before the first record
-    blocks = _blocks(iter(records), batch)
+    _load_pipeline()  # its error comes before the first record
+    blocks = _split_blocks(iter(records), batch)
     if workers == 1:
         tagger = Tagger()
         for block in blocks:
@@ -138,7 +137,7 @@ def tag_records(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _blocks(records: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
+def _split_blocks(records: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
     while block := list(islice(records, size)):
         yield block
 
@@ -146,7 +145,7 @@ def _blocks(records: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[
 def _tag_block(
     block: list[dict[str, Any]], tagger: Tagger | None = None
 ) -> list[tuple[dict[str, Any], Counter[str]]]:
-    tagger = tagger or _worker_tagger()
+    tagger = tagger or _load_tagger()
     places, answers = [], []
     counts: list[Counter[str]] = [Counter(records=1) for _ in block]
     for i, record in enumerate(block):
@@ -175,12 +174,12 @@ def _tag_block(
 
 
 @lru_cache(maxsize=1)
-def _worker_tagger() -> Tagger:
+def _load_tagger() -> Tagger:
     return Tagger()
 
 
 @lru_cache(maxsize=1)
-def _pipeline() -> Any:
+def _load_pipeline() -> Any:
     try:
         import spacy
     except ImportError as error:
