@@ -44,24 +44,17 @@ __all__ = [
     "stream",
 ]
 
-_WHERE = {
-    "Engine": "api",
-    "FailedRequest": "decoding.calls.failures",
-    "Interrupted": "decoding.calls.call",
-    "Phrase": "decoding.result",
-    "Request": "decoding.request",
-    "ResamplingConfig": "decoding.config",
-    "Result": "decoding.result",
-    "Retrospective": "custom_generate",
-    "TextStream": "decoding.calls.text_stream",
-    "TraceEntry": "decoding.result",
-    "Usage": "decoding.result",
-    "add_tokens": "tokens",
-    "generate": "api",
-    "generate_many": "api",
-    "load": "models.checkpoints.loading",
-    "retrospective": "custom_generate",
-    "stream": "api",
+_MODULES = {
+    "api": ("Engine", "generate", "generate_many", "stream"),
+    "custom_generate": ("Retrospective", "retrospective"),
+    "decoding.calls.call": ("Interrupted",),
+    "decoding.calls.failures": ("FailedRequest",),
+    "decoding.calls.text_stream": ("TextStream",),
+    "decoding.config": ("ResamplingConfig",),
+    "decoding.request": ("Request",),
+    "decoding.result": ("Phrase", "Result", "TraceEntry", "Usage"),
+    "models.checkpoints.loading": ("load",),
+    "tokens": ("add_tokens",),
 }
 
 
@@ -71,6 +64,7 @@ def __getattr__(name: str) -> Any:
 
     if name == "modes":
         return import_module("reverse.modes")
-    if name in _WHERE:
-        return getattr(import_module(f"reverse.{_WHERE[name]}"), name)
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"reverse.{module}"), name)
     raise AttributeError(f"module 'reverse' has no attribute {name!r}")

@@ -28,8 +28,8 @@ ROOM = 48
 _talkative = functools.cache(talkative)
 
 
-def world(family, dtype=torch.float64, seed=0, calm=False):
-    return _talkative(family, dtype, seed, calm)
+def world(family, dtype=torch.float64, seed=0, rejects_rarely=False):
+    return _talkative(family, dtype, seed, rejects_rarely)
 
 
 def inputs_for(family, rows, dtype=torch.float64):
@@ -56,10 +56,10 @@ def decode(
     checking=True,
     temperature=0.0,
     seed=0,
-    calm=False,
+    rejects_rarely=False,
     **options,
 ):
-    model, processor = world(family, dtype, seed, calm)
+    model, processor = world(family, dtype, seed, rejects_rarely)
     decoder = Retrospective(processor, config, [100 + i for i in rows], checking)
     if temperature:
         options |= {"do_sample": True, "temperature": temperature}
@@ -119,12 +119,14 @@ def test_threshold_one_equals_generate(family):
     """A check that never objects would change well-formed answers."""
     rows, compared = range(8), 0
     for seed in range(6):  # random models are not well-formed for long: look at several
-        model, processor = world(family, seed=seed, calm=True)
+        model, processor = world(family, seed=seed, rejects_rarely=True)
         tags = find_token_ids(processor.tokenizer)
         eos = _eos(model)
         settings = config(threshold=1.0, commit="phrase")
-        results, _ = decode(family, rows, settings, seed=seed, calm=True)
-        for result, row in zip(results, _greedy(family, rows, seed, calm=True).tolist(), strict=True):
+        results, _ = decode(family, rows, settings, seed=seed, rejects_rarely=True)
+        for result, row in zip(
+            results, _greedy(family, rows, seed, rejects_rarely=True).tolist(), strict=True
+        ):
             text = row[: row.index(eos) + 1] if eos in row else row
             good = _well_formed(text, tags, eos)
             if good == len(text):
@@ -152,10 +154,10 @@ class _WellFormed(LogitsProcessor):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_threshold_one_samples_as_plain_decoding_does(family):
     """A check that never objects would bend the probabilities of a sampled answer, or shift its noise."""
-    model, processor = world(family, calm=True)
+    model, processor = world(family, rejects_rarely=True)
     tags = find_token_ids(processor.tokenizer)
     options = {
-        "temperature": 1.0, "calm": True,
+        "temperature": 1.0, "rejects_rarely": True,
         "logits_processor": LogitsProcessorList([_WellFormed(tags, _eos(model))]),
     }  # fmt: skip
     checked, _ = decode(family, range(8), config(threshold=1.0), **options)
@@ -172,8 +174,8 @@ def _eos(model):
     return eos[0] if isinstance(eos, list) else eos
 
 
-def _greedy(family, rows, seed=0, calm=False):
-    model, _ = world(family, seed=seed, calm=calm)
+def _greedy(family, rows, seed=0, rejects_rarely=False):
+    model, _ = world(family, seed=seed, rejects_rarely=rejects_rarely)
     inputs = inputs_for(family, rows)
     return model.generate(**inputs, max_new_tokens=ROOM, do_sample=False)[:, inputs["input_ids"].shape[1] :]
 

@@ -106,7 +106,7 @@ class Walk:
 
     def __init__(self, family, backend, seed):
         self.family, self.backend, self.oracle = family, backend, oracle_of(family)
-        self.dice = random.Random(seed)
+        self.rng = random.Random(seed)
         self.texts, self.wanted, self.fixed, self.last = {}, {}, {}, {}
         self.done = Counter()
         for name, row in zip(add(backend, family, *ROWS), ROWS, strict=True):
@@ -116,14 +116,14 @@ class Walk:
 
     def start(self, name, follows=None):
         ids, _ = self.texts[name]
-        settings = self.dice.choice(SETTINGS) | {"attempt": self.dice.randrange(3), "position": len(ids)}
+        settings = self.rng.choice(SETTINGS) | {"attempt": self.rng.randrange(3), "position": len(ids)}
         if "temperature" in settings:
-            settings["temperature_after_accept"] = self.dice.choice([0.0, settings["temperature"]])
+            settings["temperature_after_accept"] = self.rng.choice([0.0, settings["temperature"]])
         if follows is not None:
             same_kind = ("top_k", "top_p", "score", "masks_tags", "seed", "path", "attempt")
             settings |= {key: getattr(follows, key) for key in same_kind}
             settings["temperature"] = settings["temperature_after_accept"] = follows.temperature_after_accept
-        chosen = params(self.family, self.dice.randint(1, 9), **settings)
+        chosen = params(self.family, self.rng.randint(1, 9), **settings)
         self.backend.start(name, chosen)
         self.wanted[name] = chosen
         self.done["start"] += 1
@@ -140,7 +140,7 @@ class Walk:
 
     def go_on(self, name, accepted):
         ids, pictures = self.texts[name]
-        kind = self.dice.choice(["on", "on", "back", "insert", "split", "release", "wait"])
+        kind = self.rng.choice(["on", "on", "back", "insert", "split", "release", "wait"])
         if len(self.texts) < 3:
             kind = "split"
         elif len(self.texts) > 11:
@@ -151,14 +151,14 @@ class Walk:
             del self.texts[name]
             return
         if kind == "split":
-            for branch in self.backend.split(name, self.dice.randint(1, 4)):
+            for branch in self.backend.split(name, self.rng.randint(1, 4)):
                 self.texts[branch], self.fixed[branch] = self.texts[name], self.fixed[name]
                 self.start(branch)
         elif kind == "back":
-            ids = ids[: self.dice.randint(self.fixed[name], len(ids))]
+            ids = ids[: self.rng.randint(self.fixed[name], len(ids))]
         elif kind == "insert":
-            at = self.dice.randint(self.fixed[name], len(ids))
-            ids = [*ids[:at], *range(40, 40 + self.dice.randint(1, 30)), *ids[at:]]
+            at = self.rng.randint(self.fixed[name], len(ids))
+            ids = [*ids[:at], *range(40, 40 + self.rng.randint(1, 30)), *ids[at:]]
         if kind == "wait":  # a step passes in which nobody takes it up
             self.waiting = name
             return
@@ -174,10 +174,10 @@ class Walk:
             for output in outputs:
                 self.take(output)
             for name in [each for each in self.texts if each not in self.wanted]:
-                if self.dice.random() < 0.5:
+                if self.rng.random() < 0.5:
                     self.start(name)
-            if self.dice.random() < 0.05 and self.wanted:  # cancel in the middle of a segment
-                name = self.dice.choice(sorted(self.wanted))
+            if self.rng.random() < 0.05 and self.wanted:  # cancel in the middle of a segment
+                name = self.rng.choice(sorted(self.wanted))
                 self.backend.release(name)
                 del self.wanted[name], self.texts[name]
 

@@ -30,23 +30,23 @@ class Walk:
     """One backend, the model of each of its sequences, and verbs that are chosen at random."""
 
     def __init__(self, family, seed):
-        self.family, self.dice = family, random.Random(seed)
+        self.family, self.rng = family, random.Random(seed)
         self.backend, self.models, self.said = backend_of(family, 8), {}, []
         self.oracle = oracle_of(family)
         self.image_token = self.oracle.image_token
 
     def call(self, verb, *args):
         """Call a verb; where memory runs out in the middle of it, call it again."""
-        if self.dice.random() < 0.15:
+        if self.rng.random() < 0.15:
             try:
-                with FailAt(self.dice.randrange(250)):
+                with FailAt(self.rng.randrange(250)):
                     return verb(*args)
             except OutOfMemory:
                 pass
         return verb(*args)
 
     def add(self):
-        rows = [self.dice.choice(ROWS) for _ in range(self.dice.randint(1, 2))]
+        rows = [self.rng.choice(ROWS) for _ in range(self.rng.randint(1, 2))]
         if len(self.models) + len(rows) > 8:
             return
         asked = [question(self.family, *row) for row in rows]
@@ -58,7 +58,7 @@ class Walk:
             self.models[name] = Model(ids, pictures, first)
 
     def split(self, name):
-        n = self.dice.randint(1, 2)
+        n = self.rng.randint(1, 2)
         if len(self.models) + n <= 8:
             for branch in self.call(self.backend.split, name, n):
                 self.models[branch] = self.models[name].copy()
@@ -66,8 +66,8 @@ class Walk:
     def set_tokens(self, name):
         """Take a sequence back, further, or back and on, with other ids than before."""
         model = self.models[name]
-        keep = self.dice.randint(model.first, len(model.ids))
-        fresh = [self.dice.randint(30, 60) for _ in range(self.dice.choice([0, 0, 1, 5]))]
+        keep = self.rng.randint(model.first, len(model.ids))
+        fresh = [self.rng.randint(30, 60) for _ in range(self.rng.choice([0, 0, 1, 5]))]
         if keep + len(fresh) > model.first:
             model.ids, model.running = model.ids[:keep] + fresh, None
             self.call(self.backend.set_tokens, name, model.ids)
@@ -75,14 +75,14 @@ class Walk:
     def start(self, name):
         setting = params(
             self.family,
-            self.dice.randint(1, 8),
-            temperature=self.dice.choice([0.0, 0.7, 1.3]),
-            top_k=self.dice.choice([0, 0, 4]),
-            top_p=self.dice.choice([1.0, 1.0, 0.7]),
-            score=self.dice.choice(["softmax", "pair"]),
-            masks_tags=self.dice.random() < 0.8,
-            seed=self.dice.randrange(100),
-            path=self.dice.choice([(), (1,), (0, 3)]),
+            self.rng.randint(1, 8),
+            temperature=self.rng.choice([0.0, 0.7, 1.3]),
+            top_k=self.rng.choice([0, 0, 4]),
+            top_p=self.rng.choice([1.0, 1.0, 0.7]),
+            score=self.rng.choice(["softmax", "pair"]),
+            masks_tags=self.rng.random() < 0.8,
+            seed=self.rng.randrange(100),
+            path=self.rng.choice([(), (1,), (0, 3)]),
         )
         self.models[name].running = RunningSegment(setting)
         self.call(self.backend.start, name, setting)
@@ -110,14 +110,14 @@ class Walk:
 
     def go(self):
         for _ in range(VERBS):
-            verb = self.dice.choices(
+            verb = self.rng.choices(
                 [self.add, self.split, self.set_tokens, self.start, self.step, self.release],
                 [3, 2, 3, 4, 8, 1],
             )[0]
             if verb in (self.add, self.step):
                 verb()
             elif self.models:
-                verb(self.dice.choice(list(self.models)))
+                verb(self.rng.choice(list(self.models)))
         while any(model.running for model in self.models.values()):
             self.step()
         return len(self.models)

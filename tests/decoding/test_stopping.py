@@ -201,8 +201,8 @@ def test_processors_are_those_of_generate(option):
 def test_processors_forget_what_was_taken_back(option):
     """A processor would count words that the answer no longer has."""
     options, _ = with_option(option)
-    settled = config(threshold=0.05, hints=0, commit="answer")
-    results, _ = decode("llava", range(4), settled, **options)
+    resampling = config(threshold=0.05, hints=0, commit="answer")
+    results, _ = decode("llava", range(4), resampling, **options)
     model, processor = world("llava")
     rejected = 0
     for row, result in enumerate(results):
@@ -211,7 +211,7 @@ def test_processors_forget_what_was_taken_back(option):
             model,
             processor,
             inputs,
-            settled,
+            resampling,
             ROOM,
             seed=100 + row,
             process=processors_of(model, inputs, options),

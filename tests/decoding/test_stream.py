@@ -303,7 +303,7 @@ def prepared(monkeypatch):
 
 
 def long_stream(**options):
-    model, processor = _talkative("llava", calm=True)
+    model, processor = _talkative("llava", rejects_rarely=True)
     plain = {"mode": "plain", "max_new_tokens": 700, "generation": {"suppress_tokens": [eos_of(model)]}}
     return stream(model, processor, picture(0), **plain | options)
 

@@ -10,10 +10,10 @@ from reverse.tokens import add_tokens, find_token_ids
 BUILDERS = {"llava": build_tiny_llava, "qwen": build_tiny_qwen}
 
 
-def talkative(family: str, dtype=torch.float64, seed: int = 0, calm: bool = False):
+def talkative(family: str, dtype=torch.float64, seed: int = 0, rejects_rarely: bool = False):
     """A random model whose head is scaled so that tags and ends of text come up often.
 
-    A calm one never says `</UN>` and closes fewer phrases.
+    With `rejects_rarely` it never generates `</UN>` and closes fewer phrases.
     """
     model, processor = BUILDERS[family](seed=seed)
     add_tokens(model, processor, seed=seed)
@@ -28,7 +28,7 @@ def talkative(family: str, dtype=torch.float64, seed: int = 0, calm: bool = Fals
                 weight.copy_(torch.randn(weight.shape, generator=generator) * 0.25)
         head.copy_(torch.randn(head.shape, generator=generator) * 0.5)
         head[list(tags)] *= 5.0
-        if calm:
+        if rejects_rarely:
             head[tags.un] = 0.0
             head[tags.span] *= 0.5
             head[tags.cn] *= 0.45

@@ -92,20 +92,18 @@ class Scheduler:
         ready: list[Branch] = []
         message, lost, held = None, False, self.backend.capabilities.max_sequences
         try:
-            if self._must_hold_back():
-                self._steps_held_back += 1
-            else:
-                self._steps_held_back = 0
-                while (ready := self._choose_next()) and self._admit(ready):
-                    pass
+            is_held_back = self._must_hold_back()
+            self._steps_held_back = self._steps_held_back + 1 if is_held_back else 0
+            while not is_held_back and (ready := self._choose_next()) and self._admit(ready):
+                pass
             ready = []
             if self.running:
                 self._act(self.backend.step())
         except _PromptFault:
             self.recover()
         except OutOfMemory as error:
-            message = str(error)  # the error itself would keep the tensors of its frames alive
-            lost = error.lost_everything
+            # The error itself would keep the tensors of its frames alive.
+            message, lost = str(error), error.lost_everything
         if message is not None:
             asked = sum(branch in self.waiting for branch in ready)
             self._make_room(asked, message, lost, self.backend.capabilities.max_sequences < held)
