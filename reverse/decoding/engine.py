@@ -139,7 +139,7 @@ class Engine:
         check_wrappers(self.model)  # adapters may have been switched since the engine was made
         check_adapter_hooks(self.base)
         check_backend(self.base, self.backend_name)
-        ActiveRequest(self, Handle(request, 0, Mailbox(0, 0), lambda: None), 0)
+        ActiveRequest(self, Handle(request, 0, Mailbox(0, 0), lambda: None), 0).forget()
 
     # ------------------------------------------------------------------ the worker's thread
     @property
