@@ -9,6 +9,7 @@ from reverse.decoding.backends.protocol import Backend
 from tests.decoding import mock
 from tests.decoding.oracle import NaiveBackend
 from tests.decoding.scripted import Scripted
+from tests.decoding.test_slots import until
 
 VERBS = ("reserve", "encode", "add", "split", "set_tokens", "start", "step", "score", "release", "reset")
 
@@ -65,7 +66,7 @@ def test_every_verb_runs_on_the_models_gpu(current, seen, tiny_llava, monkeypatc
     decode(tiny_llava, monkeypatch)
     assert set(seen) >= {"add", "split", "set_tokens", "start", "step", "release", "reset"}
     assert all(devices == {torch.device("cuda:1")} for devices in seen.values()), seen
-    assert current == [None]
+    until(lambda: current == [None])  # the worker may still be inside its last step
 
 
 def test_a_model_on_the_cpu_touches_no_gpu(seen, tiny_llava, monkeypatch):
