@@ -178,7 +178,7 @@ def _run(plan: Plan, ray: int | None, score: bool) -> None:
     check_output_folder(Path(plan.out))
     at = find_place()
     try:
-        with _bars(at.rank == 0 and ray is None) as watch:
+        with _show_bars(at.rank == 0 and ray is None) as watch:
             outcomes = evaluate_on_ray(plan, ray) if ray is not None else run_all(plan, at, watch)
     except KeyboardInterrupt:
         told = f"stopped; what was answered is in {plan.out}, and the same command goes on"
@@ -251,7 +251,7 @@ def _report(plan: Plan, outcomes: list[Any], score: bool = False) -> None:
 
 
 @contextmanager
-def _bars(shown: bool) -> Iterator[Any]:
+def _show_bars(shown: bool) -> Iterator[Any]:
     """Show a bar for each benchmark and seed on a terminal, elsewhere a line every 30 seconds."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)

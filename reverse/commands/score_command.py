@@ -203,7 +203,7 @@ def _print(
         shown.add_column("95 % interval", justify="right")
     for metric in metrics:
         arrow = {"low": " ↓", "high": " ↑", "neither": ""}[metric.better]
-        value, low, high = (_number(x, metric.unit) for x in found[metric.name])
+        value, low, high = (_format_number(x, metric.unit) for x in found[metric.name])
         # rounds that all agree do not say that the width is zero
         between = f"{low} to {high}" if found[metric.name].low < found[metric.name].high else "–"
         unit = {"": "", "%": " %"}.get(metric.unit, f" {metric.unit}")
@@ -212,17 +212,19 @@ def _print(
     console.print(shown)
     for key, value in table.notes.items():
         if value not in (0, [], {}, "") and key not in ("truth", "language"):
-            console.print(Text(f"{key.replace('_', ' ')}: {_words(value)}", style="dim"), soft_wrap=True)
+            console.print(
+                Text(f"{key.replace('_', ' ')}: {_format_note(value)}", style="dim"), soft_wrap=True
+            )
 
 
-def _words(value: Any) -> str:
+def _format_note(value: Any) -> str:
     if not isinstance(value, dict):
         return str(value)
     nested = any(isinstance(inner, dict) for inner in value.values())
-    return ("; " if nested else ", ").join(f"{key} {_words(inner)}" for key, inner in value.items())
+    return ("; " if nested else ", ").join(f"{key} {_format_note(inner)}" for key, inner in value.items())
 
 
-def _number(value: float, unit: str) -> str:
+def _format_number(value: float, unit: str) -> str:
     if value != value:
         return "–"
     return f"{100 * value:.2f}" if unit == "%" else f"{value:.2f}"

@@ -229,7 +229,7 @@ def score_captions(
         "similarity": how,
         "language": english_words.describe_versions(),
         "published": _published_generative(columns),
-        "published_bootstrap": _published_rounds(columns, _round_generative),
+        "published_bootstrap": _published_rounds(columns, _compute_caption_figures),
     }
     return make_table("amber-g", answers, columns, notes=notes), list(GENERATIVE)
 
@@ -265,15 +265,9 @@ def _first_close(noun: str, words: Sequence[tuple[str, int]], close: Close) -> l
 
 def _published_generative(columns: Mapping[str, np.ndarray]) -> dict[str, float]:
     """What AMBER's own script prints: percent, one digit, 0.001 in every denominator."""
-    total = {name: float(column.sum()) for name, column in columns.items()}
-    answers = len(columns["nouns"])
-    clean = answers - total["any_made_up"]
-    return {
-        "CHAIR": _percent(total["made_up"], total["nouns"]),
-        "Cover": _percent(total["covered"], total["objects"]),
-        "Hal": round(100 - clean / (answers + 0.001) * 100, 1),
-        "Cog": _percent(total["expected"], total["expectable"]),
-    }
+    sums = {name: float(column.sum()) for name, column in columns.items()}
+    figures = _compute_caption_figures(sums | {"answers": float(len(columns["nouns"]))})
+    return {name: round(value, 1) for name, value in figures.items()}
 
 
 def _published_rounds(
@@ -296,7 +290,7 @@ def _published_rounds(
     return printed
 
 
-def _round_generative(total: Mapping[str, float]) -> dict[str, float]:
+def _compute_caption_figures(total: Mapping[str, float]) -> dict[str, float]:
     clean = total["answers"] - total["any_made_up"]
     return {
         "CHAIR": total["made_up"] / (total["nouns"] + 0.001) * 100,
@@ -306,7 +300,7 @@ def _round_generative(total: Mapping[str, float]) -> dict[str, float]:
     }
 
 
-def _round_discriminative(total: Mapping[str, float]) -> dict[str, float]:
+def _compute_question_figures(total: Mapping[str, float]) -> dict[str, float]:
     precision = total["hit"] / (total["said"] + 0.001)
     recall = total["hit"] / (total["positive"] + 0.001)
     return {
@@ -344,7 +338,7 @@ def score_questions(
             name: _published_quartet(columns, suffix, 0.001 if name == "existence" else 0.0001)
             for name, suffix in (("overall", ""), *((name, f"@{name}") for name in present))
         },
-        "published_bootstrap": _published_rounds(columns, _round_discriminative),
+        "published_bootstrap": _published_rounds(columns, _compute_question_figures),
     }
     table = make_table("amber-d", answers, columns, notes=notes)
     metrics = _quartets("", present)

@@ -236,7 +236,7 @@ def score(
     _refuse_missing(labels, given, allowed_missing(answers, options.partial))
     columns, differ = count_both_readings([answer.text for answer in answers], wanted, "yes", read_mme)
     for prefix in ("", "strict_"):
-        columns |= _pairs(prefix, columns[f"{prefix}right"], pictures)
+        columns |= _count_pairs(prefix, columns[f"{prefix}right"], pictures)
     present = [task for task in dict.fromkeys((*PERCEPTION, *COGNITION, *tasks)) if task in tasks]
     columns |= split_by_group(columns, tasks, present)
     answered = set(present)
@@ -252,8 +252,8 @@ def score(
     return table, metrics
 
 
-def _pairs(prefix: str, right: np.ndarray, pictures: Sequence[str]) -> dict[str, np.ndarray]:
-    """A picture counts once, in the row of its first answer: `pairs`, and `both` where both are right."""
+def _count_pairs(prefix: str, right: np.ndarray, pictures: Sequence[str]) -> dict[str, np.ndarray]:
+    """A picture counts once, in the row of its first answer: `pairs`, and `both` if both are right."""
     rows: defaultdict[str, list[int]] = defaultdict(list)
     for row, picture in enumerate(pictures):
         rows[picture].append(row)
@@ -264,47 +264,41 @@ def _pairs(prefix: str, right: np.ndarray, pictures: Sequence[str]) -> dict[str,
     return {f"{prefix}pairs": pairs, f"{prefix}both": both}
 
 
-def _score_of(name: str, prefix: str, tasks: Sequence[str], title: str) -> Metric:
+_TOTALS = (
+    ("score_hallucination", HALLUCINATION, "hallucination score (of 800)"),
+    ("score_perception", PERCEPTION, "perception score (of 2000)"),
+    ("score_cognition", COGNITION, "cognition score (of 800)"),
+    ("score_full", (*PERCEPTION, *COGNITION), "full score (of 2800)"),
+)
+
+
+def _make_metrics(prefix: str, present: Sequence[str]) -> list[Metric]:
+    """Totals of the groups whose tasks are all there, then each task."""
+    before = "strict: " if prefix else ""
+    made = [
+        _make_score(prefix, name, tasks, before + title)
+        for name, tasks, title in _TOTALS
+        if set(tasks) <= set(present)
+    ]
+    for task in present:
+        right, asked, both, pairs = (f"{prefix}{c}@{task}" for c in ("right", "asked", "both", "pairs"))
+        title = f"{before}{task} "
+        made += [
+            _make_score(prefix, f"score@{task}", (task,), f"{title}score (of 200)"),
+            ratio(f"{prefix}acc@{task}", right, asked, "high", title=f"{title}acc"),
+            ratio(f"{prefix}acc_plus@{task}", both, pairs, "high", title=f"{title}acc+"),
+        ]
+    return made
+
+
+def _make_score(prefix: str, name: str, tasks: Sequence[str], title: str) -> Metric:
     """The sum of the tasks' scores."""
     pairs = [
         (f"{prefix}{part}@{task}", f"{prefix}{whole}@{task}")
         for task in tasks
         for part, whole in (("right", "asked"), ("both", "pairs"))
     ]
-    return total(name, pairs, "high", 100.0, unit="", title=title)
-
-
-def _totals(prefix: str) -> list[tuple[tuple[str, ...], Metric]]:
-    title = "strict: " if prefix else ""
-    groups = (
-        ("score_hallucination", HALLUCINATION, "hallucination score (of 800)"),
-        ("score_perception", PERCEPTION, "perception score (of 2000)"),
-        ("score_cognition", COGNITION, "cognition score (of 800)"),
-        ("score_full", (*PERCEPTION, *COGNITION), "full score (of 2800)"),
-    )
-    return [(tasks, _score_of(prefix + name, prefix, tasks, title + what)) for name, tasks, what in groups]
-
-
-def _of_task(prefix: str, task: str) -> list[Metric]:
-    title = f"{'strict: ' if prefix else ''}{task} "
-
-    def share(name: str, part: str, whole: str, shown: str) -> Metric:
-        columns = (f"{prefix}{part}@{task}", f"{prefix}{whole}@{task}")
-        return ratio(f"{prefix}{name}@{task}", *columns, "high", title=title + shown)
-
-    return [
-        _score_of(f"{prefix}score@{task}", prefix, (task,), f"{title}score (of 200)"),
-        share("acc", "right", "asked", "acc"),
-        share("acc_plus", "both", "pairs", "acc+"),
-    ]
-
-
-def _make_metrics(prefix: str, present: Sequence[str]) -> list[Metric]:
-    """Totals of the groups whose tasks are all there, then each task."""
-    made = [metric for tasks, metric in _totals(prefix) if set(tasks) <= set(present)]
-    for task in present:
-        made += _of_task(prefix, task)
-    return made
+    return total(prefix + name, pairs, "high", 100.0, unit="", title=title)
 
 
 # ---------------------------------------------------------------------- questions
