@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from reverse.decoding.backends.protocol import EncodedPicture, Picture
     from reverse.decoding.result import Result
+    from reverse.tokens.spans import TokenIds
 
 __all__ = [
     "MODES",
@@ -90,6 +91,13 @@ class TurnWriter(Protocol):
     def encode_continuation(self, text: str) -> Sequence[int]:
         """Return the ids of text that continues an answer."""
 
+    def decode(self, ids: list[int]) -> str:
+        """Return the text of ids, tags included."""
+
+    @property
+    def tags(self) -> TokenIds:
+        """Ids of the three tokens."""
+
 
 @dataclass(slots=True, eq=False)
 class Node:
@@ -105,6 +113,8 @@ class Node:
     base: Node | None = None  # the node that this one continues, whose cache can be used
     scores: dict[str, float] = field(default_factory=dict)  # from the backend, when the node was decoded
     sequence: int | None = field(default=None, repr=False)  # of the backend; it holds a prefix of `ids`
+    parts: tuple[Result, ...] = ()  # answers that make up the turn of the assistant that `ids` end with
+    turn_length: int = 0  # how many of the last ids belong to that turn
 
     def user(self, text: str) -> Node:
         """Return a node with a further turn of the user after this answer."""
@@ -119,7 +129,15 @@ class Node:
         if text:
             assert self.writer is not None, "this node has no tokenizer"
             ids = self.writer.encode_continuation(text)
-        return Node((*self.ids, *ids), self.pictures, self.hint_at, self.writer, self)
+        node = Node((*self.ids, *ids), self.pictures, self.hint_at, self.writer, self)
+        node.parts, node.turn_length = self.parts, self.turn_length + len(ids)
+        return node
+
+    def add_answer(self, ids: Sequence[int], result: Result) -> Node:
+        """Return the node after an answer to this node; `ids` are those of the answer without a final EOS."""
+        node = Node((*self.ids, *ids), self.pictures, self.hint_at, self.writer, self)
+        node.parts, node.turn_length = (*self.parts, result), self.turn_length + len(ids)
+        return node
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,10 +189,14 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Score a node: `"likelihood"` is the mean log-probability of the tokens decoded last."""
+    """Score a node: `"likelihood"` is the mean log-probability of the tokens decoded last.
+
+    `default` is the outcome on a backend that does not give the score; None: an error.
+    """
 
     node: Node
     kind: str = "likelihood"
+    default: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from reverse.decoding.policies.policy import Answer
 from reverse.decoding.text.answer_text import read_answer
 from reverse.tokens.spans import TokenIds, break_tags
 
-__all__ = ["Phrase", "Result", "TraceEntry", "Usage", "build_result"]
+__all__ = ["Draft", "Phrase", "Result", "TraceEntry", "Usage", "build_result"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,24 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Draft:
+    """One answer that a mode made on the way to its result.
+
+    `role` says what it was for: sample, first, correction, refinement, reflection, judge, chain. `malformed`
+    marks a text that does not follow the form that the mode expects.
+    """
+
+    role: str
+    text: str
+    answer: str | None  # extracted and in normal form; None if the text gives none
+    confidence: float  # in [0, 1]
+    tokens: int  # generated, discarded ones included
+    seconds: float
+    accepted: bool = False
+    malformed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """One answer. `resolved` is False if a phrase stayed suspect, and None with checking off.
 
@@ -74,6 +92,8 @@ class Result:
     trace: tuple[TraceEntry, ...]
     usage: Usage
     ids: tuple[int, ...]  # the answer's ids, tags and end of text included
+    answer: str | None = None  # the final answer that a mode extracted
+    drafts: tuple[Draft, ...] = ()  # every answer that a mode made; of single answers none
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""

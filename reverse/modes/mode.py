@@ -1,20 +1,182 @@
-"""One answer, which the modes `plain` and `resample` share."""
+"""What modes share: how one answer is asked for, the drafts of a request, budgets and gates."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import math
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from reverse.decoding.asks import Ask, Conversation, Generate, Outcome, PolicyFactory
+from reverse.decoding.asks import (
+    Ask,
+    Conversation,
+    Generate,
+    Mode,
+    Node,
+    Outcome,
+    PolicyFactory,
+    Run,
+    Score,
+    policy_of,
+    resolve_mode,
+)
+from reverse.decoding.config import check_whole
+from reverse.decoding.result import Draft, Result
 from reverse.decoding.scheduling.tasks import ModeRequest
+from reverse.decoding.turns import read_turn
+from reverse.errors import RequestError
+from reverse.grading import AnswerFormat, extract_answer
+from reverse.modes.confidence import CONFIDENCES, confidence_of
 
-__all__ = ["ModeRequest", "answer_once"]
+__all__ = [
+    "TEXT",
+    "Asks",
+    "Budget",
+    "Drafts",
+    "ModeRequest",
+    "answer_once",
+    "ask_for_answer",
+    "check_confidence",
+    "check_gate",
+    "choose_answer",
+    "question_of",
+    "replace_question",
+    "score_answers",
+    "turn_of",
+]
+
+Asks = Generator[list[Ask], list[Any], Outcome]
+TEXT = AnswerFormat("text")
 
 
-def answer_once(
-    request: ModeRequest, policy: PolicyFactory | None
-) -> Generator[list[Ask], list[Any], Outcome]:
-    """Ask for one answer, and again if that to an open-ended question is blank (arXiv 2504.13169 §4)."""
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What one request may cost. A mode stops asking when a part of it is used up, and keeps what it has.
+
+    Args:
+        max_tokens_total: tokens generated, discarded ones included.
+        max_seconds: seconds since the mode began.
+        max_calls: answers and parts of answers that were asked for.
+    """
+
+    max_tokens_total: int | None = None
+    max_seconds: float | None = None
+    max_calls: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_tokens_total", "max_calls"):
+            if getattr(self, name) is not None:
+                check_whole(name, getattr(self, name), 1)
+        if self.max_seconds is not None and not 0 < self.max_seconds < math.inf:
+            raise RequestError(f"max_seconds must be a number above 0, got {self.max_seconds!r:.80}")
+
+
+@dataclass(slots=True)
+class Drafts:
+    """The drafts that a mode made for one request, and what they cost.
+
+    Args:
+        form: the form of answers, for extraction. confidence: as of `confidence_of`, or None.
+    """
+
+    form: AnswerFormat = TEXT
+    budget: Budget = field(default_factory=Budget)
+    made: list[Draft] = field(default_factory=list)
+    calls: int = 0
+    tokens: int = 0
+    began: float = field(default_factory=time.perf_counter)
+
+    def add(
+        self,
+        role: str,
+        outcome: Outcome,
+        confidence: float,
+        *,
+        text: str | None = None,
+        malformed: bool = False,
+        is_counted: bool = False,
+    ) -> Draft:
+        """Record one answer and charge it to the budget, if that is not done.
+
+        `text` is the part of the turn that holds the answer, if that is not the whole turn.
+        """
+        result = turn_of(outcome)
+        shown = result.text if text is None else text
+        draft = Draft(
+            role=role,
+            text=shown,
+            answer=extract_answer(shown, self.form),
+            confidence=confidence,
+            tokens=result.usage.kept + result.usage.discarded,
+            seconds=result.usage.seconds,
+            malformed=malformed,
+        )
+        self.made += [*outcome.result.drafts, draft]
+        if not is_counted:
+            self.count(outcome)
+        return draft
+
+    def count(self, outcome: Outcome) -> None:
+        """Charge an outcome to the budget."""
+        self.calls += 1
+        self.tokens += outcome.result.usage.kept + outcome.result.usage.discarded
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether a part of the budget is used up."""
+        budget = self.budget
+        return (
+            (budget.max_calls is not None and self.calls >= budget.max_calls)
+            or (budget.max_tokens_total is not None and self.tokens >= budget.max_tokens_total)
+            or (budget.max_seconds is not None and time.perf_counter() - self.began >= budget.max_seconds)
+        )
+
+    def calls_left(self, wanted: int) -> int:
+        """How many of `wanted` answers the budget of calls leaves, at least one."""
+        if self.budget.max_calls is None:
+            return wanted
+        return max(1, min(wanted, self.budget.max_calls - self.calls))
+
+    def finish(self, outcome: Outcome, draft: Draft) -> Outcome:
+        """The outcome of the mode: the whole turn, its answer, and all drafts with this one accepted."""
+        drafts = tuple(replace(each, accepted=each is draft) for each in self.made)
+        result = replace(turn_of(outcome), answer=draft.answer, drafts=drafts)
+        return Outcome(result, outcome.node)
+
+
+def turn_of(outcome: Outcome) -> Result:
+    """The whole turn of the assistant that an outcome ends. What a mode returned is whole already."""
+    return outcome.result if outcome.result.drafts or not outcome.node.parts else read_turn(outcome.node)
+
+
+def question_of(source: Conversation) -> str:
+    """The text of the last turn of the user."""
+    if isinstance(source.prompt, str):
+        return source.prompt
+    content = next(turn["content"] for turn in reversed(source.prompt) if turn.get("role") == "user")
+    if isinstance(content, str):
+        return content
+    return " ".join(part["text"] for part in content if part.get("type") == "text")
+
+
+def replace_question(source: Conversation, text: str) -> Conversation:
+    """The conversation with another text in its last turn of the user; its pictures stay."""
+    if isinstance(source.prompt, str):
+        return replace(source, prompt=text)
+    turns = [dict(turn) for turn in source.prompt]
+    last = max(i for i, turn in enumerate(turns) if turn.get("role") == "user")
+    content = turns[last]["content"]
+    if isinstance(content, str):
+        turns[last]["content"] = text
+    else:
+        pictures = [part for part in content if part.get("type") != "text"]
+        turns[last]["content"] = [*pictures, {"type": "text", "text": text}]
+    return replace(source, prompt=turns)
+
+
+def answer_once(request: ModeRequest, policy: PolicyFactory | None) -> Asks:
+    """One answer; a blank one to an open-ended question is asked for once more (arXiv 2504.13169 §4)."""
     source, config = request.conversation, request.config
     if not config.open_ended or not isinstance(source, Conversation):
         (outcome,) = yield [Generate(source, final=True, policy=policy)]
@@ -25,3 +187,58 @@ def answer_once(
     question = source.with_instruction(config.false_premise)
     (second,) = yield [Generate(question, final=True, policy=policy)]
     return second
+
+
+def ask_for_answer(
+    source: Conversation | Node, inner: str | Mode | None, *, final: bool = False, **how: Any
+) -> Ask:
+    """Ask for one answer of the inner mode: a single `Generate` where that mode makes a single answer."""
+    mode = None if inner is None else resolve_mode(inner)
+    if mode is not None and not hasattr(mode, "policy"):
+        return Run(mode, source, final=final)
+    return Generate(source, final=final, policy=None if mode is None else policy_of(mode), **how)
+
+
+def score_answers(
+    outcomes: Sequence[Outcome], kind: str | None
+) -> Generator[list[Ask], list[Any], list[float]]:
+    """The confidence of each answer, as of `confidence_of`.
+
+    With None: `"min"`; if no answer has phrases, `"likelihood"` in [0, 1], or 0 on a backend that does not give it.
+    """
+    turns = [turn_of(outcome) for outcome in outcomes]
+    if kind is None:
+        has_phrases = any(phrase.p_un is not None for turn in turns for phrase in turn.phrases)
+        kind, default = ("min", None) if has_phrases else ("likelihood", -math.inf)
+    else:
+        default = None
+    if kind != "likelihood":
+        return [confidence_of(turn, kind) for turn in turns]
+    scores = yield [Score(outcome.node, "likelihood", default) for outcome in outcomes]
+    return [math.exp(min(0.0, score)) for score in scores]
+
+
+def choose_answer(drafts: Sequence[Draft], accept: str) -> int:
+    """Which of several rounds is accepted: the last, or the most confident (of equals the last).
+
+    A malformed draft is chosen only if all are.
+    """
+    places = [i for i, draft in enumerate(drafts) if not draft.malformed] or list(range(len(drafts)))
+    if accept == "last":
+        return places[-1]
+    return max(places, key=lambda i: (drafts[i].confidence, i))
+
+
+def check_gate(gate: float | None) -> None:
+    """Refuse a gate that is no probability. Raises RequestError."""
+    if gate is not None and not 0 < gate <= 1:
+        raise RequestError(
+            f"gate must lie in (0, 1], got {gate!r:.80}: it is the confidence that is enough, try 0.7"
+        )
+
+
+def check_confidence(kind: str | None) -> None:
+    """Refuse an unknown kind of confidence. Raises RequestError."""
+    known = (*CONFIDENCES, "likelihood")
+    if kind is not None and kind not in known:
+        raise RequestError(f"confidence must be one of {', '.join(known)} or None, got {kind!r:.80}")

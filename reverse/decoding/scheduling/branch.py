@@ -310,8 +310,8 @@ class Branch:
         ids = self.policy.answer.ids
         if ids and ids[-1] in self.rules.eos:
             ids = ids[:-1]
-        node = self.node
-        return Node((*node.ids, *ids), node.pictures, node.hint_at, node.writer, node)
+        assert self.result is not None
+        return self.node.add_answer(ids, self.result)
 
 
 def _process_after(

@@ -219,11 +219,12 @@ class Task:
             is_final = run.is_final and ask.final
             self._start(resolve_mode(ask.mode), source, (*run.path, number, 0), is_final, (run, place))
         elif isinstance(ask, Score):
-            if ask.kind not in ask.node.scores:
+            score = ask.node.scores.get(ask.kind, ask.default)
+            if score is None:
                 raise RequestError(
                     f"there is no score {ask.kind!r} of this answer: the backend does not give it"
                 )
-            self._deliver(run, place, ask.node.scores[ask.kind])
+            self._deliver(run, place, score)
         elif isinstance(ask, Release):
             self.host.release(ask.node)
             self._deliver(run, place, None)

@@ -1,0 +1,69 @@
+"""Resample first; sample more answers only where the first one is doubtful."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from reverse.decoding.asks import Generate, Mode, Sampling, policy_of, resolve_mode
+from reverse.grading import AnswerFormat
+from reverse.modes.mode import (
+    TEXT,
+    Asks,
+    Budget,
+    Drafts,
+    ModeRequest,
+    ask_for_answer,
+    check_confidence,
+    check_gate,
+    score_answers,
+)
+from reverse.modes.select import find_vote_winner
+
+__all__ = ["Auto"]
+
+
+@dataclass(frozen=True)
+class Auto:
+    """One answer; if its confidence is below the gate, more samples within the budget, and a weighted vote.
+
+    Args:
+        budget: what one request may cost; its `max_tokens_total` decides how many samples are made.
+        gate: the confidence of the first answer that is enough.
+        n: the most answers. batch: samples that are asked for at once.
+        inner: the mode that makes each answer; None: resample.
+        confidence: as of `confidence_of`; None: by phrases where there are any, else by likelihood.
+    """
+
+    name = "auto"
+    budget: Budget = field(default_factory=lambda: Budget(max_tokens_total=1024))
+    gate: float = 0.7
+    n: int = 8
+    batch: int = 2
+    inner: str | Mode | None = None
+    confidence: str | None = None
+    temperature: float = 0.9
+    top_k: int = 50
+    top_p: float = 0.95
+    answer_format: AnswerFormat = TEXT
+
+    def __post_init__(self) -> None:
+        check_gate(self.gate)
+        check_confidence(self.confidence)
+
+    def run(self, request: ModeRequest) -> Asks:
+        drafts = Drafts(self.answer_format, self.budget)
+        policy = None if self.inner is None else policy_of(resolve_mode(self.inner))
+        (first,) = yield [ask_for_answer(request.conversation, self.inner)]
+        (confidence,) = yield from score_answers([first], self.confidence)
+        outcomes, made = [first], [drafts.add("first", first, confidence)]
+        how = Sampling(self.temperature, self.top_k, self.top_p)
+        while confidence < self.gate and len(made) < self.n and not drafts.is_spent:
+            wanted = drafts.calls_left(min(self.batch, self.n - len(made)))
+            more = yield [Generate(request.conversation, wanted, sampling=how, policy=policy)]
+            scores = yield from score_answers(more, self.confidence)
+            outcomes += more
+            made += [
+                drafts.add("sample", outcome, score) for outcome, score in zip(more, scores, strict=True)
+            ]
+        chosen = find_vote_winner(made, weighted=True)
+        return drafts.finish(outcomes[chosen], made[chosen])

@@ -1,0 +1,125 @@
+"""One answer that thinks, answers, reflects and answers again (SRPO)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from reverse.decoding.asks import Generate, Mode, policy_of, resolve_mode
+from reverse.decoding.config import check_whole
+from reverse.errors import RequestError
+from reverse.grading import AnswerFormat
+from reverse.modes.mode import (
+    TEXT,
+    Asks,
+    Budget,
+    Drafts,
+    ModeRequest,
+    check_confidence,
+    check_gate,
+    score_answers,
+    turn_of,
+)
+
+__all__ = ["Reflect"]
+
+_ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.DOTALL | re.IGNORECASE)
+_PARTS = {
+    "tarta": (
+        "<think>",
+        "</think>",
+        "<answer>",
+        "</answer>",
+        "<reflection>",
+        "</reflection>",
+        "<think>",
+        "</think>",
+    ),
+    "taranswer": ("<think>", "</think>", "<answer>", "</answer>", "<reflection>", "</reflection>"),
+}
+
+
+@dataclass(frozen=True)
+class Reflect:
+    """One turn in the grammar think, answer, reflection, think, answer. The last answer counts.
+
+    Args:
+        schema: `"tarta"` has a second think before the last answer, `"taranswer"` has none.
+        inner: the mode whose policy decodes; None: resample.
+        gate: stop after the first answer if its confidence is at least this, which saves the second half.
+        rounds: reflections; more than one needs a gate: a further one is appended while the confidence is
+        below it.
+        confidence: as of `confidence_of`; None: by phrases where there are any, else by likelihood.
+        instruction: added to the question, for checkpoints that need to be told; "" for those that do not.
+
+    A turn that does not follow the grammar is marked as malformed; its last answer counts all the same, and
+    the
+    whole text if it holds none. Source: SRPO (arXiv 2506.01713) §3.
+    """
+
+    name = "reflect"
+    schema: Literal["tarta", "taranswer"] = "tarta"
+    inner: str | Mode | None = None
+    gate: float | None = None
+    rounds: int = 1
+    confidence: str | None = None
+    instruction: str = ""
+    answer_format: AnswerFormat = TEXT
+    budget: Budget = field(default_factory=Budget)
+
+    def __post_init__(self) -> None:
+        if self.schema not in _PARTS:
+            raise RequestError(f"schema must be 'tarta' or 'taranswer', got {self.schema!r:.80}")
+        check_whole("rounds", self.rounds, 1)
+        check_gate(self.gate)
+        check_confidence(self.confidence)
+        if self.rounds > 1 and self.gate is None:
+            raise RequestError(f"rounds={self.rounds} needs a gate, which ends them: try gate=0.7")
+
+    def run(self, request: ModeRequest) -> Asks:
+        source, policy = request.conversation, None
+        if self.inner is not None:
+            policy = policy_of(resolve_mode(self.inner))
+        if self.instruction and not hasattr(source, "ids"):
+            source = source.with_instruction(self.instruction)
+        drafts = Drafts(self.answer_format, self.budget)
+        if self.gate is None:
+            (outcome,) = yield [Generate(source, final=True, policy=policy)]
+            (confidence,) = yield from score_answers([outcome], self.confidence)
+            answers, whole = _ANSWER.findall(turn_of(outcome).text), turn_of(outcome).text
+            draft = drafts.add(
+                "reflection",
+                outcome,
+                confidence,
+                text=answers[-1] if answers else whole,
+                malformed=not self.follows(whole),
+            )
+            return drafts.finish(outcome, draft)
+        (outcome,) = yield [Generate(source, until=("</answer>",), policy=policy)]
+        (confidence,) = yield from score_answers([outcome], self.confidence)
+        draft = drafts.add("first", outcome, confidence, text=_last_answer(turn_of(outcome).text))
+        for _ in range(self.rounds):
+            if confidence >= self.gate or outcome.result.finish_reason != "stop" or drafts.is_spent:
+                break
+            node = outcome.node.continue_assistant("\n<reflection>")
+            (outcome,) = yield [Generate(node, until=("</answer>",), policy=policy)]
+            (confidence,) = yield from score_answers([outcome], self.confidence)
+            whole = turn_of(outcome).text
+            draft = drafts.add(
+                "reflection", outcome, confidence, text=_last_answer(whole), malformed=not self.follows(whole)
+            )
+        return drafts.finish(outcome, draft)
+
+    def follows(self, text: str) -> bool:
+        """Whether a turn has the tags of the grammar, in their order, and a last answer."""
+        tags = re.findall(r"</?(?:think|answer|reflection)>", text.lower())
+        wanted = [*_PARTS[self.schema], "<answer>", "</answer>"]
+        half = wanted[4:]  # each further reflection
+        return tags[: len(wanted)] == wanted and len(tags[len(wanted) :]) % len(half) == 0
+
+
+def _last_answer(text: str) -> str:
+    """The content of the last answer tag, or the whole text."""
+    answers = _ANSWER.findall(text)
+    return answers[-1].strip() if answers else text
