@@ -204,7 +204,7 @@ def score_answers(
 ) -> Generator[list[Ask], list[Any], list[float]]:
     """The confidence of each answer, as of `confidence_of`.
 
-    With None: `"min"`; if no answer has phrases, `"likelihood"` in [0, 1], or 0 on a backend that does not give it.
+    With None: `"min"`; if no answer has phrases, `"likelihood"` in [0, 1], or 0 if the backend has none.
     """
     turns = [turn_of(outcome) for outcome in outcomes]
     if kind is None:
