@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from reverse.decoding.asks import Generate, Mode, Sampling, policy_of, resolve_mode
+from reverse.decoding.asks import Generate, Mode, Sampling, find_policy, resolve_mode
 from reverse.grading import AnswerFormat
 from reverse.modes.mode import (
     TEXT,
@@ -31,7 +31,7 @@ class Auto:
         gate: the confidence of the first answer that is enough.
         n: the most answers. batch: samples that are asked for at once.
         inner: the mode that makes each answer; None: resample.
-        confidence: as of `confidence_of`; None: by phrases where there are any, else by likelihood.
+        confidence: as of `compute_confidence`; None: by phrases where there are any, else by likelihood.
     """
 
     name = "auto"
@@ -52,7 +52,7 @@ class Auto:
 
     def run(self, request: ModeRequest) -> Asks:
         drafts = Drafts(self.answer_format, self.budget)
-        policy = None if self.inner is None else policy_of(resolve_mode(self.inner))
+        policy = None if self.inner is None else find_policy(resolve_mode(self.inner))
         (first,) = yield [ask_for_answer(request.conversation, self.inner)]
         (confidence,) = yield from score_answers([first], self.confidence)
         outcomes, made = [first], [drafts.add("first", first, confidence)]

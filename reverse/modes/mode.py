@@ -18,16 +18,16 @@ from reverse.decoding.asks import (
     PolicyFactory,
     Run,
     Score,
-    policy_of,
+    find_policy,
     resolve_mode,
 )
-from reverse.decoding.config import check_whole
+from reverse.decoding.config import check_whole_number
 from reverse.decoding.result import Draft, Result
 from reverse.decoding.scheduling.tasks import ModeRequest
 from reverse.decoding.turns import read_turn
 from reverse.errors import RequestError
 from reverse.grading import AnswerFormat, extract_answer
-from reverse.modes.confidence import CONFIDENCES, confidence_of
+from reverse.modes.confidence import CONFIDENCES, compute_confidence
 
 __all__ = [
     "TEXT",
@@ -67,7 +67,7 @@ class Budget:
     def __post_init__(self) -> None:
         for name in ("max_tokens_total", "max_calls"):
             if getattr(self, name) is not None:
-                check_whole(name, getattr(self, name), 1)
+                check_whole_number(name, getattr(self, name), 1)
         if self.max_seconds is not None and not 0 < self.max_seconds < math.inf:
             raise RequestError(f"max_seconds must be a number above 0, got {self.max_seconds!r:.80}")
 
@@ -77,7 +77,7 @@ class Drafts:
     """The drafts that a mode made for one request, and what they cost.
 
     Args:
-        form: the form of answers, for extraction. confidence: as of `confidence_of`, or None.
+        form: the form of answers, for extraction. confidence: as of `compute_confidence`, or None.
     """
 
     form: AnswerFormat = TEXT
@@ -196,13 +196,13 @@ def ask_for_answer(
     mode = None if inner is None else resolve_mode(inner)
     if mode is not None and not hasattr(mode, "policy"):
         return Run(mode, source, final=final)
-    return Generate(source, final=final, policy=None if mode is None else policy_of(mode), **how)
+    return Generate(source, final=final, policy=None if mode is None else find_policy(mode), **how)
 
 
 def score_answers(
     outcomes: Sequence[Outcome], kind: str | None
 ) -> Generator[list[Ask], list[Any], list[float]]:
-    """The confidence of each answer, as of `confidence_of`.
+    """The confidence of each answer, as of `compute_confidence`.
 
     With None: `"min"`; if no answer has phrases, `"likelihood"` in [0, 1], or 0 if the backend has none.
     """
@@ -213,7 +213,7 @@ def score_answers(
     else:
         default = None
     if kind != "likelihood":
-        return [confidence_of(turn, kind) for turn in turns]
+        return [compute_confidence(turn, kind) for turn in turns]
     scores = yield [Score(outcome.node, "likelihood", default) for outcome in outcomes]
     return [math.exp(min(0.0, score)) for score in scores]
 

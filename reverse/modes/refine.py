@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from reverse.decoding.asks import Ask, Conversation, Mode, Node, Outcome
-from reverse.decoding.config import check_whole
+from reverse.decoding.config import check_whole_number
 from reverse.decoding.result import Draft
 from reverse.errors import RequestError
 from reverse.grading import AnswerFormat
@@ -42,7 +42,7 @@ class Refine:
         accept: the round that is returned: the `"last"`, or the one with the highest `"confidence"`.
         stop_when_same: stop when two rounds give the same answer.
         gate: refine only if the confidence of the first answer is below this; None: always.
-        confidence: as of `confidence_of`; None: by phrases where there are any, else by likelihood.
+        confidence: as of `compute_confidence`; None: by phrases where there are any, else by likelihood.
         instruction: the question of a round, with {question} and {answer}.
 
     Source: R3V (arXiv 2411.00855) §3.2; trained there, but never run by the published code.
@@ -63,7 +63,7 @@ class Refine:
     budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:
-        check_whole("rounds", self.rounds, 1)
+        check_whole_number("rounds", self.rounds, 1)
         if self.rounds > 3:
             raise RequestError(f"rounds must be at most 3, got {self.rounds}")
         if self.accept not in ("last", "confidence"):

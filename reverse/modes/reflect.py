@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from reverse.decoding.asks import Generate, Mode, policy_of, resolve_mode
-from reverse.decoding.config import check_whole
+from reverse.decoding.asks import Generate, Mode, find_policy, resolve_mode
+from reverse.decoding.config import check_whole_number
 from reverse.errors import RequestError
 from reverse.grading import AnswerFormat
 from reverse.modes.mode import (
@@ -50,7 +50,7 @@ class Reflect:
         gate: stop after the first answer if its confidence is at least this, which saves the second half.
         rounds: reflections; more than one needs a gate: a further one is appended while the confidence is
         below it.
-        confidence: as of `confidence_of`; None: by phrases where there are any, else by likelihood.
+        confidence: as of `compute_confidence`; None: by phrases where there are any, else by likelihood.
         instruction: added to the question, for checkpoints that need to be told; "" for those that do not.
 
     A turn that does not follow the grammar is marked as malformed; its last answer counts all the same, and
@@ -71,7 +71,7 @@ class Reflect:
     def __post_init__(self) -> None:
         if self.schema not in _PARTS:
             raise RequestError(f"schema must be 'tarta' or 'taranswer', got {self.schema!r:.80}")
-        check_whole("rounds", self.rounds, 1)
+        check_whole_number("rounds", self.rounds, 1)
         check_gate(self.gate)
         check_confidence(self.confidence)
         if self.rounds > 1 and self.gate is None:
@@ -80,7 +80,7 @@ class Reflect:
     def run(self, request: ModeRequest) -> Asks:
         source, policy = request.conversation, None
         if self.inner is not None:
-            policy = policy_of(resolve_mode(self.inner))
+            policy = find_policy(resolve_mode(self.inner))
         if self.instruction and not hasattr(source, "ids"):
             source = source.with_instruction(self.instruction)
         drafts = Drafts(self.answer_format, self.budget)

@@ -17,10 +17,10 @@ from reverse.decoding.asks import (
     Outcome,
     Run,
     Sampling,
-    policy_of,
+    find_policy,
     resolve_mode,
 )
-from reverse.decoding.config import check_whole
+from reverse.decoding.config import check_whole_number
 from reverse.decoding.result import Draft
 from reverse.errors import RequestError
 from reverse.grading import AnswerFormat
@@ -59,7 +59,7 @@ class Select:
             back to
             the vote.
         inner: the mode that makes each answer; None: resample.
-        confidence: as of `confidence_of`; None: by phrases where there are any, else by likelihood.
+        confidence: as of `compute_confidence`; None: by phrases where there are any, else by likelihood.
         temperature, top_k, top_p: of the samples.
         greedy_first: the first sample takes the most probable tokens.
         group: candidates that the model is shown at once. permutations: orders they are shown in; the
@@ -87,9 +87,9 @@ class Select:
     budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:
-        check_whole("n", self.n, 1, ": 2 is the least that has a choice")
-        check_whole("group", self.group, 2)
-        check_whole("permutations", self.permutations, 1)
+        check_whole_number("n", self.n, 1, ": 2 is the least that has a choice")
+        check_whole_number("group", self.group, 2)
+        check_whole_number("permutations", self.permutations, 1)
         if self.judge not in JUDGES:
             raise RequestError(f"judge must be one of {', '.join(JUDGES)}, got {self.judge!r:.80}")
         if not all(place in self.instruction for place in ("{question}", "{candidates}")):
@@ -120,7 +120,7 @@ class Select:
         inner = None if self.inner is None else resolve_mode(self.inner)
         if inner is not None and not hasattr(inner, "policy"):  # it asks for more than one answer
             return [Run(inner, source) for _ in range(n)]
-        policy = None if inner is None else policy_of(inner)
+        policy = None if inner is None else find_policy(inner)
         warm = Sampling(self.temperature, self.top_k, self.top_p)
         if not self.greedy_first:
             return [Generate(source, n, sampling=warm, policy=policy)]

@@ -7,8 +7,8 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from reverse.decoding.asks import Ask, Conversation, Generate, Mode, Node, Outcome, policy_of, resolve_mode
-from reverse.decoding.config import check_whole
+from reverse.decoding.asks import Ask, Conversation, Generate, Mode, Node, Outcome, find_policy, resolve_mode
+from reverse.decoding.config import check_whole_number
 from reverse.decoding.result import Draft
 from reverse.errors import RequestError
 from reverse.grading import AnswerFormat
@@ -51,7 +51,7 @@ class SelfCorrect:
             that the model picks (`"judge"`, by `Select`).
         stop_when_same: stop when two rounds give the same answer.
         gate: check only if the confidence of the first answer is below this; None: always.
-        confidence: as of `confidence_of`; None: by phrases where there are any, else by likelihood.
+        confidence: as of `compute_confidence`; None: by phrases where there are any, else by likelihood.
         instruction: what the model is asked in the further turns.
 
     Source: LLaVA-SCo (CVPR 2025 workshop); the published script makes no second turn.
@@ -71,7 +71,7 @@ class SelfCorrect:
     budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:
-        check_whole("rounds", self.rounds, 0)
+        check_whole_number("rounds", self.rounds, 0)
         if self.rounds > 3:
             raise RequestError(f"rounds must be at most 3, got {self.rounds}")
         if self.schema not in (None, "cot4"):
@@ -124,7 +124,7 @@ class SelfCorrect:
 
     def _correct_stages(self, source: Conversation | Node, drafts: Drafts) -> Asks:
         """Write a stage, have it checked, put what came of it in its place, and go on with the next stage."""
-        policy = None if self.inner is None else policy_of(resolve_mode(self.inner))
+        policy = None if self.inner is None else find_policy(resolve_mode(self.inner))
         node: Conversation | Node = source
         outcome: Outcome | None = None
         for stage in STAGES:

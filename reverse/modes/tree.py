@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Literal
 
-from reverse.decoding.asks import Ask, Generate, Mode, Outcome, Release, Sampling, policy_of, resolve_mode
-from reverse.decoding.config import check_whole
+from reverse.decoding.asks import Ask, Generate, Mode, Outcome, Release, Sampling, find_policy, resolve_mode
+from reverse.decoding.config import check_whole_number
 from reverse.errors import RequestError
 from reverse.grading import AnswerFormat
-from reverse.modes.confidence import confidence_of
+from reverse.modes.confidence import compute_confidence
 from reverse.modes.mode import TEXT, Asks, Budget, Drafts, ModeRequest, score_answers
 from reverse.modes.select import find_vote_winner, pick_by_model
 
@@ -91,7 +91,7 @@ class Tree:
 
     def __post_init__(self) -> None:
         for name in ("beams", "branch", "depth", "finished", "step_tokens"):
-            check_whole(name, getattr(self, name), 1)
+            check_whole_number(name, getattr(self, name), 1)
         if self.scorer not in ("confidence", "likelihood") and not callable(self.scorer):
             raise RequestError(
                 f"scorer must be 'confidence', 'likelihood' or a function, got {self.scorer!r:.80}"
@@ -102,7 +102,7 @@ class Tree:
             raise RequestError(f"tau must be a number of at least 0, got {self.tau!r:.80}")
 
     def run(self, request: ModeRequest) -> Asks:
-        policy = None if self.inner is None else policy_of(resolve_mode(self.inner))
+        policy = None if self.inner is None else find_policy(resolve_mode(self.inner))
         how = Sampling(self.temperature, self.top_k, self.top_p, self.step_tokens)
         drafts, random = Drafts(self.answer_format, self.budget), Random(self.seed)
         ended: list[_Chain] = []
@@ -142,7 +142,7 @@ class Tree:
             return [float(self.scorer(outcome)) for outcome in outcomes]
         if self.scorer == "likelihood":
             return (yield from score_answers(outcomes, "likelihood"))
-        return [confidence_of(outcome.result, "mean") for outcome in outcomes]
+        return [compute_confidence(outcome.result, "mean") for outcome in outcomes]
 
     def _keep(self, chains: Sequence[_Chain], random: Random) -> list[_Chain]:
         """The chains that the next round extends: the best, or drawn by their scores."""

@@ -21,10 +21,10 @@ class Letters:
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(chr(i) for i in ids)
 
-    def user_turn(self, text: str) -> tuple[list[int], int]:
+    def encode_user_turn(self, text: str) -> tuple[list[int], int]:
         return [ord(c) for c in f"|{text}|"], 1
 
-    def continuation(self, text: str) -> list[int]:
+    def encode_continuation(self, text: str) -> list[int]:
         return [ord(c) for c in text]
 
 
