@@ -195,8 +195,14 @@ def ask_for_answer(
     """Ask for one answer of the inner mode: a single `Generate` where that mode makes a single answer."""
     mode = None if inner is None else resolve_mode(inner)
     if mode is not None and not hasattr(mode, "policy"):
-        return Run(mode, source, final=final)
-    return Generate(source, final=final, policy=None if mode is None else find_policy(mode), **how)
+        return Run(mode, source)
+    # A blank answer may be passed over, so it must not be streamed.
+    return Generate(
+        source,
+        final="unless_blank" if final else False,
+        policy=None if mode is None else find_policy(mode),
+        **how,
+    )
 
 
 def score_answers(

@@ -89,14 +89,16 @@ class SelfCorrect:
         drafts = Drafts(self.answer_format, self.budget)
         if self.position == "stage":
             return (yield from self._correct_stages(request.conversation, drafts))
-        (first,) = yield [ask_for_answer(request.conversation, self.inner, final=self.rounds == 0)]
+        (first,) = yield [
+            ask_for_answer(request.conversation, self.inner, final=self.rounds == 0 and self.schema is None)
+        ]
         outcomes, made = [first], [(yield from self._draft("first", first, drafts))]
         if self.gate is not None and made[0].confidence >= self.gate:
             return drafts.finish(first, made[0])
         for number in range(1, self.rounds + 1):
             if drafts.is_spent:
                 break
-            is_last = number == self.rounds and self.accept == "last" and not self.stop_when_same
+            is_last = number == self.rounds and self.accept == "last" and self.schema is None
             (outcome,) = yield [
                 ask_for_answer(outcomes[-1].node.user(self.instruction), self.inner, final=is_last)
             ]

@@ -15,6 +15,13 @@ from tests.decoding import mock
 from tests.decoding.oracle import NaiveBackend
 
 
+class Writer:
+    """Reads the ids of the mock model."""
+
+    tags = mock.TAGS
+    decode = staticmethod(mock.decode)
+
+
 class Scripted:
     """Patches the engine for the time of a test.
 
@@ -51,7 +58,7 @@ class Scripted:
     def prepare(self, conversation, request, hints):
         self.prepared += 1
         options = CallerOptions(frozenset({mock.EOS}), self.room, torch.tensor([mock.BOS]))
-        return PreparedPrompt(Node((mock.BOS,)), options)
+        return PreparedPrompt(Node((mock.BOS,), writer=Writer()), options)
 
     def watch_steps(self):
         """A list that gets how many sequences were decoded in every step."""
