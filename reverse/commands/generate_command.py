@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from reverse.commands.option_checks import check_decoding, check_request
+from reverse.commands.option_checks import build_mode, check_decoding, check_request
 from reverse.commands.option_classes import make_command
 from reverse.commands.runtime_setup import resolve_placement, silence_libraries
 from reverse.errors import RequestError
@@ -54,7 +54,22 @@ class GenerateOptions:
     on_exhausted: Annotated[
         str, typer.Option(help="What becomes of a phrase that stays suspect: best or drop.")
     ] = "best"
-    mode: Annotated[str, typer.Option(help="resample checks and corrects; plain does not.")] = "resample"
+    mode: Annotated[
+        str,
+        typer.Option(
+            help="resample, plain, self_correct, reflect, refine, select, tree or auto. See docs/modes.md."
+        ),
+    ] = "resample"
+    n: Annotated[int | None, typer.Option("--n", help="Number of samples of select and auto.")] = None
+    rounds: Annotated[
+        int | None, typer.Option(help="Number of rounds of self_correct, refine and reflect.")
+    ] = None
+    gate: Annotated[
+        float | None, typer.Option(help="Confidence of the first answer that is enough to stop there.")
+    ] = None
+    judge: Annotated[str | None, typer.Option(help="How select chooses: best, vote, weighted or self.")] = (
+        None
+    )
     do_sample: Annotated[bool, typer.Option("--do-sample", help="Sample instead of decoding greedily.")] = (
         False
     )
@@ -85,6 +100,10 @@ def generate(options: GenerateOptions) -> None:
     )  # fmt: skip
     settings = {name: getattr(options, name) for name in names}
     check_decoding(**settings)
+    own = {name: getattr(options, name) for name in ("n", "rounds", "gate", "judge")}
+    settings["mode"] = build_mode(
+        options.mode, {name: value for name, value in own.items() if value is not None}
+    )
     pictures = check_request(options.image or [], options.prompt, options.system)
     device, dtype = resolve_placement(options.device, options.dtype)
     from reverse import load

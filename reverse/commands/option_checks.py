@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from reverse.errors import RequestError
 
-__all__ = ["check_decoding", "check_request"]
+__all__ = ["build_mode", "check_decoding", "check_request"]
+
+
+def build_mode(name: str, settings: Mapping[str, Any]) -> Any:
+    """Return the mode of a name with these settings; without any, the name itself.
+
+    Raises:
+        RequestError: the mode has no such setting, or the value is out of its range.
+    """
+    from reverse.modes import MODES
+
+    if not settings:
+        return name
+    mode = MODES[name]
+    known = [field.name for field in fields(mode)]  # type: ignore[arg-type]
+    for setting in settings:
+        if setting not in known:
+            having = [other for other, each in MODES.items() if setting in {f.name for f in fields(each)}]  # type: ignore[arg-type]
+            raise RequestError(f"--{setting} is no setting of --mode {name}: {', '.join(having)} have it")
+    return mode(**settings)
 
 
 def check_decoding(

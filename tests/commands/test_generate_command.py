@@ -195,3 +195,27 @@ def test_a_palette_picture_answers_as_its_file(loaded, tmp_path):
     direct = reverse.generate(model, processor, images=str(path), threshold=0.3, max_new_tokens=30)
     assert said["ids"] == list(direct.ids)
     assert Image.open(path).mode == "P"
+
+
+def test_settings_of_a_mode(loaded):
+    """`--n` would be taken by a mode that has no samples, and do nothing."""
+    result = run(
+        "generate",
+        "any",
+        "--mode",
+        "select",
+        "--n",
+        "2",
+        "--judge",
+        "vote",
+        "--json",
+        "--max-new-tokens",
+        "4",
+    )
+    assert result.exit_code == 0 and len(json.loads(result.stdout)["drafts"]) == 2
+    result = run("generate", "any", "--mode", "plain", "--n", "2")
+    assert (
+        result.exit_code == 2 and "--n is no setting of --mode plain: select, auto have it" in result.stderr
+    )
+    result = run("generate", "any", "--mode", "select", "--n", "0")
+    assert result.exit_code == 2 and "n must be" in result.stderr
