@@ -42,13 +42,14 @@ def row_positions(model: Any, processor: Any) -> Positions:
     if not hasattr(base.model, "get_rope_index"):
         return lambda ids, picture: torch.arange(ids.shape[1])
     rope, image_id = base.model.get_rope_index, int(processor.image_token_id)
+    grid_field = str(family_of(base).grid_field)
 
     def positions(ids: Tensor, picture: dict[str, Tensor]) -> Tensor:
-        if "image_grid_thw" not in picture:
+        if grid_field not in picture:
             return torch.arange(ids.shape[1]).expand(3, -1)
         types = (ids == image_id).int()
         try:
-            return rope(ids, mm_token_type_ids=types, image_grid_thw=picture["image_grid_thw"])[0][:, 0]
+            return rope(ids, mm_token_type_ids=types, **{grid_field: picture[grid_field]})[0][:, 0]
         except TypeError as error:
             raise IncompatibleLibraryError("transformers", f"get_rope_index was changed ({error})") from error
 

@@ -116,13 +116,12 @@ def encode_pictures(model: Any, pictures: Sequence[Mapping[str, torch.Tensor]]) 
         )
     if len(features) > 1:
         features = [each.clone() for each in features]  # each with its own memory
-    return [EncodedPicture(f, _grid_of(tensors)) for f, tensors in zip(features, pictures, strict=True)]
+    field = family_of(model).grid_field
+    grids = [None if field is None else _read_grid(tensors[field]) for tensors in pictures]
+    return [EncodedPicture(f, grid) for f, grid in zip(features, grids, strict=True)]
 
 
-def _grid_of(tensors: Mapping[str, torch.Tensor]) -> tuple[int, int, int] | None:
-    grid = tensors.get("image_grid_thw")
-    if grid is None:
-        return None
+def _read_grid(grid: torch.Tensor) -> tuple[int, int, int]:
     temporal, height, width = grid.reshape(-1).tolist()
     return temporal, height, width
 
