@@ -1,7 +1,7 @@
 """Write files and folders atomically: under a temporary name, flushed to disk, then renamed.
 
 A reader sees the old content or the new one. A process that is killed leaves at most the temporary name
-behind. Each write holds the lock of its output (`reverse.files.file_lock`).
+behind. `atomic_write` and `atomic_write_dir` hold the lock of their output (`reverse.files.file_lock`).
 """
 
 import errno
@@ -28,21 +28,28 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     Missing folders above `path` are created. An error in the block leaves `path` as it was. Raises
     OutputInUseError if another process keeps writing the same file for longer than `LOCK_WAIT`.
     """
-    temporary = path.with_name(path.name + ".tmp")
     with output_lock(path, wait=LOCK_WAIT):
-        try:
-            with temporary.open("wb") as stream:
-                yield stream
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(path)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
-                raise OSError(error.errno, error.strerror, str(path)) from error  # a write names no file
-            raise
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replace_file(path) as stream:
+            yield stream
         sync_folder(path.parent)
+
+
+@contextmanager
+def replace_file(path: Path) -> Iterator[BinaryIO]:
+    """Do the same without a lock and without flushing the folder, for one of many files of a locked folder."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from error  # a write names no file
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -17,7 +17,6 @@ same byte for byte, however often the run was killed and however many workers ma
 import hashlib
 import io
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -36,7 +35,7 @@ from reverse.data.scenes.rendering import render_scene
 from reverse.data.scenes.scene import SIDE, WORLD_VERSION, Scene, make_owner_map, make_scene
 from reverse.data.scenes.scene_questions import make_scene_records
 from reverse.errors import DataError
-from reverse.files.atomic_write import sync_folder
+from reverse.files.atomic_write import replace_file, sync_folder
 from reverse.files.file_lock import output_lock
 from reverse.files.text_reading import read_json
 from reverse.tokens.spans import remove_tags
@@ -243,10 +242,5 @@ def _json(content: Any) -> bytes:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write a file atomically: temporary name, sync, rename. The folder's lock is held already."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as stream:
+    with replace_file(path) as stream:
         stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
