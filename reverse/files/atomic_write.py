@@ -36,7 +36,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[BinaryIO]:
-    """Do the same without a lock and without flushing the folder, for one of many files of a locked folder."""
+    """Do the same without a lock and without flushing the folder, for a file of a folder that is locked."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as stream:
