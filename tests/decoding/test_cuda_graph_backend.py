@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from reverse.decoding.backends.cuda_graph import graph_backend, sequences
+from reverse.decoding.backends.cuda_graph import sequences, step_queue
 from reverse.decoding.backends.cuda_graph.graph_backend import CudaGraphBackend
 from reverse.decoding.backends.cuda_graph.runner import GraphRunner
 from reverse.decoding.backends.protocol import OutOfMemory, Prompt
@@ -263,14 +263,14 @@ def test_a_rewind_costs_one_step_of_one_row(plans):
             warm = {} if segment.end == "phrase" else warm
         backend.set_tokens(name, kept)
     assert rejected > 2 and phrases > rejected + 3
-    assert backend.discarded_steps <= rejected + 1
+    assert backend.steps.discarded <= rejected + 1
     assert len(plans) <= forwards + rejected + 1
 
 
 @pytest.mark.parametrize("lacking", [63, 64, 65, 66, 128, 129, 130, 193])
 def test_a_long_text_is_fed_in_parts(lacking, monkeypatch):
     """A part that leaves one id over would let the row go on from the middle of its text."""
-    monkeypatch.setattr(graph_backend, "FEED_IDS", 64)
+    monkeypatch.setattr(step_queue, "FEED_IDS", 64)
     backend, oracle = graph_of("llava"), oracle_of("llava")
     first, other, third = add(backend, "llava", 0, 1, (2, 0))
     backend.start(other, params("llava", 16, temperature=0.7, seed=1))  # goes on meanwhile

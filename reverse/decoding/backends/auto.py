@@ -21,7 +21,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from reverse.decoding.backends.cuda_graph.graph_backend import CudaGraphBackend, DifferentLogits
+from reverse.decoding.backends.cuda_graph.graph_backend import CudaGraphBackend
+from reverse.decoding.backends.cuda_graph.logits_check import DifferentLogits
 from reverse.decoding.backends.cuda_graph.runner import GraphRunner
 from reverse.decoding.backends.cuda_graph.weights import unsupported
 from reverse.decoding.backends.hf.hf_backend import HfBackend

@@ -1,14 +1,12 @@
-"""Sequences on captured steps: one step ahead of what has been read.
+"""The backend on captured decode steps: sequences in the rows of a fixed cache, one step ahead of the host.
 
-A step is launched before the one before it was read, since most of the time its input is what that one chose.
-If a segment ended and the sequence goes on from there, the step ahead is its next one; if the sequence went
-back, what the step ahead says about it is thrown away. So a rewind costs one step of one row.
+`runner` holds the cache and the captured steps, `step_queue` launches and reads them, `sequences` knows what
+stands in each row.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial, wraps
@@ -17,23 +15,18 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 
-from reverse.decoding.backends.cuda_graph.prefill import Prefilled, prefill
+from reverse.decoding.backends.cuda_graph.logits_check import DifferentLogits, check_logits
 from reverse.decoding.backends.cuda_graph.row_state import (
-    BLOCK,
-    FEED_IDS,
-    FEEDS_AT_ONCE,
     CaptureConfig,
-    Feed,
     LogitsHook,
-    PendingStep,
-    RowState,
-    StepPlan,
     round_up,
 )
 from reverse.decoding.backends.cuda_graph.runner import GraphRunner
-from reverse.decoding.backends.cuda_graph.sequences import CacheRow, group_rows, same_sampling, sampling_of
+from reverse.decoding.backends.cuda_graph.sequences import CacheRow, same_sampling
+from reverse.decoding.backends.cuda_graph.step_queue import StepQueue
 from reverse.decoding.backends.cuda_graph.weights import text_model, unsupported
 from reverse.decoding.backends.hf import compat
+from reverse.decoding.backends.hf.prefill import Prefilled, prefill
 from reverse.decoding.backends.protocol import (
     Capabilities,
     EncodedPicture,
@@ -44,28 +37,18 @@ from reverse.decoding.backends.protocol import (
     SegmentParams,
     StepOutput,
     find_pictures_end,
-    not_finite,
 )
-from reverse.errors import BackendError, RequestError
+from reverse.errors import RequestError
 from reverse.models import family_of
 from reverse.models.unwrapping import unwrap_model
 from reverse.tokens.spans import TokenIds
 
-__all__ = ["CudaGraphBackend", "DifferentLogits"]
+__all__ = ["CudaGraphBackend"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _MARGIN = 128  # ids that a row has room for beyond what was expected of its sequence
 _FIRST_ROWS = 8  # of a new cache; it grows to the number of sequences when more are needed
-_Launched = tuple[PendingStep, list[tuple[CacheRow, int] | None]]  # whose results, and of which epoch
-
-
-class DifferentLogits(BackendError, ValueError):
-    """A captured step does not compute what the model computes, for a `reason`."""
-
-    def __init__(self, reason: str):
-        super().__init__(f"backend='cuda_graph' cannot decode this: {reason}; use backend='auto'")
-        self.reason = reason
 
 
 def _on_device(
@@ -127,7 +110,7 @@ class CudaGraphBackend:
         self.model = unwrap_model(model)
         self.config = CaptureConfig(tags, hook)
         self.runner: GraphRunner | None = None
-        self.discarded_steps = 0  # of one row each: looked ahead in vain
+        self.steps = StepQueue(self.config)
         self._max_sequences = max_sequences
         self._open_runner, self._keep_runner = open_runner, keep_runner
         family = family_of(self.model)
@@ -135,9 +118,6 @@ class CudaGraphBackend:
         self._context = family.context_length(self.model.config)
         self._rows: dict[int, CacheRow] = {}
         self._names, self._prefixes = count(), count()
-        self._launched: deque[_Launched] = deque()
-        self._states: dict[int, RowState] = {}  # to be written before the next step
-        self._noise: dict[int, list[float]] = {}
         self._is_sound = True  # no error has left the runner in a state that nobody knows
 
     @property
@@ -180,8 +160,9 @@ class CudaGraphBackend:
                 runner = self._make_room(len(prompts), longest)
                 prefilled = prefill(self.model, prompts, self._image_token)
                 indices = self._free_rows(runner)[: len(prompts)]
+                layers = [(layer.keys, layer.values) for layer in prefilled.cache.layers]
                 for i, index in enumerate(indices):
-                    runner.load(index, prefilled.layers, i, prefilled.padding[i])
+                    runner.load(index, layers, i, prefilled.padding[i])
                 self._compare(runner, prompts, prefilled, indices)
         except OutOfMemory:
             self._allow_fewer(len(prompts))
@@ -221,8 +202,7 @@ class CudaGraphBackend:
         row = self._rows.pop(sequence, None)
         if row is not None:
             row.abandon_steps()
-            self._states.pop(row.index, None)
-            self._noise.pop(row.index, None)
+            self.steps.forget_row(row.index)
         if not self._rows:
             self._give_back()
 
@@ -235,9 +215,7 @@ class CudaGraphBackend:
 
     def _give_back(self) -> None:
         """Let go of the runner, for other backends of the model to take if nothing went wrong with it."""
-        self._launched.clear()
-        self._states.clear()
-        self._noise.clear()
+        self.steps.clear()
         runner, self.runner = self.runner, None
         if runner is not None and self._is_sound:
             self._keep_runner(runner)
@@ -313,7 +291,7 @@ class CudaGraphBackend:
                 return
             at = len(prompt.ids) - 1
             found = runner.feed_one(indices[i], prompt.ids[-1], at, at + prefilled.rope_offsets[i])
-            runner.is_compared = _check_logits(found, prefilled.logits[i])
+            runner.is_compared = check_logits(found, prefilled.logits[i])
 
     # ------------------------------------------------------------------ segments
     @_on_device
@@ -347,7 +325,7 @@ class CudaGraphBackend:
         row.abandon_steps()
         row.segment, row.noise_until = RunningSegment(params), 0
         if row.cached >= len(row.ids) - 1:
-            self._states[row.index] = row.state_at(len(row.ids), params)
+            self.steps.set_state(row, params)
 
     @_on_device
     def step(self) -> list[StepOutput]:
@@ -355,11 +333,14 @@ class CudaGraphBackend:
 
         Ids that a sequence lacks are fed first, some of them in every step, while the others decode.
         """
+        steps, runner = self.steps, self.runner
+        if runner is None:
+            return []
         while True:
-            if not self._launched and not self._launch():
+            if steps.is_empty and not steps.launch(self._rows.values(), runner):
                 return []
-            self._launch()
-            if outputs := self._read(*self._launched.popleft()):
+            steps.launch(self._rows.values(), runner)
+            if outputs := steps.read():
                 return outputs
 
     @_on_device
@@ -372,127 +353,3 @@ class CudaGraphBackend:
             raise RequestError(f"score must be 'likelihood' on this backend, got {kind!r}")
         known = [[x for x in self._rows[name].log_probabilities if not math.isnan(x)] for name in sequences]
         return [math.fsum(each) / len(each) if each else math.nan for each in known]
-
-    # ------------------------------------------------------------------ launching
-    def _launch(self) -> bool:
-        """Queue a step of everything that decodes; False if there is nothing."""
-        runner = self.runner
-        if runner is None:
-            return False
-        decoding: list[CacheRow] = []
-        fed: list[tuple[CacheRow, Feed, bool]] = []
-        for row in self._rows.values():
-            segment = row.segment
-            if segment is None or len(segment.ids) + row.in_flight >= segment.params.max_tokens:
-                continue
-            if row.cached >= len(row.ids) - 1:
-                decoding.append(row)
-            else:
-                self._feed(row, segment.params, fed)
-        if not decoding and not fed:
-            return False
-        plan, order = self._plan(decoding, fed)
-        for row in order:
-            if (noise := row.refill_noise()) is not None:
-                self._noise[row.index] = noise
-        runner.write(self._states, self._noise)
-        self._states, self._noise = {}, {}
-        pending = runner.launch(plan, self.config)
-        finished = [True] * len(decoding) + [is_last for _, _, is_last in fed]
-        entries: list[tuple[CacheRow, int] | None] = []
-        for row, is_last in zip(order, finished, strict=True):
-            row.in_flight += is_last
-            entries.append((row, row.epoch) if is_last else None)
-        self._launched.append((pending, entries))
-        return True
-
-    def _plan(
-        self, decoding: list[CacheRow], fed: list[tuple[CacheRow, Feed, bool]]
-    ) -> tuple[StepPlan, list[CacheRow]]:
-        """A step of these rows, and the rows in the order of its results."""
-        plain, groups, prefixes, size = group_rows(decoding)
-        order = [*plain, *(row for group in groups for row in group), *(row for row, _, _ in fed)]
-        plan = StepPlan(
-            [row.index for row in plain],
-            [[row.index for row in group] for group in groups],
-            prefixes,
-            size,
-            [feed for _, feed, _ in fed],
-            sampling_of(row.segment for row in order if row.segment is not None),
-        )
-        return plan, order
-
-    def _feed(self, row: CacheRow, params: SegmentParams, fed: list[tuple[CacheRow, Feed, bool]]) -> None:
-        """Feed what a row of the cache lacks, as far as it fits into this step; the rest waits."""
-        missing = row.ids[row.cached :]
-        fits = FEED_IDS - sum(round_up(len(feed.ids), BLOCK) for _, feed, _ in fed)
-        if len(fed) == FEEDS_AT_ONCE or (round_up(len(missing), BLOCK) > fits and fed):
-            return
-        is_last = len(missing) <= fits
-        # At least two stay behind: a row that lacks only its last id counts as one whose state is set.
-        part = missing if is_last else missing[: min(fits, len(missing) - 2)]
-        self._states[row.index] = row.state_at(row.cached + len(part), params)
-        fed.append((row, Feed(row.index, part, row.cached, row.cached + row.rope_offset), is_last))
-        row.cached = len(row.ids) if is_last else row.cached + len(part)
-
-    # ------------------------------------------------------------------ reading
-    def _read(self, pending: PendingStep, entries: list[tuple[CacheRow, int] | None]) -> list[StepOutput]:
-        outputs = []
-        for entry, token, p, log_probability in zip(entries, *pending.read(), strict=True):
-            if entry is None:
-                continue
-            row, epoch = entry
-            if epoch != row.epoch:
-                self.discarded_steps += 1
-                continue
-            row.in_flight -= 1
-            if row.segment is None:  # a step ahead that nobody took up
-                self.discarded_steps += 1
-                row.abandon_steps()
-                continue
-            outputs.append(self._take(row, row.segment, token, p, log_probability))
-        return outputs
-
-    def _take(
-        self, row: CacheRow, segment: RunningSegment, token: int, p: float, log_probability: float
-    ) -> StepOutput:
-        """Take up a chosen token, or the error that ends a sequence."""
-        if not math.isfinite(p):
-            row.abandon_steps()
-            error: Exception = not_finite(segment.params.position + len(segment.ids))
-            return StepOutput(row.name, token, p, error=error)
-        row.cached = len(row.ids)
-        row.ids.append(token)
-        row.log_probabilities.append(log_probability)
-        try:
-            ended = segment.append(token, p)
-        except Exception as raised:  # of the caller's `should_stop`
-            row.abandon_steps()
-            return StepOutput(row.name, token, p, error=raised)
-        if ended is not None:
-            row.segment = None
-            if ended.end == "phrase":
-                row.accepted = segment
-            else:  # the step ahead may think that a phrase is open
-                row.abandon_steps()
-        return StepOutput(row.name, token, p, ended)
-
-
-def _check_logits(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Whether a step's logits for a prompt could be compared with those of the model's own forward pass.
-
-    Done once for each runner: it tells of whatever `find_modification` does not know. Half precision rounds
-    the two differently, by about a hundredth; another computation differs by the size of the logits.
-    Raises DifferentLogits if they are not the same.
-    """
-    most = 0.25 if expected.dtype in (torch.bfloat16, torch.float16) else 1e-3
-    found, expected = found.double(), expected.double()
-    if not bool(torch.isfinite(expected).all()):  # a fault of the model, which the first step reports
-        return False
-    difference = float((found - expected).norm() / expected.norm().clamp(min=1e-12))
-    if not difference <= most:
-        raise DifferentLogits(
-            "a step read from the weights gives other logits than the model's forward pass (by "
-            f"{difference:.1%} of their size), so something in it was changed"
-        )
-    return True

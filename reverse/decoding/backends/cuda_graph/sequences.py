@@ -118,15 +118,15 @@ def sampling_of(segments: Iterable[RunningSegment]) -> int:
 def same_sampling(before: RunningSegment, after: SegmentParams) -> bool:
     """Whether what was chosen ahead of an accepted phrase is the first choice of the segment after it."""
     was = before.params
-    calm = was.temperature_after_accept
-    if (calm, calm) != (after.temperature, after.temperature_after_accept):
+    temperature = was.temperature_after_accept
+    if (temperature, temperature) != (after.temperature, after.temperature_after_accept):
         return False
     if was.position + len(before.ids) != after.position or was.attempt != after.attempt:
         return False
     if (was.score, was.masks_tags) != (after.score, after.masks_tags):
         return False
-    dice = [(each.seed, each.path, each.top_k, each.top_p) for each in (was, after)]
-    return calm <= 0 or dice[0] == dice[1]
+    draws = [(each.seed, each.path, each.top_k, each.top_p) for each in (was, after)]
+    return temperature <= 0 or draws[0] == draws[1]
 
 
 def group_rows(rows: Sequence[CacheRow]) -> tuple[list[CacheRow], list[list[CacheRow]], list[int], int]:

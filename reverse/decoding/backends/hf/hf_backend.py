@@ -3,7 +3,7 @@
     backend = HfBackend(model, max_sequences=32)
     (sequence,) = backend.add([Prompt(ids)])
 
-Tokens live in `slots.SlotCache`, the choice of the next token in `choice`, and whatever is private to
+Tokens live in `shared_cache`, the choice of the next token in `token_choice`, and whatever is private to
 transformers in `compat`. A verb that raises OutOfMemory has changed nothing: what a forward had put into some
 layers is cut off again, and moving tokens within the cache goes on later where it stopped.
 """
@@ -94,14 +94,8 @@ class HfBackend:
             return []
         ends = [find_pictures_end(i, prompt, self._image_token) for i, prompt in enumerate(prompts)]
         self._check_room(len(prompts))
-        pictures = [picture for prompt in prompts for picture in prompt.pictures]
         with compat.memory_errors():
-            rows = self._cache.prefill(
-                [prompt.ids for prompt in prompts],
-                self._image_token,
-                [picture.features for picture in pictures],
-                [picture.grid for picture in pictures if picture.grid is not None],
-            )
+            rows = self._cache.prefill(prompts, self._image_token)
         return [self._register(_Sequence(row, end)) for row, end in zip(rows, ends, strict=True)]
 
     def split(self, sequence: int, n: int) -> list[int]:

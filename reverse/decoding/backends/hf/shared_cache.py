@@ -24,6 +24,8 @@ from typing import Any
 import torch
 
 from reverse.decoding.backends.hf import compat
+from reverse.decoding.backends.hf.prefill import prefill
+from reverse.decoding.backends.protocol import Prompt
 from reverse.models.unwrapping import input_device
 
 __all__ = ["CacheRow", "Place", "SlotCache"]
@@ -78,30 +80,17 @@ class SlotCache:
         self._offsets = torch.zeros((0, 1), dtype=torch.int64)  # of rotary positions, (rows, 1)
         self._dead: list[tuple[int, int]] = []  # (row, slot) to be masked before the next forward
 
-    def prefill(
-        self, prompts: Sequence[Sequence[int]], image_token: int, features: Any = (), grids: Any = ()
-    ) -> list[CacheRow]:
-        """New rows from one forward in a cache of their own; `features` and `grids` of all pictures."""
-        longest = max(map(len, prompts))
-        ids = torch.full((len(prompts), longest), self.pad)
-        mask = torch.zeros_like(ids)
-        for i, prompt in enumerate(prompts):
-            ids[i, longest - len(prompt) :] = torch.tensor(prompt)
-            mask[i, longest - len(prompt) :] = 1
-        positions, offsets = compat.build_positions(self.model, ids, mask, image_token, grids)
-        cache = compat.new_cache(self.model)
-        seen = None if bool(mask.all()) else mask.to(self.device)
-        features = [each.to(self.device) for each in features]
-        logits = compat.forward(
-            self.model, cache, ids.to(self.device), seen, positions.to(self.device), features
-        )
-        compat.check_cache(cache, len(prompts), longest, every_layer=True)
+    def prefill(self, prompts: Sequence[Prompt], image_token: int) -> list[CacheRow]:
+        """New rows from one forward in a cache of their own."""
+        prefilled = prefill(self.model, prompts, image_token)
+        cache, length = prefilled.cache, prefilled.mask.shape[1]
         rows = []
-        for i, prompt in enumerate(prompts):
-            place = Place(cache, i, list(range(longest - len(prompt), longest)))
-            rows.append(CacheRow(list(prompt), [place], offsets[i], [], logits[i]))
+        for i, (prompt, first) in enumerate(zip(prompts, prefilled.padding, strict=True)):
+            place = Place(cache, i, list(range(first, length)))
+            offset, logits = prefilled.rope_offsets[i], prefilled.logits[i]
+            rows.append(CacheRow(list(prompt.ids), [place], offset, [], logits))
         if not self._rows:  # nothing to merge with
-            self._take_over(cache, rows, mask)
+            self._take_over(cache, rows, prefilled.mask)
         return rows
 
     def cut(self, row: CacheRow, length: int) -> None:

@@ -1,4 +1,4 @@
-"""Prompts and pictures through the model's own forward pass, as the `hf` backend runs them."""
+"""Prompts and pictures through the model's own forward pass, for both backends."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import DynamicCache
 
 from reverse.decoding.backends.hf import compat
 from reverse.decoding.backends.protocol import Prompt
@@ -17,16 +18,17 @@ __all__ = ["Prefilled", "prefill"]
 
 @dataclass(frozen=True, slots=True)
 class Prefilled:
-    """Prompts after one forward pass."""
+    """Prompts after one forward pass, padded on the left."""
 
     logits: torch.Tensor  # of the last position, (rows, vocabulary)
-    layers: list[tuple[torch.Tensor, torch.Tensor]]  # keys, values: (rows, kv heads, length, head_dim)
+    cache: DynamicCache  # of keys and values (rows, kv heads, length, head_dim)
+    mask: torch.Tensor  # (rows, length) on the CPU, 0: padding
     padding: list[int]  # slots on the left of each row that hold nothing
     rope_offsets: list[int]  # of rotary positions from text positions, after the pictures
 
 
 def prefill(model: Any, prompts: Sequence[Prompt], image_token: int) -> Prefilled:
-    """Run prompts, padded on the left, in one batch."""
+    """Run prompts in one batch, with a cache of their own."""
     device = input_device(model)
     longest = max(len(prompt.ids) for prompt in prompts)
     padding = [longest - len(prompt.ids) for prompt in prompts]
@@ -48,5 +50,4 @@ def prefill(model: Any, prompts: Sequence[Prompt], image_token: int) -> Prefille
         [picture.features.to(device) for picture in pictures],
     )
     compat.check_cache(cache, len(prompts), longest, every_layer=True)
-    layers = [(layer.keys, layer.values) for layer in cache.layers]
-    return Prefilled(logits, layers, padding, offsets)
+    return Prefilled(logits, cache, mask, padding, offsets)
