@@ -44,7 +44,7 @@ from two_gpus import PARALLEL_MODES, compare_eval, compare_losses, run_json
 from reverse.models import family_of
 from reverse.tokens import find_token_ids
 from reverse.training.data.collator import Collator
-from reverse.training.data.encoding import Encoder, Item, Row, Turn
+from reverse.training.data.encoding import Encoder, Row, TrainingItem, Turn
 from reverse.training.data.labels import IGNORE
 from reverse.training.data.picture_encoding import PictureEncoder
 from reverse.training.optim.trainable_weights import Tuning, select_trained
@@ -67,13 +67,13 @@ SIZES = {
 class Fixed(torch.utils.data.Dataset):
     """The same items again and again."""
 
-    def __init__(self, items: list[Item], count: int):
+    def __init__(self, items: list[TrainingItem], count: int):
         self.items, self.count = items, count
 
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> Item:
+    def __getitem__(self, index: int) -> TrainingItem:
         return self.items[index % len(self.items)]
 
 
@@ -103,7 +103,7 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-def items_of(name: str, model: Any, processor: Any, tiny: bool) -> list[Item]:
+def items_of(name: str, model: Any, processor: Any, tiny: bool) -> list[TrainingItem]:
     """Samples of one picture and a long answer of random ids, of lengths spread evenly."""
     count, shortest, longest, _ = SIZES[name]
     if tiny:
@@ -124,7 +124,7 @@ def items_of(name: str, model: Any, processor: Any, tiny: bool) -> list[Item]:
         answer = rng.choice(words, max(8, length - prompt))
         ids = np.concatenate([short.ids[:prompt], answer])
         labels = np.concatenate([short.labels[:prompt], answer])
-        items.append(Item((Row(ids, labels),), tensors))
+        items.append(TrainingItem((Row(ids, labels),), tensors))
     return items
 
 
@@ -179,7 +179,7 @@ def _resident() -> float:
 def ours(
     model: Any,
     processor: Any,
-    items: list[Item],
+    items: list[TrainingItem],
     tuning: Tuning,
     watch: Stopwatch,
     options: argparse.Namespace,
@@ -202,7 +202,7 @@ def ours(
 def trl(
     model: Any,
     processor: Any,
-    items: list[Item],
+    items: list[TrainingItem],
     tuning: Tuning,
     watch: Stopwatch,
     options: argparse.Namespace,

@@ -29,7 +29,7 @@ from reverse.data.scenes import (
 from reverse.data.scenes.captions import PREJUDICE
 from reverse.data.scenes.text_questions import make_text_question
 from reverse.tokens import remove_tags
-from reverse.training.data.encoding import Encoder, Item, Turn, turns_of
+from reverse.training.data.encoding import Encoder, TrainingItem, Turn, turns_of
 from reverse.training.data.picture_encoding import PictureEncoder
 from reverse.training.data.training_hints import choose_hints
 from reverse.training.data.training_sets import HINT_SHARE, may_be_hinted
@@ -52,7 +52,7 @@ class Talk:
     about_picture: bool
 
 
-class SceneDataset(Dataset[Item]):
+class SceneDataset(Dataset[TrainingItem]):
     """Scenes of one split, rendered as they are asked for; an item is a picture and some answers about it.
 
     The plain twin (`tagged=False`) sees, at each index, the picture and the positive answers of the tagged
@@ -115,15 +115,15 @@ class SceneDataset(Dataset[Item]):
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> Item:
+    def __getitem__(self, index: int) -> TrainingItem:
         if not 0 <= index < self.count:
             raise IndexError(f"picture {index} of {self.count}")
         scene = make_scene(self.split, self.start + index, self.seed, self.side)
         talk = self.conversations(scene)
         if not talk.about_picture:
-            return Item(tuple(self.encoder.row(turns, None) for turns in talk.rows), None)
+            return TrainingItem(tuple(self.encoder.row(turns, None) for turns in talk.rows), None)
         inputs, tokens = self.pictures(render_scene(scene))
-        return Item(tuple(self.encoder.row(turns, tokens) for turns in talk.rows), inputs)
+        return TrainingItem(tuple(self.encoder.row(turns, tokens) for turns in talk.rows), inputs)
 
     def turns(self, scene: Scene) -> list[Turn]:
         """All turns of one picture's conversations, one after another."""

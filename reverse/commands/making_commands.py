@@ -173,10 +173,10 @@ def _find_pairs(source: Path, limit: int | None) -> frozenset[int]:
     """Read the set once to find the records that are paired with their negatives already."""
     from reverse.data.negatives import find_pairs
     from reverse.data.records.published_set import scan_records
-    from reverse.files.json_scanning import Item
+    from reverse.files.json_scanning import JsonItem
 
     # Broken records are reported later, in their turn, so that what stands before them is made and kept.
-    records = (item.value for item in scan_records(source) if isinstance(item, Item))
+    records = (item.value for item in scan_records(source) if isinstance(item, JsonItem))
     return find_pairs(islice(records, limit))
 
 

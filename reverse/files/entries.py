@@ -17,10 +17,10 @@ from reverse.errors import DataError
 from reverse.files.cell_values import LONGEST_ID, describe, read_id
 from reverse.files.text_reading import parse_json, read_text
 
-__all__ = ["Entry", "read_entries", "read_value"]
+__all__ = ["FileEntry", "read_entries", "read_value"]
 
 
-class Entry(NamedTuple):
+class FileEntry(NamedTuple):
     """One object of a file; `where` names the file and the number of the entry, from 1."""
 
     row: dict[str, Any]
@@ -69,7 +69,7 @@ class Entry(NamedTuple):
         raise DataError(f"{self.where} has no {wanted}, only {names}: fetch the file again")
 
 
-def read_entries(path: Path) -> list[Entry]:
+def read_entries(path: Path) -> list[FileEntry]:
     """Read the objects of a file that is a JSON list, JSON lines or one object, whatever its name says.
 
     Raises MissingFileError, and DataError for damage (with the line) and for an entry that is no object.
@@ -79,7 +79,7 @@ def read_entries(path: Path) -> list[Entry]:
         if not isinstance(value, dict):
             shown = describe(value)
             raise DataError(f"{path}, entry {number} is no JSON object but {shown}: fetch the file again")
-        entries.append(Entry(value, f"{path}, entry {number}"))
+        entries.append(FileEntry(value, f"{path}, entry {number}"))
     return entries
 
 

@@ -2,7 +2,7 @@
 
     with open("reverse_ft.json", "rb") as stream:
         for item in scan(stream):
-            item.value if isinstance(item, Item) else item.reason
+            item.value if isinstance(item, JsonItem) else item.reason
 
 A window slides over the file and each item is decoded in its place (by json's own scanner, 115 MB/s on a
 core), so its bytes, number and offset are known. A list is accepted exactly if `json.load` accepts it. ijson
@@ -25,7 +25,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from reverse.errors import DataError
 from reverse.files.text_reading import MAX_DEPTH, is_deeper
 
-__all__ = ["Broken", "Item", "Place", "Source", "place_after", "scan"]
+__all__ = ["Broken", "JsonItem", "JsonPlace", "Source", "place_after", "scan"]
 
 CHUNK = 1 << 20  # bytes of one read
 LONGEST = 1 << 24  # characters of one item; a longer one lacks a bracket or a quote
@@ -48,7 +48,7 @@ _decode = json.JSONDecoder().raw_decode
 _scan_once = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 
 
-class Item(NamedTuple):
+class JsonItem(NamedTuple):
     """One item: its place, its bytes as they stand in the file, and its value."""
 
     number: int  # of the item, from 0; broken ones count
@@ -76,11 +76,11 @@ class Broken(NamedTuple):
         return _describe_place(self)
 
 
-def _describe_place(item: Item | Broken) -> str:
+def _describe_place(item: JsonItem | Broken) -> str:
     return f"{f'line {item.line}' if item.line else f'item {item.number}'} (byte {item.offset})"
 
 
-class Place(NamedTuple):
+class JsonPlace(NamedTuple):
     """Where to continue a scan: right behind the item before `number`."""
 
     kind: Literal["list", "lines"]
@@ -89,10 +89,10 @@ class Place(NamedTuple):
     line: int
 
 
-def place_after(item: Item) -> Place:
+def place_after(item: JsonItem) -> JsonPlace:
     """Return the place where a scan continues behind `item`."""
     end = item.offset + len(item.raw)
-    return Place("lines" if item.line else "list", item.number + 1, end, item.line)
+    return JsonPlace("lines" if item.line else "list", item.number + 1, end, item.line)
 
 
 class Source(Protocol):
@@ -113,7 +113,7 @@ class _CountedSource:
         return data
 
 
-def scan(stream: Source, start: Place | None = None) -> Iterator[Item | Broken]:
+def scan(stream: Source, start: JsonPlace | None = None) -> Iterator[JsonItem | Broken]:
     """Yield the items of a JSON list or of JSON lines in order; the first character tells which it is.
 
     The caller decides whether an item is a record. `stream` stands at the beginning of the file, or at
@@ -129,7 +129,9 @@ def scan(stream: Source, start: Place | None = None) -> Iterator[Item | Broken]:
     return _stop_at_short_items(source, items)
 
 
-def _stop_at_short_items(source: _CountedSource, items: Iterable[Item | Broken]) -> Iterator[Item | Broken]:
+def _stop_at_short_items(
+    source: _CountedSource, items: Iterable[JsonItem | Broken]
+) -> Iterator[JsonItem | Broken]:
     """Yield the items; whatever follows too many short ones is one broken item."""
     short = others = 0
     for item in items:
@@ -146,7 +148,7 @@ def _stop_at_short_items(source: _CountedSource, items: Iterable[Item | Broken])
         yield item
 
 
-def _scan_from_beginning(stream: Source) -> Iterator[Item | Broken]:
+def _scan_from_beginning(stream: Source) -> Iterator[JsonItem | Broken]:
     head = stream.read(CHUNK)
     offset = len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0
     head = head[offset:]
@@ -161,7 +163,7 @@ def _scan_from_beginning(stream: Source) -> Iterator[Item | Broken]:
 
 def _scan_lines(
     stream: Source, buffer: bytes, number: int, offset: int, line: int
-) -> Iterator[Item | Broken]:
+) -> Iterator[JsonItem | Broken]:
     more = True
     while more:
         chunk = stream.read(CHUNK)
@@ -187,11 +189,11 @@ def _scan_lines(
             number, offset = number + 1, offset + size
 
 
-def _decode_line(raw: bytes, number: int, offset: int, line: int) -> Item | Broken:
+def _decode_line(raw: bytes, number: int, offset: int, line: int) -> JsonItem | Broken:
     try:
         value = json.loads(raw.decode("utf-8"))
         if not _is_too_deep(raw, b"[", b"{", value):
-            return Item(number, offset, line, raw, value)
+            return JsonItem(number, offset, line, raw, value)
         reason = TOO_DEEP
     except UnicodeDecodeError as error:
         reason = f"byte {offset + error.start} is not UTF-8: save the file as UTF-8"
@@ -308,7 +310,7 @@ class _ListScan:
         self.effort = 0  # characters of failed trials
         self.has_reported_end = False  # a broken item says already that the file ends too soon
 
-    def items(self) -> Iterator[Item | Broken]:
+    def items(self) -> Iterator[JsonItem | Broken]:
         window = self.window
         while True:
             separator = _SEPARATOR.match(window.text, window.at) if self.state == "separator" else None
@@ -343,7 +345,7 @@ class _ListScan:
         if window.skip_spaces():
             yield self._pass_over("something stands behind the list's end", len(window.text))
 
-    def _take(self, value: Any, end: int) -> Item | Broken:
+    def _take(self, value: Any, end: int) -> JsonItem | Broken:
         """Move behind the item that ends at `end`, and return it."""
         window = self.window
         number, offset = self.number, window.offset
@@ -357,7 +359,9 @@ class _ListScan:
             reason = f"byte {byte} is not UTF-8: save the file as UTF-8"
         self.number, self.state = number + 1, "separator"
         window.at, window.offset = end, offset + len(raw)
-        return Broken(number, offset, 0, len(raw), reason) if reason else Item(number, offset, 0, raw, value)
+        return (
+            Broken(number, offset, 0, len(raw), reason) if reason else JsonItem(number, offset, 0, raw, value)
+        )
 
     def _explain(self, error: ValueError) -> str:
         if not isinstance(error, json.JSONDecodeError):

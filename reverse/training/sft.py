@@ -42,7 +42,7 @@ from reverse.training.checkpoints.resuming import (
 )
 from reverse.training.checkpoints.saving import MANIFEST, save_run, versions
 from reverse.training.data.collator import Collator, blank_item
-from reverse.training.data.encoding import Item
+from reverse.training.data.encoding import TrainingItem
 from reverse.training.data.item_order import Ordered, grouped_order
 from reverse.training.data.packing import row_positions
 from reverse.training.loss_record import LossRecord
@@ -111,7 +111,7 @@ class SFTConfig:
 def train(
     model: Any,
     processor: Any,
-    dataset: Dataset[Item],
+    dataset: Dataset[TrainingItem],
     config: SFTConfig,
     *,
     resume: bool = True,
@@ -126,7 +126,7 @@ def train(
     Args:
         model: of transformers, float32 for full training, or wrapped by peft.
         processor: of the model, saved beside it.
-        dataset: with a length; gives `Item`s.
+        dataset: with a length; gives `TrainingItem`s.
         resume: go on from the last checkpoint of this output, where there is one.
         notes: what else the outcome depends on (JSON); kept in the manifest under its names.
         callbacks: further ones of the Trainer's.

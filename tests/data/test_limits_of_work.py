@@ -8,7 +8,7 @@ from reverse.data.negatives import conversation_turns, make_lexicon_negatives
 from reverse.data.records.schema import make_record
 from reverse.data.tagging import numbers
 from reverse.files import json_scanning
-from reverse.files.json_scanning import Broken, Item, scan
+from reverse.files.json_scanning import Broken, JsonItem, scan
 from reverse.tokens import spans
 
 
@@ -21,7 +21,7 @@ def test_a_file_of_short_items_is_not_scanned_to_its_end(monkeypatch):
         assert last.offset + last.size == len(text)
     record = json.dumps({"conversations": ["x" * 40]}).encode() + b"\n"
     found = list(scan(io.BytesIO((record + b"{}\n") * 50)))  # no more short ones than others
-    assert len(found) == 100 and all(isinstance(item, Item) for item in found)
+    assert len(found) == 100 and all(isinstance(item, JsonItem) for item in found)
 
 
 def test_errors_of_lines_read_as_those_of_json():

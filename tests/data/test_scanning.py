@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from reverse.data.records.schema import make_record
 from reverse.files import json_scanning
-from reverse.files.json_scanning import Broken, Item, place_after, scan
+from reverse.files.json_scanning import Broken, JsonItem, place_after, scan
 
 RECORDS = [
     make_record(str(i), f"coco/{i}.jpg", 'Was ist "das"? ]}, {"id": 0', f"A <SPAN>café {i}</CN> 😀\\ \n")
@@ -43,14 +43,14 @@ def text_of(records):
 def items(data):
     found = list(scan(io.BytesIO(data)))
     for one in found:
-        if isinstance(one, Item):  # the bytes named are those of the item
+        if isinstance(one, JsonItem):  # the bytes named are those of the item
             assert data[one.offset : one.offset + len(one.raw)] == one.raw
             assert json.loads(one.raw) == one.value
     return found
 
 
 def values(data):
-    return [one.value for one in items(data) if isinstance(one, Item)]
+    return [one.value for one in items(data) if isinstance(one, JsonItem)]
 
 
 def broken(data):

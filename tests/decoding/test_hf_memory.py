@@ -109,7 +109,9 @@ def test_tokens_that_were_moved_in_some_layers_only_are_found_again():
                 caches[-1].update(*torch.randn(2, 3, 2, width, 4), layer)
             for at in dice.choices(range(3), k=dice.randint(1, 3)):
                 places = sorted(dice.sample(range(width), dice.randint(1, width)))
-                rows.append(shared_cache.CacheRow(places[:], [shared_cache.Place(caches[-1], at, places)]))
+                rows.append(
+                    shared_cache.CacheRow(places[:], [shared_cache.CachePlace(caches[-1], at, places)])
+                )
         held = {row: [held_by(row, layer) for layer in range(6)] for row in rows}
         for tries in itertools.count(1):
             longest = max(len(row.ids) for row in rows)

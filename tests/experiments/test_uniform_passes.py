@@ -6,7 +6,7 @@ import torch
 
 from experiments.uniform_passes import UniformPass
 from reverse.training.data.collator import Collator
-from reverse.training.data.encoding import Encoder, Item, Turn
+from reverse.training.data.encoding import Encoder, TrainingItem, Turn
 from reverse.training.data.labels import IGNORE
 from reverse.training.data.picture_encoding import PictureEncoder
 
@@ -26,10 +26,10 @@ def test_loss_and_gradients_are_those_of_the_models_own_forward(tiny, name):
     count = made[0][1]
     texts = [["A dog.", "There is <SPAN>a cat</UN>"], ["A long answer about many things."]]
     items = [
-        Item(tuple(encoder.row([Turn("What is there?", text)], count) for text in answers), inputs)
+        TrainingItem(tuple(encoder.row([Turn("What is there?", text)], count) for text in answers), inputs)
         for answers, (inputs, _) in zip(texts, made, strict=True)
     ]
-    items.append(Item((encoder.row([Turn("Hello?", "Hi.")], None),), None))
+    items.append(TrainingItem((encoder.row([Turn("Hello?", "Hi.")], None),), None))
     batch = Collator(processor)(items)
     batch = {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
     # The mean over all targets, as the model itself has it.

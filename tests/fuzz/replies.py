@@ -90,7 +90,7 @@ def _bomb() -> bytes:
     return gzip.compress(b" " * (48 << 20), 1, mtime=0)
 
 
-class _Asking:
+class _Question:
     """One client for all cases; the transport answers with the case at hand."""
 
     def __init__(self) -> None:
@@ -146,8 +146,8 @@ class _Asking:
 
 
 @functools.cache
-def _asking() -> _Asking:
-    return _Asking()
+def _asking() -> _Question:
+    return _Question()
 
 
 def check(case: Case | str) -> str:

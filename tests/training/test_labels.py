@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reverse.training.data.labels import IGNORE, Segment, join, span_mask
+from reverse.training.data.labels import IGNORE, LabelledPart, join, span_mask
 
 SPAN, CN, UN, EOS = 1, 2, 3, 4
 TAGS = {"span_id": SPAN, "cn_id": CN, "un_id": UN}
@@ -64,7 +64,7 @@ def test_wrong_phrase_is_input_and_no_target():
 def test_only_answers_are_targets_and_phrases_end_with_their_segment(pieces):
     """A question would be trained, or a `<SPAN>` in one turn would mask the next."""
     pieces = [(closed(ids) if target else ids, target) for ids, target in pieces]
-    segments = [Segment(ids, target) for ids, target in pieces]
+    segments = [LabelledPart(ids, target) for ids, target in pieces]
     expected = [
         token if target and kept else IGNORE
         for ids, target in pieces
@@ -83,7 +83,7 @@ def test_a_closing_tag_that_closes_nothing_is_refused():
     """Half an answer would be masked, or a hallucination trained, without a word."""
     for ids in ([5, UN, EOS], [SPAN, 5, CN, 6, UN, EOS], [SPAN, 5, UN, 6, UN]):
         with pytest.raises(ValueError, match="closes no open <SPAN>"):
-            join([Segment([7], False), Segment(ids, True)], **TAGS)
+            join([LabelledPart([7], False), LabelledPart(ids, True)], **TAGS)
     join(
-        [Segment([UN], False), Segment([SPAN, SPAN, 5, UN, EOS], True)], **TAGS
+        [LabelledPart([UN], False), LabelledPart([SPAN, SPAN, 5, UN, EOS], True)], **TAGS
     )  # prompts may say what they like

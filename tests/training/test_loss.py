@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from experiments.scene_dataset import SceneDataset
 from reverse.tokens import find_token_ids
 from reverse.training.data.collator import Collator, blank_item
-from reverse.training.data.encoding import Encoder, Item, Turn
+from reverse.training.data.encoding import Encoder, TrainingItem, Turn
 from reverse.training.data.labels import IGNORE
 from reverse.training.data.packing import check_packing, row_positions
 from reverse.training.optim import loss as loss_module
@@ -160,7 +160,8 @@ def test_blank_picture_counts_for_nothing(tiny, family):
     model, processor = tiny(family)
     encoder = Encoder(processor)
     items = [
-        Item((encoder.row([Turn("Hello?", answer)], None),), None) for answer in ("Hi", "Yes, <SPAN>you</CN>")
+        TrainingItem((encoder.row([Turn("Hello?", answer)], None),), None)
+        for answer in ("Hi", "Yes, <SPAN>you</CN>")
     ]
     found = []
     for blank in (None, blank_item(processor)):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from reverse.training.data.collator import Collator
-from reverse.training.data.encoding import Encoder, Item, Turn
+from reverse.training.data.encoding import Encoder, TrainingItem, Turn
 from reverse.training.data.labels import IGNORE
 from reverse.training.data.picture_encoding import PictureEncoder
 
@@ -34,8 +34,8 @@ def items(processor):
     for seed, answers in enumerate(texts):
         inputs, tokens = pictures(noise(seed, 112, 112 + 56 * seed))
         rows = tuple(encoder.row([Turn("What is there?", answer)], tokens) for answer in answers)
-        made.append(Item(rows, inputs))
-    made.append(Item((encoder.row([Turn("Hello?", "Hi.")], None),), None))
+        made.append(TrainingItem(rows, inputs))
+    made.append(TrainingItem((encoder.row([Turn("Hello?", "Hi.")], None),), None))
     return made
 
 
@@ -56,7 +56,9 @@ def test_a_batch_equals_its_rows_alone(tiny_any):
     collate = Collator(processor)
     made = items(processor)
     together = losses(model, collate(made))
-    alone = [losses(model, collate([Item((row,), item.picture)])) for item in made for row in item.rows]
+    alone = [
+        losses(model, collate([TrainingItem((row,), item.picture)])) for item in made for row in item.rows
+    ]
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-5)
 
 

@@ -36,7 +36,7 @@ from reverse.data.records.schema import picture_of
 from reverse.errors import DataError, MissingFileError
 from reverse.files.atomic_write import atomic_write, sha256, write_json
 from reverse.files.file_lock import output_lock
-from reverse.files.json_scanning import Broken, Item, Place, place_after, scan
+from reverse.files.json_scanning import Broken, JsonItem, JsonPlace, place_after, scan
 from reverse.files.text_reading import read_json
 
 SHARD_BYTES = 64 << 20
@@ -101,7 +101,7 @@ def _import_rest(
     path: Path, out: Path, source: "_HashingSource", parts: list[dict[str, Any]], skip_corrupt: bool
 ) -> None:
     """Write what the source holds behind the last part as shards of `out`, and add their parts."""
-    place = Place(**parts[-1]["next"]) if parts else None
+    place = JsonPlace(**parts[-1]["next"]) if parts else None
     if place is not None:
         source.pass_over(place.offset)
     corrupt: list[dict[str, Any]] = []
@@ -119,11 +119,11 @@ def _import_rest(
 
 
 def _take_records(
-    path: Path, items: Iterator[Item | Broken], corrupt: list[dict[str, Any]], skip: bool
-) -> Iterator[Item]:
+    path: Path, items: Iterator[JsonItem | Broken], corrupt: list[dict[str, Any]], skip: bool
+) -> Iterator[JsonItem]:
     """Yield the records; what is none is added to `corrupt`, or raises."""
     for item in check_items(items):
-        if isinstance(item, Item):
+        if isinstance(item, JsonItem):
             yield item
         elif skip:
             place = {"number": item.number, "offset": item.offset, "size": item.size, "where": item.where}
@@ -132,11 +132,11 @@ def _take_records(
             raise DataError(f"{path}, {item.where}: {item.reason}: {_REMEDY}")
 
 
-def _write_shard(shard: Path, items: Iterator[Item]) -> dict[str, Any]:
+def _write_shard(shard: Path, items: Iterator[JsonItem]) -> dict[str, Any]:
     """Write one shard of the records that come next; return its part."""
     pa = arrow()
     size = rows = answers = pictures = 0
-    batch: list[Item] = []
+    batch: list[JsonItem] = []
     fields = [("record", pa.string()), ("id", pa.string()), ("number", pa.int64()), ("offset", pa.int64())]
     schema = pa.schema(fields, metadata={"kind": KIND, "format": str(FORMAT)})
     with atomic_write(shard) as stream, pa.ipc.new_file(stream, schema) as writer:
@@ -159,7 +159,7 @@ def _write_shard(shard: Path, items: Iterator[Item]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _make_batch(items: list[Item], schema: Any) -> Any:
+def _make_batch(items: list[JsonItem], schema: Any) -> Any:
     columns = (
         [item.raw for item in items],
         [id_text(item.value) for item in items],

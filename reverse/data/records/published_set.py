@@ -19,7 +19,7 @@ import numpy as np
 
 from reverse.data.records.record_rules import find_shape_problem
 from reverse.errors import DataError, MissingFileError, MissingPackageError
-from reverse.files.json_scanning import Broken, Item, scan
+from reverse.files.json_scanning import Broken, JsonItem, scan
 from reverse.files.text_reading import read_json
 
 FORMAT = 1  # of an imported folder
@@ -119,7 +119,7 @@ class ImportedRecords:
         batch, row = self._locate(index)
         return f"{self.folder}, record {index} (byte {batch.column(3)[row].as_py()} of the source)"
 
-    def scan(self, progress: Progress | None = None) -> Iterator[Item]:
+    def scan(self, progress: Progress | None = None) -> Iterator[JsonItem]:
         """Yield all records in order; files are read, not mapped, so their pages do not fill the memory."""
         pa = arrow()
         done = 0
@@ -131,7 +131,7 @@ class ImportedRecords:
                     for text, offset in zip(
                         batch.column(0).to_pylist(), batch.column(3).to_pylist(), strict=True
                     ):
-                        yield Item(done, offset, 0, text.encode("utf-8"), json.loads(text))
+                        yield JsonItem(done, offset, 0, text.encode("utf-8"), json.loads(text))
                         done += 1
                     if progress is not None:
                         progress(done, len(self))
@@ -227,7 +227,7 @@ class FileRecords:
     def where(self, index: int) -> str:
         return f"{self.path}, record {index} (byte {self.spans[index, 0]})"
 
-    def scan(self, progress: Progress | None = None) -> Iterator[Item]:
+    def scan(self, progress: Progress | None = None) -> Iterator[JsonItem]:
         yield from _refuse_broken(self.path, progress)
 
     def find(self, name: str) -> list[int]:
@@ -262,7 +262,7 @@ def records_path(path: str | Path) -> Path:
     return path
 
 
-def scan_records(path: str | Path, progress: Progress | None = None) -> Iterator[Item | Broken]:
+def scan_records(path: str | Path, progress: Progress | None = None) -> Iterator[JsonItem | Broken]:
     """Yield all records in order, with `Broken` for what is broken or no record; memory is bounded."""
     path = records_path(path)
     if path.is_dir():
@@ -272,7 +272,7 @@ def scan_records(path: str | Path, progress: Progress | None = None) -> Iterator
         yield from check_items(scan(ProgressSource(stream, path.stat().st_size, progress)))
 
 
-def check_items(items: Iterable[Item | Broken]) -> Iterator[Item | Broken]:
+def check_items(items: Iterable[JsonItem | Broken]) -> Iterator[JsonItem | Broken]:
     """Yield scanned items, with `Broken` for those that are no records."""
     for item in items:
         problem = None if isinstance(item, Broken) else find_shape_problem(item.value)
@@ -291,7 +291,7 @@ def read_records(path: str | Path) -> Iterator[dict[str, Any]]:
         yield item.value
 
 
-def _refuse_broken(path: str | Path, progress: Progress | None = None) -> Iterator[Item]:
+def _refuse_broken(path: str | Path, progress: Progress | None = None) -> Iterator[JsonItem]:
     for item in scan_records(path, progress):
         if isinstance(item, Broken):
             raise DataError(f"{path}, {item.where}: {item.reason}")

@@ -25,7 +25,7 @@ from reverse.data.records.record_rules import find_faults
 from reverse.data.records.schema import IMAGE_TOKEN, pictures_of
 from reverse.errors import DataError
 from reverse.files.cell_values import describe
-from reverse.files.json_scanning import Broken, Item
+from reverse.files.json_scanning import Broken, JsonItem
 from reverse.files.text_reading import replace_surrogates
 from reverse.tokens.spans import CN, SPAN, UN
 
@@ -144,7 +144,7 @@ class _RecordCounter:
             found = {"index": item.number, "offset": item.offset, "where": item.where, "reason": item.reason}
             self.report.broken.append(found)
 
-    def add(self, item: Item) -> None:
+    def add(self, item: JsonItem) -> None:
         record = item.value
         names = pictures_of(record)
         source = source_of(names[0] if names else None)
@@ -169,7 +169,7 @@ class _RecordCounter:
             self._sample(record)
         self.records += 1
 
-    def _add_pictures(self, item: Item, names: list[str]) -> None:
+    def _add_pictures(self, item: JsonItem, names: list[str]) -> None:
         if not names:
             return
         if len(names) == 1:
@@ -191,7 +191,7 @@ class _RecordCounter:
             self.sample[at : at + 1] = [text]
 
     def _add_example(
-        self, among: dict[str, dict[str, Any]], kind: str, item: Item, turn: int, text: str, at: int
+        self, among: dict[str, dict[str, Any]], kind: str, item: JsonItem, turn: int, text: str, at: int
     ) -> None:
         seen = among.setdefault(kind, {"count": 0, "examples": []})
         seen["count"] += 1

@@ -21,7 +21,7 @@ __all__ = [
     "Action",
     "Answer",
     "Attempt",
-    "Budget",
+    "AttemptBudget",
     "Continue",
     "Finish",
     "Policy",
@@ -139,7 +139,7 @@ class Answer:
         self.unchanged_length = min(self.unchanged_length, to)
 
 
-class Budget:
+class AttemptBudget:
     """The limits `max_seconds` and `max_extra_tokens` of a configuration, and what an answer has used."""
 
     def __init__(self, config: ResamplingConfig):

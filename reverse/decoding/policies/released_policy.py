@@ -25,7 +25,7 @@ from reverse.decoding.policies.policy import (
     Action,
     Answer,
     Attempt,
-    Budget,
+    AttemptBudget,
     Continue,
     Finish,
     Ids,
@@ -109,7 +109,7 @@ class ReleasedPolicy:
         self._closings: list[tuple[int, float]] = []  # of this call: index of the closing tag, its p
         self._hints: list[Ids] = []
         self._hinted: list[str | Ids] = []  # what each hint is compared by
-        self.budget = Budget(config)
+        self.budget = AttemptBudget(config)
 
     @property
     def is_exhausted(self) -> bool:

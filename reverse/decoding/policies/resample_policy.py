@@ -19,7 +19,7 @@ from reverse.decoding.policies.policy import (
     Action,
     Answer,
     Attempt,
-    Budget,
+    AttemptBudget,
     Continue,
     Finish,
     Ids,
@@ -78,7 +78,7 @@ class ResamplePolicy:
         self._stuck_at = -1  # where K failures happened last
         self._target: int | None = None  # where the last escalation went
         self._candidates: list[_Candidate] = []
-        self.budget = Budget(config)
+        self.budget = AttemptBudget(config)
 
     @property
     def is_exhausted(self) -> bool:

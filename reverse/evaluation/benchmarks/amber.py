@@ -58,7 +58,7 @@ from reverse.evaluation.scoring.yes_no_counts import (
 )
 from reverse.evaluation.stats.scored_tables import Metric, Table, ratio
 from reverse.files.cell_values import describe, read_id
-from reverse.files.entries import Entry, read_entries, read_value
+from reverse.files.entries import FileEntry, read_entries, read_value
 from reverse.files.text_reading import read_text
 
 __all__ = ["AMBER_D", "AMBER_G", "by_similarity", "read_amber", "score_captions", "score_questions"]
@@ -134,7 +134,7 @@ def _read_annotations(truth: str | Path) -> dict[str, dict[str, Any]]:
     )
 
 
-def _read_annotation(entry: Entry) -> dict[str, Any]:
+def _read_annotation(entry: FileEntry) -> dict[str, Any]:
     kind = entry.text("type")
     if kind == "generative":
         hallu = entry.texts("hallu") if "hallu" in entry.row else []
@@ -201,7 +201,7 @@ def _read_relations(path: Path) -> dict[str, list[str]]:
         raise DataError(
             f"{path} must hold an object of lists of words, got {describe(value)}: fetch it again"
         )
-    entry = Entry(value, str(path))
+    entry = FileEntry(value, str(path))
     return {word: entry.texts(word) for word in value}
 
 

@@ -19,7 +19,7 @@ from reverse.data.pictures.opening import resolve_image
 from reverse.errors import DataError, MissingFileError
 from reverse.evaluation.reading.answers import BenchmarkAnswer
 from reverse.files.cell_values import read_id, shorten
-from reverse.files.entries import Entry, read_entries
+from reverse.files.entries import FileEntry, read_entries
 
 if TYPE_CHECKING:
     from reverse.evaluation.scoring.judge import Judge
@@ -227,7 +227,7 @@ class Benchmark:
         return BenchmarkQuestion(row["id"], row["image"], row["prompt"], source, row.get("metadata", {}))
 
 
-def make_row(entry: Entry, metadata: Mapping[str, Any] | None = None) -> QuestionRow:
+def make_row(entry: FileEntry, metadata: Mapping[str, Any] | None = None) -> QuestionRow:
     """The question of an entry with the keys that most published files use.
 
     `metadata` is what scoring groups by (label, category, type), never what a judge should not see.
@@ -241,7 +241,7 @@ def make_row(entry: Entry, metadata: Mapping[str, Any] | None = None) -> Questio
 
 
 def read_items(
-    path: Path, parse: Callable[[Entry], dict[str, Any]], identify: Callable[[Entry, int], str | int]
+    path: Path, parse: Callable[[FileEntry], dict[str, Any]], identify: Callable[[FileEntry, int], str | int]
 ) -> dict[str, dict[str, Any]]:
     """What `parse` makes of each entry of a truth file, by its id as text.
 

@@ -36,7 +36,7 @@ from reverse.evaluation.scoring.judge import make_chat, require_judge
 from reverse.evaluation.scoring.yes_no_counts import split_by_group
 from reverse.evaluation.stats.scored_tables import Metric, Table, ratio
 from reverse.files.cell_values import describe
-from reverse.files.entries import Entry, read_entries
+from reverse.files.entries import FileEntry, read_entries
 
 __all__ = ["HALOQUEST", "PROMPT", "make_messages", "read_verdict", "score"]
 
@@ -134,7 +134,7 @@ def _read_truth(truth: str | Path) -> dict[str, dict[str, Any]]:
     return read_items(found[0], _read_item, lambda entry, _: entry.id("question_id"))
 
 
-def _read_item(entry: Entry) -> dict[str, Any]:
+def _read_item(entry: FileEntry) -> dict[str, Any]:
     several = isinstance(entry.row.get("answer"), list)
     return {
         "text": entry.text("text"),

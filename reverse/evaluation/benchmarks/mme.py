@@ -48,7 +48,7 @@ from reverse.evaluation.scoring.yes_no_counts import (
     split_by_group,
 )
 from reverse.evaluation.stats.scored_tables import Metric, Table, ratio, total
-from reverse.files.entries import Entry, read_entries
+from reverse.files.entries import FileEntry, read_entries
 from reverse.files.text_reading import read_text
 
 __all__ = ["COGNITION", "HALLUCINATION", "MME", "MME_HALL", "PERCEPTION", "read_mme", "score"]
@@ -146,11 +146,11 @@ def _from_parquet(place: Path) -> Iterator[QuestionRow]:
         for group in range(file.num_row_groups):
             for at, row in enumerate(file.read_row_group(group, columns=_COLUMNS).to_pylist()):
                 number += 1
-                made = _make_row(Entry(row, f"{path}, row {number}"), str(row["question_id"]))
+                made = _make_row(FileEntry(row, f"{path}, row {number}"), str(row["question_id"]))
                 yield made | {"source": ParquetPicture(path, group, at)}
 
 
-def _make_row(entry: Entry, image: str) -> QuestionRow:
+def _make_row(entry: FileEntry, image: str) -> QuestionRow:
     metadata = {"category": entry.text("category"), "label": entry.text("answer")}
     prompt = entry.text("question")
     return {"id": entry.id("question_id"), "image": image, "prompt": prompt, "metadata": metadata}

@@ -34,7 +34,7 @@ from reverse.evaluation.scoring.judge import make_chat, require_judge
 from reverse.evaluation.scoring.yes_no_counts import split_by_group
 from reverse.evaluation.stats.scored_tables import Metric, Table, ratio
 from reverse.files.cell_values import describe, file_name
-from reverse.files.entries import Entry, read_entries
+from reverse.files.entries import FileEntry, read_entries
 
 __all__ = ["MMHAL", "PROMPT", "make_messages", "read_rating", "score"]
 
@@ -77,7 +77,7 @@ def read_questions(files: Mapping[str, Path]) -> Iterator[QuestionRow]:
         }
 
 
-def _number(entry: Entry, number: int) -> str | int:
+def _number(entry: FileEntry, number: int) -> str | int:
     """The id of an entry, or its place in the file if it has none, as published."""
     own = next((key for key in ("question_id", "id") if entry.row.get(key) is not None), None)
     return number if own is None else entry.id(own)
@@ -165,7 +165,7 @@ def _read_truth(truth: str | Path) -> dict[str, dict[str, Any]]:
     return read_items(found[0], _read_item, _number)
 
 
-def _read_item(entry: Entry) -> dict[str, Any]:
+def _read_item(entry: FileEntry) -> dict[str, Any]:
     content = entry.row.get("image_content", "")
     return {
         "question": entry.text("question"),

@@ -37,7 +37,7 @@ from reverse.evaluation.reading.file_lookup import Pictures, are_same, clear_pat
 from reverse.evaluation.reading.language_data import cache_root
 from reverse.files.atomic_write import atomic_write, sha256
 from reverse.files.cell_values import LONGEST_ID, describe, file_name, read_id, shorten
-from reverse.files.entries import Entry
+from reverse.files.entries import FileEntry
 from reverse.files.text_reading import read_text, replace_surrogates
 
 __all__ = ["PLACES", "CocoTruth", "read_coco_truth"]
@@ -215,7 +215,7 @@ def _add_instances(path: Path, names: dict[str, str], held: dict[str, set[int]])
         held.setdefault(image, set()).add(categories[category])
 
 
-def _add_name(names: dict[str, str], entry: Entry) -> None:
+def _add_name(names: dict[str, str], entry: FileEntry) -> None:
     """Add an image's file name. Raises DataError if another file has another image of its id."""
     identity = _id(entry, "id")
     name = clear_path(replace_surrogates(entry.text("file_name"))) if "file_name" in entry.row else ""
@@ -230,7 +230,7 @@ def _add_name(names: dict[str, str], entry: Entry) -> None:
     names[identity] = max(before, name, key=len)
 
 
-def _id(entry: Entry, key: str) -> str:
+def _id(entry: FileEntry, key: str) -> str:
     """An id as text: 42, "42" and "0042" are one image."""
     identity = str(read_id(entry.id(key)))
     return identity.lstrip("0") or "0" if identity.isascii() and identity.isdigit() else identity
@@ -345,7 +345,9 @@ class _Window:
                 raise DataError(f"{self.path} is damaged ({error}): fetch it again") from None
 
 
-def _entries(path: Path, needed: Sequence[str], others: Sequence[str] = ()) -> Iterator[tuple[str, Entry]]:
+def _entries(
+    path: Path, needed: Sequence[str], others: Sequence[str] = ()
+) -> Iterator[tuple[str, FileEntry]]:
     """(key, entry) of the lists of a file. Raises DataError if one that is needed is missing."""
     counts = dict.fromkeys((*needed, *others), 0)
     there: set[str] = set()
@@ -354,7 +356,7 @@ def _entries(path: Path, needed: Sequence[str], others: Sequence[str] = ()) -> I
         where = f"{path}, entry {counts[key]} of {key!r}"
         if not isinstance(item, dict):
             raise DataError(f"{where} is no JSON object but {describe(item)}: fetch the file again")
-        yield key, Entry(item, where)
+        yield key, FileEntry(item, where)
     for key in needed:
         if key not in there:
             raise DataError(f"{path} has no list {key!r}: fetch it again")

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reverse.training.data.encoding import Encoder, Item, Row, Turn
+from reverse.training.data.encoding import Encoder, Row, TrainingItem, Turn
 from reverse.training.data.labels import IGNORE
 from reverse.training.data.picture_encoding import PictureEncoder
 
@@ -49,7 +49,7 @@ class Collator:
         multiple: int = 8,
         packed: bool = False,
         positions: Positions | None = None,
-        blank: Item | None = None,
+        blank: TrainingItem | None = None,
     ):
         tokenizer = processor.tokenizer
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
@@ -61,7 +61,7 @@ class Collator:
         self.positions = positions
         self.blank = blank
 
-    def __call__(self, items: Sequence[Item]) -> dict[str, Tensor]:
+    def __call__(self, items: Sequence[TrainingItem]) -> dict[str, Tensor]:
         """Flatten the items into rows.
 
         Returns:
@@ -84,7 +84,7 @@ class Collator:
             batch["mm_token_type_ids"] = (batch["input_ids"] == self.image_id).int()
         return batch
 
-    def _padded(self, items: Sequence[Item]) -> dict[str, Tensor]:
+    def _padded(self, items: Sequence[TrainingItem]) -> dict[str, Tensor]:
         rows = [row for item in items for row in item.rows]
         lengths = np.array([len(row.ids) for row in rows])
         longest = -(-int(lengths.max()) // self.multiple) * self.multiple
@@ -95,7 +95,7 @@ class Collator:
         labels[filled] = np.concatenate([row.labels for row in rows])
         return {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
 
-    def _packed(self, items: Sequence[Item]) -> dict[str, Tensor]:
+    def _packed(self, items: Sequence[TrainingItem]) -> dict[str, Tensor]:
         """Rows end to end as one row. The first id of a row is no target of the row before it."""
         assert self.positions is not None
         rows = [(row, item.picture) for item in items for row in item.rows]
@@ -112,7 +112,7 @@ class Collator:
         labels = torch.from_numpy(np.concatenate([row.labels for row, _ in rows]))[None]
         return {"input_ids": torch.cat(ids, dim=1), "labels": labels, "position_ids": positions}
 
-    def _pictures(self, items: Sequence[Item]) -> dict[str, Tensor]:
+    def _pictures(self, items: Sequence[TrainingItem]) -> dict[str, Tensor]:
         """Tensors of each item's pictures, repeated for every row about them, along the first dimension."""
         shown = [(item.picture, len(item.rows)) for item in items if item.picture is not None]
         if not shown:
@@ -127,10 +127,10 @@ class Collator:
         return tensor.to(self.pixel_dtype) if tensor.is_floating_point() else tensor
 
 
-def blank_item(processor: Any) -> Item:
+def blank_item(processor: Any) -> TrainingItem:
     """A grey picture with a question and no target."""
     from PIL import Image
 
     tensors, tokens = PictureEncoder(processor)(Image.new("RGB", (112, 112), "grey"))
     row = Encoder(processor).row([Turn("Describe this image.", "It is grey.")], tokens)
-    return Item((Row(row.ids, np.full_like(row.labels, IGNORE)),), tensors)
+    return TrainingItem((Row(row.ids, np.full_like(row.labels, IGNORE)),), tensors)

@@ -34,10 +34,10 @@ from reverse.data.records.schema import IMAGE_TOKEN as IMAGE
 from reverse.data.records.schema import pictures_of
 from reverse.errors import DataError
 from reverse.tokens import TAGS, TokenIds, find_token_ids
-from reverse.training.data.labels import Segment, join
+from reverse.training.data.labels import LabelledPart, join
 from reverse.training.data.question_contents import Content, Turn, split_questions
 
-__all__ = ["Encoder", "Item", "Row", "Turn", "turns_of"]
+__all__ = ["Encoder", "Row", "TrainingItem", "Turn", "turns_of"]
 
 Ids = npt.NDArray[np.int64]
 MARK = "\u2983{}\u2984"  # stands for an answer while a template is taken apart
@@ -55,7 +55,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class TrainingItem:
     """What a dataset gives: rows about the same pictures, and their tensors (None where there are none)."""
 
     rows: tuple[Row, ...]
@@ -125,7 +125,7 @@ class Encoder:
 
             check_several_pictures(self)
             self._takes_several = True
-        segments: list[Segment] = []
+        segments: list[LabelledPart] = []
         length = cut = shown = 0
         for k, (turn, (prompt, answer)) in enumerate(
             zip(turns, self.pieces(turns, bool(tokens)), strict=True)
@@ -141,7 +141,7 @@ class Encoder:
                     )
                 cut = len(turns) - k
                 break
-            segments += [Segment(prompt, False), Segment(answer, True)]
+            segments += [LabelledPart(prompt, False), LabelledPart(answer, True)]
             shown += places[k]
         tags = {"span_id": self._tags.span, "cn_id": self._tags.cn, "un_id": self._tags.un}
         try:

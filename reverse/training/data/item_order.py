@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Dataset
 
-from reverse.training.data.encoding import Item
+from reverse.training.data.encoding import TrainingItem
 
 __all__ = ["Ordered", "grouped_order"]
 
@@ -23,7 +23,7 @@ Ids = npt.NDArray[np.int64]
 MEGABATCH = 50  # batches that are sorted by length among themselves
 
 
-class Ordered(Dataset[Item]):
+class Ordered(Dataset[TrainingItem]):
     """The items of `dataset` in the order of `order`, (items,) int64."""
 
     def __init__(self, dataset: Any, order: Ids):
@@ -33,7 +33,7 @@ class Ordered(Dataset[Item]):
     def __len__(self) -> int:
         return len(self.order)
 
-    def __getitem__(self, index: int) -> Item:
+    def __getitem__(self, index: int) -> TrainingItem:
         return self.dataset[int(self.order[index])]
 
 

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from reverse.errors import DataError
 
-__all__ = ["IGNORE", "Segment", "join", "span_mask"]
+__all__ = ["IGNORE", "LabelledPart", "join", "span_mask"]
 
 IGNORE = -100  # no target, as torch's cross entropy and transformers have it
 
@@ -31,7 +31,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
+class LabelledPart:
     """Ids of one piece of a sample; `target`: an assistant wrote it (its end of turn included)."""
 
     ids: Sequence[int] | Ids
@@ -59,7 +59,7 @@ def span_mask(ids: Sequence[int] | Ids, *, span_id: int, cn_id: int, un_id: int)
     return tag | ~(opened & closed)
 
 
-def join(segments: Sequence[Segment], *, span_id: int, cn_id: int, un_id: int) -> tuple[Ids, Ids]:
+def join(segments: Sequence[LabelledPart], *, span_id: int, cn_id: int, un_id: int) -> tuple[Ids, Ids]:
     """Put the pieces of one sample together: (ids, labels), both int64 of shape (length,).
 
     Labels are ids where a target is, `IGNORE` elsewhere. A phrase never reaches over the end of its segment.

@@ -26,7 +26,7 @@ from reverse.data.records.record_rules import find_unsupported_keys
 from reverse.data.records.schema import ANSWER_TYPE, pictures_of
 from reverse.errors import DataError
 from reverse.tokens.spans import UN
-from reverse.training.data.encoding import Encoder, Item, Row, Turn, turns_of
+from reverse.training.data.encoding import Encoder, Row, TrainingItem, Turn, turns_of
 from reverse.training.data.picture_encoding import PictureEncoder, join_pictures
 from reverse.training.data.training_hints import choose_hints
 
@@ -40,7 +40,7 @@ _LIST = re.compile(r'"images?"\s*:\s*\[')
 MOST_REPLACED = 100  # records in a row whose pictures are damaged: more are no bad records but a wrong folder
 
 
-class RecordDataset(Dataset[Item]):
+class RecordDataset(Dataset[TrainingItem]):
     """Records of an imported set, a JSON list or JSONL; each record, with all its turns, is one row.
 
     The records are mapped, not loaded (`reverse.data.records.published_set`); a JSON file is read through
@@ -92,7 +92,7 @@ class RecordDataset(Dataset[Item]):
         """Leave these records out. The others keep their numbers, and so what is drawn for them."""
         self.kept = np.setdiff1d(self.kept, np.array(numbers, dtype=np.int64))
 
-    def __getitem__(self, index: int) -> Item:
+    def __getitem__(self, index: int) -> TrainingItem:
         """The item of a record; with `replace_damaged`, that of the next one whose pictures can be decoded.
 
         Raises ValueError naming the record and its picture where that is damaged.
@@ -103,7 +103,7 @@ class RecordDataset(Dataset[Item]):
             record = self.record(number)
             names = pictures_of(record)
             if not names:
-                return Item((self._row(number, record, None),), None)
+                return TrainingItem((self._row(number, record, None),), None)
             try:
                 pictures = [self._open(number, name) for name in names]
             except ValueError as error:
@@ -116,7 +116,7 @@ class RecordDataset(Dataset[Item]):
             encoded = [self.pictures(picture) for picture in pictures]
             row = self._row(number, record, [tokens for _, tokens in encoded])
             shown = [inputs for inputs, _ in encoded[: row.pictures]]  # without those of turns that are cut
-            return Item((row,), join_pictures(shown) if shown else None)
+            return TrainingItem((row,), join_pictures(shown) if shown else None)
         raise DataError(
             f"{self.path}, record {self.kept[index]} and those after it: none of {MOST_REPLACED} pictures in "
             f"a row can be decoded: is {self.image_root} the right folder?"

@@ -22,7 +22,7 @@ from reverse.decoding.backends.cuda_graph.row_state import (
     round_up,
 )
 from reverse.decoding.backends.cuda_graph.runner import GraphRunner
-from reverse.decoding.backends.cuda_graph.sequences import CacheRow, same_sampling
+from reverse.decoding.backends.cuda_graph.sequences import PoolRow, same_sampling
 from reverse.decoding.backends.cuda_graph.step_queue import StepQueue
 from reverse.decoding.backends.cuda_graph.weights import text_model, unsupported
 from reverse.decoding.backends.hf import compat
@@ -116,7 +116,7 @@ class CudaGraphBackend:
         family = family_of(self.model)
         self._image_token = family.image_token_id(self.model.config)
         self._context = family.context_length(self.model.config)
-        self._rows: dict[int, CacheRow] = {}
+        self._rows: dict[int, PoolRow] = {}
         self._names, self._prefixes = count(), count()
         self._is_sound = True  # no error has left the runner in a state that nobody knows
 
@@ -172,7 +172,7 @@ class CudaGraphBackend:
                 self.runner = None  # its cache is of no use to anybody
             raise
         rows = [
-            CacheRow(
+            PoolRow(
                 next(self._names), indices[i], list(prompt.ids), prefilled.rope_offsets[i], ends[i],
                 len(prompt.ids) - 1,  # the last is fed again: the first choice comes from a step too
             )

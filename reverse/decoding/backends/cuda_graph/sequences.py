@@ -10,7 +10,7 @@ from reverse.decoding.backends.protocol import RunningSegment, SegmentParams, co
 from reverse.decoding.sampling import uniform
 from reverse.errors import RequestError
 
-__all__ = ["CacheRow", "group_rows", "is_sampled", "same_sampling", "sampling_of"]
+__all__ = ["PoolRow", "group_rows", "is_sampled", "same_sampling", "sampling_of"]
 
 _SHARED_AT_LEAST = 64  # ids: reading fewer for each row alone costs nothing
 # Rows that read a shared prefix together, and how many of them must be there for that to pay.
@@ -18,7 +18,7 @@ _GROUPS = ((16, 13), (4, 3))
 
 
 @dataclass(slots=True, eq=False)
-class CacheRow:
+class PoolRow:
     """A sequence and its row of the cache."""
 
     name: int  # of the sequence
@@ -69,10 +69,10 @@ class CacheRow:
         if self.shared is not None:
             self.shared = self.shared[0], min(self.shared[1], self.cached)
 
-    def copy(self, name: int, index: int) -> CacheRow:
+    def copy(self, name: int, index: int) -> PoolRow:
         """Another sequence with the same tokens in row `index`, to which this row's cache is copied."""
         cached = min(self.cached, len(self.ids) - 1)
-        return CacheRow(
+        return PoolRow(
             name, index, self.ids[:], self.rope_offset, self.pictures_end, cached, self.shared,
             log_probabilities=self.log_probabilities[:],
         )  # fmt: skip
@@ -129,17 +129,17 @@ def same_sampling(before: RunningSegment, after: SegmentParams) -> bool:
     return temperature <= 0 or draws[0] == draws[1]
 
 
-def group_rows(rows: Sequence[CacheRow]) -> tuple[list[CacheRow], list[list[CacheRow]], list[int], int]:
+def group_rows(rows: Sequence[PoolRow]) -> tuple[list[PoolRow], list[list[PoolRow]], list[int], int]:
     """Rows that go alone, groups of rows with a common prefix, the length of each, and the size of a group.
 
     Each row holds its prefix itself, so a group is only a way of reading it once: which rows are grouped
     changes nothing but rounding.
     """
-    sets: dict[int, list[CacheRow]] = {}
+    sets: dict[int, list[PoolRow]] = {}
     for row in rows:
         if row.shared is not None and row.shared[1] >= _SHARED_AT_LEAST:
             sets.setdefault(row.shared[0], []).append(row)
-    best: list[list[CacheRow]] = []
+    best: list[list[PoolRow]] = []
     best_size = _GROUPS[-1][0]
     for size, least in _GROUPS:
         groups = [

@@ -23,12 +23,12 @@ from reverse.decoding.backends.cuda_graph.row_state import (
     round_up,
 )
 from reverse.decoding.backends.cuda_graph.runner import GraphRunner
-from reverse.decoding.backends.cuda_graph.sequences import CacheRow, group_rows, sampling_of
+from reverse.decoding.backends.cuda_graph.sequences import PoolRow, group_rows, sampling_of
 from reverse.decoding.backends.protocol import RunningSegment, SegmentParams, StepOutput, not_finite
 
 __all__ = ["StepQueue"]
 
-_Entry = tuple[CacheRow, int] | None  # a row and its epoch at launch; None: nothing is chosen for it yet
+_Entry = tuple[PoolRow, int] | None  # a row and its epoch at launch; None: nothing is chosen for it yet
 
 
 class StepQueue:
@@ -46,7 +46,7 @@ class StepQueue:
         """Whether no step is under way."""
         return not self._launched
 
-    def set_state(self, row: CacheRow, params: SegmentParams) -> None:
+    def set_state(self, row: PoolRow, params: SegmentParams) -> None:
         """Let the next step feed the last id of a row and choose the first of a segment."""
         self._states[row.index] = row.state_at(len(row.ids), params)
 
@@ -62,10 +62,10 @@ class StepQueue:
         self._noise.clear()
 
     # ------------------------------------------------------------------ launching
-    def launch(self, rows: Iterable[CacheRow], runner: GraphRunner) -> bool:
+    def launch(self, rows: Iterable[PoolRow], runner: GraphRunner) -> bool:
         """Queue a step of all rows that decode a segment; False if there is none."""
-        decoding: list[CacheRow] = []
-        fed: list[tuple[CacheRow, Feed, bool]] = []  # and whether these are the last ids that the row lacks
+        decoding: list[PoolRow] = []
+        fed: list[tuple[PoolRow, Feed, bool]] = []  # and whether these are the last ids that the row lacks
         for row in rows:
             segment = row.segment
             if segment is None or len(segment.ids) + row.in_flight >= segment.params.max_tokens:
@@ -91,7 +91,7 @@ class StepQueue:
         self._launched.append((pending, entries))
         return True
 
-    def _feed(self, row: CacheRow, params: SegmentParams, fed: list[tuple[CacheRow, Feed, bool]]) -> None:
+    def _feed(self, row: PoolRow, params: SegmentParams, fed: list[tuple[PoolRow, Feed, bool]]) -> None:
         """Feed what a row of the cache lacks, as far as it fits into this step; the rest waits."""
         missing = row.ids[row.cached :]
         fits = FEED_IDS - sum(round_up(len(feed.ids), BLOCK) for _, feed, _ in fed)
@@ -126,8 +126,8 @@ class StepQueue:
 
 
 def _plan_step(
-    decoding: list[CacheRow], fed: list[tuple[CacheRow, Feed, bool]]
-) -> tuple[StepPlan, list[CacheRow]]:
+    decoding: list[PoolRow], fed: list[tuple[PoolRow, Feed, bool]]
+) -> tuple[StepPlan, list[PoolRow]]:
     """A step of these rows, and the rows in the order of its results."""
     plain, groups, prefixes, size = group_rows(decoding)
     order = [*plain, *(row for group in groups for row in group), *(row for row, _, _ in fed)]
@@ -143,7 +143,7 @@ def _plan_step(
 
 
 def _take_token(
-    row: CacheRow, segment: RunningSegment, token: int, p: float, log_probability: float
+    row: PoolRow, segment: RunningSegment, token: int, p: float, log_probability: float
 ) -> StepOutput:
     """Append a chosen token to its row, or end the segment with an error."""
     if not math.isfinite(p):

@@ -11,7 +11,7 @@ still takes its share of the softmax.
 
 Running out of memory changes nothing: a forward that fails is cut off in every layer. Tokens are moved layer
 by layer, so that no more than one layer stands twice; where that fails half-way, a row stands in different
-places in different layers (`Place.first_layer`), and the next forward moves it on from there.
+places in different layers (`CachePlace.first_layer`), and the next forward moves it on from there.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from reverse.decoding.backends.hf.prefill import prefill
 from reverse.decoding.backends.protocol import Prompt
 from reverse.models.unwrapping import input_device
 
-__all__ = ["CacheRow", "Place", "SlotCache"]
+__all__ = ["CachePlace", "CacheRow", "SlotCache"]
 
 _WASTE = 0.1  # share of slots no row uses above which the cache is compacted
 _WASTE_SLOTS = 16  # and at least so many: a copy of the cache should buy something
 
 
 @dataclass(slots=True, eq=False)
-class Place:
+class CachePlace:
     """Where a row's ids stand: in a row of a cache, in the layers from `first_layer` on."""
 
     cache: Any
@@ -49,7 +49,7 @@ class CacheRow:
     """The tokens of one sequence: those in the cache, and those after them that are still to be fed."""
 
     ids: list[int]  # in the cache
-    places: list[Place]  # of `ids`; one, unless memory ran out while they were moved
+    places: list[CachePlace]  # of `ids`; one, unless memory ran out while they were moved
     rope_offset: int = 0  # of rotary positions from text positions, after the pictures
     pending: list[int] = field(default_factory=list)  # to be fed
     logits: torch.Tensor | None = None  # (vocabulary,) after the last id, not used yet
@@ -59,7 +59,7 @@ class CacheRow:
         places = [replace(place, slots=place.slots[:]) for place in self.places]
         return CacheRow(self.ids[:], places, self.rope_offset, self.pending[:], self.logits)
 
-    def place_in(self, layer: int) -> Place:
+    def place_in(self, layer: int) -> CachePlace:
         return next(place for place in reversed(self.places) if place.first_layer <= layer)
 
 
@@ -86,7 +86,7 @@ class SlotCache:
         cache, length = prefilled.cache, prefilled.mask.shape[1]
         rows = []
         for i, (prompt, first) in enumerate(zip(prompts, prefilled.padding, strict=True)):
-            place = Place(cache, i, list(range(first, length)))
+            place = CachePlace(cache, i, list(range(first, length)))
             offset, logits = prefilled.rope_offsets[i], prefilled.logits[i]
             rows.append(CacheRow(list(prompt.ids), [place], offset, [], logits))
         if not self._rows:  # nothing to merge with
@@ -168,7 +168,9 @@ class SlotCache:
     def _move(self, rows: list[CacheRow], longest: int) -> Any:
         """Give rows the last slots of a cache of `longest`, layer by layer; returns the cache."""
         target = rows[0].places[0].cache
-        moved = [Place(target, i, list(range(longest - len(row.ids), longest))) for i, row in enumerate(rows)]
+        moved = [
+            CachePlace(target, i, list(range(longest - len(row.ids), longest))) for i, row in enumerate(rows)
+        ]
         layers, done = compat.layer_count(target), 0
         starts = {place.first_layer for row in rows for place in row.places}
         try:
@@ -186,7 +188,7 @@ class SlotCache:
                     row.places = [place, *sorted(rest, key=lambda each: each.first_layer)]
         return target
 
-    def _sources(self, places: list[Place], longest: int) -> list[tuple[Any, list[int], torch.Tensor]]:
+    def _sources(self, places: list[CachePlace], longest: int) -> list[tuple[Any, list[int], torch.Tensor]]:
         """Neighbours that stand in the same cache, with their slots of shape (rows, longest)."""
         sources = []
         for _, group in groupby(places, key=lambda place: id(place.cache)):

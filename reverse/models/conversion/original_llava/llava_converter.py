@@ -36,7 +36,7 @@ from reverse.models.conversion.original_llava.llava_tower import image_processor
 from reverse.models.conversion.original_llava.llava_weights import (
     EMBEDDINGS,
     HEAD,
-    Entry,
+    TensorEntry,
     collect_entries,
     grow_rows,
 )
@@ -55,7 +55,7 @@ _LLAMA_FIELDS = (
 class _Parts:
     """All parts of a converted checkpoint; nothing is read or written yet."""
 
-    entries: dict[str, Entry]
+    entries: dict[str, TensorEntry]
     config: LlavaConfig
     generation: GenerationConfig
     processor: LlavaProcessor
@@ -167,7 +167,7 @@ def _open_base(layout: Layout, base: str | Path | None) -> tuple[Path | None, La
 
 
 def _grow_vocabulary(
-    src: Path, entries: dict[str, Entry], tokenizer: Any, image_id: int, dtype: torch.dtype | None
+    src: Path, entries: dict[str, TensorEntry], tokenizer: Any, image_id: int, dtype: torch.dtype | None
 ) -> torch.dtype:
     """Give embeddings and head a row for `<image>`; returns the dtype of the checkpoint."""
     if EMBEDDINGS not in entries:
@@ -185,7 +185,7 @@ def _grow_vocabulary(
     kind = dtype or entries[EMBEDDINGS].read().dtype
     rows, untrained = max(rows_now, image_id + 1), [image_id] if image_id < rows_now else []
 
-    def grow(entry: Entry) -> Entry:
+    def grow(entry: TensorEntry) -> TensorEntry:
         return replace(
             entry,
             shape=(rows, *entry.shape[1:]),
@@ -197,7 +197,7 @@ def _grow_vocabulary(
 
 
 def _build_config(
-    layout: Layout, vision: Any, entries: dict[str, Entry], tokenizer: Any, image_id: int
+    layout: Layout, vision: Any, entries: dict[str, TensorEntry], tokenizer: Any, image_id: int
 ) -> LlavaConfig:
     source, file = layout.config, layout.folder / "config.json"
     text = {key: source[key] for key in _LLAMA_FIELDS if source.get(key) is not None}
@@ -221,7 +221,7 @@ def _build_config(
     )
 
 
-def _check_tensors(src: Path, config: LlavaConfig, entries: dict[str, Entry]) -> None:
+def _check_tensors(src: Path, config: LlavaConfig, entries: dict[str, TensorEntry]) -> None:
     """Names and shapes must be those of a model built from `config`, before an hour of copying."""
     file = src / "config.json"
     check_config_values(file, config.to_dict(), LLAVA)

@@ -33,7 +33,7 @@ EMBEDDINGS, HEAD = "language_model.model.embed_tokens.weight", "language_model.l
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """One tensor to write: its name, its shape and how to make it."""
 
     name: str
@@ -50,7 +50,7 @@ def _converted_name(name: str) -> str:
     raise CheckpointError(f"tensor {name!r} has no place in transformers' LLaVA")
 
 
-def collect_entries(layout: Layout, base: Tensors | None, tower: Tensors | None) -> dict[str, Entry]:
+def collect_entries(layout: Layout, base: Tensors | None, tower: Tensors | None) -> dict[str, TensorEntry]:
     """Every tensor of the converted checkpoint, by its new name; nothing is read yet.
 
     Tensors that were trained in full replace the base's, LoRA matrices are added to it, and the checkpoint's
@@ -58,7 +58,7 @@ def collect_entries(layout: Layout, base: Tensors | None, tower: Tensors | None)
 
     Raises CheckpointError for a LoRA that fits no tensor of the base, or not its shape.
     """
-    entries: dict[str, Entry] = {}
+    entries: dict[str, TensorEntry] = {}
     if tower is not None:
         entries |= {entry.name: entry for entry in _tower_entries(tower)}
     for source in (base, layout.weights, layout.rest):
@@ -84,11 +84,11 @@ def grow_rows(tensor: torch.Tensor, rows: int, untrained: list[int]) -> torch.Te
     return grown
 
 
-def _entry(source: Tensors, name: str, new: str) -> Entry:
-    return Entry(new, source.shape(name), lambda: source[name], f"{id(source)} {source.file_of(name)}")
+def _entry(source: Tensors, name: str, new: str) -> TensorEntry:
+    return TensorEntry(new, source.shape(name), lambda: source[name], f"{id(source)} {source.file_of(name)}")
 
 
-def _tower_entries(tower: Tensors) -> Iterator[Entry]:
+def _tower_entries(tower: Tensors) -> Iterator[TensorEntry]:
     """The vision half of a CLIP, saved with its text half or alone, with or without its prefix."""
     prefix = next(
         (p for p in ("vision_model.", "") if f"{p}embeddings.patch_embedding.weight" in tower), None
@@ -104,7 +104,7 @@ def _tower_entries(tower: Tensors) -> Iterator[Entry]:
             yield _entry(tower, name, f"vision_tower.vision_model.{name.removeprefix(prefix)}")
 
 
-def _add_lora(entries: dict[str, Entry], lora: Tensors, settings: dict[str, Any]) -> None:
+def _add_lora(entries: dict[str, TensorEntry], lora: Tensors, settings: dict[str, Any]) -> None:
     halves: dict[str, dict[str, str]] = {}
     for name in lora:
         match = _LORA.match(name)
@@ -124,7 +124,7 @@ def _add_lora(entries: dict[str, Entry], lora: Tensors, settings: dict[str, Any]
         entries[new] = _with_lora(entries[new], lora, pair["A"], pair["B"], settings)
 
 
-def _with_lora(entry: Entry, lora: Tensors, a: str, b: str, settings: dict[str, Any]) -> Entry:
+def _with_lora(entry: TensorEntry, lora: Tensors, a: str, b: str, settings: dict[str, Any]) -> TensorEntry:
     (rank, inner), (outer, also) = lora.shape(a), lora.shape(b)
     if rank != also or (outer, inner) != entry.shape:
         raise CheckpointError(
@@ -138,4 +138,4 @@ def _with_lora(entry: Entry, lora: Tensors, a: str, b: str, settings: dict[str, 
         product = lora[b].float() @ lora[a].float()  # (out, in)
         return (weight.float() + scale * product).to(weight.dtype)
 
-    return Entry(entry.name, entry.shape, read, entry.place)
+    return TensorEntry(entry.name, entry.shape, read, entry.place)
