@@ -233,7 +233,7 @@ def test_seeds_beyond_64_bits(ask, drop_in, seed):
 
 def test_unknown_mode(ask):
     """A misspelt mode would quietly decode in the default one."""
-    with pytest.raises(ValueError, match="mode must be one of resample, plain, self_correct, reflect, refine, select, tree, auto, got 'resampel'"):
+    with pytest.raises(ValueError, match=r"mode must be one of resample, plain, .*, got 'resampel'"):
         ask(mode="resampel")
 
 

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from reverse import progress
 from reverse.cli import app
-from reverse.commands.eval_command import _bars
+from reverse.commands.eval_command import _show_bars
 from reverse.training.recipes.recipe import load_recipe
 from reverse.training.training_run import run_recipe
 
@@ -66,10 +66,10 @@ def test_lines_of_a_training(hurried, tiny, tmp_path, records, capsys):
 def test_lines_of_an_evaluation(hurried, capsys):
     """Hours of answering would leave an empty log, or one line a process."""
     bench = SimpleNamespace(name="pope", title="POPE")
-    with _bars(True) as watch:
+    with _show_bars(True) as watch:
         watch(bench, 0, 3, 10)
         watch(bench, 1, 4, 10)
-    with _bars(False) as watch:
+    with _show_bars(False) as watch:
         watch(bench, 0, 5, 10)
     lines = capsys.readouterr().err.splitlines()
     assert [line.partition(",")[0] for line in lines] == [

@@ -199,8 +199,8 @@ class _RecordCounter:
             begin = max(0, at - 30)
             shown = ("…" if begin else "") + text[begin : at + 50] + ("…" if at + 50 < len(text) else "")
             name = item.value.get("id")
-            if not isinstance(name, (int, float)) and len(described := describe(name, 80)) == 80:
-                name = described  # an id of absurd length is cut short
+            if not isinstance(name, (int, float)) and len(str(name)) > LONGEST_NAME:
+                name = describe(name, LONGEST_NAME)  # an id of absurd length is cut short
             seen["examples"].append({"index": item.number, "id": name, "turn": turn, "text": shown})
 
     def count_records_with(self, names: Sequence[str]) -> int:
