@@ -18,6 +18,7 @@ import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -125,7 +126,7 @@ def _part_loss(
 def loss_in_forward(model: Any, config: LossConfig) -> Iterator[None]:
     """Inside the context `model(**batch)` returns `{"loss": sum over targets}`, wrapped or not.
 
-    Hooks of the base model hand the targets to its head, and a view of the head computes the loss in place of
+    Hooks of the model hand the targets to its head, and a view of the head computes the loss in place of
     the logits. So FSDP and DeepSpeed gather the head's weight once, for a call of the head.
 
     Args:
@@ -138,8 +139,9 @@ def loss_in_forward(model: Any, config: LossConfig) -> Iterator[None]:
     view.loss_config = config
     base.set_output_embeddings(view)
     hooks = (
-        base.register_forward_pre_hook(_take_targets, with_kwargs=True),
-        base.register_forward_hook(_return_loss),
+        # Of the wrapper where there is one: peft below 0.20 calls the base model's forward past its hooks.
+        model.register_forward_pre_hook(partial(_take_targets, view), with_kwargs=True),
+        model.register_forward_hook(_return_loss),
     )
     try:
         yield
@@ -152,19 +154,22 @@ def loss_in_forward(model: Any, config: LossConfig) -> Iterator[None]:
         vars(base).pop("forward", None)  # accelerate puts its own there and does not always remove it
 
 
-def _take_targets(base: Any, args: tuple[Any, ...], batch: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
+def _take_targets(
+    head: Any, model: Any, args: tuple[Any, ...], batch: dict[str, Any]
+) -> tuple[tuple[Any, ...], Any]:
     """Give labels and places to the head, and return the other arguments for the model's forward.
 
     Args:
+        head: the view that computes the loss.
         batch: the model's inputs; `labels` (rows, length) int64, `IGNORE` where no target is; `places`
             (targets,) int64, positions in the flattened `labels` whose *next* id is a target.
     """
-    inputs = {name: value for name, value in batch.items() if value is not None}  # peft passes all it knows
-    base.get_output_embeddings().loss_targets = inputs.pop("labels"), inputs.pop("places")
+    inputs = {name: value for name, value in batch.items() if value is not None}
+    head.loss_targets = inputs.pop("labels"), inputs.pop("places")
     return args, {**inputs, "use_cache": False}
 
 
-def _return_loss(base: Any, args: tuple[Any, ...], output: Any) -> dict[str, Tensor]:
+def _return_loss(model: Any, args: tuple[Any, ...], output: Any) -> dict[str, Tensor]:
     """Return what the head returned, which is the loss."""
     return {"loss": output.logits}
 
