@@ -16,11 +16,9 @@ def read_turn(node: Node) -> Result:
     """Return the whole turn that `node` ends as one result.
 
     Its text is decoded from all ids of the turn, text that was inserted by `continue_assistant` included.
-    Phrases keep
-    the p of the part that they were decoded in, positions in the trace count from the turn's start, and
-    usage is the
-    sum of the parts. A turn in one part is that part's result. Raises ValueError for a node without an
-    answer.
+    Phrases keep the p of the part that they were decoded in, positions in the trace count from the turn's
+    start, and usage is the sum of the parts. A turn in one part is that part's result. Raises ValueError
+    for a node without an answer.
     """
     parts = node.parts
     if not parts:

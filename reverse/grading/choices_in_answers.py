@@ -28,10 +28,9 @@ def read_choice(text: str, choices: Sequence[str]) -> str | list[str]:
     """The letter of the option that an answer gives, or all letters that it could mean: none, or several.
 
     A letter alone, a letter at the beginning ("B) four"), a letter that is named ("option B") or in
-    brackets counts
-    before the text of an option; the longest option's text counts before one that it contains. A letter
-    that is
-    part of a word never counts, and an option that is denied ("not B") does not either.
+    brackets counts before the text of an option; the longest option's text counts before one that it
+    contains. A letter that is part of a word never counts, and an option that is denied ("not B") does not
+    either.
     """
     letters = [chr(ord("A") + i) for i in range(len(choices))]
     text = text.strip()

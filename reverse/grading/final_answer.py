@@ -30,8 +30,7 @@ def find_final_answer(text: str) -> tuple[str, bool]:
 
     Reasoning in tags is left out. Looked for in this order: the last `<answer>` or `<CONCLUSION>`; the last
     `\boxed{…}`; the text behind the last marker ("Answer:", "the answer is", "答案是"), up to the end of its
-    line
-    or sentence. Without any of these it is the whole text, False.
+    line or sentence. Without any of these it is the whole text, False.
 
     >>> find_final_answer("Step 1: 4 - 3 = 1. Answer: 1")
     ('1', True)

@@ -70,9 +70,8 @@ def read_number(text: str, *, is_marked: bool) -> Number | str:
     """The number that an answer gives, or the reason why there is none.
 
     A text that a marker names as the answer gives its number if it holds only one value, or if it is an
-    equation
-    ("3 + 4 = 7": what stands behind the last equals sign). A longer text without a marker gives its last
-    number.
+    equation ("3 + 4 = 7": what stands behind the last equals sign). A longer text without a marker gives
+    its last number.
     """
     text = _DATE.sub(" ", _COMMA_DECIMAL.sub(r"\1.\2", text.strip()))
     if is_marked or len(text) <= 40:
@@ -106,11 +105,9 @@ def compare_numbers(given: Number, key: AnswerKey) -> str | None:
 
 
 def _same_scale(given: Number, right: Number, key: AnswerKey) -> list[tuple[float, float]]:
-    """Pairs of values to compare. A percentage equals its fraction only if both sides say what they are.
+    """Return the pairs of values to compare. 25 % equals 0.25, but a bare 25 does not.
 
-    25 % against 0.25 is right; a bare 25 against 0.25 is not. Where percent is the unit that was asked for,
-    a bare
-    number is one.
+    Where percent is the unit that was asked for, a bare number is taken as a percentage.
     """
     asked = key.unit.strip() in ("%", "percent", "per cent")
     if given.is_percent == right.is_percent:

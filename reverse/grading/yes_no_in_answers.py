@@ -20,10 +20,8 @@ def read_yes_no(text: str) -> str | None:
     """ "yes" or "no" if the answer says one of them, None if it says neither or both.
 
     An answer that begins with the word ("No, there are two.") says it. A word that stands alone counts in
-    any of
-    the languages of `reverse.data.tagging.yes_no_words`. In other English texts "yes" or "no" must be said
-    as a word,
-    and only one of the two.
+    any of the languages of `reverse.data.tagging.yes_no_words`. In other English texts "yes" or "no" must
+    be said as a word, and only one of the two.
     """
     text = text.strip().strip("\"'“”«»()[]*_ ")
     plain = text.rstrip(".!。！").casefold()

@@ -20,5 +20,17 @@ __all__ = [
 ]  # fmt: skip
 
 MODES.update(
-    {mode.name: mode for mode in (Resample, Plain, SelfCorrect, Reflect, Refine, Select, Tree, Auto)}
+    {
+        mode.name: mode
+        for mode in (
+            Resample,
+            Plain,
+            SelfCorrect,
+            Reflect,
+            Refine,
+            Select,
+            Tree,
+            Auto,
+        )
+    }
 )

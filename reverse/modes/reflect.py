@@ -54,8 +54,7 @@ class Reflect:
         instruction: added to the question, for checkpoints that need to be told; "" for those that do not.
 
     A turn that does not follow the grammar is marked as malformed; its last answer counts all the same, and
-    the
-    whole text if it holds none. Source: SRPO (arXiv 2506.01713) §3.
+    the whole text if it holds none. Source: SRPO (arXiv 2506.01713) §3.
     """
 
     name = "reflect"

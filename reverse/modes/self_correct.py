@@ -42,11 +42,9 @@ class SelfCorrect:
         rounds: turns that check, 0 to 3.
         inner: the mode that makes each answer; None: resample.
         schema: `"cot4"` expects the four stages SUMMARY, CAPTION, REASONING and CONCLUSION in tags and
-        takes the
-            answer from the last; None takes the whole text.
+            takes the answer from the last; None takes the whole text.
         position: `"end"` checks the whole answer; `"stage"` checks and replaces each stage before the next
-        one
-            is written (needs a schema).
+            one is written (needs a schema).
         accept: the round that is returned: the `"last"`, the one with the highest `"confidence"`, or the one
             that the model picks (`"judge"`, by `Select`).
         stop_when_same: stop when two rounds give the same answer.

@@ -60,10 +60,9 @@ class Tree:
         beams: texts that are kept after each round. branch: samples of the next sentence for each of them.
         depth: rounds. finished: chains that are enough. step_tokens: the most tokens of a sentence.
         scorer: `"confidence"` is the mean of 1 - p(`</UN>`) over the phrases of the new sentence,
-        `"likelihood"`
-            the mean log-probability of its tokens, or a function of an outcome.
+            `"likelihood"` the mean log-probability of its tokens; or a function of an outcome.
         tau: texts are kept by sampling without replacement with weights softmax(score / tau); 0 keeps the
-        best.
+            best.
         pick: which finished chain is the answer: the `"top"` one by its mean score, or as `Select` picks by
             `"vote"`, `"weighted"` or `"select"`.
         inner: the mode whose policy decodes; None: resample.

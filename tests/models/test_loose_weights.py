@@ -93,7 +93,7 @@ def test_pickles_beside_an_adapter_are_refused_by_name(name, trained, adapter, t
     """They would be ignored, or run code; and the remedy that the message gives must work."""
     base, _, rest, *_ = trained
     torch.save(rest, adapter / name)
-    words = rf"as pickles \({re.escape(name)}\).*convert them where you trust"
+    words = rf"as pickles \({re.escape(name)}\).*if you trust them, convert them"
     with pytest.raises(ValueError, match=words) as caught:
         merge_adapter(adapter, tmp_path / "out", base=base)
     remedy = re.search("`(from safetensors.torch .*?)`", str(caught.value))[1]

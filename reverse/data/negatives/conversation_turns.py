@@ -194,7 +194,11 @@ def build_negative(answer: TaggedText, at: int, new: str) -> NegativeAnswer:
 def make_record_pair(
     record: Mapping[str, Any], turns: Sequence[AnswerTurn], outcomes: Sequence[NegativeOutcome], seed: int
 ) -> tuple[list[dict[str, Any]], Counter[str], list[dict[str, Any]]]:
-    """The one or two records made from one, its counts, and a line for each answer without a negative."""
+    """Make two records from one, or one if no answer has a negative.
+
+    Each answer that has a negative is right in one of the two records and wrong in the other.
+    Returns the records, counts of what was done, and one entry for each answer without a negative.
+    """
     counts: Counter[str] = Counter(records_in=1, answers=len(turns))
     failures = []
     for turn, outcome in zip(turns, outcomes, strict=True):

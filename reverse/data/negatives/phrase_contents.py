@@ -52,7 +52,7 @@ class OtherPhrases:
         return total > sum(counts.words[word] for counts in self.excluded)
 
     def mentions(self, word: str) -> bool:
-        """Whether a phrase contains the word, or another that may be true of the same thing."""
+        """Whether a phrase contains the word, or one that the lexicon calls compatible with it."""
         lexicon = load_lexicon()
         base = lexicon.singularize(word)
         return any(self.contains_word(other) for other in (base, *lexicon.compatible.get(base, ())))

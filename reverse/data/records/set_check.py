@@ -82,8 +82,7 @@ def check_set(
 
     Args:
         images: folder that the pictures' paths are relative to; None: pictures are not looked for, except
-        those
-            of a folder of scenes.
+            those of a folder of scenes.
         tokenizer: of transformers; counts the tokens of `token_sample` records drawn by `seed`.
         decode: decode every picture as training does; False: check only that they exist.
         progress: is called with what is read and the total, in bytes of a file or records of an imported set;

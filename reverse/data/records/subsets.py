@@ -54,8 +54,7 @@ def subsample(
 
     Raises:
         DataError: fewer than `n` records or ids, an output that exists, a record without an id to match, or
-        (not
-            with `allow_missing`) a tagged id that the plain set lacks.
+            (not with `allow_missing`) a tagged id that the plain set lacks.
     """
     if n < 1:
         raise DataError(f"n must be at least 1, got {n}")

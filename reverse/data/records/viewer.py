@@ -56,7 +56,7 @@ def choose_records(
     if n < 1:
         raise DataError(f"n must be at least 1, got {n}")
     if index is not None and name is not None:
-        raise DataError("an index and an id each say which record: give one of them")
+        raise DataError("give an index or an id, not both: each of them names the record to show")
     if index is not None:
         if not 0 <= index < len(records):
             raise DataError(f"index must lie in 0 … {len(records) - 1}, the records there are, got {index}")

@@ -1,4 +1,4 @@
-"""Which backend decodes: captured steps where they can be had, transformers everywhere.
+"""Choose the backend: steps captured as CUDA graphs where they can be, transformers everywhere else.
 
     backend = choose_backend(model, "auto", max_sequences=32, tags=tags)
 

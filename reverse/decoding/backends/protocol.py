@@ -211,8 +211,8 @@ def find_pictures_end(i: int, prompt: Prompt, image_token: int) -> int:
     features = sum(len(picture.features) for picture in prompt.pictures)
     if len(places) != features:
         raise RequestError(
-            f"prompt {i} has {len(places)} placeholders for pictures of {features} features: prepare ids "
-            "and pictures with the same processor"
+            f"prompt {i} has {len(places)} picture placeholders, but its pictures have {features} features "
+            "and each feature needs one placeholder: prepare ids and pictures with the same processor"
         )
     return places[-1] + 1 if places else 0
 

@@ -83,7 +83,7 @@ class Decision:
 
 
 class Branch:
-    """One answer after a node.
+    """One answer that is decoded as the continuation of a node.
 
     Args: `order` (number of the request, then of the ask): the lowest goes first; `path` of the noise;
     `until` as of `Generate`; `stops` end the answer; `emitter` emits its events; `keeps_cache`: the sequence

@@ -144,7 +144,10 @@ def choose_threshold(loss: np.ndarray, target: RiskTarget) -> int | None:
 
 
 def hoeffding_bentkus(loss: np.ndarray, risk: float, delta: float = 0.05) -> np.ndarray:
-    """p of "mean loss > risk" for each column of `loss`, the smaller of two (arXiv:2110.01052, §2.1)."""
+    """p-values of the hypothesis "the mean loss is above `risk`", one for each column of `loss`.
+
+    Each is the smaller of Hoeffding's and Bentkus's (arXiv:2110.01052, §2.1).
+    """
     n = len(loss)
     mean = loss.mean(axis=0)
     lower = np.minimum(mean, risk)
@@ -156,7 +159,7 @@ def hoeffding_bentkus(loss: np.ndarray, risk: float, delta: float = 0.05) -> np.
 
 
 def betting(loss: np.ndarray, risk: float, delta: float = 0.05) -> np.ndarray:
-    """p of "mean loss > risk" for each column of `loss`, by betting.
+    """p-values of the hypothesis "the mean loss is above `risk`", one for each column of `loss`, by betting.
 
     Source: Waudby-Smith and Ramdas, JRSS-B 2024, arXiv:2010.09686; the form of arXiv:2101.02703, §3.1.3. It
     uses that losses vary little, which the bound of Hoeffding and Bentkus cannot, and so rejects with far

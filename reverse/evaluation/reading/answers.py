@@ -163,7 +163,7 @@ class BenchmarkAnswers(list[BenchmarkAnswer]):
 
 
 def read_answers(path: str | Path) -> BenchmarkAnswers:
-    """All rows of an answers file, in order, without those that cannot be used, which are counted and told.
+    """Read the usable rows of an answers file in their order; `skipped` says why each other row is left out.
 
     A row cannot be used if it is no JSON object, if its id or text has a value that none can have, or if its
     text is longer than `LONGEST`. At most a tenth of the rows, or one, may be such. A file with more than
@@ -284,7 +284,7 @@ def read_run_answers(
     ids: Sequence[Any] | None = None,
     complete: bool = False,
 ) -> RunAnswers:
-    """Read the answers of a run; `question_id` and `text` are enough for those of the published code.
+    """Read the answers of a run. Files of the published code, with `question_id` and `text` alone, will do.
 
     Args:
         benchmark: refuse a file of another benchmark, as far as it says which one it answers.

@@ -113,14 +113,15 @@ def _remove_wrappers(name: str) -> str:
 def _refuse_pickles(folder: Path, pickles: list[Path]) -> None:
     first = pickles[0].name
     original = (
-        "a LoRA folder of the original LLaVA layout is merged by `reverse convert SRC OUT --base BASE "
-        "--vision TOWER`; else "
+        "merge a LoRA folder of the original LLaVA layout with `reverse convert SRC OUT --base BASE "
+        "--vision TOWER`; otherwise "
         if first == "non_lora_trainables.bin" and (folder / "config.json").is_file()
         else ""
     )
     raise CheckpointError(
         f"{str(folder)!r} holds weights beside the adapter as pickles "
-        f"({', '.join(p.name for p in pickles[:3])}), which can run code when read: {original}convert them "
-        f"where you trust them, `from safetensors.torch import save_file; save_file(torch.load({first!r}, "
-        f"weights_only=True), {pickles[0].with_suffix('.safetensors').name!r})`, and delete {first}"
+        f"({', '.join(p.name for p in pickles[:3])}), which can run code when read: {original}if you "
+        "trust them, convert them with `from safetensors.torch import save_file; "
+        f"save_file(torch.load({first!r}, weights_only=True), "
+        f"{pickles[0].with_suffix('.safetensors').name!r})`, then delete {first}"
     )

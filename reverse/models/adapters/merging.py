@@ -269,7 +269,7 @@ def _wrap(model: Any, adapter: Adapter) -> Any:
 
 
 def _absent(wrapped: Any, missing: list[str]) -> list[str]:
-    """Those of the adapter's tensors that no file gave; tied ones are given under one name of several."""
+    """List the adapter's tensors that no file held. A tied tensor needs one of its names only."""
     places = {name: value.data_ptr() for name, value in wrapped.state_dict(keep_vars=True).items()}
     given = {place for name, place in places.items() if name not in set(missing)}
     return [name for name in missing if plain_name(name) is None and places[name] not in given]

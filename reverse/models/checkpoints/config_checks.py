@@ -88,7 +88,10 @@ def build_config(file: Path | str, config: dict[str, Any], family: Family) -> An
 
 
 def build_section(file: Path | str, config_class: Any, values: dict[str, Any]) -> Any:
-    """The configuration object of a decoder or a tower. Raises CheckpointError if `values` are none of it."""
+    """The configuration object of a decoder or a vision tower.
+
+    Raises CheckpointError if `values` do not fit it.
+    """
     check_fields(file, values, _SIZES)
     return _build(file, "model", lambda: config_class.from_dict(values))
 

@@ -33,7 +33,7 @@ def is_computed(name: str) -> bool:
 
 
 def refuse_foreign_prefixes(place: str, names: Iterable[str]) -> None:
-    """Raise CheckpointError for names that torch.compile, DDP, FSDP or peft put a prefix before."""
+    """Raise CheckpointError if names have a prefix that torch.compile, DDP, FSDP or peft added."""
     names = list(names)
     for prefix in FOREIGN:
         found = [name for name in names if f".{prefix}" in f".{name}"]

@@ -1,4 +1,4 @@
-"""Load a tokenizer alone, of any architecture, from files that are bounded as those of a model are.
+"""Load a tokenizer without a model, of any architecture. Its files have the same size limits as a model's.
 
 tokenizer = load_tokenizer("tiny-llava")
 """

@@ -42,7 +42,7 @@ def split_at_places(text: str, count: int, where: str) -> list[dict[str, Any]]:
     if found != count:
         raise RequestError(
             f"{where} has {found} image placeholders for {count} pictures: give a picture for each, or take "
-            f"{IMAGE_TOKEN!r} out of the prompt: pictures are put in by themselves"
+            f"{IMAGE_TOKEN!r} out of the prompt, and every picture is placed before the text"
         )
     pieces = text.split(IMAGE_TOKEN)
     if count == 1 or sum(bool(piece.strip()) for piece in pieces) <= 1:  # no words between pictures

@@ -136,7 +136,10 @@ def _check_system(system: Any) -> None:
         raise RequestTypeError(f"system must be a text or None, got {system!r:.80}: try 'Answer briefly.'")
     check_text(system, "system")
     if IMAGE_TOKEN in system:
-        raise RequestError(f"system holds {IMAGE_TOKEN!r}: pictures stand in the user's turn, take it out")
+        raise RequestError(
+            f"system holds {IMAGE_TOKEN!r}, but pictures belong to the user's turn: "
+            f"take {IMAGE_TOKEN!r} out of system"
+        )
 
 
 def _build_chat(row: int, prompt: str, given: list[Any], family: Family, system: str | None) -> list[dict]:
@@ -208,8 +211,8 @@ def _check_placeholders(row: int, text: str, n_pictures: int, family: Family) ->
     if found == wanted:
         return
     remedy = (
-        f"give a picture for each, or take {IMAGE_TOKEN!r} out of the prompt: pictures are put in by "
-        "themselves"
+        f"give a picture for each, or take {IMAGE_TOKEN!r} out of the prompt, and every picture is "
+        "placed before the text"
         if found > wanted
         else "give fewer pictures, or a {'type': 'image'} part for each in the chat"
     )

@@ -44,10 +44,9 @@ class RecordDataset(Dataset[TrainingItem]):
     """Records of an imported set, a JSON list or JSONL; each record, with all its turns, is one row.
 
     The records are mapped, not loaded (`reverse.data.records.published_set`); a JSON file is read through
-    once, to find
-    where they stand, and of 1.3M records an import (`reverse data import`) opens at once. A positive general
-    answer carries its record's `hint` with probability `hint_share`; the draw depends on seed and
-    index.
+    once, to find where they stand, and of 1.3M records an import (`reverse data import`) opens at once. A
+    positive general answer carries its record's `hint` with probability `hint_share`; the draw depends on
+    seed and index.
 
     Args:
         path: an imported folder, a folder of scenes, or a JSON file.

@@ -134,7 +134,9 @@ def has_multimodal_rope(model: Any) -> bool:
 def build_positions(
     model: Any, ids: torch.Tensor, mask: torch.Tensor, image_token: int, grids: Sequence[Sequence[int]]
 ) -> tuple[torch.Tensor, list[int]]:
-    """Positions of left-padded prompts, and how far rotary positions are from text positions after each.
+    """Compute the positions of left-padded prompts.
+
+    Also returns one offset for each prompt: rotary position minus text position of what follows it.
 
     Args: `ids` and `mask` (rows, length) on the CPU; `grids` of all pictures in order.
     Returns positions of shape (rows, length), or (4, rows, length) with multimodal rotary positions.
