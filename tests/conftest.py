@@ -2,6 +2,7 @@
 
 import torchvision_cpu_shim  # noqa: F401, I001  lets a CUDA-linked torchvision import beside a CPU-only torch
 
+import signal
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # unit tests need no network
@@ -118,3 +119,8 @@ def drop_in(tiny_any, picture):
         return model.generate(**inputs, custom_generate=decoder, **{"max_new_tokens": 6} | options)
 
     return call
+
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, which some tests send to themselves.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
