@@ -63,14 +63,21 @@ def judge(entry: Entry, world: World) -> Verdict:
         return Verdict(entry.name, f"hangs: {error}", "")
     except REFUSALS as error:
         return _verdict(entry, _kind(error), f"{error}", refused=True)
+    except ValueError as error:
+        if not entry.name.startswith("retrospective"):  # a call of model.generate(), which refuses it itself
+            return _of_bare(entry, error)
+        return _verdict(entry, "", f"{error}", refused=True)
     except Exception as error:  # of a call: not of a documented kind
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        return Verdict(
-            entry.name, f"a bare {type(error).__name__} at {place.filename}:{place.lineno}", str(error)[:500]
-        )
+        return _of_bare(entry, error)
     if type(result).__name__ == "Result" and hasattr(result, "exit_code"):
         return _of_command(entry, result)
     return _verdict(entry, "", f"accepted: {result!r:.200}", refused=False)
+
+
+def _of_bare(entry: Entry, error: Exception) -> Verdict:
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    kind = f"a bare {type(error).__name__} at {place.filename}:{place.lineno}"
+    return Verdict(entry.name, kind, str(error)[:500])
 
 
 def _kind(error: BaseException) -> str:

@@ -24,7 +24,7 @@ from reverse.decoding.text.codec import TextCodec
 from reverse.decoding.text.hints import check_plain_text
 from reverse.decoding.text.stopping import Stops
 from reverse.decoding.verifier import Verifier
-from reverse.errors import RequestError
+from reverse.errors import RequestError, ReverseError
 from reverse.models import default_threshold, family_of, prepare_inputs
 from reverse.models.unwrapping import input_device, unwrap_model
 
@@ -171,7 +171,12 @@ class Preparer:
         # A wrapper's generate() adds its own settings to a call, such as its generation_config.
         ask = getattr(self.model, "generate", self.base.generate)
         prompt = torch.tensor([list(ids)], device=input_device(self.base))
-        ask(input_ids=prompt, attention_mask=torch.ones_like(prompt), custom_generate=capture, **options)
+        try:
+            ask(input_ids=prompt, attention_mask=torch.ones_like(prompt), custom_generate=capture, **options)
+        except ReverseError:
+            raise
+        except ValueError as error:  # an option that transformers refuses
+            raise RequestError(str(error)) from error
         return found[0]
 
     def make_rules(

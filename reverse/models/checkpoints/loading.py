@@ -21,7 +21,7 @@ import transformers
 from safetensors import SafetensorError
 from transformers.utils import cached_file
 
-from reverse.errors import CheckpointError, MissingFileError, RequestTypeError
+from reverse.errors import CheckpointError, MissingFileError, RequestTypeError, ReverseError
 from reverse.models.checkpoints.config_checks import (
     build_config,
     build_empty,
@@ -202,6 +202,8 @@ def load_weights(path: str, family: Family, *, dtype: torch.dtype | None = None,
             raise CheckpointError(
                 f"the weights of {path!r} are damaged or cut off ({error}): fetch them again"
             ) from error
+        if isinstance(error, ValueError) and not isinstance(error, ReverseError):
+            raise CheckpointError(str(error)) from error  # an option or a setting that transformers refuses
         raise
     if view is not None:
         weakref.finalize(model, shutil.rmtree, view, ignore_errors=True)
