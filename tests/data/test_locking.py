@@ -201,7 +201,7 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
     def flock(*_):
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr("filelock._unix.fcntl.flock", flock)
+    monkeypatch.setattr("fcntl.flock", flock)
     with pytest.warns(UserWarning, match="has no locks"), output_lock(tmp_path / "out"):
         pass
 
