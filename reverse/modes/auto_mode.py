@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from reverse.decoding.asks import Generate, Mode, Sampling, find_policy, resolve_mode
+from reverse.decoding.asks import Generate, Mode, Sampling
 from reverse.grading import AnswerFormat
 from reverse.modes.mode import (
     TEXT,
@@ -15,6 +15,7 @@ from reverse.modes.mode import (
     ask_for_answer,
     check_confidence,
     check_gate,
+    find_inner_policy,
     score_answers,
 )
 from reverse.modes.select import find_vote_winner
@@ -52,7 +53,7 @@ class Auto:
 
     def run(self, request: ModeRequest) -> Asks:
         drafts = Drafts(self.answer_format, self.budget)
-        policy = None if self.inner is None else find_policy(resolve_mode(self.inner))
+        policy = find_inner_policy(self.inner)
         (first,) = yield [ask_for_answer(request.conversation, self.inner)]
         (confidence,) = yield from score_answers([first], self.confidence)
         outcomes, made = [first], [drafts.add("first", first, confidence)]

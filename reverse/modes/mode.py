@@ -40,6 +40,7 @@ __all__ = [
     "check_confidence",
     "check_gate",
     "choose_answer",
+    "find_inner_policy",
     "question_of",
     "replace_question",
     "score_answers",
@@ -77,7 +78,8 @@ class Drafts:
     """The drafts that a mode made for one request, and what they cost.
 
     Args:
-        form: the form of answers, for extraction. confidence: as of `compute_confidence`, or None.
+        form: the form of answers, for extraction.
+        budget: what the request may cost.
     """
 
     form: AnswerFormat = TEXT
@@ -189,20 +191,18 @@ def answer_once(request: ModeRequest, policy: PolicyFactory | None) -> Asks:
     return second
 
 
-def ask_for_answer(
-    source: Conversation | Node, inner: str | Mode | None, *, final: bool = False, **how: Any
-) -> Ask:
+def find_inner_policy(inner: str | Mode | None) -> PolicyFactory | None:
+    """The policy of the mode that makes single answers; None: that of the configuration."""
+    return None if inner is None else find_policy(resolve_mode(inner))
+
+
+def ask_for_answer(source: Conversation | Node, inner: str | Mode | None, *, final: bool = False) -> Ask:
     """Ask for one answer of the inner mode: a single `Generate` where that mode makes a single answer."""
     mode = None if inner is None else resolve_mode(inner)
     if mode is not None and not hasattr(mode, "policy"):
         return Run(mode, source)
     # A blank answer may be passed over, so it must not be streamed.
-    return Generate(
-        source,
-        final="unless_blank" if final else False,
-        policy=None if mode is None else find_policy(mode),
-        **how,
-    )
+    return Generate(source, final="unless_blank" if final else False, policy=find_inner_policy(mode))
 
 
 def score_answers(
@@ -212,12 +212,10 @@ def score_answers(
 
     With None: `"min"`; if no answer has phrases, `"likelihood"` in [0, 1], or 0 if the backend has none.
     """
-    turns = [turn_of(outcome) for outcome in outcomes]
+    turns, default = [turn_of(outcome) for outcome in outcomes], None
     if kind is None:
         has_phrases = any(phrase.p_un is not None for turn in turns for phrase in turn.phrases)
-        kind, default = ("min", None) if has_phrases else ("likelihood", -math.inf)
-    else:
-        default = None
+        kind, default = ("min" if has_phrases else "likelihood"), -math.inf
     if kind != "likelihood":
         return [compute_confidence(turn, kind) for turn in turns]
     scores = yield [Score(outcome.node, "likelihood", default) for outcome in outcomes]

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from reverse.decoding.asks import Generate, Mode, find_policy, resolve_mode
+from reverse.decoding.asks import Generate, Mode
 from reverse.decoding.config import check_whole_number
 from reverse.errors import RequestError
 from reverse.grading import AnswerFormat
@@ -18,6 +18,7 @@ from reverse.modes.mode import (
     ModeRequest,
     check_confidence,
     check_gate,
+    find_inner_policy,
     score_answers,
     turn_of,
 )
@@ -25,19 +26,8 @@ from reverse.modes.mode import (
 __all__ = ["Reflect"]
 
 _ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.DOTALL | re.IGNORECASE)
-_PARTS = {
-    "tarta": (
-        "<think>",
-        "</think>",
-        "<answer>",
-        "</answer>",
-        "<reflection>",
-        "</reflection>",
-        "<think>",
-        "</think>",
-    ),
-    "taranswer": ("<think>", "</think>", "<answer>", "</answer>", "<reflection>", "</reflection>"),
-}
+_HALF = ("<think>", "</think>", "<answer>", "</answer>", "<reflection>", "</reflection>")
+_PARTS = {"tarta": (*_HALF, "<think>", "</think>"), "taranswer": _HALF}  # what stands before the last answer
 
 
 @dataclass(frozen=True)
@@ -77,9 +67,7 @@ class Reflect:
             raise RequestError(f"rounds={self.rounds} needs a gate, which ends them: try gate=0.7")
 
     def run(self, request: ModeRequest) -> Asks:
-        source, policy = request.conversation, None
-        if self.inner is not None:
-            policy = find_policy(resolve_mode(self.inner))
+        source, policy = request.conversation, find_inner_policy(self.inner)
         if self.instruction and not hasattr(source, "ids"):
             source = source.with_instruction(self.instruction)
         drafts = Drafts(self.answer_format, self.budget)

@@ -7,7 +7,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from reverse.decoding.asks import Ask, Conversation, Generate, Mode, Node, Outcome, find_policy, resolve_mode
+from reverse.decoding.asks import Ask, Conversation, Generate, Mode, Node, Outcome
 from reverse.decoding.config import check_whole_number
 from reverse.decoding.result import Draft
 from reverse.errors import RequestError
@@ -22,6 +22,7 @@ from reverse.modes.mode import (
     check_confidence,
     check_gate,
     choose_answer,
+    find_inner_policy,
     score_answers,
     turn_of,
 )
@@ -124,7 +125,7 @@ class SelfCorrect:
 
     def _correct_stages(self, source: Conversation | Node, drafts: Drafts) -> Asks:
         """Write a stage, have it checked, put what came of it in its place, and go on with the next stage."""
-        policy = None if self.inner is None else find_policy(resolve_mode(self.inner))
+        policy = find_inner_policy(self.inner)
         node: Conversation | Node = source
         outcome: Outcome | None = None
         for stage in STAGES:

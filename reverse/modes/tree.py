@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Literal
 
-from reverse.decoding.asks import Ask, Generate, Mode, Outcome, Release, Sampling, find_policy, resolve_mode
+from reverse.decoding.asks import Ask, Generate, Mode, Outcome, Release, Sampling
 from reverse.decoding.config import check_whole_number
 from reverse.errors import RequestError
 from reverse.grading import AnswerFormat
 from reverse.modes.confidence import compute_confidence
-from reverse.modes.mode import TEXT, Asks, Budget, Drafts, ModeRequest, score_answers
+from reverse.modes.mode import TEXT, Asks, Budget, Drafts, ModeRequest, find_inner_policy, score_answers
 from reverse.modes.select import find_vote_winner, pick_by_model
 
 __all__ = ["Tree"]
@@ -101,7 +101,7 @@ class Tree:
             raise RequestError(f"tau must be a number of at least 0, got {self.tau!r:.80}")
 
     def run(self, request: ModeRequest) -> Asks:
-        policy = None if self.inner is None else find_policy(resolve_mode(self.inner))
+        policy = find_inner_policy(self.inner)
         how = Sampling(self.temperature, self.top_k, self.top_p, self.step_tokens)
         drafts, random = Drafts(self.answer_format, self.budget), Random(self.seed)
         ended: list[_Chain] = []
