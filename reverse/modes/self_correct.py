@@ -106,8 +106,9 @@ class SelfCorrect:
             if self.stop_when_same and made[-1].answer is not None and made[-1].answer == made[-2].answer:
                 break
         if self.accept == "judge" and len(outcomes) > 1 and not drafts.is_spent:
-            return (yield from self._judge(request.conversation, outcomes, made, drafts))
-        chosen = choose_answer(made, "last" if self.accept == "last" else "confidence")
+            chosen = yield from pick_by_model(request.conversation, made, self.answer_format, drafts)
+        else:
+            chosen = choose_answer(made, "last" if self.accept == "last" else "confidence")
         return drafts.finish(outcomes[chosen], made[chosen])
 
     def _draft(self, role: str, outcome: Outcome, drafts: Drafts) -> Generator[list[Ask], list[Any], Draft]:
@@ -115,13 +116,6 @@ class SelfCorrect:
         text = turn_of(outcome).text
         conclusion = read_stage(text, "CONCLUSION") if self.schema else text
         return drafts.add(role, outcome, confidence, text=conclusion or text, malformed=not conclusion)
-
-    def _judge(
-        self, source: Conversation | Node, outcomes: list[Outcome], made: list[Draft], drafts: Drafts
-    ) -> Asks:
-        """Let the model pick one of the rounds."""
-        chosen = yield from pick_by_model(source, made, self.answer_format, drafts, seed=0)
-        return drafts.finish(outcomes[chosen], made[chosen])
 
     def _correct_stages(self, source: Conversation | Node, drafts: Drafts) -> Asks:
         """Write a stage, have it checked, put what came of it in its place, and go on with the next stage."""
