@@ -1,4 +1,4 @@
-"""Draft files: JSON lines of draft records, read one at a time, and found by id without holding them in memory."""
+"""Draft files: JSON lines of draft records, read one at a time or found by id without holding them all."""
 
 from __future__ import annotations
 

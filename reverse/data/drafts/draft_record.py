@@ -1,7 +1,7 @@
-"""The draft record: one question about pictures, its right answer, and drafts of answers with their verdicts.
+"""The draft record: one question about pictures, its right answer, and drafts of answers with verdicts.
 
-A draft file holds one record a line (`draft_files`). Curation writes it, self-training grows it, and views turn
-it into training rows (`reverse.training.views`).
+A draft file holds one record a line (`draft_files`). Curation writes it, self-training grows it, and views
+turn it into training rows (`reverse.training.views`).
 
     >>> record = DraftRecord(
     ...     id="test-000001-count",
@@ -136,7 +136,8 @@ class DraftRecord(_Part):
         for at, draft in enumerate(self.drafts):
             if draft.parent is not None and draft.parent >= at:
                 raise ValueError(
-                    f"draft {at} has parent {draft.parent}: a parent stands before the drafts that continue it"
+                    f"draft {at} has parent {draft.parent}: a parent stands before the drafts that "
+                    "continue it"
                 )
             end = 0
             for segment in draft.segments:
