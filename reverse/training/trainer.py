@@ -100,13 +100,20 @@ class StepTrainer(Trainer):
         if not samples:
             return samples, None
         weight: Tensor | float
-        if self.loss.weighted:
+        if any("weights" in batch for batch in samples):
+            weight = torch.stack([self._weigh(batch) for batch in samples]).sum()
+        elif self.loss.weighted:
             weight = torch.stack([torch.as_tensor(self.loss.weight_of(b["labels"])) for b in samples]).sum()
         else:
             weight = sum(len(batch["places"]) for batch in samples)  # without waiting for the device
         if self.args.world_size > 1:
             weight = self.accelerator.reduce(torch.as_tensor(weight, dtype=torch.float64, device=device))
         return samples, weight
+
+    def _weigh(self, batch: dict[str, Tensor]) -> Tensor:
+        """The total weight of a batch's targets, float64."""
+        targets = batch["labels"].flatten()[batch["places"] + 1]
+        return torch.as_tensor(self.loss.weight_of(targets, batch.get("weights"))).double()
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss: Tensor = super().training_step(*args, **kwargs)

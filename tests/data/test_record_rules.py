@@ -13,10 +13,15 @@ PIECES = st.sampled_from([
     *("<bbox>", "<b>"),
 ])  # fmt: skip
 TEXTS = st.lists(PIECES, max_size=4).map("".join)
-TURN_KEYS = st.sampled_from([{}, {}, {"loss": 0}, {"weight": 1}, {"image": "a.png"}, {"tool_calls": []}])
+TURN_KEYS = st.sampled_from([
+    *({}, {}, {"loss": 0}, {"weight": 1}, {"image": "a.png"}, {"tool_calls": []}, {"targets": None}),
+    *({"targets": "content"}, {"targets": "closing"}, {"targets": "none"}, {"targets": 3}, {"given": 1}),
+    *({"given": -1}, {"given": True}, {"given": 99, "targets": "closing"}),
+])  # fmt: skip
 KEYS = st.sampled_from([
     *({}, {}, {}, {"image": None}, {"image": "a.png"}, {"image": "a.png"}, {"image": ["a.png"]}),
     *({"image": ["a.png", "b.png"]}, {"images": ["a.png", "b.png"], "image": "a.png"}, {"images": "a.png"}),
+    *({"weight": 2}, {"weight": 0}, {"weight": float("nan")}, {"weight": True}, {"weight": "1"}),
     *({"images": []}, {"video": "a.mp4"}, {"label": False}, {"objects": {"bbox": [1]}}, {"messages": []}),
 ])  # fmt: skip
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from reverse.data.records.schema import IMAGE_TOKEN, LONGEST_PATH, MODEL_PLACEHOLDERS, is_set, pictures_of
+from reverse.data.records.target_rules import find_target_problems
 from reverse.errors import DataError
 from reverse.files.cell_values import describe
 from reverse.files.text_reading import find_surrogate
@@ -26,7 +27,7 @@ _FRAMES = "take pictures of its frames"
 _PICTURES = "records have text and pictures"
 _ONE = "make one record of it in `conversations`"
 _PAIR = "preferences are not trained: keep the answer that is right"
-_TRAINED = "every answer is trained: leave out those that are not to be"
+_TRAINED = 'write "targets": "none" on an answer that is not to be trained'
 _RECORD_REMEDIES = {
     **dict.fromkeys(("video", "videos", "video_path"), _FRAMES),
     **dict.fromkeys(("audio", "audios", "sound", "speech"), _PICTURES),
@@ -59,7 +60,7 @@ class Fault(NamedTuple):
 
     `kind` is that of a `reverse.tokens.spans.Problem`, or one of "tag_in_question", "misplaced_image",
     "miscounted_images", "image_in_answer", "model_placeholder", "unsupported_key", "half_surrogate_pair",
-    "empty_answer", "empty_question".
+    "empty_answer", "empty_question", "bad_targets".
     """
 
     kind: str
@@ -136,7 +137,7 @@ def _is_surely_faultless(record: Mapping[str, Any]) -> bool:
 
     True implies that `_find_faults_in_full` finds nothing (tests/data/test_record_rules.py).
     """
-    if has_unusual_keys(record):
+    if has_unusual_keys(record) or next(find_target_problems(record), None) is not None:
         return False
     turns = record["conversations"]
     shows_picture = isinstance(record.get("image"), str)
@@ -157,6 +158,7 @@ def _is_surely_faultless(record: Mapping[str, Any]) -> bool:
 
 def _find_faults_in_full(record: Mapping[str, Any], hints: bool) -> Iterator[Fault]:
     yield from find_unsupported_keys(record)
+    yield from find_bad_targets(record)
     yield from find_misplaced_images(record)
     turns = record["conversations"]
     shows_first = _shows_picture_first(record)
@@ -206,6 +208,12 @@ def find_unsupported_keys(record: Mapping[str, Any]) -> Iterator[Fault]:
         shown = describe(value, 80)
         message = f'"{key}" is {shown}, which training does not know: {remedy}'
         yield Fault("unsupported_key", 0, f"{key}: {shown}", 0, message)
+
+
+def find_bad_targets(record: Mapping[str, Any]) -> Iterator[Fault]:
+    """Yield a fault for each `targets`, `given` or `weight` that cannot be trained."""
+    for turn, text, message in find_target_problems(record):
+        yield Fault("bad_targets", turn, text, 0, message)
 
 
 def _shows_picture_first(record: Mapping[str, Any]) -> bool:

@@ -66,7 +66,8 @@ class Collator:
 
         Returns:
             `input_ids`, `labels` (rows, length) int64; `places` (targets,) int64, the places in the flattened
-            rows whose next id is a target; where there are pictures what the image processor
+            rows whose next id is a target; `weights` (targets,) float32 of these targets, if any row's weight
+            is not 1; where there are pictures what the image processor
             calls its tensors (`pixel_values`, for Qwen2.5-VL `image_grid_thw`), pictures in the order of
             rows, and of a row as they stand in it; for Qwen2.5-VL `mm_token_type_ids` (rows, length) int32, 1
             where a picture stands. Packed: one row, and `position_ids` (1, length) or (4, 1, length), the
@@ -78,7 +79,10 @@ class Collator:
         labels = batch["labels"]
         follows = torch.zeros(labels.shape, dtype=torch.bool)
         follows[:, :-1] = labels[:, 1:] != IGNORE
-        batch["places"] = follows.flatten().nonzero().squeeze(1)
+        batch["places"] = places = follows.flatten().nonzero().squeeze(1)
+        rows = [row for item in items for row in item.rows]
+        if any(row.weight != 1 for row in rows):
+            batch["weights"] = _weights(rows, labels.shape[1], self.packed)[places + 1]
         batch.update(self._pictures(items))
         if self.type_ids:
             batch["mm_token_type_ids"] = (batch["input_ids"] == self.image_id).int()
@@ -125,6 +129,13 @@ class Collator:
 
     def _cast(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.pixel_dtype) if tensor.is_floating_point() else tensor
+
+
+def _weights(rows: Sequence[Row], length: int, packed: bool) -> Tensor:
+    """The weight of every id of the flattened rows, (ids,) float32."""
+    each = torch.tensor([row.weight for row in rows], dtype=torch.float32)
+    lengths = torch.tensor([len(row.ids) for row in rows]) if packed else length
+    return torch.repeat_interleave(each, lengths)
 
 
 def blank_item(processor: Any) -> TrainingItem:

@@ -52,6 +52,7 @@ class Row:
     labels: Ids
     cut: int = 0  # turns that did not fit
     pictures: int = 0  # that stand in it: of several, the first ones
+    weight: float = 1.0  # multiplies the loss of its targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +142,8 @@ class Encoder:
                     )
                 cut = len(turns) - k
                 break
-            segments += [LabelledPart(prompt, False), LabelledPart(answer, True)]
+            given = self._given_ids(turn, answer) if turn.given else 0
+            segments += [LabelledPart(prompt, False), LabelledPart(answer, True, turn.targets, given)]
             shown += places[k]
         tags = {"span_id": self._tags.span, "cn_id": self._tags.cn, "un_id": self._tags.un}
         try:
@@ -201,6 +203,15 @@ class Encoder:
                     "the tokenizer merges its first characters with the template's last ones"
                 )
         return [np.array(ids[cut:], dtype=np.int64) for ids in encoded]
+
+    def _given_ids(self, turn: Turn, answer: Ids) -> int:
+        """How many of an answer's ids stand within its first `turn.given` characters."""
+        start = turn.answer[: turn.given]
+        before = self._tokenise(self._anchor + self._lead + (start.lstrip() if self._trims[0] else start))
+        whole = np.concatenate([self._anchor_ids, answer])[: len(before)]
+        before = before[: len(whole)]
+        same = int(np.argmin(np.append(before == whole, False)))
+        return max(0, same - len(self._anchor_ids))
 
     def _prompts(self, contents: tuple[Content, ...]) -> list[Ids]:
         pieces = self._pieces.get(contents)
@@ -331,7 +342,12 @@ def turns_of(record: Mapping[str, Any]) -> list[Turn]:
     for fault in find_misplaced_images(record):
         raise DataError(f"record {record.get('id')!r}: {fault.message}")
     turns = [
-        Turn(human["value"].replace(IMAGE, "").strip(), gpt["value"])
+        Turn(
+            human["value"].replace(IMAGE, "").strip(),
+            gpt["value"],
+            targets=gpt.get("targets") or "all",
+            given=gpt.get("given") or 0,
+        )
         for human, gpt in zip(said[::2], said[1::2], strict=True)
     ]
     count = len(pictures_of(record))

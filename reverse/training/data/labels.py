@@ -9,6 +9,16 @@ label before it; here it masks nothing, and `join` refuses the sample.
     >>> span_mask([7, 1, 8, 9, 3, 2], span_id=1, cn_id=4, un_id=3)   # 1 opens, 3 is </UN>
     array([ True,  True, False, False,  True,  True])
 
+A turn may choose its targets (`reverse.data.records.target_rules`). `"content"` leaves out closing tags and
+`"none"` everything. With `"closing"` only closing tags are targets, and every one of them is fed as `</CN>`,
+whatever its label: a model that judges its own text has not seen a verdict before it (and at test time goes
+on behind phrases that it accepts).
+
+    >>> part = LabelledPart([1, 8, 3, 2], True, "closing")
+    >>> ids, labels = join([part], span_id=1, cn_id=4, un_id=3)
+    >>> ids.tolist(), labels.tolist()
+    ([1, 8, 4, 2], [-100, -100, 3, -100])
+
 Where the answers stand is known from how a sample is put together (`join`), never guessed from its ids.
 """
 
@@ -20,6 +30,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from reverse.data.records.target_rules import Targets
 from reverse.errors import DataError
 
 __all__ = ["IGNORE", "LabelledPart", "join", "span_mask"]
@@ -32,10 +43,15 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class LabelledPart:
-    """Ids of one piece of a sample; `target`: an assistant wrote it (its end of turn included)."""
+    """Ids of one piece of a sample; `target`: an assistant wrote it (its end of turn included).
+
+    `targets`: which of its ids are trained. `given`: so many of its first ids are input only.
+    """
 
     ids: Sequence[int] | Ids
     target: bool
+    targets: Targets = "all"
+    given: int = 0
 
 
 def span_mask(ids: Sequence[int] | Ids, *, span_id: int, cn_id: int, un_id: int) -> Mask:
@@ -69,8 +85,11 @@ def join(segments: Sequence[LabelledPart], *, span_id: int, cn_id: int, un_id: i
     """
     ids = [np.asarray(segment.ids, dtype=np.int64) for segment in segments]
     labels = []
-    for segment, piece in zip(segments, ids, strict=True):
-        if not segment.target:
+    for k, (segment, piece) in enumerate(zip(segments, ids, strict=True)):
+        if segment.target and (segment.targets != "all" or segment.given):
+            ids[k], chosen = _choose_targets(segment, piece, span_id, cn_id, un_id)
+            labels.append(chosen)
+        elif not segment.target:
             labels.append(np.full_like(piece, IGNORE))
         elif not (piece == un_id).any():  # nothing is masked: most answers, and the mask is not cheap
             labels.append(piece)
@@ -84,6 +103,25 @@ def join(segments: Sequence[LabelledPart], *, span_id: int, cn_id: int, un_id: i
             f"none of the sample's {joined.size} ids is a target: a sample needs an answer from the assistant"
         )
     return np.concatenate(ids), joined
+
+
+def _choose_targets(
+    part: LabelledPart, ids: Ids, span_id: int, cn_id: int, un_id: int
+) -> tuple[Ids, Ids]:
+    """The ids that are fed and the labels, both (length,), of an answer that chooses its targets."""
+    _check_closed(ids, span_id, cn_id, un_id)
+    closing = (ids == cn_id) | (ids == un_id)
+    if part.targets == "none":
+        chosen = np.zeros_like(closing)
+    elif part.targets == "closing":
+        chosen = closing.copy()
+    else:
+        chosen = span_mask(ids, span_id=span_id, cn_id=cn_id, un_id=un_id)
+        if part.targets == "content":
+            chosen &= ~closing
+    chosen[: part.given] = False
+    fed = np.where(closing, cn_id, ids) if part.targets == "closing" else ids
+    return fed, np.where(chosen, ids, IGNORE)
 
 
 def _check_closed(ids: Ids, span_id: int, cn_id: int, un_id: int) -> None:

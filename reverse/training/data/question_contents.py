@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reverse.data.records.schema import IMAGE_TOKEN
+from reverse.data.records.target_rules import Targets
 from reverse.errors import DataError
 from reverse.models.inputs.picture_places import split_at_places
 
@@ -28,12 +29,15 @@ class Turn:
     """A question, its answer, and the phrases named as wrong after the question.
 
     `content`: of a record with several pictures, the question in parts, None for each (`split_questions`).
+    `targets`: which ids of the answer are trained. `given`: its first characters that are input only.
     """
 
     question: str
     answer: str
     hints: tuple[str, ...] = ()
     content: Content = ()
+    targets: Targets = "all"
+    given: int = 0
 
 
 def split_questions(questions: Sequence[str], count: int) -> list[Content]:

@@ -21,7 +21,7 @@ import numpy as np
 from reverse.data.pictures.opening import find_missing_images, read_image_size, resolve_image
 from reverse.data.records.record_rules import find_faults, has_unusual_keys
 from reverse.data.records.schema import picture_of, pictures_of
-from reverse.tokens.spans import SPAN
+from reverse.tokens.spans import SPAN, TAGS
 from reverse.training.data.encoding import IMAGE, MARK, Encoder, Row, Turn
 from reverse.training.data.training_sets import RecordDataset, may_be_hinted
 
@@ -109,6 +109,7 @@ class FastRecordCheck:
         self.dataset = dataset
         self.encoder = Encoder(encoder.processor, max_length=encoder.max_length, cache=0)
         self.most = dataset.pictures.most()
+        self.has_tags = set(TAGS) <= encoder.tokenizer.get_added_vocab().keys()
         self._picture_ids = lru_cache(maxsize=4 * BATCH)(self._count_picture_ids)
         longest = encoder.max_length
         # Ids of the template; those of the two letters are counted twice.
@@ -121,6 +122,8 @@ class FastRecordCheck:
         said = record["conversations"]
         needed = (len(said) // 2 - 1) * self.later
         if has_unusual_keys(record) or next(find_faults(record), None) is not None:
+            return None
+        if not self.has_tags and any(turn.get("targets") == "closing" for turn in said):
             return None
         for k in range(0, len(said), 2):
             question, answer = said[k]["value"], said[k + 1]["value"]

@@ -14,6 +14,7 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ import numpy.typing as npt
 from torch.utils.data import Dataset
 
 from reverse.data.records.published_set import open_records
-from reverse.data.records.record_rules import find_unsupported_keys
+from reverse.data.records.record_rules import find_bad_targets, find_unsupported_keys
 from reverse.data.records.schema import ANSWER_TYPE, pictures_of
+from reverse.data.records.target_rules import weight_of_record
 from reverse.errors import DataError
 from reverse.tokens.spans import UN
 from reverse.training.data.encoding import Encoder, Row, TrainingItem, Turn, turns_of
@@ -56,6 +58,7 @@ class RecordDataset(Dataset[TrainingItem]):
         seed: of the draws.
         limit: the first so many records only; None: all.
         keep_broken: what is no record of a JSON file is an error when it is drawn, not at once.
+        weight: multiplies the loss of all records, beside their own `weight`.
 
     `replace_damaged`: train the next record in the place of one with a picture that cannot be decoded, with a
     warning, instead of raising; which one it is depends on the index alone.
@@ -71,6 +74,7 @@ class RecordDataset(Dataset[TrainingItem]):
         seed: int = 0,
         limit: int | None = None,
         keep_broken: bool = False,
+        weight: float = 1.0,
     ):
         self.path = Path(path)
         self.image_root = Path(image_root)
@@ -78,6 +82,7 @@ class RecordDataset(Dataset[TrainingItem]):
         self.pictures = PictureEncoder(encoder.processor)
         self.hint_share = hint_share
         self.seed = seed
+        self.weight = weight
         self.replace_damaged = False
         self._reported: set[int] = set()  # records whose picture is damaged
         self.records = open_records(self.path, keep_broken=keep_broken)
@@ -141,11 +146,13 @@ class RecordDataset(Dataset[TrainingItem]):
 
     def _row(self, index: int, record: Mapping[str, Any], image_tokens: Sequence[int] | None) -> Row:
         try:
-            return self.encoder.row(self.turns(index, record), image_tokens)
+            row = self.encoder.row(self.turns(index, record), image_tokens)
         except ValueError as error:
             # It is shown on terminals, which take no half of a surrogate pair.
             said = json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace").decode("utf-8")
             raise DataError(f"{self.path}, record {index}: {error}; the record: {said[:600]}") from error
+        weight = weight_of_record(record) * self.weight
+        return row if weight == 1 else replace(row, weight=weight)
 
     def lengths(self) -> npt.NDArray[np.int64]:
         """Approximate length of each record in characters, (records,) int64; negative without a picture.
@@ -168,7 +175,7 @@ class RecordDataset(Dataset[TrainingItem]):
 
         Raises ValueError for a key that training would ignore.
         """
-        for fault in find_unsupported_keys(record):
+        for fault in chain(find_unsupported_keys(record), find_bad_targets(record)):
             raise DataError(fault.message)
         rng, turns = random.Random(f"{self.seed} record {number}"), []
         for turn, said in zip(turns_of(record), record["conversations"][1::2], strict=True):

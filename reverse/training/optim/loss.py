@@ -65,8 +65,17 @@ class LossConfig:
         """Whether targets weigh differently."""
         return self.confidence_weight != 1.0 and bool(self.closing_ids)
 
-    def weight_of(self, targets: Tensor) -> Tensor | int:
-        """Total weight of `targets` (int64, any shape, `IGNORE` allowed), by which a sum is divided."""
+    def weight_of(self, targets: Tensor, weights: Tensor | None = None) -> Tensor | int:
+        """Total weight of `targets` (int64, any shape, `IGNORE` allowed), by which a sum is divided.
+
+        `weights`: of each target, float32 of the shape of `targets`; None: all weigh 1.
+        """
+        if weights is not None:
+            factors = torch.where(targets != IGNORE, weights.double(), 0.0)
+            if self.weighted:
+                closing = torch.isin(targets, torch.tensor(self.closing_ids, device=targets.device))
+                factors = torch.where(closing, factors * self.confidence_weight, factors)
+            return factors.sum()
         if not self.weighted:
             return (targets != IGNORE).sum()
         closing = torch.isin(targets, torch.tensor(self.closing_ids, device=targets.device)).sum()
@@ -83,7 +92,12 @@ def class_weights(config: LossConfig, vocabulary: int, device: torch.device) -> 
 
 
 def summed_loss(
-    project: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, weights: Tensor | None, part: int
+    project: Callable[[Tensor], Tensor],
+    hidden: Tensor,
+    targets: Tensor,
+    weights: Tensor | None,
+    part: int,
+    factors: Tensor | None = None,
 ) -> Tensor:
     """Sum of the cross entropies, float32, with at most `part` rows of logits at a time.
 
@@ -93,9 +107,10 @@ def summed_loss(
         targets: (rows,) int64.
         weights: (vocabulary,) float32 or None.
         part: rows.
+        factors: (rows,) float32, which multiply the loss of each target, or None.
     """
     if len(hidden) <= part:
-        return _part_loss(project, hidden, targets, weights)
+        return _part_loss(project, hidden, targets, weights, factors)
     total = hidden.new_zeros((), dtype=torch.float32)
     for start in range(0, len(hidden), part):
         rows = slice(start, start + part)
@@ -105,6 +120,7 @@ def summed_loss(
             hidden[rows],
             targets[rows],
             weights,
+            None if factors is None else factors[rows],
             use_reentrant=False,
             preserve_rng_state=False,
             determinism_check="none",  # ZeRO-3 shows parameters without rows between its gatherings
@@ -113,12 +129,19 @@ def summed_loss(
 
 
 def _part_loss(
-    project: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, weights: Tensor | None
+    project: Callable[[Tensor], Tensor],
+    hidden: Tensor,
+    targets: Tensor,
+    weights: Tensor | None,
+    factors: Tensor | None = None,
 ) -> Tensor:
     logits = project(hidden)
     if logits.dtype != torch.float64:
         logits = logits.float()
     weights = None if weights is None else weights.to(logits.dtype)
+    if factors is not None:
+        losses = F.cross_entropy(logits, targets, weight=weights, reduction="none")
+        return (losses * factors.to(logits.dtype)).sum()
     return F.cross_entropy(logits, targets, weight=weights, reduction="sum")
 
 
@@ -162,10 +185,11 @@ def _take_targets(
     Args:
         head: the view that computes the loss.
         batch: the model's inputs; `labels` (rows, length) int64, `IGNORE` where no target is; `places`
-            (targets,) int64, positions in the flattened `labels` whose *next* id is a target.
+            (targets,) int64, positions in the flattened `labels` whose *next* id is a target; `weights`
+            (targets,) float32, if they do not all weigh 1.
     """
     inputs = {name: value for name, value in batch.items() if value is not None}
-    head.loss_targets = inputs.pop("labels"), inputs.pop("places")
+    head.loss_targets = inputs.pop("labels"), inputs.pop("places"), inputs.pop("weights", None)
     return args, {**inputs, "use_cache": False}
 
 
@@ -178,18 +202,19 @@ class _LossHead(torch.nn.Module):
     """Mixed into the class of a head: returns the summed loss of the targets and not the logits."""
 
     loss_config: LossConfig
-    loss_targets: tuple[Tensor, Tensor]
+    loss_targets: tuple[Tensor, Tensor, Tensor | None]
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Sum of the losses for the last hidden states (rows, length, hidden size)."""
-        config, (labels, places) = self.loss_config, self.loss_targets
+        config, (labels, places, factors) = self.loss_config, self.loss_targets
         chosen = hidden.flatten(0, 1).index_select(0, places)  # (targets, hidden size)
         targets = labels.flatten()[places + 1]
         whole: Any = self if isinstance(self, torch.nn.Linear) else self.original_module
         weights = class_weights(config, whole.out_features, hidden.device)
         if _use_liger(self, config, hidden):
-            return _liger_loss(whole, chosen, targets, weights)
-        return summed_loss(super().forward, chosen, targets, weights, max(1, ROOM // whole.out_features))
+            return _liger_loss(whole, chosen, targets, weights, factors)
+        part = max(1, ROOM // whole.out_features)
+        return summed_loss(super().forward, chosen, targets, weights, part, factors)
 
 
 def _has_liger() -> bool:
@@ -211,7 +236,10 @@ def _use_liger(head: Any, config: LossConfig, hidden: Tensor) -> bool:
     return hidden.device.type == "cuda" and _has_liger()
 
 
-def _liger_loss(head: torch.nn.Linear, hidden: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+def _liger_loss(
+    head: torch.nn.Linear, hidden: Tensor, targets: Tensor, weights: Tensor | None, factors: Tensor | None
+) -> Tensor:
+    """The summed loss by Liger's kernel, which gives sums only: one call for each weight of a row."""
     from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
     kind = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else head.weight.dtype
@@ -219,4 +247,11 @@ def _liger_loss(head: torch.nn.Linear, hidden: Tensor, targets: Tensor, weights:
         ce_weight=weights, ignore_index=IGNORE, reduction="sum", accum_dtype=torch.float32
     )
     bias = None if head.bias is None else head.bias.to(kind)
-    return loss(head.weight.to(kind), hidden.to(kind), targets, bias)
+    weight, hidden = head.weight.to(kind), hidden.to(kind)
+    if factors is None:
+        return loss(weight, hidden, targets, bias)
+    total = hidden.new_zeros((), dtype=torch.float32)
+    for factor in factors.unique():  # rows of a batch at most, often few
+        rows = (factors == factor).nonzero().squeeze(1)
+        total = total + factor * loss(weight, hidden[rows], targets[rows], bias)
+    return total
