@@ -19,6 +19,7 @@ import reverse
 from experiments.tiny_models import build_tiny_llava, build_tiny_qwen
 from reverse.models import family_of, prepare_inputs
 from reverse.tokens import add_tokens
+from tests.chat_server import ChatServer
 
 BUILDERS = {"llava": build_tiny_llava, "qwen": build_tiny_qwen}
 
@@ -124,3 +125,18 @@ def drop_in(tiny_any, picture):
 # A shell that starts the tests in the background has them ignore Ctrl-C, which some tests send to themselves.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def chat_server():
+    """The factory `chat_server(respond)` of servers of chat completions, see `tests.chat_server`."""
+    servers = []
+
+    def make(respond):
+        servers.append(ChatServer(respond))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        server.shutdown()
+        server.server_close()

@@ -1,6 +1,7 @@
 """Ask a language model behind an OpenAI-compatible address, politely and never twice.
 
     REVERSE_LLM_BASE_URL=http://127.0.0.1:8000/v1  REVERSE_LLM_MODEL=qwen3  REVERSE_LLM_KEY=…
+    REVERSE_LLM_BASE_URL=https://NAME.openai.azure.com  REVERSE_LLM_API_VERSION=2024-10-21  …   # Azure
 
 Requests go through the openai client, whose HTTP client bounds bytes and time
 (`reverse.endpoints.bounded_http`). Every reply is written to a cache before it is used, under the hash of
@@ -33,6 +34,7 @@ from reverse.files.text_reading import replace_surrogates
 __all__ = ["ChatClient", "Endpoint", "UnansweredError", "check_installed"]
 
 BASE_URL, MODEL, KEY = "REVERSE_LLM_BASE_URL", "REVERSE_LLM_MODEL", "REVERSE_LLM_KEY"
+API_VERSION = "REVERSE_LLM_API_VERSION"
 SETTINGS: Mapping[str, Any] = {"temperature": 0, "max_tokens": 256}
 LONGEST_WAIT = 60.0  # seconds between two attempts
 MAX_DENIED = 20  # refusals in a row of the key or the address, after which they are wrong for every request
@@ -52,6 +54,7 @@ class Endpoint:
     attempts: int = 6  # of one request
     backoff: float = 1.0  # seconds of the first wait between two attempts; later waits double
     names: tuple[str, ...] = (BASE_URL, MODEL, KEY)  # of the environment variables, for errors
+    api_version: str | None = None  # of an Azure resource, whose deployment `model` names; None: no Azure
 
     def __post_init__(self) -> None:
         place = next((i for i, c in enumerate(self.key or "", 1) if not "!" <= c <= "~"), None)
@@ -82,6 +85,10 @@ class Endpoint:
                 )
         if urlsplit(base_url).scheme not in ("http", "https"):
             raise DataError(f"{names[0]} must begin with http:// or https://, got {base_url[:80]!r}")
+        # The version goes with the address, which may be that of REVERSE_LLM_….
+        owner = prefix if os.environ.get(names[0], "").strip() else "REVERSE_LLM"
+        version = API_VERSION.replace("REVERSE_LLM", owner)
+        settings["api_version"] = os.environ.get(version, "").strip() or None
         return cls(base_url.rstrip("/"), model, key or None, names=names, **settings)
 
     @property
@@ -135,12 +142,7 @@ class ChatClient:
         self._invalid_url, self._status_error = httpx2.InvalidURL, openai.APIStatusError
         self._connection_error = openai.APIConnectionError  # it wraps the errors of httpx2 and of the bounds
         try:
-            self._openai = openai.AsyncOpenAI(
-                base_url=endpoint.base_url,
-                api_key=endpoint.key or "none",
-                max_retries=0,
-                http_client=BoundedHTTPClient(endpoint.timeout, concurrency),
-            )
+            self._openai = _make_openai(endpoint, BoundedHTTPClient(endpoint.timeout, concurrency))
         except httpx2.InvalidURL as error:
             raise self._refuse_address(error) from error
         # What OPENAI_… variables of the environment say is for another server.
@@ -152,7 +154,7 @@ class ChatClient:
         self.retries: Counter[str] = Counter()
         self.asked = self._denied = 0
 
-    async def ask(self, messages: Sequence[Mapping[str, str]], keep: bool = True) -> Reply:
+    async def ask(self, messages: Sequence[Mapping[str, Any]], keep: bool = True) -> Reply:
         """Return the reply to a chat, and keep it in the cache unless `keep` is false.
 
         Raises UnansweredError, and DataError if no request can succeed (key, address).
@@ -172,18 +174,18 @@ class ChatClient:
         finally:
             self._running.pop(key, None)
 
-    def cached(self, messages: Sequence[Mapping[str, str]]) -> Reply | None:
+    def cached(self, messages: Sequence[Mapping[str, Any]]) -> Reply | None:
         """Return the reply to a chat that is in the cache, or None; always None for a `fresh` client."""
         return None if self.fresh else self.cache.get(self._key(self._body(messages)))
 
-    def keep(self, messages: Sequence[Mapping[str, str]], reply: Reply) -> None:
+    def keep(self, messages: Sequence[Mapping[str, Any]], reply: Reply) -> None:
         """Put a reply into the cache as the one to this chat."""
         self.cache.put(self._key(self._body(messages)), reply)
 
     async def aclose(self) -> None:
         await self._openai.close()
 
-    def _body(self, messages: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    def _body(self, messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return {"model": self.endpoint.model, **self.settings, "messages": list(messages)}
 
     def _key(self, body: Mapping[str, Any]) -> str:
@@ -253,6 +255,12 @@ class ChatClient:
                 raise UnansweredError("refused", f"HTTP {status}: {said}")
         if status in (401, 403):
             raise DataError(f"{self.endpoint.shown_url} refuses the key (HTTP {status}): set {key}")
+        if status == 404 and self.endpoint.api_version is not None:
+            raise DataError(
+                f"{self.endpoint.shown_url} has no deployment {self.endpoint.model!r} for API version "
+                f"{self.endpoint.api_version!r} (HTTP 404): check {base_url}, such as "
+                f"https://NAME.openai.azure.com, {model} and {API_VERSION}"
+            )
         if status == 404:
             raise DataError(
                 f"{self.endpoint.shown_url}/chat/completions with model {self.endpoint.model!r} is not there "
@@ -260,6 +268,18 @@ class ChatClient:
             )
         if 300 <= status < 500 and status not in (408, 409, 425, 429):
             raise UnansweredError("refused", f"HTTP {status}: {said}")
+
+
+def _make_openai(endpoint: Endpoint, http_client: Any) -> Any:
+    """The openai client of an address, or of an Azure resource if an API version is given."""
+    import openai
+
+    settings = {"api_key": endpoint.key or "none", "max_retries": 0, "http_client": http_client}
+    if endpoint.api_version is None:
+        return openai.AsyncOpenAI(base_url=endpoint.base_url, **settings)
+    return openai.AsyncAzureOpenAI(
+        azure_endpoint=endpoint.base_url, api_version=endpoint.api_version, **settings
+    )
 
 
 def check_installed(extra: str = "llm") -> None:

@@ -5,10 +5,8 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from typer.testing import CliRunner
@@ -28,67 +26,6 @@ from reverse.tokens.spans import CN, SPAN, UN, find_problems
 ANIMALS = ("dog", "cat", "horse", "cow", "sheep", "pig", "goat", "bear")
 
 
-class Server(ThreadingHTTPServer):
-    """Answers chat completions. `behave(n, body)` gives (status, text, headers) of request number n, or a
-    number of seconds to be silent; `asked` counts requests by their content, `answered` the good replies."""
-
-    daemon_threads = True
-
-    def __init__(self, behave=None):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.behave = behave or (lambda n, body: (200, good(body), {}))
-        self.asked, self.answered, self.keys = Counter(), Counter(), set()
-        self.most, self.now, self.lock = 0, 0, threading.Lock()
-        self.thread = threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True)
-        self.thread.start()
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self):
-        server = self.server
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        content = json.dumps(body["messages"])
-        with server.lock:
-            server.asked[content] += 1
-            number = sum(server.asked.values())
-            server.keys.add(self.headers.get("Authorization"))
-            server.now += 1
-            server.most = max(server.most, server.now)
-        try:
-            done = server.behave(number, body)
-            if isinstance(done, (int, float)):
-                time.sleep(done)
-                done = (200, good(body), {})
-            status, text, headers = done
-            data = text.encode() if status != 200 or text.startswith("RAW") else completion(text)
-            if status == 200 and not text.startswith("RAW"):
-                server.answered[content] += 1
-            self.send_response(status)
-            for name, value in (headers | {"Content-Length": str(len(data))}).items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(data)
-        except OSError:
-            pass
-        finally:
-            with server.lock:
-                server.now -= 1
-
-    def log_message(self, *_):
-        pass
-
-
-def completion(text):
-    usage = {"prompt_tokens": 100, "completion_tokens": 10}
-    return json.dumps({"choices": [{"message": {"content": text}}], "usage": usage}).encode()
-
-
 def good(body):
     """A reply as it should be: another animal for phrase number 1."""
     asked = body["messages"][1]["content"]
@@ -97,17 +34,27 @@ def good(body):
 
 
 @pytest.fixture
-def serve():
-    servers = []
+def serve(chat_server):
+    """Servers; `behave(n, body)` gives (status, text, headers) of request number n, or seconds of silence."""
 
     def make(behave=None):
-        servers.append(Server(behave))
-        return servers[-1]
+        def respond(handler, body):
+            done = server.behave(handler.number, body)
+            if isinstance(done, (int, float)):
+                time.sleep(done)
+                done = (200, good(body), {})
+            status, text, headers = done
+            is_completion = status == 200 and not text.startswith("RAW")
+            if is_completion:
+                server.answered[json.dumps(body["messages"])] += 1
+            handler.give(text if is_completion else text.encode(), status, **headers)
 
-    yield make
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+        server = chat_server(respond)
+        server.behave = behave or (lambda n, body: (200, good(body), {}))
+        server.answered = Counter()
+        return server
+
+    return make
 
 
 def records(n):
@@ -173,7 +120,7 @@ def test_never_more_requests_at_a_time(serve, tmp_path):
 def test_what_passes_is_tried_again(serve, tmp_path):
     """Without it: one 429, one broken or silent connection costs an answer."""
     trouble = [
-        (429, "slow down", {"Retry-After": "0"}),
+        (429, "slow down", {"Retry_After": "0"}),
         (503, "busy", {}),
         (200, "RAW not json", {}),
         (200, 'RAW {"choices": []}', {}),

@@ -11,13 +11,14 @@ from typer.testing import CliRunner
 
 from reverse.cli import app
 from reverse.data.negatives import find_pairs, make_lexicon_negatives, read_turns
-from reverse.data.negatives.negative_prompt import build_messages, build_retry, read_reply
+from reverse.data.negatives.negative_prompt import build_messages, read_reply
 from reverse.data.records.published_set import read_records
 from reverse.data.records.record_rules import check_shape
 from reverse.data.records.schema import make_record
 from reverse.data.scenes import make_scene, make_scene_records
 from reverse.data.tagging import numbers
 from reverse.data.tagging.tagger import tag_records
+from reverse.endpoints.repeated_asking import build_retry
 from reverse.tokens.spans import UN
 
 DOG = "<SPAN>A dog</CN> sits <SPAN>on the grass</CN>."

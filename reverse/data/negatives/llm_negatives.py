@@ -17,6 +17,7 @@ from typing import Any
 
 from reverse.data.negatives.conversation_turns import (
     AnswerTurn,
+    NegativeAnswer,
     NegativeOutcome,
     build_negative,
     make_negative,
@@ -29,21 +30,14 @@ from reverse.data.negatives.negative_prompt import (
     MAX_OFFERED,
     MAX_SHOWN,
     build_messages,
-    build_retry,
     read_reply,
 )
 from reverse.data.records.schema import ANSWER_TYPE
-from reverse.endpoints.client import ChatClient, UnansweredError
+from reverse.endpoints.client import ChatClient
+from reverse.endpoints.repeated_asking import MAX_SILENT, SilenceWatch, ask_until_usable
 from reverse.errors import DataError
 
-MAX_REPLIES = 3  # for one answer, the first included
-MAX_SILENT = 20  # answers in a row without a reply before the server counts as gone
-
 RecordNegatives = tuple[list[dict[str, Any]], Counter[str], list[dict[str, Any]]]
-
-
-class ServerGone(DataError):
-    """The model has stopped answering; what was made before is kept."""
 
 
 async def request_negatives(
@@ -60,12 +54,12 @@ async def request_negatives(
     another answer gets a reply, so that nothing is lost if the server is gone. Records of `pairs` (see
     `find_pairs`) are passed on as they are.
 
-    Raises ServerGone after `max_silent` answers in a row without a reply.
+    Raises `ServerGone` after `max_silent` answers in a row without a reply.
     """
     source = iter(records)
     running: deque[asyncio.Task[RecordNegatives]] = deque()
     held: list[RecordNegatives] = []
-    silent = 0
+    watch = SilenceWatch(client.endpoint.shown_url, max_silent)
     try:
         while True:
             while len(running) < 4 * concurrency and (record := next(source, None)) is not None:
@@ -74,15 +68,10 @@ async def request_negatives(
                 break
             made = await running.popleft()
             unreachable = made[1]["without_negative.unreachable"]
-            silent = silent + unreachable if unreachable else (0 if made[1]["replies"] else silent)
-            if silent >= max_silent:
-                detail = next(line["detail"] for line in made[2] if line["reason"] == "unreachable")
-                raise ServerGone(
-                    f"{silent} answers in a row got no reply from {client.endpoint.shown_url} ({detail}): "
-                    "see that it runs and start again; what was made so far is kept"
-                )
+            detail = next((line["detail"] for line in made[2] if line["reason"] == "unreachable"), "")
+            watch.add(unreachable, made[1]["replies"], detail)
             held.append(made)
-            if silent == 0:
+            if watch.silent == 0:
                 for ready in held:
                     yield ready
                 held.clear()
@@ -116,25 +105,30 @@ async def _process_turn(
     offered = sorted((claims or shown)[:MAX_OFFERED])
     if not offered:
         return NegativeOutcome(None, "nothing_to_swap", Counter())
-    chat = build_messages(turn, offered)
     rejected: Counter[str] = Counter()
     reason = detail = ""
-    for _ in range(MAX_REPLIES):
+
+    def read(text: str) -> NegativeAnswer:
+        nonlocal reason, detail
         try:
-            reply = await client.ask(chat)
-        except UnansweredError as error:
-            return NegativeOutcome(None, error.kind, rejected, error.detail)
-        usage.update(replies=1, tokens_in=reply.tokens_in, tokens_out=reply.tokens_out)
-        try:
-            at, new = read_reply(reply.text, offered)
-        except ValueError as error:
-            reason, detail, remedy = "garbage", reply.text[:200], str(error)
-            usage["garbage"] += 1
-        else:
-            rejection = find_rejection(phrases[at].text, new, turn.make_context(phrases[at]))
-            if rejection is None:
-                return NegativeOutcome(build_negative(turn.answer, at, new), None, rejected)
+            at, new = read_reply(text, offered)
+        except ValueError:
+            reason, detail = "garbage", text[:200]
+            raise
+        rejection = find_rejection(phrases[at].text, new, turn.make_context(phrases[at]))
+        if rejection is not None:
             rejected[rejection] += 1
-            reason, detail, remedy = "trivial", f"{rejection}: {new}"[:200], REASONS[rejection]
-        chat = [*chat, *build_retry(reply.text, remedy)]
+            reason, detail = "trivial", f"{rejection}: {new}"[:200]
+            raise DataError(REASONS[rejection])
+        return build_negative(turn.answer, at, new)
+
+    own: Counter[str] = Counter()
+    made = await ask_until_usable(client, build_messages(turn, offered), read, own, keeps_all=True)
+    del own["cached"]  # a second run counts as the first
+    own["garbage"] -= sum(rejected.values())
+    usage.update(+own)
+    if made.value is not None:
+        return NegativeOutcome(made.value, None, rejected)
+    if made.kind != "garbage":
+        reason, detail = made.kind, made.detail
     return NegativeOutcome(None, reason, rejected, detail)

@@ -52,18 +52,10 @@ def build_messages(turn: AnswerTurn, offered: Sequence[int]) -> list[dict[str, s
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": replace_surrogates(prompt)}]
 
 
-def build_retry(reply: str, reason: str) -> list[dict[str, str]]:
-    """The messages that follow a reply which cannot be used."""
-    return [
-        {"role": "assistant", "content": replace_surrogates(reply[:MAX_SHOWN]) or "(empty)"},
-        {"role": "user", "content": f"That cannot be used: {reason}. Reply with the JSON object alone."},
-    ]
-
-
 def read_reply(reply: str, offered: Sequence[int]) -> tuple[int, str]:
     """The index of the chosen phrase in the answer, and its replacement.
 
-    Strict but for a code fence around the JSON object. Raises DataError with a reason for `build_retry`.
+    Strict but for a code fence around the JSON object. Raises DataError with the reason.
     """
     text = reply.strip()
     if len(text) > 6 and text.startswith("```") and text.endswith("```"):  # a code fence

@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from reverse.endpoints.bounded_replies import plain_line
-from reverse.endpoints.client import ChatClient, Endpoint, UnansweredError, check_installed
-from reverse.endpoints.reply_cache import Reply, ReplyCache
+from reverse.endpoints.client import ChatClient, Endpoint, check_installed
+from reverse.endpoints.repeated_asking import MAX_SILENT, SilenceWatch, ask_until_usable
+from reverse.endpoints.reply_cache import ReplyCache
 from reverse.errors import DataError
 from reverse.evaluation.reading.markup import LONGEST, remove_reasoning
 from reverse.evaluation.stats.scored_tables import Table
@@ -40,8 +40,6 @@ __all__ = [
     "require_judge",
 ]
 
-REPLIES = 3  # for one answer, the first included
-IN_A_ROW = 20  # answers without a reply, one after the other: the server is gone
 MOST_WITHOUT_VERDICT = 0.1  # share of the answers: with more, a score says little of the model
 MOST_OBJECTS = 50  # places of a reply where a JSON object may begin
 Read = Callable[[Mapping[str, Any]], float]  # the verdict of a reply's object; ValueError says what is wrong
@@ -117,12 +115,15 @@ class Judge:
         spent: Counter[str] = Counter()
         values: list[float | None] = [None] * len(chats)
         failures: dict[int, str] = {}
-        silent = 0
+        watch = SilenceWatch(self.endpoint.shown_url, min(MAX_SILENT, len(chats)))
         free = asyncio.Semaphore(2 * self.concurrency)
 
         async def one(number: int) -> tuple[int, float | None, str]:
             async with free:
-                return number, *await _verdict(client, chats[number], read, spent)
+                found = await ask_until_usable(
+                    client, chats[number], lambda text: read(find_object(text)), spent
+                )
+                return number, found.value, found.trouble
 
         tasks = [asyncio.ensure_future(one(number)) for number in range(len(chats))]
         try:
@@ -130,12 +131,7 @@ class Judge:
                 number, values[number], why = await task
                 if why:
                     failures[number] = why
-                silent = silent + 1 if why.startswith("unreachable") else 0
-                if silent == min(IN_A_ROW, len(chats)):
-                    raise DataError(
-                        f"{silent} answers in a row got no reply from {self.endpoint.shown_url} ({why}): "
-                        "see that it runs and start again; verdicts that were given are kept"
-                    )
+                watch.add(int(why.startswith("unreachable")), 1, why)
                 if progress is not None:
                     progress(done, len(chats))
         finally:
@@ -165,50 +161,6 @@ class Judge:
             "first_failure": next((f"answer {k + 1}: {why}" for k, why in verdicts.failures.items()), ""),
             "cost": {**verdicts.spent} | ({"money": round(money, 4)} if money else {}),
         }
-
-
-async def _verdict(
-    client: ChatClient, chat: Sequence[Mapping[str, str]], read: Read, spent: Counter[str]
-) -> tuple[float | None, str]:
-    """The verdict, or None and the reason.
-
-    Only a reply that gives a verdict is cached, with the tokens of all replies before it.
-    """
-    known = client.cached(chat)
-    if known is not None:
-        try:
-            value = read(find_object(known.text))
-        except ValueError:
-            pass  # of a program that kept what gave no verdict: asked again
-        else:
-            spent.update(replies=1, cached=1, tokens_in=known.tokens_in, tokens_out=known.tokens_out)
-            return value, ""
-    why = ""
-    tokens_in = tokens_out = 0
-    messages = list(chat)
-    for _ in range(REPLIES):
-        try:
-            reply = await client.ask(messages, keep=False)
-        except UnansweredError as error:
-            return None, f"{error.kind}: {error.detail}"
-        spent.update(
-            replies=1, cached=int(reply.cached), tokens_in=reply.tokens_in, tokens_out=reply.tokens_out
-        )
-        tokens_in, tokens_out = tokens_in + reply.tokens_in, tokens_out + reply.tokens_out
-        try:
-            value = read(find_object(reply.text))
-        except ValueError as error:
-            why = plain_line(str(error))
-            spent["garbage"] += 1
-        else:
-            if not reply.cached:  # else the answer with the same text keeps it
-                client.keep(chat, Reply(reply.text, tokens_in, tokens_out))
-            return value, ""
-        messages += [
-            {"role": "assistant", "content": reply.text[:2000] or "(empty)"},
-            {"role": "user", "content": f"That cannot be used: {why}. Answer with the JSON object alone."},
-        ]
-    return None, f"garbage: {why}"
 
 
 def refuse_without_verdicts(table: Table) -> None:

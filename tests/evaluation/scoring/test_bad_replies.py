@@ -1,69 +1,30 @@
 """A judge on 127.0.0.1 that sends what no server should: no reply ends a run, fills memory or holds it up."""
 
 import asyncio
-import contextlib
 import gzip
 import json
-import threading
 import time
 import zlib
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from reverse.data.negatives.negative_prompt import read_reply
 from reverse.endpoints.bounded_replies import MAX_REPLY_BYTES
 from reverse.endpoints.client import ChatClient, Endpoint, UnansweredError
+from reverse.endpoints.repeated_asking import REPLIES
 from reverse.endpoints.reply_cache import Reply, ReplyCache
 from reverse.evaluation.benchmarks import mmhal
 from reverse.evaluation.scoring import judge
 
 
-class Server(ThreadingHTTPServer):
-    """`reply(handler, chat)` writes the reply to a chat, whose last message is `chat`; `chats` keeps them."""
-
-    daemon_threads = True
-
-    def __init__(self, reply):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.reply, self.chats = reply, []
-        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self):
-        chat = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"]
-        self.server.chats.append(chat)
-        with contextlib.suppress(OSError):  # the client has had enough
-            self.server.reply(self, chat[-1]["content"])
-
-    def give(self, body, status=200, **headers):
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture
-def serve():
-    servers = []
+def serve(chat_server):
+    """Servers; `reply(handler, content)` writes the reply to a chat that ends with `content`."""
 
     def make(reply):
-        servers.append(Server(reply))
-        return servers[-1]
+        return chat_server(lambda handler, body: reply(handler, body["messages"][-1]["content"]))
 
-    yield make
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    return make
 
 
 def completion(text='{"rating": 4}', usage='{"prompt_tokens": 10, "completion_tokens": 2}'):
@@ -141,7 +102,7 @@ def test_a_bad_reply_is_one_failure(kind, serve, tmp_path):
     assert isinstance(bad, UnansweredError) and bad.kind == "unreachable", bad
     assert len(str(bad)) < 400 and str(bad).isprintable()
     assert good == Reply('{"rating": 4}', 10, 2)
-    assert len(server.chats) == 3 and (tmp_path / "c").read_bytes().count(b"\n") == 1
+    assert len(server.bodies) == 3 and (tmp_path / "c").read_bytes().count(b"\n") == 1
 
 
 @pytest.mark.parametrize("packing", ["gzip", "deflate"])
@@ -158,7 +119,30 @@ def test_halves_of_surrogate_pairs_can_be_sent(serve, tmp_path):
     one = judge.Judge(Endpoint(server.url, "m", attempts=1), tmp_path / "c")
     found = one.ask([judge.make_chat("s", {"answer": "half \ud83d"})], mmhal.read_rating)
     assert found.values == [None] and found.failures[0].startswith("garbage")
-    assert len(server.chats) == judge.REPLIES and "\ufffd" in str(server.chats[1])
+    assert len(server.bodies) == REPLIES and "\ufffd" in str(server.bodies[1])
+
+
+def test_an_azure_resource_is_asked_in_its_own_way(chat_server, tmp_path, monkeypatch):
+    """The deployment would be no part of the path, or a token of the environment would be sent instead."""
+    monkeypatch.setenv("AZURE_OPENAI_AD_TOKEN", "not for this server")
+    server = chat_server(lambda handler, body: handler.give("fine"))
+    for name, value in (
+        ("BASE_URL", server.url.removesuffix("/v1")), ("MODEL", "d 1"), ("KEY", "k"),
+        ("API_VERSION", "2024-10-21"),
+    ):  # fmt: skip
+        monkeypatch.setenv(f"REVERSE_LLM_{name}", value)
+
+    async def ask():
+        cache = ReplyCache(tmp_path / "c")
+        client = ChatClient(Endpoint.from_environment(attempts=1), cache)
+        try:
+            return await client.ask([{"role": "user", "content": "?"}])
+        finally:
+            await client.aclose()
+            cache.close()
+
+    assert asyncio.run(ask()).text == "fine" and server.keys == {"k"}
+    assert server.paths == {"/openai/deployments/d%201/chat/completions?api-version=2024-10-21"}
 
 
 @pytest.mark.parametrize("key", ["käse", "a b", "a\nb", "\u2026"])
@@ -190,13 +174,13 @@ def test_only_verdicts_are_kept(serve, tmp_path):
     server = serve(reply)
     path = tmp_path / "c"
     found = judged(server, path, 4)
-    assert found.values == [5, None, None, None] and len(server.chats) == 1 + 3 * judge.REPLIES
+    assert found.values == [5, None, None, None] and len(server.bodies) == 1 + 3 * REPLIES
     assert path.read_bytes().count(b"\n") == 1
     broken = False
     found = judged(server, path, 4)
     assert found.values == [5] * 4 and found.spent["asked"] == 3 and found.spent["cached"] == 1
-    asked = len(server.chats)
-    assert judged(server, path, 4).values == [5] * 4 and len(server.chats) == asked
+    asked = len(server.bodies)
+    assert judged(server, path, 4).values == [5] * 4 and len(server.bodies) == asked
 
 
 def test_a_verdict_at_the_second_time_is_found_again(serve, tmp_path):
@@ -206,9 +190,9 @@ def test_a_verdict_at_the_second_time_is_found_again(serve, tmp_path):
         handler.give(completion("So so." if number(chat) == 0 else '{"rating": 1}'))
 
     server = serve(reply)
-    assert judged(server, tmp_path / "c", 1).values == [1] and len(server.chats) == 2
+    assert judged(server, tmp_path / "c", 1).values == [1] and len(server.bodies) == 2
     found = judged(server, tmp_path / "c", 1)
-    assert found.values == [1] and len(server.chats) == 2 and found.spent["tokens_in"] == 20
+    assert found.values == [1] and len(server.bodies) == 2 and found.spent["tokens_in"] == 20
 
 
 def test_fresh_and_other_addresses_ask_again(serve, tmp_path):
@@ -228,7 +212,7 @@ def test_a_cache_with_garbage_of_before_is_asked_again(serve, tmp_path):
     assert judged(server, tmp_path / "c", 1).values == [2]
     line = json.loads((tmp_path / "c").read_text()) | {"reply": "no verdict"}
     (tmp_path / "c").write_text(json.dumps(line) + "\n")
-    assert judged(server, tmp_path / "c", 1).values == [2] and len(server.chats) == 2
+    assert judged(server, tmp_path / "c", 1).values == [2] and len(server.bodies) == 2
 
 
 def test_one_refusal_among_replies_is_one_failure(serve, tmp_path):

@@ -5,10 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -16,60 +13,24 @@ from reverse.endpoints.client import Endpoint
 from reverse.evaluation.benchmarks import haloquest, mmhal
 from reverse.evaluation.runs.scoring import score_file
 from reverse.evaluation.scoring import judge
+from tests.chat_server import completion
 from tests.evaluation.scoring.making import row, write_answers
 
 SECRET = "a rejected phrase that no judge may see"
 
 
-class Server(ThreadingHTTPServer):
-    """`behave(time, body)` gives (status, content) for the n-th request of a chat; `asked` counts by chat."""
-
-    daemon_threads = True
-
-    def __init__(self, behave):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.behave, self.asked, self.bodies = behave, Counter(), []
-        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        chat = json.dumps(body["messages"])
-        self.server.bodies.append(body)
-        self.server.asked[chat] += 1
-        status, content = self.server.behave(self.server.asked[chat], body)
-        usage = {"prompt_tokens": 100, "completion_tokens": 7}
-        data = json.dumps({"choices": [{"message": {"content": content}}], "usage": usage})
-        if content == "RAW":
-            data = "<html>busy</html>"
-        try:
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(data.encode())
-        except OSError:
-            pass
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture
-def serve():
-    servers = []
+def serve(chat_server):
+    """Servers; `behave(n, body)` gives (status, content) for the n-th request of a chat."""
 
     def make(behave):
-        servers.append(Server(behave))
-        return servers[-1]
+        def respond(handler, body):
+            status, content = behave(handler.repeat, body)
+            handler.give(b"<html>busy</html>" if content == "RAW" else completion(content, 100, 7), status)
 
-    yield make
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+        return chat_server(respond)
+
+    return make
 
 
 def asked_of(body):
@@ -276,7 +237,7 @@ def test_a_server_that_is_gone(mmhal_files, tmp_path, serve):
     folder, path = mmhal_files
     server = serve(lambda n, body: (503, ""))
     with pytest.raises(
-        ValueError, match=r"20 answers in a row got no reply .* verdicts that were given are kept"
+        ValueError, match=r"20 answers in a row got no reply .* what was answered so far is kept"
     ):
         score_file(path, folder, judge=a_judge(server, tmp_path, attempts=1))
     few = write_answers(tmp_path / "few.jsonl", [row(n, "a dog", f"{n}.jpg") for n in range(3)])

@@ -1,8 +1,6 @@
 """`reverse score` and `reverse eval --score`: checked first, printed always, written where it can be."""
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from typer.testing import CliRunner
@@ -60,35 +58,23 @@ def test_figures_are_printed_though_they_cannot_be_written(pope, monkeypatch):
     assert result.exit_code == 2 and "accuracy" in result.stdout and "Input/output error" in result.stderr
 
 
-class Judge(BaseHTTPRequestHandler):
-    def do_POST(self):
-        chat = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"]
-        number = int(json.loads(chat[1]["content"])["answer of the model"].split()[1])
-        self.server.asked += 1
-        content = '{"rating": 4}' if number >= self.server.failing else "no idea"
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(json.dumps({"choices": [{"message": {"content": content}}]}).encode())
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture
-def mmhal(tmp_path, monkeypatch):
+def mmhal(tmp_path, monkeypatch, chat_server):
     """Ten answers and a judge that gives no verdict on the first `failing` of them."""
     items = [{"question": f"What is {n}?", "gt_answer": f"It is {n}."} for n in range(10)]
     (tmp_path / "response_template.json").write_text(json.dumps(items))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Judge)
-    server.failing = server.asked = 0
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    monkeypatch.setenv("REVERSE_JUDGE_BASE_URL", f"http://127.0.0.1:{server.server_address[1]}/v1")
+
+    def respond(handler, body):
+        number = int(json.loads(body["messages"][1]["content"])["answer of the model"].split()[1])
+        handler.give('{"rating": 4}' if number >= server.failing else "no idea")
+
+    server = chat_server(respond)
+    server.failing = 0
+    monkeypatch.setenv("REVERSE_JUDGE_BASE_URL", server.url)
     monkeypatch.setenv("REVERSE_JUDGE_MODEL", "m")
     path = write_answers(tmp_path / "a.jsonl", [row(n, f"answer {n}") for n in range(10)])
     command = ("score", path, "--truth", tmp_path, "--benchmark", "mmhal", "--rounds", 0)
-    yield server, tmp_path, command
-    server.shutdown()
-    server.server_close()
+    return server, tmp_path, command
 
 
 def test_a_judge_without_verdicts_is_no_score(mmhal):
@@ -101,12 +87,13 @@ def test_a_judge_without_verdicts_is_no_score(mmhal):
     assert "2 of 10 answers got no verdict of m at http://127.0.0.1" in said and "2 garbage" in said
     assert f"{folder / 'a.jsonl.judge.jsonl'}" in said and "--fresh" in said
     assert load_scored(folder / "t.json")[0].notes["failed"] == 2
-    server.failing, server.asked = 0, 0
+    server.failing = 0
+    server.bodies.clear()
     result = run(*command, "--json")
-    assert result.exit_code == 0 and server.asked == 2
+    assert result.exit_code == 0 and len(server.bodies) == 2
     assert json.loads(result.stdout)["metrics"]["score"]["value"] == 4
     run(*command, "--fresh")
-    assert server.asked == 12
+    assert len(server.bodies) == 12
 
 
 def test_a_tenth_without_a_verdict_is_borne(mmhal):
