@@ -16,7 +16,14 @@ from typing import Any, Literal, NamedTuple
 from reverse.files.cell_values import describe
 from reverse.tokens.spans import CN, UN
 
-__all__ = ["LARGEST_WEIGHT", "TARGETS", "TargetProblem", "Targets", "find_target_problems", "weight_of_record"]
+__all__ = [
+    "LARGEST_WEIGHT",
+    "TARGETS",
+    "TargetProblem",
+    "Targets",
+    "find_target_problems",
+    "weight_of_record",
+]
 
 Targets = Literal["all", "content", "closing", "none"]
 TARGETS: tuple[Targets, ...] = ("all", "content", "closing", "none")
@@ -56,7 +63,9 @@ def _find_problems_of_turn(i: int, turn: Mapping[str, Any]) -> Iterator[TargetPr
     if i % 2 == 0:
         for key, found in (("targets", targets), ("given", given)):
             if found is not None:
-                message = f'turn {k} has "{key}" on its question: questions are never trained, write it on gpt'
+                message = (
+                    f'turn {k} has "{key}" on its question: questions are never trained, write it on gpt'
+                )
                 yield TargetProblem(k, value, message)
         return
     if targets is not None and targets not in TARGETS:

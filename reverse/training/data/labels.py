@@ -105,9 +105,7 @@ def join(segments: Sequence[LabelledPart], *, span_id: int, cn_id: int, un_id: i
     return np.concatenate(ids), joined
 
 
-def _choose_targets(
-    part: LabelledPart, ids: Ids, span_id: int, cn_id: int, un_id: int
-) -> tuple[Ids, Ids]:
+def _choose_targets(part: LabelledPart, ids: Ids, span_id: int, cn_id: int, un_id: int) -> tuple[Ids, Ids]:
     """The ids that are fed and the labels, both (length,), of an answer that chooses its targets."""
     _check_closed(ids, span_id, cn_id, un_id)
     closing = (ids == cn_id) | (ids == un_id)

@@ -202,8 +202,8 @@ def test_fresh_and_other_addresses_ask_again(serve, tmp_path):
     path = tmp_path / "c"
     assert judged(first, path, 2).values == [1, 1]
     assert judged(other, path, 2).values == [6, 6]
-    assert judged(first, path, 2, fresh=True).values == [1, 1] and len(first.chats) == 4
-    assert judged(first, path, 2).values == [1, 1] and len(first.chats) == 4
+    assert judged(first, path, 2, fresh=True).values == [1, 1] and len(first.bodies) == 4
+    assert judged(first, path, 2).values == [1, 1] and len(first.bodies) == 4
 
 
 def test_a_cache_with_garbage_of_before_is_asked_again(serve, tmp_path):
