@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from reverse.tokens.spans import TokenIds
 
-__all__ = ["choose", "invert", "mask_tags", "uniform"]
+__all__ = ["choose", "invert", "mask_tags", "merge_closing_tags", "uniform"]
 
 _BLOCK = 512  # ids whose weights are summed together
 
@@ -43,6 +43,18 @@ def mask_tags(logits: torch.Tensor, inside: Sequence[bool], tags: TokenIds) -> t
     masked[:, tags.cn].masked_fill_(~state, -torch.inf)
     masked[:, tags.un].masked_fill_(~state, -torch.inf)
     return masked
+
+
+def merge_closing_tags(logits: torch.Tensor, tags: TokenIds) -> torch.Tensor:
+    """Give `</CN>` the probability of both closing tags, and `</UN>` none.
+
+    Args: `logits` of shape (rows, vocabulary). Returns a copy with the same sum of exponentials, so that a
+    phrase is closed as often as before.
+    """
+    merged = logits.clone()
+    merged[:, tags.cn] = torch.logaddexp(logits[:, tags.cn], logits[:, tags.un])
+    merged[:, tags.un] = -torch.inf
+    return merged
 
 
 def choose(

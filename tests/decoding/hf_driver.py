@@ -111,11 +111,15 @@ class Oracle:
             if params.score == "pair":
                 p = (logits[tags.un] - logits[tags.cn]).sigmoid()
             scores = logits[None].float()
+            if params.merges_closing_tags:  # a model whose `</UN>` is a second `</CN>`
+                both = scores[:, [tags.cn, tags.un]].exp().sum(dim=-1).log()
+                scores[:, tags.cn], scores[:, tags.un] = both, -torch.inf
+            said_of = scores[0]
             if params.masks_tags:
                 scores = mask_tags(scores, [tags.span in said[:i]], tags)
             noise = uniform(params.seed, params.position + i, params.attempt, params.path)
             token = int(choose(scores, [params.temperature], [noise], params.top_k, params.top_p))
-            chosen.append((token, float(p), float(logits.log_softmax(-1)[token])))
+            chosen.append((token, float(p), float(said_of.log_softmax(-1)[token])))
         return chosen
 
     def check(self, segment, ids, pictures, params):

@@ -71,6 +71,9 @@ class NaiveBackend:
         params, tags = segment.params, segment.params.tags
         logits = self._logits(sequence)
         p = float(torch.softmax(logits, dim=-1)[tags.un]) if tags.un >= 0 else 0.0
+        if params.merges_closing_tags and tags.un >= 0:
+            logits[tags.cn] = logits[[tags.cn, tags.un]].exp().sum().log()
+            logits[tags.un] = -torch.inf
         if params.masks_tags:
             for token in tags:
                 if (token == tags.span) == segment.is_inside:

@@ -23,6 +23,8 @@ SETTINGS = [
     {"temperature": 0.9, "seed": 3},
     {"temperature": 1.2, "top_k": 5, "seed": 4, "score": "pair"},
     {"temperature": 0.8, "top_p": 0.6, "masks_tags": False, "path": (1, 2)},
+    {"merges_closing_tags": True},
+    {"temperature": 1.0, "seed": 5, "merges_closing_tags": True, "masks_tags": False},
 ]
 
 
@@ -120,7 +122,9 @@ class Walk:
         if "temperature" in settings:
             settings["temperature_after_accept"] = self.rng.choice([0.0, settings["temperature"]])
         if follows is not None:
-            same_kind = ("top_k", "top_p", "score", "masks_tags", "seed", "path", "attempt")
+            same_kind = (
+                "top_k", "top_p", "score", "masks_tags", "merges_closing_tags", "seed", "path", "attempt",
+            )  # fmt: skip
             settings |= {key: getattr(follows, key) for key in same_kind}
             settings["temperature"] = settings["temperature_after_accept"] = follows.temperature_after_accept
         chosen = params(self.family, self.rng.randint(1, 9), **settings)

@@ -29,6 +29,8 @@ SETTINGS = [
     {"temperature": 0.9, "seed": 3},
     {"temperature": 1.2, "top_k": 5, "seed": 4, "score": "pair"},
     {"temperature": 0.8, "top_p": 0.6, "masks_tags": False, "path": (1, 2)},
+    {"merges_closing_tags": True},
+    {"temperature": 1.0, "seed": 5, "merges_closing_tags": True, "masks_tags": False},
 ]
 
 
@@ -170,12 +172,13 @@ def test_a_second_turn_equals_a_conversation_prefilled_from_its_start(family):
         oracle.check(again[name], ids, pictures, params(family, 8))
 
 
+@pytest.mark.parametrize("settings", [SETTINGS[:4], SETTINGS[2:]])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_settings_in_one_batch_are_each_ones_own(family):
+def test_settings_in_one_batch_are_each_ones_own(family, settings):
     """Temperature, top-k, the score or the tag mask of one sequence would act on its neighbours."""
     backend, oracle = backend_of(family), oracle_of(family)
     names = add(backend, family, *ROWS)
-    wanted = {name: params(family, **each) for name, each in zip(names, SETTINGS, strict=True)}
+    wanted = {name: params(family, **each) for name, each in zip(names, settings, strict=True)}
     ended = decode(backend, wanted)
     for name, row in zip(names, ROWS, strict=True):
         oracle.check(ended[name], *asked(family, row), wanted[name])

@@ -12,6 +12,7 @@ from reverse.decoding.backends.cuda_graph import ops, sequences
 from reverse.decoding.backends.cuda_graph.graph_backend import CudaGraphBackend
 from reverse.decoding.backends.cuda_graph.ops import CachePart
 from reverse.decoding.backends.cuda_graph.row_state import (
+    FIELDS,
     INSIDE,
     MASKED,
     PAIR,
@@ -37,6 +38,8 @@ SETTINGS = [
     {"temperature": 0.9, "seed": 3, "temperature_after_accept": 0.9},
     {"temperature": 1.2, "top_k": 5, "seed": 4, "score": "pair"},
     {"temperature": 0.8, "top_p": 0.6, "masks_tags": False, "path": (1, 2)},
+    {"merges_closing_tags": True},
+    {"temperature": 1.0, "seed": 5, "merges_closing_tags": True, "masks_tags": False},
 ]
 
 
@@ -95,7 +98,7 @@ def test_attention_sees_what_is_filled(kernels, heads, kv, d, block):
 
 def state_of(rows):
     """A state of random places, ids and flags for rows 0 to `rows`."""
-    state = torch.randint(0, 9, (12, rows + 1), device="cuda")
+    state = torch.randint(0, 9, (FIELDS, rows + 1), device="cuda")
     state[ROPE] *= 200
     for flag in (INSIDE, PAIR, MASKED):
         state[flag] %= 2

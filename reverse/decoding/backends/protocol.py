@@ -126,6 +126,8 @@ class SegmentParams:
     top_p: float = 1.0
     score: Literal["softmax", "pair"] = "softmax"  # what is read as p(</UN>), see `Verifier`
     masks_tags: bool = True  # tags that would be malformed are never chosen
+    # `</UN>` is never chosen: `</CN>` has the probability of both. p(`</UN>`) is read as before.
+    merges_closing_tags: bool = False
     seed: int = 0
     path: tuple[int, ...] = ()  # of the ask and branch within the request
     position: int = 0  # of the segment's first id in the answer

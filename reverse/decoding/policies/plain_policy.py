@@ -6,7 +6,7 @@ from reverse.decoding.config import ResamplingConfig
 from reverse.decoding.policies.policy import Answer, Continue, Finish, Segment
 from reverse.tokens.spans import TokenIds
 
-__all__ = ["PlainPolicy"]
+__all__ = ["KeepPhrasesPolicy", "PlainPolicy"]
 
 
 class PlainPolicy:
@@ -16,6 +16,7 @@ class PlainPolicy:
     """
 
     masks_tags = False
+    merges_closing_tags = False
     is_checked = False
 
     def __init__(
@@ -40,3 +41,12 @@ class PlainPolicy:
         if segment.stop:
             return Finish("stop")
         return self.begin() if len(answer.ids) < self.max_new_tokens else Finish("length")
+
+
+class KeepPhrasesPolicy(PlainPolicy):
+    """Accepts every segment, and writes `</CN>` where the model would write `</UN>`.
+
+    The model then goes on as after a phrase that it is sure of.
+    """
+
+    merges_closing_tags = True

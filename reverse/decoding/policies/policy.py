@@ -4,7 +4,8 @@ A policy owns one answer. It receives one segment at a time (the ids up to a clo
 a stop or the length limit) and returns what to do next. The engine then sets the sequence's tokens to
 `policy.answer.ids`.
 
-Your own policy needs `answer`, `masks_tags`, `begin` and `next`, and no tensors: see docs/engine.md.
+Your own policy needs `answer`, `masks_tags`, `begin` and `next`, and no tensors: see docs/engine.md. With
+`merges_closing_tags = True` the model never chooses `</UN>`: `</CN>` has the probability of both.
 """
 
 from __future__ import annotations

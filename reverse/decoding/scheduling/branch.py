@@ -154,6 +154,7 @@ class Branch:
             top_p=rules.top_p,
             score=rules.verifier.score,
             masks_tags=self.policy.masks_tags,
+            merges_closing_tags=getattr(self.policy, "merges_closing_tags", False),
             seed=rules.seed,
             path=self.path,
             position=length,

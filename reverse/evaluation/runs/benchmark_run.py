@@ -198,8 +198,11 @@ def question_seed(seed: int, identity: Any) -> int:
 
 def _make_ask(loaded: tuple[Any, Any], config: EvalConfig, settings: Any, max_new_tokens: int) -> Ask:
     from reverse.api import generate_many
+    from reverse.modes import Plain
 
     decoding = config.decoding
+    # What a correction is compared with must not end where the model doubts its own phrase.
+    mode = Plain(keep_phrases=True) if decoding.mode == "plain" else decoding.mode
 
     def make_request(question: BenchmarkQuestion) -> dict[str, Any]:
         own = question_seed(decoding.seed, question.id) if decoding.seed_per_question else decoding.seed
@@ -210,7 +213,7 @@ def _make_ask(loaded: tuple[Any, Any], config: EvalConfig, settings: Any, max_ne
             *loaded,
             map(make_request, questions),
             max_sequences=config.max_sequences,
-            mode=decoding.mode,
+            mode=mode,
             config=settings,
             max_new_tokens=max_new_tokens,
             do_sample=decoding.do_sample,
@@ -252,7 +255,7 @@ def _identify(
     decoding = config.decoding
     fields = dict(decoding.settings) if settings is None else asdict(settings)
     if decoding.mode == "plain":
-        fields = {}
+        fields = {"keep_phrases": True}
     fields.pop("seed", None)  # it stands beside them
     identity = {
         "benchmark": benchmark.name,

@@ -22,6 +22,7 @@ from reverse.decoding.backends.cuda_graph.row_state import (
     GREEDY,
     INSIDE,
     MASKED,
+    MERGED,
     NOISE,
     POSITION,
     SAMPLED,
@@ -46,6 +47,7 @@ class StepShape:
     fed_ids: int  # 0: none
     fed_rows: int
     sampling: int
+    merges: bool
     config: CaptureConfig
 
     @property
@@ -140,9 +142,23 @@ def _choose(runner: Any, x: torch.Tensor, rows: torch.Tensor, shape: StepShape) 
     if hook is not None:
         hook(logits, state[POSITION, rows], state[ATTEMPT, rows])
     token, p, logsum = runner.ops.pick(logits, rows, state, tags)
+    if shape.merges and tags.un >= 0:
+        token = _merge_closing_tags(logits, token, state[:, rows], tags)
     if shape.sampling != GREEDY:
         token = _sample(logits, token, state[:, rows], runner.noise[rows], shape)
     runner.ops.advance(rows, state, token, p, logsum, logits, runner.out, runner.length - 1, tags)
+
+
+def _merge_closing_tags(
+    logits: torch.Tensor, token: torch.Tensor, state: torch.Tensor, tags: Any
+) -> torch.Tensor:
+    """As `sampling.merge_closing_tags`, in place, for the rows that ask for it; returns their greedy ids."""
+    merges, closes = state[MERGED] != 0, (state[INSIDE] != 0) | (state[MASKED] == 0)
+    cn, un = logits[:, tags.cn].clone(), logits[:, tags.un].clone()
+    logits[:, tags.cn] = torch.where(merges, torch.logaddexp(cn, un), cn)
+    logits[:, tags.un] = torch.where(merges, -torch.inf, un)
+    best = logits.gather(1, token[:, None])[:, 0]  # -inf if `</UN>` was the most probable
+    return torch.where(merges & closes & (logits[:, tags.cn] > best), tags.cn, token)
 
 
 def _sample(

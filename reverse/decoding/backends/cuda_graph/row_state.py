@@ -29,8 +29,8 @@ __all__ = [
 # Rows of the state tensor, one column for each row of the cache. Steps write the first; only the host writes
 # those from ATTEMPT on. Temperatures and TOP_P are the bits of a float64.
 TOKEN, SLOT, ROPE, INSIDE, POSITION, TEMPERATURE = range(6)
-ATTEMPT, AFTER_ACCEPT, TOP_K, TOP_P, PAIR, MASKED = range(6, 12)
-FIELDS, WRITTEN_BY_STEPS = 12, 6
+ATTEMPT, AFTER_ACCEPT, TOP_K, TOP_P, PAIR, MASKED, MERGED = range(6, 13)
+FIELDS, WRITTEN_BY_STEPS = 13, 6
 NOISE = 64  # random numbers that a row has in store, by position modulo this
 FEED_IDS, FEEDS_AT_ONCE = 512, 16  # fed in one step at most
 BLOCK = 16  # queries of one row that attend together
@@ -72,6 +72,7 @@ class StepPlan:
     group_size: int = 4
     feeds: list[Feed] = field(default_factory=list)
     sampling: int = GREEDY
+    merges: bool = False  # some of the rows merge the closing tags
 
     def __bool__(self) -> bool:
         return bool(self.plain or self.groups or self.feeds)
@@ -112,7 +113,7 @@ class RowState:
         temperature, after, top_p = struct.unpack(
             "<qqq", struct.pack("<ddd", params.temperature, params.temperature_after_accept, params.top_p)
         )
-        flags = int(params.score == "pair"), int(params.masks_tags)
+        flags = int(params.score == "pair"), int(params.masks_tags), int(params.merges_closing_tags)
         place = self.token, self.slot, self.rope, 0, params.position, temperature
         return (*place, params.attempt, after, params.top_k, top_p, *flags)
 

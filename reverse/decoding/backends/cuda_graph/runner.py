@@ -180,7 +180,9 @@ class GraphRunner:
             fed_ids = next(s for s in _FEED_SIZES if s >= total)
             fed_rows = next(s for s in _FEED_ROWS if s >= len(plan.feeds))
             self._write_feeds(plan.feeds)
-        shape = StepShape(plain, groups, size if groups else 0, fed_ids, fed_rows, plan.sampling, config)
+        shape = StepShape(
+            plain, groups, size if groups else 0, fed_ids, fed_rows, plan.sampling, plan.merges, config
+        )
         columns = list(range(len(plan.plain)))
         for i, group in enumerate(plan.groups):
             columns += range(plain + i * size, plain + i * size + len(group))

@@ -123,7 +123,8 @@ def same_sampling(before: RunningSegment, after: SegmentParams) -> bool:
         return False
     if was.position + len(before.ids) != after.position or was.attempt != after.attempt:
         return False
-    if (was.score, was.masks_tags) != (after.score, after.masks_tags):
+    rules = [(each.score, each.masks_tags, each.merges_closing_tags) for each in (was, after)]
+    if rules[0] != rules[1]:
         return False
     draws = [(each.seed, each.path, each.top_k, each.top_p) for each in (was, after)]
     return temperature <= 0 or draws[0] == draws[1]

@@ -138,6 +138,7 @@ def _plan_step(
         size,
         [feed for _, feed, _ in fed],
         sampling_of(row.segment for row in order if row.segment is not None),
+        any(row.segment is not None and row.segment.params.merges_closing_tags for row in order),
     )
     return plan, order
 

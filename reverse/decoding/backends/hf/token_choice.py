@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from reverse.decoding.backends.protocol import RunningSegment, SegmentParams, not_finite
-from reverse.decoding.sampling import choose, mask_tags, uniform
+from reverse.decoding.sampling import choose, mask_tags, merge_closing_tags, uniform
 from reverse.decoding.verifier import NO_TAGS, Verifier
 from reverse.errors import RequestError
 
@@ -23,7 +23,10 @@ __all__ = ["Choice", "choose_tokens"]
 
 @dataclass(slots=True)
 class Choice:
-    """A chosen token, p(`</UN>`) at its step and its log-probability, both from raw logits; or an error."""
+    """A chosen token, p(`</UN>`) at its step and its log-probability, or an error.
+
+    Both are read from raw logits; a merged closing tag has the log-probability of both tags.
+    """
 
     token: int
     p: float
@@ -40,7 +43,10 @@ def choose_tokens(logits: torch.Tensor, segments: Sequence[RunningSegment]) -> l
     groups: dict[Any, list[int]] = {}
     for i, segment in enumerate(segments):
         params = segment.params
-        key = (params.tags, params.score, params.masks_tags, params.top_k, params.top_p)
+        key = (
+            params.tags, params.score, params.masks_tags, params.merges_closing_tags, params.top_k,
+            params.top_p,
+        )  # fmt: skip
         groups.setdefault(key, []).append(i)
     if len(groups) == 1:
         return _choose_alike(logits, segments)
@@ -55,6 +61,8 @@ def _choose_alike(logits: torch.Tensor, segments: Sequence[RunningSegment]) -> l
     params = segments[0].params
     raw = logits.float()
     ps = Verifier(params.tags, params.score).p(raw)
+    if params.merges_closing_tags and params.tags != NO_TAGS:
+        raw = merge_closing_tags(raw, params.tags)
     scores = raw
     if params.masks_tags and params.tags != NO_TAGS:
         scores = mask_tags(raw, [segment.is_inside for segment in segments], params.tags)
