@@ -45,7 +45,8 @@ class EvalOptions:
         list[str] | None,
         typer.Argument(
             metavar="BENCHMARK…",
-            help="chair, amber-g, amber-d, pope, pope-aokvqa, pope-gqa, mme-hall, mme, mmhal, haloquest; all",
+            help="chair, amber-g, amber-d, pope, pope-aokvqa, pope-gqa, mme-hall, mme, mmhal, haloquest; "
+            "all; a graded one, such as chartqa, or graded for all of these (see --where).",
         ),
     ] = None
     model: Annotated[str | None, typer.Option(help="Checkpoint folder, hub id or bundled name.")] = None
@@ -218,7 +219,7 @@ def _print_files(benchmarks: list[str] | None, data: str) -> None:
     from reverse.evaluation.benchmarks.file_table import tabulate_files
 
     root = Path(_DATA if data == "scenes" else data)
-    table, ready = tabulate_files(named(*(benchmarks or ["all", "mme"])), root)
+    table, ready = tabulate_files(named(*(benchmarks or ["all", "mme", "graded"])), root)
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)

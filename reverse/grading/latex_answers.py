@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from reverse.errors import MissingPackageError
 
-__all__ = ["normalise_latex", "same_expression"]
+__all__ = ["normalise_latex", "require_math_verify", "same_expression"]
 
 _REMOVED = (
     "\\left",
@@ -22,6 +22,16 @@ _REMOVED = (
 )
 
 
+def require_math_verify() -> None:
+    """Raise MissingPackageError if math-verify is not installed."""
+    try:
+        import math_verify  # noqa: F401
+    except ImportError as error:
+        raise MissingPackageError(
+            'comparing mathematical expressions needs math-verify: pip install "reverse-vlm[math]"'
+        ) from error
+
+
 def normalise_latex(text: str) -> str:
     """An expression without spacing, sizes of brackets, dollar signs and degree signs."""
     text = text.strip().rstrip(".").replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
@@ -37,12 +47,9 @@ def same_expression(given: str, right: str) -> bool:
     """
     if normalise_latex(given) == normalise_latex(right):
         return True
-    try:
-        from math_verify import parse, verify
-    except ImportError as error:
-        raise MissingPackageError(
-            'comparing mathematical expressions needs math-verify: pip install "reverse-vlm[math]"'
-        ) from error
+    require_math_verify()
+    from math_verify import parse, verify
+
     # math-verify's own time limit uses signals, which only the main thread receives; inputs are bounded
     # instead.
     wanted, found = (

@@ -109,8 +109,11 @@ def olympiadbench(row: Row) -> AnswerKey:
 
 
 def mmk12(row: Row) -> AnswerKey:
-    """MMK12: `answer`, a number or an expression."""
-    return _math(_text(row["answer"]))
+    """MMK12: `answer`, a letter if `question` lists options (test split), else a number or an expression."""
+    answer = _text(row["answer"])
+    if re.fullmatch(r"[A-H]", answer) and row.get("question"):
+        return _choice(_options_in(str(row["question"])), answer)
+    return _math(answer)
 
 
 def mmmu(row: Row) -> AnswerKey:

@@ -5,8 +5,9 @@
 
 `docs/contributing/add_a_benchmark.md` shows how to add one. Default settings are those of the paper (§5): the
 checkpoint's own threshold for captions and open questions, 0.5 if yes or no is wanted; temperature 0; blank
-answers are asked once more only on MMHal-Bench and HaloQuest. AMBER's id lists are known by construction; of
-no other list the hash is known here, so it is recorded with the answers instead of checked.
+answers are asked once more only on MMHal-Bench and HaloQuest. Benchmarks whose answers `reverse.grading`
+grades have the alias `graded`. AMBER's id lists are known by construction; of no other list the hash is known
+here, so it is recorded with the answers instead of checked.
 """
 
 from __future__ import annotations
@@ -20,6 +21,22 @@ from reverse.evaluation.benchmarks.benchmark import (
     ScoringOptions,
 )
 from reverse.evaluation.benchmarks.chair import CHAIR
+from reverse.evaluation.benchmarks.graded.choices.ai2d_benchmark import AI2D
+from reverse.evaluation.benchmarks.graded.choices.aokvqa_benchmark import AOKVQA
+from reverse.evaluation.benchmarks.graded.choices.mmbench_benchmark import MMBENCH
+from reverse.evaluation.benchmarks.graded.choices.mmmu_benchmark import MMMU
+from reverse.evaluation.benchmarks.graded.choices.mmstar_benchmark import MMSTAR
+from reverse.evaluation.benchmarks.graded.choices.scienceqa_benchmark import SCIENCEQA
+from reverse.evaluation.benchmarks.graded.choices.vcr_benchmark import VCR
+from reverse.evaluation.benchmarks.graded.maths.chartqa_benchmark import CHARTQA
+from reverse.evaluation.benchmarks.graded.maths.clevr_math_benchmark import CLEVR_MATH
+from reverse.evaluation.benchmarks.graded.maths.geoqa_benchmark import GEOQA
+from reverse.evaluation.benchmarks.graded.maths.mathverse_benchmark import MATHVERSE
+from reverse.evaluation.benchmarks.graded.maths.mathvision_benchmark import MATHVISION
+from reverse.evaluation.benchmarks.graded.maths.mathvista_benchmark import MATHVISTA
+from reverse.evaluation.benchmarks.graded.maths.mmk12_benchmark import MMK12
+from reverse.evaluation.benchmarks.graded.maths.olympiadbench_benchmark import OLYMPIADBENCH
+from reverse.evaluation.benchmarks.graded.maths.tabmwp_benchmark import TABMWP
 from reverse.evaluation.benchmarks.haloquest import HALOQUEST
 from reverse.evaluation.benchmarks.mme import MME, MME_HALL
 from reverse.evaluation.benchmarks.mmhal import MMHAL
@@ -57,6 +74,22 @@ register(MME_HALL)
 register(MME)
 register(MMHAL)
 register(HALOQUEST)
+register(TABMWP)
+register(CHARTQA)
+register(CLEVR_MATH)
+register(GEOQA)
+register(MATHVISTA)
+register(MATHVERSE)
+register(MATHVISION)
+register(OLYMPIADBENCH)
+register(MMK12)
+register(MMMU)
+register(MMSTAR)
+register(AI2D)
+register(MMBENCH)
+register(SCIENCEQA)
+register(AOKVQA)
+register(VCR)
 
 
 def named(*names: str) -> list[Benchmark]:

@@ -24,6 +24,7 @@ from reverse.files.entries import FileEntry, read_entries
 if TYPE_CHECKING:
     from reverse.evaluation.scoring.judge import Judge
     from reverse.evaluation.stats.scored_tables import Metric, Table
+    from reverse.grading import AnswerKey
 
 __all__ = [
     "COCO_IMAGES",
@@ -34,6 +35,7 @@ __all__ = [
     "PublishedFile",
     "QuestionRow",
     "ScoringOptions",
+    "SeveralPictures",
     "StoredPicture",
     "digest_ids",
     "make_row",
@@ -72,6 +74,17 @@ class StoredPicture(Protocol):
 
 
 @dataclass(frozen=True)
+class SeveralPictures:
+    """The pictures of a question that has more than one, in order."""
+
+    pictures: tuple[Path | StoredPicture, ...]
+
+    def read(self) -> list[Any]:
+        """What each picture is as `reverse.generate` takes it."""
+        return [str(each) if isinstance(each, Path) else each.read() for each in self.pictures]
+
+
+@dataclass(frozen=True)
 class BenchmarkQuestion:
     """One question. `image` is the name that the benchmark uses; `source` is where the picture is."""
 
@@ -80,6 +93,7 @@ class BenchmarkQuestion:
     prompt: str
     source: Path | StoredPicture
     metadata: Mapping[str, Any] = field(default_factory=dict)  # label, category, type: what scoring groups by
+    key: AnswerKey | None = None  # of a graded benchmark: the right answer, and the form of answers
 
     def picture(self) -> Any:
         """The picture as `reverse.generate` takes it."""
@@ -99,8 +113,9 @@ class ScoringOptions:
 DEFAULT_SCORING = ScoringOptions()
 
 
-# Keys: id, image, prompt, metadata; `file` if the picture's file has another name than `image`, and `source`
-# if the picture is no file.
+# Keys: id, image, prompt, metadata; `file` if the picture's file has another name than `image` (a list if
+# there are several), and `source` if the picture is no file. Of graded benchmarks also `key`, and `request`,
+# which says how to answer and is added to the prompt, but not on scenes.
 QuestionRow = dict[str, Any]
 
 
@@ -110,7 +125,7 @@ class Benchmark:
 
     name: str
     title: str
-    kind: Literal["caption", "yes_no", "open"]
+    kind: Literal["caption", "yes_no", "open", "graded"]
     files: Mapping[str, PublishedFile]
     images: tuple[str, ...]  # folders that may hold the pictures, relative to the root
     images_source: str  # where the pictures are published
@@ -125,7 +140,8 @@ class Benchmark:
     max_new_tokens: int = 1024
     aliases: tuple[str, ...] = ()  # further names; several benchmarks may share one
     in_all: bool = True  # whether "all" runs it
-    needs: Literal["words", "judge"] | None = None  # to be scored: NLTK's language data, or a judge
+    # To be scored: NLTK's language data, a judge, or math-verify.
+    needs: Literal["words", "judge", "math"] | None = None
     unique_ids: bool = True  # False: a published id stands for several questions
     suffix: str = ""  # put behind published questions that do not say how to answer
     ids_sha256: str | None = None  # hash of the published ids, if it is known
@@ -167,7 +183,7 @@ class Benchmark:
         folder = self.image_folder(root)
         questions = [self._question(row, folder, root) for row in rows]
         _refuse_duplicates(self.title, [question.id for question in questions])
-        gone = [q for q in questions if isinstance(q.source, Path) and not q.source.is_file()]
+        gone = [q for q in questions if not all(file.is_file() for file in _files_of(q.source))]
         if gone:
             told = ", ".join(question.image for question in gone[:SHOWN])
             raise MissingFileError(
@@ -211,9 +227,10 @@ class Benchmark:
         if _is_scenes(root):  # worded as the bundled models have learnt to be asked
             for row in rows:
                 row["prompt"] = row["prompt"].removesuffix(SCENES_REQUEST)
-        elif self.suffix:
+        else:
             for row in rows:
-                row["prompt"] = row["prompt"].removesuffix(self.suffix) + self.suffix
+                ending = row.get("request", self.suffix)
+                row["prompt"] = row["prompt"].removesuffix(ending) + ending
         return rows
 
     def _question(self, row: QuestionRow, folder: Path | None, root: Path) -> BenchmarkQuestion:
@@ -223,8 +240,13 @@ class Benchmark:
                 raise MissingFileError(
                     f"{self.title} has no pictures under {root}: put them into {self.images[0]}"
                 )
-            source = resolve_image(folder, str(row.get("file", row["image"])))
-        return BenchmarkQuestion(row["id"], row["image"], row["prompt"], source, row.get("metadata", {}))
+            names = row.get("file", row["image"])
+            if isinstance(names, list):
+                source = SeveralPictures(tuple(resolve_image(folder, str(name)) for name in names))
+            else:
+                source = resolve_image(folder, str(names))
+        known = row.get("metadata", {}), row.get("key")
+        return BenchmarkQuestion(row["id"], row["image"], row["prompt"], source, *known)
 
 
 def make_row(entry: FileEntry, metadata: Mapping[str, Any] | None = None) -> QuestionRow:
@@ -264,6 +286,12 @@ def digest_ids(ids: Iterable[Any]) -> str:
 
 def _is_scenes(root: Path) -> bool:
     return (root / MANIFEST).is_file()
+
+
+def _files_of(source: Path | StoredPicture) -> list[Path]:
+    """The files that pictures lie in, of those that are files of their own."""
+    sources = source.pictures if isinstance(source, SeveralPictures) else (source,)
+    return [each for each in sources if isinstance(each, Path)]
 
 
 def _first_images(rows: list[QuestionRow], images: int) -> list[QuestionRow]:

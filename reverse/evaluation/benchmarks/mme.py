@@ -34,6 +34,7 @@ from reverse.evaluation.benchmarks.benchmark import (
     QuestionRow,
     ScoringOptions,
 )
+from reverse.evaluation.benchmarks.published_rows import ParquetPicture, import_pyarrow
 from reverse.evaluation.reading.answers import BenchmarkAnswer
 from reverse.evaluation.reading.yes_no import Reading
 from reverse.evaluation.scoring.answer_table import (
@@ -68,20 +69,6 @@ FORMS: Mapping[Form, tuple[str, ...]] = {
 }  # fmt: skip
 _COLUMNS = ["question_id", "question", "answer", "category"]
 _ENDINGS = (".jpg", ".png", ".jpeg", ".JPG", ".PNG", ".JPEG")
-
-
-class ParquetPicture:
-    """A picture inside a parquet file."""
-
-    def __init__(self, file: Path, group: int, row: int):
-        self.file, self.group, self.row = file, group, row
-
-    def read(self) -> bytes:
-        """The bytes of the picture's file."""
-        import pyarrow.parquet as pq
-
-        column = pq.ParquetFile(self.file).read_row_group(self.group, columns=["image"]).column("image")
-        return column[self.row].as_py()["bytes"]
 
 
 def read_questions(files: Mapping[str, Path], tasks: tuple[str, ...] | None = None) -> Iterator[QuestionRow]:
@@ -134,10 +121,7 @@ def _from_lines(path: Path) -> Iterator[QuestionRow]:
 
 def _from_parquet(place: Path) -> Iterator[QuestionRow]:
     """The files of the hub: question_id, image (bytes, path), question, answer, category."""
-    try:
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise DataError("parquet files need pyarrow: pip install 'reverse-vlm[eval]'") from error
+    pq = import_pyarrow()
     for path in [place] if place.is_file() else sorted(place.glob("**/*.parquet")):
         file = pq.ParquetFile(path)
         if not set(_COLUMNS) <= set(file.schema_arrow.names):

@@ -3,9 +3,9 @@
 `reverse.evaluation.reading.answers` reads them back. A row holds what the published code writes (question_id,
 prompt, image_id, text, generation_history, answer_id, model_id, successful_correction, metadata) and
 `resolved`, `finish_reason`, `phrases` (text, start, end, p_un, status), `attempts` (what was taken back),
-`usage` (tokens), `config` (hash of everything that decides the answer) and, last, `timing`: the only key that
-differs between two runs of the same configuration. Probabilities have four significant digits: another batch
-changes the sixth in float32.
+`usage` (tokens), `grade` (of graded benchmarks: verdict, reason, extracted answer), `config` (hash of
+everything that decides the answer) and, last, `timing`: the only key that differs between two runs of the
+same configuration. Probabilities have four significant digits: another batch changes the sixth in float32.
 
 Crash safety. `NAME.run.json` (configuration, question and picture ids, versions) is written first,
 atomically. Rows are appended to `NAME.jsonl`, flushed one by one and synced every 16 rows: a killed process
@@ -23,6 +23,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from io import BufferedRandom
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from reverse.errors import DataError
 from reverse.evaluation.reading.answers import end_of_last_line, read_kept_rows, read_run, run_path
 from reverse.files.atomic_write import atomic_write, json_bytes, sync_folder, write_json
 from reverse.files.file_lock import output_lock
+from reverse.grading import grade
 
 __all__ = [
     "AnswersFile",
@@ -83,6 +85,7 @@ def make_answer_row(
         "usage": {
             "kept": result.usage.kept, "discarded": result.usage.discarded, "unused": result.usage.unused,
         },
+        **_grade(question, result),
         "config": config,
         "timing": {
             "seconds": round(result.usage.seconds, 4),
@@ -90,6 +93,12 @@ def make_answer_row(
             "attempts": [round(a.seconds, 4) for a in result.trace],
         },
     }  # fmt: skip
+
+
+def _grade(question: Any, result: Any) -> dict[str, Any]:
+    """The verdict on an answer to a question with a key, as `grade`."""
+    key = getattr(question, "key", None)
+    return {} if key is None else {"grade": asdict(grade(result.text, key))}
 
 
 def remove_timing(row: Mapping[str, Any]) -> dict[str, Any]:

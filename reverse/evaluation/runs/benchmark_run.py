@@ -32,6 +32,7 @@ from reverse.evaluation.benchmarks import Benchmark, BenchmarkQuestion
 from reverse.evaluation.benchmarks.benchmark import digest_ids
 from reverse.evaluation.runs.answers_files import AnswersFile, hash_config, make_answer_row, merge_shards
 from reverse.files.atomic_write import sha256
+from reverse.grading.latex_answers import require_math_verify
 
 __all__ = ["Decoding", "EvalConfig", "ProcessPlace", "RunOutcome", "find_place", "question_seed", "run"]
 
@@ -131,6 +132,8 @@ def run(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     questions = benchmark.questions(data, config.images)
+    if any(question.key is not None and question.key.kind == "latex" for question in questions):
+        require_math_verify()  # before anything is answered
     # Fewer than 8 a sequence if a process would else be left without work.
     window = config.window or min(WINDOW_PER_SEQUENCE * config.max_sequences, -(-len(questions) // at.world))
     windows = [questions[i : i + window] for i in range(0, len(questions), window)][at.rank :: at.world]

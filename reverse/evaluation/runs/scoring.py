@@ -21,6 +21,7 @@ from reverse.evaluation.scoring.answer_table import make_cost_metrics, refuse_re
 from reverse.evaluation.scoring.judge import Judge
 from reverse.evaluation.stats.scored_tables import Metric, Table
 from reverse.files.cell_values import shorten
+from reverse.grading.latex_answers import require_math_verify
 
 __all__ = ["check_scoring", "find_benchmark", "score_file"]
 
@@ -98,7 +99,7 @@ def _benchmark_name(answer: BenchmarkAnswer) -> Any:
 
 
 def check_scoring(chosen: Sequence[Benchmark], root: str | Path | None) -> None:
-    """Refuse, before a model is loaded, benchmarks whose truth, language data or judge is missing.
+    """Refuse, before a model is loaded, benchmarks whose truth, language data, judge or package is missing.
 
     `root` holds the benchmarks' files; None if they will be made (scenes have every file). All that is
     missing stands in one DataError.
@@ -113,6 +114,8 @@ def check_scoring(chosen: Sequence[Benchmark], root: str | Path | None) -> None:
                 english_words.prepare_words()
             elif benchmark.needs == "judge":
                 Judge.from_environment("judge.jsonl").check()
+            elif benchmark.needs == "math":
+                require_math_verify()
         except (ImportError, ValueError) as error:
             lacking.append(f"{benchmark.title}: {error}")
     if lacking:

@@ -1,0 +1,1 @@
+"""Graded benchmarks of several options about pictures of all kinds."""

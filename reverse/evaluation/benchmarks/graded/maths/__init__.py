@@ -1,0 +1,1 @@
+"""Graded benchmarks about numbers, charts, tables and geometry."""
