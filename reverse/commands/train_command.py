@@ -91,6 +91,13 @@ def _print_plan(output: str, plan: dict[str, Any]) -> None:
     }
     if plan["goes_on_from"] is not None:
         lines["goes on"] = f"from {plan['goes_on_from']}"
+    parts = plan["parts"]
+    for number, part in enumerate(parts, 1):
+        shared = part["items"] / sum(each["items"] for each in parts)
+        typer.echo(
+            f"{f'part {number}':9} {part['records']}: {part['items']:,} items a pass ({shared:.1%}) of "
+            f"{part['count']:,} records, weight {part['weight']:g}"
+        )
     for name, text in lines.items():
         typer.echo(f"{name:9} {text}")
     typer.echo(f"{output}: nothing stands in the way of this run; nothing was written")

@@ -16,6 +16,7 @@ import torch
 from reverse.files.file_lock import check_free
 from reverse.training.checkpoints.resuming import last_checkpoint
 from reverse.training.optim.parallel import is_sharded, processes
+from reverse.training.recipe_data import describe_parts
 from reverse.training.recipes.recipe import Recipe
 from reverse.training.recipes.settings_check import check_settings, check_size
 from reverse.training.training_run import check_before_loading, prepare, read_finished
@@ -35,9 +36,9 @@ def dry_run(recipe: Recipe, *, resume: bool = True, quiet: bool = False) -> dict
         recipe, resume, quiet: as for `run_recipe`.
 
     Returns:
-        Plain values: `records` (trained on, left out, cut), `tokens`, `steps` and what they are made of,
-        `parameters`, `memory` in GiB of one process, `goes_on_from` (a checkpoint, or None). Of a run that is
-        at its end: `finished`, its manifest, alone.
+        Plain values: `records` (trained on, left out, cut), `parts` of a mixture, `tokens`, `steps` and what
+        they are made of, `parameters`, `memory` in GiB of one process, `goes_on_from` (a checkpoint, or
+        None). Of a run that is at its end: `finished`, its manifest, alone.
 
     Raises:
         ValueError, OSError: whatever would stop the run before its first step.
@@ -54,6 +55,7 @@ def dry_run(recipe: Recipe, *, resume: bool = True, quiet: bool = False) -> dict
     output = Path(recipe.output)
     return {
         "records": {"trained": count, "left_out": len(ready.checked.bad), "cut": ready.checked.cut.records},
+        "parts": describe_parts(recipe, ready.dataset),
         "tokens": _count_tokens(ready.dataset),
         "steps": check_size(config, accumulate, count),
         "samples_a_step": config.batch * accumulate * processes(),

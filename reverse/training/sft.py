@@ -19,7 +19,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ from reverse.training.checkpoints.saving import MANIFEST, save_run, versions
 from reverse.training.data.collator import Collator, blank_item
 from reverse.training.data.encoding import TrainingItem
 from reverse.training.data.item_order import Ordered, grouped_order
+from reverse.training.data.mixture import Mixture
 from reverse.training.data.packing import row_positions
 from reverse.training.loss_record import LossRecord
 from reverse.training.optim.loss import LossConfig, loss_in_forward
@@ -186,7 +187,9 @@ class _Run:
             model, lr=config.lr, projector_lr=config.projector_lr, weight_decay=config.weight_decay
         )
         parallel = parallel_arguments(config.parallel, model)
-        self.arguments = make_arguments(config, self.checkpoints, steps, accumulate, parallel)
+        # A mixture has an order of its own for the whole run.
+        arranged = replace(config, shuffle=False) if isinstance(dataset, Mixture) else config
+        self.arguments = make_arguments(arranged, self.checkpoints, steps, accumulate, parallel)
         self.schedule = Schedule(steps, config.seconds, config.warmup)
 
     def train(
@@ -318,6 +321,9 @@ def _collator(model: Any, processor: Any, config: SFTConfig) -> Collator:
 
 
 def _ordered(dataset: Any, config: SFTConfig, items: int, steps: int) -> Any:
+    if isinstance(dataset, Mixture):
+        group = items if config.group_by_length else None
+        return dataset.arrange(-(-steps * items // len(dataset)), shuffle=config.shuffle, group=group)
     if not config.group_by_length:
         return dataset
     if not hasattr(dataset, "lengths"):

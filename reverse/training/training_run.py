@@ -19,9 +19,7 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from reverse.data.records.published_set import records_path
-from reverse.errors import MissingFileError, OutputExistsError, RequestError
-from reverse.files.atomic_write import sha256
+from reverse.errors import OutputExistsError, RequestError
 from reverse.files.file_lock import output_lock
 from reverse.files.text_reading import read_json
 from reverse.models import load
@@ -31,10 +29,20 @@ from reverse.training.checkpoints.full_disk import explain_full_disk
 from reverse.training.checkpoints.resuming import check_same_run, with_later_keys
 from reverse.training.checkpoints.saving import MANIFEST
 from reverse.training.data.encoding import Encoder
-from reverse.training.data.first_pass import Checked, check_records, checked_file
+from reverse.training.data.first_pass import Checked
+from reverse.training.data.mixture import Mixture
 from reverse.training.data.training_sets import RecordDataset
 from reverse.training.optim.parallel import check_parallel, check_shared, is_first
 from reverse.training.optim.trainable_weights import check_tuning, quantization, select_trained
+from reverse.training.recipe_data import (
+    check_part_files,
+    check_parts,
+    describe_checked,
+    describe_data,
+    forget_checked,
+    join_parts,
+    open_parts,
+)
 from reverse.training.recipes.recipe import Recipe, as_yaml
 from reverse.training.recipes.settings_check import check_kernel, check_settings, check_size, check_writable
 from reverse.training.sft import SFTConfig, run_settings, train
@@ -74,7 +82,7 @@ class Prepared:
 
     model: Any  # not on its device yet
     processor: Any
-    dataset: RecordDataset
+    dataset: RecordDataset | Mixture
     config: SFTConfig
     data: dict[str, Any]  # what the data are and what a look at them found, for the manifest
     checked: Checked
@@ -94,7 +102,7 @@ def _run(recipe: Recipe, config: SFTConfig, resume: bool, quiet: bool) -> dict[s
         ready.model, ready.processor, ready.dataset, config, resume=resume, notes=notes, files=files
     )
     if is_first():
-        checked_file(recipe.output).unlink(missing_ok=True)
+        forget_checked(recipe, recipe.output)
     return manifest
 
 
@@ -109,7 +117,7 @@ def prepare(
         resume: keep to checkpoints that are there.
         quiet: no progress.
     """
-    data = _data_manifest(recipe)
+    data = describe_data(recipe)
     if resume:
         settings = run_settings(config, {"recipe": _outcome(recipe), "data": data})
         output = Path(recipe.output)
@@ -123,33 +131,23 @@ def prepare(
     _check_stops(model, encoder)
     model = select_trained(model, processor, recipe.tune, parallel=recipe.compute.parallel).train()
     check_kernel(config, model)
-    dataset: Any = RecordDataset(
-        recipe.data.records,
-        recipe.data.images,
-        encoder,
-        hint_share=recipe.data.hint_share,
-        seed=recipe.seed,
-        limit=recipe.data.limit,
-        keep_broken=True,
-    )
-    check_size(config, check_settings(config), len(dataset))
+    sets = open_parts(recipe, encoder)
+    check_size(config, check_settings(config), len(join_parts(recipe, sets)))
     shown = is_first() and not quiet
     with show_progress("records checked", shown=shown, transient=True) as progress:
-        checked = check_records(
-            dataset,
+        checked_parts = check_parts(
+            recipe,
+            sets,
             found,
-            identity=data,
-            skip_bad=recipe.data.skip_bad,
+            data,
             resume=resume,
             say=lambda line: _say(recipe, line) if shown else None,
             progress=progress,
         )
+    dataset = join_parts(recipe, sets)
     check_size(config, check_settings(config), len(dataset))
-    data |= {
-        "count": len(dataset),
-        "left_out": {"count": len(checked.bad), "records": checked.bad},
-        "cut": {"records": checked.cut.records, "turns": checked.cut.turns},
-    }
+    checked, described = describe_checked(recipe, checked_parts)
+    data |= {"count": len(dataset), **described}
     return Prepared(model, processor, dataset, config, data, checked, added_seed)
 
 
@@ -179,7 +177,7 @@ def read_finished(recipe: Recipe, resume: bool) -> dict[str, Any] | None:
         raise OutputExistsError(f"output: {output} holds other files than a run's: name a folder of its own")
     if not resume:
         return None
-    same_data = found["data"].get("sha256") == _data_manifest(recipe)["sha256"]
+    same_data = found["data"].get("sha256") == describe_data(recipe)["sha256"]
     before = with_later_keys(found)["recipe"]
     if before != json.loads(json.dumps(_outcome(recipe))) or not same_data:
         raise OutputExistsError(
@@ -191,14 +189,7 @@ def read_finished(recipe: Recipe, resume: bool) -> dict[str, Any] | None:
 
 def _check_files(recipe: Recipe) -> None:
     """Check the files and packages that a recipe names, before the model is loaded."""
-    try:
-        records_path(recipe.data.records)
-    except FileNotFoundError as error:
-        raise MissingFileError(f"data.records: {error}") from None
-    if not Path(recipe.data.images).is_dir():
-        raise MissingFileError(
-            f"data.images: no such folder: {recipe.data.images}: name the folder of the pictures"
-        )
+    check_part_files(recipe)
     if recipe.compute.attention == "flash_attention_2" and find_spec("flash_attn") is None:
         raise RequestError(
             "compute.attention is flash_attention_2 but flash-attn is not installed: pip install "
@@ -323,15 +314,3 @@ def _outcome(recipe: Recipe) -> dict[str, Any]:
         del settings[name]
     del settings["data"]["workers"]
     return settings
-
-
-def _data_manifest(recipe: Recipe) -> dict[str, Any]:
-    """What identifies the data: a run on other data is another run."""
-    path = records_path(recipe.data.records)
-    path = path / "manifest.json" if path.is_dir() else path  # it names the hash of what was imported
-    return {
-        "records": str(path),
-        "bytes": path.stat().st_size,
-        "sha256": sha256(path),
-        "hint_share": recipe.data.hint_share,
-    }

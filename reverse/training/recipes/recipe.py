@@ -10,24 +10,29 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationError,
     ValidationInfo,
     field_validator,
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from reverse.data.records.target_rules import LARGEST_WEIGHT
 from reverse.errors import MissingFileError, RequestError
 from reverse.files.text_reading import read_text
+from reverse.training.recipes.mixture_plan import PartPlan, check_plans
 from reverse.training.recipes.recipe_yaml import MAX_BYTES, parse_recipe_yaml, show_value
 
 __all__ = [
@@ -38,6 +43,7 @@ __all__ = [
     "Loss",
     "Optim",
     "Recipe",
+    "RecordPart",
     "Tuning",
     "as_yaml",
     "list_keys",
@@ -45,6 +51,7 @@ __all__ = [
     "recipe_names",
 ]
 
+MOST_PARTS = 64
 LONGEST_KEY = 200  # characters that are compared with known ones
 LARGEST_INT = (1 << 63) - 1
 RECIPES = Path(__file__).resolve().parent
@@ -81,10 +88,33 @@ class _Section(BaseModel):
         return value
 
 
+class RecordPart(_Section):
+    """One of several sets that are trained together."""
+
+    records: str  # as `data.records`
+    images: str | None = None  # folder that its pictures are relative to; none: data.images
+    share: float | None = Field(default=None, gt=0, le=1)  # of the items of a pass; instead of repeat
+    repeat: float = Field(
+        default=1.0, gt=0, le=1000
+    )  # times that each record comes in a pass; 0.5: half of them
+    weight: float = Field(default=1.0, gt=0, le=LARGEST_WEIGHT)  # multiplies the loss of its targets
+    limit: int | None = Field(default=None, ge=1)  # the first so many records; none: data.limit
+
+    @property
+    def plan(self) -> PartPlan:
+        """How often its records come."""
+        return PartPlan(self.share, self.repeat)
+
+
 class Data(_Section):
     """What is trained on."""
 
-    records: str  # a JSON list or JSONL in the published shape
+    # A JSON list or JSONL in the published shape, or a list of parts.
+    records: Annotated[
+        Annotated[str, Tag("file")]
+        | Annotated[list[RecordPart], Field(min_length=1, max_length=MOST_PARTS), Tag("mixture")],
+        Discriminator(lambda value: "mixture" if isinstance(value, list) else "file"),
+    ]
     images: str = "."  # folder that the records' pictures are relative to
     limit: int | None = Field(default=None, ge=1)  # the first so many records, for a trial
     skip_bad: bool = False  # leave out records that cannot be trained, and list them; else they are an error
@@ -207,12 +237,27 @@ def load_recipe(name_or_path: str, settings: Sequence[str] = ()) -> Recipe:
         first, *_ = sorted(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
         raise RequestError(_describe_error(first)) from None
     for key, text in (
-        ("model", recipe.model), ("output", recipe.output), ("data.records", recipe.data.records),
-        ("data.images", recipe.data.images),
+        ("model", recipe.model), ("output", recipe.output), ("data.images", recipe.data.images),
+        *_texts_of_records(recipe.data.records),
     ):  # fmt: skip
         if not text.strip():
             raise RequestError(f"{key} is empty: name a file or folder")
+    if not isinstance(recipe.data.records, str):
+        names = [f"data.records.{k}" for k in range(len(recipe.data.records))]
+        check_plans([part.plan for part in recipe.data.records], names)
     return recipe
+
+
+def _texts_of_records(records: str | list[RecordPart]) -> list[tuple[str, str]]:
+    """Keys and values that must not be empty."""
+    if isinstance(records, str):
+        return [("data.records", records)]
+    return [
+        (f"data.records.{k}.{name}", value)
+        for k, part in enumerate(records)
+        for name, value in (("records", part.records), ("images", part.images))
+        if value is not None
+    ]
 
 
 def _find_recipe(name_or_path: str) -> Path:
@@ -254,7 +299,8 @@ def list_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[t
 def _describe_unknown_key(key: str) -> str:
     """The error for an unknown key: with the nearest known one, if a word of it is right or nearly so."""
     key = key[:LONGEST_KEY]
-    known = [name for name, _ in list_keys()]
+    place = _PART.match(key)
+    known = [name for name, _ in (list_keys(RecordPart, place.group()) if place else list_keys())]
     short = key.rpartition(".")[2]
     near = [name for name in known if name.rpartition(".")[2] == short]
     near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
@@ -265,6 +311,7 @@ def _describe_unknown_key(key: str) -> str:
     return f"unknown key {show_value(key)} in the recipe: {hint}"
 
 
+_PART = re.compile(r"data\.records\.\d+\.")
 _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 _TYPES = {"int": "int", "float": "float", "bool": "bool", "string": "str"}
 
@@ -272,7 +319,8 @@ _TYPES = {"int": "int", "float": "float", "bool": "bool", "string": "str"}
 def _describe_error(error: ErrorDetails) -> str:
     """pydantic's error as one sentence with the key, the value and the remedy."""
     kind, context = error["type"], error.get("ctx", {})
-    key, got = ".".join(map(str, error["loc"])), f"got {show_value(error['input'])}"
+    place = [name for name in error["loc"] if name not in ("mixture", "file")]
+    key, got = ".".join(map(str, place)), f"got {show_value(error['input'])}"
     if kind in ("extra_forbidden", "invalid_key"):
         return _describe_unknown_key(key.removesuffix(".[key]"))
     if kind == "missing":
@@ -286,7 +334,10 @@ def _describe_error(error: ErrorDetails) -> str:
             return f"{key} must be {words} {context[name]:g}, {got}"
     if kind == "finite_number":
         return f"{key} must be a finite number, {got}"
-    annotation = dict(list_keys()).get(key)
+    if kind in ("too_short", "too_long"):
+        return f"{key} must name a file or list 1 to {MOST_PARTS} parts, {got}"
+    part = _PART.match(key)
+    annotation = dict(list_keys(RecordPart, part.group()) if part else list_keys()).get(key)
     optional = " or none" if NoneType in get_args(annotation) else ""
     if kind == "literal_error":
         return f"{key} must be one of {', '.join(get_args(_literal(annotation)))}{optional}, {got}"
