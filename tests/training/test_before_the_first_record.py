@@ -57,7 +57,7 @@ def unloaded(monkeypatch):
         raise AssertionError("the model was loaded, or a record looked at")
 
     monkeypatch.setattr(training_run, "load", touch)
-    monkeypatch.setattr(training_run, "RecordDataset", touch)
+    monkeypatch.setattr(training_run, "open_parts", touch)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_checkpoints_of_another_run(given, unloaded):
 
 def test_too_few_records_are_said_before_they_are_looked_at(given, monkeypatch):
     """A long look at all records would end in "make it smaller"."""
-    monkeypatch.setattr(training_run, "check_records", lambda *_, **__: pytest.fail("looked at"))
+    monkeypatch.setattr(training_run, "check_parts", lambda *_, **__: pytest.fail("looked at"))
     with pytest.raises(ValueError, match="the data hold 3 items, a batch takes 4"):
         run_recipe(recipe_of(given, "data.limit=3"), quiet=True)
 

@@ -44,8 +44,8 @@ def find_target_problems(record: Mapping[str, Any]) -> Iterator[TargetProblem]:
     if "weight" in record and not _is_weight(record["weight"]):
         shown = describe(record["weight"], 80)
         message = (
-            f'"weight" is {shown}: it must be a number above 0 and at most {LARGEST_WEIGHT:g} that multiplies '
-            "the loss of the record's targets"
+            f'"weight" is {shown}: it must be a number above 0 and at most {LARGEST_WEIGHT:g}, which '
+            "multiplies the loss of the record's targets"
         )
         yield TargetProblem(0, f"weight: {shown}", message)
     if not any("targets" in turn or "given" in turn for turn in turns):
