@@ -98,7 +98,7 @@ def test_which_records_are_shown(records):
         ({"index": 5}, "0 … 4"),
         ({"name": "b"}, "'b'"),
         ({"n": 0}, "at least 1"),
-        ({"index": 1, "name": "a"}, "one of"),
+        ({"index": 1, "name": "a"}, "not both"),
     ):
         with pytest.raises(ValueError, match=words):
             choose_records(records, **wrong)

@@ -13,8 +13,8 @@ MOST_SECONDS = 240
 def on_two(*program, **environment):
     """What became of a script, or of `-m` and a module with its arguments.
 
-    After `MOST_SECONDS` all processes print where they are and are killed. To kill torchrun alone would not end
-    the call: its children hold the pipes.
+    After `MOST_SECONDS` all processes print where they are and are killed. To kill torchrun alone would not
+    end the call: its children hold the pipes.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     env = (

@@ -202,8 +202,8 @@ def vcr(root):
 WRITERS = {
     "tabmwp": tabmwp, "chartqa": chartqa, "clevr-math": clevr_math, "geoqa": geoqa, "mathvista": mathvista,
     "mathverse": mathverse, "mathvision": mathvision, "olympiadbench": olympiadbench, "mmk12": mmk12,
-    "mmmu": mmmu, "mmstar": mmstar, "ai2d": ai2d, "mmbench": mmbench, "scienceqa": scienceqa, "aokvqa": aokvqa,
-    "vcr": vcr,
+    "mmmu": mmmu, "mmstar": mmstar, "ai2d": ai2d, "mmbench": mmbench, "scienceqa": scienceqa,
+    "aokvqa": aokvqa, "vcr": vcr,
 }  # fmt: skip
 QUESTIONS = {
     "tabmwp": 2, "chartqa": 2, "clevr-math": 2, "geoqa": 2, "mathvista": 2, "mathverse": 2, "mathvision": 2,
