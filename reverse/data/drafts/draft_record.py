@@ -29,6 +29,7 @@ __all__ = [
     "DraftRecord",
     "DraftSegment",
     "GoldAnswer",
+    "RecordedCost",
     "RecordedDraft",
     "RecordedSampling",
     "Verdict",
@@ -58,11 +59,12 @@ class GoldAnswer(_Part):
     answers: tuple[str, ...]  # any of them is right
     choices: tuple[str, ...] = ()  # texts of the options A, B, C, …
     tolerance: float = Field(default=0.0, ge=0)  # relative, of a number
+    absolute: float = Field(default=1e-6, ge=0)  # tolerance of a number
     unit: str = ""
 
     def key(self) -> AnswerKey:
         """The key that `reverse.grading.grade` takes. Raises RequestError if it does not fit its kind."""
-        return AnswerKey(self.kind, self.answers, self.choices, self.tolerance, unit=self.unit)
+        return AnswerKey(self.kind, self.answers, self.choices, self.tolerance, self.absolute, self.unit)
 
 
 class RecordedSampling(_Part):
@@ -101,6 +103,9 @@ class RecordedDraft(_Part):
     judged_by: str = ""  # grading, truth, human, or "judge:" with a model's name
     confidence: Probability | None = None
     value: float | None = None
+    accepted: bool = False  # its answer was returned
+    tokens: int | None = Field(default=None, ge=0)  # generated, discarded ones included
+    seconds: float | None = Field(default=None, ge=0)
 
     def steps_are_right(self) -> bool:
         """Whether the draft has segments with verdicts, and all of these are right."""
@@ -119,6 +124,14 @@ class DraftLink(_Part):
     drafts: tuple[int, ...] = Field(min_length=2)
 
 
+class RecordedCost(_Part):
+    """What all of a record's drafts cost together, as one mode made them."""
+
+    mode: str = ""
+    tokens: int = Field(ge=0)  # generated, discarded ones included
+    seconds: float = Field(ge=0)
+
+
 class DraftRecord(_Part):
     """One line of a draft file."""
 
@@ -129,6 +142,7 @@ class DraftRecord(_Part):
     gold: GoldAnswer | None = None  # None: nobody knows it
     drafts: tuple[RecordedDraft, ...] = Field(default=(), max_length=MOST_DRAFTS)
     links: tuple[DraftLink, ...] = ()
+    cost: RecordedCost | None = None  # None: not measured
     source: dict[str, Any] = {}  # what a published format says beyond this; exporters write it back
 
     @model_validator(mode="after")
