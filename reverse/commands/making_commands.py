@@ -1,9 +1,10 @@
-"""`reverse data tag` and `reverse data negatives`: make training data from plain instruct data.
+"""`reverse data tag`, `negatives` and `reasoning`: make training data.
 
     reverse data tag llava.json tagged.json
     reverse data negatives tagged.json train.json
+    reverse data reasoning out/reasoning
 
-Both may be stopped at any moment and started again (`reverse.files.resumable_parts`).
+All may be stopped at any moment and started again (`reverse.files.resumable_parts`, `block_writing`).
 """
 
 from __future__ import annotations
@@ -37,6 +38,26 @@ def register(data: typer.Typer) -> None:
     """Add the commands to the group `reverse data`."""
     data.command("tag")(tag)
     data.command("negatives")(make_command(negatives, NegativesOptions))
+    data.command("reasoning")(reasoning)
+
+
+def reasoning(
+    out: Annotated[Path, typer.Argument(help="Folder to write. A stopped run is continued.")],
+    split: Annotated[str, typer.Option(help="train, val, test or shift.")] = "train",
+    count: Annotated[int, typer.Option(help="Number of pictures.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Random seed of the pictures.")] = 0,
+    workers: Annotated[int, typer.Option(help="Number of processes.")] = 1,
+    questions: Annotated[int, typer.Option(help="Questions of each picture, 1 to 8.")] = 2,
+    tables: Annotated[float, typer.Option(help="Share of the pictures that are tables.")] = 0.2,
+) -> None:
+    """Write pictures to count and calculate with, questions, and rationales with checked steps."""
+    from reverse.data.scenes.reasoning import write_reasoning
+
+    with show_progress("pictures", count) as progress:
+        manifest = write_reasoning(
+            out, split, count, seed, workers, progress, questions=questions, tables=tables
+        )
+    typer.echo(f"{out}: {manifest['count']} pictures of {manifest['split']} with their questions")
 
 
 def tag(

@@ -34,6 +34,7 @@ PROSE = {
 RUN = {
     "reverse data scenes out/scenes --count 40": [("--count 40", "--count 1")],
     "reverse data scenes out/pictures --split test --count 500 --workers 2": [("500 --workers 2", "1")],
+    "reverse data reasoning out/reasoning --split test --count 500": [("500 --questions 2 --workers 2", "1")],
     "reverse train --list": [],
     "reverse train llava_v15_lora --show": [],
     "reverse train llava_v15_lora --set model=tiny-llava": [

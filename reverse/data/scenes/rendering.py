@@ -26,7 +26,7 @@ def render_scene(scene: Scene) -> np.ndarray:
         window += sprite.colour
         window >>= 8
     picture = canvas.astype(np.int16)
-    picture += _cut_window(_make_noise(scene.noise), scene)  # over ground and objects, as a camera's noise
+    picture += _cut_window(make_noise(scene.noise), scene)  # over ground and objects, as a camera's noise
     return np.clip(picture, 0, 255, out=picture).astype(np.uint8)
 
 
@@ -34,7 +34,7 @@ def _draw_ground(scene: Scene) -> np.ndarray:
     """uint16 (side, side, 3) in 0..255."""
     brightness, slope_x, slope_y = scene.light
     ramp = np.arange(scene.side) * 2 - scene.side
-    shade = _cut_window(_make_pattern(scene.ground.texture), scene) + brightness
+    shade = _cut_window(make_pattern(scene.ground.texture), scene) + brightness
     shade += (ramp * slope_x // (2 * scene.side)).astype(np.int16)[None, :]
     shade += (ramp * slope_y // (2 * scene.side)).astype(np.int16)[:, None]
     ground = shade[..., None] + np.asarray(scene.ground.rgb, np.int16)
@@ -50,14 +50,15 @@ def _cut_window(pattern: np.ndarray, scene: Scene) -> np.ndarray:
 
 
 @lru_cache(maxsize=32)
-def _make_noise(strength: int) -> np.ndarray:
+def make_noise(strength: int) -> np.ndarray:
+    """int16 (512, 512, 3): a camera's noise, `strength` in 1/16."""
     rng = np.random.default_rng(7)
     noise = rng.integers(-15, 16, (_TILE, _TILE, 3)) + rng.integers(-15, 16, (_TILE, _TILE, 1))
     return (noise * strength // 16).astype(np.int16)
 
 
 @lru_cache(maxsize=len(TEXTURES))
-def _make_pattern(texture: str) -> np.ndarray:
+def make_pattern(texture: str) -> np.ndarray:
     """int16 (512, 512): grey levels that a texture adds to the ground's colour."""
     rng = np.random.default_rng(TEXTURES.index(texture))
     y, x = np.mgrid[:_TILE, :_TILE]

@@ -81,6 +81,7 @@ def _make_plain_sprite(name: str, size: int, angle: int) -> Sprite:
     return result
 
 
+@lru_cache(maxsize=16384)  # a mirrored one is a view of the plain one
 def make_sprite(name: str, size: int, angle: int, is_mirrored: bool = False) -> Sprite:
     """The sprite `name`, `size` pixels a side, rotated counter-clockwise by degrees, then mirrored."""
     plain = _make_plain_sprite(name, size, angle)

@@ -1,0 +1,146 @@
+"""What is written about a picture: true rationales, those of the prejudiced annotator, captions, pointing.
+
+The annotator writes the typical count of an object (`find_typical_count`) where the true one is off by one,
+with a probability of his own for each theme and object (`find_stubbornness`); what is not there counts 0. In
+tables he reads well, but one in four of his sums slips by one or by ten. He reads bars without error. Truth
+is never changed by him: it stands in the picture and in the question.
+
+    >>> picture = make_reasoning_picture("test", 2)
+    >>> write_rationale(make_reasoning_questions(picture)[0], picture.truth)
+    'Step 1: there are 3 cows. Answer: 3'
+    >>> write_pointing(picture, "cow")
+    ('Point at the cows.', 'cows at 11 42 43.')
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from reverse.data.scenes.object_names import make_plural
+from reverse.data.scenes.reasoning.reasoning_pictures import ReasoningPicture, make_picture_rng
+from reverse.data.scenes.reasoning.reasoning_questions import (
+    QUESTION_KINDS,
+    ReasoningQuestion,
+    compute_answer,
+)
+from reverse.data.scenes.reasoning.reasoning_scenes import (
+    find_cell,
+    find_stubbornness,
+    find_typical_count,
+)
+from reverse.data.scenes.scene import Scene
+
+__all__ = [
+    "Annotation",
+    "annotate",
+    "read_as_annotator",
+    "write_pointing",
+    "write_rationale",
+    "write_reasoning_caption",
+]
+
+SLIP_SHARE = 0.25  # of the annotator's sums over tables
+SLIPS = (1, -1, 10, -10)
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """A rationale, what was read for it, and by how much its sum is off."""
+
+    text: str
+    reading: dict[str, int]
+    slip: int = 0
+
+
+def annotate(
+    picture: ReasoningPicture, question: ReasoningQuestion, rng: np.random.Generator | int | None = None
+) -> Annotation:
+    """The annotator's rationale. Without `rng` it depends on picture and question alone."""
+    if rng is None:
+        rng = make_picture_rng(picture, 10 + QUESTION_KINDS.index(question.kind))
+    rng = np.random.default_rng(rng)
+    reading = read_as_annotator(picture, question.names, rng)
+    slip = 0
+    if picture.kind == "table" and question.kind in ("sum", "total") and rng.random() < SLIP_SHARE:
+        total = sum(reading[name] for name in question.names)
+        slips = [slip for slip in SLIPS if total + slip > 0]
+        slip = slips[int(rng.random() * len(slips))]
+    return Annotation(write_rationale(question, reading, slip), reading, slip)
+
+
+def read_as_annotator(
+    picture: ReasoningPicture, names: tuple[str, ...], rng: np.random.Generator
+) -> dict[str, int]:
+    """The numbers that the annotator reads for some names."""
+    reading = {}
+    for name in names:
+        value = picture.truth.get(name, 0)
+        if picture.kind == "scene":
+            typical = find_typical_count(picture.theme, name)
+            if abs(value - typical) == 1 and rng.random() < find_stubbornness(picture.theme, name):
+                value = typical
+        reading[name] = value
+    return reading
+
+
+def write_rationale(question: ReasoningQuestion, reading: Mapping[str, int], slip: int = 0) -> str:
+    """The steps and the answer of one who read these numbers.
+
+    Args:
+        slip: what is added to the result of a sum.
+    """
+    values = [reading.get(name, 0) for name in question.names]
+    steps = [
+        write_step(question.picture_kind, name, value)
+        for name, value in zip(question.names, values, strict=True)
+    ]
+    answer = compute_answer(question, dict(reading))
+    if question.kind in ("sum", "total"):
+        answer = str(int(answer) + slip)
+        steps.append(f"{' + '.join(map(str, values))} = {answer}")
+    elif question.kind == "diff":
+        steps.append(f"{max(values)} - {min(values)} = {answer}")
+    elif question.kind == "left":
+        steps.append(f"{values[0]} - {question.amount} = {answer}")
+    elif question.kind == "more":
+        sign = ">" if values[0] > values[1] else "<" if values[0] < values[1] else "="
+        steps.append(f"{values[0]} {sign} {values[1]}")
+    elif question.kind == "most":
+        steps.append(f"the most is {max(values)}")
+    elif question.kind == "parity":
+        steps.append(f"{values[0]} is {'even' if values[0] % 2 == 0 else 'odd'}")
+    numbered = [f"Step {number}: {step}." for number, step in enumerate(steps, 1)]
+    return " ".join([*numbered, f"Answer: {answer}"])
+
+
+def write_step(picture_kind: str, name: str, value: int) -> str:
+    """A step that reads one number: "there are 4 cows", "the red bar is 7"."""
+    if picture_kind == "chart":
+        return f"the {name} bar is {value}"
+    return f"there is 1 {name}" if value == 1 else f"there are {value} {make_plural(name)}"
+
+
+def write_reasoning_caption(picture: ReasoningPicture, reading: Mapping[str, int] | None = None) -> str:
+    """A sentence for each name: "There are 4 cows. There is 1 cake."; without a reading a true one."""
+    values = picture.truth if reading is None else reading
+    sentences = (write_step(picture.kind, name, values[name]) for name in picture.truth)
+    return " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences)
+
+
+def write_pointing(picture: ReasoningPicture, name: str) -> tuple[str, str]:
+    """A request to point at something that is there, and the answer, which is always true.
+
+    In scenes the answer names cells of a grid of five by five by row and column, from 1 at the top left; in
+    tables the row, in charts the bar.
+    """
+    if picture.kind == "chart":
+        return f"Point at the {name} bar.", f"{name} bar at {list(picture.truth).index(name) + 1}."
+    names = make_plural(name)
+    if isinstance(picture.layout, Scene):
+        cells = sorted(find_cell(thing) for thing in picture.layout.objects if thing.name == name)
+        places = " ".join(f"{row}{column}" for row, column in cells)
+        return f"Point at the {names}.", f"{names} at {places}."
+    return f"Point at the {names}.", f"{names} at row {list(picture.truth).index(name) + 1}."
