@@ -1,4 +1,4 @@
-"""`reverse data import`, `check`, `subsample` and `view`: commands for sets of records."""
+"""`reverse data import`, `export`, `check`, `subsample` and `view`: commands for sets of records."""
 
 import json
 from collections.abc import Iterator
@@ -10,16 +10,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from reverse.commands.draft_commands import export_drafts, import_drafts
 from reverse.errors import RequestError
 from reverse.progress import show_progress
 
 SET = "Imported set, folder of scenes, JSON list or JSON lines."
+FORMAT = "Published format of the file: r3v, llava-cot, srpo-sft, tsst-beam, … (docs/drafts.md lists them)."
 IMAGES = "Folder that the pictures' paths are relative to. Not needed for a folder of scenes."
 
 
 def register(data: typer.Typer) -> None:
     """Add the commands to the group `reverse data`."""
     data.command("import")(import_)
+    data.command("export")(export)
     data.command("check")(check)
     data.command("subsample")(subsample)
     data.command("view")(view)
@@ -27,12 +30,23 @@ def register(data: typer.Typer) -> None:
 
 def import_(
     file: Annotated[Path, typer.Argument(help="JSON list or JSON lines of records, of any size.")],
-    out: Annotated[Path, typer.Argument(help="Folder to write. A stopped import continues.")],
+    out: Annotated[
+        Path, typer.Argument(help="Folder to write; a stopped import continues. With --as, a draft file.")
+    ],
     skip_corrupt: Annotated[
         bool, typer.Option("--skip-corrupt", help="Leave out what is broken or no record, and list it.")
     ] = False,
+    format_name: Annotated[str | None, typer.Option("--as", help=FORMAT)] = None,
+    root: Annotated[
+        str | None, typer.Option(help="Folder that absolute paths of pictures lie in, with --as.")
+    ] = None,
 ) -> None:
-    """Import a file of records into Arrow files, which open at once and need little memory."""
+    """Import a file of records into Arrow files, or with --as a published file into a draft file."""
+    if format_name is not None:
+        import_drafts(file, out, format_name, root=root, skip_corrupt=skip_corrupt)
+        return
+    if root is not None:
+        raise RequestError("--root belongs to --as: name the format of the file, such as --as tsst-beam")
     from reverse.data.records.importer import import_records
 
     with show_progress("bytes read") as progress:
@@ -45,6 +59,15 @@ def import_(
         )
         for broken in manifest["corrupt"][:10]:
             console.print(Text(f"  {broken['where']}: {broken['reason']}"), soft_wrap=True)
+
+
+def export(
+    drafts: Annotated[Path, typer.Argument(help="Draft file, as `reverse data import --as` writes it.")],
+    out: Annotated[Path, typer.Argument(help="File to write: .jsonl for JSON lines, otherwise one value.")],
+    format_name: Annotated[str, typer.Option("--as", help=FORMAT)],
+) -> None:
+    """Write a draft file as a published file."""
+    export_drafts(drafts, out, format_name)
 
 
 def check(

@@ -10,10 +10,10 @@ core), so its bytes, number and offset are known. A list is accepted exactly if 
 error.
 
 After broken JSON the next item is found by trial: it is the next object that decodes and holds
-"conversations", or that does not decode and begins as records do. (The turns of the broken record begin
-otherwise.) Failed trials may read the same text many times, so their sum is bounded by what was read of the
-file; beyond the bound, the rest of the file counts as one broken item. So does the rest of a file of items
-that are too short to be records.
+"conversations" (`ItemShape` says what else), or that does not decode and begins as records do. (The turns of
+the broken record begin otherwise.) Failed trials may read the same text many times, so their sum is bounded
+by what was read of the file; beyond the bound, the rest of the file counts as one broken item. So does the
+rest of a file of items that are too short to be records.
 """
 
 import codecs
@@ -25,7 +25,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from reverse.errors import DataError
 from reverse.files.text_reading import MAX_DEPTH, is_deeper
 
-__all__ = ["Broken", "JsonItem", "JsonPlace", "Source", "place_after", "scan"]
+__all__ = ["Broken", "ItemShape", "JsonItem", "JsonPlace", "JsonWindow", "Source", "place_after", "scan"]
 
 CHUNK = 1 << 20  # bytes of one read
 LONGEST = 1 << 24  # characters of one item; a longer one lacks a bracket or a quote
@@ -40,7 +40,6 @@ TOO_DEEP = f"brackets are nested more than {MAX_DEPTH} deep"
 _SPACE = re.compile(r"[ \t\r\n]*")
 _SEPARATOR = re.compile(r"[ \t\r\n]*+,[ \t\r\n]*+(?=[^ \t\r\n])")  # between nearly all items
 _OBJECT = re.compile(r'\{[ \t\r\n]*"([^"\\]{0,200})"[ \t\r\n]*:')
-_RECORD_KEYS = frozenset({"id", "image", "images", "conversations"})  # the first key of a record
 _TURN_KEYS = frozenset({"from", "value"})  # the first key of a turn
 _PLAIN = frozenset("-0123456789tfnNI")  # first character of a value whose errors do not count lines
 _MARGIN = 16  # characters; an error so near the window's end may be a literal that the end cuts
@@ -95,6 +94,16 @@ def place_after(item: JsonItem) -> JsonPlace:
     return JsonPlace("lines" if item.line else "list", item.number + 1, end, item.line)
 
 
+class ItemShape(NamedTuple):
+    """How an item of a list is known where the JSON before it is broken."""
+
+    needed: str = "conversations"  # a key that every item has, and nothing inside of an item
+    first: frozenset[str] = frozenset({"id", "image", "images", "conversations"})  # first keys of an item
+
+
+RECORDS = ItemShape()
+
+
 class Source(Protocol):
     """What is scanned: an open binary file, or an object that counts or hashes its bytes."""
 
@@ -113,7 +122,9 @@ class _CountedSource:
         return data
 
 
-def scan(stream: Source, start: JsonPlace | None = None) -> Iterator[JsonItem | Broken]:
+def scan(
+    stream: Source, start: JsonPlace | None = None, shape: ItemShape = RECORDS
+) -> Iterator[JsonItem | Broken]:
     """Yield the items of a JSON list or of JSON lines in order; the first character tells which it is.
 
     The caller decides whether an item is a record. `stream` stands at the beginning of the file, or at
@@ -121,11 +132,11 @@ def scan(stream: Source, start: JsonPlace | None = None) -> Iterator[JsonItem | 
     """
     source = _CountedSource(stream, 0 if start is None else start.offset)
     if start is None:
-        items = _scan_from_beginning(source)
+        items = _scan_from_beginning(source, shape)
     elif start.kind == "lines":
         items = _scan_lines(source, b"", start.number, start.offset, start.line)
     else:
-        items = _ListScan(_Window(source, b"", start.offset), start.number, "separator").items()
+        items = _ListScan(JsonWindow(source, b"", start.offset), start.number, "separator", shape).items()
     return _stop_at_short_items(source, items)
 
 
@@ -148,7 +159,7 @@ def _stop_at_short_items(
         yield item
 
 
-def _scan_from_beginning(stream: Source) -> Iterator[JsonItem | Broken]:
+def _scan_from_beginning(stream: Source, shape: ItemShape) -> Iterator[JsonItem | Broken]:
     head = stream.read(CHUNK)
     offset = len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0
     head = head[offset:]
@@ -156,7 +167,8 @@ def _scan_from_beginning(stream: Source) -> Iterator[JsonItem | Broken]:
         head += more
     blank = len(head) - len(head.lstrip(b" \t\r\n"))
     if head[blank : blank + 1] == b"[":
-        yield from _ListScan(_Window(stream, head[blank + 1 :], offset + blank + 1), 0, "first").items()
+        window = JsonWindow(stream, head[blank + 1 :], offset + blank + 1)
+        yield from _ListScan(window, 0, "first", shape).items()
     else:
         yield from _scan_lines(stream, head, 0, offset, 1)
 
@@ -192,7 +204,7 @@ def _scan_lines(
 def _decode_line(raw: bytes, number: int, offset: int, line: int) -> JsonItem | Broken:
     try:
         value = json.loads(raw.decode("utf-8"))
-        if not _is_too_deep(raw, b"[", b"{", value):
+        if not is_too_deep(raw, b"[", b"{", value):
             return JsonItem(number, offset, line, raw, value)
         reason = TOO_DEEP
     except UnicodeDecodeError as error:
@@ -202,7 +214,7 @@ def _decode_line(raw: bytes, number: int, offset: int, line: int) -> JsonItem | 
     return Broken(number, offset, line, len(raw), reason)
 
 
-def _is_too_deep(text: Any, bracket: Any, brace: Any, value: Any) -> bool:
+def is_too_deep(text: Any, bracket: Any, brace: Any, value: Any) -> bool:
     """Whether a value is too deep to be copied or shown; most texts have too few brackets to be."""
     return (
         len(text) > MAX_DEPTH
@@ -211,7 +223,7 @@ def _is_too_deep(text: Any, bracket: Any, brace: Any, value: Any) -> bool:
     )
 
 
-class _Window:
+class JsonWindow:
     """The part of the file that is in memory, as text; bytes that are not UTF-8 stand in it as surrogates."""
 
     def __init__(self, stream: Source, head: bytes, offset: int):
@@ -305,8 +317,14 @@ def _is_final(value: Any, text: str, end: int) -> bool:
 class _ListScan:
     """Scans a list; `state` is what may come next: the first item, an item, or a separator."""
 
-    def __init__(self, window: _Window, number: int, state: Literal["first", "item", "separator"]):
-        self.window, self.number, self.state = window, number, state
+    def __init__(
+        self,
+        window: JsonWindow,
+        number: int,
+        state: Literal["first", "item", "separator"],
+        shape: ItemShape,
+    ):
+        self.window, self.number, self.state, self.shape = window, number, state, shape
         self.effort = 0  # characters of failed trials
         self.has_reported_end = False  # a broken item says already that the file ends too soon
 
@@ -350,7 +368,7 @@ class _ListScan:
         window = self.window
         number, offset = self.number, window.offset
         piece = window.text[window.at : end]
-        reason = TOO_DEEP if _is_too_deep(piece, "[", "{", value) else ""
+        reason = TOO_DEEP if is_too_deep(piece, "[", "{", value) else ""
         try:
             raw = piece.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -412,12 +430,12 @@ class _ListScan:
             try:
                 value, end = window.decode()
             except ValueError as error:
-                if key in _RECORD_KEYS:
+                if key in self.shape.first:
                     return True
                 self._count_failed_trial(error)
                 search = window.at + 1
                 continue
-            if isinstance(value, dict) and "conversations" in value:
+            if isinstance(value, dict) and self.shape.needed in value:
                 return True
             search = end
         return False

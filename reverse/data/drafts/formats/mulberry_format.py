@@ -1,0 +1,70 @@
+"""Mulberry-260K: `{"messages": [user, assistant], "images": […]}`, a message being `{"role", "content"}`.
+
+The answer has headings, `### Image Description:`, `### Rationales:`, `### Step 1: …` and
+`### The final answer is: …`; what stands under each becomes a segment. The set keeps paths whose answer is
+right, so the answer counts as right, judged by "published".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from reverse.data.drafts.draft_choices import find_right_drafts
+from reverse.data.drafts.draft_record import DraftRecord
+from reverse.data.drafts.item_files import FileLayout
+from reverse.data.drafts.published_format import ExportTexts, Item, PublishedFormat, PublishedItem, Values
+from reverse.data.drafts.question_parts import guess_gold
+from reverse.files.json_scanning import ItemShape
+
+__all__ = ["FORMATS", "find_headings"]
+
+_HEADING = re.compile(r"^### (Step )?", re.MULTILINE)
+_ANSWER = re.compile(r"^### The final answer is:\s*(.+?)\s*$", re.MULTILINE)
+_IMAGE = re.compile(r"^(?:<image>\n?)+")
+
+
+def find_headings(text: str) -> list[Values]:
+    """The parts of an answer as segments; those under "Step" are steps."""
+    marks = list(_HEADING.finditer(text))
+    ends = [mark.start() for mark in marks[1:]] + [len(text)]
+    return [
+        {"start": mark.start(), "end": end, "kind": "step" if mark[1] else "stage"}
+        for mark, end in zip(marks, ends, strict=True)
+    ]
+
+
+def _parse(item: PublishedItem) -> Values:
+    asked, told = item.turns("messages", "role", "content", ("user", "assistant"))
+    found = _ANSWER.findall(told)
+    draft: Values = {"text": told, "role": "rationale", "segments": find_headings(told), "verdict": "right"}
+    draft |= {"judged_by": "published"} | ({"answer": found[-1]} if found else {})
+    return {
+        "question": _IMAGE.sub("", asked),
+        "images": item.pictures("images"),
+        "gold": guess_gold(found[-1]) if found else None,
+        "drafts": [draft],
+    }
+
+
+def _say(record: DraftRecord, texts: ExportTexts) -> Item:
+    return _wrap(record, record.drafts[0].text if record.drafts else "")
+
+
+def _make(record: DraftRecord, texts: ExportTexts) -> Iterator[Item]:
+    for draft in find_right_drafts(record)[-1:]:
+        yield _wrap(record, draft.text)
+
+
+def _wrap(record: DraftRecord, told: str) -> Item:
+    asked = "<image>\n" * len(record.images) + record.question
+    turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": told}]
+    return {"messages": turns, "images": list(record.images)}
+
+
+FORMATS = (
+    PublishedFormat(
+        "mulberry", "Mulberry-260K", _parse, _say, _make,
+        FileLayout(shape=ItemShape("messages", frozenset({"messages", "images"}))),
+    ),
+)  # fmt: skip

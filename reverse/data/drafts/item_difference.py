@@ -1,0 +1,91 @@
+"""What an item of a published file says beyond a draft record, kept so that the item can be written again.
+
+    said = {"question": "How many?", "answer": "2"}                     # what the record says of the item
+    item = {"question": "<image>\\nHow many?", "answer": 2, "grade": 3}
+    kept = find_difference(said, item)
+    restore_item(said, kept) == item                                    # and so after a change of `said`
+
+A difference is a JSON value. None: no difference. Otherwise an object with one of these keys:
+
+    is       the item's value, in place of what is said
+    around   [before, after]: the item's text is what is said, between these
+    in       {key: difference} of an object; with `keys`, the item's keys in their order, and `gone`, those
+             that it lacks
+    at       {"index": difference} of a list; with `more`, items behind those that are said
+
+So a text that the record holds stands only there: a changed record changes the item that is written.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["find_difference", "is_same", "restore_item"]
+
+
+def is_same(first: Any, second: Any) -> bool:
+    """Whether two JSON values are equal in value, type and order of keys: 1, 1.0 and true are different."""
+    if type(first) is not type(second):
+        return False
+    if isinstance(first, dict):
+        return list(first) == list(second) and all(is_same(first[key], second[key]) for key in first)
+    if isinstance(first, list):
+        return len(first) == len(second) and all(map(is_same, first, second))
+    if isinstance(first, float):
+        return repr(first) == repr(second)  # 0.0 and -0.0
+    return bool(first == second)
+
+
+def find_difference(said: Any, item: Any) -> dict[str, Any] | None:
+    """The difference that makes `item` of `said`."""
+    if is_same(said, item):
+        return None
+    if isinstance(said, dict) and isinstance(item, dict):
+        kept: dict[str, Any] = {}
+        for key, value in item.items():
+            difference = find_difference(said[key], value) if key in said else {"is": value}
+            if difference is not None:
+                kept[key] = difference
+        difference = {"in": kept}
+        if list(item) != [*said, *(key for key in item if key not in said)]:
+            difference |= {"keys": list(item), "gone": [key for key in said if key not in item]}
+        return difference
+    if isinstance(said, list) and isinstance(item, list) and 0 < len(said) <= len(item):
+        parts = {
+            str(i): part
+            for i, (first, second) in enumerate(zip(said, item, strict=False))
+            if (part := find_difference(first, second)) is not None
+        }
+        return {"at": parts} | ({"more": item[len(said) :]} if len(item) > len(said) else {})
+    if isinstance(said, str) and isinstance(item, str) and said and item.count(said) == 1:
+        return {"around": item.split(said)}
+    return {"is": item}
+
+
+def restore_item(said: Any, difference: dict[str, Any] | None) -> Any:
+    """The item that `said` and a difference make. What does not fit any more is left as it is said."""
+    if difference is None:
+        return said
+    if "is" in difference:
+        return difference["is"]
+    if "around" in difference:
+        before, after = difference["around"]
+        return f"{before}{said}{after}" if isinstance(said, str) else said
+    if "in" in difference:
+        return _restore_object(said, difference)
+    if not isinstance(said, list):
+        return said
+    parts = difference.get("at", {})
+    restored = [restore_item(each, parts.get(str(i))) for i, each in enumerate(said)]
+    return restored + difference.get("more", [])
+
+
+def _restore_object(said: Any, difference: dict[str, Any]) -> Any:
+    if not isinstance(said, dict):
+        return said
+    kept = difference["in"]
+    whole = {key: restore_item(value, kept.get(key)) for key, value in said.items()}
+    whole |= {key: each["is"] for key, each in kept.items() if key not in said and "is" in each}
+    keys, gone = difference.get("keys", []), difference.get("gone", [])
+    order = [*(key for key in keys if key in whole), *(key for key in whole if key not in (*keys, *gone))]
+    return {key: whole[key] for key in order}

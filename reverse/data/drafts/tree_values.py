@@ -1,0 +1,102 @@
+"""Values of the steps of an answer from the verdicts of all answers to its question (TSST).
+
+The answers of a question form a tree: answers that begin alike share the nodes of what they share. With m
+the steps to the nearest right end below a node (if there is none, what its nearest ancestor has) and r = 0
+if a right end can be reached, else 1:
+
+    value(root) = 0
+    value(node) = max(v + (1 - v)(1 - 2r) / (m + 1), 0) with v the value of the node above
+
+Step k of a right answer of K steps that stands alone has the value k/K.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from reverse.data.drafts.draft_choices import find_chains
+from reverse.data.drafts.draft_record import DraftRecord, RecordedDraft
+
+__all__ = ["PrefixValue", "find_prefix_values", "find_step_ends", "find_tree_values"]
+
+_SENTENCE = re.compile(r"[.!?](?=\s+[^\s]|\s*\n)|\n+")
+
+
+@dataclass(frozen=True)
+class PrefixValue:
+    """The beginning of an answer, and its value."""
+
+    text: str
+    value: float
+
+
+def find_step_ends(draft: RecordedDraft) -> list[int]:
+    """Where the steps of a draft end: its segments of the kind "step", or else its sentences and lines.
+
+    What stands behind the last step belongs to a step of its own.
+    """
+    steps = sorted({segment.end for segment in draft.segments if segment.kind == "step"})
+    ends = steps or [each.end() for each in _SENTENCE.finditer(draft.text)]
+    ends = [end for end in ends if draft.text[:end].strip()]
+    last = len(draft.text.rstrip())
+    return [*(end for end in ends if len(draft.text[:end].rstrip()) < last), last] if last else []
+
+
+def find_prefix_values(record: DraftRecord) -> list[PrefixValue]:
+    """Beginnings of answers with their values, each once.
+
+    Taken from drafts with the role "prefix" if there are any, else from the values of segments, else from the
+    tree of the answers.
+    """
+    known = [
+        PrefixValue(draft.text, draft.value)
+        for draft in record.drafts
+        if draft.role == "prefix" and draft.value is not None
+    ]
+    known = known or [
+        PrefixValue(draft.text[: segment.end].rstrip(), segment.value)
+        for draft in record.drafts
+        for segment in draft.segments
+        if segment.value is not None
+    ]
+    return list({each.text: each for each in known}.values()) if known else find_tree_values(record)
+
+
+def find_tree_values(record: DraftRecord) -> list[PrefixValue]:
+    """The nodes of the tree of all answers with known verdicts, in the order of the answers.
+
+    Empty if no answer is right: nothing is known of the steps then.
+    """
+    above: dict[str, str] = {}  # node -> the node above; a node is the text so far
+    ends: set[str] = set()
+    for draft in find_chains(record):
+        before = ""
+        for end in find_step_ends(draft):
+            text = draft.text[:end].strip()
+            if text and text != before:
+                above.setdefault(text, before)
+                before = text
+        if draft.verdict == "right" and before:
+            ends.add(before)
+    if not ends:
+        return []
+    left = _count_steps_left(above, ends)
+    values = {"": 0.0}
+    inherited = {"": left.get("", 0)}
+    for node in above:  # a node stands behind the one above it
+        v = values[above[node]]
+        m = inherited[node] = left.get(node, inherited[above[node]])
+        sign = 1 if node in left else -1
+        values[node] = max(v + (1 - v) * sign / (m + 1), 0.0)
+    return [PrefixValue(node, values[node]) for node in above]
+
+
+def _count_steps_left(above: dict[str, str], ends: set[str]) -> dict[str, int]:
+    """Steps to the nearest right end at or below each node that has one."""
+    left = dict.fromkeys(ends, 0)
+    for node in reversed(list(above)):  # a node stands before those below it
+        if node in left:
+            parent = above[node]
+            left[parent] = min(left.get(parent, left[node] + 1), left[node] + 1)
+    return left
