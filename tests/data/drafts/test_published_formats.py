@@ -170,13 +170,18 @@ def test_what_the_records_hold():
     short = parse("r3v", ITEMS["r3v"][0])
     assert short.gold is not None and short.gold.kind == "number"
     staged = parse("llava-cot", ITEMS["llava-cot"][0])
-    assert [s.kind for s in staged.drafts[0].segments] == ["stage"] * 4 and staged.drafts[0].answer == "3"
+    assert staged.drafts[0].answer == "3" and staged.drafts[0].role == "rationale"
     pair = parse("sco", ITEMS["sco"][0])
-    assert pair.drafts[1].verdict == "unknown" and pair.drafts[1].parent == 0
+    assert (
+        pair.drafts[1].verdict == "unknown" and pair.drafts[1].parent == 0 and pair.drafts[0].role == "first"
+    )
     tagged = parse("srpo-sft", ITEMS["srpo-sft"][0])
     assert tagged.question == "How many?" and tagged.images == ("1.png",)
     assert [draft.role for draft in tagged.drafts] == ["first", "reflection", "correction"]
     assert [draft.verdict for draft in tagged.drafts] == ["wrong", "unknown", "right"]
+    assert [draft.text for draft in tagged.drafts] == [
+        "There are 2.\nAnswer: 2", "One dog is hidden.", "Answer: 3",
+    ]  # fmt: skip
     prompt = parse("srpo-rl", ITEMS["srpo-rl"][0])
     assert prompt.images == ("a/1.png",) and prompt.question == "How many?"
     assert parse("aokvqa", ITEMS["aokvqa"][0]).images == ("train2017/000000299207.jpg",)

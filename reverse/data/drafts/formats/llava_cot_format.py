@@ -4,9 +4,9 @@
     sco-pairs   {"question", "original_answer", "refined_answer", "image_path"}, what the generator writes
     sco         conversations of two turns: the answer, a question for a second one, and that one
 
-Answers have the stages `<SUMMARY>`, `<CAPTION>`, `<REASONING>` and `<CONCLUSION>`, which become segments. The
-first answers count as right, judged by "published"; the refined ones were never verified, and are unknown. An
-empty refined answer marks a failed request: such a record has the first answer only.
+Answers have the stages `<SUMMARY>`, `<CAPTION>`, `<REASONING>` and `<CONCLUSION>`. The first answers count as
+right, judged by "published"; the refined ones were never verified, and are unknown. An empty refined answer
+marks a failed request: such a record has the first answer only.
 """
 
 from __future__ import annotations
@@ -21,27 +21,21 @@ from reverse.data.drafts.item_files import FileLayout
 from reverse.data.drafts.published_format import ExportTexts, Item, PublishedFormat, PublishedItem, Values
 from reverse.files.json_scanning import ItemShape
 
-__all__ = ["FORMATS", "find_stages"]
+__all__ = ["FORMATS"]
 
-_STAGE = re.compile(r"<(SUMMARY|CAPTION|REASONING|CONCLUSION)>.*?</\1>", re.DOTALL)
 _IMAGE = re.compile(r"^(?:<image>\n?)+")
 _CONCLUSION = re.compile(r"<CONCLUSION>(.*?)</CONCLUSION>", re.DOTALL)
-
-
-def find_stages(text: str) -> list[Values]:
-    """The stages of an answer as segments."""
-    return [{"start": each.start(), "end": each.end(), "kind": "stage"} for each in _STAGE.finditer(text)]
 
 
 def _make_draft(text: str, **more: Any) -> Values:
     found = _CONCLUSION.findall(text)
     answer = {"answer": found[-1].strip()} if found else {}
-    return {"text": text, "role": "first", "segments": find_stages(text)} | answer | more
+    return {"text": text, "role": "first"} | answer | more
 
 
 def _parse(item: PublishedItem) -> Values:
     asked, told = item.turns("conversations", "from", "value", ("human", "gpt"))
-    first = _make_draft(told, verdict="right", judged_by="published", made_by="published")
+    first = _make_draft(told, role="rationale", verdict="right", judged_by="published")
     values: Values = {
         "question": _IMAGE.sub("", asked),
         "images": item.pictures("image"),
@@ -56,6 +50,7 @@ def _parse_turns(item: PublishedItem) -> Values:
     roles = ("human", "gpt", "human", "gpt")
     *_, instruction, told = item.turns("conversations", "from", "value", roles)
     values = _parse(item)
+    values["drafts"][0]["role"] = "first"
     values["drafts"].append(_make_draft(told, role="correction", parent=0))
     return values | {"source": {"instruction": instruction}}
 

@@ -1,7 +1,7 @@
 """Mulberry-260K: `{"messages": [user, assistant], "images": […]}`, a message being `{"role", "content"}`.
 
 The answer has headings, `### Image Description:`, `### Rationales:`, `### Step 1: …` and
-`### The final answer is: …`; what stands under each becomes a segment. The set keeps paths whose answer is
+`### The final answer is: …`. The set keeps paths whose answer is
 right, so the answer counts as right, judged by "published".
 """
 
@@ -17,27 +17,16 @@ from reverse.data.drafts.published_format import ExportTexts, Item, PublishedFor
 from reverse.data.drafts.question_parts import guess_gold
 from reverse.files.json_scanning import ItemShape
 
-__all__ = ["FORMATS", "find_headings"]
+__all__ = ["FORMATS"]
 
-_HEADING = re.compile(r"^### (Step )?", re.MULTILINE)
 _ANSWER = re.compile(r"^### The final answer is:\s*(.+?)\s*$", re.MULTILINE)
 _IMAGE = re.compile(r"^(?:<image>\n?)+")
-
-
-def find_headings(text: str) -> list[Values]:
-    """The parts of an answer as segments; those under "Step" are steps."""
-    marks = list(_HEADING.finditer(text))
-    ends = [mark.start() for mark in marks[1:]] + [len(text)]
-    return [
-        {"start": mark.start(), "end": end, "kind": "step" if mark[1] else "stage"}
-        for mark, end in zip(marks, ends, strict=True)
-    ]
 
 
 def _parse(item: PublishedItem) -> Values:
     asked, told = item.turns("messages", "role", "content", ("user", "assistant"))
     found = _ANSWER.findall(told)
-    draft: Values = {"text": told, "role": "rationale", "segments": find_headings(told), "verdict": "right"}
+    draft: Values = {"text": told, "role": "rationale", "verdict": "right"}
     draft |= {"judged_by": "published"} | ({"answer": found[-1]} if found else {})
     return {
         "question": _IMAGE.sub("", asked),

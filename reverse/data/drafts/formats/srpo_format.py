@@ -32,11 +32,10 @@ __all__ = ["FORMATS", "think_and_answer"]
 
 _QUESTION = re.compile(r"<question>(.*?)</question>", re.DOTALL)
 _IMAGE = re.compile(r"^(?:<image>\n?)+")
-_HALF = r"<think>.*?</think>\s*<answer>(.*?)</answer>"
 _TURN = re.compile(
-    rf"(?P<first>{_HALF})"
+    r"<think>(?P<think>.*?)</think>\s*<answer>(?P<answer>.*?)</answer>"
     r"(?:\s*<reflect(?:ion)?>(?P<critique>.*?)</reflect(?:ion)?>"
-    r"\s*(?P<second>(?:<think>.*?</think>\s*)?<answer>(.*?)</answer>))?\s*",
+    r"\s*(?:<think>(?P<again>.*?)</think>\s*)?<answer>(?P<last>.*?)</answer>)?\s*",
     re.DOTALL,
 )
 _THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
@@ -65,7 +64,7 @@ def _say_question(record: DraftRecord, texts: ExportTexts) -> Item:
 def _parse_answer(item: PublishedItem) -> Values:
     answer, standard = item.plain("answer"), item.plain("standard_answer")
     draft = {
-        "text": f"<think>{item.text('cot')}</think>\n<answer>{answer}</answer>",
+        "text": _write_text(item.text("cot"), answer),
         "role": "first",
         "answer": answer,
         "verdict": _compare(answer, standard),
@@ -106,18 +105,26 @@ def _make_answers(record: DraftRecord, texts: ExportTexts) -> Iterator[Item]:
             }
 
 
+def _write_text(thought: str, answer: str) -> str:
+    """The text of a draft: its reasoning, and its answer in a line of its own."""
+    return f"{thought}\nAnswer: {answer}" if thought else f"Answer: {answer}"
+
+
 def _thought_of(draft: RecordedDraft) -> str:
-    """The reasoning of a draft: in its tag, or else the whole text."""
+    """The reasoning of a draft: in its tag, or before the line of its answer, or the whole text."""
     found = _THINK.search(draft.text)
-    return found[1] if found else draft.text.strip()
+    if found:
+        return found[1]
+    line = f"Answer: {draft.answer}"
+    if draft.text == line:
+        return ""
+    return draft.text.removesuffix("\n" + line)
 
 
 def think_and_answer(draft: RecordedDraft, *, with_thought: bool = True) -> str:
-    """A draft as `<think>…</think>` and `<answer>…</answer>`; a draft with the tags as it is."""
-    if with_thought and _THINK.search(draft.text) and "<answer>" in draft.text:
-        return draft.text
-    answer = f"<answer>{answer_of(draft)}</answer>"
-    return f"<think>{_thought_of(draft)}</think>\n{answer}" if with_thought else answer
+    """A draft as `<think>…</think>` and `<answer>…</answer>`; without a thought, as the answer alone."""
+    answer, thought = f"<answer>{answer_of(draft)}</answer>", _thought_of(draft)
+    return f"<think>{thought}</think>\n{answer}" if with_thought and thought else answer
 
 
 def _parse_sft(item: PublishedItem) -> Values:
@@ -138,9 +145,9 @@ def _parse_sft(item: PublishedItem) -> Values:
         "drafts": _read_turn(turn),
         "source": {"system": system[0]} if system else {},
     }
-    if turn["second"] is not None:
+    if turn["last"] is not None:
         return values | {
-            "gold": guess_gold(turn[5].strip()),
+            "gold": guess_gold(turn["last"].strip()),
             "links": [{"kind": "reflect", "drafts": [0, 2]}],
         }
     return values
@@ -153,24 +160,25 @@ def _halve(name: str) -> str:
 
 
 def _read_turn(turn: re.Match[str]) -> list[Values]:
-    first: Values = {"text": turn["first"], "role": "first", "answer": turn[2].strip()}
-    if turn["second"] is None:
+    answer = turn["answer"].strip()
+    first: Values = {"text": _write_text(turn["think"], answer), "role": "first", "answer": answer}
+    if turn["last"] is None:
         return [first | {"verdict": "right", "judged_by": "published"}]
-    first |= {"verdict": _compare(turn[2], turn[5]), "judged_by": "published"}
-    last: Values = {"text": turn["second"], "role": "correction", "parent": 1, "answer": turn[5].strip()}
+    first |= {"verdict": _compare(answer, turn["last"]), "judged_by": "published"}
+    final = turn["last"].strip()
+    last: Values = {"text": _write_text(turn["again"] or "", final), "role": "correction", "parent": 1}
     return [
         first,
         {"text": turn["critique"], "role": "reflection", "parent": 0},
-        last | {"verdict": "right", "judged_by": "published"},
+        last | {"answer": final, "verdict": "right", "judged_by": "published"},
     ]
 
 
 def _say_sft(record: DraftRecord, texts: ExportTexts) -> Item:
-    parts = [draft.text for draft in record.drafts]
-    if len(parts) > 2:
-        told = f"{parts[0]}\n<reflection>{parts[1]}</reflection>\n{parts[2]}"
-    else:
-        told = parts[0] if parts else ""
+    drafts = record.drafts
+    told = think_and_answer(drafts[0]) if drafts else ""
+    if len(drafts) > 2:
+        told += f"\n<reflection>{drafts[1].text}</reflection>\n{think_and_answer(drafts[2])}"
     return _wrap_sft(record, texts, told)
 
 
