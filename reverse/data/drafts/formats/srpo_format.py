@@ -141,7 +141,7 @@ def _parse_sft(item: PublishedItem) -> Values:
     found = _QUESTION.search(asked)
     values: Values = {
         "question": found[1] if found else _IMAGE.sub("", asked),
-        "images": [_halve(name) for name in item.pictures("images")],
+        "images": [_read_once(name) for name in item.pictures("images")],
         "drafts": _read_turn(turn),
         "source": {"system": system[0]} if system else {},
     }
@@ -153,7 +153,7 @@ def _parse_sft(item: PublishedItem) -> Values:
     return values
 
 
-def _halve(name: str) -> str:
+def _read_once(name: str) -> str:
     """The picture whose name the published code writes twice: "a.pnga.png" is a.png."""
     half = name[: len(name) // 2]
     return half if half * 2 == name and "." in half else name
