@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reverse.commands.draft_commands import export_drafts, import_drafts
+from reverse.commands.option_classes import make_command
 from reverse.errors import RequestError
 from reverse.progress import show_progress
 
@@ -25,7 +27,7 @@ def register(data: typer.Typer) -> None:
     data.command("export")(export)
     data.command("check")(check)
     data.command("subsample")(subsample)
-    data.command("view")(view)
+    data.command("view")(make_command(view, ViewOptions))
 
 
 def import_(
@@ -143,33 +145,96 @@ def subsample(
         )
 
 
-def view(
-    file: Annotated[Path, typer.Argument(help=SET)],
-    index: Annotated[int | None, typer.Option(help="Number of the first record to show, from 0.")] = None,
-    name: Annotated[str | None, typer.Option("--id", help="Id of the records to show.")] = None,
-    n: Annotated[int, typer.Option("--n", help="Number of records.")] = 3,
-    seed: Annotated[int, typer.Option(help="Random seed, if neither --index nor --id is given.")] = 0,
-    images: Annotated[Path | None, typer.Option(help=IMAGES)] = None,
+@dataclass(frozen=True)
+class ViewOptions:
+    """Options of `reverse data view`."""
+
+    file: Annotated[Path, typer.Argument(help=SET + " With --as: a file of drafts.")]
+    index: Annotated[int | None, typer.Option(help="Number of the first record to show, from 0.")] = None
+    name: Annotated[str | None, typer.Option("--id", help="Id of the records to show.")] = None
+    n: Annotated[int, typer.Option("--n", help="Number of records.")] = 3
+    seed: Annotated[int, typer.Option(help="Random seed, if neither --index nor --id is given.")] = 0
+    images: Annotated[Path | None, typer.Option(help=IMAGES)] = None
     html: Annotated[
         Path | None, typer.Option(help="Write one HTML page with the pictures in it instead.")
-    ] = None,
-) -> None:
-    """Show records with their pictures; phrases are coloured."""
+    ] = None
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            "--as",
+            help="Make training records of drafts: cot, tagged_steps, judge, refine, self_correct, reflect "
+            "or select. Needs --out.",
+        ),
+    ] = None
+    out: Annotated[Path | None, typer.Option(help="With --as: JSON lines to write.")] = None
+    role: Annotated[
+        list[str] | None, typer.Option(help="With --as: take drafts of this role only. Repeatable.")
+    ] = None
+    verified: Annotated[
+        bool, typer.Option("--verified", help="With --as cot: only drafts that are right in all steps.")
+    ] = False
+    tagged: Annotated[
+        bool, typer.Option("--tagged/--untagged", help="With --as: write the three tokens around phrases.")
+    ] = True
+    right_share: Annotated[
+        float, typer.Option(help="With --as: share of right first answers that become pairs.")
+    ] = 0.3
+    per_question: Annotated[
+        int | None, typer.Option(help="With --as: the most rows of one question. [default: all, select 1]")
+    ] = None
+    instruction: Annotated[
+        str | None, typer.Option(help="With --as: the mode's instruction. [default: as in the mode]")
+    ] = None
+
+
+def view(options: ViewOptions) -> None:
+    """Show records with their pictures; phrases are coloured. With --as, make training records of drafts."""
+    if options.kind is not None:
+        _write_view(options)
+        return
+    if options.out is not None:
+        raise RequestError(f"--out {options.out} needs --as, which says what is made of the drafts")
     from reverse.data.records.published_set import open_records, records_path
     from reverse.data.records.viewer import choose_records, show_records, write_page
 
+    file, images = options.file, options.images
     if images is None and records_path(file) != file:
         images = file
     if images is not None and not images.is_dir():
         raise RequestError(f"--images {images} is no folder: name what the records' pictures are relative to")
     with show_progress("read", transient=True) as progress:
         records = open_records(file, progress)
-    indices = choose_records(records, index=index, name=name, n=n, seed=seed)
-    if html is None:
+    indices = choose_records(records, index=options.index, name=options.name, n=options.n, seed=options.seed)
+    if options.html is None:
         show_records(Console(), records, indices, images)
         return
-    write_page(html, records, indices, images, title=file.name)
-    typer.echo(f"{html}: {len(indices)} records")
+    write_page(options.html, records, indices, images, title=file.name)
+    typer.echo(f"{options.html}: {len(indices)} records")
+
+
+def _write_view(options: ViewOptions) -> None:
+    """Make training records of drafts, and say what was left out."""
+    from reverse.training.views.view_files import make_mode, write_view
+    from reverse.training.views.view_rows import ViewSettings
+
+    kind = str(options.kind)
+    if options.out is None:
+        raise RequestError("--as needs --out, the file of training records that is written")
+    settings = ViewSettings(
+        seed=options.seed,
+        roles=tuple(options.role or ()),
+        verified=options.verified,
+        tagged=options.tagged,
+        right_share=options.right_share,
+        per_question=options.per_question,
+        mode=make_mode(kind, options.instruction),
+    )
+    with show_progress("records", transient=True) as progress:
+        made = write_view(options.file, options.out, kind, settings, progress)
+    counts = ", ".join(f"{count:,} {name}" for name, count in made["made"].items())
+    typer.echo(f"{options.out}: {made['rows']:,} rows of {made['drafts']['records']:,} records ({counts})")
+    for reason, count in made["left_out"].items():
+        typer.echo(f"  left out: {count:,}, {reason}")
 
 
 def _print_report(console: Console, report: Any) -> None:

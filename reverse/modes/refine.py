@@ -89,7 +89,7 @@ class Refine:
         for _ in range(self.rounds):
             if drafts.is_spent:
                 break
-            (outcome,) = yield [ask_for_answer(self._question(source, made[-1]), self.inner)]
+            (outcome,) = yield [ask_for_answer(self.ask_about(source, made[-1].text), self.inner)]
             outcomes.append(outcome)
             made.append((yield from self._add_draft("refinement", outcome, drafts)))
             if self.stop_when_same and made[-1].answer is not None and made[-1].answer == made[-2].answer:
@@ -103,8 +103,9 @@ class Refine:
         (confidence,) = yield from score_answers([outcome], self.confidence)
         return drafts.add(role, outcome, confidence, malformed=not turn_of(outcome).text.strip())
 
-    def _question(self, source: Conversation, draft: Draft) -> Conversation:
+    def ask_about(self, source: Conversation, answer: str) -> Conversation:
+        """The conversation of a round: the question with the answer before it, and the same pictures."""
         asked = self.instruction.replace("{question}", question_of(source)).replace(
-            "{answer}", draft.text.strip()
+            "{answer}", answer.strip()
         )
         return replace_question(source, asked)

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from reverse.decoding.asks import Generate, Mode
+from reverse.decoding.asks import Conversation, Generate, Mode, Node
 from reverse.decoding.config import check_whole_number
 from reverse.errors import RequestError
 from reverse.grading import AnswerFormat
@@ -23,9 +23,10 @@ from reverse.modes.mode import (
     turn_of,
 )
 
-__all__ = ["Reflect"]
+__all__ = ["CONTINUATION", "Reflect"]
 
 _ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.DOTALL | re.IGNORECASE)
+CONTINUATION = "\n<reflection>"  # written behind the first answer where a gate asks for a reflection
 _HALF = ("<think>", "</think>", "<answer>", "</answer>", "<reflection>", "</reflection>")
 _PARTS = {"tarta": (*_HALF, "<think>", "</think>"), "taranswer": _HALF}  # what stands before the last answer
 
@@ -67,9 +68,7 @@ class Reflect:
             raise RequestError(f"rounds={self.rounds} needs a gate, which ends them: try gate=0.7")
 
     def run(self, request: ModeRequest) -> Asks:
-        source, policy = request.conversation, find_inner_policy(self.inner)
-        if self.instruction and not hasattr(source, "ids"):
-            source = source.with_instruction(self.instruction)
+        source, policy = self.ask(request.conversation), find_inner_policy(self.inner)
         drafts = Drafts(self.answer_format, self.budget)
         if self.gate is None:
             (outcome,) = yield [Generate(source, final=True, policy=policy)]
@@ -89,7 +88,7 @@ class Reflect:
         for _ in range(self.rounds):
             if confidence >= self.gate or outcome.result.finish_reason != "stop" or drafts.is_spent:
                 break
-            node = outcome.node.continue_assistant("\n<reflection>")
+            node = outcome.node.continue_assistant(CONTINUATION)
             (outcome,) = yield [Generate(node, until=("</answer>",), policy=policy)]
             (confidence,) = yield from score_answers([outcome], self.confidence)
             whole = turn_of(outcome).text
@@ -97,6 +96,27 @@ class Reflect:
                 "reflection", outcome, confidence, text=_last_answer(whole), malformed=not self.follows(whole)
             )
         return drafts.finish(outcome, draft)
+
+    def ask(self, source: Conversation | Node) -> Conversation | Node:
+        """The conversation with the instruction in its question; a node stays as it is."""
+        if self.instruction and isinstance(source, Conversation):
+            return source.with_instruction(self.instruction)
+        return source
+
+    def write_turn(self, first: tuple[str, str], reflection: str, second: tuple[str, str]) -> tuple[str, str]:
+        """A turn in the grammar, in two halves: to the end of the first answer, and what follows it.
+
+        Args:
+            first, second: reasoning and answer each. Without a second think the reasoning that leads to the
+                second answer stands in the reflection.
+        """
+        (think, answer), (again, final) = first, second
+        head = f"<think>{think.strip()}</think>\n<answer>{answer.strip()}</answer>"
+        if self.schema == "tarta":
+            middle = f"{reflection.strip()}</reflection>\n<think>{again.strip()}</think>"
+        else:
+            middle = f"{reflection.strip()} {again.strip()}</reflection>"
+        return head, f"{CONTINUATION}{middle}\n<answer>{final.strip()}</answer>"
 
     def follows(self, text: str) -> bool:
         """Whether a turn has the tags of the grammar, in their order, and a last answer."""

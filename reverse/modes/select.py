@@ -36,7 +36,7 @@ from reverse.modes.mode import (
     score_answers,
 )
 
-__all__ = ["JUDGES", "PICK", "Select", "find_vote_winner", "pick_by_model"]
+__all__ = ["JUDGES", "PICK", "Select", "find_vote_winner", "pick_by_model", "show_candidates"]
 
 JUDGES = ("best", "vote", "weighted", "self")
 PICK = (
@@ -164,7 +164,7 @@ def pick_by_model(
         orders = [random.sample(each, len(each)) for each in contested for _ in range(permutations)]
         outcomes = yield [
             Generate(
-                _show_candidates(source, [made[i] for i in order], instruction),
+                show_candidates(source, [made[i].text for i in order], instruction),
                 sampling=Sampling(temperature=0.0),
             )
             for order in orders
@@ -178,10 +178,11 @@ def pick_by_model(
     return places[0] if places else find_vote_winner(made, weighted=False)
 
 
-def _show_candidates(
-    source: Conversation | Node, shown: Sequence[Draft], instruction: str
+def show_candidates(
+    source: Conversation | Node, shown: Sequence[str], instruction: str = PICK
 ) -> Conversation | Node:
-    listed = "\n".join(f"Answer {number}: {draft.text.strip()}" for number, draft in enumerate(shown, 1))
+    """What the model is asked to choose from: the question and the answers, numbered in their order."""
+    listed = "\n".join(f"Answer {number}: {text.strip()}" for number, text in enumerate(shown, 1))
     if isinstance(source, Node):
         return source.user(instruction.replace("{question}", "").replace("{candidates}", listed).strip())
     text = instruction.replace("{question}", question_of(source)).replace("{candidates}", listed)

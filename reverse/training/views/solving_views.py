@@ -1,0 +1,92 @@
+"""Views of single answers: say it (`cot`), say and judge it (`tagged_steps`), judge it only (`judge`)."""
+
+from __future__ import annotations
+
+from reverse.data.drafts.draft_record import DraftRecord, RecordedDraft, tag_segments
+from reverse.training.views.view_rows import (
+    SAMPLES,
+    ViewRows,
+    ViewSettings,
+    ViewTurn,
+    is_verified,
+    list_drafts,
+    write_draft,
+)
+
+__all__ = ["view_cot", "view_judge", "view_tagged_steps"]
+
+NO_WRONG_PHRASE = "wrong answer without a wrong phrase"
+
+
+def view_cot(record: DraftRecord, settings: ViewSettings) -> ViewRows:
+    """Answers as they stand, closing tags not trained: the model learns to solve, and nothing about truth.
+
+    The drafts are rationales (`roles` says otherwise), right or wrong; with `verified` only right ones.
+    """
+    rows = ViewRows(record, "cot", settings)
+    drafts = list_drafts(record, settings.roles or ("rationale",))
+    if not drafts:
+        rows.leave_out("no draft of these roles")
+    for draft in drafts:
+        if settings.verified and not is_verified(draft):
+            rows.leave_out("not verified")
+            continue
+        text = write_draft(draft, tagged=settings.tagged)
+        rows.add("solve", ViewTurn(record.question, text, "content"))
+    return rows
+
+
+def view_tagged_steps(record: DraftRecord, settings: ViewSettings) -> ViewRows:
+    """A model's own answers, cut behind their first wrong phrase, which closes with `</UN>`."""
+    rows = ViewRows(record, "tagged_steps", settings)
+    drafts = list_drafts(record, settings.roles or SAMPLES)
+    if not drafts:
+        rows.leave_out("no draft of these roles")
+    for draft in drafts:
+        phrases = [segment for segment in draft.segments if segment.kind == "phrase"]
+        verdicts = [phrase.verdict for phrase in phrases]
+        wrong = verdicts.index("wrong") if "wrong" in verdicts else None
+        if not phrases:
+            rows.leave_out("no phrase")
+        elif "unknown" in verdicts[:wrong]:
+            rows.leave_out("phrase without a verdict")
+        elif wrong is not None:
+            kept = tuple(phrases[: wrong + 1])
+            text = tag_segments(draft.text[: kept[-1].end], kept)
+            rows.add("cut at a wrong phrase", ViewTurn(record.question, text))
+        elif draft.verdict == "wrong":
+            rows.leave_out(NO_WRONG_PHRASE)
+        else:
+            rows.add("all right", ViewTurn(record.question, write_draft(draft, tagged=True)))
+    return rows
+
+
+def view_judge(record: DraftRecord, settings: ViewSettings) -> ViewRows:
+    """A model's own answers with all steps kept; only their closing tags are trained.
+
+    Training feeds `</CN>` for every tag and takes the true one as the label (`targets` "closing").
+    """
+    rows = ViewRows(record, "judge", settings)
+    drafts = list_drafts(record, settings.roles or SAMPLES)
+    if not drafts:
+        rows.leave_out("no draft of these roles")
+    for draft in drafts:
+        reason = _why_unjudged(draft)
+        if reason is not None:
+            rows.leave_out(reason)
+            continue
+        text = tag_segments(draft.text, draft.segments)
+        rows.add("judge", ViewTurn(record.question, text, "closing"))
+    return rows
+
+
+def _why_unjudged(draft: RecordedDraft) -> str | None:
+    """Why the phrases of a draft cannot all be labelled, or None."""
+    verdicts = [segment.verdict for segment in draft.segments if segment.kind == "phrase"]
+    if not verdicts:
+        return "no phrase"
+    if "unknown" in verdicts:
+        return "phrase without a verdict"
+    if draft.verdict == "wrong" and "wrong" not in verdicts:
+        return NO_WRONG_PHRASE
+    return None
