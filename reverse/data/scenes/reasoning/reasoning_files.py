@@ -3,7 +3,7 @@
     out/images/test-000000.png …  the pictures
     out/drafts.jsonl              draft records: question, right answer, rationales (annotator, truth)
     out/instruct.json             published instruct records: true captions, and pointing
-    out/tabmwp/ chartqa/ clevr_math/ scienceqa/   published benchmarks (`reasoning_formats`)
+    out/tabmwp/ "ChartQA Dataset/" clevr-math/ scienceqa/   published benchmarks (`reasoning_formats`)
     out/manifest.json             arguments, versions, SHA-256 of everything; written last
 
 The benchmarks' pictures are hard links to `images/`, or copies where the file system has no links. Crash
@@ -134,7 +134,7 @@ def _make_reasoning_block(out: Path, plan: dict[str, Any], block: range) -> dict
                 _link(image, out / place)
         if picture.kind == "chart":
             split = formats.name_published_split(picture.split)
-            table = out / f"chartqa/ChartQA Dataset/{split}/tables/{picture.id}.csv"
+            table = out / f"ChartQA Dataset/{split}/tables/{picture.id}.csv"
             table.parent.mkdir(parents=True, exist_ok=True)
             write_block_file(table, formats.make_chartqa_table(picture).encode())
     return part
@@ -169,7 +169,7 @@ def _link(image: Path, place: Path) -> None:
 def _list_reasoning_files(plan: dict[str, Any], parts: BlockParts) -> Mapping[str, Iterable[bytes]]:
     split = formats.name_published_split(plan["split"])
     dev = formats.name_published_split(plan["split"], "dev")
-    charts = f"chartqa/ChartQA Dataset/{split}/{split}"
+    charts = f"ChartQA Dataset/{split}/{split}"
     info = {"split": split, "version": "1", "license": "Apache-2.0", "date": ""}
     clevr = ({**row, "question_index": number} for number, row in enumerate(parts.rows("clevr_math")))
     ids = [number for number, _ in parts.rows("scienceqa")]
@@ -179,7 +179,7 @@ def _list_reasoning_files(plan: dict[str, Any], parts: BlockParts) -> Mapping[st
         f"tabmwp/problems_{dev}.json": _encode_object(parts.rows("tabmwp")),
         f"{charts}_human.json": _encode_list(parts.rows("human")),
         f"{charts}_augmented.json": _encode_list(parts.rows("augmented")),
-        f"clevr_math/clevr-math-{split}.json": _encode_clevr(info, clevr),
+        f"clevr-math/clevr-math-{split}.json": _encode_clevr(info, clevr),
         "scienceqa/problems.json": _encode_object(parts.rows("scienceqa")),
         "scienceqa/pid_splits.json": [encode_json({split: ids})],
     }

@@ -1,8 +1,8 @@
 """Questions of the reasoning world as rows of published benchmarks: the same fields, files and places.
 
     tabmwp/problems_{train,dev,test}.json, tables/ID.png                                   arXiv 2209.14610
-    chartqa/ChartQA Dataset/{train,val,test}/{split}_{human,augmented}.json, png/, tables/ arXiv 2203.10244
-    clevr_math/clevr-math-{train,val,test}.json, CLEVR_v1.0/images/{split}/                arXiv 2208.05358
+    ChartQA Dataset/{train,val,test}/{split}_{human,augmented}.json, png/, tables/         arXiv 2203.10244
+    clevr-math/clevr-math-{train,val,test}.json, CLEVR_v1.0/images/{split}/                arXiv 2208.05358
     scienceqa/problems.json, pid_splits.json, images/{split}/ID/image.png                  arXiv 2209.09513
 
 TabMWP gets the questions about tables; ChartQA those about charts (simple ones as "augmented", the others as
@@ -64,9 +64,9 @@ def find_published_places(picture: ReasoningPicture, question: ReasoningQuestion
         return [f"tabmwp/tables/{number}.png"]
     places = []
     if picture.kind == "chart" and question.kind != "most":
-        places.append(f"chartqa/ChartQA Dataset/{split}/png/{picture.id}.png")
+        places.append(f"ChartQA Dataset/{split}/png/{picture.id}.png")
     if picture.kind == "scene" and question.kind in _CLEVR_KINDS:
-        places.append(f"clevr_math/CLEVR_v1.0/images/{split}/{_name_clevr_image(picture)}.png")
+        places.append(f"clevr-math/CLEVR_v1.0/images/{split}/{_name_clevr_image(picture)}.png")
     if _is_scienceqa(picture, question):
         places.append(f"scienceqa/images/{split}/{number}/image.png")
     return places
@@ -81,7 +81,7 @@ def make_tabmwp_problem(picture: ReasoningPicture, question: ReasoningQuestion) 
     if question.choices:
         answer = question.choices[ord(answer) - ord("A")]
     rows = {make_plural(name): str(value) for name, value in picture.truth.items()}
-    text = question.text.split(" A. ")[0]
+    text = question.text.split("\nA. ")[0]
     answer_type = {"number": "integer_number", "yes_no": "boolean_text", "choice": "extractive_text"}
     return str(number_question(picture, question)), {
         "question": text,
@@ -161,7 +161,7 @@ def make_scienceqa_problem(picture: ReasoningPicture, question: ReasoningQuestio
     index = ord(answer) - ord("A") if question.choices else choices.index(answer)
     skill = {"most": "Compare amounts", "more": "Compare amounts", "parity": "Even and odd"}
     return str(number_question(picture, question)), {
-        "question": question.text.split(" A. ")[0],
+        "question": question.text.split("\nA. ")[0],
         "choices": choices,
         "answer": index,
         "hint": "",

@@ -11,7 +11,8 @@ The eight kinds, of scenes and tables:
     total   How many objects are there in all?                              number
     left    2 cows go away. How many cows are left?                         number
 
-Of charts they ask for the heights of bars: "How high is the red bar?"
+The options of `most` stand on lines of their own. Of charts the questions ask for the heights of bars: "How
+high is the red bar?"
 
     >>> question = make_reasoning_questions(make_reasoning_picture("test", 2))[0]
     >>> question.text, question.answer
@@ -170,7 +171,7 @@ def _make_question(
     text = write(question)
     if kind == "most":
         text += "".join(
-            f" {letter}. {option}" for letter, option in zip("ABC", question.choices, strict=True)
+            f"\n{letter}. {option}" for letter, option in zip("ABC", question.choices, strict=True)
         )
     return ReasoningQuestion(question.id, picture.kind, kind, text, names, question.truth, amount)
 
