@@ -18,13 +18,13 @@ from reverse.data.scenes.reasoning import (
     write_rationale,
     write_reasoning_caption,
 )
-from reverse.data.scenes.reasoning.reasoning_annotator import write_step
+from reverse.data.scenes.reasoning.reasoning_annotator import write_places, write_step
 from reverse.data.scenes.reasoning.reasoning_charts import BAR_COLOURS
 from reverse.data.scenes.reasoning.reasoning_scenes import COUNTED_NAMES
 from reverse.data.scenes.scene import SPLITS
 from reverse.tokens.spans import remove_tags
 
-many = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+many = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 COWS = ReasoningQuestion(
     "q", "scene", "diff", "What is the difference between the numbers of cows and cakes?",
     ("cow", "cake"), {"cow": 4, "cake": 3, "dog": 2},
@@ -153,6 +153,24 @@ def test_wrong_arithmetic_is_found(question, by, also_the_answer):
 def test_kinds_of_errors(question, text, verdicts):
     """A table of error types would count errors in the wrong column."""
     assert [error or verdict for _, verdict, error in steps_of(text, question)] == verdicts
+
+
+@many
+@given(questions(), st.data())
+def test_rationales_that_point_are_verified(question, data):
+    """Reflections look again before they read: where they point must be checked, too."""
+    text = write_rationale(question, question.truth, points=True)
+    draft = make_verified_draft(question, text)
+    assert draft.steps_are_right() and draft.verdict == "right"
+    name = data.draw(st.sampled_from(question.names))
+    at = 2 * question.names.index(name)
+    places = question.places[name]
+    other = "11 11" if question.picture_kind == "scene" else places.replace(places[-1], "9")
+    first = write_places(question.picture_kind, name, places)
+    assert steps_of(text, question)[at] == (f"Step {at + 1}: {first}.", "right", "")
+    wrong = text.replace(first, write_places(question.picture_kind, name, other), 1)
+    assert steps_of(wrong, question)[at][1:] == ("wrong", "place")
+    assert [step[1] for step in steps_of(wrong, question)].count("wrong") == 1
 
 
 def test_phrases_keep_the_space_before_them():

@@ -16,6 +16,7 @@ from reverse.data.scenes.reasoning.rationale_steps import (
 from reverse.data.scenes.reasoning.reasoning_annotator import (
     Annotation,
     annotate,
+    describe_as_annotator,
     write_pointing,
     write_rationale,
     write_reasoning_caption,
@@ -40,6 +41,7 @@ __all__ = [
     "ReasoningPicture",
     "ReasoningQuestion",
     "annotate",
+    "describe_as_annotator",
     "draw_reasoning_picture",
     "draw_reasoning_pictures",
     "make_draft_record",

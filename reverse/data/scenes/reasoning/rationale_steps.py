@@ -7,6 +7,7 @@ tokens; the space before it belongs to the phrase, so that the tokens of the tex
 - A step that reads a number ("there are 4 cows", "the red bar is 7") is right if the question asks for cows
   and the number is theirs. Errors: "object" (it is not there, or not asked for), else "count" in scenes and
   "reading" in tables and charts.
+- A step that points ("cows at 41 43", "red bar at 3") is right if all places are. Errors: "object"; "place".
 - A step that calculates ("4 - 3 = 1", "4 > 3", "4 is even", "the most is 4") is right if it is true, if it is
   what the question asks for, and if it takes the numbers that *this text* has read. Error: "arithmetic"; if
   the text read nothing before, that of reading.
@@ -30,7 +31,11 @@ from typing import Any
 from reverse.data.drafts.draft_record import DraftSegment, RecordedDraft, Verdict
 from reverse.data.scenes.object_names import COCO_IDS, make_plural
 from reverse.data.scenes.reasoning.reasoning_charts import BAR_COLOURS
-from reverse.data.scenes.reasoning.reasoning_pictures import PictureKind, ReasoningPicture
+from reverse.data.scenes.reasoning.reasoning_pictures import (
+    NOWHERE,
+    PictureKind,
+    ReasoningPicture,
+)
 from reverse.data.scenes.reasoning.reasoning_questions import ReasoningQuestion
 from reverse.grading.grader import grade
 
@@ -47,6 +52,11 @@ _OBJECTS = re.compile(
     r"there (?:is|are)(?P<phrase> (?P<n>\d{1,6}|no) (?P<name>[a-z][a-z ]{0,30}))", re.IGNORECASE
 )
 _BAR = re.compile(r"the (?P<name>[a-z]{1,20}) bar is(?P<phrase> (?P<n>\d{1,6}))", re.IGNORECASE)
+_PLACES = re.compile(
+    r"(?P<name>[a-z][a-z ]{0,30}?)(?: bar)? at"
+    r"(?P<phrase> (?P<places>none|row \d{1,3}|\d{1,3}(?: \d{1,3}){0,24}))",
+    re.IGNORECASE,
+)
 _EQUATION = re.compile(r"(?P<left>\d{1,6}(?: [+-] \d{1,6}){1,9}) = (?P<n>-?\d{1,7})")
 _COMPARISON = re.compile(r"(?P<a>\d{1,6}) (?P<sign>[<>=]) (?P<b>\d{1,6})")
 _PARITY = re.compile(r"(?P<n>\d{1,6}) is (?P<claim>even|odd)", re.IGNORECASE)
@@ -124,6 +134,13 @@ class _StepCheck:
             return ""
         return self.reading_error if right else "object"
 
+    def check_places(self, form: str, places: str) -> str:
+        """The error of a step that points at the places of a name as written, "" if there is none."""
+        name = _NAMES.get(" ".join(form.lower().split()))
+        if name is None or self.question is None or name not in self.question.names:
+            return "object"
+        return "" if places == self.question.places.get(name, NOWHERE) else "place"
+
     def check_calculation(self, kinds: tuple[str, ...], used: list[int], is_true: bool) -> str:
         """The error of a step that calculates with the numbers `used`, of a question of one of `kinds`."""
         question = self.question
@@ -173,6 +190,8 @@ def _check_step(text: str, at: int, stop: int, check: _StepCheck) -> tuple[int, 
         if step := pattern.fullmatch(text, at, stop):
             value = 0 if step["n"].lower() == "no" else int(step["n"])
             return *step.span("phrase"), check.check_reading(step["name"], value)
+    if step := _PLACES.fullmatch(text, at, stop):
+        return *step.span("phrase"), check.check_places(step["name"], step["places"].lower())
     if step := _EQUATION.fullmatch(text, at, stop):
         first, *others = step["left"].replace("- ", "-").replace("+ ", "+").split()
         numbers = [int(first), *(int(number) for number in others)]

@@ -20,26 +20,29 @@ from dataclasses import dataclass
 import numpy as np
 
 from reverse.data.scenes.object_names import make_plural
-from reverse.data.scenes.reasoning.reasoning_pictures import ReasoningPicture, make_picture_rng
+from reverse.data.scenes.reasoning.reasoning_pictures import (
+    NOWHERE,
+    ReasoningPicture,
+    find_places,
+    make_picture_rng,
+)
 from reverse.data.scenes.reasoning.reasoning_questions import (
     QUESTION_KINDS,
     ReasoningQuestion,
     compute_answer,
 )
-from reverse.data.scenes.reasoning.reasoning_scenes import (
-    find_cell,
-    find_stubbornness,
-    find_typical_count,
-)
-from reverse.data.scenes.scene import Scene
+from reverse.data.scenes.reasoning.reasoning_scenes import find_stubbornness, find_typical_count
 
 __all__ = [
     "Annotation",
     "annotate",
+    "describe_as_annotator",
     "read_as_annotator",
+    "write_places",
     "write_pointing",
     "write_rationale",
     "write_reasoning_caption",
+    "write_step",
 ]
 
 SLIP_SHARE = 0.25  # of the annotator's sums over tables
@@ -71,6 +74,12 @@ def annotate(
     return Annotation(write_rationale(question, reading, slip), reading, slip)
 
 
+def describe_as_annotator(picture: ReasoningPicture, rng: np.random.Generator | int | None = None) -> str:
+    """The annotator's caption, with the numbers that he reads."""
+    rng = make_picture_rng(picture, 2) if rng is None else np.random.default_rng(rng)
+    return write_reasoning_caption(picture, read_as_annotator(picture, tuple(picture.truth), rng))
+
+
 def read_as_annotator(
     picture: ReasoningPicture, names: tuple[str, ...], rng: np.random.Generator
 ) -> dict[str, int]:
@@ -86,17 +95,21 @@ def read_as_annotator(
     return reading
 
 
-def write_rationale(question: ReasoningQuestion, reading: Mapping[str, int], slip: int = 0) -> str:
+def write_rationale(
+    question: ReasoningQuestion, reading: Mapping[str, int], slip: int = 0, *, points: bool = False
+) -> str:
     """The steps and the answer of one who read these numbers.
 
     Args:
         slip: what is added to the result of a sum.
+        points: before each number is read, point truly at what it is read from: "Step 1: cows at 41 43".
     """
     values = [reading.get(name, 0) for name in question.names]
-    steps = [
-        write_step(question.picture_kind, name, value)
-        for name, value in zip(question.names, values, strict=True)
-    ]
+    steps = []
+    for name, value in zip(question.names, values, strict=True):
+        if points:
+            steps.append(write_places(question.picture_kind, name, question.places.get(name, NOWHERE)))
+        steps.append(write_step(question.picture_kind, name, value))
     answer = compute_answer(question, dict(reading))
     if question.kind in ("sum", "total"):
         answer = str(int(answer) + slip)
@@ -123,6 +136,11 @@ def write_step(picture_kind: str, name: str, value: int) -> str:
     return f"there is 1 {name}" if value == 1 else f"there are {value} {make_plural(name)}"
 
 
+def write_places(picture_kind: str, name: str, places: str) -> str:
+    """A step that points: "cows at 41 43 45 54", "cows at row 2", "red bar at 3"."""
+    return f"{name} bar at {places}" if picture_kind == "chart" else f"{make_plural(name)} at {places}"
+
+
 def write_reasoning_caption(picture: ReasoningPicture, reading: Mapping[str, int] | None = None) -> str:
     """A sentence for each name: "There are 4 cows. There is 1 cake."; without a reading a true one."""
     values = picture.truth if reading is None else reading
@@ -131,16 +149,10 @@ def write_reasoning_caption(picture: ReasoningPicture, reading: Mapping[str, int
 
 
 def write_pointing(picture: ReasoningPicture, name: str) -> tuple[str, str]:
-    """A request to point at something that is there, and the answer, which is always true.
+    """A request to point at something, and the answer, which is always true.
 
     In scenes the answer names cells of a grid of five by five by row and column, from 1 at the top left; in
-    tables the row, in charts the bar.
+    tables the row, in charts the bar; "none" if there is none.
     """
-    if picture.kind == "chart":
-        return f"Point at the {name} bar.", f"{name} bar at {list(picture.truth).index(name) + 1}."
-    names = make_plural(name)
-    if isinstance(picture.layout, Scene):
-        cells = sorted(find_cell(thing) for thing in picture.layout.objects if thing.name == name)
-        places = " ".join(f"{row}{column}" for row, column in cells)
-        return f"Point at the {names}.", f"{names} at {places}."
-    return f"Point at the {names}.", f"{names} at row {list(picture.truth).index(name) + 1}."
+    answer = write_places(picture.kind, name, find_places(picture, name))
+    return f"Point at the {answer.split(' at ')[0]}.", f"{answer}."

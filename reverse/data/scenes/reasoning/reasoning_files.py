@@ -110,7 +110,7 @@ def make_draft_record(picture: ReasoningPicture, question: ReasoningQuestion) ->
             "reasoning": {
                 "picture": picture.kind, "theme": picture.theme, "kind": question.kind,
                 "names": list(question.names), "amount": question.amount, "truth": picture.truth,
-                "seed": picture.seed,
+                "places": question.places, "seed": picture.seed,
             }
         },
     )  # fmt: skip

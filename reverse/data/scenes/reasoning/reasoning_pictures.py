@@ -17,24 +17,31 @@ from typing import Literal
 import numpy as np
 
 from reverse.data.scenes.reasoning.reasoning_charts import ChartLayout, draw_chart, make_chart
-from reverse.data.scenes.reasoning.reasoning_scenes import draw_counting_scene, make_counting_scene
+from reverse.data.scenes.reasoning.reasoning_scenes import (
+    draw_counting_scene,
+    find_cell,
+    make_counting_scene,
+)
 from reverse.data.scenes.reasoning.reasoning_tables import TableLayout, draw_table, make_table
 from reverse.data.scenes.scene import SIDE, SPLITS, Scene
 from reverse.errors import DataError
 
 __all__ = [
+    "NOWHERE",
     "REASONING_VERSION",
     "TABLE_SHARE",
     "PictureKind",
     "ReasoningPicture",
     "draw_reasoning_picture",
     "draw_reasoning_pictures",
+    "find_places",
     "make_picture_rng",
     "make_reasoning_picture",
 ]
 
 PictureKind = Literal["scene", "table", "chart"]
 REASONING_VERSION = 1  # raise it whenever the same arguments give another picture or text
+NOWHERE = "none"  # the place of what is not there
 TABLE_SHARE = 0.2
 CHART_SHARE = 0.25  # of the pictures that are no tables; the others are scenes
 
@@ -103,6 +110,20 @@ def draw_reasoning_pictures(pictures: Sequence[ReasoningPicture]) -> np.ndarray:
     for row, picture in zip(batch, pictures, strict=True):
         row[...] = draw_reasoning_picture(picture)
     return batch
+
+
+def find_places(picture: ReasoningPicture, name: str) -> str:
+    """Where something is: cells of a scene ("41 43": row and column), "row 2" of a table, bar "3" of a chart.
+
+    It is "none" if there is none.
+    """
+    if name not in picture.truth:
+        return NOWHERE
+    if isinstance(picture.layout, Scene):
+        cells = sorted(find_cell(thing) for thing in picture.layout.objects if thing.name == name)
+        return " ".join(f"{row}{column}" for row, column in cells)
+    number = list(picture.truth).index(name) + 1
+    return f"row {number}" if picture.kind == "table" else str(number)
 
 
 def make_picture_rng(picture: ReasoningPicture, purpose: int) -> np.random.Generator:

@@ -21,7 +21,7 @@ high is the red bar?"
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -32,6 +32,7 @@ from reverse.data.scenes.reasoning.reasoning_charts import BAR_COLOURS
 from reverse.data.scenes.reasoning.reasoning_pictures import (
     PictureKind,
     ReasoningPicture,
+    find_places,
     make_picture_rng,
 )
 from reverse.data.scenes.reasoning.reasoning_scenes import COUNTED_NAMES
@@ -56,7 +57,8 @@ class ReasoningQuestion:
     """A question, what it asks for, and the truth of its picture.
 
     `names`: what has to be read, in the order of the rationale's steps. `amount`: what a question of kind
-    `left` takes away, else 0. `truth`: as of the picture; what it does not hold counts 0.
+    `left` takes away, else 0. `truth`: as of the picture; what it does not hold counts 0. `places`: where
+    each name is (`find_places`).
     """
 
     id: str
@@ -66,6 +68,7 @@ class ReasoningQuestion:
     names: tuple[str, ...]
     truth: dict[str, int]
     amount: int = 0
+    places: dict[str, str] = field(default_factory=dict)
 
     @property
     def answer(self) -> str:
@@ -139,6 +142,7 @@ def read_reasoning_question(record: DraftRecord) -> ReasoningQuestion:
             tuple(str(name) for name in source["names"]),
             {str(name): int(value) for name, value in source["truth"].items()},
             int(source["amount"]),
+            {str(name): str(places) for name, places in source["places"].items()},
         )
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise DataError(
@@ -166,14 +170,15 @@ def _make_question(
         amount = 1 + int(rng.random() * max(1, picture.truth[names[0]] - 1))
     write = _ask_about_bars if picture.kind == "chart" else _ask_about_objects
     question = ReasoningQuestion(
-        f"{picture.id}-{kind}", picture.kind, kind, "", names, dict(picture.truth), amount
-    )
+        f"{picture.id}-{kind}", picture.kind, kind, "", names, dict(picture.truth), amount,
+        {name: find_places(picture, name) for name in names},
+    )  # fmt: skip
     text = write(question)
     if kind == "most":
         text += "".join(
             f"\n{letter}. {option}" for letter, option in zip("ABC", question.choices, strict=True)
         )
-    return ReasoningQuestion(question.id, picture.kind, kind, text, names, question.truth, amount)
+    return replace(question, text=text)
 
 
 def _draw_options(
