@@ -67,9 +67,13 @@ def export(
     drafts: Annotated[Path, typer.Argument(help="Draft file, as `reverse data import --as` writes it.")],
     out: Annotated[Path, typer.Argument(help="File to write: .jsonl for JSON lines, otherwise one value.")],
     format_name: Annotated[str, typer.Option("--as", help=FORMAT)],
+    link: Annotated[
+        bool, typer.Option("--link", help="Link right and wrong drafts first, where a record has no links.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Random seed of the order of candidates, with --link.")] = 0,
 ) -> None:
     """Write a draft file as a published file."""
-    export_drafts(drafts, out, format_name)
+    export_drafts(drafts, out, format_name, seed=seed if link else None)
 
 
 def check(

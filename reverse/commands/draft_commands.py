@@ -36,16 +36,20 @@ def import_drafts(file: Path, out: Path, name: str, *, root: str | None, skip_co
         _report_skipped(skipped, out)
 
 
-def export_drafts(drafts: Path, out: Path, name: str) -> None:
-    """Write the published file of a draft file."""
+def export_drafts(drafts: Path, out: Path, name: str, *, seed: int | None = None) -> None:
+    """Write the published file of a draft file; with a seed, drafts are linked before."""
     published = _find_format(name)
     from reverse.data.drafts.draft_files import read_drafts
+    from reverse.data.drafts.draft_links import add_links
     from reverse.data.drafts.published_format import SkippedItems
 
     _check_new(out)
     left = SkippedItems()
+    records = read_drafts(drafts)
+    if seed is not None:
+        records = (add_links(record, seed=seed) for record in records)
     with show_progress("records") as progress:
-        written = published.write(_count(_watch(read_drafts(drafts), published, left), progress), out)
+        written = published.write(_count(_watch(records, published, left), progress), out)
     typer.echo(f"{out}: {written:,} items of {name}")
     if left.count:
         lacking = f"they lack the drafts or links that {name} is made of"

@@ -41,6 +41,8 @@ def test_a_training_file_of_another_system_is_written(beam, tmp_path):
     assert {row["value"] for row in rows} == {0.5, 1.0, 0.25} and all(row["image"] for row in rows)
     assert run("export", tmp_path / "d.jsonl", tmp_path / "r.json", "--as", "r3v").exit_code == 0
     assert len(json.loads((tmp_path / "r.json").read_text())) == 3
+    assert run("export", tmp_path / "d.jsonl", tmp_path / "l.json", "--as", "r3v", "--link").exit_code == 0
+    assert len(json.loads((tmp_path / "l.json").read_text())) == 6  # with one to refine each
     result = run("export", tmp_path / "d.jsonl", tmp_path / "s.json", "--as", "srpo-sft")
     assert result.exit_code == 1 and "3 records gave none, such as '0'" in result.stderr
 

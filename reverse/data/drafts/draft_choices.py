@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from reverse.data.drafts.draft_record import DraftLink, DraftRecord, RecordedDraft
+from reverse.data.drafts.draft_record import DraftRecord, RecordedDraft
 from reverse.grading.final_answer import find_final_answer
 
 __all__ = [
@@ -12,7 +10,6 @@ __all__ = [
     "find_chains",
     "find_corrections",
     "find_critique",
-    "find_preference",
     "find_right_drafts",
 ]
 
@@ -34,32 +31,22 @@ def answer_of(draft: RecordedDraft) -> str:
     return draft.answer if draft.answer is not None else find_final_answer(draft.text)[0]
 
 
-def find_corrections(record: DraftRecord) -> Iterator[tuple[RecordedDraft, RecordedDraft]]:
-    """Pairs of an answer and the answer that was given after it; a critique may stand between them."""
-    for draft in record.drafts:
-        before = None if draft.parent is None else record.drafts[draft.parent]
-        if before is not None and before.role == "reflection" and before.parent is not None:
-            before = record.drafts[before.parent]
-        if before is not None and draft.role in ("correction", "refinement"):
-            yield before, draft
+def find_corrections(record: DraftRecord) -> list[tuple[RecordedDraft, RecordedDraft]]:
+    """Pairs of an answer and the one that corrects it, by "refine" links and by what a correction follows.
+
+    A reflection may stand between the two.
+    """
+    pairs = [link.drafts[:2] for link in record.links if link.kind == "refine"]
+    for after, draft in enumerate(record.drafts):
+        first = draft.parent
+        if first is not None and record.drafts[first].role == "reflection":
+            first = record.drafts[first].parent
+        if first is not None and draft.role in ("correction", "refinement"):
+            pairs.append((first, after))
+    return [(record.drafts[first], record.drafts[after]) for first, after in dict.fromkeys(pairs)]
 
 
 def find_critique(record: DraftRecord, correction: RecordedDraft) -> str:
     """The reflection that a correction follows; "" if there is none."""
     before = None if correction.parent is None else record.drafts[correction.parent]
     return before.text if before is not None and before.role == "reflection" else ""
-
-
-def find_preference(record: DraftRecord, *, with_right_steps: bool = False) -> DraftLink | None:
-    """A preference of the newest right answer to the newest wrong one; None if one of them is missing.
-
-    Args:
-        with_right_steps: take only a right answer whose steps are right too. (R3V: of the rationales with a
-        right answer 8 to 70 % are right throughout, and DPO on the others gains nothing.)
-    """
-    whole = [i for i, draft in enumerate(record.drafts) if draft.role not in PARTS]
-    right = [i for i in whole if record.drafts[i].verdict == "right"]
-    if with_right_steps:
-        right = [i for i in right if record.drafts[i].steps_are_right()]
-    wrong = [i for i in whole if record.drafts[i].verdict == "wrong"]
-    return DraftLink(kind="prefer", drafts=(right[-1], wrong[-1])) if right and wrong else None

@@ -1,0 +1,89 @@
+"""View of prompts: rows for GRPO in the shape that TRL reads, with what rewards need to grade an answer.
+
+    view_prompts(record)
+    # [{"id", "prompt": [user], "images": ["1.png"], "answers": ["3"], "kind": "number", "choices": [], …}]
+
+TRL gives every column but `prompt` and `images` to the reward functions; `read_gold` makes the answer key of
+them again. All rows have the same columns with the same types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from reverse.data.drafts.draft_choices import PARTS
+from reverse.data.drafts.draft_record import DraftRecord, GoldAnswer
+from reverse.errors import RequestError
+from reverse.training.views.preference_views import make_prompt
+
+__all__ = ["find_pass_rate", "read_gold", "view_prompts"]
+
+SAMPLES = ("sample", "first", "chain")  # roles of a model's own answers
+
+
+def view_prompts(
+    record: DraftRecord,
+    *,
+    system: str = "",
+    band: tuple[float, float] = (0.0, 1.0),
+    least_samples: int = 2,
+) -> list[dict[str, Any]]:
+    """One row, or none if the right answer is not known or the question is outside of the band.
+
+    Args:
+        system: text of a system turn before the question.
+        band: least and largest share of right answers among the model's own, which the record's drafts tell;
+        (0.1, 0.9) leaves out what it solves always or never, which gives a group of equal rewards.
+        least_samples: with fewer judged drafts the share is not known, and the question is kept.
+
+    Raises RequestError for a band that is none.
+    """
+    low, high = band
+    if not 0 <= low <= high <= 1:
+        raise RequestError(
+            f"band must be two shares between 0 and 1 in order, got {band!r:.80}: try (0.1, 0.9)"
+        )
+    if record.gold is None:
+        return []
+    rate = find_pass_rate(record, least_samples=least_samples)
+    if rate is not None and not low <= rate <= high:
+        return []
+    gold = record.gold
+    return [
+        {
+            "id": record.id,
+            "prompt": make_prompt(record, system),
+            "images": list(record.images),
+            "answers": list(gold.answers),
+            "kind": gold.kind,
+            "choices": list(gold.choices),
+            "tolerance": gold.tolerance,
+            "unit": gold.unit,
+        }
+    ]
+
+
+def read_gold(row: Mapping[str, Any]) -> GoldAnswer:
+    """The right answer of a row, for `reverse.grading.grade(text, read_gold(row).key())`."""
+    return GoldAnswer(
+        kind=row["kind"],
+        answers=tuple(row["answers"]),
+        choices=tuple(row["choices"]),
+        tolerance=row["tolerance"],
+        unit=row["unit"],
+    )
+
+
+def find_pass_rate(
+    record: DraftRecord, *, roles: Sequence[str] = SAMPLES, least_samples: int = 1
+) -> float | None:
+    """The share of right ones among a model's own answers with a verdict; None for too few of them."""
+    verdicts = [
+        draft.verdict
+        for draft in record.drafts
+        if draft.role in roles and draft.role not in PARTS and draft.verdict != "unknown"
+    ]
+    if len(verdicts) < max(least_samples, 1):
+        return None
+    return verdicts.count("right") / len(verdicts)

@@ -1,0 +1,87 @@
+"""Rows for DPO, GRPO and the value head from draft records."""
+
+import pytest
+
+from reverse.data.drafts.draft_links import add_links
+from reverse.data.drafts.draft_record import DraftLink, DraftRecord, DraftSegment, GoldAnswer, RecordedDraft
+from reverse.errors import DataError, RequestError
+from reverse.grading import grade
+from reverse.training.views.grpo_views import find_pass_rate, read_gold, view_prompts
+from reverse.training.views.preference_views import view_preferences
+from reverse.training.views.value_views import view_values
+
+PHRASE = DraftSegment(start=0, end=5, verdict="wrong")
+RECORD = DraftRecord(
+    id="q",
+    question="How many?",
+    images=("1.png", "2.png"),
+    gold=GoldAnswer(kind="number", answers=("3",), tolerance=0.05, unit="dogs"),
+    drafts=(
+        RecordedDraft(text="Three. Answer: 3", verdict="right"),
+        RecordedDraft(text="Seven. Answer: 7", verdict="wrong", segments=(PHRASE,)),
+        RecordedDraft(text="Hm.", verdict="unknown"),
+    ),
+)
+
+
+def test_a_preference_has_the_shape_that_trl_reads():
+    """TRL would refuse the rows, or put the pictures in other places than decoding does."""
+    (row,) = view_preferences(add_links(RECORD))
+    assert row["prompt"] == [
+        {
+            "role": "user",
+            "content": [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "How many?"}],
+        }
+    ]
+    said = [{"role": "assistant", "content": [{"type": "text", "text": "Three. Answer: 3"}]}]
+    assert row["chosen"] == said and row["rejected"][0]["content"][0]["text"] == "Seven. Answer: 7"
+    assert row["images"] == ["1.png", "2.png"]
+
+
+def test_preferences_without_links_are_asked_for():
+    """Pairs would be trained that nobody chose."""
+    assert view_preferences(RECORD) == []
+    assert len(view_preferences(RECORD, linked=False)) == 1
+    assert view_preferences(RECORD, linked=False, with_right_steps=True) == []
+    assert view_preferences(add_links(RECORD), with_right_steps=True) == []
+    same = RECORD.model_copy(update={"links": (DraftLink(kind="prefer", drafts=(0, 0)),)})
+    assert view_preferences(same) == []
+
+
+def test_tags_of_a_pair_are_all_confident():
+    """DPO would unlearn to mark what is wrong."""
+    (row,) = view_preferences(add_links(RECORD), tagged=True)
+    assert row["rejected"][0]["content"][0]["text"] == "<SPAN>Seven</CN>. Answer: 7"
+
+
+def test_a_prompt_carries_its_answer_key():
+    """A reward could not grade what is sampled."""
+    (row,) = view_prompts(RECORD, system="Think.")
+    assert [turn["role"] for turn in row["prompt"]] == ["system", "user"]
+    assert read_gold(row) == RECORD.gold
+    assert grade("Answer: 3.1", read_gold(row).key()).verdict == "right"
+    assert view_prompts(RECORD.model_copy(update={"gold": None})) == []
+
+
+def test_prompts_outside_of_the_band_are_left_out():
+    """Groups of equal rewards would cost rollouts and teach nothing."""
+    assert find_pass_rate(RECORD) == 0.5
+    assert view_prompts(RECORD, band=(0.1, 0.9)) and not view_prompts(RECORD, band=(0.6, 0.9))
+    solved = RECORD.model_copy(update={"drafts": RECORD.drafts[:1] * 4})
+    assert not view_prompts(solved, band=(0.1, 0.9))
+    assert view_prompts(RECORD.model_copy(update={"drafts": ()}), band=(0.1, 0.9))
+    with pytest.raises(RequestError, match=r"band must be two shares .*got \(0.9, 0.1\)"):
+        view_prompts(RECORD, band=(0.9, 0.1))
+
+
+def test_values_are_rows_of_prefixes():
+    """The value head would learn from answers that nothing is known of, or from one text with two values."""
+    rows = view_values(RECORD)
+    assert [(row["prefix"], row["value"]) for row in rows] == [
+        ("Three.", 0.5), ("Three. Answer: 3", 1.0), ("Seven.", 0.0), ("Seven. Answer: 7", 0.0),
+    ]  # fmt: skip
+    assert rows[0]["prompt"][0]["content"][-1]["text"] == "How many?" and rows[0]["images"]
+    assert view_values(RECORD.model_copy(update={"drafts": RECORD.drafts[1:]})) == []
+    high = RecordedDraft(text="Three", role="prefix", value=1.5)
+    with pytest.raises(DataError, match=r"'q' has the value 1.5: values lie between 0 and 1"):
+        view_values(RECORD.model_copy(update={"drafts": (high,)}))
