@@ -4,12 +4,21 @@ import pytest
 
 from reverse.data.drafts.draft_links import add_links
 from reverse.data.drafts.draft_record import DraftLink, DraftRecord, DraftSegment, GoldAnswer, RecordedDraft
+from reverse.data.drafts.formats import FORMATS
 from reverse.errors import DataError, RequestError
 from reverse.grading import grade
 from reverse.training.views.grpo_views import find_pass_rate, read_gold, view_prompts
 from reverse.training.views.preference_views import view_preferences
 from reverse.training.views.value_views import view_values
+from reverse.training.views.view_files import VIEWS
+from reverse.training.views.view_rows import ViewSettings
+from tests.data.drafts.published_items import ITEMS
 
+# Published items with the views that make rows of them.
+PUBLISHED = [
+    ("r3v", 1, "cot"), ("r3v", 2, "refine"), ("llava-cot", 0, "cot"), ("mulberry", 0, "cot"),
+    ("srpo-sft", 0, "reflect"), ("srpo-sft-tarta", 0, "reflect"), ("tabmwp", 0, "cot"), ("vcr", 0, "cot"),
+]  # fmt: skip
 PHRASE = DraftSegment(start=0, end=5, verdict="wrong")
 RECORD = DraftRecord(
     id="q",
@@ -85,3 +94,19 @@ def test_values_are_rows_of_prefixes():
     high = RecordedDraft(text="Three", role="prefix", value=1.5)
     with pytest.raises(DataError, match=r"'q' has the value 1.5: values lie between 0 and 1"):
         view_values(RECORD.model_copy(update={"drafts": (high,)}))
+
+
+@pytest.mark.parametrize(("name", "number", "view"), PUBLISHED)
+def test_published_items_give_training_rows(name, number, view):
+    """What was imported could be exported, but not trained on here."""
+    record = FORMATS[name].parse(ITEMS[name][number])
+    made = VIEWS[view](record, ViewSettings())
+    assert made.rows and not made.left_out
+    assert "<think>" not in record.drafts[0].text and record.images[0] == made.rows[0]["image"]
+
+
+def test_beam_files_of_tsst_give_rows_of_every_kind():
+    """The chains that one system sampled would teach only that system's tasks."""
+    record = add_links(FORMATS["tsst-beam"].parse(ITEMS["tsst-beam"][0]))
+    assert VIEWS["refine"](record, ViewSettings()).rows and VIEWS["self_correct"](record, ViewSettings()).rows
+    assert view_preferences(record) and view_prompts(record) and len(view_values(record)) == 3

@@ -12,14 +12,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reverse.data.drafts.draft_choices import PARTS
 from reverse.data.drafts.draft_record import DraftRecord, GoldAnswer
 from reverse.errors import RequestError
 from reverse.training.views.preference_views import make_prompt
+from reverse.training.views.view_rows import SAMPLES
 
 __all__ = ["find_pass_rate", "read_gold", "view_prompts"]
-
-SAMPLES = ("sample", "first", "chain")  # roles of a model's own answers
 
 
 def view_prompts(
@@ -80,9 +78,7 @@ def find_pass_rate(
 ) -> float | None:
     """The share of right ones among a model's own answers with a verdict; None for too few of them."""
     verdicts = [
-        draft.verdict
-        for draft in record.drafts
-        if draft.role in roles and draft.role not in PARTS and draft.verdict != "unknown"
+        draft.verdict for draft in record.drafts if draft.role in roles and draft.verdict != "unknown"
     ]
     if len(verdicts) < max(least_samples, 1):
         return None
