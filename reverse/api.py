@@ -129,8 +129,8 @@ def generate_many(
 ) -> Iterator[Any]:
     """Answer an iterable of requests, `max_sequences` side by side. Requests are read when there is room.
 
-    A request is a pair (images, prompt) or a mapping with `images`, `prompt` and `seed`, all optional. Other
-    arguments are those of `generate()`.
+    A request is a pair (images, prompt) or a mapping with `images`, `prompt`, `seed` and `mode`, all
+    optional. Other arguments are those of `generate()`.
 
     Yields one Result per request in order, or pairs (index, Result) as they finish with `ordered=False`.
     In order, at most `4 * max_sequences` requests are under way or wait for an earlier one. Nothing is
@@ -217,15 +217,16 @@ def _read_job(index: int, given: Any, request: Request) -> Job | FailedRequest:
     """Return the job of a request of `generate_many()`, or its failure."""
     try:
         if isinstance(given, Mapping):
-            unknown = sorted(map(str, set(given) - {"images", "prompt", "seed"}))
+            unknown = sorted(map(str, set(given) - {"images", "prompt", "seed", "mode"}))
             if unknown:
                 raise RequestError(
                     f"request {index} has {', '.join(map(repr, unknown)):.200}: known are images, prompt, "
-                    "seed"
+                    "seed, mode"
                 )
             (own,) = _check_seeds(given.get("seed", request.seed), 1)
             images, prompt = given.get("images"), given.get("prompt", QUESTION)
-            return Job(index, replace(request, images=images, prompt=prompt, seed=own), given)
+            mode = given.get("mode", request.mode)
+            return Job(index, replace(request, images=images, prompt=prompt, seed=own, mode=mode), given)
         if isinstance(given, tuple) and len(given) == 2:
             return Job(index, replace(request, images=given[0], prompt=given[1]), given)
         raise RequestTypeError(

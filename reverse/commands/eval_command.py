@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from reverse.commands.option_checks import check_decoding
+from reverse.commands.option_checks import check_decoding, choose_modes
 from reverse.commands.option_classes import make_command
 from reverse.commands.runtime_setup import resolve_placement, silence_libraries
 from reverse.errors import RequestError
@@ -59,8 +59,20 @@ class EvalOptions:
     where: Annotated[
         bool, typer.Option("--where", help="Print which files belong where, and which are missing.")
     ] = False
-    mode: Annotated[str, typer.Option(help="`resample` checks and corrects phrases; `plain` does not.")] = (
-        "resample"
+    mode: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="`resample` (the default), `plain`, or another mode of `reverse generate`. Repeat the "
+            "option to compare modes; the others are held against the first."
+        ),
+    ] = None
+    n: Annotated[int | None, typer.Option("--n", help="Samples of select and auto.")] = None
+    rounds: Annotated[int | None, typer.Option(help="Rounds of self_correct, refine and reflect.")] = None
+    gate: Annotated[
+        float | None, typer.Option(help="Confidence of the first answer that is enough to stop there.")
+    ] = None
+    judge: Annotated[str | None, typer.Option(help="How select chooses: best, vote, weighted or self.")] = (
+        None
     )
     threshold: Annotated[
         float | None,
@@ -119,19 +131,21 @@ class EvalOptions:
         settings = {"hints": self.hints, "on_exhausted": self.on_exhausted, "candidates": self.candidates}
         # Greedy decoding is one configuration, whichever temperature is named.
         temperature = self.temperature if self.do_sample and self.temperature is not None else 1.0
+        (mode, mode_settings), *more_modes = self.modes
         return Plan(
             str(self.model),
             tuple(self.benchmarks or ()),
             str(self.out),
             self.data,
             Decoding(
-                self.mode,
+                mode,
                 self.threshold,
                 self.max_new_tokens,
                 self.do_sample,
                 temperature,
                 self.seed,
                 settings,
+                mode_settings=mode_settings,
             ),
             self.decode_seeds,
             self.max_sequences,
@@ -142,7 +156,14 @@ class EvalOptions:
             self.device,
             self.dtype,
             shlex.join(["reverse", *sys.argv[1:]]),
+            tuple(more_modes),
         )
+
+    @property
+    def modes(self) -> list[tuple[str, dict[str, Any]]]:
+        """The modes with their settings. Raises RequestError for a setting that none of them has."""
+        own = {name: getattr(self, name) for name in ("n", "rounds", "gate", "judge")}
+        return choose_modes(self.mode or ["resample"], own)
 
 
 def evaluate(options: EvalOptions) -> None:
@@ -158,7 +179,7 @@ def evaluate(options: EvalOptions) -> None:
         if value is None:
             raise RequestError(f"{name} is missing: {example}")
     check_decoding(
-        mode=options.mode, max_new_tokens=options.max_new_tokens, do_sample=options.do_sample,
+        mode=options.modes[0][0], max_new_tokens=options.max_new_tokens, do_sample=options.do_sample,
         temperature=options.temperature, threshold=options.threshold, hints=options.hints,
         on_exhausted=options.on_exhausted, candidates=options.candidates, seed=options.seed,
     )  # fmt: skip
@@ -238,6 +259,8 @@ def _report(plan: Plan, outcomes: list[Any], score: bool = False) -> None:
         typer.echo(f"{row['path']}: {', '.join(notes)}")
     root = Path(plan.out) / "data" if plan.data == SCENES else Path(plan.data)
     complete = [Path(outcome.path) for outcome in outcomes if outcome.complete]
+    if plan.more_modes:
+        _compare_modes(plan, complete)
     if score:
         failed = [said for path in complete if (said := _score(path, root, plan))]
         if failed:  # the others are scored
@@ -251,6 +274,25 @@ def _report(plan: Plan, outcomes: list[Any], score: bool = False) -> None:
         typer.echo(f"  reverse score {names}{part}")
 
 
+def _compare_modes(plan: Plan, complete: list[Path]) -> None:
+    """Report the modes of each graded benchmark that all of them have answered."""
+    from reverse.commands.mode_comparison import compare_modes
+    from reverse.evaluation.runs.mode_drafts import drafts_path
+    from reverse.evaluation.stats.bootstrap import BootstrapSettings
+
+    modes = [decoding.mode for decoding in plan.decodings]
+    groups: dict[tuple[str, str], dict[str, Path]] = {}
+    for path in complete:
+        benchmark, mode, *rest = path.stem.split(".")  # the rest is the seed, if it is not the first
+        groups.setdefault((benchmark, ".".join(rest)), {})[mode] = drafts_path(path)
+    for (benchmark, seed), drafts in groups.items():
+        if list(drafts) == modes and all(path.exists() for path in drafts.values()):
+            name = ".".join(filter(None, (benchmark, "modes", seed)))
+            compare_modes(
+                list(drafts.values()), BootstrapSettings(seed=0), Path(plan.out) / name, title=benchmark
+            )
+
+
 @contextmanager
 def _show_bars(shown: bool) -> Iterator[Any]:
     """Show a bar for each benchmark and seed on a terminal, elsewhere a line every 30 seconds."""
@@ -261,7 +303,7 @@ def _show_bars(shown: bool) -> Iterator[Any]:
         lines: dict[tuple[str, int], ProgressLines] = {}
 
         def watch(benchmark: Any, seed: int, done: int, total: int) -> None:
-            key = (benchmark.name, seed)
+            key = (benchmark.title, seed)
             if key not in tasks:
                 name = benchmark.title if not seed else f"{benchmark.title}, seed {seed}"
                 tasks[key] = bar.add_task(name, total=total, completed=done)

@@ -8,7 +8,7 @@ from typing import Any
 
 from reverse.errors import RequestError
 
-__all__ = ["build_mode", "check_decoding", "check_request"]
+__all__ = ["build_mode", "check_decoding", "check_request", "choose_modes"]
 
 
 def build_mode(name: str, settings: Mapping[str, Any]) -> Any:
@@ -28,6 +28,35 @@ def build_mode(name: str, settings: Mapping[str, Any]) -> Any:
             having = [other for other, each in MODES.items() if setting in {f.name for f in fields(each)}]  # type: ignore[arg-type]
             raise RequestError(f"--{setting} is no setting of --mode {name}: {', '.join(having)} have it")
     return mode(**settings)
+
+
+def choose_modes(names: Sequence[str], settings: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Return each mode with those of the settings that it has.
+
+    Raises:
+        RequestError: a mode is unknown or named twice, none of them has a setting, or a value is out of its
+            range.
+    """
+    from reverse.modes import MODES
+
+    for name in names:
+        if name not in MODES:
+            raise RequestError(f"--mode must be one of {', '.join(MODES)}, got {name!r:.80}")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise RequestError(
+            f"--mode {twice[0]} is given twice: give each mode once, and other settings with another --out"
+        )
+    given = {name: value for name, value in settings.items() if value is not None}
+    chosen = []
+    for name in names:
+        known = {each.name for each in fields(MODES[name])}  # type: ignore[arg-type]
+        chosen.append((name, {key: value for key, value in given.items() if key in known}))
+    for setting in given:
+        if not any(setting in own for _, own in chosen):
+            build_mode(names[0], {setting: given[setting]})  # says which modes have it
+    for name, own in chosen:
+        build_mode(name, own)
+    return chosen
 
 
 def check_decoding(

@@ -64,6 +64,13 @@ class CompareOptions:
 
     first: Annotated[Path, typer.Argument(help="Scored file of a run (`reverse score … --save`).")]
     second: Annotated[Path, typer.Argument(help="Scored file of another run over the same questions.")]
+    more: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Files of drafts (NAME.drafts.jsonl) of further modes. With files of drafts the first is "
+            "the mode before, and the report has changes, costs and curves."
+        ),
+    ] = None
     metric: Annotated[
         list[str] | None, typer.Option(help="Compare only this metric. Repeat the option for several.")
     ] = None
@@ -80,7 +87,10 @@ class CompareOptions:
 
 
 def compare(options: CompareOptions) -> None:
-    """Compare two runs image by image: differences, paired intervals, corrected p."""
+    """Compare two runs image by image, or modes question by question: differences and paired intervals."""
+    if options.more or options.first.suffix == ".jsonl":
+        _compare_modes(options)
+        return
     from reverse.commands import result_tables
     from reverse.evaluation.stats.bootstrap import BootstrapSettings
     from reverse.evaluation.stats.paired_comparison import compare_runs
@@ -120,6 +130,21 @@ def compare(options: CompareOptions) -> None:
         plot_forest(found, options.out / "forest", title)
         if not options.as_json:
             typer.echo(f"{options.out}: compare.json, forest.png, forest.svg")
+
+
+def _compare_modes(options: CompareOptions) -> None:
+    """Report modes from their files of drafts."""
+    from reverse.commands.mode_comparison import compare_modes
+    from reverse.evaluation.stats.bootstrap import BootstrapSettings
+
+    paths = [options.first, options.second, *(options.more or [])]
+    settings = BootstrapSettings(options.method, options.rounds, options.level, options.seed)  # type: ignore[arg-type]
+    if options.metric:
+        raise RequestError("--metric chooses among figures of scored files: leave it out to compare modes")
+    if options.out is not None:
+        _check_plots(options.out)
+    files = None if options.out is None else options.out / "modes"
+    compare_modes(paths, settings, files, as_json=options.as_json)
 
 
 def _read_pair(options: CompareOptions) -> tuple[tuple[Table, Table], list[Metric], list[str]]:

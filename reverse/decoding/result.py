@@ -73,6 +73,7 @@ class Draft:
     seconds: float
     accepted: bool = False
     malformed: bool = False
+    phrases: tuple[Phrase, ...] = ()  # of `text`
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from reverse.decoding.asks import (
     resolve_mode,
 )
 from reverse.decoding.config import check_whole_number
-from reverse.decoding.result import Draft, Result
+from reverse.decoding.result import Draft, Phrase, Result
 from reverse.decoding.scheduling.tasks import ModeRequest
 from reverse.decoding.turns import read_turn
 from reverse.errors import RequestError
@@ -113,6 +113,7 @@ class Drafts:
             tokens=result.usage.kept + result.usage.discarded,
             seconds=result.usage.seconds,
             malformed=malformed,
+            phrases=_find_phrases(result, shown),
         )
         self.made += [*outcome.result.drafts, draft]
         if not is_counted:
@@ -145,6 +146,19 @@ class Drafts:
         drafts = tuple(replace(each, accepted=each is draft) for each in self.made)
         result = replace(turn_of(outcome), answer=draft.answer, drafts=drafts)
         return Outcome(result, outcome.node)
+
+
+def _find_phrases(result: Result, part: str) -> tuple[Phrase, ...]:
+    """The phrases of a part of a result's text, with their places in the part."""
+    start = result.text.rfind(part) if part else -1
+    if start < 0:
+        return ()
+    end = start + len(part)
+    return tuple(
+        replace(phrase, start=phrase.start - start, end=phrase.end - start)
+        for phrase in result.phrases
+        if start <= phrase.start and phrase.end <= end
+    )
 
 
 def turn_of(outcome: Outcome) -> Result:

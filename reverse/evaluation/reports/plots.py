@@ -23,6 +23,7 @@ from reverse.files.atomic_write import atomic_write
 __all__ = [
     "check_plots",
     "plot_forest",
+    "plot_modes",
     "plot_reliability",
     "plot_risk_coverage",
     "plot_roc",
@@ -152,3 +153,51 @@ def plot_tradeoff(points: Sequence[Mapping[str, Any]], path: Path) -> list[Path]
                 )  # fmt: skip
             axis.set(xlabel=label, ylabel="CHAIRi, %")
         return _save(figure, path)
+
+
+def plot_modes(report: Mapping[str, Any], path: Path, title: str = "") -> list[Path]:
+    """Accuracy against tokens a question: a point a mode, and a line for each way to pick one of N samples.
+
+    Args: `report` is of `reverse.evaluation.modes.mode_report.make_report`.
+    """
+    with _make_figure(6.5, 4.2) as (figure, axis):
+        for mode in report["modes"]:
+            if mode["curves"] is not None:
+                _draw_curves(axis, mode)
+        for place, mode in enumerate(report["modes"]):
+            tokens, accuracy = mode["cost"]["tokens"], mode["accuracy"]
+            if tokens is None or accuracy is None:
+                continue
+            axis.errorbar(
+                tokens[0], 100 * accuracy[0], xerr=_spread(tokens, 1), yerr=_spread(accuracy, 100),
+                fmt="o", color=f"C{place % 10}", ms=6, lw=1.0, zorder=3,
+            )  # fmt: skip
+            axis.annotate(
+                mode["name"], (tokens[0], 100 * accuracy[0]), xytext=(5, 5), textcoords="offset points",
+                fontsize=8,
+            )  # fmt: skip
+        axis.set(xlabel="tokens generated a question", ylabel="accuracy, %")
+        axis.margins(x=0.12, y=0.1)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=7, loc="lower right")
+        axis.set_title(title or f"{report['questions']:,} questions, 95 % intervals", fontsize=9)
+        return _save(figure, path)
+
+
+def _draw_curves(axis: Any, mode: Mapping[str, Any]) -> None:
+    """The accuracy of N samples of a mode against their tokens."""
+    curves = mode["curves"]
+    styles = (("oracle", ":", "oracle"), ("weighted", "-", "weighted vote"), ("vote", "--", "vote"),
+              ("best", "-.", "most confident"))  # fmt: skip
+    for rule, line, name in styles:
+        points = [100 * figure[0] for figure in curves[rule]]
+        label = f"{name}, N = {curves['sizes'][0]} … {curves['sizes'][-1]} ({mode['name']})"
+        axis.plot(curves["tokens"], points, line, marker=".", color="#5f6368", lw=1.0, label=label)
+
+
+def _spread(figure: Sequence[float], scale: float) -> np.ndarray | None:
+    """Lengths of the two error bars of [point, low, high]; None without an interval."""
+    point, low, high = figure
+    if not (np.isfinite(low) and np.isfinite(high)):
+        return None
+    return scale * np.array([[max(0.0, point - low)], [max(0.0, high - point)]])

@@ -84,6 +84,8 @@ def read_run_folder(folder: Path, name: str, examples: int, settings: BootstrapS
         below = path.relative_to(folder)
         stem = below.with_suffix("").as_posix()
         try:
+            if path.name.endswith(".drafts.jsonl"):
+                continue  # made from the answers beside it
             if path.suffix == ".jsonl":
                 found = _summarize_answers(path, stem, examples)
                 if found is not None:

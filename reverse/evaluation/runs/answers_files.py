@@ -3,9 +3,10 @@
 `reverse.evaluation.reading.answers` reads them back. A row holds what the published code writes (question_id,
 prompt, image_id, text, generation_history, answer_id, model_id, successful_correction, metadata) and
 `resolved`, `finish_reason`, `phrases` (text, start, end, p_un, status), `attempts` (what was taken back),
-`usage` (tokens), `grade` (of graded benchmarks: verdict, reason, extracted answer), `config` (hash of
-everything that decides the answer) and, last, `timing`: the only key that differs between two runs of the
-same configuration. Probabilities have four significant digits: another batch changes the sixth in float32.
+`usage` (tokens), `grade` (of graded benchmarks: verdict, reason, extracted answer), `answer` and `drafts` (of
+modes), `config` (hash of everything that decides the answer) and, last, `timing`: the only key that differs
+between two runs of the same configuration. Probabilities have four significant digits: another batch changes
+the sixth in float32.
 
 Crash safety. `NAME.run.json` (configuration, question and picture ids, versions) is written first,
 atomically. Rows are appended to `NAME.jsonl`, flushed one by one and synced every 16 rows: a killed process
@@ -70,10 +71,7 @@ def make_answer_row(
         "metadata": {"benchmark": benchmark, **question.metadata},
         "resolved": result.resolved,
         "finish_reason": result.finish_reason,
-        "phrases": [
-            {"text": p.text, "start": p.start, "end": p.end, "p_un": _round_p(p.p_un), "status": p.status}
-            for p in result.phrases
-        ],
+        "phrases": _write_phrases(result.phrases),
         "attempts": [
             {
                 "kind": a.kind, "phrase": a.phrase, "p_un": _round_p(a.p_un), "at": a.at,
@@ -86,11 +84,13 @@ def make_answer_row(
             "kept": result.usage.kept, "discarded": result.usage.discarded, "unused": result.usage.unused,
         },
         **_grade(question, result),
+        **_write_drafts(result),
         "config": config,
         "timing": {
             "seconds": round(result.usage.seconds, 4),
             "forwards": result.usage.forwards,
             "attempts": [round(a.seconds, 4) for a in result.trace],
+            **({"drafts": [round(d.seconds, 4) for d in result.drafts]} if result.drafts else {}),
         },
     }  # fmt: skip
 
@@ -99,6 +99,28 @@ def _grade(question: Any, result: Any) -> dict[str, Any]:
     """The verdict on an answer to a question with a key, as `grade`."""
     key = getattr(question, "key", None)
     return {} if key is None else {"grade": asdict(grade(result.text, key))}
+
+
+def _write_phrases(phrases: Sequence[Any]) -> list[dict[str, Any]]:
+    return [
+        {"text": p.text, "start": p.start, "end": p.end, "p_un": _round_p(p.p_un), "status": p.status}
+        for p in phrases
+    ]
+
+
+def _write_drafts(result: Any) -> dict[str, Any]:
+    """The answer and the drafts of a mode, as `answer` and `drafts`; nothing for a single answer."""
+    if not result.drafts:
+        return {}
+    drafts = [
+        {
+            "role": d.role, "text": d.text, "answer": d.answer, "confidence": _round_p(d.confidence),
+            "tokens": d.tokens, "accepted": d.accepted, "malformed": d.malformed,
+            "phrases": _write_phrases(d.phrases),
+        }
+        for d in result.drafts
+    ]  # fmt: skip
+    return {"answer": result.answer, "drafts": drafts}
 
 
 def remove_timing(row: Mapping[str, Any]) -> dict[str, Any]:

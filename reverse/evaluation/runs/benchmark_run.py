@@ -31,6 +31,13 @@ from reverse.errors import DataError
 from reverse.evaluation.benchmarks import Benchmark, BenchmarkQuestion
 from reverse.evaluation.benchmarks.benchmark import digest_ids
 from reverse.evaluation.runs.answers_files import AnswersFile, hash_config, make_answer_row, merge_shards
+from reverse.evaluation.runs.mode_drafts import (
+    answer_format,
+    describe_mode,
+    make_mode,
+    set_answer_format,
+    write_run_drafts,
+)
 from reverse.files.atomic_write import sha256
 from reverse.grading.latex_answers import require_math_verify
 
@@ -44,7 +51,7 @@ WINDOW_PER_SEQUENCE = 8  # questions
 class Decoding:
     """How answers are made. None means the benchmark's or the checkpoint's default."""
 
-    mode: str = "resample"  # "plain" checks nothing
+    mode: str = "resample"  # a name of `reverse.modes`; "plain" checks nothing
     threshold: float | None = None
     max_new_tokens: int | None = None
     do_sample: bool = False
@@ -52,6 +59,7 @@ class Decoding:
     seed: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)  # further fields of ResamplingConfig
     seed_per_question: bool = True  # False: every question is decoded with the seed itself
+    mode_settings: Mapping[str, Any] = field(default_factory=dict)  # of the mode: n, judge, rounds, gate, …
 
 
 @dataclass(frozen=True)
@@ -156,6 +164,8 @@ def run(
         _answer_windows(windows, file, ask, keep, progress)
         done = sum(str(question.id) in file.done for question in questions)
     complete = merge_shards(path, [question.id for question in questions], key)
+    if complete:
+        write_run_drafts(path, questions, config.decoding.mode, config.model_id)
     total = len(questions)
     published = benchmark.compare_with_published(data)
     return RunOutcome(path, total if complete else done, total, complete, published)
@@ -201,15 +211,19 @@ def question_seed(seed: int, identity: Any) -> int:
 
 def _make_ask(loaded: tuple[Any, Any], config: EvalConfig, settings: Any, max_new_tokens: int) -> Ask:
     from reverse.api import generate_many
-    from reverse.modes import Plain
 
     decoding = config.decoding
-    # What a correction is compared with must not end where the model doubts its own phrase.
-    mode = Plain(keep_phrases=True) if decoding.mode == "plain" else decoding.mode
+    mode = make_mode(decoding.mode, decoding.mode_settings)
 
     def make_request(question: BenchmarkQuestion) -> dict[str, Any]:
         own = question_seed(decoding.seed, question.id) if decoding.seed_per_question else decoding.seed
-        return {"images": question.picture(), "prompt": question.prompt, "seed": own}
+        form = answer_format(question, settings.yes_no)
+        return {
+            "images": question.picture(),
+            "prompt": question.prompt,
+            "seed": own,
+            "mode": set_answer_format(mode, form),
+        }
 
     def ask(questions: Sequence[BenchmarkQuestion]) -> Iterator[Any]:
         return generate_many(
@@ -267,6 +281,7 @@ def _identify(
         "weights": base_fingerprint(model) if hasattr(model, "named_parameters") else "none",
         "dtype": str(getattr(model, "dtype", None)).removeprefix("torch."),
         "mode": decoding.mode,
+        **describe_mode(decoding.mode, decoding.mode_settings),
         "max_new_tokens": decoding.max_new_tokens or benchmark.max_new_tokens,
         "temperature": decoding.temperature if decoding.do_sample else 0.0,
         "seed": decoding.seed,

@@ -7,8 +7,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -50,6 +51,16 @@ class Plan:
     device: str | None = None
     dtype: str | None = None
     command: str | None = None
+    # Further modes with their settings; with any, the files of each mode have its name: BENCHMARK.MODE.jsonl.
+    more_modes: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+
+    @property
+    def decodings(self) -> list[Decoding]:
+        """How answers are made, once a mode."""
+        more = [
+            replace(self.decoding, mode=name, mode_settings=settings) for name, settings in self.more_modes
+        ]
+        return [self.decoding, *more]
 
 
 Watch = Callable[[Benchmark, int, int, int], None]  # (benchmark, decoding seed, answered, to be answered)
@@ -69,7 +80,8 @@ def evaluate(plan: Plan, at: ProcessPlace | None = None, watch: Watch | None = N
     from reverse.models.checkpoints.fingerprint import checkpoint_fingerprint
 
     device, dtype = _device(plan.device, at), plan.dtype
-    loaded = load(plan.model, device=device, dtype=dtype, require_tokens=plan.decoding.mode != "plain")
+    needs_tokens = any(decoding.mode != "plain" for decoding in plan.decodings)
+    loaded = load(plan.model, device=device, dtype=dtype, require_tokens=needs_tokens)
     config = EvalConfig(
         model_id=Path(plan.model).name or plan.model,
         checkpoint=checkpoint_fingerprint(plan.model),
@@ -78,12 +90,14 @@ def evaluate(plan: Plan, at: ProcessPlace | None = None, watch: Watch | None = N
         images=plan.limit,
         command=plan.command,
     )
-    outcomes = []
+    outcomes, first = [], plan.decoding.seed
     for benchmark in chosen:
-        for seed in range(plan.decoding.seed, plan.decoding.seed + plan.decode_seeds):
-            name = benchmark.name if seed == plan.decoding.seed else f"{benchmark.name}.seed{seed}"
-            own = replace(config, decoding=replace(plan.decoding, seed=seed), name=name)
-            progress = None if watch is None else partial(watch, benchmark, seed)
+        for decoding, seed in itertools.product(plan.decodings, range(first, first + plan.decode_seeds)):
+            ending = f".{decoding.mode}" if plan.more_modes else ""
+            name = benchmark.name + ending + ("" if seed == first else f".seed{seed}")
+            own = replace(config, decoding=replace(decoding, seed=seed), name=name)
+            shown = replace(benchmark, title=f"{benchmark.title}{ending.replace('.', ', ')}")
+            progress = None if watch is None else partial(watch, shown, seed)
             outcomes.append(run(benchmark, loaded, root, plan.out, own, at=at, progress=progress))
     return refresh_completion(outcomes)
 
