@@ -28,7 +28,9 @@ from reverse.evaluation.benchmarks.graded.maths.chartqa_benchmark import CHARTQA
 from reverse.evaluation.benchmarks.graded.maths.clevr_math_benchmark import CLEVR_MATH
 from reverse.evaluation.benchmarks.graded.maths.tabmwp_benchmark import TABMWP
 from reverse.grading import answer_key, grade
-from reverse.tokens.spans import UN, find_problems
+from reverse.tokens.spans import UN, find_problems, remove_tags
+from reverse.training.views.view_files import find_view
+from reverse.training.views.view_rows import ViewSettings
 
 COUNT = 150  # three blocks
 
@@ -66,13 +68,27 @@ def test_drafts_hold_both_rationales_with_verified_steps(folder, records):
     for record in records:
         annotator, truth = record.drafts
         assert (annotator.made_by, truth.made_by) == ("annotator", "truth")
-        assert annotator.role == truth.role == "rationale"
+        assert (annotator.role, truth.role, truth.parent) == ("rationale", "correction", 0)
         assert truth.verdict == "right" and truth.steps_are_right()
         verdicts[annotator.verdict] += 1
         if annotator.verdict == "wrong":
             assert not annotator.steps_are_right()
     assert verdicts["wrong"] > 150 and verdicts["unknown"] == 0
     assert same_picture(folder / records[0].images[0], 0)
+
+
+def test_views_train_solving_on_the_annotator_and_corrections_on_truth(records):
+    """A policy that learns the truth in solving leaves modes nothing to gain."""
+    settings = ViewSettings(roles=("rationale",), right_share=1.0)
+    for record in records[:300]:
+        annotator, truth = record.drafts
+        (solved,) = find_view("cot")(record, ViewSettings()).rows
+        assert remove_tags(solved["conversations"][1]["value"]) == annotator.text
+        (judged,) = find_view("judge")(record, settings).rows
+        assert (UN in judged["conversations"][1]["value"]) == (not annotator.steps_are_right())
+        for name in ("refine", "self_correct", "reflect"):
+            (row,) = find_view(name)(record, settings).rows
+            assert truth.answer in row["conversations"][-1]["value"]
 
 
 def test_further_drafts_are_verified_from_the_file_alone(records):

@@ -92,19 +92,20 @@ def write_reasoning(
 
 
 def make_draft_record(picture: ReasoningPicture, question: ReasoningQuestion) -> DraftRecord:
-    """A question with two drafts, both with verified steps: the annotator's rationale, and the true one.
+    """A question with two drafts of verified steps: the annotator's rationale, and its true correction.
 
-    `source` keeps what `read_reasoning_question` needs to verify the steps of further drafts.
+    Roles tell them apart, so that what learns from rationales keeps the annotator's prejudice. `source` keeps
+    what `read_reasoning_question` needs to verify the steps of further drafts.
     """
-    texts = {"annotator": annotate(picture, question).text, "truth": write_rationale(question, picture.truth)}
+    said, true = annotate(picture, question).text, write_rationale(question, picture.truth)
     return DraftRecord(
         id=question.id,
         question=question.text,
         images=(f"images/{picture.id}.png",),
         gold=question.gold,
-        drafts=tuple(
-            make_verified_draft(question, text, role="rationale", made_by=name)
-            for name, text in texts.items()
+        drafts=(
+            make_verified_draft(question, said, role="rationale", made_by="annotator"),
+            make_verified_draft(question, true, role="correction", parent=0, made_by="truth"),
         ),
         source={
             "reasoning": {
