@@ -20,6 +20,7 @@ from reverse.data.drafts.draft_record import DraftRecord, RecordedDraft
 
 __all__ = ["PrefixValue", "find_prefix_values", "find_step_ends", "find_tree_values"]
 
+_NUMBER = re.compile(r"[ \t]*(?:[Ss]tep )?\d{1,3}")
 _SENTENCE = re.compile(r"[.!?](?=\s+[^\s]|\s*\n)|\n+")
 
 
@@ -36,11 +37,22 @@ def find_step_ends(draft: RecordedDraft) -> list[int]:
 
     What stands behind the last step belongs to a step of its own.
     """
+    text = draft.text
     steps = sorted({segment.end for segment in draft.segments if segment.kind == "step"})
-    ends = steps or [each.end() for each in _SENTENCE.finditer(draft.text)]
-    ends = [end for end in ends if draft.text[:end].strip()]
-    last = len(draft.text.rstrip())
-    return [*(end for end in ends if len(draft.text[:end].rstrip()) < last), last] if last else []
+    ends = steps or [each.end() for each in _SENTENCE.finditer(text) if not _is_number(text, each.start())]
+    kept: list[int] = []
+    length = 0  # of the text up to the last end, without space behind it
+    for end in [*ends, len(text)]:
+        if text[:end].strip() and len(text[:end].rstrip()) > length:
+            kept.append(end)
+            length = len(text[:end].rstrip())
+    return kept
+
+
+def _is_number(text: str, at: int) -> bool:
+    """Whether only a number stands in the line before `at`, where a full stop ends no sentence."""
+    begin = max(text.rfind("\n", max(at - 16, 0), at) + 1, at - 16, 0)
+    return _NUMBER.fullmatch(text, begin, at) is not None
 
 
 def find_prefix_values(record: DraftRecord) -> list[PrefixValue]:

@@ -97,6 +97,21 @@ ITEMS: dict[str, list[Any]] = {
         {"image": "1.png", "conversations": user("How many?", "Step 1: three.\nAnswer:\n3")},
         {"image": "1.png", "conversations": user(REFINE, "Three.\nAnswer: 3")},
         {"image": "1.png", "conversations": user(SELECT, "3")},
+        {
+            "id": "refine-1",
+            "image": "1.png",
+            "conversations": user(
+                "How many?\nModel's Predicion: It says 2.\n\nIs that so?", "Three.\nAnswer:\n 3"
+            ),
+        },
+        {
+            "id": "select-1-2-0",
+            "image": "1.png",
+            "conversations": user(
+                "How many?\nModel's Prediction 1:\nAnswer: 2\nModel's Prediction 2:\nAnswer: 3\n\nWhich?",
+                "Answer:\n 3",
+            ),
+        },
         {"conversations": user("Model's prediction:\nno question before it", "x"), "extra": [1, 1.0, True]},
     ],
     "r3v-messages": [
@@ -106,6 +121,13 @@ ITEMS: dict[str, list[Any]] = {
     "r3v-results": [
         {"index": 0, "answer": "3", "question": "How many?", "prediction": "Answer: 3", "correct": True},
         {"index": 1, "answer": 3, "question": "How many?", "prediction": "no idea"},
+        {
+            "id": "7",
+            "image": "1.png",
+            "conversations": user("How many?", "3"),
+            "prediction": "4",
+            "answer": "3",
+        },
     ],
     "r3v-tabmwp": [
         {

@@ -113,6 +113,8 @@ def test_a_right_chain_alone_rises_evenly_and_a_dead_end_falls():
     [
         ("It costs 1.50. Answer: 3", ["It costs 1.50.", "It costs 1.50. Answer: 3"]),
         ("Step 1: a\nStep 2: b", ["Step 1: a", "Step 1: a\nStep 2: b"]),
+        ("1. Add 2. Then 3.\nAnswer: 5", ["1. Add 2.", "1. Add 2. Then 3.", "1. Add 2. Then 3.\nAnswer: 5"]),
+        ("It is 24. Step 1. Go", ["It is 24.", "It is 24. Step 1.", "It is 24. Step 1. Go"]),
         ("one", ["one"]), ("  ", []), ("", []), ("End.", ["End."]),
         ("Really? Yes.\n\n", ["Really?", "Really? Yes."]),
     ],

@@ -167,6 +167,10 @@ def test_what_the_records_hold():
     assert select.links[0].kind == "select" and select.links[0].drafts == (0, 1, 2)
     refine = parse("r3v", ITEMS["r3v"][2])
     assert refine.drafts[0].text == "Step 1: two.\nAnswer: 2" and refine.drafts[1].parent == 0
+    misspelt, other = parse("r3v", ITEMS["r3v"][4]), parse("r3v", ITEMS["r3v"][5])
+    assert misspelt.drafts[0].text == "It says 2." and misspelt.id == "refine-1"
+    assert "conversations" not in other.source["difference"]["in"]
+    assert [draft.verdict for draft in other.drafts] == ["unknown", "right", "right"]
     short = parse("r3v", ITEMS["r3v"][0])
     assert short.gold is not None and short.gold.kind == "number"
     staged = parse("llava-cot", ITEMS["llava-cot"][0])

@@ -2,7 +2,7 @@
 
     r3v            {"image", "conversations": [{"from": "user", "value"}, {"from": "assistant", "value"}]}
     r3v-messages   {"messages": [{"role", "content"}, …], "images": […]}, the shape of the Qwen2-VL repository
-    r3v-results    {"index", "answer", "question", "prediction", "correct"}
+    r3v-results    {"index", "answer", "question", "prediction", "correct"}, or a conversation with these
     r3v-tabmwp     an object of {"answer", "output", "prediction_norm", "true_false", …} by id
     r3v-dpo        {"image", "prompt", "chosen", "rejected"}
 
@@ -29,15 +29,18 @@ from reverse.grading.final_answer import find_final_answer
 
 __all__ = ["FORMATS"]
 
-_ONE = "\nModel's prediction:\n"
-_MANY = re.compile(r"\nModel's prediction (\d{1,4}):\n")
+# The marks of the three data sets, and those of the Qwen2-VL repository, which misspells one of them.
+_ONE = re.compile(r"\n(Model's (?:prediction|Prediction|Predicion):[\n ])")
+_MANY = re.compile(r"\n(Model's [Pp]rediction) (\d{1,4}):\n")
+_MARK = "Model's prediction"
 _IMAGE = re.compile(r"^(?:<image>\n?)+")
 Wrap = Callable[[DraftRecord, str, str], Item]
 
 
 def _parse(item: PublishedItem) -> Values:
     asked, told = item.turns("conversations", "from", "value", ("user", "assistant"))
-    return _read_task(asked, told) | {"images": item.pictures("image")}
+    name = {"id": item.value["id"]} if isinstance(item.value.get("id"), str) and item.value["id"] else {}
+    return _read_task(asked, told) | {"images": item.pictures("image")} | name
 
 
 def _parse_messages(item: PublishedItem) -> Values:
@@ -48,43 +51,47 @@ def _parse_messages(item: PublishedItem) -> Values:
 def _read_task(asked: str, told: str) -> Values:
     """The question, the drafts and the link of one conversation."""
     right = {"verdict": "right", "judged_by": "published"}
-    numbers = [int(each) for each in _MANY.findall(asked)]
+    numbers = [int(number) for _, number in _MANY.findall(asked)]
     if len(numbers) >= 2 and numbers == list(range(1, len(numbers) + 1)):
-        question, *candidates = _MANY.split(asked)[::2]
-        candidates[-1], _, instruction = candidates[-1].rpartition("\n")
-        drafts: list[Values] = [{"text": text} | _compare(text, told) for text in candidates]
-        drafts.append({"text": told, "role": "judge", "answer": told} | right)
+        question, mark, *rest = _MANY.split(asked)
+        candidates = rest[1::3]
+        candidates[-1], instruction = _split_instruction(candidates[-1])
+        answer = find_final_answer(told)[0]
+        drafts: list[Values] = [{"text": text} | _compare(text, answer) for text in candidates]
+        drafts.append({"text": told, "role": "judge", "answer": answer[:1000]} | right)
         link = {"kind": "select", "drafts": list(range(len(candidates)))}
-        return {
-            "question": question,
-            "drafts": drafts,
-            "links": [link],
-            "source": {"instruction": instruction},
-        }
-    if _ONE in asked:
-        question, _, rest = asked.partition(_ONE)
-        first, _, instruction = rest.rpartition("\n")
+        return _make_task(question, drafts, link, mark, instruction)
+    parts = _ONE.split(asked, maxsplit=1)
+    if len(parts) == 3:
+        question, mark, rest_of_it = parts
+        first, instruction = _split_instruction(rest_of_it)
         drafts = [
             {"text": first, "role": "first", "verdict": "wrong", "judged_by": "published"},
             {"text": told, "role": "refinement", "parent": 0} | right,
         ]
-        link = {"kind": "refine", "drafts": [0, 1]}
-        return {
-            "question": question,
-            "drafts": drafts,
-            "links": [link],
-            "source": {"instruction": instruction},
-        }
+        return _make_task(question, drafts, {"kind": "refine", "drafts": [0, 1]}, mark, instruction)
     values: Values = {"question": asked, "drafts": [{"text": told, "role": "rationale"} | right]}
     if "\n" not in told.strip() and not find_final_answer(told)[1]:
         values["gold"] = guess_gold(told)  # a question with its short answer
     return values
 
 
-def _compare(text: str, told: str) -> Values:
+def _split_instruction(text: str) -> tuple[str, str]:
+    """The last draft that is shown, and the line behind it, with line breaks that stand between them."""
+    shown, _, instruction = text.rpartition("\n")
+    draft = shown.rstrip("\n")
+    return draft, "\n" * (len(shown) - len(draft)) + instruction
+
+
+def _make_task(question: str, drafts: list[Values], link: Values, mark: str, instruction: str) -> Values:
+    source = {"mark": mark, "instruction": instruction}
+    return {"question": question, "drafts": drafts, "links": [link], "source": source}
+
+
+def _compare(text: str, right: str) -> Values:
     """A candidate that gives the answer that is to be learned is right; of any other nothing is known."""
     answer = find_final_answer(text)[0]
-    same = answer.strip().lower() == told.strip().lower() != ""
+    same = answer.strip().lower() == right.strip().lower() != ""
     return {"answer": answer[:1000]} | ({"verdict": "right", "judged_by": "published"} if same else {})
 
 
@@ -144,11 +151,13 @@ def _tasks(
         shown = [record.drafts[i] for i in link.drafts]
         if link.kind == "refine":
             instruction = _own(record).get("instruction", texts.refine)
-            asked = f"{record.question}{_ONE}{shown[0].text}\n{instruction}"
+            mark = _own(record).get("mark", _MARK + ":\n")
+            asked = f"{record.question}\n{mark}{shown[0].text}\n{instruction}"
             yield wrap(record, asked, shown[-1].text)
         elif link.kind == "select":
             instruction = _own(record).get("instruction", texts.select)
-            listed = "".join(f"\nModel's prediction {i}:\n{each.text}" for i, each in enumerate(shown, 1))
+            mark = _own(record).get("mark", _MARK)
+            listed = "".join(f"\n{mark} {i}:\n{each.text}" for i, each in enumerate(shown, 1))
             told = next((draft.text for draft in record.drafts if draft.role == "judge"), None)
             yield wrap(
                 record, f"{record.question}{listed}\n{instruction}", told or _right_answer(record, shown)
@@ -175,13 +184,22 @@ def _wrap_messages(record: DraftRecord, asked: str, told: str) -> Item:
 
 
 def _parse_result(item: PublishedItem) -> Values:
-    correct = item.value.get("correct")
-    return {
-        "id": item.plain("index"),
-        "question": item.text("question"),
-        "gold": guess_gold(item.plain("answer")),
-        "drafts": [{"text": item.text("prediction")} | _read_verdict(correct, "correct")],
+    values: Values = {
+        "question": _find_question(item),
+        "images": item.pictures("image") or item.pictures("images"),
+        "gold": guess_gold(find_final_answer(item.plain("answer"))[0]),
+        "drafts": [{"text": item.text("prediction")} | _read_verdict(item.value.get("correct"), "correct")],
     }
+    return values | ({"id": item.plain("index")} if item.value.get("index") is not None else {})
+
+
+def _find_question(item: PublishedItem) -> str:
+    """The question: the Qwen2-VL repository adds predictions to the conversations that ask it."""
+    if "conversations" in item.value:
+        return item.turns("conversations", "from", "value", ("user",))[0]
+    if "messages" in item.value:
+        return _IMAGE.sub("", item.turns("messages", "role", "content", ("user",))[0])
+    return item.text("question")
 
 
 def _read_verdict(value: object, key: str) -> Values:
