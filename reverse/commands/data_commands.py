@@ -167,7 +167,7 @@ class ViewOptions:
         typer.Option(
             "--as",
             help="Make training records of drafts: cot, tagged_steps, judge, refine, self_correct, reflect "
-            "or select. Needs --out.",
+            "or select; or rows for RL: dpo, grpo or value. Needs --out.",
         ),
     ] = None
     out: Annotated[Path | None, typer.Option(help="With --as: JSON lines to write.")] = None

@@ -1,7 +1,10 @@
 """Rows for DPO, GRPO and the value head from draft records."""
 
+import json
+
 import pytest
 
+from reverse.data.drafts.draft_files import write_drafts
 from reverse.data.drafts.draft_links import add_links
 from reverse.data.drafts.draft_record import DraftLink, DraftRecord, DraftSegment, GoldAnswer, RecordedDraft
 from reverse.data.drafts.formats import FORMATS
@@ -10,7 +13,7 @@ from reverse.grading import grade
 from reverse.training.views.grpo_views import find_pass_rate, read_gold, view_prompts
 from reverse.training.views.preference_views import view_preferences
 from reverse.training.views.value_views import view_values
-from reverse.training.views.view_files import VIEWS
+from reverse.training.views.view_files import VIEWS, find_view, write_view
 from reverse.training.views.view_rows import ViewSettings
 from tests.data.drafts.published_items import ITEMS
 
@@ -110,3 +113,21 @@ def test_beam_files_of_tsst_give_rows_of_every_kind():
     record = add_links(FORMATS["tsst-beam"].parse(ITEMS["tsst-beam"][0]))
     assert VIEWS["refine"](record, ViewSettings()).rows and VIEWS["self_correct"](record, ViewSettings()).rows
     assert view_preferences(record) and view_prompts(record) and len(view_values(record)) == 3
+
+
+@pytest.mark.parametrize(("kind", "rows"), [("dpo", 1), ("grpo", 2), ("value", 4)])
+def test_rows_are_written_like_those_of_other_views(kind, rows, tmp_path):
+    """`reverse data view --as dpo` would not know the view, or would not say what it left out."""
+    lone = RECORD.model_copy(update={"id": "lone", "drafts": ()})
+    write_drafts(tmp_path / "d.jsonl", [RECORD, lone])
+    manifest = write_view(tmp_path / "d.jsonl", tmp_path / "r.jsonl", kind)
+    written = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+    assert len(written) == manifest["rows"] == rows
+    assert all(row["prompt"] and row["images"] for row in written)
+    assert sum(manifest["left_out"].values()) == (0 if kind == "grpo" else 1)
+
+
+def test_a_question_has_no_more_rows_than_it_may():
+    """A question with many answers would outweigh the others in the value head."""
+    made = find_view("value")(RECORD, ViewSettings(per_question=2))
+    assert len(made.rows) == 2 and made.left_out["beyond the most rows of a question"] == 2

@@ -22,6 +22,7 @@ from reverse.errors import DataError, RequestError
 from reverse.files.atomic_write import json_bytes, replace_file, sha256, write_json
 from reverse.modes import Refine, Reflect, Select, SelfCorrect
 from reverse.training.views.correction_views import view_refine, view_reflect, view_self_correct
+from reverse.training.views.rl_views import RL_VIEWS
 from reverse.training.views.selection_view import view_select
 from reverse.training.views.solving_views import view_cot, view_judge, view_tagged_steps
 from reverse.training.views.view_rows import ViewRows, ViewSettings
@@ -42,9 +43,10 @@ VIEWS: dict[str, View] = {
 
 def find_view(name: str) -> View:
     """The view of a name. Raises RequestError for an unknown one."""
-    if name not in VIEWS:
-        raise RequestError(f"a view must be one of {', '.join(VIEWS)}, got {name!r:.80}")
-    return VIEWS[name]
+    known = VIEWS | RL_VIEWS
+    if name not in known:
+        raise RequestError(f"a view must be one of {', '.join(known)}, got {name!r:.80}")
+    return known[name]
 
 
 def make_mode(name: str, instruction: str | None) -> Any:
