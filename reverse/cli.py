@@ -25,6 +25,7 @@ from typer.core import TyperGroup
 from reverse import __version__
 from reverse.commands import (
     checkpoint_commands,
+    curate_command,
     data_commands,
     eval_command,
     generate_command,
@@ -240,6 +241,7 @@ checkpoint_commands.register(app)
 eval_command.register(app)
 statistics_commands.register(app)
 data_commands.register(data)
+curate_command.register(app)
 scoring.register(app, data)
 
 

@@ -28,6 +28,9 @@ class ChatServer(ThreadingHTTPServer):
     def url(self):
         return f"http://127.0.0.1:{self.server_address[1]}/v1"
 
+    def handle_error(self, request, client_address):
+        """Print nothing about clients that were killed."""
+
 
 class ChatHandler(BaseHTTPRequestHandler):
     """One request: `number` of all from 1, `repeat` of its chat from 1."""

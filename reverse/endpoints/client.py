@@ -154,12 +154,18 @@ class ChatClient:
         self.retries: Counter[str] = Counter()
         self.asked = self._denied = 0
 
-    async def ask(self, messages: Sequence[Mapping[str, Any]], keep: bool = True) -> Reply:
+    async def ask(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        keep: bool = True,
+        settings: Mapping[str, Any] = {},
+    ) -> Reply:
         """Return the reply to a chat, and keep it in the cache unless `keep` is false.
 
-        Raises UnansweredError, and DataError if no request can succeed (key, address).
+        `settings` are further fields, which those of the client replace; None leaves a field out. Raises
+        UnansweredError, and DataError if no request can succeed (key, address).
         """
-        body = self._body(messages)
+        body = self._body(messages, settings)
         key = self._key(body)
         cached = None if self.fresh else self.cache.get(key)
         if cached is not None:
@@ -174,19 +180,22 @@ class ChatClient:
         finally:
             self._running.pop(key, None)
 
-    def cached(self, messages: Sequence[Mapping[str, Any]]) -> Reply | None:
+    def cached(self, messages: Sequence[Mapping[str, Any]], settings: Mapping[str, Any] = {}) -> Reply | None:
         """Return the reply to a chat that is in the cache, or None; always None for a `fresh` client."""
-        return None if self.fresh else self.cache.get(self._key(self._body(messages)))
+        return None if self.fresh else self.cache.get(self._key(self._body(messages, settings)))
 
-    def keep(self, messages: Sequence[Mapping[str, Any]], reply: Reply) -> None:
+    def keep(
+        self, messages: Sequence[Mapping[str, Any]], reply: Reply, settings: Mapping[str, Any] = {}
+    ) -> None:
         """Put a reply into the cache as the one to this chat."""
-        self.cache.put(self._key(self._body(messages)), reply)
+        self.cache.put(self._key(self._body(messages, settings)), reply)
 
     async def aclose(self) -> None:
         await self._openai.close()
 
-    def _body(self, messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        return {"model": self.endpoint.model, **self.settings, "messages": list(messages)}
+    def _body(self, messages: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> dict[str, Any]:
+        fields = {"model": self.endpoint.model, **settings, **self.settings, "messages": list(messages)}
+        return {name: value for name, value in fields.items() if value is not None}
 
     def _key(self, body: Mapping[str, Any]) -> str:
         asked = {**self.identity, **body}

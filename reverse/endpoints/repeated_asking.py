@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from reverse.endpoints.bounded_replies import plain_line
@@ -44,13 +44,13 @@ Value = TypeVar("Value")
 class Asker(Protocol):
     """Who answers chats: a `ChatClient`, or a checkpoint."""
 
-    async def ask(self, messages: Chat, keep: bool = True) -> Reply:
+    async def ask(self, messages: Chat, keep: bool = True, settings: Mapping[str, Any] = {}) -> Reply:
         """Return a reply, from the cache if it has one. Raises UnansweredError."""
 
-    def cached(self, messages: Chat) -> Reply | None:
+    def cached(self, messages: Chat, settings: Mapping[str, Any] = {}) -> Reply | None:
         """Return the reply that is in the cache, or None."""
 
-    def keep(self, messages: Chat, reply: Reply) -> None:
+    def keep(self, messages: Chat, reply: Reply, settings: Mapping[str, Any] = {}) -> None:
         """Put a reply into the cache."""
 
 
@@ -83,6 +83,7 @@ async def ask_until_usable(
     *,
     demand: str = JSON_ALONE,
     keeps_all: bool = False,
+    settings: Mapping[str, Any] = {},
 ) -> Answered[Value]:
     """Ask, and ask again with the reason while `read` refuses the reply.
 
@@ -94,7 +95,7 @@ async def ask_until_usable(
             Otherwise only a usable reply is kept, with the tokens of all replies before it, and a second run
             asks anew where the first one got nothing.
     """
-    known = None if keeps_all else client.cached(chat)
+    known = None if keeps_all else client.cached(chat, settings)
     if known is not None:
         try:
             value = read(known.text)
@@ -104,16 +105,19 @@ async def ask_until_usable(
             _count(spent, known)
             return Answered(value)
     why = ""
-    total = Reply("", 0, 0)
+    total = Reply("", 0, 0, replies=0)
     messages = list(chat)
     for _ in range(REPLIES):
         try:
-            reply = await client.ask(messages, keep=keeps_all)
+            reply = await client.ask(messages, keeps_all, settings)
         except UnansweredError as error:
             return Answered(None, error.kind, error.detail)
         _count(spent, reply)
-        total = replace(
-            reply, tokens_in=total.tokens_in + reply.tokens_in, tokens_out=total.tokens_out + reply.tokens_out
+        total = Reply(
+            reply.text,
+            total.tokens_in + reply.tokens_in,
+            total.tokens_out + reply.tokens_out,
+            replies=total.replies + reply.replies,
         )
         try:
             value = read(reply.text)
@@ -122,14 +126,21 @@ async def ask_until_usable(
             spent["garbage"] += 1
         else:
             if not (keeps_all or reply.cached):  # else the question with the same text keeps it
-                client.keep(chat, total)
+                client.keep(chat, total, settings)
             return Answered(value)
         messages += build_retry(reply.text, why, demand)
     return Answered(None, "garbage", why)
 
 
 def _count(spent: Counter[str], reply: Reply) -> None:
-    spent.update(replies=1, cached=int(reply.cached), tokens_in=reply.tokens_in, tokens_out=reply.tokens_out)
+    spent.update(
+        replies=reply.replies,
+        cached=int(reply.cached),
+        tokens_in=reply.tokens_in,
+        tokens_out=reply.tokens_out,
+    )
+    if reply.replies > 1:
+        spent["garbage"] += reply.replies - 1
 
 
 def build_retry(reply: str, reason: str, demand: str = JSON_ALONE) -> list[dict[str, str]]:

@@ -7,6 +7,7 @@ import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from reverse.errors import DataError, RequestTypeError
 from reverse.files.file_lock import output_lock
@@ -16,12 +17,13 @@ __all__ = ["Reply", "ReplyCache"]
 
 @dataclass(frozen=True)
 class Reply:
-    """The text of a reply and the tokens it cost."""
+    """The text of a reply and what it cost; `replies` counts unusable ones before it too."""
 
     text: str
     tokens_in: int
     tokens_out: int
     cached: bool = False
+    replies: int = 1
 
 
 class ReplyCache:
@@ -73,7 +75,14 @@ class ReplyCache:
 
     def put(self, key: str, reply: Reply) -> None:
         """Write a reply; a later kill does not lose it (a power cut may lose the last seconds)."""
-        line = {"key": key, "reply": reply.text, "tokens_in": reply.tokens_in, "tokens_out": reply.tokens_out}
+        line: dict[str, Any] = {
+            "key": key,
+            "reply": reply.text,
+            "tokens_in": reply.tokens_in,
+            "tokens_out": reply.tokens_out,
+        }
+        if reply.replies > 1:
+            line["replies"] = reply.replies
         place = self._file.seek(0, os.SEEK_END)
         self._file.write(json.dumps(line, ensure_ascii=True).encode() + b"\n")
         self._file.flush()
@@ -86,7 +95,8 @@ class ReplyCache:
 def _read_line(line: bytes) -> tuple[bytes, Reply]:
     """Return key and reply of a line. Raises ValueError, KeyError or TypeError for any other line."""
     content = json.loads(line)
-    text, spent = content["reply"], (content["tokens_in"], content["tokens_out"])
-    if not isinstance(text, str) or not all(isinstance(count, int) for count in spent):
+    text = content["reply"]
+    read, written, replies = content["tokens_in"], content["tokens_out"], content.get("replies", 1)
+    if not isinstance(text, str) or not all(isinstance(count, int) for count in (read, written, replies)):
         raise RequestTypeError(f"no reply of a model: {line[:60]!r}")
-    return bytes.fromhex(content["key"]), Reply(text, *spent, cached=True)
+    return bytes.fromhex(content["key"]), Reply(text, read, written, cached=True, replies=replies)

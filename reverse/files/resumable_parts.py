@@ -10,6 +10,9 @@ flushed after each), `OUT.failures.jsonl` if there are failures, `OUT` (a JSON l
 ends in .jsonl), `OUT.manifest.json`; the last three are written atomically. Then `OUT.part` is removed. A
 restart drops a last line that a kill tore and continues behind it; the counts of the manifest are summed
 from the lines, so they equal those of an unbroken run. Memory holds one line at a time.
+
+With `retries_failures` a restart continues at the first record that failed instead, also when the pass was
+finished: for work whose results are in a cache, where only failures cost something.
 """
 
 import hashlib
@@ -37,6 +40,7 @@ class PartFile:
     Args:
         out: the file to write; folders above it are created. ".json" makes a JSON list, ".jsonl" one record
         a line. plan: what determines the result (arguments, input); a part of another plan is refused.
+        retries_failures: try records that failed again, and what stands behind the first of them.
 
     `done`: input records whose results are in the part. `manifest`: that of a finished pass, else None.
 
@@ -45,8 +49,9 @@ class PartFile:
         OutputInUseError: another process writes it.
     """
 
-    def __init__(self, out: str | Path, plan: Mapping[str, Any]):
+    def __init__(self, out: str | Path, plan: Mapping[str, Any], *, retries_failures: bool = False):
         self.out = Path(out)
+        self._retries_failures = retries_failures
         self.plan = dict(plan)
         self.done = 0
         self.manifest: dict[str, Any] | None = None
@@ -140,6 +145,8 @@ class PartFile:
         if self.manifest_path.exists() and self.out.exists():
             written = read_json(self.manifest_path)
             self._compare(written, self.out)
+            if self._retries_failures and self.failures_path.exists():
+                return False
             self.manifest = written
             return True
         if self.out.exists():
@@ -160,6 +167,8 @@ class PartFile:
                 if self.part.stat().st_size == len(line) and content != json.loads(_to_json(self.plan)):
                     break  # a part of another plan without results may be overwritten
                 self._compare(content, self.part)
+            elif self._retries_failures and content["failures"]:
+                break  # from here on everything is made again
             else:
                 self.done += 1
             good += len(line)

@@ -17,6 +17,7 @@ LAYERS = (
     ("modes",),
     ("api", "custom_generate"),
     ("evaluation", "training"),
+    ("selftrain",),
     ("commands", "demo"),
     ("cli", "__main__"),
 )

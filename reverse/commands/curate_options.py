@@ -1,0 +1,123 @@
+"""Options of the commands of `reverse curate`, as dataclasses for `make_command`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = [
+    "AnswerEvalOptions",
+    "CurateOptions",
+    "RationaleOptions",
+    "ReflectionOptions",
+    "SelectMixOptions",
+    "SelfCorrectionOptions",
+]
+
+Temperature = Annotated[float, typer.Option(help="Temperature of the teacher. 0 takes the likeliest token.")]
+MaxTokens = Annotated[int, typer.Option(help="Most tokens of a reply.")]
+
+
+@dataclass(frozen=True)
+class CurateOptions:
+    """What all commands have that ask a teacher."""
+
+    source: Annotated[Path, typer.Argument(metavar="IN", help="Draft file.")]
+    out: Annotated[Path, typer.Argument(help="Draft file to write, .jsonl. A stopped run continues.")]
+    model: Annotated[
+        str,
+        typer.Option(
+            help="Checkpoint folder, hub id or bundled name. Default: the model at REVERSE_LLM_BASE_URL."
+        ),
+    ] = "endpoint"
+    images: Annotated[Path | None, typer.Option(help="Folder that the pictures' paths are relative to.")] = (
+        None
+    )
+    image_url: Annotated[
+        str | None, typer.Option(help="Address that serves the pictures, sent instead of their bytes.")
+    ] = None
+    image_descriptions: Annotated[
+        Path | None,
+        typer.Option(help="Descriptions sent instead of pictures, by `reverse curate image-description`."),
+    ] = None
+    upload_image: Annotated[bool, typer.Option("--upload-image", hidden=True)] = False
+    temperature: Temperature = 0.0
+    top_p: Annotated[float, typer.Option(help="Sample among the likeliest tokens of this probability.")] = 1.0
+    max_tokens: MaxTokens = 1024
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0
+    concurrency: Annotated[
+        int, typer.Option(min=1, help="Requests at a time; of a checkpoint, answers decoded side by side.")
+    ] = 16
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds that one request may take.")] = 120.0
+    extra: Annotated[
+        str | None, typer.Option(help='JSON object of further request fields, such as {"temperature": null}.')
+    ] = None
+    cache: Annotated[
+        Path | None, typer.Option(help="File for the teacher's replies. Default: OUT.replies.jsonl.")
+    ] = None
+    limit: Annotated[int | None, typer.Option(min=1, help="Read only the first records.")] = None
+    price_in: Annotated[float, typer.Option(min=0, help="Price of a million tokens read.")] = 0.0
+    price_out: Annotated[float, typer.Option(min=0, help="Price of a million tokens written.")] = 0.0
+    mode: Annotated[str, typer.Option(help="How a checkpoint decodes: plain or resample.")] = "plain"
+    device: Annotated[str | None, typer.Option(help="Device of a checkpoint. Default: cuda or cpu.")] = None
+    dtype: Annotated[str | None, typer.Option(help="Of a checkpoint: float32, bfloat16 or float16.")] = None
+
+
+@dataclass(frozen=True)
+class AnswerEvalOptions(CurateOptions):
+    """Options of `reverse curate answer-eval`."""
+
+    temperature: Temperature = 0.2
+    samples: Annotated[int, typer.Option(min=1, help="Answers to each question.")] = 1
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            help="Who decides what grading cannot: a checkpoint, or endpoint for REVERSE_JUDGE_BASE_URL."
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class ReflectionOptions(CurateOptions):
+    """Options of `reverse curate reflection-eval`."""
+
+    second_thinking: Annotated[
+        bool,
+        typer.Option("--second-thinking", help="Let the teacher think and answer again; it is verified."),
+    ] = False
+
+
+@dataclass(frozen=True)
+class SelfCorrectionOptions(CurateOptions):
+    """Options of `reverse curate self-correction`."""
+
+    temperature: Temperature = 0.7
+    max_tokens: MaxTokens = 2048
+    schema: Annotated[str, typer.Option(help="Form of the second answer: cot4 (four stages) or plain.")] = (
+        "cot4"
+    )
+    first: Annotated[str, typer.Option(help="First answers that are corrected: any, right or wrong.")] = "any"
+
+
+@dataclass(frozen=True)
+class SelectMixOptions(CurateOptions):
+    """Options of `reverse curate select-mix`."""
+
+    count: Annotated[int, typer.Option(help="Number of records to choose.")] = 10_000
+    share_right: Annotated[float, typer.Option(help="Share of them whose answer is right.")] = 0.3
+    least_quality: Annotated[int, typer.Option(help="Lowest rating that is taken, 1 to 5.")] = 1
+    judge: Annotated[bool, typer.Option(help="Rate answers by the model; without, choose by seed alone.")] = (
+        True
+    )
+
+
+@dataclass(frozen=True)
+class RationaleOptions(CurateOptions):
+    """Options of `reverse curate rationale`."""
+
+    temperature: Temperature = 0.7
+    style: Annotated[str, typer.Option(help="Form of the rationale: tsst or r3v.")] = "tsst"
+    show_answer: Annotated[bool, typer.Option(help="Tell the teacher the right answer.")] = True
