@@ -157,7 +157,7 @@ def test_a_checkpoint_answers_as_a_teacher(world, model):
     assert again.exit_code == 0
     assert (world / "again.jsonl").read_bytes() == (world / "out.jsonl").read_bytes()
     blind = run("answer-eval", "in.jsonl", "blind.jsonl", "--model", model, "--limit", 1)
-    assert blind.exit_code == 1 and "1 picture" in blind.stderr
+    assert blind.exit_code == 2 and "--images names the folder" in blind.stderr
 
 
 def answered(number):
@@ -195,7 +195,7 @@ def test_a_mix_without_a_judge(world):
     """Nothing could be chosen offline, or records without a verdict be chosen."""
     write_drafts(world / "in.jsonl", [*map(answered, range(30)), make_record(99)])
     result = run("select-mix", "in.jsonl", "mix.jsonl", "--no-judge", "--count", 100)
-    assert result.exit_code == 0 and "28 records, 8 with a right answer, 20 with a wrong one" in result.stdout
+    assert result.exit_code == 0 and "29 records, 9 with a right answer, 20 with a wrong one" in result.stdout
     assert "--count 100 needs more: 10 right answers and 20 wrong ones" in result.stderr
 
 
