@@ -25,7 +25,6 @@ from typer.core import TyperGroup
 from reverse import __version__
 from reverse.commands import (
     checkpoint_commands,
-    curate_command,
     data_commands,
     eval_command,
     generate_command,
@@ -34,6 +33,7 @@ from reverse.commands import (
     train_command,
 )
 from reverse.commands import score_command as scoring
+from reverse.commands.curate import curate_command
 from reverse.commands.option_checks import check_decoding
 from reverse.commands.runtime_setup import silence_libraries
 from reverse.errors import RequestError, ReverseError

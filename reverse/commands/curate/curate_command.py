@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from reverse.commands.curate_options import (
+from reverse.commands.curate.curate_options import (
     AnswerEvalOptions,
     CurateOptions,
     RationaleOptions,

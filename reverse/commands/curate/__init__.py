@@ -1,0 +1,1 @@
+"""The commands of `reverse curate`, and their options."""
