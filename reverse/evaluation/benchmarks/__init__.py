@@ -36,6 +36,7 @@ from reverse.evaluation.benchmarks.graded.maths.mathvision_benchmark import MATH
 from reverse.evaluation.benchmarks.graded.maths.mathvista_benchmark import MATHVISTA
 from reverse.evaluation.benchmarks.graded.maths.mmk12_benchmark import MMK12
 from reverse.evaluation.benchmarks.graded.maths.olympiadbench_benchmark import OLYMPIADBENCH
+from reverse.evaluation.benchmarks.graded.maths.reasoning_benchmark import REASONING
 from reverse.evaluation.benchmarks.graded.maths.tabmwp_benchmark import TABMWP
 from reverse.evaluation.benchmarks.haloquest import HALOQUEST
 from reverse.evaluation.benchmarks.mme import MME, MME_HALL
@@ -90,6 +91,7 @@ register(MMBENCH)
 register(SCIENCEQA)
 register(AOKVQA)
 register(VCR)
+register(REASONING)
 
 
 def named(*names: str) -> list[Benchmark]:

@@ -22,6 +22,7 @@ from reverse.files.cell_values import read_id, shorten
 from reverse.files.entries import FileEntry, read_entries
 
 if TYPE_CHECKING:
+    from reverse.data.drafts.draft_record import DraftSegment
     from reverse.evaluation.scoring.judge import Judge
     from reverse.evaluation.stats.scored_tables import Metric, Table
     from reverse.grading import AnswerKey
@@ -43,6 +44,7 @@ __all__ = [
 ]
 
 MANIFEST = "benches.json"  # lies in a root that the scenes world wrote
+REASONING_MANIFEST = "manifest.json"  # lies in one of the reasoning world
 SHARED_IMAGES = "images"  # a root may hold all pictures in one folder, as that of scenes does
 COCO_IMAGES = (
     "chair_mscoco/coco/val2014", "pope/coco/val2014", "coco/val2014", "../coco/val2014", SHARED_IMAGES,
@@ -94,6 +96,8 @@ class BenchmarkQuestion:
     source: Path | StoredPicture
     metadata: Mapping[str, Any] = field(default_factory=dict)  # label, category, type: what scoring groups by
     key: AnswerKey | None = None  # of a graded benchmark: the right answer, and the form of answers
+    # Checks the steps of an answer, where somebody knows the truth of every step.
+    verify: Callable[[str], tuple[DraftSegment, ...]] | None = None
 
     def picture(self) -> Any:
         """The picture as `reverse.generate` takes it."""
@@ -114,8 +118,8 @@ DEFAULT_SCORING = ScoringOptions()
 
 
 # Keys: id, image, prompt, metadata; `file` if the picture's file has another name than `image` (a list if
-# there are several), and `source` if the picture is no file. Of graded benchmarks also `key`, and `request`,
-# which says how to answer and is added to the prompt, but not on scenes.
+# there are several), and `source` if the picture is no file. Of graded benchmarks also `key`, `verify`, and
+# `request`, which says how to answer and is added to the prompt, but not on scenes.
 QuestionRow = dict[str, Any]
 
 
@@ -245,7 +249,7 @@ class Benchmark:
                 source = SeveralPictures(tuple(resolve_image(folder, str(name)) for name in names))
             else:
                 source = resolve_image(folder, str(names))
-        known = row.get("metadata", {}), row.get("key")
+        known = row.get("metadata", {}), row.get("key"), row.get("verify")
         return BenchmarkQuestion(row["id"], row["image"], row["prompt"], source, *known)
 
 
@@ -285,7 +289,14 @@ def digest_ids(ids: Iterable[Any]) -> str:
 
 
 def _is_scenes(root: Path) -> bool:
-    return (root / MANIFEST).is_file()
+    """Whether a root was written by scenes or by the reasoning world, whose models learn bare questions."""
+    if (root / MANIFEST).is_file():
+        return True
+    manifest = root / REASONING_MANIFEST
+    if not manifest.is_file():
+        return False
+    with manifest.open("rb") as stream:
+        return b'"world":"reasoning"' in stream.read(200)
 
 
 def _files_of(source: Path | StoredPicture) -> list[Path]:

@@ -38,8 +38,8 @@ def _tabulate_modes(report: Mapping[str, Any], title: str) -> Any:
     table = _make_table(
         f"{title or 'modes'}: {report['questions']:,} questions, 95 % intervals",
         ("mode", "accuracy %", f"change from {before}", "wrong → right", "right → wrong", "tokens", "seconds",
-         "tokens a right answer", "AUROC of p(</UN>), answers"),
-        "changes are paired by question; tokens and seconds are those of a question",
+         "tokens a right answer", "AUROC steps", "answers"),
+        "changes are paired by question; tokens and seconds are those of a question; AUROC is of p(</UN>)",
     )  # fmt: skip
     for mode in report["modes"]:
         change, cost = mode["change"] or {}, mode["cost"]
@@ -52,6 +52,7 @@ def _tabulate_modes(report: Mapping[str, Any], title: str) -> Any:
             _number(cost["tokens"], 1),
             _number(cost["seconds"], 3),
             _number(cost["tokens_per_right"], 1),
+            _number(mode["auroc"]["steps"], 3),
             _number(mode["auroc"]["answers"], 3),
         )
     return table

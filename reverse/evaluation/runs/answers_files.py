@@ -114,7 +114,7 @@ def _write_drafts(result: Any) -> dict[str, Any]:
         return {}
     drafts = [
         {
-            "role": d.role, "text": d.text, "answer": d.answer, "confidence": _round_p(d.confidence),
+            "role": d.role, "text": d.text, "answer": d.answer, "confidence": _round_confidence(d.confidence),
             "tokens": d.tokens, "accepted": d.accepted, "malformed": d.malformed,
             "phrases": _write_phrases(d.phrases),
         }
@@ -222,6 +222,13 @@ def merge_shards(path: str | Path, ids: Sequence[Any], config: str) -> bool:
 
 def _round_p(p: float | None) -> float | None:
     return None if p is None else float(f"{p:.4g}")
+
+
+def _round_confidence(confidence: float) -> float:
+    """Four digits of how sure, or of how doubtful: the order of drafts that are all nearly sure must stay."""
+    if confidence < 0.5:
+        return float(f"{confidence:.4g}")
+    return round(1 - float(f"{1 - confidence:.4g}"), 12)
 
 
 def _find_lines(path: Path, config: str) -> dict[str, slice]:

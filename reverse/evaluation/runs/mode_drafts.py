@@ -152,9 +152,7 @@ def _make_draft(
         text=text,
         role=draft["role"],
         made_by=model,
-        segments=tuple(
-            DraftSegment(start=each["start"], end=each["end"], p_un=each["p_un"]) for each in draft["phrases"]
-        ),
+        segments=_merge_segments(question.verify(text) if question.verify else (), draft["phrases"]),
         answer=answer,
         verdict="unknown" if found is None else found.verdict,
         judged_by="" if found is None else "grading",
@@ -163,3 +161,23 @@ def _make_draft(
         tokens=draft["tokens"],
         seconds=seconds,
     )
+
+
+def _merge_segments(
+    verified: Sequence[DraftSegment], phrases: Sequence[Mapping[str, Any]]
+) -> tuple[DraftSegment, ...]:
+    """Verified segments with the p(`</UN>`) of the model's phrase at their place, and its other phrases."""
+    left = [DraftSegment(start=each["start"], end=each["end"], p_un=each["p_un"]) for each in phrases]
+    merged = []
+    for segment in verified:
+        if segment.kind == "phrase":
+            found = max(left, key=lambda each: _overlap(each, segment), default=None)
+            if found is not None and _overlap(found, segment) > 0:
+                segment = segment.model_copy(update={"p_un": found.p_un})
+                left = [each for each in left if _overlap(each, segment) <= 0]
+        merged.append(segment)
+    return tuple(sorted([*merged, *left], key=lambda each: each.start))
+
+
+def _overlap(first: DraftSegment, second: DraftSegment) -> int:
+    return min(first.end, second.end) - max(first.start, second.start)

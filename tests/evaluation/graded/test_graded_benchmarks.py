@@ -111,6 +111,23 @@ def test_special_wordings(root):
     )
 
 
+def test_the_reasoning_world_is_asked_as_it_was_learnt(tmp_path):
+    """Its models would be asked in words that they never saw, and its steps not be verified."""
+    from reverse.data.scenes.reasoning import write_reasoning
+
+    write_reasoning(tmp_path, "test", 16)
+    for name in ("tabmwp", "chartqa", "clevr-math", "scienceqa", "reasoning"):
+        questions = bench(name).questions(tmp_path)
+        assert questions and not any("Answer" in question.prompt for question in questions)
+        assert bench(name).compare_with_published(tmp_path) == "scenes"
+    first = questions[0]
+    verdicts = [segment.verdict for segment in first.verify("there are 99 dogs. Answer: 99")]
+    assert verdicts == ["wrong"] * 4
+    (tmp_path / "drafts.jsonl").write_text('{"version": 1, "id": "a", "question": "?"}\n')
+    with pytest.raises(DataError, match=r"drafts\.jsonl: record 'a' has no right answer or no picture"):
+        bench("reasoning").questions(tmp_path)
+
+
 def test_where_lists_them_and_says_which_are_ready(root):
     """Users would have to guess where published files go."""
     shown = run("eval", "--where", "graded", "--data", root)

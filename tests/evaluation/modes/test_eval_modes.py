@@ -8,12 +8,15 @@ from typer.testing import CliRunner
 import reverse.api
 from reverse.cli import app
 from reverse.data.drafts.draft_files import read_drafts
+from reverse.data.drafts.draft_record import DraftSegment
 from reverse.data.scenes.benchmark_files import write_benchmarks
+from reverse.data.scenes.reasoning import write_reasoning
 from reverse.decoding.result import Draft, Phrase, Result, Usage
 from reverse.evaluation import benchmarks
+from reverse.evaluation.modes.mode_effects import step_auroc
 from reverse.evaluation.modes.question_means import final_draft
 from reverse.evaluation.runs.benchmark_run import Decoding, EvalConfig, run
-from reverse.evaluation.runs.mode_drafts import set_answer_format
+from reverse.evaluation.runs.mode_drafts import _merge_segments, set_answer_format
 from reverse.grading import AnswerFormat
 from reverse.modes import Reflect, Select, SelfCorrect
 from tests.evaluation.graded.published import WRITERS
@@ -199,6 +202,74 @@ def test_captions_without_drafts_have_no_file_of_drafts(data, tmp_path):
     write_benchmarks(tmp_path / "scenes", "test", 6)
     answered(tmp_path / "scenes", tmp_path, "chair")
     assert (tmp_path / "chair.jsonl").exists() and not (tmp_path / "chair.drafts.jsonl").exists()
+
+
+def test_steps_are_verified_in_the_reasoning_world(tmp_path):
+    """How well p(</UN>) tells wrong steps, and which errors are corrected, could not be measured."""
+    write_reasoning(tmp_path / "data", "test", 8)
+    bench = benchmarks.named_one("reasoning")
+
+    def ask(questions):
+        for question in questions:
+            said, p = f"there are 99 cows. Answer: {question.key.answers[0]}", (0.75, 0.25)
+            spans = ((9, 17), (26, len(said)))
+            phrases = tuple(
+                Phrase(said[a:b], a, b, x, "accepted") for (a, b), x in zip(spans, p, strict=True)
+            )
+            yield Result(said, said, phrases, True, "eos", (), Usage(9, 0, 9, 0.1), ())
+
+    run(
+        bench,
+        (None, None),
+        tmp_path / "data",
+        tmp_path,
+        EvalConfig(Decoding("plain", threshold=0.5)),
+        ask=ask,
+    )
+    records = list(read_drafts(tmp_path / "reasoning.drafts.jsonl"))
+    assert len(records) == 16 and step_auroc(records).point == 1.0
+    for record in records:
+        (draft,) = record.drafts
+        kinds = [(each.kind, each.verdict, each.p_un) for each in draft.segments]
+        assert draft.verdict == "right" and kinds == [
+            ("step", "wrong", None), ("phrase", "wrong", 0.75), ("step", "right", None),
+            ("phrase", "right", 0.25),
+        ]  # fmt: skip
+
+
+def test_the_end_of_a_curve_is_the_run_itself(tmp_path):
+    """Rounded confidences would break ties in another way than the mode has chosen."""
+    write_reasoning(tmp_path / "data", "test", 8)
+    result = call(
+        "eval", "reasoning", "--model", "tiny-qwen", "--data", tmp_path / "data", "--out", tmp_path, "--mode",
+        "plain", "--mode", "select", "--n", 3, "--max-new-tokens", 16,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    records = list(read_drafts(tmp_path / "reasoning.select.drafts.jsonl"))
+    segments = [segment for record in records for draft in record.drafts for segment in draft.segments]
+    assert any(each.p_un is not None for each in segments)
+    report = json.loads((tmp_path / "reasoning.modes.json").read_text())
+    select = report["modes"][1]
+    assert select["accuracy"] == select["curves"]["best"][-1]
+    assert report["questions"] == len(records) == 16
+
+
+def test_segments_take_p_from_the_phrase_at_their_place():
+    """p(</UN>) of one step would be that of another, or phrases overlap, which no draft file may hold."""
+    verified = (
+        DraftSegment(start=0, end=18, kind="step", verdict="wrong", error="count"),
+        DraftSegment(start=9, end=17, verdict="wrong", error="count"),
+        DraftSegment(start=20, end=30, verdict="right"),
+    )
+    phrases = [
+        {"start": 10, "end": 17, "p_un": 0.75}, {"start": 17, "end": 19, "p_un": 0.5},
+        {"start": 31, "end": 33, "p_un": None},
+    ]  # fmt: skip
+    merged = _merge_segments(verified, phrases)
+    assert [(each.start, each.end, each.verdict, each.p_un) for each in merged] == [
+        (0, 18, "wrong", None), (9, 17, "wrong", 0.75), (17, 19, "unknown", 0.5), (20, 30, "right", None),
+        (31, 33, "unknown", None),
+    ]  # fmt: skip
 
 
 # ---------------------------------------------------------------------- wrong calls

@@ -59,6 +59,7 @@ def make_graded(
     images: tuple[str, ...],
     images_source: str,
     read_questions: ReadQuestions,
+    aliases: tuple[str, ...] = (ALIAS,),
     **more: Any,
 ) -> Benchmark:
     """The record of a graded benchmark. `more` are further fields of `Benchmark`."""
@@ -73,7 +74,7 @@ def make_graded(
         score=partial(score_graded, name, title, files, read_questions),
         holds_truth=lambda truth, answers: _find_files(files, truth) is not None,
         in_all=False,
-        aliases=(ALIAS,),
+        aliases=aliases,
         **more,
     )
 
