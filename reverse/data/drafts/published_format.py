@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from reverse.data.drafts.draft_files import draft_line
-from reverse.data.drafts.draft_record import DraftRecord, parse_draft_record
+from reverse.data.drafts.draft_record import LONGEST_TEXT, DraftRecord, parse_draft_record
 from reverse.data.drafts.item_difference import find_difference, restore_item
 from reverse.data.drafts.item_files import (
     BadItem,
@@ -64,10 +64,11 @@ class PublishedItem:
         """The text under a key; DataError if there is none."""
         value = self.value.get(key)
         if not isinstance(value, str):
-            found = (
-                f"got {describe(value)}" if key in self.value else f"it has {describe(', '.join(self.value))}"
-            )
+            names = describe(", ".join(self.value))
+            found = f"got {describe(value)}" if key in self.value else f"the item has only {names}"
             raise DataError(f"{key!r} must be a text, {found}")
+        if len(value) > LONGEST_TEXT:
+            raise DataError(f"{key!r} has {len(value):,} characters, the most are {LONGEST_TEXT:,}")
         return value
 
     def plain(self, key: str) -> str:
@@ -96,6 +97,8 @@ class PublishedItem:
         turns = self.objects(key)
         for number, role in enumerate(roles):
             turn = turns[number] if number < len(turns) else {}
+            if len(str(turn.get(what))) > LONGEST_TEXT:
+                raise DataError(f"turn {number} of {key!r} has more than {LONGEST_TEXT:,} characters")
             if turn.get(who) != role or not isinstance(turn.get(what), str):
                 raise DataError(f"turn {number} of {key!r} must be a text of {role!r}, got {describe(turn)}")
         return [turn[what] for turn in turns[: len(roles)]]
@@ -214,7 +217,7 @@ class PublishedFormat:
             source["key"] = item.key
         if item.around is not None:
             source["around"] = item.around
-        record = parse_draft_record(values | {"source": source}, "the item")
+        record = parse_draft_record(values | {"source": source}, "its record")
         difference = find_difference(self.say(record, TEXTS), opened)
         if difference is not None:
             source["difference"] = difference

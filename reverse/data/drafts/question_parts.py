@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+LONGEST_NUMBER = 40  # characters
 _NUMBER = re.compile(r"[-+]?\$?(?:\d[\d,]*)?\.?\d+%?")
 
 
@@ -67,7 +68,7 @@ def guess_gold(answer: str, choices: Sequence[str] = ()) -> dict[str, Any] | Non
         return None
     if len(choices) >= 2:
         return _as_values(AnswerKey("choice", (answer,), tuple(choices)))
-    if _NUMBER.fullmatch(answer.strip()):
+    if len(answer) <= LONGEST_NUMBER and _NUMBER.fullmatch(answer.strip()):
         return _as_values(AnswerKey("number", (answer,)))
     return _as_values(AnswerKey("yes_no" if read_yes_no(answer) else "text", (answer,)))
 

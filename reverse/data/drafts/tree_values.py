@@ -21,6 +21,7 @@ from reverse.data.drafts.draft_record import DraftRecord, RecordedDraft
 __all__ = ["PrefixValue", "find_prefix_values", "find_step_ends", "find_tree_values"]
 
 _NUMBER = re.compile(r"[ \t]*(?:[Ss]tep )?\d{1,3}")
+MOST_STEPS = 200  # of an answer; what follows belongs to the last one
 _SENTENCE = re.compile(r"[.!?](?=\s+[^\s]|\s*\n)|\n+")
 
 
@@ -35,17 +36,21 @@ class PrefixValue:
 def find_step_ends(draft: RecordedDraft) -> list[int]:
     """Where the steps of a draft end: its segments of the kind "step", or else its sentences and lines.
 
-    What stands behind the last step belongs to a step of its own.
+    What stands behind the last step is a step of its own. There are at most `MOST_STEPS`.
     """
     text = draft.text
     steps = sorted({segment.end for segment in draft.segments if segment.kind == "step"})
     ends = steps or [each.end() for each in _SENTENCE.finditer(text) if not _is_number(text, each.start())]
     kept: list[int] = []
-    length = 0  # of the text up to the last end, without space behind it
-    for end in [*ends, len(text)]:
-        if text[:end].strip() and len(text[:end].rstrip()) > length:
+    length = 0  # of the text up to the last end
+    for end in ends:
+        if len(kept) == MOST_STEPS - 1:
+            break
+        if text[length:end].strip():
             kept.append(end)
-            length = len(text[:end].rstrip())
+            length = end
+    if text[length:].strip():
+        kept.append(len(text))
     return kept
 
 

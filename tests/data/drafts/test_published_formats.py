@@ -1,5 +1,6 @@
 """Published files become draft records and are written again as they were."""
 
+import contextlib
 import copy
 import json
 
@@ -13,7 +14,7 @@ from reverse.data.drafts.item_difference import find_difference, is_same, restor
 from reverse.data.drafts.item_files import FileItem
 from reverse.data.drafts.published_format import SkippedItems
 from reverse.errors import DataError, RequestError
-from tests.data.drafts.published_items import BEAM, ITEMS, TURNS, chat, user
+from tests.data.drafts.published_items import BEAM, ITEMS, THINK, TURNS, VCR, chat, user
 
 CASES = [(name, number) for name, items in ITEMS.items() for number in range(len(items))]
 WORDS = st.text(
@@ -247,7 +248,8 @@ def test_a_line_that_was_appended_twice_gets_an_id_of_its_own(tmp_path):
         ("srpo-sft", {"messages": chat("q", "a")}, "<think>"),
         ("chartqa", {"query": None}, r"'query' must be a text"),
         ("r3v", {"x": float("nan")}, r"NaN"),
-        ("r3v", {"conversations": user("q" * 300_000, "a")}, "200000"),
+        ("r3v", {"conversations": user("q" * 300_000, "a")}, "more than 200,000"),
+        ("chartqa", {"query": "q" * 300_000}, "'query' has 300,000 characters"),
     ],
 )  # fmt: skip
 def test_bad_items_are_refused_with_the_reason(name, change, message):
@@ -324,3 +326,34 @@ def test_an_unknown_format_is_named():
     """The user would not learn which formats there are."""
     with pytest.raises(RequestError, match="there is no format 'r4v': choose one of r3v, "):
         find_format("r4v")
+
+
+def repeat(text):
+    return text * (190_000 // len(text))
+
+
+@pytest.mark.parametrize(
+    ("name", "item"),
+    [
+        ("srpo-sft", {"messages": chat("q", repeat(THINK + "<reflection></reflection>"))}),
+        ("srpo-sft", {"messages": chat("q", repeat("<think>"))}),
+        ("srpo-sft", {"messages": chat(repeat("<question>"), "<think>a</think><answer>b</answer>")}),
+        ("srpo-sft", {"messages": chat("q", f"<think>a</think>{repeat(' ')}x")}),
+        ("llava-cot", {"conversations": user("q", repeat("<CONCLUSION>"), "human", "gpt")}),
+        ("llava-cot", {"conversations": user(repeat("<image>\n"), "a", "human", "gpt")}),
+        ("mulberry", {"messages": chat("q", f"### The final answer is: a{repeat(' ')}b")}),
+        ("mulberry", {"messages": chat("q", repeat("### The final answer is:\n"))}),
+        ("r3v", {"conversations": user(repeat("\nModel's prediction 1:\n"), "x")}),
+        ("r3v", {"conversations": user("q", repeat("1") + "x")}),
+        ("r3v", {"conversations": user("q", repeat("Answer: "))}),
+        ("chartqa", {"imgname": "1.png", "query": "q", "label": repeat("1") + "x"}),
+        ("tsst-beam", BEAM | {"result": [{"value": repeat("A. "), "correct": True}]}),
+        ("vcr", VCR | {"question": [repeat(" '")]}),
+    ],
+)  # fmt: skip
+def test_hostile_texts_take_no_time(name, item):
+    """A regular expression would read such a text once for each of its characters: for hours."""
+    with contextlib.suppress(DataError, RequestError):
+        record = parse(name, item)
+        for each in FORMATS.values():
+            each.items(record)

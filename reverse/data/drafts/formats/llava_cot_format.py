@@ -19,17 +19,17 @@ from reverse.data.drafts.draft_choices import find_corrections, find_right_draft
 from reverse.data.drafts.draft_record import DraftRecord
 from reverse.data.drafts.item_files import FileLayout
 from reverse.data.drafts.published_format import ExportTexts, Item, PublishedFormat, PublishedItem, Values
+from reverse.data.drafts.tagged_parts import find_last_part
 from reverse.files.json_scanning import ItemShape
 
 __all__ = ["FORMATS"]
 
 _IMAGE = re.compile(r"^(?:<image>\n?)+")
-_CONCLUSION = re.compile(r"<CONCLUSION>(.*?)</CONCLUSION>", re.DOTALL)
 
 
 def _make_draft(text: str, **more: Any) -> Values:
-    found = _CONCLUSION.findall(text)
-    answer = {"answer": found[-1].strip()} if found else {}
+    found = find_last_part(text, "CONCLUSION")
+    answer = {} if found is None else {"answer": found.strip()}
     return {"text": text, "role": "first"} | answer | more
 
 

@@ -19,21 +19,28 @@ from reverse.files.json_scanning import ItemShape
 
 __all__ = ["FORMATS"]
 
-_ANSWER = re.compile(r"^### The final answer is:\s*(.+?)\s*$", re.MULTILINE)
+_ANSWER = "### The final answer is:"
 _IMAGE = re.compile(r"^(?:<image>\n?)+")
 
 
 def _parse(item: PublishedItem) -> Values:
     asked, told = item.turns("messages", "role", "content", ("user", "assistant"))
-    found = _ANSWER.findall(told)
+    answer = _find_answer(told)
     draft: Values = {"text": told, "role": "rationale", "verdict": "right"}
-    draft |= {"judged_by": "published"} | ({"answer": found[-1]} if found else {})
+    draft |= {"judged_by": "published"} | ({"answer": answer} if answer else {})
     return {
         "question": _IMAGE.sub("", asked),
         "images": item.pictures("images"),
-        "gold": guess_gold(found[-1]) if found else None,
+        "gold": guess_gold(answer),
         "drafts": [draft],
     }
+
+
+def _find_answer(text: str) -> str:
+    """What stands behind the last heading of a final answer, in its line or the next; "" if there is none."""
+    at = text.rfind(_ANSWER)
+    lines = text[at + len(_ANSWER) :].strip().splitlines() if at >= 0 else []
+    return lines[0].strip() if lines else ""
 
 
 def _say(record: DraftRecord, texts: ExportTexts) -> Item:

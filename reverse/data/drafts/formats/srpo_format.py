@@ -24,21 +24,22 @@ from reverse.data.drafts.draft_record import DraftRecord, RecordedDraft, Verdict
 from reverse.data.drafts.item_files import FileLayout
 from reverse.data.drafts.published_format import ExportTexts, Item, PublishedFormat, PublishedItem, Values
 from reverse.data.drafts.question_parts import guess_gold, say_gold
+from reverse.data.drafts.tagged_parts import find_first_part, read_part
 from reverse.errors import DataError
 from reverse.files.cell_values import describe
 from reverse.files.json_scanning import ItemShape
 
 __all__ = ["FORMATS", "think_and_answer"]
 
-_QUESTION = re.compile(r"<question>(.*?)</question>", re.DOTALL)
 _IMAGE = re.compile(r"^(?:<image>\n?)+")
-_TURN = re.compile(
-    r"<think>(?P<think>.*?)</think>\s*<answer>(?P<answer>.*?)</answer>"
-    r"(?:\s*<reflect(?:ion)?>(?P<critique>.*?)</reflect(?:ion)?>"
-    r"\s*(?:<think>(?P<again>.*?)</think>\s*)?<answer>(?P<last>.*?)</answer>)?\s*",
-    re.DOTALL,
+# Parts of a turn, the tags they may stand in, and whether they must be there.
+_PARTS = (
+    ("think", ("think",), True),
+    ("answer", ("answer",), True),
+    ("critique", ("reflection", "reflect"), False),
+    ("again", ("think",), False),
+    ("last", ("answer",), True),
 )
-_THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 _STYLES: tuple[dict[str, Any], ...] = (
     {"ensure_ascii": False},
     {},
@@ -112,9 +113,9 @@ def _write_text(thought: str, answer: str) -> str:
 
 def _thought_of(draft: RecordedDraft) -> str:
     """The reasoning of a draft: in its tag, or before the line of its answer, or the whole text."""
-    found = _THINK.search(draft.text)
-    if found:
-        return found[1]
+    tagged = find_first_part(draft.text, "think")
+    if tagged is not None:
+        return tagged
     line = f"Answer: {draft.answer}"
     if draft.text == line:
         return ""
@@ -132,22 +133,22 @@ def _parse_sft(item: PublishedItem) -> Values:
     has_system = bool(names) and names[0].get("role") == "system"
     roles = ("system", "user", "assistant") if has_system else ("user", "assistant")
     *system, asked, told = item.turns("messages", "role", "content", roles)
-    turn = _TURN.fullmatch(told.strip())
-    if turn is None:
+    parts = _read_turn(told)
+    if parts is None:
         raise DataError(
             "the answer must be <think>, <answer>, <reflection>, <answer> or <think>, <answer>, got "
             + describe(told)
         )
-    found = _QUESTION.search(asked)
+    found = find_first_part(asked, "question")
     values: Values = {
-        "question": found[1] if found else _IMAGE.sub("", asked),
+        "question": _IMAGE.sub("", asked) if found is None else found,
         "images": [_read_once(name) for name in item.pictures("images")],
-        "drafts": _read_turn(turn),
+        "drafts": _make_drafts(parts),
         "source": {"system": system[0]} if system else {},
     }
-    if turn["last"] is not None:
+    if len(parts) > 2:
         return values | {
-            "gold": guess_gold(turn["last"].strip()),
+            "gold": guess_gold(parts["last"].strip()),
             "links": [{"kind": "reflect", "drafts": [0, 2]}],
         }
     return values
@@ -159,17 +160,34 @@ def _read_once(name: str) -> str:
     return half if half * 2 == name and "." in half else name
 
 
-def _read_turn(turn: re.Match[str]) -> list[Values]:
-    answer = turn["answer"].strip()
-    first: Values = {"text": _write_text(turn["think"], answer), "role": "first", "answer": answer}
-    if turn["last"] is None:
+def _read_turn(told: str) -> dict[str, str] | None:
+    """The parts of a turn: think and answer, or these with critique, again ("" if left out) and last."""
+    parts: dict[str, str] = {}
+    at = 0
+    for name, tags, is_needed in _PARTS:
+        found = next((part for tag in tags if (part := read_part(told, at, tag)) is not None), None)
+        if found is not None:
+            parts[name], at = found
+        elif is_needed:
+            return None
+        elif name == "critique":
+            break  # an answer without reflection
+        else:
+            parts[name] = ""
+    return None if told[at:].strip() else parts
+
+
+def _make_drafts(parts: dict[str, str]) -> list[Values]:
+    answer = parts["answer"].strip()
+    first: Values = {"text": _write_text(parts["think"], answer), "role": "first", "answer": answer}
+    if len(parts) == 2:
         return [first | {"verdict": "right", "judged_by": "published"}]
-    first |= {"verdict": _compare(answer, turn["last"]), "judged_by": "published"}
-    final = turn["last"].strip()
-    last: Values = {"text": _write_text(turn["again"] or "", final), "role": "correction", "parent": 1}
+    first |= {"verdict": _compare(answer, parts["last"]), "judged_by": "published"}
+    final = parts["last"].strip()
+    last: Values = {"text": _write_text(parts["again"], final), "role": "correction", "parent": 1}
     return [
         first,
-        {"text": turn["critique"], "role": "reflection", "parent": 0},
+        {"text": parts["critique"], "role": "reflection", "parent": 0},
         last | {"answer": final, "verdict": "right", "judged_by": "published"},
     ]
 
