@@ -12,7 +12,7 @@ generators of many requests side by side and batches all outstanding asks.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from reverse.decoding.policies.policy import PolicyFactory
@@ -161,6 +161,13 @@ class Sampling:
     top_p: float | None = None
     max_new_tokens: int | None = None
 
+    def fill_from(self, other: Sampling | None) -> Sampling:
+        """Return these parameters, with those of `other` where they are None."""
+        if other is None:
+            return self
+        values = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+        return Sampling(*(theirs if own is None else own for own, theirs in values))
+
 
 @dataclass(frozen=True, slots=True)
 class Generate:
@@ -168,6 +175,8 @@ class Generate:
 
     `until="sentence"` ends with the first sentence; strings end the answer as stop strings do. Only `final`
     answers are streamed; `"unless_blank"` means final if it has any text. `policy` replaces the mode's.
+    `role` says what the answers are for, as `Draft.role`, and `round` in which round they are made: events
+    name both, and announce answers that have a role.
     """
 
     source: Conversation | Node
@@ -176,15 +185,24 @@ class Generate:
     sampling: Sampling | None = None
     final: bool | Literal["unless_blank"] = False
     policy: PolicyFactory | None = None
+    role: str = ""
+    round: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Run another mode on a conversation or node, side by side with the other asks."""
+    """Run another mode on a conversation or node, side by side with the other asks.
+
+    `sampling` holds for everything that it asks for without parameters of its own; `role` and `round` are as
+    of `Generate`.
+    """
 
     mode: Mode
     source: Conversation | Node | None = None  # None: that of the asking mode
     final: bool = False  # its final answers are those of the request
+    sampling: Sampling | None = None
+    role: str = ""
+    round: int = 0
 
 
 @dataclass(frozen=True, slots=True)

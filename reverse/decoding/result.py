@@ -48,12 +48,15 @@ class TraceEntry:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What an answer cost."""
+    """What an answer cost. That of a mode counts everything that it and its inner modes generated.
+
+    What is decoded once more because memory ran out is not counted.
+    """
 
     kept: int  # tokens of the answer
-    discarded: int  # tokens that were generated and taken back
-    forwards: int  # forward passes that this answer took part in
-    seconds: float
+    discarded: int  # tokens that were generated and taken back, and those of all other drafts
+    forwards: int  # forward passes that each draft took part in, added up; drafts side by side share passes
+    seconds: float  # from the first forward pass to the end
     unused: int = 0  # discarded tokens of candidates after the accepted one
 
 

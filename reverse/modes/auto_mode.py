@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from reverse.decoding.asks import Generate, Mode, Sampling
+from reverse.decoding.asks import Mode, Sampling
 from reverse.grading import AnswerFormat
+from reverse.modes.judging import find_vote_winner
 from reverse.modes.mode import (
     TEXT,
     Asks,
@@ -13,12 +14,11 @@ from reverse.modes.mode import (
     Drafts,
     ModeRequest,
     ask_for_answer,
+    ask_for_samples,
     check_confidence,
     check_gate,
-    find_inner_policy,
     score_answers,
 )
-from reverse.modes.select import find_vote_winner
 
 __all__ = ["Auto"]
 
@@ -53,14 +53,14 @@ class Auto:
 
     def run(self, request: ModeRequest) -> Asks:
         drafts = Drafts(self.answer_format, self.budget)
-        policy = find_inner_policy(self.inner)
-        (first,) = yield [ask_for_answer(request.conversation, self.inner)]
+        (first,) = yield [ask_for_answer(request.conversation, self.inner, role="first")]
         (confidence,) = yield from score_answers([first], self.confidence)
         outcomes, made = [first], [drafts.add("first", first, confidence)]
-        how = Sampling(self.temperature, self.top_k, self.top_p)
+        how, round = Sampling(self.temperature, self.top_k, self.top_p), 0
         while confidence < self.gate and len(made) < self.n and not drafts.is_spent:
             wanted = drafts.calls_left(min(self.batch, self.n - len(made)))
-            more = yield [Generate(request.conversation, wanted, sampling=how, policy=policy)]
+            round += 1
+            more = yield ask_for_samples(request.conversation, self.inner, wanted, how, round=round)
             scores = yield from score_answers(more, self.confidence)
             outcomes += more
             made += [

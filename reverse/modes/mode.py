@@ -17,6 +17,7 @@ from reverse.decoding.asks import (
     Outcome,
     PolicyFactory,
     Run,
+    Sampling,
     Score,
     find_policy,
     resolve_mode,
@@ -37,13 +38,15 @@ __all__ = [
     "ModeRequest",
     "answer_once",
     "ask_for_answer",
+    "ask_for_samples",
     "check_confidence",
     "check_gate",
-    "choose_answer",
+    "count_tokens_left",
     "find_inner_policy",
     "question_of",
     "replace_question",
     "score_answers",
+    "score_likelihood",
     "turn_of",
 ]
 
@@ -121,8 +124,8 @@ class Drafts:
         return draft
 
     def count(self, outcome: Outcome) -> None:
-        """Charge an outcome to the budget."""
-        self.calls += 1
+        """Charge an outcome to the budget; one of an inner mode with all its drafts."""
+        self.calls += max(1, len(outcome.result.drafts))
         self.tokens += outcome.result.usage.kept + outcome.result.usage.discarded
 
     @property
@@ -176,6 +179,14 @@ def question_of(source: Conversation) -> str:
     return " ".join(part["text"] for part in content if part.get("type") == "text")
 
 
+def count_tokens_left(request: ModeRequest, source: Conversation | Node) -> int | None:
+    """How many tokens the turn of the assistant that `source` ends may still get; None: no limit is known."""
+    if request.max_new_tokens is None:
+        return None
+    written = source.turn_length if isinstance(source, Node) else 0
+    return max(0, request.max_new_tokens - written)
+
+
 def replace_question(source: Conversation, text: str) -> Conversation:
     """The conversation with another text in its last turn of the user; its pictures stay."""
     if isinstance(source.prompt, str):
@@ -210,13 +221,36 @@ def find_inner_policy(inner: str | Mode | None) -> PolicyFactory | None:
     return None if inner is None else find_policy(resolve_mode(inner))
 
 
-def ask_for_answer(source: Conversation | Node, inner: str | Mode | None, *, final: bool = False) -> Ask:
+def ask_for_answer(
+    source: Conversation | Node,
+    inner: str | Mode | None,
+    *,
+    role: str = "",
+    round: int = 0,
+    final: bool = False,
+) -> Ask:
     """Ask for one answer of the inner mode: a single `Generate` where that mode makes a single answer."""
     mode = None if inner is None else resolve_mode(inner)
     if mode is not None and not hasattr(mode, "policy"):
-        return Run(mode, source)
-    # A blank answer may be passed over, so it must not be streamed.
-    return Generate(source, final="unless_blank" if final else False, policy=find_inner_policy(mode))
+        return Run(mode, source, role=role, round=round)
+    return Generate(
+        source,
+        final="unless_blank" if final else False,  # a blank answer may be passed over
+        policy=find_inner_policy(mode),
+        role=role,
+        round=round,
+    )
+
+
+def ask_for_samples(
+    source: Conversation | Node, inner: str | Mode | None, n: int, how: Sampling, *, round: int = 0
+) -> list[Ask]:
+    """Ask for `n` samples of the inner mode, everything that it asks for being sampled."""
+    mode = None if inner is None else resolve_mode(inner)
+    if mode is not None and not hasattr(mode, "policy"):
+        return [Run(mode, source, sampling=how, role="sample", round=round) for _ in range(n)]
+    policy = find_inner_policy(mode)
+    return [Generate(source, n, sampling=how, policy=policy, role="sample", round=round)]
 
 
 def score_answers(
@@ -226,25 +260,23 @@ def score_answers(
 
     With None: `"min"`; if no answer has phrases, `"likelihood"` in [0, 1], or 0 if the backend has none.
     """
-    turns, default = [turn_of(outcome) for outcome in outcomes], None
+    turns = [turn_of(outcome) for outcome in outcomes]
     if kind is None:
         has_phrases = any(phrase.p_un is not None for turn in turns for phrase in turn.phrases)
-        kind, default = ("min" if has_phrases else "likelihood"), -math.inf
-    if kind != "likelihood":
-        return [compute_confidence(turn, kind) for turn in turns]
+        if not has_phrases:
+            return (yield from score_likelihood(outcomes, default=-math.inf))
+        kind = "min"
+    if kind == "likelihood":
+        return (yield from score_likelihood(outcomes))
+    return [compute_confidence(turn, kind) for turn in turns]
+
+
+def score_likelihood(
+    outcomes: Sequence[Outcome], default: float | None = None
+) -> Generator[list[Ask], list[Any], list[float]]:
+    """The length-normalised probability of each answer; `default` is the logarithm where there is none."""
     scores = yield [Score(outcome.node, "likelihood", default) for outcome in outcomes]
-    return [math.exp(min(0.0, score)) for score in scores]
-
-
-def choose_answer(drafts: Sequence[Draft], accept: str) -> int:
-    """Which of several rounds is accepted: the last, or the most confident (of equals the last).
-
-    A malformed draft is chosen only if all are.
-    """
-    places = [i for i, draft in enumerate(drafts) if not draft.malformed] or list(range(len(drafts)))
-    if accept == "last":
-        return places[-1]
-    return max(places, key=lambda i: (drafts[i].confidence, i))
+    return [0.0 if math.isnan(score) else math.exp(min(0.0, score)) for score in scores]
 
 
 def check_gate(gate: float | None) -> None:

@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import Any, Literal
 
-from reverse.decoding.asks import Ask, Conversation, Mode, Node, Outcome
-from reverse.decoding.config import check_whole_number
-from reverse.decoding.result import Draft
+from reverse.decoding.asks import Conversation, Mode, Node
 from reverse.errors import RequestError
 from reverse.grading import AnswerFormat
-from reverse.modes.mode import (
-    TEXT,
-    Asks,
-    Budget,
-    Drafts,
-    ModeRequest,
-    ask_for_answer,
-    check_confidence,
-    check_gate,
-    choose_answer,
-    question_of,
-    replace_question,
-    score_answers,
-    turn_of,
-)
+from reverse.modes.mode import TEXT, Asks, Budget, ModeRequest, question_of, replace_question
+from reverse.modes.rounds import Accept, answer_in_rounds, check_rounds
 
 __all__ = ["Refine"]
 
@@ -39,7 +22,8 @@ class Refine:
     Args:
         rounds: answers after the first, 1 to 3.
         inner: the mode that makes each answer; None: resample.
-        accept: the round that is returned: the `"last"`, or the one with the highest `"confidence"`.
+        accept: the round that is returned: the `"last"`, the one with the highest `"confidence"`, or the one
+            that the model picks (`"judge"`).
         stop_when_same: stop when two rounds give the same answer.
         gate: refine only if the confidence of the first answer is below this; None: always.
         confidence: as of `compute_confidence`; None: by phrases where there are any, else by likelihood.
@@ -51,7 +35,7 @@ class Refine:
     name = "refine"
     rounds: int = 1
     inner: str | Mode | None = None
-    accept: Literal["last", "confidence"] = "last"
+    accept: Accept = "last"
     stop_when_same: bool = True
     gate: float | None = None
     confidence: str | None = None
@@ -63,17 +47,11 @@ class Refine:
     budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:
-        check_whole_number("rounds", self.rounds, 1)
-        if self.rounds > 3:
-            raise RequestError(f"rounds must be at most 3, got {self.rounds}")
-        if self.accept not in ("last", "confidence"):
-            raise RequestError(f"accept must be 'last' or 'confidence', got {self.accept!r:.80}")
+        check_rounds(self, least=1)
         if not all(place in self.instruction for place in ("{question}", "{answer}")):
             raise RequestError(
                 "instruction must name {question} and {answer}, got " + repr(self.instruction[:80])
             )
-        check_gate(self.gate)
-        check_confidence(self.confidence)
 
     def run(self, request: ModeRequest) -> Asks:
         source = request.conversation
@@ -81,27 +59,11 @@ class Refine:
             raise RequestError(
                 "refine asks in a fresh conversation, so it cannot go on from an answer: use self_correct"
             )
-        drafts = Drafts(self.answer_format, self.budget)
-        (first,) = yield [ask_for_answer(source, self.inner)]
-        outcomes, made = [first], [(yield from self._add_draft("first", first, drafts))]
-        if self.gate is not None and made[0].confidence >= self.gate:
-            return drafts.finish(first, made[0])
-        for _ in range(self.rounds):
-            if drafts.is_spent:
-                break
-            (outcome,) = yield [ask_for_answer(self.ask_about(source, made[-1].text), self.inner)]
-            outcomes.append(outcome)
-            made.append((yield from self._add_draft("refinement", outcome, drafts)))
-            if self.stop_when_same and made[-1].answer is not None and made[-1].answer == made[-2].answer:
-                break
-        chosen = choose_answer(made, self.accept)
-        return drafts.finish(outcomes[chosen], made[chosen])
-
-    def _add_draft(
-        self, role: str, outcome: Outcome, drafts: Drafts
-    ) -> Generator[list[Ask], list[Any], Draft]:
-        (confidence,) = yield from score_answers([outcome], self.confidence)
-        return drafts.add(role, outcome, confidence, malformed=not turn_of(outcome).text.strip())
+        return (
+            yield from answer_in_rounds(
+                self, request, "refinement", lambda _, draft: self.ask_about(source, draft.text)
+            )
+        )
 
     def ask_about(self, source: Conversation, answer: str) -> Conversation:
         """The conversation of a round: the question with the answer before it, and the same pictures."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-from reverse.decoding.asks import Conversation, Generate, Mode, Node
+from reverse.decoding.asks import Ask, Conversation, Generate, Mode, Node, Outcome, Sampling
 from reverse.decoding.config import check_whole_number
+from reverse.decoding.result import Draft
 from reverse.errors import RequestError
 from reverse.grading import AnswerFormat
 from reverse.modes.mode import (
@@ -18,6 +20,7 @@ from reverse.modes.mode import (
     ModeRequest,
     check_confidence,
     check_gate,
+    count_tokens_left,
     find_inner_policy,
     score_answers,
     turn_of,
@@ -71,31 +74,37 @@ class Reflect:
         source, policy = self.ask(request.conversation), find_inner_policy(self.inner)
         drafts = Drafts(self.answer_format, self.budget)
         if self.gate is None:
-            (outcome,) = yield [Generate(source, final=True, policy=policy)]
-            (confidence,) = yield from score_answers([outcome], self.confidence)
-            answers, whole = _ANSWER.findall(turn_of(outcome).text), turn_of(outcome).text
-            draft = drafts.add(
-                "reflection",
-                outcome,
-                confidence,
-                text=answers[-1] if answers else whole,
-                malformed=not self.follows(whole),
-            )
-            return drafts.finish(outcome, draft)
-        (outcome,) = yield [Generate(source, until=("</answer>",), policy=policy)]
-        (confidence,) = yield from score_answers([outcome], self.confidence)
-        draft = drafts.add("first", outcome, confidence, text=_last_answer(turn_of(outcome).text))
-        for _ in range(self.rounds):
-            if confidence >= self.gate or outcome.result.finish_reason != "stop" or drafts.is_spent:
+            (outcome,) = yield [Generate(source, final=True, policy=policy, role="reflection")]
+            return drafts.finish(outcome, (yield from self._add("reflection", outcome, drafts)))
+        outcome, draft = yield from self._answer(request, source, drafts)
+        for number in range(1, self.rounds + 1):
+            if draft.confidence >= self.gate or outcome.result.finish_reason != "stop" or drafts.is_spent:
                 break
             node = outcome.node.continue_assistant(CONTINUATION)
-            (outcome,) = yield [Generate(node, until=("</answer>",), policy=policy)]
-            (confidence,) = yield from score_answers([outcome], self.confidence)
-            whole = turn_of(outcome).text
-            draft = drafts.add(
-                "reflection", outcome, confidence, text=_last_answer(whole), malformed=not self.follows(whole)
-            )
+            if count_tokens_left(request, node) == 0:
+                break
+            outcome, draft = yield from self._answer(request, node, drafts, number)
         return drafts.finish(outcome, draft)
+
+    def _answer(
+        self, request: ModeRequest, source: Conversation | Node, drafts: Drafts, number: int = 0
+    ) -> Generator[list[Ask], list[Any], tuple[Outcome, Draft]]:
+        """Decode up to the end of the next answer tag."""
+        role, how = (
+            "reflection" if number else "first",
+            Sampling(max_new_tokens=count_tokens_left(request, source)),
+        )
+        policy = find_inner_policy(self.inner)
+        (outcome,) = yield [
+            Generate(source, until=("</answer>",), sampling=how, policy=policy, role=role, round=number)
+        ]
+        return outcome, (yield from self._add(role, outcome, drafts))
+
+    def _add(self, role: str, outcome: Outcome, drafts: Drafts) -> Generator[list[Ask], list[Any], Draft]:
+        (confidence,) = yield from score_answers([outcome], self.confidence)
+        text = turn_of(outcome).text
+        follows = text.rstrip().endswith("</answer>") if role == "first" else self.follows(text)
+        return drafts.add(role, outcome, confidence, text=_last_answer(text), malformed=not follows)
 
     def ask(self, source: Conversation | Node) -> Conversation | Node:
         """The conversation with the instruction in its question; a node stays as it is."""

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-from reverse.decoding.asks import Ask, Conversation, Generate, Mode, Node, Outcome
-from reverse.decoding.config import check_whole_number
-from reverse.decoding.result import Draft
+from reverse.decoding.asks import Conversation, Generate, Mode, Node, Outcome, Sampling
 from reverse.errors import RequestError
 from reverse.grading import AnswerFormat
 from reverse.modes.mode import (
@@ -18,17 +15,13 @@ from reverse.modes.mode import (
     Budget,
     Drafts,
     ModeRequest,
-    ask_for_answer,
-    check_confidence,
-    check_gate,
-    choose_answer,
+    count_tokens_left,
     find_inner_policy,
     score_answers,
-    turn_of,
 )
-from reverse.modes.select import pick_by_model
+from reverse.modes.rounds import Accept, add_round, answer_in_rounds, check_rounds
 
-__all__ = ["STAGES", "SelfCorrect"]
+__all__ = ["STAGES", "SelfCorrect", "read_stage"]
 
 STAGES = ("SUMMARY", "CAPTION", "REASONING", "CONCLUSION")  # tags of LLaVA-CoT and LLaVA-SCo checkpoints
 
@@ -61,7 +54,7 @@ class SelfCorrect:
     inner: str | Mode | None = None
     schema: Literal["cot4"] | None = None
     position: Literal["end", "stage"] = "end"
-    accept: Literal["last", "confidence", "judge"] = "last"
+    accept: Accept = "last"
     stop_when_same: bool = True
     gate: float | None = None
     confidence: str | None = None
@@ -70,84 +63,60 @@ class SelfCorrect:
     budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:
-        check_whole_number("rounds", self.rounds, 0)
-        if self.rounds > 3:
-            raise RequestError(f"rounds must be at most 3, got {self.rounds}")
+        check_rounds(self, least=0)
         if self.schema not in (None, "cot4"):
             raise RequestError(f"schema must be 'cot4' or None, got {self.schema!r:.80}")
         if self.position not in ("end", "stage") or (self.position == "stage" and self.schema is None):
             raise RequestError(
                 f"position must be 'end', or 'stage' with schema='cot4', got {self.position!r:.80}"
             )
-        if self.accept not in ("last", "confidence", "judge"):
-            raise RequestError(f"accept must be 'last', 'confidence' or 'judge', got {self.accept!r:.80}")
-        check_gate(self.gate)
-        check_confidence(self.confidence)
 
     def run(self, request: ModeRequest) -> Asks:
-        drafts = Drafts(self.answer_format, self.budget)
         if self.position == "stage":
-            return (yield from self._correct_stages(request.conversation, drafts))
-        (first,) = yield [
-            ask_for_answer(request.conversation, self.inner, final=self.rounds == 0 and self.schema is None)
-        ]
-        outcomes, made = [first], [(yield from self._draft("first", first, drafts))]
-        if self.gate is not None and made[0].confidence >= self.gate:
-            return drafts.finish(first, made[0])
-        for number in range(1, self.rounds + 1):
-            if drafts.is_spent:
-                break
-            is_last = number == self.rounds and self.accept == "last" and self.schema is None
-            (outcome,) = yield [
-                ask_for_answer(outcomes[-1].node.user(self.instruction), self.inner, final=is_last)
-            ]
-            outcomes.append(outcome)
-            made.append((yield from self._draft("correction", outcome, drafts)))
-            if self.stop_when_same and made[-1].answer is not None and made[-1].answer == made[-2].answer:
-                break
-        if self.accept == "judge" and len(outcomes) > 1 and not drafts.is_spent:
-            chosen = yield from pick_by_model(request.conversation, made, self.answer_format, drafts)
-        else:
-            chosen = choose_answer(made, "last" if self.accept == "last" else "confidence")
-        return drafts.finish(outcomes[chosen], made[chosen])
+            return (yield from self._correct_stages(request))
+        read = _read_conclusion if self.schema else None
+        return (
+            yield from answer_in_rounds(
+                self, request, "correction", lambda outcome, _: outcome.node.user(self.instruction), read
+            )
+        )
 
-    def _draft(self, role: str, outcome: Outcome, drafts: Drafts) -> Generator[list[Ask], list[Any], Draft]:
-        (confidence,) = yield from score_answers([outcome], self.confidence)
-        text = turn_of(outcome).text
-        conclusion = read_stage(text, "CONCLUSION") if self.schema else text
-        return drafts.add(role, outcome, confidence, text=conclusion or text, malformed=not conclusion)
-
-    def _correct_stages(self, source: Conversation | Node, drafts: Drafts) -> Asks:
+    def _correct_stages(self, request: ModeRequest) -> Asks:
         """Write a stage, have it checked, put what came of it in its place, and go on with the next stage."""
-        policy = find_inner_policy(self.inner)
-        node: Conversation | Node = source
+        drafts, policy = Drafts(self.answer_format, self.budget), find_inner_policy(self.inner)
+        node: Conversation | Node = request.conversation
         outcome: Outcome | None = None
         for stage in STAGES:
-            end = f"</{stage}>"
-            (outcome,) = yield [Generate(node, until=(end,), policy=policy)]
+            left = count_tokens_left(request, node)
+            if outcome is not None and (left == 0 or drafts.is_spent):
+                break
+            role, until, how = f"stage {stage.lower()}", (f"</{stage}>",), Sampling(max_new_tokens=left)
+            (outcome,) = yield [Generate(node, until=until, sampling=how, policy=policy, role=role)]
             (confidence,) = yield from score_answers([outcome], self.confidence)
-            drafts.add(f"stage {stage.lower()}", outcome, confidence, text=outcome.result.text)
-            before = outcome.node
-            asks_again = self.gate is None or confidence < self.gate
+            drafts.add(role, outcome, confidence, text=outcome.result.text)
             if outcome.result.finish_reason != "stop":  # the text ended inside a stage: nothing to go on from
                 break
-            for _ in range(self.rounds if asks_again else 0):
+            before, asks_again = outcome.node, self.gate is None or confidence < self.gate
+            for number in range(1, self.rounds + 1 if asks_again else 1):
                 if drafts.is_spent:
                     break
-                ask = f"{self.instruction} Repeat only the part <{stage}>, corrected."
-                (again,) = yield [Generate(before.user(ask), until=(end,), policy=policy)]
-                drafts.count(again)
-                if again.result.finish_reason == "stop" and f"<{stage}>" in again.result.text:
+                asked = before.user(f"{self.instruction} Repeat only the part <{stage}>, corrected.")
+                (again,) = yield [
+                    Generate(asked, until=until, sampling=how, policy=policy, role=role, round=number)
+                ]
+                (confidence,) = yield from score_answers([again], self.confidence)
+                is_whole = again.result.finish_reason == "stop" and f"<{stage}>" in again.result.text
+                drafts.add(role, again, confidence, text=again.result.text, malformed=not is_whole)
+                if is_whole:
                     outcome = Outcome(again.result, _put_in_place(outcome, again))
             node = outcome.node.continue_assistant()
         assert outcome is not None
-        (confidence,) = yield from score_answers([outcome], self.confidence)
-        whole = turn_of(outcome).text
-        conclusion = read_stage(whole, "CONCLUSION")
-        draft = drafts.add(
-            "first", outcome, confidence, text=conclusion or whole, malformed=conclusion is None
-        )
+        draft = yield from add_round(self, drafts, "first", outcome, _read_conclusion, is_counted=True)
         return drafts.finish(outcome, draft)
+
+
+def _read_conclusion(text: str) -> str | None:
+    return read_stage(text, "CONCLUSION")
 
 
 def _put_in_place(first: Outcome, again: Outcome) -> Node:

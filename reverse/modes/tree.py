@@ -12,44 +12,23 @@ from reverse.decoding.asks import Ask, Generate, Mode, Outcome, Release, Samplin
 from reverse.decoding.config import check_whole_number
 from reverse.errors import RequestError
 from reverse.grading import AnswerFormat
+from reverse.modes.chains import Chain, keep_chains
 from reverse.modes.confidence import compute_confidence
-from reverse.modes.mode import TEXT, Asks, Budget, Drafts, ModeRequest, find_inner_policy, score_answers
-from reverse.modes.select import find_vote_winner, pick_by_model
+from reverse.modes.judging import find_most_confident, find_vote_winner, pick_by_model
+from reverse.modes.mode import (
+    TEXT,
+    Asks,
+    Budget,
+    Drafts,
+    ModeRequest,
+    count_tokens_left,
+    find_inner_policy,
+    score_likelihood,
+)
 
 __all__ = ["Tree"]
 
 Scorer = Literal["confidence", "likelihood"] | Callable[[Outcome], float]
-
-
-@dataclass(frozen=True, eq=False)
-class _Chain:
-    """A text that grows sentence by sentence, and the score of each sentence."""
-
-    outcome: Outcome | None
-    scores: tuple[float, ...] = ()
-
-    def extend(self, outcome: Outcome, score: float) -> _Chain:
-        """The chain with a further sentence."""
-        return _Chain(outcome, (*self.scores, score))
-
-    @property
-    def last(self) -> Outcome:
-        assert self.outcome is not None
-        return self.outcome
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether the text has ended; a sentence end or the limit of a step ends it not."""
-        return self.last.result.finish_reason not in ("stop", "length")
-
-    @property
-    def grew(self) -> bool:
-        """Whether the last step added a token."""
-        return bool(self.last.result.ids)
-
-    @property
-    def mean(self) -> float:
-        return sum(self.scores) / len(self.scores)
 
 
 @dataclass(frozen=True)
@@ -59,8 +38,9 @@ class Tree:
     Args:
         beams: texts that are kept after each round. branch: samples of the next sentence for each of them.
         depth: rounds. finished: chains that are enough. step_tokens: the most tokens of a sentence.
-        scorer: `"confidence"` is the mean of 1 - p(`</UN>`) over the phrases of the new sentence,
-            `"likelihood"` the mean log-probability of its tokens; or a function of an outcome.
+        scorer: `"confidence"` is the mean of 1 - p(`</UN>`) over the phrases of the new sentence, or the
+            likelihood where no new sentence has phrases; `"likelihood"` the length-normalised probability of
+            the text; or a function of an outcome.
         tau: texts are kept by sampling without replacement with weights softmax(score / tau); 0 keeps the
             best.
         pick: which finished chain is the answer: the `"top"` one by its mean score, or as `Select` picks by
@@ -101,66 +81,73 @@ class Tree:
             raise RequestError(f"tau must be a number of at least 0, got {self.tau!r:.80}")
 
     def run(self, request: ModeRequest) -> Asks:
-        policy = find_inner_policy(self.inner)
-        how = Sampling(self.temperature, self.top_k, self.top_p, self.step_tokens)
         drafts, random = Drafts(self.answer_format, self.budget), Random(self.seed)
-        ended: list[_Chain] = []
-        beam: list[_Chain] = []
-        asks: list[Ask] = [
-            Generate(request.conversation, self.beams * self.branch, "sentence", how, policy=policy)
-        ]
-        parents = [_Chain(None)] * (self.beams * self.branch)
-        for _ in range(self.depth):
+        ended: list[Chain] = []
+        open_chains: list[Chain] = []  # unfinished, and never extended
+        extended: list[Chain] = []
+        asks, parents = self._extend(request, drafts, [Chain(None)], 0)
+        for number in range(1, self.depth + 1):
             outcomes: list[Outcome] = yield asks
             scores = yield from self._score(outcomes)
             for outcome in outcomes:
                 drafts.count(outcome)
-            grown = [
-                chain.extend(outcome, score)
-                for chain, outcome, score in zip(parents, outcomes, scores, strict=True)
-            ]
-            ended += [chain for chain in grown if chain.is_finished]
-            alive = [chain for chain in grown if not chain.is_finished and chain.grew]
-            kept = self._keep(alive, random)
+            pairs = zip(parents, outcomes, scores, strict=True)
+            grown = [parent.extend(outcome, score) for parent, outcome, score in pairs]
+            ended += [chain for chain in grown if chain.has_ended or self._is_full(request, chain)]
+            alive = [chain for chain in grown if not chain.is_dead and chain not in ended]
+            # If every branch died, the best of what was left before is extended.
+            kept = keep_chains(alive or open_chains, self.beams, self.tau, random)
             dropped = [chain for chain in alive if chain not in kept]
-            beam = kept or beam
-            if not kept or len(ended) >= self.finished or drafts.is_spent:
+            open_chains = [chain for chain in (*open_chains, *dropped) if chain not in kept]
+            if len(ended) >= self.finished or drafts.is_spent or not kept or number == self.depth:
                 break
-            asks = [
-                Generate(chain.last.node.continue_assistant(), self.branch, "sentence", how, policy=policy)
-                for chain in kept
-            ]
-            parents = [chain for chain in kept for _ in range(self.branch)]
+            extended += kept
             if dropped:
                 yield [Release(chain.last.node) for chain in dropped]
-        return (yield from self._pick(request, ended or beam or grown, drafts))
+            asks, parents = self._extend(request, drafts, kept, number)
+        return (yield from self._pick(request, ended or kept or extended or grown, drafts))
+
+    def _extend(
+        self, request: ModeRequest, drafts: Drafts, chains: Sequence[Chain], round: int
+    ) -> tuple[list[Ask], list[Chain]]:
+        """Ask for the next sentences of chains; also returns the parent of each outcome."""
+        asks: list[Ask] = []
+        parents: list[Chain] = []
+        calls = drafts.calls_left(self.beams * self.branch)
+        for chain in chains:
+            n = min(calls, self.branch if round else calls)
+            if n == 0:
+                break
+            calls -= n
+            parents += [chain] * n
+            source = chain.last.node.continue_assistant() if round else request.conversation
+            left = count_tokens_left(request, source)
+            most = self.step_tokens if left is None else min(self.step_tokens, left)
+            how = Sampling(self.temperature, self.top_k, self.top_p, most)
+            policy = find_inner_policy(self.inner)
+            asks.append(Generate(source, n, "sentence", how, policy=policy, role="chain", round=round))
+        return asks, parents
+
+    def _is_full(self, request: ModeRequest, chain: Chain) -> bool:
+        """Whether the text is as long as an answer may be."""
+        return count_tokens_left(request, chain.last.node) == 0
 
     def _score(self, outcomes: Sequence[Outcome]) -> Generator[list[Ask], list[Any], list[float]]:
         """The score of each new sentence."""
         if callable(self.scorer):
             return [float(self.scorer(outcome)) for outcome in outcomes]
         if self.scorer == "likelihood":
-            return (yield from score_answers(outcomes, "likelihood"))
-        return [compute_confidence(outcome.result, "mean") for outcome in outcomes]
+            return (yield from score_likelihood(outcomes))
+        if any(phrase.p_un is not None for outcome in outcomes for phrase in outcome.result.phrases):
+            return [compute_confidence(outcome.result, "mean") for outcome in outcomes]
+        return (yield from score_likelihood(outcomes, default=-math.inf))
 
-    def _keep(self, chains: Sequence[_Chain], random: Random) -> list[_Chain]:
-        """The chains that the next round extends: the best, or drawn by their scores."""
-        if self.tau == 0:
-            return sorted(chains, key=lambda chain: -chain.scores[-1])[: self.beams]
-        # The largest of score / tau + Gumbel noise: sampling without replacement by softmax(score / tau).
-        noise = [-math.log(-math.log(random.random() or 5e-324)) for _ in chains]
-        keys = [chain.scores[-1] / self.tau + each for chain, each in zip(chains, noise, strict=True)]
-        order = sorted(range(len(chains)), key=lambda i: -keys[i])
-        return [chains[i] for i in order[: self.beams]]
-
-    def _pick(self, request: ModeRequest, chains: Sequence[_Chain], drafts: Drafts) -> Asks:
+    def _pick(self, request: ModeRequest, chains: Sequence[Chain], drafts: Drafts) -> Asks:
         made = [drafts.add("chain", chain.last, chain.mean, is_counted=True) for chain in chains]
         if self.pick == "top":
-            chosen = max(range(len(made)), key=lambda i: (made[i].confidence, -i))
+            chosen = find_most_confident(made)
         elif self.pick == "select" and not drafts.is_spent:
-            chosen = yield from pick_by_model(
-                request.conversation, made, self.answer_format, drafts, seed=self.seed
-            )
+            chosen = yield from pick_by_model(request.conversation, made, drafts, seed=self.seed)
         else:
             chosen = find_vote_winner(made, weighted=self.pick != "vote")
         return drafts.finish(chains[chosen].last, made[chosen])

@@ -21,6 +21,12 @@ class Writer:
     tags = mock.TAGS
     decode = staticmethod(mock.decode)
 
+    def encode_user_turn(self, text):
+        return [8, 9, 8], 1
+
+    def encode_continuation(self, text):
+        return [9]
+
 
 class Scripted:
     """Patches the engine for the time of a test.
@@ -41,7 +47,7 @@ class Scripted:
 
         def init(codec, processor):
             original(codec, processor)
-            codec.tags = mock.TAGS
+            codec.tags, codec.partial_byte_token = mock.TAGS, None
 
         monkeypatch.setattr(TextCodec, "__init__", init)
 

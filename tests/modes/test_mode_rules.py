@@ -225,9 +225,10 @@ def test_the_tree_keeps_the_best_beams_and_ends():
 
 def test_a_tree_whose_branches_die_goes_back():
     """An empty step everywhere would be an error, or an endless loop."""
-    steps = iter([Say("a.", 0.9, "stop"), Say("b.", 0.1, "stop")])
+    steps = iter([Say("x.", 0.9, "stop"), Say("y.", 0.1, "stop")])
     driver = Driver(lambda ask, prompt: next(steps, Say("", None, "stop")))
-    assert driver.run(Tree(beams=1, branch=2, depth=5)).result.text == "a."
+    assert driver.run(Tree(beams=1, branch=2, depth=5)).result.text == "x."
+    assert [prompt for _, prompt in driver.asked[2:]] == ["How many?x."] * 2 + ["How many?y."] * 2
     assert Driver(lambda ask, prompt: Say("", None, "stop")).run(Tree()).result.text == ""
     endless = Driver(lambda ask, prompt: Say("a.", 0.5, "stop"))
     assert endless.run(Tree(beams=1, branch=1, depth=3)).result.text == "a.a.a."

@@ -14,7 +14,7 @@ import torch
 
 from reverse.decoding.asks import Conversation, Generate, Node, Sampling, find_policy, resolve_mode
 from reverse.decoding.calls.handles import FinalText, Handle
-from reverse.decoding.events import Complete, EventEmitter
+from reverse.decoding.events import NO_LABEL, BeginDraft, Complete, DraftLabel, EndDraft, EventEmitter
 from reverse.decoding.policies import make_policy_factory
 from reverse.decoding.preparing.preparing import (
     CallerOptions,
@@ -24,6 +24,7 @@ from reverse.decoding.preparing.preparing import (
     limit_new_tokens,
     wants_hints,
 )
+from reverse.decoding.result import Result
 from reverse.decoding.scheduling.branch import Branch
 from reverse.decoding.scheduling.tasks import BranchPlace, Task
 
@@ -76,7 +77,7 @@ class ActiveRequest:
             self.codec.get_hint_writer(request.config.hints)  # refuses a template without a place for hints
         check_request_texts(self.codec, request)
         self.source: Conversation | Node = request.conversation if source is None else source
-        self.task = Task(number, request.config, self)
+        self.task = Task(number, request.config, self, request.max_new_tokens)
         self._options: dict[Node, CallerOptions] = {}
         if source is not None and options is not None:
             self._options[source] = options
@@ -109,7 +110,8 @@ class ActiveRequest:
             if not self._was_streamed:
                 # All conversations of a request end with the same ids.
                 eos = next((options.eos for options in self._options.values()), frozenset[int]())
-                emitter = self._make_emitter(eos, is_checked=False)
+                label = task.find_label(task.answer.node)
+                emitter = self._make_emitter(eos, is_checked=False, label=label)
                 if emitter is not None:
                     emitter.emit_answer(result)
             if handle.wants_events:
@@ -157,7 +159,7 @@ class ActiveRequest:
         rules = preparer.make_rules(config, options, max_new_tokens, request.seed or 0, uses_hints)
         emitter = None
         if place.final:
-            emitter = self._make_emitter(options.eos, is_checked, place.final == "unless_blank")
+            emitter = self._make_emitter(options.eos, is_checked, place.final == "unless_blank", place.label)
             self.handle.prompt_ids = node.ids
         strings = ask.until if isinstance(ask.until, tuple) else ()
         branch = Branch(
@@ -178,6 +180,18 @@ class ActiveRequest:
         """Free the cache of a node."""
         self.host.release(node)
 
+    def begin_draft(self, label: DraftLabel) -> None:
+        """Announce an answer of the mode."""
+        if self.handle.wants_events:
+            self.handle.put(BeginDraft(self.handle.row, label.role, label.round, label.branch))
+
+    def end_draft(self, label: DraftLabel, result: Result) -> None:
+        """Announce that an answer of the mode is complete."""
+        if self.handle.wants_events:
+            tokens = result.usage.kept + result.usage.discarded
+            place = (self.handle.row, label.role, label.round, label.branch)
+            self.handle.put(EndDraft(*place, result.text, tokens))
+
     def _find_options(self, node: Node) -> CallerOptions:
         """Return the caller's options for a node. A later turn is a prompt of its own."""
         if node not in self._options:
@@ -191,7 +205,11 @@ class ActiveRequest:
         return self._options[node]
 
     def _make_emitter(
-        self, eos: frozenset[int], is_checked: bool, holds_blank: bool = False
+        self,
+        eos: frozenset[int],
+        is_checked: bool,
+        holds_blank: bool = False,
+        label: DraftLabel = NO_LABEL,
     ) -> EventEmitter | None:
         handle, codec = self.handle, self.codec
         if not (handle.wants_events or handle.wants_text):
@@ -208,4 +226,5 @@ class ActiveRequest:
             on_text=put_text if handle.wants_text else None,
             is_checked=is_checked,
             holds_blank=holds_blank,
+            label=label,
         )

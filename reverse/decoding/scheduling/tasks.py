@@ -22,11 +22,13 @@ from reverse.decoding.asks import (
     Outcome,
     Release,
     Run,
+    Sampling,
     Score,
     resolve_mode,
 )
 from reverse.decoding.config import ResamplingConfig
-from reverse.decoding.result import Usage
+from reverse.decoding.events import NO_LABEL, DraftLabel
+from reverse.decoding.result import Result, Usage
 from reverse.decoding.scheduling.branch import Branch
 from reverse.errors import RequestError, RequestTypeError
 
@@ -39,6 +41,7 @@ class ModeRequest:
 
     conversation: Conversation | Node  # to answer
     config: ResamplingConfig
+    max_new_tokens: int | None = None  # most tokens of an answer, for modes that write it in parts
 
 
 class TaskHost(Protocol):
@@ -53,6 +56,12 @@ class TaskHost(Protocol):
     def release(self, node: Node) -> None:
         """Free the cache of a node."""
 
+    def begin_draft(self, label: DraftLabel) -> None:
+        """Announce an answer that has a role, before it is decoded."""
+
+    def end_draft(self, label: DraftLabel, result: Result) -> None:
+        """Announce that this answer is complete."""
+
 
 @dataclass(frozen=True, slots=True)
 class BranchPlace:
@@ -61,17 +70,23 @@ class BranchPlace:
     order: tuple[int, ...]
     path: tuple[int, ...]
     final: bool | Literal["unless_blank"]  # `Generate.final` if all modes around it are final, else False
+    label: DraftLabel = NO_LABEL
 
 
 @dataclass(slots=True, eq=False)
 class _ModeRun:
-    """A generator of a mode and the outcomes that it waits for."""
+    """A mode that runs, its generator, and the outcomes that it waits for."""
 
-    generator: Generator[list[Ask], list[Any], Outcome]
+    mode: Mode
     source: Conversation | Node
     path: tuple[int, ...]
     is_final: bool
     parent: tuple[_ModeRun, int] | None = None  # (asking run, place of the outcome)
+    sampling: Sampling | None = None  # of asks without parameters of their own
+    label: DraftLabel = NO_LABEL
+    generator: Generator[list[Ask], list[Any], Outcome] = field(init=False)
+    spent: list[Usage] = field(default_factory=list)  # of all branches, those of inner runs included
+    began: float = math.inf
     outcomes: list[Any] = field(default_factory=list)
     missing: int = 0
     ask_count: int = 0  # number of asks so far, which numbers the paths
@@ -80,24 +95,28 @@ class _ModeRun:
 class Task:
     """The modes of one request while it is answered.
 
-    `number` counts requests, the oldest first. At the end, either `answer` or `error` is set.
+    `number` counts requests, the oldest first; `max_new_tokens` is what modes see of the request. At the end,
+    either `answer` or `error` is set.
     """
 
-    def __init__(self, number: int, config: ResamplingConfig, host: TaskHost):
+    def __init__(
+        self, number: int, config: ResamplingConfig, host: TaskHost, max_new_tokens: int | None = None
+    ):
         self.number, self.host, self.config = number, host, config
+        self.max_new_tokens = max_new_tokens
         self.answer: Outcome | None = None
         self.error: BaseException | None = None
-        self.branches: dict[Branch, tuple[_ModeRun, int]] = {}  # (asking run, place of the outcome)
+        # (asking run, place of the outcome, label of the answer)
+        self.branches: dict[Branch, tuple[_ModeRun, int, DraftLabel]] = {}
         self.nodes: list[Node] = []  # of answers; the engine may hold their caches
+        self._labels: dict[Node, DraftLabel] = {}
         self._roots: dict[int, _Root] = {}  # by the identity of their conversations
         self._runs: list[_ModeRun] = []
-        self._spent: list[Usage] = []  # of all branches
-        self._began = math.inf
         self._orders = count()
 
     def start(self, mode: Mode, conversation: Conversation | Node) -> None:
         """Run the mode up to its first asks."""
-        self._run_guarded(lambda: self._start(mode, conversation, (), True, None))
+        self._run_guarded(lambda: self._start(_ModeRun(mode, conversation, (), True)))
 
     @property
     def is_over(self) -> bool:
@@ -105,14 +124,17 @@ class Task:
 
     def take(self, branch: Branch) -> None:
         """Pass the result of an ended branch to the run that asked for it."""
-        run, place = self.branches.pop(branch)
+        run, place, label = self.branches.pop(branch)
         if branch.error is not None:
             self.fail(branch.error)
             return
         assert branch.result is not None
-        self._spent.append(branch.result.usage)
-        self._began = min(self._began, branch.began)
+        run.spent.append(branch.result.usage)
+        run.began = min(run.began, branch.began)
         self.nodes.append(branch.node)
+        self._labels[branch.node] = label
+        if label.role:
+            self.host.end_draft(label, branch.result)
         outcome = Outcome(branch.result, branch.node)
         self._run_guarded(lambda: self._deliver(run, place, outcome))
 
@@ -138,17 +160,11 @@ class Task:
             self.fail(error)
 
     # ------------------------------------------------------------------ generators
-    def _start(
-        self,
-        mode: Mode,
-        source: Conversation | Node,
-        path: tuple[int, ...],
-        is_final: bool,
-        parent: tuple[_ModeRun, int] | None,
-    ) -> None:
-        generator = mode.run(ModeRequest(source, self.config))
-        run = _ModeRun(generator, source, path, is_final, parent)
+    def _start(self, run: _ModeRun) -> None:
+        run.generator = run.mode.run(ModeRequest(run.source, self.config, self.max_new_tokens))
         self._runs.append(run)
+        if run.label.role:
+            self.host.begin_draft(run.label)
         self._send(run, None)
 
     def _send(self, run: _ModeRun, outcomes: list[Any] | None) -> None:
@@ -188,24 +204,24 @@ class Task:
                 f"a mode must return an outcome, got {outcome!r:.80}: return one that it was sent"
             )
         self._runs.remove(run)
-        if run.parent is not None:
-            self._deliver(*run.parent, outcome)
-            return
-        if len(self._spent) > 1:
-            usage = self._sum_usage(outcome.result.usage)
+        if len(run.spent) > 1:
+            usage = _sum_usage(run, outcome.result.usage)
             outcome = Outcome(replace(outcome.result, usage=usage), outcome.node)
-        self.answer = outcome
+        if run.parent is None:
+            self.answer = outcome
+            return
+        asking, place = run.parent
+        asking.spent += run.spent
+        asking.began = min(asking.began, run.began)
+        if run.label.role:
+            self.host.end_draft(run.label, outcome.result)
+        self._deliver(asking, place, outcome)
 
-    def _sum_usage(self, usage: Usage) -> Usage:
-        """Return the usage of the answer, with the tokens of all other branches as discarded."""
-        generated = sum(spent.kept + spent.discarded for spent in self._spent)
-        return Usage(
-            usage.kept,
-            generated - usage.kept,
-            sum(spent.forwards for spent in self._spent),
-            time.perf_counter() - self._began,
-            sum(spent.unused for spent in self._spent),
-        )
+    def find_label(self, node: Node | None) -> DraftLabel:
+        """Return the label of the answer that a node ends or goes on from."""
+        while node is not None and node not in self._labels:
+            node = node.base
+        return NO_LABEL if node is None else self._labels[node]
 
     # ------------------------------------------------------------------ asks
     def _begin(self, run: _ModeRun, ask: Ask, place: int, number: int) -> None:
@@ -216,8 +232,12 @@ class Task:
                 self._find_root(ask.source, lambda node: self._decode(run, ask, place, number, node))
         elif isinstance(ask, Run):
             source = run.source if ask.source is None else ask.source
+            path = (*run.path, number, 0)
+            sampling = run.sampling if ask.sampling is None else ask.sampling.fill_from(run.sampling)
+            label = DraftLabel(ask.role, ask.round, path)
             is_final = run.is_final and ask.final
-            self._start(resolve_mode(ask.mode), source, (*run.path, number, 0), is_final, (run, place))
+            mode = resolve_mode(ask.mode)
+            self._start(_ModeRun(mode, source, path, is_final, (run, place), sampling, label))
         elif isinstance(ask, Score):
             score = ask.node.scores.get(ask.kind, ask.default)
             if score is None:
@@ -239,11 +259,17 @@ class Task:
 
     def _decode(self, run: _ModeRun, ask: Generate, place: int, number: int, node: Node) -> None:
         final = ask.final if run.is_final else False
+        if run.sampling is not None:
+            ask = replace(ask, sampling=(ask.sampling or Sampling()).fill_from(run.sampling))
         for i in range(ask.n):
-            path = _strip_zeros((*run.path, number, i))
+            branch_path = (*run.path, number, i)
+            label = DraftLabel(ask.role, ask.round, branch_path)
             order = (self.number, next(self._orders))
-            branch = self.host.decode(node, ask, BranchPlace(order, path, final))
-            self.branches[branch] = (run, place + i)
+            if label.role:
+                self.host.begin_draft(label)
+            path = _strip_zeros(branch_path)
+            branch = self.host.decode(node, ask, BranchPlace(order, path, final, label))
+            self.branches[branch] = (run, place + i, label)
 
 
 @dataclass(slots=True, eq=False)
@@ -265,6 +291,18 @@ class _Root:
         waiting, self.waiting = self.waiting, []
         for then in waiting:
             then(node)
+
+
+def _sum_usage(run: _ModeRun, usage: Usage) -> Usage:
+    """Return the usage of a mode's answer, with the tokens of all its other branches as discarded."""
+    generated = sum(spent.kept + spent.discarded for spent in run.spent)
+    return Usage(
+        usage.kept,
+        generated - usage.kept,
+        sum(spent.forwards for spent in run.spent),
+        time.perf_counter() - run.began,
+        sum(spent.unused for spent in run.spent),
+    )
 
 
 def _count_outcomes(ask: Any) -> int:

@@ -1,0 +1,59 @@
+"""Texts that a tree search grows sentence by sentence, and which of them it keeps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+from reverse.decoding.asks import Outcome
+
+__all__ = ["Chain", "keep_chains"]
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """A text that grows sentence by sentence, and the score of each sentence."""
+
+    outcome: Outcome | None
+    scores: tuple[float, ...] = ()
+
+    def extend(self, outcome: Outcome, score: float) -> Chain:
+        """The chain with a further sentence."""
+        return Chain(outcome, (*self.scores, score))
+
+    @property
+    def last(self) -> Outcome:
+        assert self.outcome is not None
+        return self.outcome
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the text is complete: a sentence end or the limit of a step does not end it."""
+        return self.last.result.finish_reason not in ("stop", "length")
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether the last step added no token, so that there is nothing to go on from."""
+        return not self.has_ended and not self.last.result.ids
+
+    @property
+    def mean(self) -> float:
+        """The mean score of its sentences."""
+        return sum(self.scores) / len(self.scores)
+
+
+def keep_chains(chains: Sequence[Chain], most: int, tau: float, random: Random) -> list[Chain]:
+    """The chains that are extended next, at most `most`.
+
+    With `tau` 0 these are the best by their last score, else draws without replacement with weights
+    softmax(score / tau).
+    """
+    if tau == 0:
+        return sorted(chains, key=lambda chain: -chain.scores[-1])[:most]
+    # The largest of score / tau + Gumbel noise are such draws.
+    noise = [-math.log(-math.log(random.random() or 5e-324)) for _ in chains]
+    keys = [chain.scores[-1] / tau + each for chain, each in zip(chains, noise, strict=True)]
+    order = sorted(range(len(chains)), key=lambda i: -keys[i])
+    return [chains[i] for i in order[:most]]
