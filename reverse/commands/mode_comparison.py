@@ -12,13 +12,14 @@ import typer
 from rich.console import Console
 
 from reverse.errors import RequestError
+from reverse.progress import show_progress
 
 if TYPE_CHECKING:
     from reverse.evaluation.stats.bootstrap import BootstrapSettings
 
 __all__ = ["compare_modes"]
 
-WIDTH = 160  # characters of the tables where there is no terminal
+WIDTH = 180  # characters of the tables where there is no terminal
 
 
 def compare_modes(
@@ -56,7 +57,8 @@ def compare_modes(
         if len(set(names)) < len(names):
             names = [f"{path.resolve().parent.name}/{name}" for path, name in zip(paths, names, strict=True)]
         runs = [read_mode_run(path, name) for path, name in zip(paths, names, strict=True)]
-    report = make_report(runs, settings)
+    with show_progress("modes compared", len(runs)) as progress:
+        report = make_report(runs, settings, progress)
     if as_json:
         typer.echo(json.dumps(replace_non_finite(report), indent=1))
     else:

@@ -10,7 +10,7 @@ The first run is the one before: changes of all others are paired with it by que
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,15 @@ from reverse.evaluation.modes.mode_effects import (
     step_auroc,
     transitions,
 )
-from reverse.evaluation.modes.question_means import estimate_mean, is_right
-from reverse.evaluation.modes.sample_curves import RULES, count_samples, samples_of, usual_sizes, values_at
+from reverse.evaluation.modes.question_means import estimate_mean, is_right, pair_records
+from reverse.evaluation.modes.sample_curves import (
+    RULES,
+    count_samples,
+    samples_of,
+    usual_sizes,
+    values_at,
+    values_at_tokens,
+)
 from reverse.evaluation.stats.bootstrap import DEFAULT_BOOTSTRAP, BootstrapSettings
 from reverse.evaluation.stats.intervals import Interval
 
@@ -64,22 +71,36 @@ def read_mode_run(path: str | Path, name: str | None = None) -> ModeRun:
     return ModeRun(name or (modes.pop() if len(modes) == 1 else Path(path).stem), records)
 
 
-def make_report(runs: Sequence[ModeRun], settings: BootstrapSettings = DEFAULT_BOOTSTRAP) -> dict[str, Any]:
+def make_report(
+    runs: Sequence[ModeRun],
+    settings: BootstrapSettings = DEFAULT_BOOTSTRAP,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
     """Accuracy, changes, costs, curves and detection of each run, as plain values.
+
+    `progress(done, total)` is called after each run; one of 2,000 questions with 32 samples each takes half a
+    minute.
 
     Raises DataError if the runs do not answer the same questions, or two have one name.
     """
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
         raise DataError(f"two runs have one name ({', '.join(names)}): compare different modes or files")
-    before = runs[0]
+    before, described = runs[0], []
+    for number, run in enumerate(runs, 1):
+        described.append(_describe_run(run, before, settings))
+        if progress is not None:
+            progress(number, len(runs))
+    _compare_at_equal_tokens(runs, described, settings)
+    for each in described:
+        each["on_frontier"] = not any(_dominates(other, each) for other in described)
     return {
         "format": FORMAT,
         "before": before.name,
         "questions": len(before.records),
         "rounds": settings.rounds,
         "seed": settings.seed,
-        "modes": [_describe_run(run, before, settings) for run in runs],
+        "modes": described,
     }
 
 
@@ -144,6 +165,35 @@ def _compare_with_vote(records: Sequence[DraftRecord], settings: BootstrapSettin
         records, "vote", most, settings.seed
     )
     return _figure(estimate_mean(records, gain, settings))
+
+
+def _compare_at_equal_tokens(
+    runs: Sequence[ModeRun], described: Sequence[dict[str, Any]], settings: BootstrapSettings
+) -> None:
+    """Add accuracy minus that of a vote that costs as much, as `over_vote_at_equal_tokens`.
+
+    The votes are over the samples of the run that has most of them. None if there is none, or if a mode costs
+    more than all its samples.
+    """
+    votes = max(runs, key=lambda run: count_samples(run.records))
+    for run, found in zip(runs, described, strict=True):
+        found["over_vote_at_equal_tokens"] = None
+        if count_samples(votes.records) < 2:
+            continue
+        records, samples = pair_records(run.records, votes.records)
+        try:
+            voted = values_at_tokens(samples, "vote", found["cost"]["tokens"][0], settings.seed)
+        except DataError:  # it costs more than all samples, or nobody knows what they cost
+            continue
+        gain = np.array([is_right(record) for record in records]) - voted
+        found["over_vote_at_equal_tokens"] = _figure(estimate_mean(records, gain, settings))
+
+
+def _dominates(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    """Whether a mode is at least as right at no more tokens, and better in one of both."""
+    gain = first["accuracy"][0] - second["accuracy"][0]
+    saved = second["cost"]["tokens"][0] - first["cost"]["tokens"][0]
+    return gain >= 0 and saved >= 0 and gain + saved > 0
 
 
 def _figure(interval: Interval | None) -> Figure:

@@ -38,13 +38,14 @@ def _tabulate_modes(report: Mapping[str, Any], title: str) -> Any:
     table = _make_table(
         f"{title or 'modes'}: {report['questions']:,} questions, 95 % intervals",
         ("mode", "accuracy %", f"change from {before}", "wrong → right", "right → wrong", "tokens", "seconds",
-         "tokens a right answer", "AUROC steps", "answers"),
-        "changes are paired by question; tokens and seconds are those of a question; AUROC is of p(</UN>)",
+         "tokens a right answer", "− vote, equal tokens", "AUROC steps", "answers"),
+        "changes are paired by question; tokens and seconds are those of a question; AUROC is of p(</UN>); "
+        "* no other mode is better for as many tokens",
     )  # fmt: skip
     for mode in report["modes"]:
         change, cost = mode["change"] or {}, mode["cost"]
         table.add_row(
-            mode["name"],
+            mode["name"] + (" *" if mode["on_frontier"] else ""),
             _percent(mode["accuracy"]),
             _percent(change.get("net"), signed=True),
             _percent(change.get("wrong_to_right"), wide=False),
@@ -52,6 +53,7 @@ def _tabulate_modes(report: Mapping[str, Any], title: str) -> Any:
             _number(cost["tokens"], 1),
             _number(cost["seconds"], 3),
             _number(cost["tokens_per_right"], 1),
+            _percent(mode["over_vote_at_equal_tokens"], signed=True),
             _number(mode["auroc"]["steps"], 3),
             _number(mode["auroc"]["answers"], 3),
         )

@@ -37,6 +37,7 @@ __all__ = [
     "select_at",
     "usual_sizes",
     "values_at",
+    "values_at_tokens",
     "vote_at",
     "weighted_vote_at",
 ]
@@ -137,6 +138,27 @@ def values_at(
             winners = find_winners(samples, subsets, weighted=rule == "weighted")
             values[place] = right[winners].mean()
     return values
+
+
+def values_at_tokens(records: Sequence[DraftRecord], rule: str, tokens: float, seed: int = 0) -> np.ndarray:
+    """The same with as many samples as `tokens` generated tokens a question pay for, shape (records,).
+
+    Between two sizes the values are interpolated: a share of the questions gets one sample more. Less than
+    one sample counts as one. Raises DataError if the tokens pay for more samples than every record has, or if
+    samples do not say how many tokens they have.
+    """
+    spent = [draft.tokens for record in records for draft in samples_of(record)]
+    if not spent or any(each is None for each in spent) or not any(spent):
+        raise DataError("the samples do not say what they cost: `reverse eval` writes it")
+    size = max(1.0, tokens * len(spent) / sum(each or 0 for each in spent))
+    if size > count_samples(records):
+        raise DataError(
+            f"{tokens:.1f} tokens pay for {size:.2f} samples, the records have {count_samples(records)}: run "
+            "`--mode select` with a larger --n"
+        )
+    fewer, rest = int(size), size - int(size)
+    values = values_at(records, rule, fewer, seed)
+    return values + rest * (values_at(records, rule, fewer + 1, seed) - values) if rest else values
 
 
 def _chance_of_best(samples: Sequence[RecordedDraft], n: int) -> np.ndarray:

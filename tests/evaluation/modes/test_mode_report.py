@@ -51,6 +51,9 @@ def test_figures_are_those_of_the_records(report):
     assert curves["sizes"] == [1, 2, 3] and curves["tokens"] == [12, 24, 36]
     assert [each[0] for each in curves["oracle"]] == pytest.approx([1 / 3, 0.5, 0.5])
     assert curves["best"][2][0] == curves["weighted"][2][0] == 0.5
+    assert select["over_vote_at_equal_tokens"][0] == pytest.approx(0.5 - curves["vote"][2][0])
+    assert plain["over_vote_at_equal_tokens"][0] == pytest.approx(0.25 - 1 / 3)  # one sample at least
+    assert plain["on_frontier"] and select["on_frontier"]
     assert plain["auroc"]["answers"] is not None and select["auroc"]["answers"] is None
 
 
@@ -77,6 +80,18 @@ def test_a_report_without_a_right_answer_is_json():
     report = replace_non_finite(make_report(runs, FEW))
     assert json.loads(json.dumps(report, allow_nan=False))["modes"][0]["cost"]["tokens_per_right"] is None
     make_mode_tables(make_report(runs, FEW))
+
+
+def test_a_mode_that_costs_more_and_is_no_better_is_not_on_the_frontier():
+    """The figure would praise a mode that another one beats at every budget."""
+    made = (("plain", 2, 10), ("auto", 3, 20), ("tree", 3, 30), ("reflect", 2, 10))
+    runs = [
+        ModeRun(name, tuple(answered(str(i), i < right, tokens=tokens) for i in range(4)))
+        for name, right, tokens in made
+    ]
+    report = make_report(runs, FEW)
+    assert [mode["on_frontier"] for mode in report["modes"]] == [True, True, False, True]
+    assert all(mode["over_vote_at_equal_tokens"] is None for mode in report["modes"])
 
 
 def test_two_runs_of_one_name_are_refused():

@@ -15,6 +15,7 @@ from reverse.evaluation.modes.sample_curves import (
     select_at,
     usual_sizes,
     values_at,
+    values_at_tokens,
     vote_at,
     weighted_vote_at,
 )
@@ -81,6 +82,24 @@ def test_random_subsets_are_unbiased_and_seeded():
     error = np.std(found) / np.sqrt(len(found))
     assert abs(np.mean(found) - exact) < 4 * error and np.std(found) > 0
     assert found[3] == values_at([record("a", *drafts)], "vote", 5, 3, 100)[0]
+
+
+@given(drafts=DRAFTS, budget=st.floats(0, 200))
+@settings(max_examples=60, deadline=None)
+def test_values_at_equal_tokens_lie_between_two_sizes(drafts, budget):
+    """A mode would be compared with a vote that costs more or less than it does."""
+    records = [record("a", *(draft.model_copy(update={"tokens": 10}) for draft in drafts))]
+    size = max(1.0, budget / 10)
+    if size > len(drafts):
+        with pytest.raises(DataError, match=r"pay for .* samples, the records have"):
+            values_at_tokens(records, "vote", budget)
+        return
+    (value,) = values_at_tokens(records, "vote", budget)
+    fewer, more = int(size), min(len(drafts), int(size) + 1)
+    low, high = (by_brute_force(records[0].drafts, "vote", n) for n in (fewer, more))
+    assert value == pytest.approx(low + (size - fewer) * (high - low))
+    with pytest.raises(DataError, match="samples do not say what they cost"):
+        values_at_tokens([record("a", *drafts)], "vote", 10)
 
 
 def test_figures_have_intervals_by_picture():
