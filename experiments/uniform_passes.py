@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from reverse.models import family_of
 from reverse.models.families import LLAVA, QWEN2_5_VL, Family
+from reverse.training.data.labels import IGNORE
 
 __all__ = ["UniformPass"]
 
@@ -84,14 +85,42 @@ class UniformPass:
             at: int64 (targets,): places in the flattened rows that predict a target.
             targets: int64 (targets,): what comes next there.
         """
-        embedded = self.embeddings(ids)  # (rows, length, hidden)
+        hidden = self._decode(self.embed(features, ids, which), self._position_ids(ids, which))
+        logits = self.head(hidden.flatten(0, 1).index_select(0, at))  # (targets, vocabulary)
+        return F.cross_entropy(logits.float(), targets)
+
+    def embed(self, features: Tensor, ids: Tensor, which: Tensor) -> Tensor:
+        """What the decoder reads, (rows, length, hidden); arguments as of `loss`."""
+        embedded = self.embeddings(ids)
         end = self.first + self.count
         shown = features.index_select(0, which.clamp(min=0)).to(embedded.dtype)
         middle = torch.where((which >= 0).view(-1, 1, 1), shown, embedded[:, self.first : end])
-        hidden = torch.cat([embedded[:, : self.first], middle, embedded[:, end:]], dim=1)
-        hidden = self._decode(hidden, self._position_ids(ids, which))
-        logits = self.head(hidden.flatten(0, 1).index_select(0, at))  # (targets, vocabulary)
-        return F.cross_entropy(logits.float(), targets)
+        return torch.cat([embedded[:, : self.first], middle, embedded[:, end:]], dim=1)
+
+    def weighted_loss(self, features: Tensor, ids: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        """Weighted mean cross entropy over the targets behind the picture, a scalar.
+
+        No shape depends on the labels, so that one compiled step serves all batches.
+
+        Args:
+            features: of each row's picture, (rows, count, hidden).
+            ids, labels: int64 (rows, length).
+            weights: of each row's targets, float (rows,).
+        """
+        which = torch.arange(len(ids), device=ids.device)
+        hidden = self._decode(self.embed(features, ids, which), self._position_ids(ids, which))
+        begin = self.first + self.count
+        targets = labels[:, begin:]
+        logits = self.head(hidden[:, begin - 1 : -1])  # (rows, length - begin, vocabulary)
+        losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
+        each = weights[:, None] * (targets != IGNORE)
+        return (losses.view_as(each) * each).sum() / each.sum().clamp(min=1e-6)
+
+    def position_ids(self, rows: int, begin: int, end: int) -> Tensor:
+        """Of ids `begin` to `end` of rows with a picture: (rows, n), or (3, rows, n) for Qwen2.5-VL."""
+        if self.positions is None:
+            return torch.arange(begin, end, device=self.scale.device).expand(rows, -1)
+        return self.positions[:, None, begin:end].expand(3, rows, end - begin)
 
     def _decode(self, hidden: Tensor, position_ids: Tensor) -> Tensor:
         """The decoder without the mask that its forward would make: that asks the device at every step.

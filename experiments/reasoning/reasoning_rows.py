@@ -1,0 +1,302 @@
+"""Pictures and tokenised rows of the reasoning world, made by several processes and held as plain arrays.
+
+    made = make_rows(base_rows, indices, settings, workers=16)
+    made.pictures            # uint8 (pictures, 112, 112, 3)
+    made.pools["solve"]      # RowPool: ids and labels, and the picture of each row
+
+What a process makes depends on indices and seeds alone, never on how the work is shared out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from experiments.scene_dataset import ScenePictures
+from reverse.data.drafts.draft_files import draft_line
+from reverse.data.drafts.draft_record import DraftRecord, RecordedDraft
+from reverse.data.records.schema import make_record
+from reverse.data.scenes.reasoning import (
+    ReasoningPicture,
+    ReasoningQuestion,
+    annotate,
+    draw_reasoning_picture,
+    make_reasoning_picture,
+    make_reasoning_questions,
+    make_verified_draft,
+    write_pointing,
+    write_rationale,
+    write_reasoning_caption,
+)
+from reverse.data.scenes.reasoning.reasoning_annotator import read_as_annotator
+from reverse.data.scenes.reasoning.reasoning_pictures import make_picture_rng
+from reverse.errors import DataError
+from reverse.training.data.encoding import Encoder, turns_of
+from reverse.training.data.labels import IGNORE
+from reverse.training.views.correction_views import view_refine, view_reflect, view_self_correct
+from reverse.training.views.selection_view import view_select
+from reverse.training.views.solving_views import view_cot, view_judge
+from reverse.training.views.view_rows import ViewSettings
+
+__all__ = ["MadeRows", "RowPool", "RowSource", "load_encoder", "make_draft_records", "make_rows"]
+
+CHUNK = 256  # pictures that a process makes at a time
+CAPTION, PLACES = "Describe this image.", "images"
+Array = npt.NDArray[Any]
+
+
+@dataclass
+class RowPool:
+    """Rows of one kind. Padding: 0 in `ids`, `IGNORE` in `labels`."""
+
+    ids: npt.NDArray[np.int16]  # (rows, length)
+    labels: npt.NDArray[np.int16]  # (rows, length)
+    pictures: npt.NDArray[np.int32]  # (rows,): indices of `MadeRows.pictures`
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def shorten(self, most: int) -> RowPool:
+        """The rows of at most `most` ids, with arrays of that length."""
+        lengths = (self.ids != 0).cumsum(axis=1).argmax(axis=1) + 1
+        kept = lengths <= most
+        return RowPool(self.ids[kept, :most], self.labels[kept, :most], self.pictures[kept])
+
+
+@dataclass
+class MadeRows:
+    """Pictures, the rows about them by pool, and where pictures stand in rows."""
+
+    pictures: npt.NDArray[np.uint8]
+    pools: dict[str, RowPool]
+    first: int  # where a picture's ids begin
+    count: int  # how many there are
+    lines: list[str] = field(default_factory=list)  # draft records
+
+
+@dataclass(frozen=True)
+class RowSource:
+    """What all processes need: a checkpoint's processor, and how pictures are drawn."""
+
+    checkpoint: str
+    seed: int
+    side: int
+    tables: float
+    split: str = "train"
+
+    def picture(self, index: int) -> ReasoningPicture:
+        """Picture number `index`."""
+        return make_reasoning_picture(self.split, index, self.seed, self.tables)
+
+
+RowMaker = Callable[[RowSource, Sequence[Any]], "Chunk"]
+
+
+@dataclass
+class Chunk:
+    """What one process made of some pictures: lists of (ids, labels, picture) by pool."""
+
+    pictures: npt.NDArray[np.uint8]
+    rows: dict[str, list[tuple[Array, Array, int]]]
+    lines: list[str] = field(default_factory=list)
+
+
+@lru_cache(maxsize=4)
+def load_encoder(checkpoint: str) -> Encoder:
+    """The encoder of a checkpoint's processor."""
+    from reverse.models.families import family_named
+    from reverse.models.processors.picture_processors import load_processor
+
+    config = json.loads((Path(checkpoint) / "config.json").read_text(encoding="utf-8"))
+    return Encoder(load_processor(checkpoint, family_named(config["model_type"], checkpoint)))
+
+
+@lru_cache(maxsize=4)
+def count_picture_ids(checkpoint: str, side: int) -> int:
+    """Ids that stand for one picture."""
+    return ScenePictures(load_encoder(checkpoint).processor)(np.zeros((side, side, 3), np.uint8))[1]
+
+
+def make_rows(
+    make: RowMaker, jobs: Sequence[Any], source: RowSource, *, workers: int = 0, draws: bool = True
+) -> MadeRows:
+    """Run `make` over the jobs, `CHUNK` at a time, and join what comes out.
+
+    Args:
+        jobs: one for each picture, in order.
+        workers: processes; 0: this one.
+        draws: whether pictures are wanted, too.
+    """
+    parts = [jobs[at : at + CHUNK] for at in range(0, len(jobs), CHUNK)]
+    rows: dict[str, list[tuple[Array, Array, int]]] = defaultdict(list)
+    pictures, lines, offset = [], [], 0
+    for part, chunk in zip(parts, _run(make, source, parts, workers), strict=True):
+        for name, found in chunk.rows.items():
+            rows[name] += [(ids, labels, offset + picture) for ids, labels, picture in found]
+        if draws:
+            pictures.append(chunk.pictures)
+        lines += chunk.lines
+        offset += len(part)
+    encoder, count = load_encoder(source.checkpoint), count_picture_ids(source.checkpoint, source.side)
+    pools = {name: _join(found) for name, found in rows.items()}
+    first = _find_first(pools.values(), encoder.image_id)
+    shape = (0, source.side, source.side, 3)
+    drawn = np.concatenate(pictures) if pictures else np.empty(shape, np.uint8)
+    return MadeRows(drawn, pools, first, count, lines)
+
+
+def _run(make: RowMaker, source: RowSource, parts: Sequence[Any], workers: int) -> Iterator[Chunk]:
+    if workers < 1:
+        yield from (make(source, part) for part in parts)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(make, [source] * len(parts), parts)
+
+
+def _join(rows: Sequence[tuple[Array, Array, int]]) -> RowPool:
+    lengths = np.array([len(ids) for ids, _, _ in rows])
+    filled = np.arange(lengths.max()) < lengths[:, None]
+    ids, labels = np.zeros(filled.shape, np.int16), np.full(filled.shape, IGNORE, np.int16)
+    ids[filled] = np.concatenate([ids for ids, _, _ in rows])
+    labels[filled] = np.concatenate([labels for _, labels, _ in rows])
+    return RowPool(ids, labels, np.array([picture for _, _, picture in rows], np.int32))
+
+
+def _find_first(pools: Iterable[RowPool], image_id: int) -> int:
+    """Where pictures begin in all rows. Raises ValueError if they do not begin at one place."""
+    places = {int(place) for pool in pools for place in np.unique((pool.ids == image_id).argmax(axis=1))}
+    if len(places) != 1:
+        raise ValueError(f"pictures begin at {sorted(places)}: rows need one system prompt")
+    return places.pop()
+
+
+# ---------------------------------------------------------------------- what rows are made of
+def base_rows(source: RowSource, indices: Sequence[int]) -> Chunk:
+    """Four rows a picture: a caption and two rationales by the annotator, and one of pointing."""
+    return _encode(source, [source.picture(index) for index in indices], _base_records)
+
+
+def _base_records(picture: ReasoningPicture) -> Iterator[tuple[str, dict[str, Any]]]:
+    rng = make_picture_rng(picture, 30)
+    reading = read_as_annotator(picture, tuple(picture.truth), rng)
+    asked = [(CAPTION, write_reasoning_caption(picture, reading)), _draw_pointing(picture, rng)]
+    questions = make_reasoning_questions(picture)
+    asked += [(each.text, annotate(picture, each, rng).text) for each in (questions * 2)[:2]]
+    for question, answer in asked:
+        yield "base", make_record(picture.id, PLACES, question, answer)
+
+
+def _draw_pointing(picture: ReasoningPicture, rng: np.random.Generator) -> tuple[str, str]:
+    names = list(picture.truth)
+    return write_pointing(picture, names[int(rng.random() * len(names))])
+
+
+def question_prompts(source: RowSource, jobs: Sequence[tuple[int, int]]) -> Chunk:
+    """For each (picture, number of questions) the prompts of its questions, without an answer."""
+
+    def ask(picture: ReasoningPicture) -> Iterator[tuple[str, dict[str, Any]]]:
+        for question in make_reasoning_questions(picture)[: limits[picture.index]]:
+            yield "prompt", make_record(question.id, PLACES, question.text, "x")
+
+    limits = dict(jobs)
+    chunk = _encode(source, [source.picture(index) for index, _ in jobs], ask)
+    chunk.rows = {
+        "prompt": [
+            (ids[: (labels != IGNORE).argmax()], labels[: (labels != IGNORE).argmax()], picture)
+            for ids, labels, picture in chunk.rows["prompt"]
+        ]
+    }
+    return chunk
+
+
+@dataclass(frozen=True)
+class AnsweredPicture:
+    """A picture, and the texts that the base sampled for its first questions."""
+
+    index: int
+    texts: tuple[tuple[str, ...], ...]
+    is_verified: bool = True
+
+
+def answered_rows(source: RowSource, jobs: Sequence[AnsweredPicture]) -> Chunk:
+    """Rows of all pools about answered questions, and the draft records that they come from."""
+    lines: list[str] = []
+    by_index = {job.index: job for job in jobs}
+
+    def view(picture: ReasoningPicture) -> Iterator[tuple[str, dict[str, Any]]]:
+        rng = make_picture_rng(picture, 31)
+        yield "replay", make_record(picture.id, PLACES, CAPTION, write_reasoning_caption(picture))
+        yield "replay", make_record(picture.id, PLACES, *_draw_pointing(picture, rng))
+        job = by_index[picture.index]
+        for question, texts in zip(make_reasoning_questions(picture), job.texts, strict=False):
+            solving, judged = make_draft_records(picture, question, texts, rng)
+            yield from (("solve", row) for row in view_cot(solving, ViewSettings()).rows)
+            if not job.is_verified:
+                continue
+            lines.append(draft_line(judged))
+            yield from _verified_rows(judged, source.seed)
+
+    chunk = _encode(source, [source.picture(job.index) for job in jobs], view)
+    chunk.lines = lines
+    return chunk
+
+
+def _verified_rows(record: DraftRecord, seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    settings = ViewSettings(seed=seed, roles=("sample",))
+    for name, view in (
+        ("judge", view_judge), ("refine", view_refine), ("self_correct", view_self_correct),
+        ("reflect", view_reflect), ("select", view_select),
+    ):  # fmt: skip
+        pool = name if name in ("judge", "select") else "correction"
+        yield from ((pool, row) for row in view(record, settings).rows)
+    own = ViewSettings(roles=("sample",), verified=True, tagged=False)
+    yield from (("own", row) for row in view_cot(record, own).rows)
+    true = ViewSettings(verified=True, tagged=False)
+    yield from (("truth", row) for row in view_cot(record, true).rows)
+
+
+def make_draft_records(
+    picture: ReasoningPicture, question: ReasoningQuestion, texts: Sequence[str], rng: np.random.Generator
+) -> tuple[DraftRecord, DraftRecord]:
+    """The annotator's two rationales, and the samples with the true rationale, each as a record."""
+
+    def record(drafts: Sequence[RecordedDraft]) -> DraftRecord:
+        return DraftRecord(
+            id=question.id, question=question.text, images=(PLACES,), gold=question.gold, drafts=tuple(drafts)
+        )
+
+    told = [annotate(picture, question, rng).text for _ in range(2)]
+    rationales = [make_verified_draft(question, text, role="rationale") for text in told]
+    samples = [make_verified_draft(question, text, role="sample") for text in texts]
+    true = make_verified_draft(question, write_rationale(question, picture.truth), role="rationale")
+    return record(rationales), record([*samples, true])
+
+
+Records = Callable[[ReasoningPicture], Iterable[tuple[str, Mapping[str, Any]]]]
+
+
+def _encode(source: RowSource, pictures: Sequence[ReasoningPicture], records: Records) -> Chunk:
+    encoder, count = load_encoder(source.checkpoint), count_picture_ids(source.checkpoint, source.side)
+    rows: dict[str, list[tuple[Array, Array, int]]] = defaultdict(list)
+    drawn = np.empty((len(pictures), source.side, source.side, 3), np.uint8)
+    for at, picture in enumerate(pictures):
+        drawn[at] = draw_reasoning_picture(picture)
+        for pool, record in records(picture):
+            try:
+                row = encoder.row(turns_of(record), count)
+            except DataError:  # a sample of a weak model that cannot be a row, such as a blank one
+                if pool in ("base", "prompt", "replay", "solve", "truth"):
+                    raise
+                continue
+            rows[pool].append((row.ids.astype(np.int16), row.labels.astype(np.int16), at))
+    return Chunk(drawn, rows)

@@ -1,0 +1,150 @@
+"""Training and sampling of reasoning models: what is fast is the same as what is plain."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from experiments.reasoning.__main__ import main
+from experiments.reasoning.base_sampling import compute_features, sample_answers
+from experiments.reasoning.pool_training import PoolConfig, PoolPart, train_pools
+from experiments.reasoning.reasoning_recipe import ReasoningRecipe
+from experiments.reasoning.reasoning_rows import (
+    AnsweredPicture,
+    RowSource,
+    answered_rows,
+    base_rows,
+    make_rows,
+    question_prompts,
+)
+from experiments.reasoning.reasoning_stages import run_stage
+from experiments.uniform_passes import UniformPass
+from reverse.data.scenes.reasoning import (
+    draw_reasoning_picture,
+    make_reasoning_picture,
+    make_reasoning_questions,
+    write_rationale,
+)
+from reverse.models import load
+
+
+@pytest.fixture(scope="module", params=["llava", "qwen"])
+def recipe(request, tmp_path_factory):
+    out = tmp_path_factory.mktemp(request.param)
+    recipe = ReasoningRecipe(out=str(out), family=request.param).smoke()
+    run_stage("init", recipe, lambda line: None)
+    return recipe
+
+
+@pytest.fixture
+def source(recipe):
+    return RowSource(f"{recipe.out}/init", recipe.seed, recipe.side, recipe.tables)
+
+
+def open_model(recipe, made):
+    model, processor = load(f"{recipe.out}/init", dtype="float32")
+    passes = UniformPass(model, processor, side=recipe.side, first=made.first, count=made.count)
+    return model, processor, passes
+
+
+def test_the_weighted_loss_is_that_of_the_model(recipe, source):
+    """A small model would be trained on something else than what it is run with."""
+    made = make_rows(base_rows, range(2), source)
+    model, processor, passes = open_model(recipe, made)
+    pool = made.pools["base"]
+    ids, labels = (torch.from_numpy(array.astype(np.int64)) for array in (pool.ids, pool.labels))
+    weights = torch.tensor([1.0, 2.0, 0.5, 1.0, 1.0, 3.0, 1.0, 1.0])
+    features = compute_features(passes, torch.from_numpy(made.pictures))[pool.pictures.astype(np.int64)]
+    ours = passes.weighted_loss(features, ids, labels, weights)
+    total, weight = 0.0, 0.0
+    for row in range(len(ids)):
+        length = int((pool.ids[row] != 0).cumsum().argmax()) + 1
+        picture = make_reasoning_picture("train", int(pool.pictures[row]), recipe.seed, recipe.tables)
+        seen = processor.image_processor(images=[draw_reasoning_picture(picture)], return_tensors="pt")
+        kinds = {"mm_token_type_ids": (ids[row : row + 1, :length] == processor.image_token_id).int()}
+        extra = kinds if recipe.family == "qwen" else {}
+        logits = model(input_ids=ids[row : row + 1, :length], **seen, **extra).logits[0, :-1]
+        losses = torch.nn.functional.cross_entropy(logits, labels[row, 1:length], reduction="none")
+        total += float(losses.detach().sum() * weights[row])
+        weight += float((labels[row, 1:length] != -100).sum() * weights[row])
+    assert float(ours.detach()) == pytest.approx(total / weight, rel=1e-4)
+
+
+def test_sampling_at_temperature_0_is_greedy_decoding(recipe, source):
+    """Drafts would come from another model than the one that is trained."""
+    made = make_rows(question_prompts, [(1_000_000, 1), (1_000_001, 1)], source)
+    model, _, passes = open_model(recipe, made)
+    features = compute_features(passes, torch.from_numpy(made.pictures))
+    prompts = made.pools["prompt"]
+    ours = sample_answers(passes, features, prompts, {10**6}, samples=1, temperature=0.0)
+    for row in range(2):
+        length = int((prompts.ids[row] != 0).cumsum().argmax()) + 1
+        ids = torch.from_numpy(prompts.ids[row : row + 1, :length].astype(np.int64))
+        said = ours[row][0][:6]
+        for step, token in enumerate(said):
+            now = torch.cat([ids, torch.tensor([said[:step]], dtype=torch.long)], dim=1)
+            hidden = passes.embed(features, now, torch.tensor([int(prompts.pictures[row])]))
+            out = passes._decode(hidden, passes.position_ids(1, 0, now.shape[1]))
+            assert int(model.get_output_embeddings()(out[0, -1]).argmax()) == token
+
+
+def test_rows_do_not_depend_on_who_makes_them(source, monkeypatch):
+    """A run with other workers would train on other rows."""
+    whole = make_rows(base_rows, range(5), source)
+    monkeypatch.setattr("experiments.reasoning.reasoning_rows.CHUNK", 2)
+    parts = make_rows(base_rows, range(5), source)
+    assert (whole.pictures == parts.pictures).all()
+    for name in ("ids", "labels", "pictures"):
+        assert (getattr(whole.pools["base"], name) == getattr(parts.pools["base"], name)).all()
+
+
+def test_answered_questions_become_rows_of_every_pool(recipe, source):
+    """A mode would never be trained, without a word."""
+    jobs = []
+    for index in range(1_000_000, 1_000_006):
+        picture = make_reasoning_picture("train", index, recipe.seed, recipe.tables)
+        question = make_reasoning_questions(picture)[0]
+        right = write_rationale(question, picture.truth)
+        wrong = write_rationale(question, {name: value + 1 for name, value in picture.truth.items()})
+        jobs.append(AnsweredPicture(index, ((right, wrong, right),), index < 1_000_005))
+    made = make_rows(answered_rows, jobs, source)
+    assert {"solve", "judge", "correction", "select", "replay", "own", "truth"} <= set(made.pools)
+    assert len(made.lines) == 5  # the last picture's answers are not verified
+    assert 5 not in made.pools["judge"].pictures
+    assert 5 in made.pools["solve"].pictures
+
+
+def test_a_run_that_was_stopped_goes_on(recipe, source, tmp_path):
+    """Steps before a kill would be lost, or seen twice."""
+
+    def run(config, **options):
+        made = make_rows(base_rows, range(4), source)
+        model, _, passes = open_model(recipe, made)
+        part = PoolPart(made.pools["base"], 8, together=4)
+        pictures = torch.from_numpy(made.pictures)
+        train_pools(passes, [[part]], config, pictures=pictures, **options)
+        return model.state_dict()
+
+    def stop(line):
+        if line.startswith("step 4"):
+            raise KeyboardInterrupt
+
+    unbroken = run(PoolConfig(str(tmp_path / "a"), 4))
+    config = PoolConfig(str(tmp_path / "b"), 4, checkpoint_steps=3)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, say=stop)
+    assert (tmp_path / "b").exists()
+    resumed = run(config)
+    assert not (tmp_path / "b").exists()
+    for name, weight in unbroken.items():
+        assert torch.allclose(weight, resumed[name], atol=1e-6), name
+
+
+def test_all_stages_run(recipe):
+    """A stage would fail after minutes on a GPU."""
+    arguments = ["--smoke", "--family", recipe.family, "--out", recipe.out]
+    main([*arguments, "--stages", "init,base,sample,one,truth,measure"])
+    with open(f"{recipe.out}/report.json", encoding="utf-8") as file:
+        report = json.load(file)
+    assert {"resample_gain", "trained_truth", "tree_over_vote"} <= set(report["test"]["claims"])
