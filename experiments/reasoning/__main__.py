@@ -54,7 +54,7 @@ def measure(recipe: ReasoningRecipe, say: Any) -> dict[str, Any]:
     gates["auto"] = choose_gate(resampled, measurer.answer("val", "refine", MeasuredMode(KEEP)))
     baselines = {name: _open(recipe, name, say) for name in ("greedy", "truth") if (out / name).is_dir()}
     report: dict[str, Any] = {"gates": gates, "threshold": threshold, "setup": "one_model"}
-    for split in ("test", "shift"):
+    for split in recipe.splits.split(","):
         modes = list_modes(threshold, gates, recipe.most_samples)
         runs = {name: measurer.answer(split, name, mode) for name, mode in modes.items()}
         trained = {

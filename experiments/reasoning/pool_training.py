@@ -180,12 +180,10 @@ def _save_state(
 ) -> None:
     tensors = {}
     for number, parameter in enumerate(trained):
+        tensors[f"{number}.weight"] = parameter.detach()
         state = optimizer.state[parameter]
-        tensors |= {
-            f"{number}.weight": parameter.detach(),
-            f"{number}.first": state["exp_avg"],
-            f"{number}.second": state["exp_avg_sq"],
-        }
+        if state:  # what no loss reaches has none
+            tensors |= {f"{number}.first": state["exp_avg"], f"{number}.second": state["exp_avg_sq"]}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".part")
     save_file(tensors, partial, metadata={"step": str(step), "config": json.dumps(_key(config))})
@@ -203,6 +201,8 @@ def _load_state(path: Path, config: PoolConfig, trained: Sequence[Any], optimize
         step = int(metadata["step"])
         for number, parameter in enumerate(trained):
             parameter.data.copy_(file.get_tensor(f"{number}.weight"))
+            if f"{number}.first" not in file.keys():  # noqa: SIM118
+                continue
             optimizer.state[parameter] = {
                 "step": torch.tensor(float(step), device=parameter.device if parameter.is_cuda else None),
                 "exp_avg": file.get_tensor(f"{number}.first").to(parameter.device),

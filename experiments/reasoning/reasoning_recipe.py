@@ -62,6 +62,7 @@ class ReasoningRecipe:
     beta2: float = 0.98
     warmup: float = 0.03
     checkpoint_steps: int = 2_000
+    splits: str = "test,shift"  # that are measured
     test_questions: int = 2_000
     val_questions: int = 480
     most_samples: int = 32  # of select's curves
@@ -91,7 +92,7 @@ class ReasoningRecipe:
         return replace(
             self, base_pictures=12, base_batch=2, base_steps=2, question_pictures=6, samples=2,
             joint_steps=2, solve_rows=4, judge_rows=4, replay_rows=2, correction_rows=4, select_rows=2,
-            test_questions=3, val_questions=3, most_samples=2, most_tokens=8, sequences=8, checkpoint_steps=2,
+            splits="test", test_questions=2, val_questions=2, most_samples=2, most_tokens=8, sequences=8, checkpoint_steps=2,
             layers=1, is_small=True,
         )  # fmt: skip
 
