@@ -52,9 +52,8 @@ def sample_answers(
         ends: ids that end an answer; one that does not end is cut after `MOST_TOKENS`.
         temperature: 0 takes the most probable token.
     """
-    lengths = (prompts.ids != 0).cumsum(axis=1).argmax(axis=1) + 1
     by_length: dict[int, list[int]] = defaultdict(list)
-    for row, length in enumerate(lengths.tolist()):
+    for row, length in enumerate(prompts.lengths.tolist()):
         by_length[length] += [row] * samples
     found: list[list[list[int]]] = [[] for _ in range(len(prompts))]
     done = 0

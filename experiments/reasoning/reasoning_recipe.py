@@ -43,7 +43,7 @@ class ReasoningRecipe:
     base_batch: int = 128  # pictures a step, four rows each
     base_steps: int = 8_000
     base_lr: float = 1.5e-3
-    question_pictures: int = 75_000
+    question_pictures: int = 50_000
     questions: int = 2  # a picture
     samples: int = 3  # of the base, a question, at temperature 1
     truth_share: float = 1.0  # of the questions whose samples are verified
@@ -56,8 +56,7 @@ class ReasoningRecipe:
     select_rows: int = 112
     judge_weight: float = 4.0
     select_weight: float = 2.0
-    longest_short: int = 0  # ids of a row; longer ones are left out; 0: the longest that occurs
-    longest_long: int = 0
+    covered: float = 0.99  # share of each pool's rows that are short enough to be trained
     weight_decay: float = 0.05
     beta2: float = 0.98
     warmup: float = 0.03
@@ -92,8 +91,8 @@ class ReasoningRecipe:
         return replace(
             self, base_pictures=12, base_batch=2, base_steps=2, question_pictures=6, samples=2,
             joint_steps=2, solve_rows=4, judge_rows=4, replay_rows=2, correction_rows=4, select_rows=2,
-            splits="test", test_questions=2, val_questions=2, most_samples=2, most_tokens=8, sequences=8, checkpoint_steps=2,
-            layers=1, is_small=True,
+            splits="test", test_questions=2, val_questions=2, most_samples=2, most_tokens=8,
+            sequences=8, checkpoint_steps=2, layers=1, is_small=True,
         )  # fmt: skip
 
     def settings_of(self, stage: str) -> dict[str, Any]:

@@ -66,10 +66,14 @@ class RowPool:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Ids of each row without padding, (rows,)."""
+        return np.asarray((self.ids != 0).cumsum(axis=1).argmax(axis=1) + 1)
+
     def shorten(self, most: int) -> RowPool:
         """The rows of at most `most` ids, with arrays of that length."""
-        lengths = (self.ids != 0).cumsum(axis=1).argmax(axis=1) + 1
-        kept = lengths <= most
+        kept = self.lengths <= most
         return RowPool(self.ids[kept, :most], self.labels[kept, :most], self.pictures[kept])
 
 

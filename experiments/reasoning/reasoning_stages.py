@@ -224,7 +224,7 @@ def _run_one(recipe: ReasoningRecipe, folder: Path, say: Say) -> dict[str, Any]:
         ("correction", recipe.correction_rows, 1.0),
         ("select", recipe.select_rows, recipe.select_weight),
     ]
-    groups = [_group(pools, short, recipe.longest_short), _group(pools, long, recipe.longest_long)]
+    groups = [_group(pools, short, recipe.covered), _group(pools, long, recipe.covered)]
     return _train_on_features(recipe, folder, "one", made, groups, say)
 
 
@@ -232,19 +232,19 @@ def _run_baseline(recipe: ReasoningRecipe, folder: Path, say: Say, stage: str, p
     made = _make_question_rows(recipe)
     rows = recipe.solve_rows + recipe.judge_rows
     parts = [(pool, rows, 1.0), ("replay", recipe.replay_rows, 1.0)]
-    groups = [_group(made.pools, parts, recipe.longest_short)]
+    groups = [_group(made.pools, parts, recipe.covered)]
     return _train_on_features(recipe, folder, stage, made, groups, say)
 
 
 def _group(
-    pools: Mapping[str, RowPool], parts: Sequence[tuple[str, int, float]], most: int
+    pools: Mapping[str, RowPool], parts: Sequence[tuple[str, int, float]], covered: float
 ) -> list[PoolPart]:
-    """Parts of the pools that have rows, from (name, rows a step, weight); `most` as `longest_short`."""
+    """Parts of the pools that have rows, from (name, rows a step, weight); very long rows are left out."""
     found = []
     for name, rows, weight in parts:
         if name in pools:
-            pool = pools[name].shorten(most) if most else pools[name]
-            found.append(PoolPart(pool, rows, weight))
+            most = int(np.quantile(pools[name].lengths, covered, method="higher"))
+            found.append(PoolPart(pools[name].shorten(most), rows, weight))
     return found
 
 
