@@ -264,7 +264,8 @@ def check_program(words):
 
 def check_options(file, words):
     """Options of a program of argparse, made of a dataclass' fields or written out."""
-    source = file.read_text()
+    files = sorted(file.parent.glob("*.py")) if file.name == "__init__.py" else [file]
+    source = "\n".join(each.read_text() for each in files)
     for word in words:
         if word.startswith("--"):
             name = word[2:].partition("=")[0]
