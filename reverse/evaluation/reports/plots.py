@@ -179,7 +179,7 @@ def plot_modes(report: Mapping[str, Any], path: Path, title: str = "") -> list[P
         axis.set(xlabel="tokens generated a question", ylabel="accuracy, %")
         axis.margins(x=0.12, y=0.1)
         if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=7, loc="lower right")
+            axis.legend(fontsize=7, loc="best")
         axis.set_title(title or f"{report['questions']:,} questions, 95 % intervals", fontsize=9)
         return _save(figure, path)
 

@@ -110,7 +110,7 @@ def make_question(
         key = answer_key(preset, given)
     except (DataError, RequestError) as error:
         raise DataError(f"{where}: {error}: mend the row, or fetch the file again") from error
-    except (TypeError, ValueError, AttributeError) as error:  # a value of another type
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:  # a value of another type
         raise DataError(
             f"{where}: a value is of another type than {preset} has ({shorten(str(error))}): "
             "fetch the file again"
