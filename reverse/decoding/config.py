@@ -2,6 +2,7 @@
 
 ResamplingConfig(threshold=0.003)         # p(</UN>) above this sends the decoder back
 ResamplingConfig.paper()                  # the algorithm as published (arXiv 2504.13169, §3.3, Alg. 1)
+ResamplingConfig.for_rationales()         # for reasoning in steps: fewer and bolder attempts
 ResamplingConfig.released()               # settings of the published code, on this library's algorithm
 """
 
@@ -105,6 +106,18 @@ class ResamplingConfig:
         and may go on to the start; the output is returned with `resolved=False` when N is used up.
         """
         base = cls(policy="paper", check="every_token", commit="answer", hints=50, on_exhausted="best")
+        return base.with_changes(changes)
+
+    @classmethod
+    def for_rationales(cls, **changes: Any) -> ResamplingConfig:
+        """Settings for step-wise rationales that are decoded greedily: one phrase a step, short, few words.
+
+        A model that prefers a wrong count says it again at the low temperatures that suit captions (0.1 to
+        0.5), and each time costs a step. So a rejected step is drawn at temperature 1 at once, up to 8 times,
+        and an answer has at most 12 rejections. Hints are left out, because they make rationales worse.
+        `python -m experiments.rationale_resampling` shows what each setting costs.
+        """
+        base = cls(hints=0, temperature_step=1.0, temperature_rise=1.0, local_attempts=8, max_attempts=12)
         return base.with_changes(changes)
 
     @classmethod
