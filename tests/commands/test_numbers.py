@@ -30,11 +30,16 @@ def numeric_options():
 
 
 def arguments_of(command):
-    """As many words as the command's arguments take."""
+    """As many words as the command's arguments and its required options take."""
     current = get_command(app)
     for name in command.split():
         current = current.commands[name]
-    return ["x.jsonl" for each in current.params if each.param_type_name == "argument" and each.required]
+    required = [each for each in current.params if each.required]
+    return [
+        word
+        for each in required
+        for word in (["x.jsonl"] if each.param_type_name == "argument" else [each.opts[0], "x"])
+    ]
 
 
 @pytest.mark.parametrize(("command", "option", "kind"), numeric_options())
