@@ -209,6 +209,8 @@ class Run:
 class Score:
     """Score a node: `"likelihood"` is the mean log-probability of the tokens decoded last.
 
+    `"value"` is what the model's value head says of the node's last token (`reverse.models.value_head`).
+
     `default` is the outcome on a backend that does not give the score; None: an error.
     """
 

@@ -35,11 +35,13 @@ from reverse.decoding.request import Request
 from reverse.decoding.scheduling.active_request import ActiveRequest
 from reverse.decoding.scheduling.branch import Branch
 from reverse.decoding.scheduling.scheduler import PREFILL, Scheduler
+from reverse.decoding.scheduling.score_queue import WantedScore
 from reverse.decoding.scheduling.worker import eval_mode, find_worker
 from reverse.decoding.text.codec import TextCodec
 from reverse.errors import RequestTypeError
 from reverse.models import family_of
 from reverse.models.unwrapping import check_adapter_hooks, check_wrappers, input_device, unwrap_model
+from reverse.models.value_head import find_value_head
 
 __all__ = ["Engine", "find_shared_engine"]
 
@@ -171,6 +173,8 @@ class Engine:
     def _step(self) -> bool:
         is_busy = False
         self._begin_new()
+        for scheduler in list(self._schedulers.values()):
+            is_busy |= scheduler.scores.step()
         while self._calls:
             self._calls.popleft()()
         for scheduler in list(self._schedulers.values()):
@@ -229,6 +233,32 @@ class Engine:
         """Free the cache of a node."""
         for scheduler in self._schedulers.values():
             scheduler.release_node(node)
+
+    def can_score(self, kind: str) -> bool:
+        """Whether a backend in use gives scores of this kind."""
+        return find_value_head(self.base) is not None and self._find_scorer() is not None
+
+    def score(self, wanted: WantedScore) -> None:
+        """Score a node before the next step of decoding."""
+        scheduler = self._find_scorer(wanted.node)
+        assert scheduler is not None  # `can_score` was asked
+        scheduler.scores.add(wanted)
+
+    def explain_missing_score(self, kind: str) -> str:
+        """Say why there is no score of this kind, and the remedy."""
+        if kind == "value" and find_value_head(self.base) is None:
+            return (
+                "there is no score 'value': the model has no value head; load one with "
+                "reverse.models.value_head.load_value_head(folder, model=model)"
+            )
+        remedy = "take backend='hf'" if kind == "value" else "ask for 'likelihood' or 'value'"
+        return f"there is no score {kind!r} of this answer: the backend does not give it; {remedy}"
+
+    def _find_scorer(self, node: Node | None = None) -> Scheduler | None:
+        """A scheduler whose backend shows hidden states: the one that holds the node, if one does."""
+        able = [each for each in self._schedulers.values() if each.backend.capabilities.hidden_states]
+        holding = [each for each in able if node is not None and each.holds(node)]
+        return next(iter([*holding, *able]), None)
 
     def _waits_for_more(self, scheduler: Scheduler) -> bool:
         """Whether nothing is decoded yet and more prompts will soon be ready to be prefilled together."""

@@ -255,7 +255,11 @@ class Backend(Protocol):
         """
 
     def score(self, sequences: Sequence[int], kind: str) -> list[float]:
-        """A number for each sequence: `"likelihood"` is the mean log-probability of its tokens."""
+        """A number for each sequence: `"likelihood"` is the mean log-probability of its tokens.
+
+        `"value"` is what the model's value head says of the last token; it may cost a forward. Only where the
+        backend's capabilities say `hidden_states`.
+        """
 
     def release(self, sequence: int) -> None:
         """Let a sequence go, whatever it was doing. Unknown ids are ignored. Never raises."""

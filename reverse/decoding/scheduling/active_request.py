@@ -26,6 +26,7 @@ from reverse.decoding.preparing.preparing import (
 )
 from reverse.decoding.result import Result
 from reverse.decoding.scheduling.branch import Branch
+from reverse.decoding.scheduling.score_queue import WantedScore
 from reverse.decoding.scheduling.tasks import BranchPlace, Task
 
 __all__ = ["ActiveRequest", "RequestHost"]
@@ -46,6 +47,15 @@ class RequestHost(Protocol):
 
     def release(self, node: Node) -> None:
         """Free the cache of a node."""
+
+    def can_score(self, kind: str) -> bool:
+        """Whether a backend in use gives scores of this kind."""
+
+    def score(self, wanted: WantedScore) -> None:
+        """Score a node before the next step of decoding."""
+
+    def explain_missing_score(self, kind: str) -> str:
+        """Say why there is no score of this kind, and the remedy."""
 
 
 class ActiveRequest:
@@ -191,6 +201,25 @@ class ActiveRequest:
             tokens = result.usage.kept + result.usage.discarded
             place = (self.handle.row, label.role, label.round, label.branch)
             self.handle.put(EndDraft(*place, result.text, tokens))
+
+    def can_score(self, kind: str) -> bool:
+        """Whether scores of this kind are computed when they are asked for."""
+        return kind == "value" and self.host.can_score(kind)
+
+    def score(
+        self, node: Node, kind: str, order: tuple[int, ...], then: Callable[[float | Exception], None]
+    ) -> None:
+        """Compute a score of a node."""
+
+        def is_over() -> bool:
+            return self.task.is_over or self.is_given_up
+
+        placeholder = self.preparer.family.image_token_id(self.preparer.base.config)
+        self.host.score(WantedScore(node, kind, order, placeholder, then, is_over))
+
+    def explain_missing_score(self, kind: str) -> str:
+        """Say why there is no score of this kind, and the remedy."""
+        return self.host.explain_missing_score(kind)
 
     def _find_options(self, node: Node) -> CallerOptions:
         """Return the caller's options for a node. A later turn is a prompt of its own."""

@@ -17,10 +17,11 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from reverse.decoding.asks import Node, PictureRef
-from reverse.decoding.backends.protocol import Backend, OutOfMemory, Prompt, StepOutput, does_not_fit
+from reverse.decoding.backends.protocol import Backend, OutOfMemory, StepOutput, does_not_fit
 from reverse.decoding.policies.policy import Finish
 from reverse.decoding.preparing.picture_cache import PictureCache
 from reverse.decoding.scheduling.branch import Branch, Decision
+from reverse.decoding.scheduling.score_queue import ScoreQueue, make_prompt
 
 __all__ = ["PREFILL", "Scheduler"]
 
@@ -51,6 +52,7 @@ class Scheduler:
         self._alone: set[Branch] = set()  # to prefill one by one, because one of them is at fault
         self.expects_more = False  # more branches will be added soon
         self._steps_held_back = 0
+        self.scores = ScoreQueue(self)
         self.pause_preparing: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @property
@@ -157,7 +159,7 @@ class Scheduler:
             if holder is not None:
                 self._place(branch, self._take_from(holder, branch))
                 placed.append(branch)
-            elif self._has_room(len(fresh) + len(late) + 1):
+            elif self.has_room(len(fresh) + len(late) + 1):
                 if branch.node in fresh:
                     late.append(branch)
                 else:
@@ -192,7 +194,7 @@ class Scheduler:
         self._idle.pop(node, None)
         return sequence
 
-    def _has_room(self, count: int) -> bool:
+    def has_room(self, count: int) -> bool:
         """Return whether there is room for `count` new sequences once idle ones are dropped."""
         wanted = {node for b in self.waiting for node in (b.node, b.node.base) if node in self._idle}
         self._drop_idle(count - self._count_free(), keep=wanted)
@@ -204,8 +206,12 @@ class Scheduler:
         are_enough = len(self.waiting) >= self.limit - len(self.running)
         try:
             with self.pause_preparing() if are_enough else nullcontext():
-                self._encode(ref for branch in branches for ref in branch.node.pictures)
-                return self.backend.add([_make_prompt(branch) for branch in branches])
+                self.encode(ref for branch in branches for ref in branch.node.pictures)
+                prompts = [
+                    make_prompt(b.node, b.round.text, b.rules.placeholder, b.rules.max_new_tokens)
+                    for b in branches
+                ]
+                return self.backend.add(prompts)
         except OutOfMemory:
             raise
         except Exception as error:
@@ -216,7 +222,7 @@ class Scheduler:
                 self._alone.update(branches)  # to find the one at fault
             raise _PromptFault from error
 
-    def _encode(self, refs: Iterable[PictureRef]) -> None:
+    def encode(self, refs: Iterable[PictureRef]) -> None:
         """Encode pictures without features, as many together as memory allows."""
         missing = [ref for ref in dict.fromkeys(refs) if ref.encoded is None and ref.picture is not None]
         most = len(missing)
@@ -286,9 +292,8 @@ class Scheduler:
         del self._of_sequence[decision.sequence]
         branch.node = branch.make_answer_node()
         if branch.keeps_cache:
-            branch.node.sequence = decision.sequence
             branch.node.scores |= self._read_scores(decision.sequence)
-            self._idle[branch.node] = branch.order
+            self.keep(branch.node, decision.sequence, branch.order)
         else:
             self.backend.release(decision.sequence)
         self._ended.append(branch)
@@ -324,6 +329,22 @@ class Scheduler:
         self.backend.release(sequence)
 
     # ------------------------------------------------------------------ memory
+    def keep(self, node: Node, sequence: int, order: tuple[int, ...]) -> None:
+        """Keep a sequence as the idle cache of a node."""
+        node.sequence = sequence
+        self._idle[node] = order
+
+    def holds(self, node: Node) -> bool:
+        """Whether the idle cache of a node is held here."""
+        return node in self._idle
+
+    def drop_idle_but(self, kept: Collection[Node]) -> bool:
+        """Drop all idle caches but those of some nodes; False if there are none."""
+        dropped = [node for node in self._idle if node not in kept]
+        for node in dropped:
+            self.release_node(node)
+        return bool(dropped)
+
     def release_node(self, node: Node) -> None:
         """Free the cache of a node. It is recomputed when it is needed again."""
         if self._idle.pop(node, None) is not None and node.sequence is not None:
@@ -383,17 +404,3 @@ def _take_first_pictures(refs: Sequence[PictureRef], most: int) -> list[PictureR
             break
         found.append(ref)
     return found
-
-
-def _make_prompt(branch: Branch) -> Prompt:
-    """Return the prompt of a branch, up to the first placeholder that no picture stands for.
-
-    A model may generate a placeholder. It and the ids after it are fed as text by `set_tokens`.
-    """
-    pictures = [ref.encoded for ref in branch.node.pictures if ref.encoded is not None]
-    text, placeholder = branch.round.text, branch.rules.placeholder
-    own = sum(len(picture.features) for picture in pictures)
-    places = [i for i, token in enumerate(text) if token == placeholder]
-    if len(places) > own:
-        text = text[: places[own]]
-    return Prompt(text, pictures, len(branch.node.ids) + branch.rules.max_new_tokens)

@@ -62,6 +62,17 @@ class TaskHost(Protocol):
     def end_draft(self, label: DraftLabel, result: Result) -> None:
         """Announce that this answer is complete."""
 
+    def can_score(self, kind: str) -> bool:
+        """Whether `score` gives scores of this kind."""
+
+    def score(
+        self, node: Node, kind: str, order: tuple[int, ...], then: Callable[[float | Exception], None]
+    ) -> None:
+        """Compute a score of a node, and call `then` with it or with the error, in the engine's thread."""
+
+    def explain_missing_score(self, kind: str) -> str:
+        """Say why there is no score of this kind, and the remedy."""
+
 
 @dataclass(frozen=True, slots=True)
 class BranchPlace:
@@ -239,15 +250,28 @@ class Task:
             mode = resolve_mode(ask.mode)
             self._start(_ModeRun(mode, source, path, is_final, (run, place), sampling, label))
         elif isinstance(ask, Score):
-            score = ask.node.scores.get(ask.kind, ask.default)
-            if score is None:
-                raise RequestError(
-                    f"there is no score {ask.kind!r} of this answer: the backend does not give it"
-                )
-            self._deliver(run, place, score)
+            self._score(run, ask, place)
         elif isinstance(ask, Release):
             self.host.release(ask.node)
             self._deliver(run, place, None)
+
+    def _score(self, run: _ModeRun, ask: Score, place: int) -> None:
+        """Deliver the score of a node: one that was read when it was decoded, or one that is computed now."""
+        score = ask.node.scores.get(ask.kind)
+        if score is None and self.host.can_score(ask.kind):
+
+            def take(found: float | Exception) -> None:
+                if isinstance(found, Exception):
+                    self.fail(found)
+                else:
+                    self._run_guarded(lambda: self._deliver(run, place, found))
+
+            self.host.score(ask.node, ask.kind, (self.number, next(self._orders)), take)
+            return
+        score = ask.default if score is None else score
+        if score is None:
+            raise RequestError(self.host.explain_missing_score(ask.kind))
+        self._deliver(run, place, score)
 
     def _find_root(self, conversation: Conversation, then: Callable[[Node], None]) -> None:
         """Call `then` with the node of a conversation. Each conversation is prepared once."""

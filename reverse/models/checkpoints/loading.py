@@ -46,6 +46,7 @@ from reverse.models.devices import check_device
 from reverse.models.families import Family, family_named, stored_threshold
 from reverse.models.processors.picture_processors import check_backend, load_processor
 from reverse.models.processors.processor_checks import complete_processor
+from reverse.models.value_head import DEFAULT_NAME, load_value_head
 from reverse.tokens.vocabulary import ensure_ordinary_tags, find_token_ids
 
 logger = logging.getLogger(__name__)
@@ -88,7 +89,8 @@ def load(
             `force_download` go to the processor too.
 
     Returns:
-        The model, of the family's class of transformers, and its processor.
+        The model, of the family's class of transformers, and its processor. A value head beside the weights
+        (`reverse.models.value_head`) is attached to the model.
 
     Raises:
         MissingFileError: there is no such folder, or it lacks config.json, weights, tokenizer or the image
@@ -114,6 +116,8 @@ def load(
     _check_rows(path, model, processor)
     if device is not None:
         model = model.to(device)
+    if Path(path, f"{DEFAULT_NAME}_head.json").is_file():
+        load_value_head(path, model=model)
     return model.eval(), processor
 
 

@@ -350,6 +350,7 @@ class CudaGraphBackend:
         Tokens that were set and never decoded do not count; NaN for a sequence without decoded tokens.
         """
         if kind != "likelihood":
-            raise RequestError(f"score must be 'likelihood' on this backend, got {kind!r}")
+            remedy = ": take backend='hf'" if kind == "value" else ""
+            raise RequestError(f"score must be 'likelihood' on this backend, got {kind!r}{remedy}")
         known = [[x for x in self._rows[name].log_probabilities if not math.isnan(x)] for name in sequences]
         return [math.fsum(each) / len(each) if each else math.nan for each in known]

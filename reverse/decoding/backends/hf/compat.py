@@ -37,6 +37,7 @@ from reverse.models.window_attention import use_varlen_window_attention
 __all__ = [
     "build_positions",
     "cache_argument",
+    "capture_hidden_states",
     "check_cache",
     "cut_cache",
     "encode_pictures",
@@ -204,6 +205,19 @@ def forward(
         **pictures,
     )
     return outputs.logits[:, -1]
+
+
+@contextmanager
+def capture_hidden_states(model: Any) -> Iterator[list[torch.Tensor]]:
+    """A list that receives, at every forward inside, what the head is given: (rows, positions, width)."""
+    found: list[torch.Tensor] = []
+    hook = model.get_output_embeddings().register_forward_pre_hook(
+        lambda module, given: found.append(given[0].detach())
+    )
+    try:
+        yield found
+    finally:
+        hook.remove()
 
 
 def check_cache(cache: DynamicCache, rows: int, length: int, every_layer: bool) -> None:

@@ -36,6 +36,7 @@ from reverse.decoding.backends.protocol import (
 from reverse.errors import RequestError
 from reverse.models.families import family_of
 from reverse.models.unwrapping import unwrap_model
+from reverse.models.value_head import find_value_head
 
 __all__ = ["HfBackend"]
 
@@ -65,7 +66,7 @@ class HfBackend:
     def __init__(self, model: Any, *, max_sequences: int):
         warn_of_newer_versions()
         self.model = unwrap_model(model)
-        self.capabilities = Capabilities(max_sequences, logits_processors=True)
+        self.capabilities = Capabilities(max_sequences, logits_processors=True, hidden_states=True)
         self._image_token = family_of(self.model).image_token_id(self.model.config)
         self._cache = SlotCache(self.model)
         self._sequences: dict[int, _Sequence] = {}
@@ -158,13 +159,16 @@ class HfBackend:
         ]
 
     def score(self, sequences: Sequence[int], kind: str) -> list[float]:
-        """`"likelihood"`: the mean log-probability of each sequence's decoded tokens.
+        """`"likelihood"`: the mean log-probability of each sequence's decoded tokens; `"value"`: of its head.
 
         It is that of raw logits, kept at the steps that decoded them, and costs nothing. Tokens that were set
-        and never decoded do not count; NaN for a sequence without decoded tokens.
+        and never decoded do not count; NaN for a sequence without decoded tokens. A value is read from the
+        last hidden state of the last token, which is fed for it. Raises RequestError without a value head.
         """
+        if kind == "value":
+            return self._read_values([self._sequences[name].row for name in sequences])
         if kind != "likelihood":
-            raise RequestError(f"score must be 'likelihood' on this backend, got {kind!r}")
+            raise RequestError(f"score must be 'likelihood' or 'value' on this backend, got {kind!r}")
         known = [
             [x for x in self._sequences[name].log_probabilities if not math.isnan(x)] for name in sequences
         ]
@@ -182,6 +186,22 @@ class HfBackend:
         self._cache.clear()
 
     # ------------------------------------------------------------------ helpers
+    @torch.no_grad()
+    def _read_values(self, rows: Sequence[CacheRow]) -> list[float]:
+        head = find_value_head(self.model)
+        if head is None:
+            raise RequestError("score 'value' needs a value head: load_value_head(folder, model=model)")
+        for row in rows:
+            if not row.pending:  # its last token was fed before, and what came of it is not kept
+                last = row.ids[-1]
+                self._cache.cut(row, len(row.ids) - 1)
+                row.pending = [last]
+        with compat.memory_errors(), compat.capture_hidden_states(self.model) as captured:
+            self._cache.feed(rows, [each.row for each in self._sequences.values()])
+        hidden = captured[-1][:, -1]  # (rows of the cache, width)
+        places = torch.tensor([row.places[0].at for row in rows], device=hidden.device)
+        return [float(value) for value in head(hidden[places])]
+
     def _register(self, sequence: _Sequence) -> int:
         name = next(self._names)
         self._sequences[name] = sequence
