@@ -2,6 +2,7 @@
 
 reverse merge runs/llava llava-merged --base llava-with-tokens
 reverse convert reverse_llava_v15 OUT --vision clip-vit-large-patch14-336
+reverse value-head llava-merged drafts.jsonl --images pictures
 """
 
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Annotated
 import typer
 
 from reverse.commands.runtime_setup import resolve_placement, silence_libraries
+from reverse.errors import MissingFileError
 from reverse.progress import show_phases, show_progress
 
 _OUT = "Folder to write; it must not exist or be empty."
@@ -20,6 +22,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands of this module to `app`."""
     app.command()(merge)
     app.command()(convert)
+    app.command("value-head")(train_head)
 
 
 def merge(
@@ -78,3 +81,38 @@ def convert(
         else "without the three tokens: `reverse tokens add` puts them in"
     )
     typer.echo(f"{out}: {done.found}, {known}")
+
+
+def train_head(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of a checkpoint; the head is written into it.")],
+    drafts: Annotated[Path, typer.Argument(help="Draft file with verdicts or values.")],
+    images: Annotated[Path, typer.Option(help="Folder that the drafts' pictures are relative to.")] = Path(
+        "."
+    ),
+    name: Annotated[str, typer.Option(help="Name of the head.")] = "value",
+    epochs: Annotated[int, typer.Option(help="Passes over the steps.")] = 20,
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; by default cuda if there is one.")] = None,
+) -> None:
+    """Train a value head on the steps of drafts; the checkpoint itself stays as it is."""
+    silence_libraries()
+    if not checkpoint.is_dir():
+        raise MissingFileError(f"no such folder: {checkpoint}: the head is written beside a checkpoint")
+    from reverse.data.drafts.draft_files import read_drafts
+    from reverse.models import load
+    from reverse.models.value_head import save_value_head
+    from reverse.training.value_training import ValueConfig, train_value_head
+
+    config = ValueConfig(epochs=epochs, lr=lr, seed=seed)
+    model, processor = load(checkpoint, device=resolve_placement(device, None)[0], require_tokens=False)
+    with show_progress("answers read", transient=True) as progress:
+        head, report = train_value_head(model, processor, read_drafts(drafts), images, config, progress)
+    save_value_head(head, checkpoint, name, notes={"drafts": str(drafts), **report})
+    measured = ""
+    if "held_out_loss" in report:
+        measured = (
+            f"; on {report['held_out_steps']:,} steps of other questions {report['held_out_loss']:.3f}, "
+            f"their mean alone {report['held_out_loss_of_mean']:.3f}"
+        )
+    typer.echo(f"{checkpoint}: {report['steps']:,} steps, loss {report['loss']:.3f}{measured}")

@@ -67,9 +67,9 @@ class GenerateOptions:
     gate: Annotated[
         float | None, typer.Option(help="Confidence of the first answer that is enough to stop there.")
     ] = None
-    judge: Annotated[str | None, typer.Option(help="How select chooses: best, vote, weighted or self.")] = (
-        None
-    )
+    judge: Annotated[
+        str | None, typer.Option(help="How select chooses: best, vote, weighted, self or value.")
+    ] = None
     do_sample: Annotated[bool, typer.Option("--do-sample", help="Sample instead of decoding greedily.")] = (
         False
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from reverse.decoding.asks import Ask, Conversation, Mode, Node, Outcome, Sampling
+from reverse.decoding.asks import Ask, Conversation, Mode, Node, Outcome, Sampling, Score
 from reverse.decoding.config import check_whole_number
 from reverse.errors import RequestError
 from reverse.grading import AnswerFormat
@@ -23,7 +23,7 @@ from reverse.modes.mode import (
 
 __all__ = ["JUDGES", "Judge", "Select"]
 
-Judge = Literal["best", "vote", "weighted", "self"]
+Judge = Literal["best", "vote", "weighted", "self", "value"]
 JUDGES: tuple[str, ...] = get_args(Judge)
 
 
@@ -37,7 +37,7 @@ class Select:
         confidence;
             `"weighted"` weighs votes by confidence; `"self"` shows the distinct answers to the model, which
             gives the final one (in groups of `group`, until one is left). What it says that is none of them
-            falls back to the vote.
+            falls back to the vote. `"value"` keeps the one that the model's value head finds best.
         inner: the mode that makes each answer; None: resample.
         confidence: as of `compute_confidence`; None: by phrases where there are any, else by likelihood.
         temperature, top_k, top_p: of the samples.
@@ -85,6 +85,9 @@ class Select:
         made = [drafts.add("sample", outcome, score) for outcome, score in zip(outcomes, scores, strict=True)]
         if self.judge == "best":
             chosen = find_most_confident(made)
+        elif self.judge == "value":
+            values = yield [Score(outcome.node, "value") for outcome in outcomes]
+            chosen = max(range(len(made)), key=lambda i: (values[i], -i))
         elif self.judge == "self" and not drafts.is_spent:
             chosen = yield from pick_by_model(
                 request.conversation, made, drafts,

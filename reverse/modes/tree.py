@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Literal
 
-from reverse.decoding.asks import Ask, Generate, Mode, Outcome, Release, Sampling
+from reverse.decoding.asks import Ask, Generate, Mode, Outcome, Release, Sampling, Score
 from reverse.decoding.config import check_whole_number
 from reverse.errors import RequestError
 from reverse.grading import AnswerFormat
@@ -28,7 +28,7 @@ from reverse.modes.mode import (
 
 __all__ = ["Tree"]
 
-Scorer = Literal["confidence", "likelihood"] | Callable[[Outcome], float]
+Scorer = Literal["confidence", "likelihood", "value"] | Callable[[Outcome], float]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Tree:
         depth: rounds. finished: chains that are enough. step_tokens: the most tokens of a sentence.
         scorer: `"confidence"` is the mean of 1 - p(`</UN>`) over the phrases of the new sentence, or the
             likelihood where no new sentence has phrases; `"likelihood"` the length-normalised probability of
-            the text; or a function of an outcome.
+            the text; `"value"` what the model's value head says of it; or a function of an outcome.
         tau: texts are kept by sampling without replacement with weights softmax(score / tau); 0 keeps the
             best.
         pick: which finished chain is the answer: the `"top"` one by its mean score, or as `Select` picks by
@@ -71,9 +71,9 @@ class Tree:
     def __post_init__(self) -> None:
         for name in ("beams", "branch", "depth", "finished", "step_tokens"):
             check_whole_number(name, getattr(self, name), 1)
-        if self.scorer not in ("confidence", "likelihood") and not callable(self.scorer):
+        if self.scorer not in ("confidence", "likelihood", "value") and not callable(self.scorer):
             raise RequestError(
-                f"scorer must be 'confidence', 'likelihood' or a function, got {self.scorer!r:.80}"
+                f"scorer must be 'confidence', 'likelihood', 'value' or a function, got {self.scorer!r:.80}"
             )
         if self.pick not in ("top", "vote", "weighted", "select"):
             raise RequestError(f"pick must be 'top', 'vote', 'weighted' or 'select', got {self.pick!r:.80}")
@@ -136,6 +136,8 @@ class Tree:
         """The score of each new sentence."""
         if callable(self.scorer):
             return [float(self.scorer(outcome)) for outcome in outcomes]
+        if self.scorer == "value":
+            return (yield [Score(outcome.node, "value") for outcome in outcomes])
         if self.scorer == "likelihood":
             return (yield from score_likelihood(outcomes))
         if any(phrase.p_un is not None for outcome in outcomes for phrase in outcome.result.phrases):

@@ -54,6 +54,7 @@ READ = {
     "reverse demo": "tests/test_cli.py::test_demo_errs_and_mends",
     "reverse data view drafts.jsonl": "tests/training/test_views.py",
     "reverse curate": "tests/selftrain/curation/test_curate_commands.py",
+    "reverse value-head": "tests/models/test_value_head.py",
     "reverse data tag": "tests/data/test_tagging.py",
     "reverse data negatives": "tests/data/test_negatives.py",
     "reverse data language": "fetches 57 MB",

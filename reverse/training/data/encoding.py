@@ -213,6 +213,12 @@ class Encoder:
         same = int(np.argmin(np.append(before == whole, False)))
         return max(0, same - len(self._anchor_ids))
 
+    def last_place(self, turn: Turn, row: Row, characters: int) -> int:
+        """The place in the row of a single turn of the last id that stands within the answer's characters."""
+        answer = self._answers([turn.answer])[0]
+        given = self._given_ids(replace(turn, given=characters), answer)
+        return len(row.ids) - len(answer) + max(given, 1) - 1
+
     def _prompts(self, contents: tuple[Content, ...]) -> list[Ids]:
         pieces = self._pieces.get(contents)
         if pieces is None:

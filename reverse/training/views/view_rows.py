@@ -26,6 +26,7 @@ __all__ = [
     "list_drafts",
     "mode_of",
     "write_draft",
+    "write_prefix",
 ]
 
 SAMPLES = ("sample", "first", "chain")  # roles of a model's own answers
@@ -153,6 +154,13 @@ def is_verified(draft: RecordedDraft) -> bool:
 def write_draft(draft: RecordedDraft, *, tagged: bool) -> str:
     """The text of a draft, with all phrases closed by `</CN>` if it is tagged."""
     return tag_segments(draft.text, draft.segments, all_confident=True) if tagged else draft.text
+
+
+def write_prefix(draft: RecordedDraft, end: int, *, tagged: bool) -> str:
+    """The first `end` characters of a draft, with the phrases that are complete there tagged."""
+    text = draft.text[:end]
+    kept = tuple(segment for segment in draft.segments if segment.end <= end)
+    return tag_segments(text, kept, all_confident=True) if tagged else text
 
 
 def list_drafts(record: DraftRecord, roles: Sequence[str]) -> list[RecordedDraft]:
