@@ -16,12 +16,7 @@ from typing import Any
 
 import torch
 
-from experiments.reasoning.reasoning_claims import (
-    compute_claims,
-    compute_curves,
-    list_frontier,
-    summarise_modes,
-)
+from experiments.reasoning.reasoning_claims import describe_runs
 from experiments.reasoning.reasoning_measures import (
     CORRECTIONS,
     KEEP,
@@ -40,18 +35,17 @@ from reverse.models import load
 from reverse.models.devices import default_device
 
 
-def measure(recipe: ReasoningRecipe, say: Any) -> dict[str, Any]:
-    """Measure the model of `one` on test and shift, beside the baselines that are there."""
+def measure(recipe: ReasoningRecipe, stage: str, say: Any) -> dict[str, Any]:
+    """Measure the model of a stage on the recipe's splits, beside the baselines that are there."""
     out = Path(recipe.out)
-    measurer = _open(recipe, "one", say)
+    measurer = _open(recipe, stage, say)
     first = measurer.answer("val", "plain", MeasuredMode(KEEP))
     gates = {
         name: choose_gate(first, measurer.answer("val", name, MeasuredMode(mode)))
         for name, mode in CORRECTIONS.items()
     }
     threshold = choose_threshold(measurer)
-    resampled = measurer.answer("val", f"resample_{threshold:g}", MeasuredMode("resample"))
-    gates["auto"] = choose_gate(resampled, measurer.answer("val", "refine", MeasuredMode(KEEP)))
+    gates["auto"] = gates["refine"]
     baselines = {name: _open(recipe, name, say) for name in ("greedy", "truth") if (out / name).is_dir()}
     report: dict[str, Any] = {"gates": gates, "threshold": threshold, "setup": "one_model"}
     for split in recipe.splits.split(","):
@@ -60,15 +54,10 @@ def measure(recipe: ReasoningRecipe, say: Any) -> dict[str, Any]:
         trained = {
             name: each.answer(split, "plain", MeasuredMode("plain")) for name, each in baselines.items()
         }
-        report[split] = {
-            "claims": compute_claims(runs, trained),
-            "modes": summarise_modes(runs),
-            "curves": compute_curves(runs["samples"]),
-            "frontier": list_frontier(runs),
-        }
+        report[split] = describe_runs(runs, trained)
     report |= describe_environment(default_device())
     report["recipe"] = recipe.settings_of("measure")
-    write_json(out / "report.json", replace_non_finite(report))
+    write_json(out / f"report-{stage}.json", replace_non_finite(report))
     return report
 
 
@@ -104,8 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(line, flush=True)
 
     for stage in recipe.stages.split(","):
-        if stage == "measure":
-            measure(recipe, say)
+        if stage.startswith("measure"):
+            measure(recipe, "two" if stage == "measure2" else "one", say)
         else:
             run_stage(stage, recipe, say)
 

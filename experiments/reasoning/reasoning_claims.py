@@ -20,9 +20,19 @@ from reverse.evaluation.modes.question_means import estimate_mean, is_right
 from reverse.evaluation.modes.sample_curves import count_samples, usual_sizes, values_at
 from reverse.evaluation.stats.intervals import Interval
 
-__all__ = ["compute_claims", "compute_curves", "list_frontier"]
+__all__ = ["compute_claims", "describe_runs"]
 
 Runs = Mapping[str, Sequence[DraftRecord]]
+
+
+def describe_runs(runs: Runs, baselines: Mapping[str, Sequence[DraftRecord]]) -> dict[str, Any]:
+    """Claims, a row for each mode, and curves over samples. Arguments as of `compute_claims`."""
+    return {
+        "claims": compute_claims(runs, baselines),
+        "modes": summarise_modes(runs),
+        "curves": compute_curves(runs["samples"]),
+        "frontier": list_frontier(runs),
+    }
 
 
 def compute_claims(runs: Runs, baselines: Mapping[str, Sequence[DraftRecord]]) -> dict[str, Any]:

@@ -135,7 +135,12 @@ def make_draft_record(question: ReasoningQuestion, result: Result, name: str) ->
     usage = result.usage
     spent = RecordedCost(mode=name, tokens=usage.kept + usage.discarded, seconds=usage.seconds)
     return DraftRecord(
-        id=question.id, question=question.text, gold=question.gold, drafts=tuple(drafts), cost=spent
+        id=question.id,
+        question=question.text,
+        images=(question.id.rpartition("-")[0],),  # intervals are over pictures
+        gold=question.gold,
+        drafts=tuple(drafts),
+        cost=spent,
     )
 
 
@@ -193,6 +198,10 @@ def list_modes(threshold: float, gates: Mapping[str, float], most_samples: int) 
     for n in (3, 8):
         modes[f"select{n}"] = MeasuredMode(Select(n=n, judge="self", confidence="product", **WARM))
     modes["tree"] = MeasuredMode(Tree(beams=3, branch=4, tau=0.0, **WARM))
+    modes["tree2"] = MeasuredMode(Tree(beams=2, branch=2, tau=0.0, **WARM))
+    for rounds in (2, 3):
+        again = SelfCorrect(inner=KEEP, rounds=rounds, stop_when_same=False)
+        modes[f"self_correct_rounds{rounds}"] = MeasuredMode(again)
     for tokens in AUTO_BUDGETS:
         auto = Auto(budget=Budget(max_tokens_total=tokens), gate=gates["auto"])
         modes[f"auto{tokens}"] = MeasuredMode(auto, checked)

@@ -9,8 +9,7 @@ from reverse.errors import RequestError
 
 __all__ = ["SIZES", "STAGES", "ReasoningRecipe"]
 
-STAGES = ("init", "base", "sample", "one", "greedy", "truth", "measure")
-# Fields of each stage's settings beside those of the stages before it.
+STAGES = ("init", "base", "sample", "one", "greedy", "truth", "measure", "sample2", "two", "measure2")
 SIZES: dict[str, dict[str, int]] = {
     "llava": {
         "vision_layers": 6, "vision_hidden": 192, "vision_inner": 512, "vision_heads": 6,
@@ -113,6 +112,6 @@ class ReasoningRecipe:
             ),
             "base": ("question_", "questions", "samples", "truth_", "joint_", "test_", "val_", "most_"),
             "sample": ("truth_", "joint_", "test_", "val_", "most_"),
-        }.get(stage, ("test_", "val_", "most_") if stage != "measure" else ())
+        }.get(stage, ("test_", "val_", "most_", "splits") if not stage.startswith("measure") else ())
         later += ("solve_", "judge_", "replay_", "correction_", "select_") if stage in STAGES[:3] else ()
         return {name: value for name, value in settings.items() if not name.startswith(later)}

@@ -263,8 +263,9 @@ def _verified_rows(record: DraftRecord, seed: int) -> Iterator[tuple[str, dict[s
     ):  # fmt: skip
         pool = name if name in ("judge", "select") else "correction"
         yield from ((pool, row) for row in view(record, settings).rows)
-    own = ViewSettings(roles=("sample",), verified=True, tagged=False)
-    yield from (("own", row) for row in view_cot(record, own).rows)
+    for pool, tagged in (("own", False), ("own_tagged", True)):
+        own = ViewSettings(roles=("sample",), verified=True, tagged=tagged)
+        yield from ((pool, row) for row in view_cot(record, own).rows)
     true = ViewSettings(verified=True, tagged=False)
     yield from (("truth", row) for row in view_cot(record, true).rows)
 

@@ -7,6 +7,8 @@
              targets), replay of true captions
     greedy   own samples with every step verified, replay: the honest baseline, one greedy pass
     truth    the true rationales that corrections have as targets, replay: that baseline with all the truth
+    sample2  what `greedy` samples for further questions
+    two      `greedy` taught to judge and to correct, as `one` was: what modes add to a self-trained model
 
 A stage that is finished with the same settings is not repeated.
 """
@@ -15,7 +17,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -62,10 +65,30 @@ from reverse.training.checkpoints.saving import versions
 __all__ = ["run_stage"]
 
 MANIFEST = "stage.json"
-QUESTIONS_FROM = 1_000_000  # index of the first picture that questions are asked about
 TOKENIZER_PICTURES = 1_500
 
 Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of sampling and joint training.
+
+    Args:
+        start: stage whose model answers, and is trained further. sample: stage of its answers.
+        model: stage of the model that comes out. solve: pool of rows that it learns to solve from.
+        first: index of the first picture that questions are asked about.
+    """
+
+    start: str
+    sample: str
+    model: str
+    solve: str
+    first: int
+
+
+FIRST = Round("base", "sample", "one", "solve", 1_000_000)
+SECOND = Round("greedy", "sample2", "two", "own_tagged", 2_000_000)
 
 
 def run_stage(stage: str, recipe: ReasoningRecipe, say: Say) -> dict[str, Any]:
@@ -162,12 +185,12 @@ def _run_base(recipe: ReasoningRecipe, folder: Path, say: Say) -> dict[str, Any]
     return found
 
 
-def _run_sample(recipe: ReasoningRecipe, folder: Path, say: Say) -> dict[str, Any]:
-    source = _source(recipe, "base")
-    indices = range(QUESTIONS_FROM, QUESTIONS_FROM + recipe.question_pictures)
+def _run_sample(recipe: ReasoningRecipe, folder: Path, say: Say, turn: Round) -> dict[str, Any]:
+    source = _source(recipe, turn.start)
+    indices = range(turn.first, turn.first + recipe.question_pictures)
     jobs = [(index, recipe.questions) for index in indices]
     made = make_rows(question_prompts, jobs, source, workers=recipe.workers)
-    model, processor, passes = _open(recipe, "base", made)
+    model, processor, passes = _open(recipe, turn.start, made)
     features = compute_features(passes, torch.from_numpy(made.pictures))
     ends = model.generation_config.eos_token_id
     answers = sample_answers(
@@ -185,14 +208,14 @@ def _run_sample(recipe: ReasoningRecipe, folder: Path, say: Say) -> dict[str, An
     encoded = "\0".join(text.replace("\0", " ") for text in texts).encode()
     arrays = {
         "texts": np.frombuffer(encoded, np.uint8),
-        "pictures": made.pools["prompt"].pictures + QUESTIONS_FROM,
+        "pictures": made.pools["prompt"].pictures + turn.first,
     }
     save_file(arrays, folder / "answers.safetensors")
     return {"answers": len(texts)}
 
 
-def _read_answers(recipe: ReasoningRecipe) -> list[AnsweredPicture]:
-    arrays = load_file(Path(recipe.out) / "sample" / "answers.safetensors")
+def _read_answers(recipe: ReasoningRecipe, turn: Round) -> list[AnsweredPicture]:
+    arrays = load_file(Path(recipe.out) / turn.sample / "answers.safetensors")
     texts = iter(arrays["texts"].tobytes().decode().split("\0"))
     answered: dict[int, list[tuple[str, ...]]] = {}
     for picture in arrays["pictures"].tolist():
@@ -206,17 +229,18 @@ def _read_answers(recipe: ReasoningRecipe) -> list[AnsweredPicture]:
 
 
 @cache
-def _make_question_rows(recipe: ReasoningRecipe) -> MadeRows:
+def _make_question_rows(recipe: ReasoningRecipe, turn: Round) -> MadeRows:
     """Rows of all pools; later stages of one call share them."""
-    return make_rows(answered_rows, _read_answers(recipe), _source(recipe, "base"), workers=recipe.workers)
+    answers = _read_answers(recipe, turn)
+    return make_rows(answered_rows, answers, _source(recipe, turn.start), workers=recipe.workers)
 
 
-def _run_one(recipe: ReasoningRecipe, folder: Path, say: Say) -> dict[str, Any]:
-    made = _make_question_rows(recipe)
+def _run_joint(recipe: ReasoningRecipe, folder: Path, say: Say, turn: Round) -> dict[str, Any]:
+    made = _make_question_rows(recipe, turn)
     (folder / "drafts.jsonl").write_text("".join(made.lines), encoding="utf-8")
     pools = made.pools
     short = [
-        ("solve", recipe.solve_rows, 1.0),
+        (turn.solve, recipe.solve_rows, 1.0),
         ("judge", recipe.judge_rows, recipe.judge_weight),
         ("replay", recipe.replay_rows, 1.0),
     ]
@@ -225,15 +249,15 @@ def _run_one(recipe: ReasoningRecipe, folder: Path, say: Say) -> dict[str, Any]:
         ("select", recipe.select_rows, recipe.select_weight),
     ]
     groups = [_group(pools, short, recipe.covered), _group(pools, long, recipe.covered)]
-    return _train_on_features(recipe, folder, "one", made, groups, say)
+    return _train_on_features(recipe, folder, turn, made, groups, say)
 
 
 def _run_baseline(recipe: ReasoningRecipe, folder: Path, say: Say, stage: str, pool: str) -> dict[str, Any]:
-    made = _make_question_rows(recipe)
+    made = _make_question_rows(recipe, FIRST)
     rows = recipe.solve_rows + recipe.judge_rows
     parts = [(pool, rows, 1.0), ("replay", recipe.replay_rows, 1.0)]
     groups = [_group(made.pools, parts, recipe.covered)]
-    return _train_on_features(recipe, folder, stage, made, groups, say)
+    return _train_on_features(recipe, folder, replace(FIRST, model=stage), made, groups, say)
 
 
 def _group(
@@ -251,21 +275,21 @@ def _group(
 def _train_on_features(
     recipe: ReasoningRecipe,
     folder: Path,
-    stage: str,
+    turn: Round,
     made: MadeRows,
     groups: Sequence[Sequence[PoolPart]],
     say: Say,
 ) -> dict[str, Any]:
-    """Train the base with a frozen tower on groups of pools."""
+    """Train the round's first model, with a frozen tower, on groups of pools."""
     rows = {name: len(pool) for name, pool in made.pools.items()}
     lengths = {name: pool.ids.shape[1] for name, pool in made.pools.items()}
     say(f"rows {rows}, longest {lengths}")
-    model, processor, passes = _open(recipe, "base", made)
+    model, processor, passes = _open(recipe, turn.start, made)
     features = compute_features(passes, torch.from_numpy(made.pictures))
     for module in (passes.family.vision_tower(model), passes.family.image_projector(model)):
         for parameter in module.parameters():
             parameter.requires_grad_(False)
-    config = _config(recipe, stage, recipe.joint_steps, recipe.joint_lr)
+    config = _config(recipe, turn.model, recipe.joint_steps, recipe.joint_lr)
     found = train_pools(passes, groups, config, features=features, say=say)
     _save(model, processor, folder)
     return {"rows": rows, "longest": lengths, **found}
@@ -310,8 +334,10 @@ def _save(model: Any, processor: Any, folder: Path) -> None:
 _STAGES: dict[str, Callable[[ReasoningRecipe, Path, Say], dict[str, Any]]] = {
     "init": _run_init,
     "base": _run_base,
-    "sample": _run_sample,
-    "one": _run_one,
+    "sample": partial(_run_sample, turn=FIRST),
+    "one": partial(_run_joint, turn=FIRST),
     "greedy": lambda recipe, folder, say: _run_baseline(recipe, folder, say, "greedy", "own"),
     "truth": lambda recipe, folder, say: _run_baseline(recipe, folder, say, "truth", "truth"),
+    "sample2": partial(_run_sample, turn=SECOND),
+    "two": partial(_run_joint, turn=SECOND),
 }

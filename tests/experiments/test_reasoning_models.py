@@ -1,6 +1,7 @@
 """Training and sampling of reasoning models: what is fast is the same as what is plain."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from experiments.reasoning.__main__ import main
 from experiments.reasoning.base_sampling import compute_features, sample_answers
 from experiments.reasoning.pool_training import PoolConfig, PoolPart, train_pools
+from experiments.reasoning.pooled_seeds import main as pool_main
 from experiments.reasoning.reasoning_recipe import ReasoningRecipe
 from experiments.reasoning.reasoning_rows import (
     AnsweredPicture,
@@ -147,6 +149,14 @@ def test_all_stages_run(recipe):
         pytest.skip("a minute, and only the family's parts differ, which the other tests cover")
     arguments = ["--smoke", "--family", recipe.family, "--out", recipe.out]
     main([*arguments, "--stages", "init,base,sample,one,truth,measure"])
-    with open(f"{recipe.out}/report.json", encoding="utf-8") as file:
+    with open(f"{recipe.out}/report-one.json", encoding="utf-8") as file:
         report = json.load(file)
     assert {"resample_gain", "trained_truth", "tree_over_vote"} <= set(report["test"]["claims"])
+    pooled = f"{recipe.out}/modes.json"
+    shutil.copytree(recipe.out, f"{recipe.out}/again", ignore=shutil.ignore_patterns("again"))
+    pool_main([recipe.out, f"{recipe.out}/again", "--out", pooled])
+    with open(pooled, encoding="utf-8") as file:
+        content = json.load(file)
+    claims, alone = content["claims"]["qwen"]["test"], report["test"]["claims"]
+    assert claims["base_accuracy"][0] == pytest.approx(alone["base_accuracy"][0])
+    assert len(content["details"]["qwen"]["test"]["seeds"]) == 2
