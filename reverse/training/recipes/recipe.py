@@ -15,7 +15,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -44,20 +44,23 @@ __all__ = [
     "Optim",
     "Recipe",
     "RecordPart",
+    "Section",
     "Tuning",
     "as_yaml",
     "list_keys",
     "load_recipe",
+    "read_settings",
     "recipe_names",
 ]
 
 MOST_PARTS = 64
 LONGEST_KEY = 200  # characters that are compared with known ones
 LARGEST_INT = (1 << 63) - 1
+Kind = TypeVar("Kind", bound=BaseModel)
 RECIPES = Path(__file__).resolve().parent
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
     """A section with strict keys and values; only numbers are converted: YAML reads 2e-5 as a text."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -88,7 +91,7 @@ class _Section(BaseModel):
         return value
 
 
-class RecordPart(_Section):
+class RecordPart(Section):
     """One of several sets that are trained together."""
 
     records: str  # as `data.records`
@@ -106,7 +109,7 @@ class RecordPart(_Section):
         return PartPlan(self.share, self.repeat)
 
 
-class Data(_Section):
+class Data(Section):
     """What is trained on."""
 
     # A JSON list or JSONL in the published shape, or a list of parts.
@@ -126,7 +129,7 @@ class Data(_Section):
     workers: int = Field(default=4, ge=0)  # processes that prepare data, for each device
 
 
-class Tuning(_Section):
+class Tuning(Section):
     """Which weights are trained, and how."""
 
     method: Literal["full", "lora"] = "full"  # the language model's own weights, or low-rank matrices beside
@@ -139,7 +142,7 @@ class Tuning(_Section):
     quantize: Literal["none", "nf4"] = "none"  # "nf4": the frozen weights in four bits (QLoRA)
 
 
-class Optim(_Section):
+class Optim(Section):
     """AdamW; a linear rise, then half a cosine."""
 
     lr: float = Field(default=2e-5, ge=0)  # highest learning rate
@@ -154,14 +157,14 @@ class Optim(_Section):
     batch: int = Field(default=8, ge=1)  # samples that a device takes at once; accumulation follows
 
 
-class Loss(_Section):
+class Loss(Section):
     """Cross entropy of the targets."""
 
     confidence_weight: float = 1.0  # of closing tags; 1 is the published objective
     kernel: Literal["auto", "chunked", "liger"] = "auto"  # auto: liger where it is installed, else chunked
 
 
-class Compute(_Section):
+class Compute(Section):
     """Where and how it runs; changes speed and memory, the outcome only by rounding."""
 
     parallel: Literal["none", "ddp", "fsdp", "zero2", "zero3"] = "none"
@@ -177,7 +180,7 @@ class Compute(_Section):
     save_dtype: Literal["float32", "bfloat16", "float16"] | None = "bfloat16"
 
 
-class Log(_Section):
+class Log(Section):
     """What is shown and kept while it runs."""
 
     steps: int = Field(default=10, ge=1)  # between two lines
@@ -185,7 +188,7 @@ class Log(_Section):
     report_to: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """One run."""
 
     model: str  # folder or hub id; without the three tokens they are added
@@ -219,23 +222,7 @@ def load_recipe(name_or_path: str, settings: Sequence[str] = ()) -> Recipe:
         ValueError: not YAML, larger or deeper than a recipe is, an unknown key, a value of the wrong type or
             out of its range, or a key that is missing.
     """
-    path = _find_recipe(name_or_path)
-    given = parse_recipe_yaml(read_text(path, max_bytes=MAX_BYTES), str(path))
-    if not isinstance(given, dict):
-        kind = type(given).__name__
-        raise RequestError(f"{path} must hold keys and values, got {kind}: see docs/training.md")
-    for setting in settings:
-        key, found, text = setting.partition("=")
-        if not found:
-            raise RequestError(f"--set takes key=value, got {show_value(setting)}: --set optim.lr=1e-4")
-        key = key.strip()
-        _set_value(given, key, parse_recipe_yaml(text, f"the value of --set {key[:40]}"))
-    try:
-        recipe = Recipe.model_validate(given)
-    except ValidationError as error:
-        # A key that is unknown may be the reason why another one is missing.
-        first, *_ = sorted(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
-        raise RequestError(_describe_error(first)) from None
+    recipe = read_settings(_find_recipe(name_or_path), settings, Recipe)
     for key, text in (
         ("model", recipe.model), ("output", recipe.output), ("data.images", recipe.data.images),
         *_texts_of_records(recipe.data.records),
@@ -246,6 +233,29 @@ def load_recipe(name_or_path: str, settings: Sequence[str] = ()) -> Recipe:
         names = [f"data.records.{k}" for k in range(len(recipe.data.records))]
         check_plans([part.plan for part in recipe.data.records], names)
     return recipe
+
+
+def read_settings(path: Path, settings: Sequence[str], kind: type[Kind]) -> Kind:
+    """Read a YAML file of settings of a kind, such as `Recipe`, and put `settings` over it.
+
+    Raises as `load_recipe`.
+    """
+    given = parse_recipe_yaml(read_text(path, max_bytes=MAX_BYTES), str(path))
+    if not isinstance(given, dict):
+        found = type(given).__name__
+        raise RequestError(f"{path} must hold keys and values, got {found}: see docs/training.md")
+    for setting in settings:
+        key, sign, text = setting.partition("=")
+        if not sign:
+            raise RequestError(f"--set takes key=value, got {show_value(setting)}: --set optim.lr=1e-4")
+        key = key.strip()
+        _set_value(given, key, parse_recipe_yaml(text, f"the value of --set {key[:40]}"), kind)
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        # A key that is unknown may be the reason why another one is missing.
+        first, *_ = sorted(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
+        raise RequestError(_describe_error(first, kind)) from None
 
 
 def _texts_of_records(records: str | list[RecordPart]) -> list[tuple[str, str]]:
@@ -275,9 +285,9 @@ def _find_recipe(name_or_path: str) -> Path:
     return path
 
 
-def _set_value(given: dict[str, Any], key: str, value: Any) -> None:
-    if key not in dict(list_keys()):
-        raise RequestError(_describe_unknown_key(key))
+def _set_value(given: dict[str, Any], key: str, value: Any, kind: type[BaseModel]) -> None:
+    if key not in dict(list_keys(kind)):
+        raise RequestError(_describe_unknown_key(key, kind))
     *sections, last = key.split(".")
     for section in sections:
         inner = given.setdefault(section, {})
@@ -296,11 +306,11 @@ def list_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[t
             yield prefix + name, field.annotation
 
 
-def _describe_unknown_key(key: str) -> str:
+def _describe_unknown_key(key: str, kind: type[BaseModel]) -> str:
     """The error for an unknown key: with the nearest known one, if a word of it is right or nearly so."""
     key = key[:LONGEST_KEY]
     place = _PART.match(key)
-    known = [name for name, _ in (list_keys(RecordPart, place.group()) if place else list_keys())]
+    known = [name for name, _ in (list_keys(RecordPart, place.group()) if place else list_keys(kind))]
     short = key.rpartition(".")[2]
     near = [name for name in known if name.rpartition(".")[2] == short]
     near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
@@ -316,13 +326,13 @@ _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 _TYPES = {"int": "int", "float": "float", "bool": "bool", "string": "str"}
 
 
-def _describe_error(error: ErrorDetails) -> str:
+def _describe_error(error: ErrorDetails, recipe: type[BaseModel]) -> str:
     """pydantic's error as one sentence with the key, the value and the remedy."""
     kind, context = error["type"], error.get("ctx", {})
     place = [name for name in error["loc"] if name not in ("mixture", "file")]
     key, got = ".".join(map(str, place)), f"got {show_value(error['input'])}"
     if kind in ("extra_forbidden", "invalid_key"):
-        return _describe_unknown_key(key.removesuffix(".[key]"))
+        return _describe_unknown_key(key.removesuffix(".[key]"), recipe)
     if kind == "missing":
         return f"the recipe lacks {key}: add it, or give --set {key}=…"
     if kind == "model_type":
@@ -337,7 +347,8 @@ def _describe_error(error: ErrorDetails) -> str:
     if kind in ("too_short", "too_long"):
         return f"{key} must name a file or list 1 to {MOST_PARTS} parts, {got}"
     part = _PART.match(key)
-    annotation = dict(list_keys(RecordPart, part.group()) if part else list_keys()).get(key)
+    known = list_keys(RecordPart, part.group()) if part else list_keys(recipe)
+    annotation = dict(known).get(key)
     optional = " or none" if NoneType in get_args(annotation) else ""
     if kind == "literal_error":
         return f"{key} must be one of {', '.join(get_args(_literal(annotation)))}{optional}, {got}"
