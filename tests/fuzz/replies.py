@@ -20,6 +20,10 @@ from reverse.endpoints.reply_cache import ReplyCache
 from reverse.evaluation.benchmarks.haloquest import read_verdict
 from reverse.evaluation.benchmarks.mmhal import read_rating
 from reverse.evaluation.scoring.judge import find_object
+from reverse.selftrain.curation.answer_task import read_verdict_reply
+from reverse.selftrain.curation.rating_task import read_rating_reply
+from reverse.selftrain.curation.rationale_task import find_steps
+from reverse.selftrain.curation.task_parts import clean_reply
 from tests.fuzz.mutating import ODD_TEXTS, dumps, encode, mutate_bytes, mutate_json, mutate_text
 from tests.fuzz.running import Target, check_refusal, expect
 from tests.fuzz.scratch import folder
@@ -28,6 +32,10 @@ SAID = (
     '{"rating": 4}',
     '{"score": 0.5}',
     '{"verdict": "correct"}',
+    '{"verdict": "right"}',
+    '{"quality": 3}',
+    "We look.\nStep 1: I see a dog.\nStep 2: It is one.\nFinal Answer: 1",
+    "1. I see a dog.\nAnswer: 1",
     '{"index": 1, "phrase": "a cat"}',
     '<think>{"rating": 1}</think>\n```json\n{"rating": 6}\n```',
     "no",
@@ -195,7 +203,20 @@ def check_text(text: str) -> str:
         check_refusal(error)
     else:
         expect(index in (1, 2) and phrase, "no phrase", index, phrase)
+    for curated in (read_verdict_reply, read_rating_reply, read_tsst_steps, read_r3v_steps, clean_reply):
+        try:
+            expect(curated(text), "nothing was read", text)
+        except ValueError as error:
+            check_refusal(error)
     return outcome
+
+
+def read_tsst_steps(text: str) -> Any:
+    return find_steps(text, "tsst")
+
+
+def read_r3v_steps(text: str) -> Any:
+    return find_steps(text, "r3v")
 
 
 def _json(text: str) -> Any:

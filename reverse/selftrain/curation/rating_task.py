@@ -26,7 +26,11 @@ BEST = 5  # of ratings, which begin at 1
 
 @dataclass(frozen=True)
 class RatingTask:
-    """Ratings of the newest answer of each record whose verdict is known."""
+    """Ratings of the newest answer of each record whose verdict is known.
+
+    The judge sees the pictures if the teacher's settings say where they are; ratings of text alone will do
+    (SRPO's judge reads no pictures).
+    """
 
     instruction: str = (
         "You rate how useful another model's reasoning is for teaching a model to look back at its own "
@@ -48,7 +52,8 @@ class RatingTask:
         draft = record.drafts[at]
         gold = f"\n\nRight answer: {' or '.join(record.gold.answers)}" if record.gold is not None else ""
         prompt = f"Question: {record.question}{gold}\n\nThe model's reasoning and answer:\n{draft.text}"
-        found = await teacher.ask(self.instruction, prompt, record.images, read_rating_reply, counts)
+        images = record.images if teacher.pictures.is_given else ()
+        found = await teacher.ask(self.instruction, prompt, images, read_rating_reply, counts)
         if found.value is None:
             return fail(record, found.kind, counts, found.detail)
         counts[f"quality.{found.value}"] += 1

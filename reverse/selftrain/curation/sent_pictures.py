@@ -51,6 +51,11 @@ class SentPictures:
         if self.url is not None and urlsplit(self.url).scheme not in ("http", "https"):
             raise RequestError(f"--image-url must begin with http:// or https://, got {self.url[:80]!r}")
 
+    @property
+    def is_given(self) -> bool:
+        """Whether anything says how pictures are shown."""
+        return not (self.root is None and self.url is None and self.descriptions is None)
+
     def parts(self, images: Sequence[str]) -> list[dict[str, Any]]:
         """The parts of a message that show these pictures.
 

@@ -32,7 +32,7 @@ def clean_reply(text: str) -> str:
     """
     text = remove_tags(replace_surrogates(text)).strip()
     if not text:
-        raise DataError("it is empty")
+        raise DataError("it is empty, without any words")
     if len(text) > LONGEST_TEXT:
         raise DataError(f"it has {len(text):,} characters, at most {LONGEST_TEXT:,} are read")
     return text

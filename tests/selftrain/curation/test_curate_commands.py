@@ -162,7 +162,8 @@ def test_a_checkpoint_answers_as_a_teacher(world, model):
 
 def answered(number):
     """Record `number`: a right answer for multiples of 3; its quality is number % 5 + 1."""
-    return make_record(number, answered=number if number % 3 == 0 else number + 1)
+    right = number % 3 == 0
+    return make_record(number, answered=number if right else number + 1, images=("a.png",))
 
 
 def test_a_mix_is_rated_and_chosen(teacher, world):
@@ -179,6 +180,7 @@ def test_a_mix_is_rated_and_chosen(teacher, world):
     assert result.exit_code == 0, result.output
     assert "20 records, 6 with a right answer, 14 with a wrong one" in result.stdout
     assert "1 records failed (1 garbage)" in result.stderr
+    assert all(isinstance(body["messages"][1]["content"], str) for body in teacher.bodies)  # no --images
     made = list(read_drafts("mix.jsonl"))
     verdicts = [record.drafts[0].verdict for record in made]
     assert verdicts.count("right") == 6 and verdicts.count("wrong") == 14
