@@ -68,7 +68,7 @@ class _Commands(TyperGroup):
 
 
 def _explain_error(error: Exception) -> str | None:
-    """Return the line for an error that is no bug, or None."""
+    """Return the line for an error that is not a bug, or None."""
     found = _explain_system_error(error) or _explain_option_error(error)
     if found is None and isinstance(error, ReverseError):
         return str(error)

@@ -205,7 +205,9 @@ def view(options: ViewOptions) -> None:
     if images is None and records_path(file) != file:
         images = file
     if images is not None and not images.is_dir():
-        raise RequestError(f"--images {images} is no folder: name what the records' pictures are relative to")
+        raise RequestError(
+            f"--images {images} is not a folder: name what the records' pictures are relative to"
+        )
     with show_progress("read", transient=True) as progress:
         records = open_records(file, progress)
     indices = choose_records(records, index=options.index, name=options.name, n=options.n, seed=options.seed)

@@ -48,7 +48,7 @@ def compare_modes(
     for path in paths:
         if not path.name.endswith(".drafts.jsonl"):
             raise RequestError(
-                f"{path} is no file of drafts: name NAME.drafts.jsonl of every mode, or two scored files "
+                f"{path} is not a file of drafts: name NAME.drafts.jsonl of every mode, or two scored files "
                 "(.json)"
             )
     runs = [read_mode_run(path) for path in paths]

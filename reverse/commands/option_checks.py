@@ -26,7 +26,7 @@ def build_mode(name: str, settings: Mapping[str, Any]) -> Any:
     for setting in settings:
         if setting not in known:
             having = [other for other, each in MODES.items() if setting in {f.name for f in fields(each)}]  # type: ignore[arg-type]
-            raise RequestError(f"--{setting} is no setting of --mode {name}: {', '.join(having)} have it")
+            raise RequestError(f"--{setting} is not a setting of --mode {name}: {', '.join(having)} have it")
     return mode(**settings)
 
 

@@ -89,7 +89,7 @@ def score(options: ScoreOptions) -> None:
 def score_and_show(options: ScoreOptions, benchmark: str) -> None:
     """Score a file, print the figures and then write them, so that figures are seen whatever happens after.
 
-    Raises as `score_file`; DataError if a judge gave too few verdicts, after everything is shown.
+    Raises what `score_file` raises; DataError if a judge gave too few verdicts, after everything is shown.
     """
     from reverse.evaluation.benchmarks import named_one
     from reverse.evaluation.runs.scoring import score_file
@@ -173,7 +173,7 @@ def _report(
     table: Any, metrics: Sequence[Any], found: dict[str, Any], options: ScoreOptions
 ) -> dict[str, Any]:
     def plain(value: float) -> float | None:
-        return value if value == value else None  # NaN is no JSON
+        return value if value == value else None  # NaN is not JSON
 
     return {
         "benchmark": table.benchmark,

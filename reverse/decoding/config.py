@@ -174,7 +174,7 @@ def resolve_config(config: Any, settings: dict[str, Any], arguments: Sequence[st
 
 
 def _suggest_name(name: str, known: Sequence[str], arguments: Sequence[str]) -> str:
-    """Return a remedy for a name that is no setting."""
+    """Return a remedy for a name that is not a setting."""
     from transformers import GenerationConfig, GenerationMixin
 
     options = {*vars(GenerationConfig()), *signature(GenerationMixin.generate).parameters}

@@ -88,7 +88,7 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class BeginDraft:
-    """A mode begins an answer that has a role. Its text is no event, unless it is final."""
+    """A mode begins an answer that has a role. Its text is not an event, unless it is final."""
 
     row: int
     role: str

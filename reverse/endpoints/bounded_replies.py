@@ -24,7 +24,7 @@ _PACKINGS = ("gzip", "x-gzip", "deflate")
 
 
 class BadReplyError(Exception):
-    """A reply that is no chat completion or breaks a bound; the message says which."""
+    """A reply that is not a chat completion or breaks a bound; the message says which."""
 
 
 async def read_body(response: Any, most: int = MAX_REPLY_BYTES, *, cut: bool = False) -> bytes:
@@ -64,7 +64,7 @@ def read_completion(body: bytes) -> tuple[str, int, int]:
     """Return the text, the tokens read and the tokens written of a chat completion.
 
     Lone surrogates in the text are replaced, because no request could send them back. Raises BadReplyError
-    for anything that is no completion, such as JSON that is nested too deeply or impossible token counts.
+    for anything that is not a completion, such as JSON that is nested too deeply or impossible token counts.
     """
     try:
         content = json.loads(body, parse_constant=_refuse_constant)
@@ -77,22 +77,22 @@ def read_completion(body: bytes) -> tuple[str, int, int]:
         raise BadReplyError(f"its JSON is nested more than {MAX_DEPTH} deep") from None
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError) as error:
         raise BadReplyError(
-            f"it is no chat completion ({type(error).__name__}: {str(error)[:100]})"
+            f"it is not a chat completion ({type(error).__name__}: {str(error)[:100]})"
         ) from None
     if not isinstance(text, str):
-        raise BadReplyError(f"its content is no text but {type(text).__name__}")
+        raise BadReplyError(f"its content is not a text but {type(text).__name__}")
     return replace_surrogates(text), read, written
 
 
 def _read_count(value: Any) -> int:
     count = int(value or 0)
     if not 0 <= count <= MAX_TOKENS:
-        raise DataError(f"{str(value)[:40]} is no number of tokens")
+        raise DataError(f"{str(value)[:40]} is not a number of tokens")
     return count
 
 
 def _refuse_constant(name: str) -> Any:
-    raise DataError(f"{name} is no JSON")
+    raise DataError(f"{name} is not JSON")
 
 
 def plain_line(text: str, longest: int = 200) -> str:

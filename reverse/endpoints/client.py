@@ -6,7 +6,7 @@
 Requests go through the openai client, whose HTTP client bounds bytes and time
 (`reverse.endpoints.bounded_http`). Every reply is written to a cache before it is used, under the hash of
 all that was asked (model, settings, messages): a run that is killed and started again asks only what had not
-been answered. Retries happen here and not in the openai client, because a reply that is no chat completion
+been answered. Retries happen here and not in the openai client, because a reply that is not a chat completion
 is tried again too, and each retry is counted by its reason. No reply ends a run: what fails at every attempt
 is one `UnansweredError`.
 """
@@ -252,7 +252,7 @@ class ChatClient:
         return reason, f"{reason} {plain_line(str(error))}".strip()
 
     def _refuse_address(self, error: BaseException) -> DataError:
-        return DataError(f"{self.endpoint.names[0]} {self.endpoint.shown_url!r} is no address: {error}")
+        return DataError(f"{self.endpoint.names[0]} {self.endpoint.shown_url!r} is not an address: {error}")
 
     def _give_up_if_hopeless(self, status: int, said: str) -> None:
         """Raise DataError if no request can succeed, UnansweredError if this one cannot."""

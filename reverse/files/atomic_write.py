@@ -57,7 +57,7 @@ def atomic_write_dir(out: Path) -> Iterator[Path]:
     """Yield a temporary folder that is renamed to `out` when the block ends without an error.
 
     Every file is flushed to disk before the rename, so `out` is complete or absent. A killed process leaves
-    `.NAME.*` beside `out`, which may be deleted. Raises as `check_new`, and OutputInUseError.
+    `.NAME.*` beside `out`, which may be deleted. Raises what `check_new` raises, and OutputInUseError.
     """
     check_new(out)
     with output_lock(out):

@@ -35,7 +35,7 @@ def read_number(value: Any) -> float | None:
 
 
 def read_id(value: Any) -> str | None:
-    """Return an id as text, so that 42 in one file matches "42" in another; None if it is no id.
+    """Return an id as text, so that 42 in one file matches "42" in another; None if it is not an id.
 
     Ids are texts of 1 to 500 characters and whole numbers; 42.0 is 42.
     """

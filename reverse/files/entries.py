@@ -72,19 +72,19 @@ class FileEntry(NamedTuple):
 def read_entries(path: Path) -> list[FileEntry]:
     """Read the objects of a file that is a JSON list, JSON lines or one object, whatever its name says.
 
-    Raises MissingFileError, and DataError for damage (with the line) and for an entry that is no object.
+    Raises MissingFileError, and DataError for damage (with the line) and for an entry that is not an object.
     """
     entries = []
     for number, value in enumerate(_read_values(path), 1):
         if not isinstance(value, dict):
             shown = describe(value)
-            raise DataError(f"{path}, entry {number} is no JSON object but {shown}: fetch the file again")
+            raise DataError(f"{path}, entry {number} is not a JSON object but {shown}: fetch the file again")
         entries.append(FileEntry(value, f"{path}, entry {number}"))
     return entries
 
 
 def read_value(path: Path) -> Any:
-    """Read the one value of a JSON file. Raises as `read_entries`."""
+    """Read the one value of a JSON file. Raises what `read_entries` raises."""
     text = read_text(path)
     try:
         return parse_json(text, str(path))

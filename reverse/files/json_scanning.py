@@ -62,7 +62,7 @@ class JsonItem(NamedTuple):
 
 
 class Broken(NamedTuple):
-    """A stretch of the file that is no item: its place, how many bytes it has, and the reason."""
+    """A stretch of the file that is not an item: its place, how many bytes it has, and the reason."""
 
     number: int
     offset: int
@@ -262,7 +262,7 @@ class JsonWindow:
             self.move(len(self.text))
 
     def skip_spaces(self) -> str:
-        """Move to the next character that is no space and return it; "" at the end of the file."""
+        """Move to the next character that is not a space and return it; "" at the end of the file."""
         while True:
             match = _SPACE.match(self.text, self.at)
             assert match is not None

@@ -38,7 +38,7 @@ def scan_members(stream: Source, into: str | None = None) -> Iterator[JsonMember
     Args:
         into: key of a list whose items are yielded one by one.
 
-    Raises DataError naming the byte, for what is no JSON, not UTF-8, too deep, or no object.
+    Raises DataError naming the byte, for what is not JSON, not UTF-8, too deep, or no object.
     """
     window = JsonWindow(stream, b"", 0)
     window.extend()

@@ -39,7 +39,7 @@ def read_text(path: str | Path, *, max_bytes: int = MAX_BYTES) -> str:
 
 
 def read_json(path: str | Path, *, max_bytes: int = MAX_BYTES, max_depth: int = MAX_DEPTH) -> Any:
-    """Return the value of a JSON file. Raises as `read_text` and `parse_json`."""
+    """Return the value of a JSON file. Raises what `read_text` and `parse_json` raise."""
     return parse_json(read_text(path, max_bytes=max_bytes), str(path), max_depth=max_depth)
 
 
@@ -48,7 +48,7 @@ def read_json_lines(
 ) -> Iterator[tuple[int, Any]]:
     """Yield the number (from 1) and the value of each line that is not blank; memory holds one line.
 
-    Raises as `read_text` and `parse_json`, naming the line.
+    Raises what `read_text` and `parse_json` raise, naming the line.
     """
     path = _check_is_file(Path(path))
     with path.open("rb") as stream:

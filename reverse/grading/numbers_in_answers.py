@@ -89,7 +89,7 @@ def read_number(text: str, *, is_marked: bool) -> Number | str:
 
 
 def compare_numbers(given: Number, key: AnswerKey) -> str | None:
-    """Why `given` is one of the right numbers; None if it is none of them."""
+    """Why `given` is one of the right numbers; None if it is not one of them."""
     for answer in key.answers:
         right = read_number(answer, is_marked=False)
         if isinstance(right, str):

@@ -188,7 +188,7 @@ def default_threshold(model_or_config: Any) -> float:
 def stored_threshold(section: Any) -> float | None:
     """The threshold in the section "reverse" of config.json; None if there is none.
 
-    Raises CheckpointError if it is no number in (0, 1], or if the section is no mapping.
+    Raises CheckpointError if it is not a number in (0, 1], or if the section is not a mapping.
     """
     if section is None:
         return None

@@ -109,7 +109,7 @@ def save_value_head(
         notes: what it was trained with, as JSON.
 
     Raises:
-        RequestError: the name is no plain name.
+        RequestError: the name is not a plain name.
         MissingFileError: there is no such folder.
     """
     from safetensors.torch import save

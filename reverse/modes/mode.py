@@ -280,7 +280,7 @@ def score_likelihood(
 
 
 def check_gate(gate: float | None) -> None:
-    """Refuse a gate that is no probability. Raises RequestError."""
+    """Refuse a gate that is not a probability. Raises RequestError."""
     if gate is not None and not 0 < gate <= 1:
         raise RequestError(
             f"gate must lie in (0, 1], got {gate!r:.80}: it is the confidence that is enough, try 0.7"

@@ -187,7 +187,7 @@ def find_problems(tagged: str) -> list[TagProblem]:
         report("never_closed", opened.offset, f"{SPAN} at {opened.offset} is never closed")
     for near in _NEAR_TAG.finditer(tagged):
         if near.group() not in TAGS:
-            message = f"{near.group()!r} at {near.start()} is no tag: write {', '.join(TAGS)} exactly so"
+            message = f"{near.group()!r} at {near.start()} is not a tag: write {', '.join(TAGS)} exactly so"
             report("near_tag", near.start(), message)
     return found
 

@@ -1,4 +1,4 @@
-"""The loss of every step on record, and an end to a run in which it is no number.
+"""The loss of every step on record, and an end to a run in which it is not a number.
 
 Losses stay on the device until the run logs, saves or ends, so that no step waits for them. There they are
 fetched together, and a loss or a weight that is not finite raises before a line or a checkpoint is written.

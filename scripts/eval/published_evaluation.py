@@ -72,7 +72,7 @@ def read_plans(path: Path, benchmark: str, out: Path) -> list[Plan]:
     try:
         config = yaml.safe_load(read_text(path, max_bytes=1 << 20))
     except yaml.YAMLError as error:
-        raise DataError(f"{path} is no YAML: {str(error)[:200]}: mend it") from error
+        raise DataError(f"{path} is not a YAML: {str(error)[:200]}: mend it") from error
     if not isinstance(config, dict) or not isinstance(config.get("models"), list):
         raise DataError(f"{path} needs a list `models`, as TSST's config files have it")
     entries = [each for each in config["models"] if isinstance(each, dict)]

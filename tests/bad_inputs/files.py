@@ -75,7 +75,7 @@ TRUTH_KINDS = (
     "latin1",
     "prose",
 )
-# A cut or an odd byte inside a text is no damage where the format has no end, or no letter of another kind.
+# A cut or an odd byte inside a text is not damage where the format has no end, or no letter of another kind.
 HARMLESS = {("train", "truncated"), ("import", "bom"), ("import", "empty"), ("import", "blank")}
 
 

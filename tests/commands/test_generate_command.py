@@ -215,7 +215,8 @@ def test_settings_of_a_mode(loaded):
     assert result.exit_code == 0 and len(json.loads(result.stdout)["drafts"]) == 2
     result = run("generate", "any", "--mode", "plain", "--n", "2")
     assert (
-        result.exit_code == 2 and "--n is no setting of --mode plain: select, auto have it" in result.stderr
+        result.exit_code == 2
+        and "--n is not a setting of --mode plain: select, auto have it" in result.stderr
     )
     result = run("generate", "any", "--mode", "select", "--n", "0")
     assert result.exit_code == 2 and "n must be" in result.stderr

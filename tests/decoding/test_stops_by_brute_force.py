@@ -34,7 +34,7 @@ def stops_at(decode, ids, strings):
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_the_last_ids_tell_what_the_whole_text_does(style, data):
-    """A stop string behind bytes that are no text, with which an answer began, was not seen."""
+    """A stop string behind bytes that are not text, with which an answer began, was not seen."""
     tokenizer = TOKENIZERS[style]
     decode, tags = decoder(tokenizer), find_token_ids(tokenizer)
     words = [" ", "\n", "A dog", " two cups", ".", "<", "SPAN"]

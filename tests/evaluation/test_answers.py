@@ -199,7 +199,7 @@ def test_damage_in_the_middle_names_the_line(unbroken, tmp_path):
     with pytest.raises(ValueError, match="line 4 is damaged"):
         read_run_answers(path)
     path.write_bytes(b'{"text": "x"}\n')
-    with pytest.raises(ValueError, match="line 1 is no answer"):
+    with pytest.raises(ValueError, match="line 1 is not an answer"):
         read_run_answers(path)
 
 

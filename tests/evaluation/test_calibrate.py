@@ -135,7 +135,7 @@ def test_the_threshold_is_written_and_read(tmp_path):
 
 
 def test_what_cannot_be_written_is_refused(tmp_path):
-    """A folder that is no checkpoint would get a config.json, or a damaged one be overwritten."""
+    """A folder that is not a checkpoint would get a config.json, or a damaged one be overwritten."""
     chosen = Calibration(0.02, RiskTarget(), 400, 0.03, 0.8)
     with pytest.raises(FileNotFoundError, match=r"no config\.json"):
         write_threshold(tmp_path, chosen)

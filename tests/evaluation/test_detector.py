@@ -137,7 +137,7 @@ def test_phrases_are_judged_by_the_scene(tmp_path):
             "line 1 is no JSON.*torn",
         ),
         ('{"image_id": "test-000001", "text": "a dog"}\n', "no list of phrases"),
-        ('{"image_id": "x.jpg", "phrases": [{"text": "a dog", "p_un": 0.1}]}\n', "'x.jpg' is no scene"),
+        ('{"image_id": "x.jpg", "phrases": [{"text": "a dog", "p_un": 0.1}]}\n', "'x.jpg' is not a scene"),
         ('{"image_id": "test-000001", "phrases": [{"text": "hm", "p_un": 0.1}]}\n', "no phrase has a p"),
         ('{"image_id": "test-000001", "phrases": [], "successful_correction": true}\n', "checking on"),
         (

@@ -110,7 +110,7 @@ def test_what_is_left_out_is_said(answers, tmp_path):
     )
     path = answers('"timing"', '{"seconds": NaN}')
     table, _ = score_file(path, tmp_path, "pope")
-    assert table.notes["left_out"] == {"seconds": "line 4 has nan, which is no number"}
+    assert table.notes["left_out"] == {"seconds": "line 4 has nan, which is not a number"}
     assert "seconds" not in table.columns and table.columns["made_tokens"].sum() == 72
     write_report([path.parent], tmp_path / "out", ReportSettings(bootstrap=FEW))
     told = "1 rows have no number of seconds, first line 4"
@@ -149,7 +149,7 @@ def test_p_that_is_no_probability(p, tmp_path):
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "9" * 400, '"x"', "null", "[1]"])
 def test_scored_files_hold_finite_numbers(value, answers, tmp_path):
-    """A comparison would be made of what is no number."""
+    """A comparison would be made of what is not a number."""
     table, metrics = score_file(answers(), tmp_path, "pope")
     save_scored(tmp_path / "t.json", table, metrics)
     text = (tmp_path / "t.json").read_text().replace('"right": [\n   1', f'"right": [\n   {value}', 1)
@@ -176,5 +176,5 @@ def test_a_run_goes_on_with_ids_alone(identity, tmp_path):
     """The record of a run would hold what no reader takes, and could not be read again."""
     path = tmp_path / "a.jsonl"
     path.write_text('{"question_id": ' + identity + ', "text": "a"}\n')
-    with pytest.raises(ValueError, match=r"line 1 is no answer: its question_id is .* no id: remove"):
+    with pytest.raises(ValueError, match=r"line 1 is not an answer: its question_id is .* not an id: remove"):
         read_run_answers(path)

@@ -151,7 +151,7 @@ def test_nothing_to_report_is_an_error(tmp_path):
     """An empty page would look like a finished one."""
     with pytest.raises(ValueError, match="nothing to report"):
         write_report([tmp_path], tmp_path / "out")
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="is not a folder"):
         write_report([tmp_path / "missing"], tmp_path / "out")
 
 

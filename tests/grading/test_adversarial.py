@@ -26,7 +26,7 @@ NUMBER, CHOICE, YES = (
     AnswerKey("yes_no", ("yes",)),
 )
 CASES = [
-    # a letter inside of a word, or an article, is no letter of an option
+    # a letter inside of a word, or an article, is not a letter of an option
     ("choice", ("A",), ABC, "A good question, but I cannot say.", "unknown"),
     ("choice", ("B",), ABC, "Because it is hard to see", "unknown"),
     ("choice", ("C",), ABC, "Cannot be determined", "unknown"),

@@ -415,7 +415,7 @@ REFUSED = {
     "a path that leaves the folder": (
         index_outside,
         ValueError,
-        r"lies in '\.\./secret\.bin', which is no file",
+        r"lies in '\.\./secret\.bin', which is not a file",
     ),
     "a missing shard": (missing_shard, FileNotFoundError, "names 3 shards, and 1 are not there"),
     "a damaged shard": (damaged_shard, ValueError, "is refused"),

@@ -165,7 +165,7 @@ def test_every_name_of_a_type_is_understood(name, folders):
 @pytest.mark.parametrize("name", ["bf16", "float8_e4m3fn", "int8", torch.int8, 3])
 def test_other_types_are_refused_before_the_weights(name, folders):
     """Weights in 8 bits end in a TypeError about storage."""
-    with pytest.raises(ValueError, match="is no type of weights: try 'bfloat16'"):
+    with pytest.raises(ValueError, match="is not a type of weights: try 'bfloat16'"):
         load(folders / "llava", dtype=name)
 
 

@@ -213,17 +213,17 @@ HOSTILE = {
     ),
     "an index upwards": (
         index({"a": "../other.safetensors"}),
-        r"'a' lies in '../other.safetensors', which is no file",
+        r"'a' lies in '../other.safetensors', which is not a file",
     ),
     "an index to /etc": (
         index({"a": "/etc/passwd"}),
-        r"'a' lies in '/etc/passwd', which is no file of that folder",
+        r"'a' lies in '/etc/passwd', which is not a file of that folder",
     ),
     "an index to a pickle": (
         index({"a": "pytorch_model.bin"}),
-        r"'pytorch_model.bin', which is no safetensors file",
+        r"'pytorch_model.bin', which is not a safetensors file",
     ),
-    "an index to a number": (index({"a": 7}), r"'a' lies in 7, which is no file of that folder"),
+    "an index to a number": (index({"a": 7}), r"'a' lies in 7, which is not a file of that folder"),
     "an index to nothing": (
         index({"a": "b.safetensors"}),
         r"names 1 shards, and 1 are not there \(b.safetensors\)",
@@ -280,7 +280,7 @@ HOSTILE = {
         r"image_processor='x'",
     ),
     "no spread": (set_pictures(image_std=[0, 0, 0]), r"image_std=\[0, 0, 0\], .*above 0"),
-    "a mean that is no number": (
+    "a mean that is not a number": (
         set_pictures(image_mean=["a"]),
         r"image_mean=\['a'\], which must be one number",
     ),

@@ -86,7 +86,7 @@ HOSTILE = {
         lambda src, tower: edit(tower / "preprocessor_config.json", lambda c: c.update(image_std=[0, 1, 1])),
         r"image_std=\[0, 1, 1\], which must be .*above 0",
     ),
-    "a path that leaves": (index("../x.safetensors"), r"lies in '../x.safetensors', which is no file"),
+    "a path that leaves": (index("../x.safetensors"), r"lies in '../x.safetensors', which is not a file"),
     "a compiled model": (prefixed("_orig_mod."), r"with '_orig_mod\.' .*unwrap it"),
 }
 

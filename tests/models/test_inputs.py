@@ -205,7 +205,7 @@ def test_the_longest_picture_that_is_taken_is_seen(prepare, picture):
         ({"role": "user", "content": "a"}, "prompts must be a text.*got dict"),
         ([None], "prompt 0 must be a text or a chat .*got None: try"),
         (["a dog", 5], "prompt 1 must be a text or a chat .*got 5"),
-        ([["a"]], "chat 0 holds 'a', which is no message: give"),
+        ([["a"]], "chat 0 holds 'a', which is not a message: give"),
         ([{"role": "user", "content": None}], "content of a message of chat 0 must be .*got None"),
         ([{"role": "user", "content": ["hello"]}], "chat 0 holds the part 'hello': give"),
     ],

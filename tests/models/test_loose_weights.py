@@ -130,10 +130,10 @@ def a_matrix_of_lora(rest):
 
 
 WRONG = {
-    a_value_head: r"value_head.safetensors.* hold 'v_head.summary.weight', which is no tensor of .*move",
+    a_value_head: r"value_head.safetensors.* hold 'v_head.summary.weight', which is not a tensor of .*move",
     another_shape: r"of shape \(3,\), and the base has",
     not_finite: r"not finite",
-    a_matrix_of_lora: r"lora_A.weight', which is no tensor of the base",
+    a_matrix_of_lora: r"lora_A.weight', which is not a tensor of the base",
 }
 
 
@@ -203,5 +203,5 @@ def test_a_base_without_tokens_is_refused_before_weights_are_read(trained, adapt
     monkeypatch.setattr(merging, "load_weights", None)
     with pytest.raises(ValueError, match=r"does not know <SPAN>"):
         merge_adapter(adapter, tmp_path / "out", base=base)
-    with pytest.raises(ValueError, match=r"dtype 'banana' is no type"):
+    with pytest.raises(ValueError, match=r"dtype 'banana' is not a type"):
         merge_adapter(adapter, tmp_path / "out", base=base, dtype="banana")

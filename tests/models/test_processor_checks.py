@@ -235,8 +235,8 @@ def test_a_template_that_only_the_tokenizer_has_is_taken(llava, saved_checkpoint
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"dtype": "banana"}, "dtype 'banana' is no type of weights: try 'bfloat16'"),
-        ({"dtype": torch.int8}, "dtype torch.int8 is no type of weights"),
+        ({"dtype": "banana"}, "dtype 'banana' is not a type of weights: try 'bfloat16'"),
+        ({"dtype": torch.int8}, "dtype torch.int8 is not a type of weights"),
     ],
 )
 def test_a_wrong_dtype_is_refused_before_anything_is_read(options, words, llava, monkeypatch):

@@ -258,5 +258,5 @@ def test_a_variant_is_read_and_checked(folder):
     (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
     with pytest.raises(ValueError, match=r"lacks 1 tensor "):
         load(folder, variant="fp16")
-    with pytest.raises(ValueError, match=r"variant='../x' is no part of a file's name"):
+    with pytest.raises(ValueError, match=r"variant='../x' is not a part of a file's name"):
         load(folder, variant="../x")

@@ -88,7 +88,7 @@ def test_a_checkpoint_is_loaded_with_its_head(tmp_path, tiny):
     loaded, _ = reverse.load(tmp_path)
     head = find_value_head(loaded)
     assert head is not None and head.width == hidden_size_of(model)
-    loaded.save_pretrained(tmp_path / "again")  # the head is no part of the model
+    loaded.save_pretrained(tmp_path / "again")  # the head is not a part of the model
     assert not list((tmp_path / "again").glob("value*"))
 
 

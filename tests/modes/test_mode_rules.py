@@ -170,7 +170,7 @@ def test_ties_and_samples_without_an_answer():
 
 
 def test_the_model_selects_among_distinct_answers():
-    """Duplicates would be shown, or what is no candidate be taken."""
+    """Duplicates would be shown, or what is not a candidate be taken."""
     driver = script(*SAMPLES, "Answer: 5")
     found = driver.run(Select(n=4, judge="self", **NUMBER))
     assert found.result.answer == "5" and found.result.text == "5"

@@ -63,7 +63,7 @@ def unloaded(monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        (["optim.batch=3"], "global_batch 4 is no multiple of batch 3"),
+        (["optim.batch=3"], "global_batch 4 is not a multiple of batch 3"),
         (["loss.kernel=liger"], "liger"),
         (["loss.kernel=fused"], r"loss\.kernel must be one of"),
         (["loss.confidence_weight=0"], "confidence_weight must be positive"),

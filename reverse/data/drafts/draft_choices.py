@@ -13,7 +13,7 @@ __all__ = [
     "find_right_drafts",
 ]
 
-PARTS = ("judge", "reflection", "prefix")  # roles of drafts that are no whole answer to the question
+PARTS = ("judge", "reflection", "prefix")  # roles of drafts that are not whole answers to the question
 
 
 def find_right_drafts(record: DraftRecord) -> list[RecordedDraft]:

@@ -42,7 +42,7 @@ class FileItem(NamedTuple):
 
 
 class BadItem(NamedTuple):
-    """What is no item, and why."""
+    """What is not an item, and why."""
 
     number: int
     where: str

@@ -24,7 +24,7 @@ def find_picture(name: Any, root: str | None = None) -> str:
         name: as the item says it.
         root: folder that an absolute path, or one that begins with it, lies in; it is taken away.
 
-    Raises DataError for what is no path below the folder: "..", another absolute path, an address.
+    Raises DataError for what is not a path below the folder: "..", another absolute path, an address.
     """
     if not isinstance(name, str) or not name.strip() or len(name) > LONGEST_PATH:
         raise DataError(f"a picture must be named by a path, got {describe(name)}")

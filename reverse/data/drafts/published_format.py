@@ -104,7 +104,7 @@ class PublishedItem:
         return [turn[what] for turn in turns[: len(roles)]]
 
     def picture(self, name: Any) -> str:
-        """A picture's path below the folder of pictures. Raises as `find_picture`."""
+        """A picture's path below the folder of pictures. Raises what `find_picture` raises."""
         return find_picture(name, self.root)
 
     def pictures(self, key: str) -> list[str]:
@@ -162,7 +162,7 @@ class PublishedFormat:
 
         Args:
             root: folder of pictures that absolute paths lie in; it is taken away from them.
-            skipped: receives what is no item of this format; None: it raises.
+            skipped: receives what is not an item of this format; None: it raises.
 
         Raises MissingFileError; DataError naming file, item and remedy.
         """

@@ -57,7 +57,7 @@ def plain_question(record: DraftRecord) -> str:
 
 
 def find_gold(preset: str, row: Mapping[str, Any]) -> dict[str, Any]:
-    """The right answer of a row by a preset of `reverse.grading`. Raises as `answer_key`."""
+    """The right answer of a row by a preset of `reverse.grading`. Raises what `answer_key` raises."""
     key = answer_key(preset, row)
     return _as_values(key)
 

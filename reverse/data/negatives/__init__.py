@@ -3,7 +3,7 @@
     >>> records, counts, failures = next(make_lexicon_negatives(records, seed=0))
 
 `conversation_turns` splits records into answers and pairs them with their negatives; `rule_negatives` writes
-wrong phrases; `negative_filters` rejects those that are no negatives; `llm_negatives` and `negative_prompt`
+wrong phrases; `negative_filters` rejects those that are not negatives; `llm_negatives` and `negative_prompt`
 use a language model behind an OpenAI-compatible address (`reverse.endpoints.client`).
 """
 

@@ -1,4 +1,4 @@
-"""Which replacements are no negatives, because they say the same or may well be true.
+"""Which replacements are not negatives, because they say the same or may well be true.
 
 >>> find_rejection("a couch", "a sofa", PhraseContext("What is there?", OtherPhrases([])))
 'synonym'
@@ -45,7 +45,7 @@ class PhraseContext:
 
 
 def find_rejection(old: str, new: str, context: PhraseContext, *, closed: bool = False) -> str | None:
-    """Why `new` is no negative of `old`, as a key of REASONS; None if it is one.
+    """Why `new` is not a negative of `old`, as a key of REASONS; None if it is one.
 
     closed: the question lists the possible answers (numbers, letters, "red or blue"), so it does not matter
     that the question or another answer contains `new`.

@@ -53,7 +53,7 @@ def resolve_image(root: str | Path, relative: str | Path) -> Path:
 
 
 def find_missing_images(root: str | Path, relatives: Iterable[str]) -> tuple[list[str], dict[str, str]]:
-    """Return the pictures that are no file under `root`, and why `resolve_image` refuses others.
+    """Return the pictures that are not files under `root`, and why `resolve_image` refuses others.
 
     Each folder is listed once, because a network disk answers one question for each picture much more slowly.
     """

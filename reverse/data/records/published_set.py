@@ -273,7 +273,7 @@ def scan_records(path: str | Path, progress: Progress | None = None) -> Iterator
 
 
 def check_items(items: Iterable[JsonItem | Broken]) -> Iterator[JsonItem | Broken]:
-    """Yield scanned items, with `Broken` for those that are no records."""
+    """Yield scanned items, with `Broken` for those that are not records."""
     for item in items:
         problem = None if isinstance(item, Broken) else find_shape_problem(item.value)
         if problem is None or isinstance(item, Broken):

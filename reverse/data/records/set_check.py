@@ -94,7 +94,7 @@ def check_set(
     if images is None and where != Path(path):
         images = path
     if images is not None and not Path(images).is_dir():
-        raise DataError(f"--images {images} is no folder: name what the records' pictures are relative to")
+        raise DataError(f"--images {images} is not a folder: name what the records' pictures are relative to")
     if token_sample < 0:
         raise DataError(f"token_sample must be at least 0, got {token_sample}: 0 counts no tokens")
     counter = _RecordCounter(Report(str(path)), token_sample if tokenizer is not None else 0, seed)

@@ -125,7 +125,9 @@ def _check_empty(out: Path) -> None:
         raise DataError(f"{out} is a file: name a folder to write, which need not exist")
     for path in out.rglob("*"):
         if path.name not in ("plan.json.tmp", ".lock") and (path.is_symlink() or not path.is_dir()):
-            raise DataError(f"{out} holds {path.relative_to(out)}, which is no scene: name an empty folder")
+            raise DataError(
+                f"{out} holds {path.relative_to(out)}, which is not a scene: name an empty folder"
+            )
 
 
 def _part_path(out: Path, block: range) -> Path:

@@ -28,7 +28,7 @@ _TENS_WORD = rf"(?:{'|'.join(TENS)})(?:[- ](?:{'|'.join(ONES[1:10])}))?"
 _WORD = rf"(?:{_TENS_WORD}|{'|'.join(sorted(ONES, key=len, reverse=True))})"
 _ORDINAL_WORD = "|".join(ORDINALS)
 
-MAX_LENGTH = 200  # characters; longer strings of digits are no counts, and int() refuses them
+MAX_LENGTH = 200  # characters; longer strings of digits are not counts, and int() refuses them
 MAX_STEP = 1000  # from a count to another
 
 # Kinds in the order in which they are tried; each pattern matches a whole number.

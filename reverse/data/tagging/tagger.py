@@ -92,7 +92,7 @@ class Tagger:
         for start in range(0, len(left), batch):
             some = left[start : start + batch]
             parts = {i: find_protected(answers[i][0]) for i in some}
-            # Line by line: no phrase crosses the end of a line, and a list is no sentence.
+            # Line by line: no phrase crosses the end of a line, and a list is not a sentence.
             lines = [(i, *line) for i in some for line in _split_lines(mask_parts(answers[i][0], parts[i]))]
             shown = [replace_surrogates(line) for _, _, line in lines]
             docs = self.nlp.pipe(shown, batch_size=batch)

@@ -46,7 +46,7 @@ def name_request(error: Exception, index: int) -> Exception:
         error.strerror = f"request {index}: {error.strerror}"
     elif len(error.args) == 1 and isinstance(error.args[0], str):
         error.args = (f"request {index}: {message}",)
-    else:  # its arguments are no message, such as an errno
+    else:  # its arguments are not messages, such as an errno
         named = ValueError(f"request {index}: {type(error).__name__}: {message}")
         named.__cause__ = error
         return named

@@ -163,7 +163,7 @@ def check_threshold(config: ResamplingConfig) -> float:
 
 
 def check_segment(segment: Segment, position: int, room: int, needs_p: bool = False) -> None:
-    """Raise RequestError if the segment at `position` exceeds `room`, or its p is no probability."""
+    """Raise RequestError if the segment at `position` exceeds `room`, or its p is not a probability."""
     is_missing = segment.p is None and needs_p and segment.end == "phrase"
     if is_missing or (segment.p is not None and not 0.0 <= segment.p <= 1.0):
         raise RequestError(
@@ -188,7 +188,7 @@ class Policy(Protocol):
         """Return how the first segment is decoded."""
 
     def next(self, segment: Segment) -> Action:
-        """Take in a segment and return the next action. Raises RequestError if p is no probability."""
+        """Take in a segment and return the next action. Raises RequestError if p is not a probability."""
 
 
 # (config, tags, max_new_tokens, temperature) -> policy

@@ -172,7 +172,7 @@ class ReleasedPolicy:
         opened = [i for i, token in enumerate(ids) if token == tags.span]
         closed = [i for i, token in enumerate(ids) if token in tags.closing]
         if not opened:
-            return None  # a closing tag alone is no error
+            return None  # a closing tag alone is not an error
         if any(start > end for start, end in zip(opened, closed, strict=False)) or len(opened) < len(closed):
             return _Rejection("malformed")
         return _Rejection("unclosed") if len(opened) > len(closed) else None  # the length limit too (R6)

@@ -28,7 +28,7 @@ __all__ = [
     "split_into_pieces",
 ]
 
-INCOMPLETE = "\ufffd"  # stands in a decoded text for bytes that are no character
+INCOMPLETE = "\ufffd"  # stands in a decoded text for bytes that are not characters
 _UTF8 = 4  # most bytes of a character
 _SIZE = 8  # ids that a window keeps at least, so that joints between words come out right
 _WINDOW = 64  # ids that a window holds before it is shortened
@@ -113,7 +113,7 @@ def split_into_pieces(
     for token in ids:
         window.extend((token,))
         pieces.append("" if window.text.endswith(INCOMPLETE) else window.take(len(window.text)))
-        if len(window.ids) > 2 * _WINDOW:  # bytes that are no text: no character has so many
+        if len(window.ids) > 2 * _WINDOW:  # bytes that are not text: no character has so many
             window.restart()
     return pieces
 

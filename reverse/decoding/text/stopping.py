@@ -139,7 +139,7 @@ class Stops:
         window.extend((token,))
         text = window.text
         window.take(len(text))
-        if len(window.ids) > 8 * self._reach:  # bytes that are no text
+        if len(window.ids) > 8 * self._reach:  # bytes that are not text
             window.restart()
         return any(text.find(s, max(0, before - len(s) + 1)) >= 0 for s in self.strings)
 

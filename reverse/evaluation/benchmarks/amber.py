@@ -17,8 +17,8 @@ Differences from the published script, each tested:
   added. The notes' `published` has what AMBER's own script prints, with all of this.
 - REVERSE's script holds that function and never calls it: it prints the mean of 100 bootstrap rounds over the
   answers (generator 42, unrounded, F1 with 1e-6 added) with the 2.5 and 97.5 percentiles, and that alone. The
-  notes' `published_bootstrap` has these lines; the mean of rounds is no estimate of anything else than the
-  figure itself.
+  notes' `published_bootstrap` has these lines; the mean of rounds is not an estimate of anything else than
+  the figure itself.
 - An item without annotated objects is not counted in Cover or Cog. The script slices `[-0:]`, which would be
   the whole list; it is empty then, so the figures are the same.
 - Relation questions print nothing in the script when they are asked for alone.
@@ -128,7 +128,7 @@ def read_questions(files: Mapping[str, Path]) -> Iterator[QuestionRow]:
 
 
 def _read_annotations(truth: str | Path) -> dict[str, dict[str, Any]]:
-    """Annotations by id. Raises DataError naming the entry that is no annotation."""
+    """Annotations by id. Raises DataError naming the entry that is not an annotation."""
     return read_items(
         _find_file(truth, "annotations.json"), _read_annotation, lambda entry, _: entry.id("id")
     )
@@ -319,7 +319,7 @@ def _percent(part: float, whole: float) -> float:
 def score_questions(
     answers: Sequence[BenchmarkAnswer], truth: str | Path, options: ScoringOptions = DEFAULT_SCORING
 ) -> tuple[Table, list[Metric]]:
-    """AMBER-D, one row an answer. Raises as `score_captions`."""
+    """AMBER-D, one row an answer. Raises what `score_captions` raises."""
     known = _match_items(answers, truth, options, generative=False)
     items = [known[answer.question_id] for answer in answers]
     dimensions = [_DIMENSION.get(item["type"], "relation") for item in items]

@@ -68,7 +68,7 @@ class PublishedFile:
 
 
 class StoredPicture(Protocol):
-    """A picture that is no file of its own, such as one inside a parquet file: read when it is needed."""
+    """A picture that is not a file of its own, such as one inside a parquet file: read when it is needed."""
 
     def read(self) -> Any:
         """The picture's bytes, or a PIL image."""
@@ -118,8 +118,8 @@ DEFAULT_SCORING = ScoringOptions()
 
 
 # Keys: id, image, prompt, metadata; `file` if the picture's file has another name than `image` (a list if
-# there are several), and `source` if the picture is no file. Of graded benchmarks also `key`, `verify`, and
-# `request`, which says how to answer and is added to the prompt, but not on scenes.
+# there are several), and `source` if the picture is not a file. Of graded benchmarks also `key`, `verify`,
+# and `request`, which says how to answer and is added to the prompt, but not on scenes.
 QuestionRow = dict[str, Any]
 
 

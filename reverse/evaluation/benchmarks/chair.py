@@ -109,7 +109,7 @@ def _find_places(answers: Sequence[BenchmarkAnswer], known: CocoTruth, truth: st
             raise DataError(f"line {answer.line}: {error}") from None
     if unknown:
         hint = (
-            "these are no answers about its images" if len(unknown) == len(answers) else "wrong annotations?"
+            "these are not answers about its images" if len(unknown) == len(answers) else "wrong annotations?"
         )
         raise DataError(f"{len(unknown)} images are not in the truth {truth}: {list_names(unknown)}; {hint}")
     bare = [answer.image for answer, place in zip(answers, places, strict=True) if not known.annotated[place]]

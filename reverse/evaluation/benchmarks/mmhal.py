@@ -48,7 +48,7 @@ incomplete, so general knowledge and reasoning in the model's answer are welcome
 something cannot be seen.
 
 A hallucination is a claim about the picture (an object, a number, a colour, a text, a place, an action) \
-that contradicts them or that they give no reason to believe. Failing to answer is no hallucination.
+that contradicts them or that they give no reason to believe. Failing to answer is not a hallucination.
 
 Grades:
 6 - no hallucination; very informative, with good analysis or reasoning

@@ -89,7 +89,7 @@ def _read_json(path: Path) -> Iterator[PublishedRow]:
         named = [("", entry.row, entry.where) for entry in read_entries(path)]
     for number, (name, row, where) in enumerate(named):
         if not isinstance(row, dict):
-            raise DataError(f"{where} is no JSON object but {describe(row)}: fetch the file again")
+            raise DataError(f"{where} is not a JSON object but {describe(row)}: fetch the file again")
         yield PublishedRow(FileEntry(row, where), number, name)
 
 
@@ -155,7 +155,7 @@ def _open_parquet(path: Path) -> Any:
     try:
         return pq.ParquetFile(path)
     except (OSError, ValueError) as error:  # pyarrow's own errors are among these
-        raise DataError(f"{path} is no parquet file ({describe(str(error))}): fetch it again") from error
+        raise DataError(f"{path} is not a parquet file ({describe(str(error))}): fetch it again") from error
 
 
 def _read_group(file: Any, path: Path, group: int, columns: list[str]) -> Any:
@@ -195,7 +195,7 @@ class TsvPicture:
             data, cell = b"", f"{cell[:20]} ({error})"
         if not data:
             raise DataError(
-                f"{self.file}, line {self.line}: {PICTURE!r} is no base64 and no index of a row, got "
+                f"{self.file}, line {self.line}: {PICTURE!r} is not base64 and not an index of a row, got "
                 f"{describe(cell)}: fetch the file again"
             )
         return data
@@ -236,7 +236,7 @@ def _parse_tsv(lines: _TsvLines) -> Iterator[list[str]]:
         yield from csv.reader(lines, delimiter="\t")
     except csv.Error as error:
         raise DataError(
-            f"{lines.path}, line {lines.number - 1} is no TSV ({error}): fetch the file again"
+            f"{lines.path}, line {lines.number - 1} is not TSV ({error}): fetch the file again"
         ) from error
 
 

@@ -306,5 +306,5 @@ def read_config(folder: str | Path) -> tuple[Path, dict[str, Any]]:
         raise DataError(f"{path} is damaged ({error}): fetch or save the checkpoint again") from None
     section = config.get("reverse") if isinstance(config, dict) else None
     if not isinstance(config, dict) or not isinstance(section or {}, dict):
-        raise DataError(f'{path} holds no object with an object "reverse": it is no checkpoint\'s config')
+        raise DataError(f'{path} holds no object with an object "reverse": it is not a checkpoint\'s config')
     return path, config

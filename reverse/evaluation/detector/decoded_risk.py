@@ -44,8 +44,8 @@ def calibrate_decoding(
         given_by: the pictures that `start` was found with, of the same world.
         on_tried: called with the measurement of each threshold as soon as it is made.
 
-    Raises DataError for a start outside (0, 1], a rule that is no test, or a picture of `given_by` among the
-    scenes.
+    Raises DataError for a start outside (0, 1], a rule that is not a test, or a picture of `given_by` among
+    the scenes.
     """
     if not 0 < start <= 1:
         raise DataError(f"start must lie in (0, 1], got {start}: it is a probability of </UN>")

@@ -81,7 +81,7 @@ class SceneTruth:
             match = _SCENE.search(image)
             if match is None:
                 raise DataError(
-                    f"picture {image!r} is no scene: its name must hold an id such as test-000123"
+                    f"picture {image!r} is not a scene: its name must hold an id such as test-000123"
                 )
             self._known[image] = frozenset(make_scene(match[1], int(match[2]), self.seed).truth)
         return self._known[image]
@@ -135,7 +135,7 @@ class BenchmarkTruth:
 def read_phrases(path: str | Path, truth: Truth | None = None) -> Detector:
     """Read every object phrase with a p of an answers file and judge it.
 
-    Raises MissingFileError; DataError for a file that is no answers file, for answers that were corrected
+    Raises MissingFileError; DataError for a file that is not an answers file, for answers that were corrected
     while they were made or given twice, for a run that is not finished, and if no phrase can be judged.
     """
     run = read_run(path)

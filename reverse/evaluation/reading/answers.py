@@ -54,7 +54,7 @@ class _Line(NamedTuple):
     span: slice  # its bytes, without a byte-order mark before them
     row: Any
     problem: str  # why it holds no value; "" if it does
-    is_damaged: bool  # it is no JSON, rather than JSON that Python does not take
+    is_damaged: bool  # it is not JSON, rather than JSON that Python does not take
     is_torn: bool  # it is the last one and has no end
 
 
@@ -93,8 +93,9 @@ def read_rows(path: str | Path, skipped: list[str] | None = None) -> Iterator[tu
     """(line number, row) of any file of JSON lines, whoever wrote it.
 
     With a list `skipped`, a line whose values cannot be used is left out and told there: a whole number of
-    more than 4,300 digits, values nested too deeply, a value that is no object. Without it, such a line is an
-    error. A line that is no JSON at all is damage and always an error, and a torn end is named as such.
+    more than 4,300 digits, values nested too deeply, a value that is not an object. Without it, such a line
+    is an error. A line that is not JSON at all is damage and always an error, and a torn end is named as
+    such.
 
     Raises MissingFileError, and DataError naming the line.
     """
@@ -106,7 +107,7 @@ def read_rows(path: str | Path, skipped: list[str] | None = None) -> Iterator[tu
                 "behind the last whole line"
             )
             remedy = torn if line.is_torn else "mend or remove it, or give another file"
-            raise DataError(f"{path}, line {line.number} is no JSON ({problem}): {remedy}")
+            raise DataError(f"{path}, line {line.number} is not JSON ({problem}): {remedy}")
         if not problem and not isinstance(line.row, dict):
             problem = f"no JSON object but {describe(line.row)}: is it an answers file?"
             if skipped is None:
@@ -132,11 +133,12 @@ def read_kept_rows(path: Path, data: bytes) -> Iterator[tuple[int, slice, dict[s
                 "again"
             )
         if not isinstance(row, dict) or "question_id" not in row:
-            raise DataError(f"{path}, line {number} is no answer: it has no question_id")
+            raise DataError(f"{path}, line {number} is not an answer: it has no question_id")
         if read_id(row["question_id"]) is None:
             raise DataError(
-                f"{path}, line {number} is no answer: its question_id is {describe(row['question_id'], 30)}, "
-                "which is no id: remove that line, and its question is asked again"
+                f"{path}, line {number} is not an answer: its question_id is "
+                f"{describe(row['question_id'], 30)}, which is not an id: remove that line, and its "
+                "question is asked again"
             )
         yield number, span, row
 
@@ -165,11 +167,11 @@ class BenchmarkAnswers(list[BenchmarkAnswer]):
 def read_answers(path: str | Path) -> BenchmarkAnswers:
     """Read the usable rows of an answers file in their order; `skipped` says why each other row is left out.
 
-    A row cannot be used if it is no JSON object, if its id or text has a value that none can have, or if its
-    text is longer than `LONGEST`. At most a tenth of the rows, or one, may be such. A file with more than
+    A row cannot be used if it is not a JSON object, if its id or text has a value that none can have, or if
+    its text is longer than `LONGEST`. At most a tenth of the rows, or one, may be such. A file with more than
     `GIVE_UP` of them, if they are more than half of the rows so far, is read no further.
 
-    Raises MissingFileError; DataError for an empty file, a line that is no JSON, a question that is answered
+    Raises MissingFileError; DataError for an empty file, a line that is not JSON, a question that is answered
     twice, and if too many rows cannot be used.
     """
     answers = BenchmarkAnswers()
@@ -348,7 +350,7 @@ def run_path(path: Path) -> Path:
 
 
 def read_run(path: str | Path) -> dict[str, Any] | None:
-    """The .run.json beside an answers file, None without one. Raises DataError if it is none of ours."""
+    """The .run.json beside an answers file, None without one. Raises DataError if it is not one of ours."""
     file = run_path(Path(path))
     if not file.is_file():
         return None
@@ -357,8 +359,8 @@ def read_run(path: str | Path) -> dict[str, Any] | None:
         list(run["questions"]["ids"]), dict(run.setdefault("config", {}))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{file} is no record of a run ({type(error).__name__}: {error}): remove it to read the answers "
-            "alone"
+            f"{file} is not a record of a run ({type(error).__name__}: {error}): remove it to read the "
+            "answers alone"
         ) from error
     return run
 

@@ -158,7 +158,7 @@ def find_mentions(caption: str) -> tuple[list[tuple[str, str]], int]:
     """
     words = join_pairs(tokenize(caption.lower()))
     length = len(words)
-    if "toilet" in words and "seat" in words:  # "the seat of the toilet" is no chair
+    if "toilet" in words and "seat" in words:  # "the seat of the toilet" is not a chair
         words = [word for word in words if word != "seat"]
     return [(word, _OBJECT_OF[word]) for word in words if word in _OBJECT_OF], length
 

@@ -66,7 +66,7 @@ class CocoTruth:
     sources: dict[str, str]  # file name to SHA-256
 
     def objects(self, image: str) -> frozenset[str]:
-        """The objects of an image, by file name or id. Raises as `place`."""
+        """The objects of an image, by file name or id. Raises what `place` raises."""
         return self.objects_at(self.place(image))
 
     def objects_at(self, place: int) -> frozenset[str]:
@@ -110,7 +110,7 @@ def read_coco_truth(
 
     These are instances and captions, `*_train2014.json`, `*_val2014.json`, or those of scenes.
     `progress(done, total)` counts captions. Raises MissingFileError naming what is missing; DataError for
-    damaged files and for a category that is none of the 80.
+    damaged files and for a category that is not one of the 80.
     """
     instances = _choose_published(find_files(folder, PLACES, ["instances*.json"]))
     captions = _choose_published(find_files(folder, PLACES, ["captions*.json"]))
@@ -204,7 +204,7 @@ def _add_instances(path: Path, names: dict[str, str], held: dict[str, set[int]])
             name = entry.text("name")
             if name not in _COLUMN:
                 raise DataError(
-                    f"{entry.where}: category {shorten(name)!r} is none of the 80 of COCO that CHAIR knows"
+                    f"{entry.where}: category {shorten(name)!r} is not one of the 80 of COCO that CHAIR knows"
                 )
             categories[_id(entry, "id")] = _COLUMN[name]
         else:
@@ -313,7 +313,7 @@ class _Window:
         return not self.ended
 
     def peek(self) -> str:
-        """The next character that is no white space; empty at the end."""
+        """The next character that is not white space; empty at the end."""
         while True:
             self.at = _BLANK.match(self.text, self.at).end()  # type: ignore[union-attr]
             if self.at < len(self.text) or not self.more():
@@ -355,7 +355,7 @@ def _entries(
         counts[key] += 1
         where = f"{path}, entry {counts[key]} of {key!r}"
         if not isinstance(item, dict):
-            raise DataError(f"{where} is no JSON object but {describe(item)}: fetch the file again")
+            raise DataError(f"{where} is not a JSON object but {describe(item)}: fetch the file again")
         yield key, FileEntry(item, where)
     for key in needed:
         if key not in there:
@@ -365,7 +365,7 @@ def _entries(
 def _members(path: Path, wanted: Sequence[str], there: set[str] | None = None) -> Iterator[tuple[str, Any]]:
     """(key, item) of every item of the lists `wanted` of the object that a file holds, in bounded memory.
 
-    Names of lists that are there are added to `there`. Raises DataError for a value that is no list.
+    Names of lists that are there are added to `there`. Raises DataError for a value that is not a list.
     """
     window = _Window(path)
     with window.stream:

@@ -75,7 +75,7 @@ def _last_answer(text: str) -> str:
 
 
 def _verdict(text: str) -> str | None:
-    """The verdict of a text that is JSON; None if it is no JSON."""
+    """The verdict of a text that is JSON; None if it is not JSON."""
     try:
         value = json.loads(text[:LONGEST])
         for _ in range(2):  # a list of one object

@@ -177,7 +177,7 @@ def _render_picture(name: str, images: Path | None) -> str:
             path = resolve_image(images, candidate)
             if path.is_file() and path.suffix.lower() in _KINDS and path.suffix != ".svg":
                 return _inline_image(path, name)
-        except (ValueError, OSError):  # a name that no file can have, or a file that is no picture
+        except (ValueError, OSError):  # a name that no file can have, or a file that is not a picture
             return ""
     return ""
 

@@ -77,7 +77,7 @@ class RunFolder:
 def read_run_folder(folder: Path, name: str, examples: int, settings: BootstrapSettings) -> RunFolder:
     """Read a folder; at most `examples` rows are kept of each answers file. Raises DataError without one."""
     if not folder.is_dir():
-        raise DataError(f"{str(folder)!r} is no folder: name one that `reverse eval --out` or score wrote")
+        raise DataError(f"{str(folder)!r} is not a folder: name one that `reverse eval --out` or score wrote")
     run = RunFolder(name)
     files = sorted(_list_files(folder))
     for path in files:

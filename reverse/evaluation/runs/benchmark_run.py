@@ -243,7 +243,7 @@ def _make_ask(loaded: tuple[Any, Any], config: EvalConfig, settings: Any, max_ne
 def _resolve_settings(benchmark: Benchmark, model: Any, decoding: Decoding) -> Any:
     """The ResamplingConfig: the defaults of the benchmark's kind, then what the caller wants.
 
-    None if the mode is none of the library: a decoder that `ask` calls.
+    None if the mode is not one of the library: a decoder that `ask` calls.
     """
     from reverse.decoding.config import ResamplingConfig
     from reverse.models import default_threshold

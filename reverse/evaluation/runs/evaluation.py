@@ -69,7 +69,7 @@ Watch = Callable[[Benchmark, int, int, int], None]  # (benchmark, decoding seed,
 def evaluate(plan: Plan, at: ProcessPlace | None = None, watch: Watch | None = None) -> list[RunOutcome]:
     """Answer every benchmark of the plan with every decoding seed, and return what this process left.
 
-    All benchmarks' files are read before the model is loaded. Raises as `reverse.load` and `run`.
+    All benchmarks' files are read before the model is loaded. Raises what `reverse.load` and `run` raise.
     """
     at = at or find_place()
     chosen = named(*plan.benchmarks)

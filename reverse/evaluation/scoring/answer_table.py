@@ -74,7 +74,7 @@ def refuse_incomplete(
     unknown = [name for name in given if name not in wanted]
     if len(unknown) == len(given):
         raise DataError(
-            f"these are no answers to {title}: none of their questions is in the truth "
+            f"these are not answers to {title}: none of their questions is in the truth "
             f"({list_names(sorted(unknown))}): name the truth that they were asked from"
         )
     if unknown:
@@ -138,7 +138,7 @@ def _costs(answers: Sequence[BenchmarkAnswer]) -> tuple[dict[str, list[float]], 
             numbers = [read_number(each) for each in found]
             if any(number is None for number in numbers):
                 told = next(describe(each, 30) for each in found if read_number(each) is None)
-                left_out[name] = f"line {answer.line} has {told}, which is no number"
+                left_out[name] = f"line {answer.line} has {told}, which is not a number"
                 break
             column.append(sum(number for number in numbers if number is not None))
         else:

@@ -213,7 +213,7 @@ def find_object(text: str) -> dict[str, Any]:
 
 
 def _refuse_constant(name: str) -> Any:
-    raise DataError(f"{name} is no JSON")
+    raise DataError(f"{name} is not JSON")
 
 
 def make_chat(system: str, fields: Mapping[str, Any]) -> list[dict[str, str]]:

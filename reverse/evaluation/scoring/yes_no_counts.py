@@ -73,7 +73,7 @@ def count_both_readings(
     columns = _count_confusion(first, labels, positive) | asked
     columns |= _count_confusion(second, labels, positive, "strict_")
     columns |= {f"strict_{name}": column for name, column in asked.items()}
-    # "other" and "empty" are scored alike, so they are no difference.
+    # "other" and "empty" are scored alike, so they are not different.
     return columns, sum(
         a != b and not {a, b} <= {"other", "empty"} for a, b in zip(first, second, strict=True)
     )

@@ -194,10 +194,12 @@ def load_scored(path: Path) -> tuple[Table, list[Metric]]:
     try:
         content = read_json(path)
     except ValueError as error:
-        raise DataError(f"{path} is no scored file ({error}): `reverse score … --save` writes one") from None
+        raise DataError(
+            f"{path} is not a scored file ({error}): `reverse score … --save` writes one"
+        ) from None
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise DataError(
-            f"{path} is no scored file (no format {_FORMAT!r}): `reverse score … --save` writes one"
+            f"{path} is not a scored file (no format {_FORMAT!r}): `reverse score … --save` writes one"
         )
     try:
         columns = {str(n): _read_column(str(n), c) for n, c in content["columns"].items()}

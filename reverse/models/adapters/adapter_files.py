@@ -82,7 +82,7 @@ def _find_folder(path: str | os.PathLike) -> Path:
 
 
 def _check_ranks(file: Path, settings: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> None:
-    """Refuse ranks far above those of the matrices in `state`, and scaling factors that are no numbers."""
+    """Refuse ranks far above those of the matrices in `state`, and scaling factors that are not numbers."""
     ranks = [int(value.shape[0]) for name, value in state.items() if any(part in name for part in _RANKED)]
     highest = max(ranks, default=0)
     most = max(highest, _MODEST)

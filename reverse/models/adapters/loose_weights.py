@@ -71,9 +71,9 @@ def apply_loose_weights(model: Any, loose: Tensors, family: Family) -> None:
         target = places.get(canonical_name(_remove_wrappers(name), family))
         if target is None or "lora_" in name:
             raise CheckpointError(
-                f"{where} hold {name[:120]!r}, which is no tensor of the base, {type(model).__name__}: merge "
-                "into the base that was trained, or move the file away if answers do not need it (a value "
-                "head's, for one)"
+                f"{where} hold {name[:120]!r}, which is not a tensor of the base, {type(model).__name__}: "
+                "merge into the base that was trained, or move the file away if answers do not need it (a "
+                "value head's, for one)"
             )
         if tuple(target.shape) != shape:
             raise CheckpointError(

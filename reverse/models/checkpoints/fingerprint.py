@@ -40,7 +40,8 @@ _SOURCES = {"tokenizer.model", "vocab.json", "merges.txt"}  # what a tokenizer.j
 def checkpoint_fingerprint(path_or_id: str | os.PathLike) -> str:
     """16 hexadecimal digits over the files of a checkpoint that decide its answers.
 
-    `path_or_id` is that of `reverse.load`; of a hub id the files in the cache are read. Raises as `load`.
+    `path_or_id` is that of `reverse.load`; of a hub id the files in the cache are read. Raises what `load`
+    raises.
     """
     place, _ = find_checkpoint(path_or_id)
     config = cached_file(place, "config.json")

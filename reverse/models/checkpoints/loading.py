@@ -153,7 +153,8 @@ def find_checkpoint(
 ) -> tuple[str, Family]:
     """Where a checkpoint is, and its family. Refuses what `load` refuses, before any large file is read.
 
-    `hub` are options of the hub, such as `revision`; `variant` is that of the weights. Raises as `load`.
+    `hub` are options of the hub, such as `revision`; `variant` is that of the weights. Raises what `load`
+    raises.
     """
     path = resolve_path(path_or_id)
     file, config = _read_config(path, hub)
@@ -253,14 +254,14 @@ def resolve_path(path_or_id: str | os.PathLike) -> str:
 def find_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     """The type of weights that `dtype` names; None for None and "auto", which keep the type of the files.
 
-    Raises CheckpointError if it is no type that a model of float weights can have.
+    Raises CheckpointError if it is not a type that a model of float weights can have.
     """
     if dtype in (None, "auto"):
         return None
     found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
     if found not in _DTYPES:
         raise CheckpointError(
-            f"dtype {dtype!r:.80} is no type of weights: try 'bfloat16', 'float16' or 'float32'"
+            f"dtype {dtype!r:.80} is not a type of weights: try 'bfloat16', 'float16' or 'float32'"
         )
     return found
 

@@ -95,7 +95,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not os.path.lexists(path):
         raise MissingFileError(f"there is no {path}: fetch the checkpoint again")
     if path.exists() and not path.is_file():
-        raise CheckpointError(f"{path} is no regular file: fetch the checkpoint again")
+        raise CheckpointError(f"{path} is not a regular file: fetch the checkpoint again")
     if path.stat().st_size > MAX_BYTES:
         raise CheckpointError(
             f"{path} has {path.stat().st_size:,} bytes, and settings have at most {MAX_BYTES:,}: fetch or "

@@ -163,7 +163,7 @@ def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise CheckpointError(
-            f"{path} holds no named tensors but {type(state).__name__}: it is no file of weights"
+            f"{path} holds no named tensors but {type(state).__name__}: it is not a file of weights"
         )
     return state
 

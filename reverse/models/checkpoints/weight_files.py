@@ -66,7 +66,7 @@ def check_weight_files(place: str, hub: dict[str, Any], variant: str | None = No
 def fetch_weight_files(place: str, hub: dict[str, Any], variant: str | None = None) -> list[Path]:
     """The weight files of a folder or a hub id, fetched if they are not here yet.
 
-    Raises as `check_weight_files`.
+    Raises what `check_weight_files` raises.
     """
     here = check_weight_files(place, hub, variant)
     if here is not None:
@@ -91,7 +91,7 @@ def _file_names(variant: str | None) -> tuple[str, str]:
         return SINGLE, INDEX
     if not _is_plain_name(variant):
         raise CheckpointError(
-            f"variant={shorten(variant)} is no part of a file's name: try 'fp16', or leave it out"
+            f"variant={shorten(variant)} is not a part of a file's name: try 'fp16', or leave it out"
         )
     return f"model.{variant}.safetensors", f"model.safetensors.index.{variant}.json"
 
@@ -105,9 +105,9 @@ def shard_names(index: Path) -> list[str]:
     for tensor, name in weight_map.items():
         if not name.endswith(".safetensors"):
             raise CheckpointError(
-                f"{index} says that {shorten(tensor)} lies in {shorten(name)}, which is no safetensors file: "
-                "pickles can run code when they are read; save the checkpoint with save_pretrained, which "
-                "writes safetensors"
+                f"{index} says that {shorten(tensor)} lies in {shorten(name)}, which is not a safetensors "
+                "file: pickles can run code when they are read; save the checkpoint with save_pretrained, "
+                "which writes safetensors"
             )
     return sorted(set(weight_map.values()))
 
@@ -128,7 +128,7 @@ def read_weight_map(index: Path, *, with_metadata: bool = False) -> dict[str, st
     for tensor, name in weight_map.items():
         if not _is_plain_name(name):
             raise CheckpointError(
-                f"{index} says that {shorten(tensor)} lies in {shorten(name)}, which is no file of that "
+                f"{index} says that {shorten(tensor)} lies in {shorten(name)}, which is not a file of that "
                 "folder: shards lie beside their index; fetch or save the checkpoint again"
             )
     return weight_map

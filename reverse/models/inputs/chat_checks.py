@@ -55,7 +55,7 @@ def check_chat(row: int, chat: Any) -> list[dict]:
 def _check_message(row: int, message: Any) -> None:
     if not isinstance(message, Mapping):
         raise RequestTypeError(
-            f"chat {row} holds {message!r:.80}, which is no message: give {{'role': 'user', 'content': …}}"
+            f"chat {row} holds {message!r:.80}, which is not a message: give {{'role': 'user', 'content': …}}"
         )
     if "role" not in message or "content" not in message:
         raise RequestError(

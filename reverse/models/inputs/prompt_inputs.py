@@ -98,7 +98,10 @@ def prepare_inputs(
 def build_chats(
     images: Any, prompts: Any, family: Family, system: str | None
 ) -> tuple[list[list[dict]], list[list[Any]]]:
-    """Every prompt as a chat, and the pictures that were given beside each. Raises as `prepare_inputs`."""
+    """Every prompt as a chat, and the pictures that were given beside each.
+
+    Raises what `prepare_inputs` raises.
+    """
     if not isinstance(prompts, (str, list, tuple)):
         raise RequestTypeError(
             f"prompts must be a text, a chat (a list of messages) or a list of either, got "

@@ -70,7 +70,7 @@ def pil_image_processor(name: str, **settings: Any) -> Any:
 
 
 def check_backend(backend: str) -> None:
-    """Raise RequestError for a name that is no backend for pictures."""
+    """Raise RequestError for a name that is not a backend for pictures."""
     if backend not in ("pil", "torchvision"):
         raise RequestError(f"image_backend must be 'pil' or 'torchvision', got {backend!r}")
 

@@ -121,7 +121,9 @@ def check_bounded(place: str, template: Any, names: dict[str, str | None]) -> No
     """
     for one in template.values() if isinstance(template, dict) else (template,):
         if not isinstance(one, str):
-            raise CheckpointError(f"{place!r} has a chat template that is no text but {one!r:.60}: {_REMEDY}")
+            raise CheckpointError(
+                f"{place!r} has a chat template that is not a text but {one!r:.60}: {_REMEDY}"
+            )
         if len(one) > MAX_CHARACTERS:
             raise CheckpointError(
                 f"{place!r} has a chat template of {len(one):,} characters, more than {MAX_CHARACTERS:,}: "

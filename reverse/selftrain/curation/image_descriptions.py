@@ -50,7 +50,8 @@ class DescriptionPattern:
             compiled = regex.compile(text, regex.DOTALL)
         except (regex.error, RecursionError, OverflowError) as error:
             raise RequestError(
-                f"--pattern {text[:60]!r} is none of {', '.join(PATTERNS)} and no regular expression: {error}"
+                f"--pattern {text[:60]!r} is not one of {', '.join(PATTERNS)} and no regular expression: "
+                f"{error}"
             ) from error
         object.__setattr__(self, "_compiled", compiled)
 

@@ -100,7 +100,7 @@ class Collator:
         return {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
 
     def _packed(self, items: Sequence[TrainingItem]) -> dict[str, Tensor]:
-        """Rows end to end as one row. The first id of a row is no target of the row before it."""
+        """Rows end to end as one row. The first id of a row is not a target of the row before it."""
         assert self.positions is not None
         rows = [(row, item.picture) for item in items for row in item.rows]
         ids = [torch.from_numpy(row.ids)[None] for row, _ in rows]

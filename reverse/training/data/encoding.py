@@ -106,7 +106,7 @@ class Encoder:
 
         Raises:
             ValueError: no turns, a turn that says nothing or holds half of a surrogate pair, a token of the
-            tokenizer's own in a text (the three in an answer are no error), a first turn longer than
+            tokenizer's own in a text (the three in an answer are not errors), a first turn longer than
             `max_length`, a `</UN>` without its `<SPAN>`, text that cannot be taken apart, or not one number
             of ids for each picture.
         """

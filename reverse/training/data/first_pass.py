@@ -29,7 +29,7 @@ __all__ = ["Checked", "Cut", "check_records", "checked_file"]
 FORMAT = 6  # of the file
 SHOWN = 5  # bad records in a message
 FIRST = 10  # numbers in a line
-LARGEST_SHARE = 0.5  # of records that may be left out: more are no bad records but a wrong setting
+LARGEST_SHARE = 0.5  # of records that may be left out: more are not bad records but a wrong setting
 
 Say = Callable[[str], None]
 ShowProgress = Callable[[float, float], None]

@@ -71,7 +71,7 @@ def span_mask(ids: Sequence[int] | Ids, *, span_id: int, cn_id: int, un_id: int)
     after = np.minimum.accumulate(after[..., ::-1], axis=-1)[..., ::-1]  # the next tag at or after it
     opened = np.take_along_axis(ids, np.maximum(before, 0), axis=-1) == span_id
     closed = np.take_along_axis(ids, np.minimum(after, length - 1), axis=-1) == un_id
-    # Without a tag on one side `before` or `after` is clipped to an end of the row, which is no tag then.
+    # Without a tag on one side `before` or `after` is clipped to an end of the row, which is not a tag then.
     return tag | ~(opened & closed)
 
 

@@ -39,7 +39,9 @@ _logger = logging.getLogger(__name__)
 HINT_SHARE = 0.2  # of the positive general answers name wrong phrases, as published
 _CHARACTERS = 4  # about as many as an id stands for
 _LIST = re.compile(r'"images?"\s*:\s*\[')
-MOST_REPLACED = 100  # records in a row whose pictures are damaged: more are no bad records but a wrong folder
+MOST_REPLACED = (
+    100  # records in a row whose pictures are damaged: more are not bad records but a wrong folder
+)
 
 
 class RecordDataset(Dataset[TrainingItem]):
@@ -57,7 +59,7 @@ class RecordDataset(Dataset[TrainingItem]):
         hint_share: probability, 0 for none.
         seed: of the draws.
         limit: the first so many records only; None: all.
-        keep_broken: what is no record of a JSON file is an error when it is drawn, not at once.
+        keep_broken: what is not a record of a JSON file is an error when it is drawn, not at once.
         weight: multiplies the loss of all records, beside their own `weight`.
 
     `replace_damaged`: train the next record in the place of one with a picture that cannot be decoded, with a

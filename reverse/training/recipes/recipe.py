@@ -238,7 +238,7 @@ def load_recipe(name_or_path: str, settings: Sequence[str] = ()) -> Recipe:
 def read_settings(path: Path, settings: Sequence[str], kind: type[Kind]) -> Kind:
     """Read a YAML file of settings of a kind, such as `Recipe`, and put `settings` over it.
 
-    Raises as `load_recipe`.
+    Raises what `load_recipe` raises.
     """
     given = parse_recipe_yaml(read_text(path, max_bytes=MAX_BYTES), str(path))
     if not isinstance(given, dict):

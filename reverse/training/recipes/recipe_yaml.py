@@ -113,7 +113,7 @@ def _strict_loader() -> type:
 
     def refuse(node: Any) -> yaml.YAMLError:
         line = node.start_mark.line + 1
-        return yaml.YAMLError(f"{show_value(node.value)}, line {line}, is no plain number: write digits")
+        return yaml.YAMLError(f"{show_value(node.value)}, line {line}, is not a plain number: write digits")
 
     def integer(loader: Any, node: Any) -> int:
         if not _PLAIN.fullmatch(node.value):  # YAML 1.1 reads 010 as 8 and 1:30 as 90

@@ -77,7 +77,7 @@ def check_settings(config: Any) -> int:
     accumulate, rest = divmod(config.global_batch, config.batch * processes())
     if rest or not accumulate:
         raise RequestError(
-            f"global_batch {config.global_batch} is no multiple of batch {config.batch} on {processes()} "
+            f"global_batch {config.global_batch} is not a multiple of batch {config.batch} on {processes()} "
             "processes: change one of them"
         )
     return accumulate

@@ -40,7 +40,7 @@ RL_VIEWS: dict[str, Callable[[DraftRecord, ViewSettings], ViewRows]] = {
 
 
 def _fill(rows: ViewRows, found: list[dict[str, object]], kind: str, reason: str) -> ViewRows:
-    """Add rows that are no conversations of training records, as many as a question may have."""
+    """Add rows that are not conversations of training records, as many as a question may have."""
     if not found:
         rows.leave_out(reason)
     for row in found:

@@ -88,7 +88,7 @@ def test_answers_are_scored_with_intervals_and_reasons(root, name, tmp_path):
 
 
 def test_questions_about_one_picture_are_one_cluster(root):
-    """Intervals would be too narrow: shuffled copies of a question are no questions of their own."""
+    """Intervals would be too narrow: shuffled copies of a question are not questions of their own."""
     for name in ("mmbench", "clevr-math", "mathverse", "mathvista"):
         assert len({question.image for question in bench(name).questions(root)}) == 1
 
@@ -199,7 +199,7 @@ def test_bad_tsv_cells_are_named(tmp_path):
     )
     path.write_text("".join(lines) + bad)
     *_, last = read_published(path)
-    with pytest.raises(DataError, match=r"line 5: 'image' is no base64 and no index of a row"):
+    with pytest.raises(DataError, match=r"line 5: 'image' is not base64 and not an index of a row"):
         last.pictures["image"].read()
     assert [row.pictures["image"].read() == picture() for row in list(read_published(path))[:2]] == [
         True,
@@ -212,7 +212,7 @@ def test_bad_parquet_files_are_named(tmp_path, monkeypatch):
     path = tmp_path / "mmstar/mmstar.parquet"
     path.parent.mkdir()
     path.write_bytes(b"PAR1 nothing PAR1")
-    with pytest.raises(DataError, match=r"mmstar\.parquet is no parquet file .*fetch it again"):
+    with pytest.raises(DataError, match=r"mmstar\.parquet is not a parquet file .*fetch it again"):
         bench("mmstar").questions(tmp_path)
     write_parquet(
         path, [{"index": 1, "question": "?", "answer": "B", "image": {"bytes": None, "path": None}}]
@@ -239,7 +239,7 @@ def test_answers_to_other_questions_are_refused(root, tmp_path):
     """Answers would be graded with the keys of other questions."""
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"question_id": "nobody", "text": "3"}) + "\n")
-    with pytest.raises(DataError, match="no answers to TabMWP"):
+    with pytest.raises(DataError, match="not answers to TabMWP"):
         score_file(path, root, "tabmwp")
     with pytest.raises(MissingFileError, match=r"no tabmwp/problems_test\.json under .*--where tabmwp"):
         score_file(path, tmp_path, "tabmwp")

@@ -278,8 +278,11 @@ def test_segments_take_p_from_the_phrase_at_their_place():
     [
         (["--mode", "plain", "--mode", "plain"], "--mode plain is given twice: give each mode once"),
         (["--mode", "magic"], "--mode must be one of resample, plain,"),
-        (["--mode", "plain", "--n", "3"], "--n is no setting of --mode plain: select, auto have it"),
-        (["--mode", "plain", "--mode", "select", "--rounds", "1"], "--rounds is no setting of --mode plain"),
+        (["--mode", "plain", "--n", "3"], "--n is not a setting of --mode plain: select, auto have it"),
+        (
+            ["--mode", "plain", "--mode", "select", "--rounds", "1"],
+            "--rounds is not a setting of --mode plain",
+        ),
         (["--mode", "select", "--n", "0"], "n must be a whole number of at least 1"),
         (
             ["--mode", "select", "--judge", "luck"],
@@ -307,7 +310,7 @@ def test_wrong_files_are_refused(evaluated, tmp_path):
     damaged.write_text('{"version": 1, "id": "a", "question": "?", "drafts": [{"text": 3}]}\n')
     for files, told in (
         ((plain, other), "4 questions are answered in one run only"),
-        ((plain, out / "chartqa.select.jsonl"), "chartqa.select.jsonl is no file of drafts"),
+        ((plain, out / "chartqa.select.jsonl"), "chartqa.select.jsonl is not a file of drafts"),
         ((plain, empty), "empty.drafts.jsonl holds no records"),
         ((plain, ungraded), "no answer has a verdict"),
         ((plain, damaged), "damaged.drafts.jsonl, line 1: drafts.0.text"),

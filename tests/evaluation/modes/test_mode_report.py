@@ -75,7 +75,7 @@ def test_tables_and_figure_hold_every_mode(report, tmp_path):
 
 
 def test_a_report_without_a_right_answer_is_json():
-    """NaN is no JSON, and a division by no right answer is no figure."""
+    """NaN is not JSON, and a division by no right answer is not a figure."""
     runs = [ModeRun(name, (answered("a", False), answered("b", False))) for name in ("plain", "auto")]
     report = replace_non_finite(make_report(runs, FEW))
     assert json.loads(json.dumps(report, allow_nan=False))["modes"][0]["cost"]["tokens_per_right"] is None

@@ -162,7 +162,7 @@ def test_bad_input(made, tmp_path):
     """Answers of the other half, or a run cut short, would be scored as AMBER."""
     folder, _, captions, questions = made
     path = tmp_path / "a.jsonl"
-    with pytest.raises(ValueError, match="no answers to AMBER's captions"):
+    with pytest.raises(ValueError, match="not answers to AMBER's captions"):
         score_file(write_answers(path, questions), folder, "amber-g")
     with pytest.raises(ValueError, match="2200 answered questions are not in the truth"):
         score_file(write_answers(path, captions + questions), folder, "amber-g")

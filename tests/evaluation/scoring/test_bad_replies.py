@@ -123,7 +123,7 @@ def test_halves_of_surrogate_pairs_can_be_sent(serve, tmp_path):
 
 
 def test_an_azure_resource_is_asked_in_its_own_way(chat_server, tmp_path, monkeypatch):
-    """The deployment would be no part of the path, or a token of the environment would be sent instead."""
+    """The deployment would not be a part of the path, or a token of the environment would be sent instead."""
     monkeypatch.setenv("AZURE_OPENAI_AD_TOKEN", "not for this server")
     server = chat_server(lambda handler, body: handler.give("fine"))
     for name, value in (

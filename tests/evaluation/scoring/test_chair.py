@@ -194,7 +194,11 @@ def test_a_caption_that_is_too_long_is_left_out_and_told(made, tmp_path):
     [
         ("instances_val2014.json", lambda t: t[:-50], "damaged"),
         ("captions_val2014.json", lambda t: t.replace('"caption"', '"text"', 1), "no 'caption'"),
-        ("instances_val2014.json", lambda t: t.replace('"bench"', '"throne"'), "'throne' is none of the 80"),
+        (
+            "instances_val2014.json",
+            lambda t: t.replace('"bench"', '"throne"'),
+            "'throne' is not one of the 80",
+        ),
         ("instances_val2014.json", lambda t: "[]", "damaged"),
         (
             "instances_val2014.json",

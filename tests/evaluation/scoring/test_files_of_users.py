@@ -194,7 +194,7 @@ def test_images_that_nobody_annotated(tmp_path):
          "'image_content' must be a list of texts, got null"),
         ("haloquest/haloquest-eval.jsonl", {"question_id": 1, "text": "?", "answer": None},
          "'answer' must be"),
-        ("pope/coco_pope/coco_pope_random.json", None, "is no JSON object but None"),
+        ("pope/coco_pope/coco_pope_random.json", None, "is not a JSON object but None"),
     ],
 )  # fmt: skip
 def test_values_of_another_kind_name_file_and_entry(tmp_path, name, entry, said):

@@ -284,7 +284,7 @@ def test_answers_that_do_not_fit(mmhal_files, serve, tmp_path):
     folder, path = mmhal_files
     server = serve(lambda n, body: (200, rate(body)))
     rows = [row(f"random/{n}", "Yes") for n in range(3)]
-    with pytest.raises(ValueError, match="no answers to MMHal-Bench"):
+    with pytest.raises(ValueError, match="not answers to MMHal-Bench"):
         score_file(write_answers(path, rows), folder, "mmhal", judge=a_judge(server, tmp_path))
     with pytest.raises(ValueError, match="scored by a judge"):
         score_file(path, folder, "mmhal")

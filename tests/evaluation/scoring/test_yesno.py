@@ -235,7 +235,7 @@ def test_mme_ids_as_published(mme_files, tmp_path):
 
 
 def test_mme_stored_tables_are_read_again(mme_files, tmp_path):
-    """A total is no ratio: a stored table would lose it."""
+    """A total is not a ratio: a stored table would lose it."""
     folder, _, answers, _ = mme_files
     table, metrics = score_file(write_answers(tmp_path / "a.jsonl", answers[:640]), folder, "mme-hall")
     save_scored(tmp_path / "t.json", table, metrics)

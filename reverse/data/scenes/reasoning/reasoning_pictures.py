@@ -43,7 +43,7 @@ PictureKind = Literal["scene", "table", "chart"]
 REASONING_VERSION = 1  # raise it whenever the same arguments give another picture or text
 NOWHERE = "none"  # the place of what is not there
 TABLE_SHARE = 0.2
-CHART_SHARE = 0.25  # of the pictures that are no tables; the others are scenes
+CHART_SHARE = 0.25  # of the pictures that are not tables; the others are scenes
 
 
 @dataclass(frozen=True)

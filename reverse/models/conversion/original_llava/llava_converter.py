@@ -103,7 +103,10 @@ def convert_original_llava(
 def _prepare(
     src: Path, *, vision: str | Path | None, base: str | Path | None, dtype: torch.dtype | None
 ) -> _Parts:
-    """Find everything that is wrong without reading the weights. Raises as `convert_original_llava`."""
+    """Find everything that is wrong without reading the weights.
+
+    Raises what `convert_original_llava` raises.
+    """
     layout = read_layout(src)
     base_folder, base_layout, base_weights = _open_base(layout, base)
     with_tower = base_layout if base_layout is not None and base_layout.has_tower else layout

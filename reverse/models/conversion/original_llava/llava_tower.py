@@ -35,7 +35,7 @@ def tower_config(layout: Layout, tower: Path | None) -> CLIPVisionConfig:
 
     Raises:
         MissingFileError: there is no tower, or no configuration of it.
-        CheckpointError: it is no CLIP, or not the one that the projector was trained on.
+        CheckpointError: it is not a CLIP, or not the one that the projector was trained on.
     """
     named = layout.config.get("mm_vision_tower") or layout.config.get("vision_tower")
     if tower is None and not layout.has_tower:
