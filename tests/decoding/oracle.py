@@ -54,7 +54,7 @@ class NaiveBackend:
     def start(self, sequence, params):
         self.segments[sequence] = RunningSegment(params)
 
-    def score(self, sequences, kind):
+    def score(self, sequences, kind, begins=None):
         raise NotImplementedError
 
     def release(self, sequence):

@@ -184,9 +184,9 @@ class AutoBackend:
         """One decode step of all sequences that decode a segment."""
         return self.inner.step()
 
-    def score(self, sequences: Sequence[int], kind: str) -> list[float]:
+    def score(self, sequences: Sequence[int], kind: str, begins: Sequence[int] | None = None) -> list[float]:
         """A number for each sequence."""
-        return self.inner.score(sequences, kind)
+        return self.inner.score(sequences, kind, begins)
 
     def release(self, sequence: int) -> None:
         """Let a sequence go, whatever it was doing."""

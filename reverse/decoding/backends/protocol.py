@@ -40,6 +40,7 @@ __all__ = [
     "common_prefix",
     "does_not_fit",
     "find_pictures_end",
+    "mean_log_probability",
     "not_finite",
 ]
 
@@ -53,6 +54,16 @@ class OutOfMemory(BackendError):
     """
 
     lost_everything = False
+
+
+def mean_log_probability(log_probabilities: Sequence[float], length: int, begin: int = 0) -> float:
+    """The mean of what is known of the tokens from position `begin` on; NaN if nothing is.
+
+    `log_probabilities` are those of the last tokens of a sequence of `length`; NaN: never decoded.
+    """
+    first = max(0, begin - (length - len(log_probabilities)))
+    known = [x for x in log_probabilities[first:] if not math.isnan(x)]
+    return math.fsum(known) / len(known) if known else math.nan
 
 
 def does_not_fit(message: str) -> OutOfMemory:
@@ -254,11 +265,12 @@ class Backend(Protocol):
         Empty only if no segment is being decoded. A backend may run ahead of what it returns.
         """
 
-    def score(self, sequences: Sequence[int], kind: str) -> list[float]:
-        """A number for each sequence: `"likelihood"` is the mean log-probability of its tokens.
+    def score(self, sequences: Sequence[int], kind: str, begins: Sequence[int] | None = None) -> list[float]:
+        """A number for each sequence: `"likelihood"` is the mean log-probability of its decoded tokens.
 
-        `"value"` is what the model's value head says of the last token; it may cost a forward. Only where the
-        backend's capabilities say `hidden_states`.
+        With `begins` only the tokens from these positions on count. `"value"` is what the model's value head
+        says of the last token; it may cost a forward. Only where the backend's capabilities say
+        `hidden_states`.
         """
 
     def release(self, sequence: int) -> None:

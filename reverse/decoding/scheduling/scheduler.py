@@ -157,7 +157,7 @@ class Scheduler:
         for branch in branches:
             holder = next((n for n in (branch.node, branch.node.base) if n and n.sequence is not None), None)
             if holder is not None:
-                self._place(branch, self._take_from(holder, branch))
+                self._place(branch, self._take_from(holder, branch, len(fresh) + len(late)))
                 placed.append(branch)
             elif self.has_room(len(fresh) + len(late) + 1):
                 if branch.node in fresh:
@@ -183,11 +183,14 @@ class Scheduler:
         branch.round.sequences = [sequence]
         branch.begin()
 
-    def _take_from(self, node: Node, branch: Branch) -> int:
-        """Take the sequence of a node, or a split of it if other branches wait for it too."""
+    def _take_from(self, node: Node, branch: Branch, reserved: int) -> int:
+        """Take the sequence of a node, or a split of it if other branches wait for it too.
+
+        `reserved` free sequences are for prompts that are about to be prefilled.
+        """
         assert node.sequence is not None
         others = (b for b in self.waiting if b is not branch and node in (b.node, b.node.base))
-        if any(others) and self._count_free() > 0:
+        if any(others) and self._count_free() > reserved:
             (sequence,) = self.backend.split(node.sequence, 1)
             return sequence
         sequence, node.sequence = node.sequence, None
@@ -291,16 +294,18 @@ class Scheduler:
         self.running.remove(branch)
         del self._of_sequence[decision.sequence]
         branch.node = branch.make_answer_node()
+        branch.node.scores |= self._read_scores(branch, decision.sequence)
         if branch.keeps_cache:
-            branch.node.scores |= self._read_scores(decision.sequence)
             self.keep(branch.node, decision.sequence, branch.order)
         else:
             self.backend.release(decision.sequence)
         self._ended.append(branch)
 
-    def _read_scores(self, sequence: int) -> dict[str, float]:
+    def _read_scores(self, branch: Branch, sequence: int) -> dict[str, float]:
+        """The likelihood of the branch's own answer: earlier turns count only while their cache is kept."""
+        begin = len(branch.round.text) - branch.round.length
         try:
-            return {"likelihood": self.backend.score([sequence], "likelihood")[0]}
+            return {"likelihood": self.backend.score([sequence], "likelihood", [begin])[0]}
         except NotImplementedError:
             return {}
 

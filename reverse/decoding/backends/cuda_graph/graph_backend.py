@@ -6,7 +6,6 @@ stands in each row.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial, wraps
@@ -37,6 +36,7 @@ from reverse.decoding.backends.protocol import (
     SegmentParams,
     StepOutput,
     find_pictures_end,
+    mean_log_probability,
 )
 from reverse.errors import RequestError
 from reverse.models import family_of
@@ -344,7 +344,7 @@ class CudaGraphBackend:
                 return outputs
 
     @_on_device
-    def score(self, sequences: Sequence[int], kind: str) -> list[float]:
+    def score(self, sequences: Sequence[int], kind: str, begins: Sequence[int] | None = None) -> list[float]:
         """`"likelihood"`: the mean log-probability of each sequence's decoded tokens, from raw logits.
 
         Tokens that were set and never decoded do not count; NaN for a sequence without decoded tokens.
@@ -352,5 +352,8 @@ class CudaGraphBackend:
         if kind != "likelihood":
             remedy = ": take backend='hf'" if kind == "value" else ""
             raise RequestError(f"score must be 'likelihood' on this backend, got {kind!r}{remedy}")
-        known = [[x for x in self._rows[name].log_probabilities if not math.isnan(x)] for name in sequences]
-        return [math.fsum(each) / len(each) if each else math.nan for each in known]
+        held = [self._rows[name] for name in sequences]
+        return [
+            mean_log_probability(each.log_probabilities, len(each.ids), begin)
+            for each, begin in zip(held, begins or [0] * len(held), strict=True)
+        ]

@@ -32,6 +32,7 @@ from reverse.decoding.backends.protocol import (
     StepOutput,
     common_prefix,
     find_pictures_end,
+    mean_log_probability,
 )
 from reverse.errors import RequestError
 from reverse.models.families import family_of
@@ -158,7 +159,7 @@ class HfBackend:
             _append(name, each, choice) for (name, each), choice in zip(ready.items(), choices, strict=True)
         ]
 
-    def score(self, sequences: Sequence[int], kind: str) -> list[float]:
+    def score(self, sequences: Sequence[int], kind: str, begins: Sequence[int] | None = None) -> list[float]:
         """`"likelihood"`: the mean log-probability of each sequence's decoded tokens; `"value"`: of its head.
 
         It is that of raw logits, kept at the steps that decoded them, and costs nothing. Tokens that were set
@@ -169,10 +170,11 @@ class HfBackend:
             return self._read_values([self._sequences[name].row for name in sequences])
         if kind != "likelihood":
             raise RequestError(f"score must be 'likelihood' or 'value' on this backend, got {kind!r}")
-        known = [
-            [x for x in self._sequences[name].log_probabilities if not math.isnan(x)] for name in sequences
+        held = [self._sequences[name] for name in sequences]
+        return [
+            mean_log_probability(each.log_probabilities, len(each.tokens), begin)
+            for each, begin in zip(held, begins or [0] * len(held), strict=True)
         ]
-        return [math.fsum(each) / len(each) if each else math.nan for each in known]
 
     def release(self, sequence: int) -> None:
         """Let a sequence go, whatever it was doing. Unknown ids are ignored. Never raises."""
