@@ -189,8 +189,9 @@ def _with_p(segment: DraftSegment, read: Mapping[tuple[int, int], float | None])
 # ---------------------------------------------------------------------- modes, and what is chosen on val
 def list_modes(threshold: float, gates: Mapping[str, float], most_samples: int) -> dict[str, MeasuredMode]:
     """Every mode that is measured on a test split."""
-    checked = ResamplingConfig(threshold=threshold, hints=0)
+    checked = ResamplingConfig.for_rationales(threshold=threshold)
     modes = {"plain": MeasuredMode(KEEP), "resample": MeasuredMode("resample", checked)}
+    modes["resample_defaults"] = MeasuredMode("resample", ResamplingConfig(threshold=threshold, hints=0))
     for name, mode in CORRECTIONS.items():
         modes[name] = MeasuredMode(mode)
         modes[f"{name}_gated"] = MeasuredMode(replace(mode, gate=gates[name]))
@@ -212,7 +213,7 @@ def choose_threshold(measurer: Measurer) -> float:
     """The threshold of resampling that is right most often on val; of equals the one with fewer tokens."""
     found = {}
     for threshold in THRESHOLDS:
-        config = ResamplingConfig(threshold=threshold, hints=0)
+        config = ResamplingConfig.for_rationales(threshold=threshold)
         records = measurer.answer("val", f"resample_{threshold:g}", MeasuredMode("resample", config))
         found[threshold] = (sum(map(is_right, records)), -cost(records).tokens.point)
     return max(found, key=lambda threshold: found[threshold])
