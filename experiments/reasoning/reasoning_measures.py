@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from experiments.reasoning.reasoning_recipe import ReasoningRecipe
+from experiments.reasoning.reasoning_recipe import REFLECTION, ReasoningRecipe
 from reverse import Engine, Request
 from reverse.data.drafts.draft_files import read_drafts, write_drafts
 from reverse.data.drafts.draft_record import DraftRecord, DraftSegment, RecordedCost, RecordedDraft
@@ -48,7 +48,7 @@ WARM: dict[str, Any] = {"inner": KEEP, "temperature": 1.0, "top_k": 0, "top_p": 
 CORRECTIONS: dict[str, Any] = {
     "refine": Refine(inner=KEEP),
     "self_correct": SelfCorrect(inner=KEEP),
-    "reflect": Reflect(inner=KEEP),
+    "reflect": Reflect(inner=KEEP, instruction=REFLECTION),
 }
 THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
 AUTO_BUDGETS = (60, 120, 240)  # tokens

@@ -7,9 +7,11 @@ from typing import Any
 
 from reverse.errors import RequestError
 
-__all__ = ["SIZES", "STAGES", "ReasoningRecipe"]
+__all__ = ["REFLECTION", "SIZES", "STAGES", "ReasoningRecipe"]
 
 STAGES = ("init", "base", "sample", "one", "greedy", "truth", "measure", "sample2", "two", "measure2")
+# Without an instruction, questions for a reflection and for a plain answer would be the same.
+REFLECTION = "Think and answer, then reflect and answer again."
 SIZES: dict[str, dict[str, int]] = {
     "llava": {
         "vision_layers": 6, "vision_hidden": 192, "vision_inner": 512, "vision_heads": 6,

@@ -13,7 +13,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from experiments.reasoning.reasoning_recipe import REFLECTION
 from experiments.scene_dataset import ScenePictures
 from reverse.data.drafts.draft_files import draft_line
 from reverse.data.drafts.draft_record import DraftRecord, RecordedDraft
@@ -41,6 +42,7 @@ from reverse.data.scenes.reasoning import (
 from reverse.data.scenes.reasoning.reasoning_annotator import read_as_annotator
 from reverse.data.scenes.reasoning.reasoning_pictures import make_picture_rng
 from reverse.errors import DataError
+from reverse.modes import Reflect
 from reverse.training.data.encoding import Encoder, turns_of
 from reverse.training.data.labels import IGNORE
 from reverse.training.views.correction_views import view_refine, view_reflect, view_self_correct
@@ -262,7 +264,8 @@ def _verified_rows(record: DraftRecord, seed: int) -> Iterator[tuple[str, dict[s
         ("reflect", view_reflect), ("select", view_select),
     ):  # fmt: skip
         pool = name if name in ("judge", "select") else "correction"
-        yield from ((pool, row) for row in view(record, settings).rows)
+        mode = Reflect(instruction=REFLECTION) if name == "reflect" else None
+        yield from ((pool, row) for row in view(record, replace(settings, mode=mode)).rows)
     for pool, tagged in (("own", False), ("own_tagged", True)):
         own = ViewSettings(roles=("sample",), verified=True, tagged=tagged)
         yield from ((pool, row) for row in view_cot(record, own).rows)

@@ -29,7 +29,7 @@ from safetensors.numpy import load_file, save_file
 
 from experiments.reasoning.base_sampling import compute_features, sample_answers
 from experiments.reasoning.pool_training import PoolConfig, PoolPart, train_pools
-from experiments.reasoning.reasoning_recipe import ReasoningRecipe
+from experiments.reasoning.reasoning_recipe import REFLECTION, ReasoningRecipe
 from experiments.reasoning.reasoning_rows import (
     CAPTION,
     AnsweredPicture,
@@ -57,7 +57,7 @@ from reverse.files.text_reading import read_json
 from reverse.models import load
 from reverse.models.devices import default_device
 from reverse.models.families import LLAVA, QWEN2_5_VL
-from reverse.modes import Refine, Reflect, Select, SelfCorrect
+from reverse.modes import Refine, Select, SelfCorrect
 from reverse.tokens import add_tokens
 from reverse.tokens.spans import remove_tags
 from reverse.training.checkpoints.saving import versions
@@ -131,7 +131,7 @@ def _run_init(recipe: ReasoningRecipe, folder: Path, say: Say) -> dict[str, Any]
 def _list_texts(recipe: ReasoningRecipe) -> Iterator[str]:
     """What the tokenizer learns from: questions, rationales, captions, and what modes ask."""
     frame = FRAMES[recipe.family]
-    asked = [Select().instruction, Refine().instruction, SelfCorrect().instruction, Reflect().instruction]
+    asked = [Select().instruction, Refine().instruction, SelfCorrect().instruction, REFLECTION]
     for index in range(TOKENIZER_PICTURES):
         picture = make_reasoning_picture("train", index, recipe.seed, recipe.tables)
         yield from frame(CAPTION, write_reasoning_caption(picture))

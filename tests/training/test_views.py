@@ -120,14 +120,15 @@ def test_targets_of_corrections_are_verified(view):
 
 
 @pytest.mark.parametrize("view", PAIRED)
-def test_first_answers_are_untagged_input(tiny_any, view):
-    """A wrong answer would be a target."""
+def test_first_answers_are_input_as_the_model_writes_them(tiny_any, view):
+    """A wrong answer would be a target, or at test time stand there with tags that were never trained."""
     encoder = Encoder(tiny_any[1])
     (row,) = rows_of(view, WRONG, TRUE).rows
     encoded = encoder.row(turns_of(row), 4)
     trained = tiny_any[1].tokenizer.decode(encoded.labels[encoded.labels != IGNORE])
     shown = tiny_any[1].tokenizer.decode(encoded.ids)
-    assert "there are 3 dogs" in shown and "there are 3 dogs" not in trained
+    first = "there are 3 dogs" if view == "refine" else "there are<SPAN> 3 dogs</CN>"  # refine shows text
+    assert first in shown and "3 dogs<" not in trained and "are 3 dogs" not in trained
     assert "Answer: 7" not in trained and "Answer: 6" in trained
 
 

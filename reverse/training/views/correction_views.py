@@ -35,13 +35,16 @@ def view_refine(record: DraftRecord, settings: ViewSettings) -> ViewRows:
 
 
 def view_self_correct(record: DraftRecord, settings: ViewSettings) -> ViewRows:
-    """Two turns: the first answer without tags, then the check that `SelfCorrect` asks for."""
+    """Two turns: the first answer, then the check that `SelfCorrect` asks for.
+
+    The first answer has its tags, all `</CN>`, as the model writes it before it is asked to check it.
+    """
     rows = ViewRows(record, "self_correct", settings)
     mode = mode_of(settings, SelfCorrect)
     for pair in find_pairs(rows, "refine"):
         rows.add(
             pair.kind,
-            ViewTurn(record.question, pair.first.text.strip(), "none"),
+            ViewTurn(record.question, write_draft(pair.first, tagged=settings.tagged).strip(), "none"),
             ViewTurn(mode.instruction, write_draft(pair.target, tagged=settings.tagged)),
         )
     return rows
@@ -61,7 +64,7 @@ def view_reflect(record: DraftRecord, settings: ViewSettings) -> ViewRows:
             rows.leave_out("no extracted answer")
             continue
         is_trained = is_verified(pair.first)
-        first = write_draft(pair.first, tagged=settings.tagged and is_trained)
+        first = write_draft(pair.first, tagged=settings.tagged)
         second = write_draft(pair.target, tagged=settings.tagged)
         head, tail = mode.write_turn(
             (first, str(answers[0])), write_reflection(pair), (second, str(answers[1]))

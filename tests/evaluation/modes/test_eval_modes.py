@@ -286,7 +286,7 @@ def test_segments_take_p_from_the_phrase_at_their_place():
         (["--mode", "select", "--n", "0"], "n must be a whole number of at least 1"),
         (
             ["--mode", "select", "--judge", "luck"],
-            "judge must be one of best, vote, weighted, self, got 'luck'",
+            "judge must be one of best, vote, weighted, self, value, got 'luck'",
         ),
         (["--mode", "self_correct", "--gate", "3"], "gate must lie in (0, 1], got 3.0"),
     ],
