@@ -1,4 +1,4 @@
-"""REVERSE: decoding that makes vision-language models take back phrases they are unsure of.
+"""REVERSE: decoding that lets vision-language models take back phrases that they are unsure of.
 
 >>> import reverse
 >>> model, processor = reverse.load("tiny-llava")

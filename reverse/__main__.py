@@ -1,4 +1,4 @@
-"""`python -m reverse` is `reverse`."""
+"""Run the command line: `python -m reverse` does what `reverse` does."""
 
 from reverse.cli import main
 

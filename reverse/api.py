@@ -1,4 +1,4 @@
-"""The public calls: one request or a batch, an endless iteration, a stream.
+"""The public calls: answer one request or a batch, any number of requests, or a stream of text.
 
     result = reverse.generate(model, processor, images="kitchen.png", prompt="Describe this image.")
     for result in reverse.generate_many(model, processor, ({"images": path} for path in paths)): ...

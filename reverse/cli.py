@@ -200,7 +200,10 @@ def tokens_add(
     base: Annotated[str, typer.Argument(help="Checkpoint folder or hub id.")],
     out: Annotated[Path, typer.Argument(help="Folder to write; it must not exist or be empty.")],
     init: Annotated[
-        str, typer.Option(help="Start of new embedding rows: mean, or a phrase whose mean is taken.")
+        str,
+        typer.Option(
+            help="Start of the new embedding rows: mean (of all rows), or a phrase whose rows are averaged."
+        ),
     ] = "mean",
     seed: Annotated[int, typer.Option(help="Random seed of the noise on the new rows.")] = 0,
 ) -> None:
@@ -222,9 +225,9 @@ def data_scenes(
     split: Annotated[str, typer.Option(help="train, val, test or shift.")] = "train",
     count: Annotated[int, typer.Option(help="Number of scenes.")] = 1000,
     seed: Annotated[int, typer.Option(help="Random seed of the scenes.")] = 0,
-    workers: Annotated[int, typer.Option(help="Number of processes.")] = 1,
+    workers: Annotated[int, typer.Option(help="Number of worker processes.")] = 1,
     benches: Annotated[
-        bool, typer.Option("--benches", help="Write the files of all benchmarks too.")
+        bool, typer.Option("--benches", help="Also write the files of all benchmarks.")
     ] = False,
 ) -> None:
     """Write scenes with their truth in the published formats."""

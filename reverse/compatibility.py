@@ -2,7 +2,7 @@
 
 This library relies on internals of transformers, peft and accelerate, which change without notice. The ranges
 below are those of pyproject.toml. Code that relies on an internal checks it once and raises
-`IncompatibleLibraryError` if it is otherwise, whatever the version is.
+`IncompatibleLibraryError` if it does not hold, whatever the version is.
 """
 
 from __future__ import annotations

@@ -154,7 +154,7 @@ class Retrospective:
 
 
 def _check_pictures(model: Any, model_kwargs: dict[str, Any]) -> None:
-    """Refuse pictures that `model.generate()` has encoded with dropout, in train mode."""
+    """Raise an error for pictures that `model.generate()` encoded in train mode, that is with dropout."""
     if not any((model_kwargs.get("mm_encoder_outputs") or {}).values()):
         return
     family = family_of(model)
@@ -194,7 +194,7 @@ def retrospective(
     )
     if chosen.open_ended:
         raise RequestError(
-            "open_ended asks a second question, which model.generate() has no place for: leave it out, or "
+            "open_ended asks a second question, which model.generate() does not support: leave it out, or "
             "use reverse.generate()"
         )
     return decoder

@@ -36,11 +36,14 @@ def import_(
         Path, typer.Argument(help="Folder to write; a stopped import continues. With --as, a draft file.")
     ],
     skip_corrupt: Annotated[
-        bool, typer.Option("--skip-corrupt", help="Leave out what is broken or no record, and list it.")
+        bool,
+        typer.Option(
+            "--skip-corrupt", help="Leave out broken records and values that are not records, and list them."
+        ),
     ] = False,
     format_name: Annotated[str | None, typer.Option("--as", help=FORMAT)] = None,
     root: Annotated[
-        str | None, typer.Option(help="Folder that absolute paths of pictures lie in, with --as.")
+        str | None, typer.Option(help="With --as: the folder that absolute picture paths begin with.")
     ] = None,
 ) -> None:
     """Import a file of records into Arrow files, or with --as a published file into a draft file."""
@@ -68,9 +71,12 @@ def export(
     out: Annotated[Path, typer.Argument(help="File to write: .jsonl for JSON lines, otherwise one value.")],
     format_name: Annotated[str, typer.Option("--as", help=FORMAT)],
     link: Annotated[
-        bool, typer.Option("--link", help="Link right and wrong drafts first, where a record has no links.")
+        bool,
+        typer.Option(
+            "--link", help="Before the export, link right and wrong drafts of records that have no links."
+        ),
     ] = False,
-    seed: Annotated[int, typer.Option(help="Random seed of the order of candidates, with --link.")] = 0,
+    seed: Annotated[int, typer.Option(help="With --link: random seed of the order of candidates.")] = 0,
 ) -> None:
     """Write a draft file as a published file."""
     export_drafts(drafts, out, format_name, seed=seed if link else None)
@@ -121,14 +127,14 @@ def subsample(
         tuple[Path, Path] | None,
         typer.Option(
             metavar="PLAIN PLAINOUT",
-            help="The set without tags, and the file for its records of the same ids.",
+            help="The set without tags, and the file to write its records with the same ids to.",
         ),
     ] = None,
     allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Leave out ids that the plain set lacks.")
+        bool, typer.Option("--allow-missing", help="Skip ids that the plain set does not have.")
     ] = False,
 ) -> None:
-    """Draw records at random; with --plain the same ids of both sets, in the same order."""
+    """Draw records at random; with --plain, draw the same ids from both sets, in the same order."""
     from reverse.data.records.subsets import subsample as draw
 
     source, target = plain or (None, None)
@@ -175,7 +181,7 @@ class ViewOptions:
         list[str] | None, typer.Option(help="With --as: take drafts of this role only. Repeatable.")
     ] = None
     verified: Annotated[
-        bool, typer.Option("--verified", help="With --as cot: only drafts that are right in all steps.")
+        bool, typer.Option("--verified", help="With --as cot: use only drafts whose steps are all right.")
     ] = False
     tagged: Annotated[
         bool, typer.Option("--tagged/--untagged", help="With --as: write the three tokens around phrases.")
@@ -184,7 +190,8 @@ class ViewOptions:
         float, typer.Option(help="With --as: share of right first answers that become pairs.")
     ] = 0.3
     per_question: Annotated[
-        int | None, typer.Option(help="With --as: the most rows of one question. [default: all, select 1]")
+        int | None,
+        typer.Option(help="With --as: largest number of rows from one question. [default: all, select 1]"),
     ] = None
     instruction: Annotated[
         str | None, typer.Option(help="With --as: the mode's instruction. [default: as in the mode]")
@@ -192,12 +199,15 @@ class ViewOptions:
 
 
 def view(options: ViewOptions) -> None:
-    """Show records with their pictures; phrases are coloured. With --as, make training records of drafts."""
+    """Show records with their pictures; phrases are coloured.
+
+    With --as, make training records from drafts.
+    """
     if options.kind is not None:
         _write_view(options)
         return
     if options.out is not None:
-        raise RequestError(f"--out {options.out} needs --as, which says what is made of the drafts")
+        raise RequestError(f"--out {options.out} needs --as, which names what to make from the drafts")
     from reverse.data.records.published_set import open_records, records_path
     from reverse.data.records.viewer import choose_records, show_records, write_page
 
@@ -219,7 +229,7 @@ def view(options: ViewOptions) -> None:
 
 
 def _write_view(options: ViewOptions) -> None:
-    """Make training records of drafts, and say what was left out."""
+    """Make training records from drafts, and print what was left out."""
     from reverse.training.views.view_files import make_mode, write_view
     from reverse.training.views.view_rows import ViewSettings
 

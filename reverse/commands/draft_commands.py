@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def import_drafts(file: Path, out: Path, name: str, *, root: str | None, skip_corrupt: bool) -> None:
-    """Write the draft file of a published file; what is left out is listed beside it."""
+    """Convert a published file to a draft file; what is left out is listed in a file beside it."""
     published = _find_format(name)
     from reverse.data.drafts.draft_files import write_drafts
     from reverse.data.drafts.published_format import SkippedItems
@@ -37,7 +37,7 @@ def import_drafts(file: Path, out: Path, name: str, *, root: str | None, skip_co
 
 
 def export_drafts(drafts: Path, out: Path, name: str, *, seed: int | None = None) -> None:
-    """Write the published file of a draft file; with a seed, drafts are linked before."""
+    """Convert a draft file to a published file; with a seed, drafts are linked first."""
     published = _find_format(name)
     from reverse.data.drafts.draft_files import read_drafts
     from reverse.data.drafts.draft_links import add_links
@@ -85,7 +85,7 @@ def _count(records: Iterator[DraftRecord], progress: ProgressCallback) -> Iterat
 def _watch(
     records: Iterator[DraftRecord], published: PublishedFormat, left: SkippedItems
 ) -> Iterator[DraftRecord]:
-    """Note the ids of records that give no item."""
+    """Yield the records, and collect the ids of those that give no item."""
     for record in records:
         if not published.items(record):
             left.add(record.id, "no item")
@@ -96,7 +96,7 @@ def _watch(
 def _check_some(
     records: Iterator[DraftRecord], file: Path, name: str, skipped: SkippedItems | None
 ) -> Iterator[DraftRecord]:
-    """Raise DataError at the end if there were none, so that no empty file is written."""
+    """Yield the records; raise DataError if there were none, so that no empty file is written."""
     some = False
     for record in records:
         some = True

@@ -46,12 +46,12 @@ class EvalOptions:
         typer.Argument(
             metavar="BENCHMARK…",
             help="chair, amber-g, amber-d, pope, pope-aokvqa, pope-gqa, mme-hall, mme, mmhal, haloquest; "
-            "all; a graded one, such as chartqa, or graded for all of these (see --where).",
+            "all; or a graded benchmark such as chartqa; or graded, for all of these (see --where).",
         ),
     ] = None
     model: Annotated[str | None, typer.Option(help="Checkpoint folder, hub id or bundled name.")] = None
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the answers; the same command goes on with them.")
+        Path | None, typer.Option(help="Folder of the answers. The same command continues a stopped run.")
     ] = None
     data: Annotated[str, typer.Option(help="Folder of the published files, or `scenes` to make them.")] = (
         _DATA
@@ -66,10 +66,12 @@ class EvalOptions:
             "option to compare modes; the others are held against the first."
         ),
     ] = None
-    n: Annotated[int | None, typer.Option("--n", help="Samples of select and auto.")] = None
-    rounds: Annotated[int | None, typer.Option(help="Rounds of self_correct, refine and reflect.")] = None
+    n: Annotated[int | None, typer.Option("--n", help="Number of samples of select and auto.")] = None
+    rounds: Annotated[
+        int | None, typer.Option(help="Number of rounds of self_correct, refine and reflect.")
+    ] = None
     gate: Annotated[
-        float | None, typer.Option(help="Confidence of the first answer that is enough to stop there.")
+        float | None, typer.Option(help="Stop after the first answer if its confidence is at least this.")
     ] = None
     judge: Annotated[str | None, typer.Option(help="How select chooses: best, vote, weighted or self.")] = (
         None
@@ -81,50 +83,55 @@ class EvalOptions:
         ),
     ] = None
     max_sequences: Annotated[
-        int, typer.Option("--max-sequences", "--batch", min=1, help="Answers that are decoded side by side.")
+        int, typer.Option("--max-sequences", "--batch", min=1, help="Number of answers decoded side by side.")
     ] = 8
     window: Annotated[
         int | None,
-        typer.Option(min=1, help="Questions that are decoded together; the same window gives the same bits."),
+        typer.Option(
+            min=1,
+            help="Number of questions that are decoded together. The same window gives identical answers.",
+        ),
     ] = None
-    limit: Annotated[int | None, typer.Option(min=1, help="Ask only about the first so many pictures.")] = (
-        None
-    )
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Number of pictures to ask about, from the first. Default: all.")
+    ] = None
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0
     decode_seeds: Annotated[int, typer.Option(min=1, help="Number of runs, each with the next seed.")] = 1
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longest answer in tokens; by default the benchmark's.")
+        int | None,
+        typer.Option(min=1, help="Largest number of tokens in an answer. Default: the benchmark's."),
     ] = None
     hints: Annotated[
         int, typer.Option(help="Number of rejected phrases that the prompt names; 0 names none.")
     ] = 5
     on_exhausted: Annotated[
-        str, typer.Option(help="What to do with a phrase that stays suspect: `best` or `drop`.")
+        str,
+        typer.Option(
+            help="What happens to a phrase that is still suspect after all attempts: `best` or `drop`."
+        ),
     ] = "best"
-    candidates: Annotated[int, typer.Option(help="Continuations that are tried side by side.")] = 1
+    candidates: Annotated[
+        int, typer.Option(help="Number of continuations tried side by side after a rejection.")
+    ] = 1
     do_sample: Annotated[bool, typer.Option("--do-sample", help="Sample from the first token on.")] = False
-    temperature: Annotated[float | None, typer.Option(help="Temperature of --do-sample; by default 1.")] = (
-        None
-    )
-    scenes: Annotated[int, typer.Option(min=1, help="How many scenes --data scenes makes.")] = 500
+    temperature: Annotated[float | None, typer.Option(help="Temperature of --do-sample. Default: 1.")] = None
+    scenes: Annotated[int, typer.Option(min=1, help="Number of scenes that --data scenes makes.")] = 500
     split: Annotated[str, typer.Option(help="Split of --data scenes: `val`, `test` or `shift`.")] = "test"
-    device: Annotated[str | None, typer.Option(help="Device as torch names it; by default cuda or cpu.")] = (
-        None
-    )
+    device: Annotated[str | None, typer.Option(help="Device as torch names it. Default: cuda or cpu.")] = None
     dtype: Annotated[
-        str | None, typer.Option(help="`float32`, `bfloat16` or `float16`; by default as saved.")
+        str | None, typer.Option(help="`float32`, `bfloat16` or `float16`. Default: the checkpoint's dtype.")
     ] = None
     ray: Annotated[
         int | None, typer.Option(min=1, help="Number of workers of a Ray cluster (extra: ray).")
     ] = None
     score: Annotated[
         bool,
-        typer.Option("--score", help="Score what was answered; write tables (.json) beside the answers."),
+        typer.Option("--score", help="Score the answers, and write tables (.json) beside them."),
     ] = False
 
     @property
     def plan(self) -> Plan:
-        """The evaluation that the options describe."""
+        """Return the evaluation that the options describe."""
         from reverse.evaluation.runs.benchmark_run import Decoding
         from reverse.evaluation.runs.evaluation import Plan
 
@@ -161,7 +168,7 @@ class EvalOptions:
 
     @property
     def modes(self) -> list[tuple[str, dict[str, Any]]]:
-        """The modes with their settings. Raises RequestError for a setting that none of them has."""
+        """Return the modes with their settings. Raises RequestError for a setting that none of them has."""
         own = {name: getattr(self, name) for name in ("n", "rounds", "gate", "judge")}
         return choose_modes(self.mode or ["resample"], own)
 
@@ -220,7 +227,7 @@ def _check_scoring(plan: Plan) -> None:
 
 
 def _score(path: Path, root: Path, plan: Plan) -> str:
-    """Score one file as `reverse score` does; returns the error that stopped it, or ""."""
+    """Score one file as `reverse score` does; return the error that stopped it, or ""."""
     from reverse.commands.score_command import ScoreOptions, score_and_show
     from reverse.evaluation.reading.answers import read_run
 

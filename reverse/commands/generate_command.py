@@ -26,7 +26,7 @@ class GenerateOptions:
     image: Annotated[
         list[str] | None, typer.Option(help="Path of a picture. Repeat the option to ask about several.")
     ] = None
-    prompt: Annotated[str, typer.Option(help="The question.")] = "Describe this image."
+    prompt: Annotated[str, typer.Option(help="Question about the pictures.")] = "Describe this image."
     system: Annotated[str | None, typer.Option(help="System turn before the question.")] = None
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the answer with phrases, attempts and usage as JSON.")
@@ -38,9 +38,14 @@ class GenerateOptions:
         float | None,
         typer.Option(help="Reject phrases with a p(</UN>) above it. Default: the checkpoint's threshold."),
     ] = None
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of the answer, tags included.")] = 256
+    max_new_tokens: Annotated[
+        int, typer.Option(help="Largest number of tokens in the answer, tags included.")
+    ] = 256
     max_attempts: Annotated[
-        int, typer.Option(help="Most rejections in the answer. 0 checks phrases without correcting them.")
+        int,
+        typer.Option(
+            help="Largest number of rejections in the answer. 0 checks phrases without correcting them."
+        ),
     ] = 50
     hints: Annotated[
         int, typer.Option(help="Number of rejected phrases that the prompt names. 0 names none.")
@@ -52,7 +57,8 @@ class GenerateOptions:
         "sentence"
     )
     on_exhausted: Annotated[
-        str, typer.Option(help="What becomes of a phrase that stays suspect: best or drop.")
+        str,
+        typer.Option(help="What happens to a phrase that is still suspect after all attempts: best or drop."),
     ] = "best"
     mode: Annotated[
         str,
@@ -65,7 +71,7 @@ class GenerateOptions:
         int | None, typer.Option(help="Number of rounds of self_correct, refine and reflect.")
     ] = None
     gate: Annotated[
-        float | None, typer.Option(help="Confidence of the first answer that is enough to stop there.")
+        float | None, typer.Option(help="Stop after the first answer if its confidence is at least this.")
     ] = None
     judge: Annotated[
         str | None, typer.Option(help="How select chooses: best, vote, weighted, self or value.")

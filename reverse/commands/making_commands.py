@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 FORMAT = 2  # of the output; a part of another format is not continued
 OUT_HELP = "File to write, .json or .jsonl. A stopped run continues."
-Limit = Annotated[int | None, typer.Option(min=1, help="Read only the first records, as many as given.")]
+Limit = Annotated[
+    int | None, typer.Option(min=1, help="Number of records to read, from the first. Default: all.")
+]
 
 
 def register(data: typer.Typer) -> None:
@@ -47,10 +49,10 @@ def reasoning(
     count: Annotated[int, typer.Option(help="Number of pictures.")] = 1000,
     seed: Annotated[int, typer.Option(help="Random seed of the pictures.")] = 0,
     workers: Annotated[int, typer.Option(help="Number of processes.")] = 1,
-    questions: Annotated[int, typer.Option(help="Questions of each picture, 1 to 8.")] = 2,
+    questions: Annotated[int, typer.Option(help="Number of questions about each picture, 1 to 8.")] = 2,
     tables: Annotated[float, typer.Option(help="Share of the pictures that are tables.")] = 0.2,
 ) -> None:
-    """Write pictures to count and calculate with, questions, and rationales with checked steps."""
+    """Write pictures for counting and calculating, with questions and rationales whose steps are checked."""
     from reverse.data.scenes.reasoning import write_reasoning
 
     with show_progress("pictures", count) as progress:
@@ -66,8 +68,10 @@ def tag(
     ],
     out: Annotated[Path, typer.Argument(help=OUT_HELP)],
     workers: Annotated[int, typer.Option(min=1, help="Number of processes.")] = 1,
-    batch: Annotated[int, typer.Option(min=1, help="Records that are tagged at a time.")] = 128,
-    seed: Annotated[int, typer.Option(help="Kept in the manifest; tagging draws nothing at random.")] = 0,
+    batch: Annotated[int, typer.Option(min=1, help="Number of records tagged in one batch.")] = 128,
+    seed: Annotated[
+        int, typer.Option(help="Seed to record in the manifest. Tagging itself is deterministic.")
+    ] = 0,
     limit: Limit = None,
 ) -> None:
     """Mark the key phrases of plain instruct data: <SPAN>a dog</CN>."""
@@ -94,18 +98,22 @@ class NegativesOptions:
         Path, typer.Argument(metavar="IN", help="Tagged records, as `reverse data tag` writes them.")
     ]
     out: Annotated[Path, typer.Argument(help=OUT_HELP)]
-    by: Annotated[str, typer.Option(help="lexicon: offline. llm: by the model at REVERSE_LLM_BASE_URL.")] = (
-        "lexicon"
-    )
+    by: Annotated[
+        str, typer.Option(help="lexicon works offline; llm asks the model at REVERSE_LLM_BASE_URL.")
+    ] = "lexicon"
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0
     limit: Limit = None
     concurrency: Annotated[int, typer.Option(min=1, help="Largest number of requests at a time.")] = 16
-    price_in: Annotated[float, typer.Option(min=0, help="Price of a million tokens read.")] = 0.0
-    price_out: Annotated[float, typer.Option(min=0, help="Price of a million tokens written.")] = 0.0
+    price_in: Annotated[
+        float, typer.Option(min=0, help="Price of a million input tokens, for the cost report.")
+    ] = 0.0
+    price_out: Annotated[
+        float, typer.Option(min=0, help="Price of a million output tokens, for the cost report.")
+    ] = 0.0
     cache: Annotated[
         Path | None, typer.Option(help="File for the model's replies. Default: OUT.replies.jsonl.")
     ] = None
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds that one request may take.")] = 120.0
+    timeout: Annotated[float, typer.Option(min=1, help="Time limit of one request in seconds.")] = 120.0
 
 
 def negatives(options: NegativesOptions) -> None:
@@ -210,7 +218,7 @@ def _number_failures(failures: list[dict[str, Any]], number: int) -> list[dict[s
 def _open_pass(
     source: Path, out: Path, plan: Mapping[str, Any]
 ) -> Iterator[tuple[PartFile, Iterator[dict[str, Any]]]]:
-    """Yield the part to write to, and the records that are left to read."""
+    """Open the output of a pass; yield its part file and the records that are still to be processed."""
     from reverse.data.records.published_set import read_records, records_path
     from reverse.files.atomic_write import sha256
     from reverse.files.resumable_parts import PartFile

@@ -22,7 +22,7 @@ Options = TypeVar("Options")
 
 
 def make_command(run: Callable[[Options], None], options: type[Options]) -> Callable[..., None]:
-    """A function for Typer with one parameter per field of `options`; its help is the docstring of `run`."""
+    """Return a function for Typer with one parameter per field of `options` and the docstring of `run`."""
 
     def command(**given: Any) -> None:
         run(options(**given))

@@ -1,4 +1,4 @@
-"""How `reverse compare`, `sweep` and `calibrate` show what they found."""
+"""Tables of the results of `reverse compare`, `sweep` and `calibrate`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Rows = list[dict[str, Any]]
 
 
 def _make_table(title: str, columns: Sequence[str], caption: str | None = None) -> Table:
-    """An empty table: the first column holds names, the others figures."""
+    """Make an empty table whose first column holds names and whose other columns hold figures."""
     table = Table(title=title, caption=caption, box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     for i, name in enumerate(columns):
         table.add_column(name, justify="right" if i else "left", no_wrap=i > 0)
@@ -37,7 +37,7 @@ def _make_table(title: str, columns: Sequence[str], caption: str | None = None) 
 
 
 def make_difference_table(found: Sequence[Difference], title: str, level: float) -> Table:
-    """Both runs' figures and their difference, coloured if it is clear."""
+    """Make a table of both runs' figures and their differences; clear differences are coloured."""
     table = _make_table(
         title,
         ("", "first run", "second run", "difference", f"{level:.0%} interval", "p", "p (Holm)"),
@@ -60,14 +60,14 @@ def make_difference_table(found: Sequence[Difference], title: str, level: float)
 
 
 def name_runs(first: Path, second: Path) -> tuple[str, str]:
-    """The files' names, with their folders' names if they are the same."""
+    """Return the names of the files, with the names of their folders if they are equal."""
     if first.stem != second.stem:
         return first.stem, second.stem
     return f"{first.resolve().parent.name}/{first.stem}", f"{second.resolve().parent.name}/{second.stem}"
 
 
 def list_remarks(found: Sequence[Difference]) -> list[str]:
-    """Lines that stand below the table of differences."""
+    """Return the lines below the table of differences."""
     lines = ["= exact: every swap of images was tried"] if any(each.exact for each in found) else []
     lines += [
         f"McNemar, if answers are independent: {each.title} p {each.p_mcnemar:.4f} "
@@ -79,7 +79,7 @@ def list_remarks(found: Sequence[Difference]) -> list[str]:
 
 
 def make_detector_table(found: dict[str, Any], bins: int) -> Table:
-    """The detector's figures over all phrases; `found` is the content of detector.json."""
+    """Make a table of the detector's figures over all phrases; `found` is the content of detector.json."""
     title = f"{found['phrases']} phrases of {found['images']} pictures, {found['wrong']} wrong"
     table = _make_table(title, ("", "value", "95 % over pictures"))
     for each in make_metrics(bins):
@@ -89,7 +89,7 @@ def make_detector_table(found: dict[str, Any], bins: int) -> Table:
 
 
 def make_decoding_table(points: Rows) -> Table:
-    """The figures of scenes decoded at several thresholds."""
+    """Make a table of the figures of scenes decoded at several thresholds."""
     columns = ("threshold", "CHAIRi %", "coverage %", "generated / kept tokens", "unresolved %")
     table = _make_table("Decoded scenes, 95 % intervals over scenes", columns)
     figures = (("chair_i", 100, 1), ("coverage", 100, 1), ("tokens_ratio", 1, 2), ("unresolved", 100, 1))
@@ -103,7 +103,7 @@ def make_decoding_table(points: Rows) -> Table:
 
 
 def print_calibration(console: Console, content: dict[str, Any]) -> None:
-    """Print the threshold, its promise, and how well it holds on other pictures."""
+    """Print the threshold, its guarantee, and how well it holds on other pictures."""
 
     def say(text: str | Text) -> None:
         console.print(text, highlight=False, soft_wrap=True)
@@ -134,7 +134,7 @@ def print_calibration(console: Console, content: dict[str, Any]) -> None:
 
 
 def make_decoded_risk_table(tried: Rows) -> Table:
-    """The tests of the thresholds that were decoded."""
+    """Make a table of the tests of the thresholds that were decoded."""
     table = _make_table(
         "Decoded scenes: mean share of false ones among accepted phrases",
         ("threshold", "mean", "95 %", "p", "p needed", "CHAIRi %", "unresolved %", "generated / kept"),

@@ -29,7 +29,7 @@ def silence_libraries() -> None:
 
 
 def resolve_placement(device: str | None, dtype: str | None) -> tuple[str, torch.dtype | None]:
-    """The device and the dtype that the options name; by default the default device, and None.
+    """Return the device and the dtype that the options name. Default: the default device, and None.
 
     Raises RequestError for a name that torch does not know, or a device that does not exist.
     """

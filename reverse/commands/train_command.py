@@ -20,10 +20,13 @@ def register(app: typer.Typer) -> None:
     @app.command()
     def train(
         recipe: Annotated[
-            str | None, typer.Argument(help="A YAML file, or the name of a shipped recipe (--list).")
+            str | None, typer.Argument(help="YAML file, or the name of a shipped recipe (see --list).")
         ] = None,
         settings: Annotated[
-            list[str] | None, typer.Option("--set", help="Set key=value in the recipe. Repeatable.")
+            list[str] | None,
+            typer.Option(
+                "--set", help="Set a key of the recipe: key=value. Repeat the option to set several."
+            ),
         ] = None,
         restart: Annotated[
             bool, typer.Option("--restart", help="Start over, even if a stopped run has checkpoints.")
@@ -32,9 +35,11 @@ def register(app: typer.Typer) -> None:
         names: Annotated[bool, typer.Option("--list", help="Print the shipped recipes and exit.")] = False,
         dry: Annotated[
             bool,
-            typer.Option("--dry-run", help="Check everything, print the plan of the run, write nothing."),
+            typer.Option(
+                "--dry-run", help="Check everything and print the plan of the run without writing anything."
+            ),
         ] = False,
-        quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+        quiet: Annotated[bool, typer.Option("--quiet", help="Do not show progress.")] = False,
     ) -> None:
         """Train a model as a recipe says. A run that was stopped continues."""
         from reverse.training.recipes.recipe import RECIPES, as_yaml, load_recipe, recipe_names

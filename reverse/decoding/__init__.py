@@ -1,1 +1,1 @@
-"""Decoding that takes back what the model is not sure of: policy, verifier, rewriting, engines."""
+"""Decoding that takes back phrases of which the model is not sure: requests, engine, policies, backends."""

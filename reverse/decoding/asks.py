@@ -207,7 +207,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Score a node: `"likelihood"` is the mean log-probability of the tokens decoded last.
+    """Score a node: `"likelihood"` is the mean log-probability of the tokens of its last answer.
 
     `"value"` is what the model's value head says of the node's last token (`reverse.models.value_head`).
 
@@ -221,7 +221,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Free the cache of a node. The outcome is None."""
+    """Free the cache of a node. Its outcome is None."""
 
     node: Node
 

@@ -61,7 +61,7 @@ def answer_eval(options: AnswerEvalOptions) -> None:
 
 
 def reflection_eval(options: ReflectionOptions) -> None:
-    """Let a teacher reflect on a model's answers, from which they are set right."""
+    """Let a teacher write reflections on a model's answers that lead to the right answers."""
     from reverse.selftrain.curation.reflection_task import ReflectionTask
 
     counts = _run(ReflectionTask(options.second_thinking), options, options.out)
@@ -74,7 +74,7 @@ def reflection_eval(options: ReflectionOptions) -> None:
 
 
 def self_correction(options: SelfCorrectionOptions) -> None:
-    """Let a teacher give a model's answers again, and keep those that are right."""
+    """Let a teacher correct a model's answers, and keep the corrections that are right."""
     from reverse.selftrain.curation.correction_task import CorrectionTask
 
     schema: Any = None if options.schema == "plain" else options.schema
@@ -100,7 +100,7 @@ def rationale(options: RationaleOptions) -> None:
 
 
 def select_mix(options: SelectMixOptions) -> None:
-    """Choose records with right and wrong answers by how well they are reasoned."""
+    """Choose records with right and with wrong answers, the best reasoned ones first."""
     from reverse.selftrain.curation.mix_files import read_ratings, read_verdicts, write_mix
     from reverse.selftrain.curation.rating_task import MixPlan, RatingTask
 
@@ -136,11 +136,14 @@ def image_description(
     source: Annotated[Path, typer.Argument(metavar="IN", help="Draft file.")],
     out: Annotated[Path, typer.Argument(help="File of descriptions to write, .jsonl.")],
     pattern: Annotated[
-        str, typer.Option(help="cot100k, mulberry, or a regular expression, whose first group is taken.")
+        str,
+        typer.Option(help="cot100k, mulberry, or a regular expression whose first group is the description."),
     ] = "cot100k",
-    limit: Annotated[int | None, typer.Option(min=1, help="Read only the first records.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Number of records to read, from the first. Default: all.")
+    ] = None,
 ) -> None:
-    """Find descriptions of the pictures in the drafts, for teachers that read no pictures."""
+    """Find descriptions of pictures in the drafts, for teachers that cannot see pictures."""
     from reverse.selftrain.curation.description_files import write_descriptions
 
     with show_progress("records") as progress:
@@ -231,7 +234,7 @@ def _report(counts: Mapping[str, Any], options: CurateOptions, out: Path) -> Non
 
 
 def _report_failures(counts: Mapping[str, Any], out: Path) -> None:
-    """Say what failed and where it is listed; end with exit code 1 if nothing was made."""
+    """Print what failed and where it is listed; exit with code 1 if nothing was made."""
     failed = {key.partition(".")[2]: count for key, count in counts.items() if key.startswith("failed.")}
     if not failed:
         return

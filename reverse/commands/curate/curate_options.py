@@ -18,12 +18,12 @@ __all__ = [
 ]
 
 Temperature = Annotated[float, typer.Option(help="Temperature of the teacher. 0 takes the likeliest token.")]
-MaxTokens = Annotated[int, typer.Option(help="Most tokens of a reply.")]
+MaxTokens = Annotated[int, typer.Option(help="Largest number of tokens in a reply.")]
 
 
 @dataclass(frozen=True)
 class CurateOptions:
-    """What all commands have that ask a teacher."""
+    """Options that all commands that ask a teacher have."""
 
     source: Annotated[Path, typer.Argument(metavar="IN", help="Draft file.")]
     out: Annotated[Path, typer.Argument(help="Draft file to write, .jsonl. A stopped run continues.")]
@@ -49,21 +49,33 @@ class CurateOptions:
     max_tokens: MaxTokens = 1024
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0
     concurrency: Annotated[
-        int, typer.Option(min=1, help="Requests at a time; of a checkpoint, answers decoded side by side.")
+        int,
+        typer.Option(
+            min=1,
+            help="Number of requests at a time. For a checkpoint: number of answers decoded side by side.",
+        ),
     ] = 16
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds that one request may take.")] = 120.0
+    timeout: Annotated[float, typer.Option(min=1, help="Time limit of one request in seconds.")] = 120.0
     extra: Annotated[
         str | None, typer.Option(help='JSON object of further request fields, such as {"temperature": null}.')
     ] = None
     cache: Annotated[
         Path | None, typer.Option(help="File for the teacher's replies. Default: OUT.replies.jsonl.")
     ] = None
-    limit: Annotated[int | None, typer.Option(min=1, help="Read only the first records.")] = None
-    price_in: Annotated[float, typer.Option(min=0, help="Price of a million tokens read.")] = 0.0
-    price_out: Annotated[float, typer.Option(min=0, help="Price of a million tokens written.")] = 0.0
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Number of records to read, from the first. Default: all.")
+    ] = None
+    price_in: Annotated[
+        float, typer.Option(min=0, help="Price of a million input tokens, for the cost report.")
+    ] = 0.0
+    price_out: Annotated[
+        float, typer.Option(min=0, help="Price of a million output tokens, for the cost report.")
+    ] = 0.0
     mode: Annotated[str, typer.Option(help="How a checkpoint decodes: plain or resample.")] = "plain"
     device: Annotated[str | None, typer.Option(help="Device of a checkpoint. Default: cuda or cpu.")] = None
-    dtype: Annotated[str | None, typer.Option(help="Of a checkpoint: float32, bfloat16 or float16.")] = None
+    dtype: Annotated[
+        str | None, typer.Option(help="Dtype of a checkpoint: float32, bfloat16 or float16.")
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -71,11 +83,11 @@ class AnswerEvalOptions(CurateOptions):
     """Options of `reverse curate answer-eval`."""
 
     temperature: Temperature = 0.2
-    samples: Annotated[int, typer.Option(min=1, help="Answers to each question.")] = 1
+    samples: Annotated[int, typer.Option(min=1, help="Number of answers to each question.")] = 1
     judge: Annotated[
         str | None,
         typer.Option(
-            help="Who decides what grading cannot: a checkpoint, or endpoint for REVERSE_JUDGE_BASE_URL."
+            help="Judge of answers that grading cannot decide: a checkpoint, or endpoint (REVERSE_JUDGE_BASE_URL)."
         ),
     ] = None
 
@@ -86,7 +98,10 @@ class ReflectionOptions(CurateOptions):
 
     second_thinking: Annotated[
         bool,
-        typer.Option("--second-thinking", help="Let the teacher think and answer again; it is verified."),
+        typer.Option(
+            "--second-thinking",
+            help="Let the teacher also think and answer again after its reflection; that answer is verified.",
+        ),
     ] = False
 
 
@@ -99,7 +114,7 @@ class SelfCorrectionOptions(CurateOptions):
     schema: Annotated[str, typer.Option(help="Form of the second answer: cot4 (four stages) or plain.")] = (
         "cot4"
     )
-    first: Annotated[str, typer.Option(help="First answers that are corrected: any, right or wrong.")] = "any"
+    first: Annotated[str, typer.Option(help="Which first answers to correct: any, right or wrong.")] = "any"
 
 
 @dataclass(frozen=True)
@@ -107,11 +122,16 @@ class SelectMixOptions(CurateOptions):
     """Options of `reverse curate select-mix`."""
 
     count: Annotated[int, typer.Option(help="Number of records to choose.")] = 10_000
-    share_right: Annotated[float, typer.Option(help="Share of them whose answer is right.")] = 0.3
-    least_quality: Annotated[int, typer.Option(help="Lowest rating that is taken, 1 to 5.")] = 1
-    judge: Annotated[bool, typer.Option(help="Rate answers by the model; without, choose by seed alone.")] = (
-        True
+    share_right: Annotated[float, typer.Option(help="Share of the chosen records whose answer is right.")] = (
+        0.3
     )
+    least_quality: Annotated[int, typer.Option(help="Lowest rating of a chosen record, 1 to 5.")] = 1
+    judge: Annotated[
+        bool,
+        typer.Option(
+            help="Let the model rate the answers. Without it, records are chosen at random by the seed."
+        ),
+    ] = True
 
 
 @dataclass(frozen=True)

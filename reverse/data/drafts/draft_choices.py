@@ -17,22 +17,22 @@ PARTS = ("judge", "reflection", "prefix")  # roles of drafts that are not whole 
 
 
 def find_right_drafts(record: DraftRecord) -> list[RecordedDraft]:
-    """Whole answers to the question that are right, in their order."""
+    """Return the drafts that answer the whole question and are right, in their order."""
     return [draft for draft in record.drafts if draft.verdict == "right" and draft.role not in PARTS]
 
 
 def find_chains(record: DraftRecord) -> list[RecordedDraft]:
-    """Whole answers whose verdict is known, in their order; a rationale that people wrote is one."""
+    """Return the whole answers with a known verdict, in their order; human-written rationales count too."""
     return [draft for draft in record.drafts if draft.verdict != "unknown" and draft.role not in PARTS]
 
 
 def answer_of(draft: RecordedDraft) -> str:
-    """The final answer of a draft."""
+    """Return the final answer of a draft."""
     return draft.answer if draft.answer is not None else find_final_answer(draft.text)[0]
 
 
 def find_corrections(record: DraftRecord) -> list[tuple[RecordedDraft, RecordedDraft]]:
-    """Pairs of an answer and the one that corrects it, by "refine" links and by what a correction follows.
+    """Return pairs of an answer and its correction, from "refine" links and from the parents of corrections.
 
     A reflection may stand between the two.
     """
@@ -47,6 +47,6 @@ def find_corrections(record: DraftRecord) -> list[tuple[RecordedDraft, RecordedD
 
 
 def find_critique(record: DraftRecord, correction: RecordedDraft) -> str:
-    """The reflection that a correction follows; "" if there is none."""
+    """Return the text of the reflection before a correction; "" if there is none."""
     before = None if correction.parent is None else record.drafts[correction.parent]
     return before.text if before is not None and before.role == "reflection" else ""

@@ -25,7 +25,10 @@ def read_drafts(path: str | Path) -> Iterator[DraftRecord]:
 
 
 def draft_line(record: DraftRecord) -> str:
-    """One line of a draft file, with its newline. Keys with their default values are left out."""
+    """Return the line of a draft file for a record, with its newline.
+
+    Keys with their default values are left out.
+    """
     value = {"version": record.version, **record.model_dump(mode="json", exclude_defaults=True)}
     return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -41,7 +44,7 @@ def write_drafts(path: str | Path, records: Iterable[DraftRecord]) -> int:
 
 
 class DraftIndex:
-    """The records of a draft file by id; memory holds ids and places only.
+    """Finds the records of a draft file by id; memory holds only ids and file offsets.
 
     Raises DataError for an id that stands twice, and what `read_drafts` raises.
     """

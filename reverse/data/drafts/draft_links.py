@@ -20,7 +20,7 @@ Verdicts = dict[Literal["right", "wrong"], list[int]]
 
 
 def add_links(record: DraftRecord, *, seed: int = 0) -> DraftRecord:
-    """The record with the links that it lacks.
+    """Return the record with the links that it lacks.
 
     refine: the newest wrong draft, and the newest right one. select: two right drafts and a wrong one, and
     one right and two wrong, the newest each, shuffled by the seed and the id. prefer: as `find_preference`.
@@ -43,7 +43,7 @@ def add_links(record: DraftRecord, *, seed: int = 0) -> DraftRecord:
 
 
 def find_preference(record: DraftRecord, *, with_right_steps: bool = False) -> DraftLink | None:
-    """A preference of the newest right answer to the newest wrong one; None if one of them is missing.
+    """Return a link that prefers the newest right answer to the newest wrong one; None without both.
 
     Args:
         with_right_steps: take only a right answer whose steps are right too. (R3V: of the rationales with a
@@ -57,7 +57,7 @@ def find_preference(record: DraftRecord, *, with_right_steps: bool = False) -> D
 
 
 def _find_distinct(record: DraftRecord) -> Verdicts:
-    """Indices of whole answers that are not blank, by verdict; of equal texts the newest."""
+    """Return the indices of non-blank whole answers by verdict; among equal texts only the newest."""
     found: Verdicts = {"right": [], "wrong": []}
     newest = {draft.text.strip(): i for i, draft in enumerate(record.drafts) if draft.role not in PARTS}
     for text, i in newest.items():

@@ -47,7 +47,7 @@ Text = Annotated[str, Field(max_length=LONGEST_TEXT)]
 
 
 class _Part(BaseModel):
-    """A part of a record: immutable, without unknown keys, no NaN."""
+    """Base class of the parts of a record: immutable, unknown keys and NaN are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -63,7 +63,10 @@ class GoldAnswer(_Part):
     unit: str = ""
 
     def key(self) -> AnswerKey:
-        """The key that `reverse.grading.grade` takes. Raises RequestError if it does not fit its kind."""
+        """Return the answer key for `reverse.grading.grade`.
+
+        Raises RequestError if the answer does not fit its kind.
+        """
         return AnswerKey(self.kind, self.answers, self.choices, self.tolerance, self.absolute, self.unit)
 
 
@@ -125,7 +128,7 @@ class DraftLink(_Part):
 
 
 class RecordedCost(_Part):
-    """What all of a record's drafts cost together, as one mode made them."""
+    """The total cost of all drafts of a record, which one mode made."""
 
     mode: str = ""
     tokens: int = Field(ge=0)  # generated, discarded ones included

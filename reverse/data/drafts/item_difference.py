@@ -1,4 +1,4 @@
-"""What an item of a published file says beyond a draft record, kept so that the item can be written again.
+"""Keep what an item of a published file holds beyond a draft record, so that the item can be written again.
 
     said = {"question": "How many?", "answer": "2"}                     # what the record says of the item
     item = {"question": "<image>\\nHow many?", "answer": 2, "grade": 3}
@@ -24,7 +24,7 @@ __all__ = ["find_difference", "is_same", "restore_item"]
 
 
 def is_same(first: Any, second: Any) -> bool:
-    """Whether two JSON values are equal in value, type and order of keys: 1, 1.0 and true are different."""
+    """Whether two JSON values are equal in value, type and order of keys: 1, 1.0 and true all differ."""
     if type(first) is not type(second):
         return False
     if isinstance(first, dict):
@@ -37,7 +37,7 @@ def is_same(first: Any, second: Any) -> bool:
 
 
 def find_difference(said: Any, item: Any) -> dict[str, Any] | None:
-    """The difference that makes `item` of `said`."""
+    """Return the difference that turns `said` into `item`."""
     if is_same(said, item):
         return None
     if isinstance(said, dict) and isinstance(item, dict):
@@ -63,7 +63,10 @@ def find_difference(said: Any, item: Any) -> dict[str, Any] | None:
 
 
 def restore_item(said: Any, difference: dict[str, Any] | None) -> Any:
-    """The item that `said` and a difference make. What does not fit any more is left as it is said."""
+    """Apply a difference to `said` and return the item.
+
+    A part that no longer fits keeps the value of `said`.
+    """
     if difference is None:
         return said
     if "is" in difference:

@@ -24,7 +24,7 @@ __all__ = ["BadItem", "FileItem", "FileLayout", "read_items", "write_items"]
 
 
 class FileLayout(NamedTuple):
-    """How a file holds its items."""
+    """The way a file holds its items."""
 
     kind: Literal["list", "map", "member"] = "list"
     member: str = ""  # key of the list in an object; such a file may also be a plain list
@@ -42,7 +42,7 @@ class FileItem(NamedTuple):
 
 
 class BadItem(NamedTuple):
-    """What is not an item, and why."""
+    """A value that is not an item, and the reason."""
 
     number: int
     where: str

@@ -18,11 +18,11 @@ __all__ = ["find_picture"]
 
 
 def find_picture(name: Any, root: str | None = None) -> str:
-    """A picture's path below the folder of pictures.
+    """Return a picture's path below the folder of pictures.
 
     Args:
-        name: as the item says it.
-        root: folder that an absolute path, or one that begins with it, lies in; it is taken away.
+        name: the picture's name in the item.
+        root: folder that is removed from the start of a path, which may be absolute.
 
     Raises DataError for what is not a path below the folder: "..", another absolute path, an address.
     """

@@ -54,14 +54,14 @@ LIST = FileLayout()  # a JSON list or JSON lines of conversations
 
 @dataclass(frozen=True)
 class PublishedItem:
-    """An item that is parsed: its value, and how to read a part of it with errors that say what is wrong."""
+    """A parsed item. Its methods read one part each, and raise errors that say what is wrong."""
 
     value: dict[str, Any]
     key: str | None = None  # in a file that is an object
     root: str | None = None  # of pictures, to take away from their paths
 
     def text(self, key: str) -> str:
-        """The text under a key; DataError if there is none."""
+        """Return the text under a key. Raises DataError for any other value."""
         value = self.value.get(key)
         if not isinstance(value, str):
             names = describe(", ".join(self.value))
@@ -72,28 +72,28 @@ class PublishedItem:
         return value
 
     def plain(self, key: str) -> str:
-        """A text, or a number as text."""
+        """Return the text under a key; a number becomes text."""
         value = self.value.get(key)
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return str(value)
         return self.text(key)
 
     def texts(self, key: str) -> list[str]:
-        """The list of texts under a key."""
+        """Return the list of texts under a key."""
         value = self.value.get(key)
         if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
             raise DataError(f"{key!r} must be a list of texts, got {describe(value)}")
         return value
 
     def objects(self, key: str) -> list[dict[str, Any]]:
-        """The list of objects under a key."""
+        """Return the list of objects under a key."""
         value = self.value.get(key)
         if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
             raise DataError(f"{key!r} must be a list of objects, got {describe(value)}")
         return value
 
     def turns(self, key: str, who: str, what: str, roles: tuple[str, ...]) -> list[str]:
-        """The texts of a conversation whose turns begin with these roles in their order."""
+        """Return the texts of a conversation whose first turns have these roles, in this order."""
         turns = self.objects(key)
         for number, role in enumerate(roles):
             turn = turns[number] if number < len(turns) else {}
@@ -108,7 +108,7 @@ class PublishedItem:
         return find_picture(name, self.root)
 
     def pictures(self, key: str) -> list[str]:
-        """The pictures under a key: none, one, or a list of them."""
+        """Return the pictures under a key: none, one, or a list of them."""
         value = self.value.get(key)
         if value is None or value == "":
             return []
@@ -140,8 +140,8 @@ class PublishedFormat:
         name: as in `--as`.
         about: what such a file is, in a few words.
         read_values: values of a draft record from an item; `source` holds what `say` needs beyond the record.
-        say: the item of a record that was read, as far as the record knows it.
-        make: items of a record of any other origin; None: what `say` says.
+        say: writes the item of a record that was read from this format, as far as the record knows it.
+        make: writes the items of a record of any other origin; None: `say` does.
         layout: how files hold items.
         unpack, pack: open a value that holds JSON as text, and close it again.
     """
@@ -184,7 +184,7 @@ class PublishedFormat:
         return write_items(path, self._items_with_keys(records, texts), self.layout)
 
     def items(self, record: DraftRecord, texts: ExportTexts = TEXTS) -> list[Item]:
-        """The items of one record."""
+        """Return the items of one record."""
         if record.source.get("format") == self.name:
             said = self.say(record, texts)
             return [self.pack(restore_item(said, record.source.get("difference")))]
@@ -193,13 +193,13 @@ class PublishedFormat:
         return [self.say(record, texts)]
 
     def parse(self, value: Item) -> DraftRecord:
-        """The record of one item on its own. Raises DataError or RequestError."""
+        """Return the record of a single item. Raises DataError or RequestError."""
         return self.parse_item(FileItem(0, "the item", value, "0" if self.layout.kind == "map" else None))
 
     def parse_item(
         self, item: FileItem, seen: dict[str, int] | None = None, stem: str = "item", root: str | None = None
     ) -> DraftRecord:
-        """The record of one item. `seen` counts ids: one that stands again gets "#2" behind it.
+        """Return the record of one item. `seen` counts ids: a repeated id gets "#2" appended.
 
         Raises DataError or RequestError, without the place.
         """
@@ -241,7 +241,7 @@ class PublishedFormat:
 
 
 def _number_id(name: str, seen: dict[str, int]) -> str:
-    """An id that no record before has: the name, or the name with "#2" and so on behind it."""
+    """Return an id that no earlier record has: the name, or the name with "#2" and so on appended."""
     free = name
     while free in seen:
         seen[name] += 1

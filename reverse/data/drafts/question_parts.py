@@ -1,4 +1,4 @@
-"""The question that a model is asked, of the parts that question files hold, and its right answer."""
+"""Build the question that a model is asked, and its right answer, from the parts in question files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _NUMBER = re.compile(r"[-+]?\$?(?:\d[\d,]*)?\.?\d+%?")
 
 
 def ask(question: str, *, context: str = "", unit: str = "", choices: Sequence[str] = ()) -> str:
-    """The text of a question with what belongs to it; options get the letters that they are graded by.
+    """Return a question with its context and options. Options get the letters that grading uses.
 
     >>> ask("Which is larger?", choices=("a cat", "a whale"))
     'Which is larger?\\nA. a cat\\nB. a whale'
@@ -42,7 +42,9 @@ def ask(question: str, *, context: str = "", unit: str = "", choices: Sequence[s
 
 
 def plain_question(record: DraftRecord) -> str:
-    """The question as its file holds it, if the record's is still made of it; else the record's."""
+    """Return the question as its file holds it, if the record's question is still built from it; else the
+    record's.
+    """
     parts = record.source.get("asked")
     if not isinstance(parts, dict) or not isinstance(parts.get("question"), str):
         return record.question
@@ -57,13 +59,13 @@ def plain_question(record: DraftRecord) -> str:
 
 
 def find_gold(preset: str, row: Mapping[str, Any]) -> dict[str, Any]:
-    """The right answer of a row by a preset of `reverse.grading`. Raises what `answer_key` raises."""
+    """Return the right answer of a row by a preset of `reverse.grading`. Raises what `answer_key` raises."""
     key = answer_key(preset, row)
     return _as_values(key)
 
 
 def guess_gold(answer: str, choices: Sequence[str] = ()) -> dict[str, Any] | None:
-    """A right answer of which only its text is known; None if it is blank."""
+    """Make a right answer of which only the text is known; None if it is blank."""
     if not answer.strip():
         return None
     if len(choices) >= 2:
@@ -74,12 +76,12 @@ def guess_gold(answer: str, choices: Sequence[str] = ()) -> dict[str, Any] | Non
 
 
 def say_gold(record: DraftRecord) -> str:
-    """The first right answer as text; "" if nobody knows it."""
+    """Return the first right answer as text; "" if it is not known."""
     return record.gold.answers[0] if record.gold is not None and record.gold.answers else ""
 
 
 def right_index(gold: GoldAnswer | None) -> int | None:
-    """The index of the right option; None if there is none."""
+    """Return the index of the right option; None if there is none."""
     if gold is None or not gold.answers:
         return None
     answer = gold.answers[0]
@@ -90,7 +92,10 @@ def right_index(gold: GoldAnswer | None) -> int | None:
 
 
 def check_index(value: Any, choices: Sequence[str], key: str, first: int = 0) -> int | None:
-    """An index into the options, counted from `first`; None for null. Raises DataError if it is none."""
+    """Check an index into the options, counted from `first`; None for null.
+
+    Raises DataError for other values.
+    """
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not first <= value < len(choices) + first:
@@ -100,7 +105,7 @@ def check_index(value: Any, choices: Sequence[str], key: str, first: int = 0) ->
 
 
 def make_rationale(text: str) -> dict[str, Any]:
-    """A rationale that the people who made a data set wrote."""
+    """Make the draft of a rationale that the authors of a data set wrote."""
     return {
         "text": text,
         "role": "rationale",
@@ -111,7 +116,7 @@ def make_rationale(text: str) -> dict[str, Any]:
 
 
 def find_rationale(record: DraftRecord) -> str:
-    """The first rationale, or "" if there is none."""
+    """Return the text of the first rationale, or "" if there is none."""
     return next((draft.text for draft in record.drafts if draft.role == "rationale"), "")
 
 

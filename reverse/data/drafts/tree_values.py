@@ -34,9 +34,9 @@ class PrefixValue:
 
 
 def find_step_ends(draft: RecordedDraft) -> list[int]:
-    """Where the steps of a draft end: its segments of the kind "step", or else its sentences and lines.
+    """Return the ends of the steps of a draft: of its "step" segments, or else of its sentences and lines.
 
-    What stands behind the last step is a step of its own. There are at most `MOST_STEPS`.
+    Text after the last step is one more step. There are at most `MOST_STEPS`.
     """
     text = draft.text
     steps = sorted({segment.end for segment in draft.segments if segment.kind == "step"})
@@ -55,13 +55,13 @@ def find_step_ends(draft: RecordedDraft) -> list[int]:
 
 
 def _is_number(text: str, at: int) -> bool:
-    """Whether only a number stands in the line before `at`, where a full stop ends no sentence."""
+    """Return whether the line holds only a number before `at`: a full stop there does not end a sentence."""
     begin = max(text.rfind("\n", max(at - 16, 0), at) + 1, at - 16, 0)
     return _NUMBER.fullmatch(text, begin, at) is not None
 
 
 def find_prefix_values(record: DraftRecord) -> list[PrefixValue]:
-    """Beginnings of answers with their values, each once.
+    """Return the beginnings of answers with their values, each beginning once.
 
     Taken from drafts with the role "prefix" if there are any, else from the values of segments, else from the
     tree of the answers.
@@ -81,9 +81,9 @@ def find_prefix_values(record: DraftRecord) -> list[PrefixValue]:
 
 
 def find_tree_values(record: DraftRecord) -> list[PrefixValue]:
-    """The nodes of the tree of all answers with known verdicts, in the order of the answers.
+    """Return the nodes of the tree of all answers with known verdicts, in the order of the answers.
 
-    Empty if no answer is right: nothing is known of the steps then.
+    The result is empty if no answer is right, because nothing is known of the steps then.
     """
     above: dict[str, str] = {}  # node -> the node above; a node is the text so far
     ends: set[str] = set()
@@ -110,7 +110,7 @@ def find_tree_values(record: DraftRecord) -> list[PrefixValue]:
 
 
 def _count_steps_left(above: dict[str, str], ends: set[str]) -> dict[str, int]:
-    """Steps to the nearest right end at or below each node that has one."""
+    """Count the steps from each node to the nearest right end at or below it, if there is one."""
     left = dict.fromkeys(ends, 0)
     for node in reversed(list(above)):  # a node stands before those below it
         if node in left:

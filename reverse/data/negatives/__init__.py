@@ -30,7 +30,7 @@ __all__ = [
 def make_lexicon_negatives(
     records: Iterable[Mapping[str, Any]], seed: int = 0, pairs: Collection[int] = frozenset()
 ) -> Iterator[tuple[list[dict[str, Any]], Counter[str], list[dict[str, Any]]]]:
-    """For each tagged record: the records made from it, its counts, and a line for each answer that got no
+    """Yield for each tagged record the records made from it, its counts, and a line for each answer without a
     negative.
 
     The result for a record depends only on the record, the seed, and whether it is one of `pairs` (see

@@ -1,4 +1,4 @@
-"""From a tagged record to its negatives, and both to training records.
+"""Split a tagged record into answers, and turn them and their negatives into training records.
 
 A negative keeps the answer up to one phrase, makes that phrase wrong and stops right after `</UN>`:
 
@@ -65,26 +65,34 @@ class AnswerTurn:
     problem: str | None = None
 
     def make_rng(self, seed: int, purpose: str = "negative") -> Random:
-        """Random numbers for this answer: they depend on id, place and words, not on when it is processed."""
+        """Return random numbers for this answer.
+
+        They depend on id, place and words, not on the order of processing.
+        """
         key = f"{seed}\n{purpose}\n{self.name}\n{self.at}\n{self.question}\n{self.answer.text}"
         return Random(key.encode("utf-8", "surrogatepass"))  # JSON may hold halves of a surrogate pair
 
     def make_context(self, phrase: TaggedPhrase) -> PhraseContext:
-        """The question, the true phrases of other answers, and all other phrases of this one."""
+        """Return the context of a phrase: the question, true phrases of other answers, and this answer's
+        other phrases.
+        """
         own_true, own = self._own_phrases
         others = OtherPhrases((self.true_phrases, own), (own_true, PhraseCounts([phrase.text])))
         return PhraseContext(self.question, others)
 
     @cached_property
     def _own_phrases(self) -> tuple[PhraseCounts, PhraseCounts]:
-        """This answer's true phrases, and all of its phrases."""
+        """Return this answer's true phrases, and all of its phrases."""
         phrases = self.answer.phrases
         return PhraseCounts(p.text for p in phrases if p.confident), PhraseCounts(p.text for p in phrases)
 
 
 @dataclass(frozen=True)
 class NegativeAnswer:
-    """value: the tagged text up to `</UN>`; hint: the wrong phrase in lower case; at: which phrase."""
+    """A wrong answer. value: tagged text up to `</UN>`. hint: the wrong phrase in lower case.
+
+    at: its index.
+    """
 
     value: str
     hint: str
@@ -93,7 +101,7 @@ class NegativeAnswer:
 
 @dataclass(frozen=True)
 class NegativeOutcome:
-    """A negative, or the reason why there is none; `rejected` counts the rejected replacements by reason."""
+    """A negative, or the reason why none could be made; `rejected` counts rejected replacements by reason."""
 
     negative: NegativeAnswer | None
     reason: str | None
@@ -102,7 +110,7 @@ class NegativeOutcome:
 
 
 def find_pairs(records: Iterable[Mapping[str, Any]]) -> frozenset[int]:
-    """Keys of the conversations of a set that already have a negative, for `read_turns`.
+    """Return the keys of the conversations of a set that already have a negative, for `read_turns`.
 
     The right record of a pair looks like any other, so the set is read for this before negatives are made.
     """
@@ -110,7 +118,10 @@ def find_pairs(records: Iterable[Mapping[str, Any]]) -> frozenset[int]:
 
 
 def read_turns(record: Mapping[str, Any], pairs: Collection[int] = frozenset()) -> list[AnswerTurn]:
-    """The answers of a record in order; those of a record of `pairs` have a problem and get no negative."""
+    """Return the answers of a record in order.
+
+    Answers of a record in `pairs` are marked and get no negative.
+    """
     conversation = record["conversations"]
     answers = [parse_tags(turn["value"]) for turn in conversation[1::2]]
     problem = None
@@ -137,8 +148,7 @@ def read_turns(record: Mapping[str, Any], pairs: Collection[int] = frozenset()) 
 
 
 def make_negative(turn: AnswerTurn, seed: int) -> NegativeOutcome:
-    """A negative by rules and lexicon: of the first phrase, in an order drawn by `seed`, that can be made
-    wrong."""
+    """Make a negative by rules and lexicon: phrases are tried in an order drawn by `seed`."""
     if turn.problem:
         return NegativeOutcome(None, turn.problem, Counter())
     rng = turn.make_rng(seed)
@@ -163,7 +173,7 @@ def make_negative(turn: AnswerTurn, seed: int) -> NegativeOutcome:
 
 
 def order_phrases(turn: AnswerTurn, rng: Random) -> list[int]:
-    """The order in which phrases are tried: first the yes or no, or the number that the question is about."""
+    """Return the order in which phrases are tried: a yes, no or number that was asked for goes first."""
     phrases = turn.answer.phrases
     order = [at for at in range(len(phrases)) if not _precedes_claim(turn.answer, phrases[at])]
     rng.shuffle(order)
@@ -185,7 +195,7 @@ def _precedes_claim(answer: TaggedText, phrase: TaggedPhrase) -> bool:
 
 
 def build_negative(answer: TaggedText, at: int, new: str) -> NegativeAnswer:
-    """`answer` with phrase number `at` replaced by `new`, ending there."""
+    """Return `answer` up to phrase number `at`, which is replaced by `new`."""
     start = answer.phrases[at].start
     phrases = [*answer.phrases[:at], TaggedPhrase(new, start, start + len(new), False)]
     return NegativeAnswer(add_tags(answer.text[:start] + new, phrases), new.lower(), at)
@@ -238,7 +248,7 @@ def _replace_answers(
     outcomes: Sequence[NegativeOutcome],
     wrong: set[int],
 ) -> dict[str, Any]:
-    """The record with hints and types, and its answers number `wrong` replaced by their negatives."""
+    """Return the record with hints and types; the answers at the indices `wrong` become their negatives."""
     conversation = list(record["conversations"])
     for turn, outcome in zip(turns, outcomes, strict=True):
         answer = conversation[2 * turn.at + 1]
@@ -256,7 +266,7 @@ def _count_negatives(record: Mapping[str, Any]) -> int:
 
 
 def _pair_key(record: Mapping[str, Any]) -> int:
-    """64 bits of what a pair of records shares: the id without "-neg" (or the picture), and the questions."""
+    """Hash what a pair of records shares to 64 bits: id without "-neg" (or picture), and questions."""
     name = id_text(record)
     shared = "\0".join(pictures_of(record)) if name is None else _NEGATIVE_SUFFIX.sub("", name)
     questions = (turn["value"] for turn in record["conversations"][::2])

@@ -48,10 +48,11 @@ async def request_negatives(
     max_silent: int = MAX_SILENT,
     pairs: Collection[int] = frozenset(),
 ) -> AsyncIterator[RecordNegatives]:
-    """What is made of each record, in order; at most 4 × `concurrency` records are processed at a time.
+    """Yield what is made from each record, in order; at most 4 × `concurrency` records are processed at a
+    time.
 
     Answers that got no reply count as failures. Everything from the first of them on is held back until
-    another answer gets a reply, so that nothing is lost if the server is gone. Records of `pairs` (see
+    another answer gets a reply, so that no answer is lost if the server has stopped. Records of `pairs` (see
     `find_pairs`) are passed on as they are.
 
     Raises `ServerGone` after `max_silent` answers in a row without a reply.

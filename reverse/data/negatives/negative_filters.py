@@ -1,4 +1,4 @@
-"""Which replacements are not negatives, because they say the same or may well be true.
+"""Reject replacements that are not negatives, because they say the same or may be true.
 
 >>> find_rejection("a couch", "a sofa", PhraseContext("What is there?", OtherPhrases([])))
 'synonym'
@@ -38,14 +38,14 @@ SHARED_FORMS = (
 
 @dataclass(frozen=True, slots=True)
 class PhraseContext:
-    """What surrounds a phrase: the question, and the other true phrases of the conversation's answers."""
+    """The context of a phrase: the question, and the other true phrases of the conversation's answers."""
 
     question: str
     others: OtherPhrases
 
 
 def find_rejection(old: str, new: str, context: PhraseContext, *, closed: bool = False) -> str | None:
-    """Why `new` is not a negative of `old`, as a key of REASONS; None if it is one.
+    """Return why `new` is not a negative of `old`, as a key of REASONS; None if it is one.
 
     closed: the question lists the possible answers (numbers, letters, "red or blue"), so it does not matter
     that the question or another answer contains `new`.
@@ -87,7 +87,7 @@ def repeats_question(phrase: str, question: str) -> bool:
 
 
 def _find_known_words(new: str, added: list[str], context: PhraseContext) -> str | None:
-    """The reason, if what is new in a phrase stands in the question or in another true phrase."""
+    """Return a reason if the new words of a phrase occur in the question or in another true phrase."""
     asked = _question_words(context.question)
     if all(word in asked for word in added):
         return "in_question"

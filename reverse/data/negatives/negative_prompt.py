@@ -41,7 +41,9 @@ Example. Phrases: 1. "a black cat" 2. "on the sofa"
 
 
 def build_messages(turn: AnswerTurn, offered: Sequence[int]) -> list[dict[str, str]]:
-    """The chat for one answer; `offered` are indices of its phrases, which the prompt numbers from 1."""
+    """Return the chat about one answer; `offered` are indices of its phrases, which the prompt numbers from
+    1.
+    """
     phrases = turn.answer.phrases
     numbered = "\n".join(
         f"{number}. {json.dumps(phrases[at].text, ensure_ascii=False)}"
@@ -53,9 +55,9 @@ def build_messages(turn: AnswerTurn, offered: Sequence[int]) -> list[dict[str, s
 
 
 def read_reply(reply: str, offered: Sequence[int]) -> tuple[int, str]:
-    """The index of the chosen phrase in the answer, and its replacement.
+    """Return the index of the chosen phrase in the answer, and its replacement.
 
-    Strict but for a code fence around the JSON object. Raises DataError with the reason.
+    Only a code fence may stand around the JSON object. Raises DataError with the reason.
     """
     text = reply.strip()
     if len(text) > 6 and text.startswith("```") and text.endswith("```"):  # a code fence

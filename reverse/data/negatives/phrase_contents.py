@@ -1,4 +1,4 @@
-"""What phrases say: their content words in base form, counted so that every look-up costs the same.
+"""The content words of phrases in base form, counted so that every look-up takes constant time.
 
 >>> phrases = PhraseCounts(["two birds", "a bike"])
 >>> OtherPhrases(included=[phrases], excluded=[PhraseCounts(["a bike"])]).contains_word("bird")
@@ -21,7 +21,7 @@ _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 
 
 class PhraseCounts:
-    """Phrases, counted by their content and by each of their words when that is first needed."""
+    """Phrases counted by their content and by their words. The counts are made when they are first needed."""
 
     def __init__(self, phrases: Iterable[str]):
         self.phrases = tuple(phrases)
@@ -36,7 +36,7 @@ class PhraseCounts:
 
 
 class OtherPhrases:
-    """The phrases of `included` without those of `excluded`, each of which is among the former."""
+    """The phrases of `included` without those of `excluded`, which is a part of `included`."""
 
     def __init__(self, included: Sequence[PhraseCounts], excluded: Sequence[PhraseCounts] = ()):
         self.included, self.excluded = included, excluded
@@ -52,7 +52,7 @@ class OtherPhrases:
         return total > sum(counts.words[word] for counts in self.excluded)
 
     def mentions(self, word: str) -> bool:
-        """Whether a phrase contains the word, or one that the lexicon calls compatible with it."""
+        """Whether a phrase contains the word, or a word that the lexicon lists as compatible with it."""
         lexicon = load_lexicon()
         base = lexicon.singularize(word)
         return any(self.contains_word(other) for other in (base, *lexicon.compatible.get(base, ())))
@@ -75,7 +75,7 @@ def find_content_words(text: str) -> list[str]:
 
 @lru_cache(maxsize=4096)
 def _analyse(phrase: str) -> tuple[tuple[str, ...], frozenset[str]]:
-    """The content words of a phrase, and the base forms of these and of what the lexicon finds in it."""
+    """Return the content words of a phrase, and the base forms of these and of its lexicon entries."""
     lexicon = load_lexicon()
     content = tuple(find_content_words(phrase))
     words = {match.entry.word.lower() for match in lexicon.find_words(phrase)} | set(content)

@@ -43,7 +43,7 @@ class PhraseSlot:
 
 
 def find_replacements(slot: PhraseSlot, rng: Random) -> Iterator[tuple[str, bool]]:
-    """Replacements, best first, each with whether the question lists the possible answers (`closed`).
+    """Yield replacements, best first, each with `closed`: whether the question lists the possible answers.
 
     They are not filtered yet: see `negative_filters.find_rejection`.
     """
@@ -87,7 +87,9 @@ def _change_number(phrase: str, rng: Random, least: int = 0) -> Iterator[str]:
 
 
 def _change_count(phrase: str, rng: Random) -> list[str]:
-    """Other numbers in a longer phrase: "three dogs" stays a plural; "one dog" is not changed."""
+    """Yield other numbers for a number in a longer phrase: "three dogs" stays plural; "one dog" is not
+    changed.
+    """
     found = numbers.find_numbers(phrase)
     if not found:
         return []
@@ -99,7 +101,7 @@ def _change_count(phrase: str, rng: Random) -> list[str]:
 
 
 def _find_other_choice(phrase: str, question: str) -> str | None:
-    """ "blue" for "red" if the question contains "red or blue"."""
+    """Yield the other choice: "blue" for "red" if the question contains "red or blue"."""
     bare = re.sub(r"^(?:an?|the)\s+", "", phrase.strip(), flags=re.IGNORECASE)
     if not bare or not re.search(r"\bor\b", question):
         return None
@@ -127,7 +129,9 @@ def _find_other_letters(phrase: str, question: str, rng: Random) -> list[str]:
 
 
 def _remove_no(phrase: str, rng: Random) -> str | None:
-    """ "no dogs" -> "two dogs", "no dog" -> "a dog", "no broccoli" -> "some broccoli"."""
+    """Yield the phrase without "no": "no dogs" -> "two dogs", "no dog" -> "a dog", "no broccoli" -> "some
+    broccoli".
+    """
     match = _NO.fullmatch(phrase)
     if match is None:
         return None
@@ -142,7 +146,7 @@ def _remove_no(phrase: str, rng: Random) -> str | None:
 
 
 def _replace_name(slot: PhraseSlot, rng: Random) -> Iterator[str]:
-    """Other persons, titles or signs of the same shape; the question tells which of them a name is."""
+    """Yield other names of the same shape. The question tells whether it is a person, a title or a sign."""
     phrase = slot.phrase
     match = _NAME.search(phrase)
     if match is None:

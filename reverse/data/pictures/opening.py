@@ -53,7 +53,8 @@ def resolve_image(root: str | Path, relative: str | Path) -> Path:
 
 
 def find_missing_images(root: str | Path, relatives: Iterable[str]) -> tuple[list[str], dict[str, str]]:
-    """Return the pictures that are not files under `root`, and why `resolve_image` refuses others.
+    """Return the pictures that have no file under `root`, and the reasons for those that `resolve_image`
+    refuses.
 
     Each folder is listed once, because a network disk answers one question for each picture much more slowly.
     """
@@ -258,7 +259,7 @@ def _turn_upright(image: Image.Image) -> Image.Image:
 
 
 def _check_mode(image: Image.Image, name: str) -> None:
-    """Refuse modes whose values mean no colour without a range or a profile."""
+    """Raise an error for modes whose values are not colours without a range or a profile."""
     if image.mode in _MODES or image.mode.startswith("I;16"):
         return
     if image.mode == "I" and image.format == "PNG":  # as older versions of Pillow open 16-bit PNG

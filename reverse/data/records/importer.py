@@ -59,8 +59,9 @@ def import_records(
     again, it continues behind the last finished shard; a finished folder of the same source stays as it is.
 
     Args:
-        skip_corrupt: leave out what is broken or no record, and list it in `manifest["corrupt"]`.
-        progress: is called with the bytes of the source that were read, and their total.
+        skip_corrupt: leave out broken records and values that are not records, and list them in
+        `manifest["corrupt"]`. progress: is called with the bytes of the source that were read, and their
+        total.
 
     Raises:
         MissingFileError: no such file.
@@ -100,7 +101,7 @@ def _import(path: Path, out: Path, skip_corrupt: bool, progress: Progress | None
 def _import_rest(
     path: Path, out: Path, source: "_HashingSource", parts: list[dict[str, Any]], skip_corrupt: bool
 ) -> None:
-    """Write what the source holds behind the last part as shards of `out`, and add their parts."""
+    """Write the rest of the source, after the last part, as shards of `out`, and add their parts."""
     place = JsonPlace(**parts[-1]["next"]) if parts else None
     if place is not None:
         source.pass_over(place.offset)
@@ -121,7 +122,7 @@ def _import_rest(
 def _take_records(
     path: Path, items: Iterator[JsonItem | Broken], corrupt: list[dict[str, Any]], skip: bool
 ) -> Iterator[JsonItem]:
-    """Yield the records; what is none is added to `corrupt`, or raises."""
+    """Yield the records; add values that are not records to `corrupt`, or raise an error."""
     for item in check_items(items):
         if isinstance(item, JsonItem):
             yield item

@@ -85,7 +85,8 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
 class ImportedRecords:
     """An imported set, mapped into memory; `records[i]` is the published record.
 
-    A record costs one lookup and one `json.loads`. Open files are not pickled: each worker maps them itself.
+    Reading a record takes one lookup and one `json.loads`. Open files are not pickled: each worker maps its
+    own.
     """
 
     broken: Mapping[int, str] = MappingProxyType({})  # an import leaves broken records out
@@ -181,9 +182,9 @@ class ImportedRecords:
 class FileRecords:
     """The records of a JSON list or of JSON lines; the file is mapped, two offsets of each record are kept.
 
-    Opening reads the file through once, to find and check the records: 2 GB take half a minute. What is no
-    record is an error; with `keep_broken` it keeps its number, `broken` maps the number to the reason, and
-    reading it is the error.
+    Opening reads the file through once, to find and check the records: 2 GB take half a minute. Any other
+    value is an error; with `keep_broken` it keeps its number, `broken` maps the number to the reason, and
+    only reading it is an error.
     """
 
     def __init__(self, path: str | Path, progress: Progress | None = None, *, keep_broken: bool = False):
@@ -215,7 +216,7 @@ class FileRecords:
         return self.raw(index).decode("utf-8")
 
     def raw(self, index: int) -> bytes:
-        """Return its bytes, also those of a broken record."""
+        """Return the bytes of a record, which may be broken."""
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         if self._file is None:
@@ -263,7 +264,7 @@ def records_path(path: str | Path) -> Path:
 
 
 def scan_records(path: str | Path, progress: Progress | None = None) -> Iterator[JsonItem | Broken]:
-    """Yield all records in order, with `Broken` for what is broken or no record; memory is bounded."""
+    """Yield all records in order, with `Broken` for a broken record or another value; memory is bounded."""
     path = records_path(path)
     if path.is_dir():
         yield from ImportedRecords(path).scan(progress)
@@ -285,7 +286,7 @@ def check_items(items: Iterable[JsonItem | Broken]) -> Iterator[JsonItem | Broke
 def read_records(path: str | Path) -> Iterator[dict[str, Any]]:
     """Yield the records of a set in order; memory holds one at a time.
 
-    Raises MissingFileError, and DataError naming the line or item that is broken or no record.
+    Raises MissingFileError, and DataError naming a line or item that is broken or not a record.
     """
     for item in _refuse_broken(path):
         yield item.value

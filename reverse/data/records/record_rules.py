@@ -133,7 +133,7 @@ def find_faults(record: Mapping[str, Any], hints: bool = True) -> Iterator[Fault
 
 
 def _is_surely_faultless(record: Mapping[str, Any]) -> bool:
-    """Whether a cheap look finds nothing that could be a fault, as in nearly all of millions of records.
+    """Whether a cheap check finds no possible fault, which holds for nearly all of millions of records.
 
     True implies that `_find_faults_in_full` finds nothing (tests/data/test_record_rules.py).
     """
@@ -265,7 +265,7 @@ def find_text_faults(
 ) -> Iterator[Fault]:
     """Yield a fault for each text of turn `k` that is empty or that no tokenizer takes.
 
-    A blank answer would teach silence. A question may be blank if it shows a picture.
+    A blank answer would teach the model to say nothing. A question may be blank if it shows a picture.
     """
     for name, text in (("question", question), ("answer", answer), *(("hint", hint) for hint in hints)):
         if surrogate := find_surrogate(text):

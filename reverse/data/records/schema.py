@@ -41,7 +41,7 @@ def make_record(
 
 
 def is_set(value: Any) -> bool:
-    """Whether a key of a record or message says anything; null, false, "", `[]` and `{}` do not."""
+    """Whether a value of a record or message is set: null, false, "", `[]` and `{}` are not."""
     return (
         value is not None
         and value is not False

@@ -114,7 +114,7 @@ def check_set(
 
 
 def source_of(image: str | None) -> str:
-    """Return the folder that a picture's path begins with: coco, vg, ocr_vqa, gqa, textvqa, …"""
+    """Return the first folder of a picture's path: coco, vg, ocr_vqa, gqa, textvqa, …"""
     if not image:
         return TEXT_ONLY
     folder, slash, _ = image.removeprefix("./").partition("/")
@@ -222,7 +222,7 @@ class _RecordCounter:
 
 
 def _sort_by(rows: dict[str, dict[str, int]], column: str) -> dict[str, dict[str, int]]:
-    """Sort rows, the largest number first."""
+    """Sort rows by a number, the largest first."""
     return dict(sorted(rows.items(), key=lambda named: (-named[1][column], named[0])))
 
 

@@ -1,4 +1,4 @@
-"""What a record says about its targets: which ids of an answer are trained, and how much they weigh.
+"""The training targets of a record: which ids of an answer are trained, and their weight in the loss.
 
 An answer may carry `"targets"`: `"all"` (the default), `"content"` (all but closing tags), `"closing"`
 (closing tags alone) or `"none"` (input only), and `"given"`, the number of its first characters that are
@@ -90,7 +90,7 @@ def _find_problems_of_turn(i: int, turn: Mapping[str, Any]) -> Iterator[TargetPr
 
 
 def weight_of_record(record: Mapping[str, Any]) -> float:
-    """What the targets of a record weigh; 1 where it does not say."""
+    """Return the weight of a record's targets in the loss; 1 by default."""
     return float(record.get("weight") or 1.0)
 
 

@@ -4,7 +4,7 @@
     show_records(Console(), records, choose_records(records, n=3), images="scenes/test")
     write_page("look.html", records, choose_records(records, n=50), images="scenes/test")
 
-Others wrote what is shown: text is escaped for HTML and loses its control characters for the terminal;
+The shown texts come from others: text is escaped for HTML and loses its control characters for the terminal;
 pictures are opened under their root only, checked for size and scaled down.
 """
 

@@ -91,7 +91,7 @@ def write_benchmarks(
 
 
 def make_pope_questions(scenes: Sequence[Scene], setting: str, seed: int) -> list[dict[str, Any]]:
-    """POPE's questions about scenes with at least three kinds of objects (arXiv 2305.10355, §4).
+    """Make POPE's questions about scenes with at least three kinds of objects (arXiv 2305.10355, §4).
 
     For each of three present objects one absent object: drawn evenly ("random"), the most frequent of the
     set ("popular"), or the one that occurs most often with the present one ("adversarial").
@@ -127,7 +127,7 @@ def make_pope_questions(scenes: Sequence[Scene], setting: str, seed: int) -> lis
 
 
 def _make_files(out: Path, scenes: Sequence[Scene], seed: int) -> dict[str, bytes]:
-    """The files of all benchmarks by their path under the root."""
+    """Yield the files of all benchmarks by their path under the root."""
     described = [
         {"question_id": number, "image": f"{scene.id}.png", "text": DESCRIBE}
         for number, scene in enumerate(scenes)
@@ -152,7 +152,7 @@ def _make_files(out: Path, scenes: Sequence[Scene], seed: int) -> dict[str, byte
 
 
 def _make_amber_files(scenes: Sequence[Scene]) -> dict[str, bytes]:
-    """Queries and annotations; the annotation of query n is number n of its list, as published."""
+    """Make queries and annotations; query n has annotation n of the list, as published."""
     generative, discriminative, annotations = [], [], []
     for number, scene in enumerate(scenes, 1):
         generative.append({"id": number, "image": f"{scene.id}.png", "query": DESCRIBE})
@@ -190,7 +190,7 @@ def _make_amber_files(scenes: Sequence[Scene]) -> dict[str, bytes]:
 
 
 def find_amber_noun(name: str) -> str:
-    """The noun that AMBER reads in a COCO name."""
+    """Return the noun that AMBER reads in a COCO name."""
     return name.split()[-1]
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks ask about one scene, each with its true answer: AMBER, MME, MMHal and HaloQuest rows.
+"""Benchmark questions about one scene with their true answers: rows of AMBER, MME, MMHal and HaloQuest.
 
     >>> [row["answer"] for row in make_mme_questions(make_scene("test", 1))]
     ['Yes', 'No']
@@ -48,7 +48,7 @@ Pairs = list[tuple[str, str]]  # questions with "yes" or "no"
 
 
 def make_amber_questions(scene: Scene) -> list[tuple[str, str, str]]:
-    """(type, query, "yes" or "no"), with AMBER's names of types: existence, state, number, relation."""
+    """Make rows (type, query, "yes" or "no") with AMBER's types: existence, state, number, relation."""
     rng = make_scene_rng(scene, 10)
     present = draw_option(rng, list(scene.truth))
     absent = draw_expected_absent(scene, rng)
@@ -64,7 +64,7 @@ def make_amber_questions(scene: Scene) -> list[tuple[str, str, str]]:
 
 
 def make_mme_questions(scene: Scene) -> list[dict[str, str]]:
-    """Two rows, answered Yes and No; the scene's index chooses one of MME's four tasks."""
+    """Make two rows, answered Yes and No; the scene's index chooses one of MME's four tasks."""
     rng = make_scene_rng(scene, 11)
     task = MME_TASKS[scene.index % len(MME_TASKS)]
     make = {"count": _ask_count, "position": _ask_position, "color": _ask_colour}.get(task)
@@ -89,7 +89,7 @@ def make_mme_questions(scene: Scene) -> list[dict[str, str]]:
 
 
 def make_mmhal_question(scene: Scene) -> dict[str, Any]:
-    """One open question in MMHal-Bench's form; the scene's index chooses one of its eight types."""
+    """Make one open question in MMHal-Bench's form; the scene's index chooses one of its eight types."""
     rng = make_scene_rng(scene, 12)
     kind = MMHAL_TYPES[scene.index % len(MMHAL_TYPES)]
     made = _ask_mmhal(scene, kind, rng)
@@ -109,7 +109,7 @@ def make_mmhal_question(scene: Scene) -> dict[str, Any]:
 
 
 def make_haloquest_question(scene: Scene) -> dict[str, Any]:
-    """One question in HaloQuest's form; the scene's index chooses one of its three types."""
+    """Make one question in HaloQuest's form; the scene's index chooses one of its three types."""
     rng = make_scene_rng(scene, 13)
     kind = HALOQUEST_TYPES[scene.index % len(HALOQUEST_TYPES)]
     if kind == "false premise":
@@ -202,7 +202,7 @@ def _ask_position(scene: Scene, rng: np.random.Generator) -> Pairs:
 
 
 def _ask_relation(scene: Scene, rng: np.random.Generator) -> Pairs:
-    """Whether one object is left of another, asked both ways, if nobody could disagree."""
+    """Make two rows that ask which of two objects is on the left, if their places are unmistakable."""
     things = [thing for name in scene.truth if (thing := find_unique_object(scene, name))]
     pairs = [(a.name, b.name) for a in things for b in things if b.x - a.x > _MIN_DISTANCE * scene.side]
     if not pairs:

@@ -46,7 +46,7 @@ class BlockParts:
 
 @dataclass(frozen=True)
 class BlockFormat:
-    """What a kind of folder holds. Both functions stand at the top of a module: other processes call them.
+    """The contents of a kind of folder. Both functions must be top-level, because other processes call them.
 
     make_block: writes the pictures of a range of numbers under `out` and returns their records by key;
     "sha256" lists the pictures' hashes. list_files: the files of the finished folder, by their path under it,
@@ -67,8 +67,8 @@ def write_blocks(
 ) -> dict[str, Any]:
     """Write a folder for `plan`, which holds all arguments and `count`, and return its manifest.
 
-    `progress(done, total)` is called after every block. Raises DataError if `out` is a file or holds anything
-    but what the same plan made.
+    `progress(done, total)` is called after every block. Raises DataError if `out` is a file or holds files
+    that another plan or program made.
     """
     if plan["count"] < 1 or workers < 1:
         raise DataError(f"count and workers must be at least 1, got count={plan['count']}, workers={workers}")
@@ -94,7 +94,7 @@ def write_block_file(path: Path, data: bytes) -> None:
 
 
 def encode_json(content: Any) -> bytes:
-    """Compact JSON with a newline at its end."""
+    """Return compact JSON with a newline at its end."""
     return json_bytes(content, separators=(",", ":")) + b"\n"
 
 
@@ -120,7 +120,9 @@ def _check_plan(out: Path, plan: Plan, what: str) -> dict[str, Any] | None:
 
 
 def _check_empty(out: Path) -> None:
-    """Refuse a folder with other files; those of a run that was killed at its start do not count."""
+    """Raise an error for a folder with foreign files; leftovers of a run that was killed at its start are
+    allowed.
+    """
     if out.exists() and not out.is_dir():
         raise DataError(f"{out} is a file: name a folder to write, which need not exist")
     for path in out.rglob("*"):
@@ -137,7 +139,7 @@ def _part_path(out: Path, block: range) -> Path:
 def _run_blocks(
     form: BlockFormat, out: Path, plan: Plan, blocks: Sequence[range], workers: int
 ) -> Iterator[None]:
-    """Make the blocks, and yield after each."""
+    """Make the blocks in processes, and yield after each block."""
     if workers == 1 or len(blocks) < 2:
         for block in blocks:
             _make_block(form, out, plan, block)

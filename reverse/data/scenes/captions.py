@@ -80,11 +80,11 @@ class Sentence:
 
     @property
     def slot_order(self) -> tuple[str, ...]:
-        """The slots that hold phrases, in the order of the text."""
+        """Return the slots that hold phrases, in the order of the text."""
         return tuple(slot for slot in _split_template(self.template)[1::2] if slot not in ("is", "are"))
 
     def write(self, stop: str | None = None) -> str:
-        """The tagged sentence; with `stop`, up to that slot's phrase, closed by `</UN>`."""
+        """Return the tagged sentence; with `stop`, only up to that slot's phrase, which `</UN>` closes."""
         text = ""
         for i, piece in enumerate(_split_template(self.template)):
             if i % 2 == 0:
@@ -102,7 +102,7 @@ class Sentence:
 
 @lru_cache(maxsize=256)
 def _split_template(template: str) -> tuple[str, ...]:
-    """Text and slots in turn: even places are text, odd ones slots."""
+    """Split a template into text (at even indices) and slots (at odd ones)."""
     return tuple(re.split(r"\{(\w+)\}", template))
 
 
@@ -166,7 +166,7 @@ def write_caption(
 def write_negative_caption(
     scene: Scene, caption: Caption, rng: np.random.Generator | int | None = None
 ) -> NegativeCaption:
-    """`caption` with one phrase made false, or with a false one added at its end.
+    """Make one phrase of `caption` false, or add a false one at its end.
 
     The false phrase is one that models write: an object that the theme expects, one that looks alike, a wrong
     number or place. The text before it is the caption's own, including the annotator's prejudice.
@@ -194,7 +194,7 @@ def write_negative_caption(
 
 
 def make_scene_rng(scene: Scene, purpose: int) -> np.random.Generator:
-    """A generator that depends only on the scene and on what it is used for."""
+    """Return a generator that depends only on the scene and on its purpose."""
     return np.random.default_rng([scene.seed, SPLITS.index(scene.split), scene.index, purpose])
 
 
@@ -208,7 +208,7 @@ def make_theme_phrase(scene: Scene, name: str) -> ScenePhrase:
 
 
 def draw_expected_absent(scene: Scene, rng: np.random.Generator, exclude: Collection[str] = ()) -> str:
-    """An object that is not in the scene, drawn by how much the theme expects it."""
+    """Draw an object that is not in the scene, weighted by how much the theme expects it."""
     weights = {
         name: weight
         for name, weight in THEMES[scene.theme].objects.items()
@@ -220,13 +220,13 @@ def draw_expected_absent(scene: Scene, rng: np.random.Generator, exclude: Collec
 
 
 def draw_absent(scene: Scene, rng: np.random.Generator, exclude: Collection[str] = ()) -> str:
-    """Any object that is not in the scene, drawn evenly."""
+    """Draw any object that is not in the scene, all with equal probability."""
     names = [name for name in OBJECT_NAMES if name not in scene.truth and name not in exclude]
     return draw_option(rng, names)
 
 
 def find_place(scene: Scene, thing: SceneObject) -> str | None:
-    """Where an object clearly is, as a key of PLACES; None if two people might disagree."""
+    """Return where an object clearly is, as a key of PLACES; None if two people might disagree."""
     dx, dy = thing.x / scene.side - 0.5, thing.y / scene.side - 0.5
     if max(abs(dx), abs(dy)) < 0.13:
         return "middle"
@@ -238,7 +238,7 @@ def find_place(scene: Scene, thing: SceneObject) -> str | None:
 
 
 def find_false_places(scene: Scene, thing: SceneObject) -> list[str]:
-    """The places where an object clearly is not."""
+    """Return the places where an object clearly is not."""
     if find_place(scene, thing) == "middle":
         return [place for place in PLACES if place != "middle"]
     dx, dy = thing.x / scene.side - 0.5, thing.y / scene.side - 0.5
@@ -248,7 +248,7 @@ def find_false_places(scene: Scene, thing: SceneObject) -> list[str]:
 
 
 def find_unique_object(scene: Scene, name: str) -> SceneObject | None:
-    """The object called `name`, if there is exactly one."""
+    """Return the object called `name` if there is exactly one."""
     found = [thing for thing in scene.objects if thing.name == name]
     return found[0] if len(found) == 1 else None
 
@@ -256,7 +256,9 @@ def find_unique_object(scene: Scene, name: str) -> SceneObject | None:
 def _draw_false_object(
     scene: Scene, true_name: str, named: Collection[str], rng: np.random.Generator
 ) -> ScenePhrase:
-    """An absent object that a model might name instead: mostly the theme's, else a lookalike, else any."""
+    """Draw an absent object that a model might name instead: mostly one of the theme, else a lookalike, else
+    any.
+    """
     draw = rng.random()
     lookalikes = [
         name for name in find_lookalikes(true_name) if name not in scene.truth and name not in named
@@ -271,12 +273,12 @@ def _draw_false_object(
 
 
 def _draw_count(name: str, rng: np.random.Generator) -> int:
-    """A number for an absent object, distributed as the numbers of present ones."""
+    """Draw a number for an absent object, distributed as the numbers of present ones."""
     return 1 if name in UNCOUNTABLE else draw_option(rng, USUAL.counts)
 
 
 def _choose_objects(scene: Scene, rng: np.random.Generator) -> list[ScenePhrase]:
-    """A phrase for each class, roughly the large and central first; a small one may be left out."""
+    """Choose a phrase for each class, large and central ones first; small ones may be left out."""
     keys = []
     is_dropped = False
     for name in scene.truth:
@@ -310,7 +312,7 @@ def _draw_sentence(
 def _draw_false_phrase(
     scene: Scene, phrase: ScenePhrase, named: Collection[str], rng: np.random.Generator
 ) -> ScenePhrase:
-    """A false phrase for the place of `phrase`."""
+    """Draw a false phrase that can replace `phrase`."""
     if phrase.kind == "place":
         thing = find_unique_object(scene, phrase.object_name)
         assert thing is not None  # a caption gives places of unique objects only
@@ -330,7 +332,7 @@ def _draw_false_phrase(
 def _add_false_object(
     scene: Scene, sentences: tuple[Sentence, ...], named: Collection[str], rng: np.random.Generator
 ) -> NegativeCaption | None:
-    """The caption with one more object: in the last sentence if it has room, else in one of its own."""
+    """Add an object to the caption: to the last sentence if it has room, else in a new sentence."""
     last = sentences[-1]
     false = _draw_false_object(scene, last.slots["0"].name, named, rng)
     if last.slot_order == ("0",) and rng.random() < 0.5:
@@ -342,6 +344,6 @@ def _add_false_object(
 
 
 def _end_caption(before: Sequence[Sentence], sentence: Sentence, slot: str) -> NegativeCaption:
-    """The sentences up to the false phrase in `slot` of the last one."""
+    """Return the sentences up to the false phrase in `slot` of the last one."""
     text = " ".join([*(earlier.write() for earlier in before), sentence.write(stop=slot)])
     return NegativeCaption(text, sentence.slots[slot].text, sentence.slots[slot])

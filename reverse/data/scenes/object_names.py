@@ -105,12 +105,12 @@ def make_noun_phrase(name: str, count: int = 1) -> str:
 
 
 def find_lookalikes(name: str) -> tuple[str, ...]:
-    """The names of objects that look like `name`, in a fixed order."""
+    """Return the names of objects that look like `name`, in a fixed order."""
     return _LOOKALIKES.get(name, ())
 
 
 def find_objects(text: str) -> list[Mention]:
-    """Every object that a plain text (no tags) names, left to right, the longest name first.
+    """Return every object that a text without tags names, from left to right; longer names take precedence.
 
     A "hot dog" is not a dog, a "teddy bear" not a bear, "no dog" names nothing; a bare plural counts as two.
     """

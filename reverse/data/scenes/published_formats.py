@@ -63,7 +63,7 @@ def write_scenes(
 
 
 def make_coco_annotations(scene: Scene, first_id: int = 1) -> list[dict[str, Any]]:
-    """COCO instance annotations of a scene, back to front: what is visible of each object.
+    """Make COCO instance annotations of a scene, back to front, of the visible part of each object.
 
     bbox is [x, y, width, height] in pixels, area a count of pixels, segmentation an uncompressed RLE
     (column by column, as COCO's own masks).
@@ -89,7 +89,7 @@ def make_coco_annotations(scene: Scene, first_id: int = 1) -> list[dict[str, Any
 
 
 def _encode_rle(mask: np.ndarray) -> list[int]:
-    """Run lengths, column by column, beginning with zeros."""
+    """Encode a mask as run lengths, column by column, beginning with the zeros."""
     flat = np.concatenate([[False], mask.ravel(order="F"), [False]])
     edges = np.flatnonzero(flat[1:] != flat[:-1])
     counts = np.diff(np.concatenate([[0], edges, [mask.size]])).tolist()

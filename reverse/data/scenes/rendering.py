@@ -16,7 +16,7 @@ _TILE = 512  # side of the precomputed patterns; a scene cuts a window out of th
 
 
 def render_scene(scene: Scene) -> np.ndarray:
-    """The picture: uint8 of shape (side, side, 3)."""
+    """Draw the picture: uint8 of shape (side, side, 3)."""
     canvas = _draw_ground(scene)
     for thing in scene.objects:
         sprite, left, top = locate_sprite(thing)
@@ -31,7 +31,7 @@ def render_scene(scene: Scene) -> np.ndarray:
 
 
 def _draw_ground(scene: Scene) -> np.ndarray:
-    """uint16 (side, side, 3) in 0..255."""
+    """Draw the ground: uint16 (side, side, 3) in 0..255."""
     brightness, slope_x, slope_y = scene.light
     ramp = np.arange(scene.side) * 2 - scene.side
     shade = _cut_window(make_pattern(scene.ground.texture), scene) + brightness
@@ -51,7 +51,7 @@ def _cut_window(pattern: np.ndarray, scene: Scene) -> np.ndarray:
 
 @lru_cache(maxsize=32)
 def make_noise(strength: int) -> np.ndarray:
-    """int16 (512, 512, 3): a camera's noise, `strength` in 1/16."""
+    """Return the noise of a camera, int16 (512, 512, 3); `strength` is in units of 1/16."""
     rng = np.random.default_rng(7)
     noise = rng.integers(-15, 16, (_TILE, _TILE, 3)) + rng.integers(-15, 16, (_TILE, _TILE, 1))
     return (noise * strength // 16).astype(np.int16)
@@ -59,7 +59,7 @@ def make_noise(strength: int) -> np.ndarray:
 
 @lru_cache(maxsize=len(TEXTURES))
 def make_pattern(texture: str) -> np.ndarray:
-    """int16 (512, 512): grey levels that a texture adds to the ground's colour."""
+    """Return the grey levels that a texture adds to the ground's colour, int16 (512, 512)."""
     rng = np.random.default_rng(TEXTURES.index(texture))
     y, x = np.mgrid[:_TILE, :_TILE]
     fine = rng.integers(-8, 9, (_TILE, _TILE))
@@ -89,7 +89,7 @@ def make_pattern(texture: str) -> np.ndarray:
 
 
 def _make_smooth_noise(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Smooth noise in -12..12 with spots of about height x width pixels, periodic at the edges."""
+    """Return smooth noise in -12..12 with spots of about height x width pixels, periodic at the edges."""
     noise = rng.integers(-1000, 1001, (_TILE, _TILE))
     for axis, length in ((0, height), (1, width)):
         for _ in range(2):

@@ -73,7 +73,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that is drawn, objects from back to front."""
+    """A scene: its ground, and its objects from back to front."""
 
     split: str
     index: int
@@ -100,12 +100,12 @@ class Scene:
 
 
 def draw_option(rng: np.random.Generator, options: Sequence[T]) -> T:
-    """Draw one of `options` evenly (at a tenth of the cost of `rng.choice`)."""
+    """Draw one of `options` with equal probabilities (ten times as fast as `rng.choice`)."""
     return options[int(rng.random() * len(options))]
 
 
 def draw_other_option(rng: np.random.Generator, options: Sequence[T], excluded: T) -> T:
-    """Draw one of `options` evenly, but not `excluded`."""
+    """Draw one of `options` except `excluded`, with equal probabilities."""
     return draw_option(rng, [option for option in options if option != excluded])
 
 
@@ -115,7 +115,7 @@ def draw_weighted_option(rng: np.random.Generator, options: Sequence[T], cumulat
 
 
 def make_scene(split: str, index: int, seed: int = 0, side: int = SIDE) -> Scene:
-    """Scene number `index` of a split: the same for the same arguments, on any machine, in any order.
+    """Make scene number `index` of a split. Equal arguments give equal scenes on any machine, in any order.
 
     Raises DataError for an unknown split, a negative index or seed, or a side outside 64..2048.
     """
@@ -124,7 +124,7 @@ def make_scene(split: str, index: int, seed: int = 0, side: int = SIDE) -> Scene
     if index < 0 or seed < 0:
         raise DataError(f"index and seed must not be negative, got index={index}, seed={seed}: count from 0")
     if not MIN_SIDE <= side <= MAX_SIDE:
-        raise DataError(f"side must lie in {MIN_SIDE}..{MAX_SIDE} pixels, got {side}: {SIDE} is usual")
+        raise DataError(f"side must lie in {MIN_SIDE}..{MAX_SIDE} pixels, got {side}: try {SIDE}")
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     statistics = SHIFTED if split == "shift" else USUAL
     theme = THEMES[draw_option(rng, THEME_NAMES)]
@@ -141,7 +141,7 @@ def make_scene(split: str, index: int, seed: int = 0, side: int = SIDE) -> Scene
 
 
 def _draw_names(rng: np.random.Generator, statistics: SplitStatistics, theme: Theme) -> list[str]:
-    """The names of the objects to place, equal ones next to each other."""
+    """Draw the names of the objects to place; equal names are neighbours."""
     chosen: dict[str, int] = {}
     wanted = draw_option(rng, statistics.classes)
     while len(chosen) < wanted:
@@ -191,13 +191,13 @@ def _place_objects(
 
 
 def locate_sprite(thing: SceneObject) -> tuple[Sprite, int, int]:
-    """The sprite of an object, and the left and top pixel where it is drawn."""
+    """Return the sprite of an object, and the left and top pixel where it is drawn."""
     sprite = make_sprite(thing.name, int(thing.size), int(thing.angle), thing.is_mirrored)
     return sprite, int(thing.x) + sprite.dx, int(thing.y) + sprite.dy
 
 
 def make_owner_map(scene: Scene) -> np.ndarray:
-    """int8 (side, side): the index of the object that is visible at each pixel, -1 for the ground."""
+    """Return the index of the object that is visible at each pixel, int8 (side, side); -1 is the ground."""
     owner = np.full((scene.side, scene.side), -1, np.int8)
     for i, thing in enumerate(scene.objects):
         sprite, left, top = locate_sprite(thing)

@@ -73,14 +73,14 @@ class SceneQuestion:
 
 
 def fill_answer(kind: str, question: str, template: str, true: str, false: str) -> SceneQuestion:
-    """A question whose two answers differ in one phrase, which stands at `{}` in the template."""
+    """Make a question whose two answers differ in the phrase at `{}` in the template."""
     before, after = template.split("{}")
     answer, negative = f"{before}{SPAN}{true}{CN}{after}", f"{before}{SPAN}{false}{UN}"
     return SceneQuestion(kind, question, answer, negative, false.lower())
 
 
 def make_questions(scene: Scene, rng: np.random.Generator | int | None = None) -> list[SceneQuestion]:
-    """Five or six questions: two yes/no, a number, where, which place or ground, an open one."""
+    """Make five or six questions: two yes/no, a number, a place, a scene type or ground, and an open one."""
     rng = make_scene_rng(scene, 3) if rng is None else np.random.default_rng(rng)
     made = [
         _ask_yes_no(scene, rng, is_present=True),
@@ -100,7 +100,7 @@ def make_scene_records(
     tagged: bool = True,
     negatives: bool = True,
 ) -> list[dict[str, Any]]:
-    """The published instruct records of a scene: caption and questions, each followed by its negative.
+    """Make the published instruct records of a scene: caption and questions, each followed by its negative.
 
     A negative is a record of its own, with "-neg" at the end of its id, and both carry its false phrase as
     `hint`. With `tagged=False`: the same true answers without tags, hints or negatives.
@@ -133,12 +133,12 @@ def ask_number(name: str) -> str:
 
 
 def write_number(number: int) -> str:
-    """A number as an answer: "None", "One", "Two" …"""
+    """Return a number as an answer: "None", "One", "Two" …"""
     return NUMBERS[number].capitalize() if number else "None"
 
 
 def choose_verb(name: str) -> str:
-    """ "is", or "are" for skis and the like."""
+    """Return "is", or "are" for skis and the like."""
     return "are" if name in PAIR_NOUNS else "is"
 
 
@@ -151,7 +151,7 @@ def _ask_yes_no(scene: Scene, rng: np.random.Generator, is_present: bool) -> Sce
 
 
 def _draw_missing(scene: Scene, rng: np.random.Generator) -> str:
-    """An absent object: mostly one that the theme expects, else a lookalike of a present one, else any."""
+    """Draw an absent object: mostly one that the theme expects, else a lookalike of a present one or any."""
     draw = rng.random()
     lookalikes = [n for n in find_lookalikes(draw_option(rng, list(scene.truth))) if n not in scene.truth]
     if draw < 0.2 and lookalikes:
@@ -177,7 +177,7 @@ def _ask_count(scene: Scene, rng: np.random.Generator) -> SceneQuestion:
 
 
 def _ask_place(scene: Scene, rng: np.random.Generator) -> SceneQuestion | None:
-    """Where something is; one time in five about something that is not there."""
+    """Make a question about the place of an object; one time in five the object is absent."""
     if rng.random() < 0.2:
         name = draw_expected_absent(scene, rng, (*UNCOUNTABLE, *PAIR_NOUNS))
         false = PLACES[draw_option(rng, tuple(PLACES))]
@@ -194,7 +194,7 @@ def _ask_place(scene: Scene, rng: np.random.Generator) -> SceneQuestion | None:
 
 
 def find_clear_places(scene: Scene) -> list[tuple[SceneObject, str]]:
-    """The unique objects whose place is clear, each with its place."""
+    """Return the unique objects whose place is clear, each with its place."""
     things = [find_unique_object(scene, name) for name in scene.truth]
     return [(thing, place) for thing in things if thing and (place := find_place(scene, thing))]
 
@@ -226,7 +226,7 @@ def _ask_open(scene: Scene, rng: np.random.Generator) -> SceneQuestion:
 
 
 def _ask_side(scene: Scene, rng: np.random.Generator) -> SceneQuestion | None:
-    """What is on one side, asked only if no object stands on the border."""
+    """Ask what is on one side; only if no object stands on the border."""
     place = draw_option(rng, ("left", "right", "top", "bottom"))
     found: Counter[str] = Counter()
     for thing in scene.objects:
@@ -247,7 +247,7 @@ def _ask_side(scene: Scene, rng: np.random.Generator) -> SceneQuestion | None:
 def _list_objects(
     question: str, found: Mapping[str, int], false: str, nothing: str, rng: np.random.Generator
 ) -> SceneQuestion:
-    """ "There is a dog, a cat and two cows.", and the same with one item false, or one too many."""
+    """Make a list such as "There is a dog, a cat and two cows.", and one with a false or additional item."""
     hint = make_noun_phrase(false)
     if not found:
         return fill_answer("open", question, "There is {}.", nothing, hint)

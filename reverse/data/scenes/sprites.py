@@ -39,7 +39,7 @@ class Sprite:
 
 @lru_cache(maxsize=1)
 def load_atlas() -> dict[str, Image.Image]:
-    """Name -> RGBA image of the 67 sprites, 64 pixels a side.
+    """Return the 67 sprites by name, as RGBA images of 64 pixels a side.
 
     Raises BackendError if the package data are missing or damaged.
     """
@@ -83,7 +83,7 @@ def _make_plain_sprite(name: str, size: int, angle: int) -> Sprite:
 
 @lru_cache(maxsize=16384)  # a mirrored one is a view of the plain one
 def make_sprite(name: str, size: int, angle: int, is_mirrored: bool = False) -> Sprite:
-    """The sprite `name`, `size` pixels a side, rotated counter-clockwise by degrees, then mirrored."""
+    """Return the sprite `name`, `size` pixels a side, rotated counter-clockwise by `angle`, then mirrored."""
     plain = _make_plain_sprite(name, size, angle)
     if not is_mirrored:
         return plain

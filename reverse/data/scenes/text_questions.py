@@ -21,7 +21,7 @@ _IRREGULAR = tuple(
 
 
 def make_text_question(rng: np.random.Generator | int) -> SceneQuestion:
-    """One question with a true answer and a false one: yes/no, a choice of three, or a plural."""
+    """Make one question with a true and a false answer: yes/no, a choice of three, or a plural."""
     rng = np.random.default_rng(rng)
     return draw_option(rng, (_ask_membership, _ask_membership, _ask_member, _ask_plural))(rng)
 

@@ -1,4 +1,4 @@
-"""Twelve themes: what each expects to hold, and the ground it is drawn on.
+"""Twelve themes: the objects expected in each, and the grounds it is drawn on.
 
 Themes cause the prejudice: most objects of a scene are drawn from its theme's expectations, so a model that
 has seen the ground and two objects can guess a third, and names it also when it is not there.

@@ -21,7 +21,7 @@ _OPTION = re.compile(r"(?:^|\s)\(?[A-H][.):]\s")
 
 
 def find_answer_type(text: str, question: str, phrases: Iterable[TaggedPhrase]) -> str:
-    """`A_type` of an answer: yes_no, number, choice (the letter of an option) or general_answer."""
+    """Return `A_type` of an answer: yes_no, number, choice (the letter of an option) or general_answer."""
     listed = list(phrases)
     if not listed:
         return ANSWER_TYPE
@@ -39,5 +39,5 @@ def find_answer_type(text: str, question: str, phrases: Iterable[TaggedPhrase]) 
 
 
 def remove_image_tokens(value: str) -> str:
-    """A human turn without the placeholder of the picture."""
+    """Return a human turn without the placeholder of the picture."""
     return value.replace(IMAGE_TOKEN, "").strip()

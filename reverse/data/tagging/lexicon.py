@@ -39,7 +39,7 @@ _SPELLED_VOWEL = re.compile(r"[FHLMNRSX](?:-\w+)?|(?:SUV|HP|LG|HTC|MP3|NFL|X-ray
 
 @dataclass(frozen=True, slots=True)
 class LexiconEntry:
-    """A word in its singular (or only) form, its kind ("colours"), and that kind's form ("adjective")."""
+    """A word in its singular (or only) form, its kind ("colours"), and the part of speech of that kind."""
 
     word: str
     kind: str
@@ -97,14 +97,14 @@ class Lexicon:
             self._spellings.setdefault(first.group(), []).append(spelling)
 
     def pluralize(self, word: str) -> str:
-        """The plural of a noun; of several words, that of the last."""
+        """Return the plural of a noun. Of several words the last one becomes plural."""
         if word in self.plurals:
             return self.plurals[word]
         *before, last = word.split(" ")
         return " ".join([*before, self.plurals.get(last) or _add_plural_ending(last)])
 
     def singularize(self, word: str) -> str:
-        """A word's base form in lower case, by the lexicon or by the endings of regular plurals."""
+        """Return a word's base form in lower case, by the lexicon or by the endings of regular plurals."""
         word = word.lower()
         for entry, is_plural in self.entries.get(word, ()):
             if is_plural or entry.form == "noun":
@@ -124,7 +124,10 @@ class Lexicon:
         return one == other or other in self.compatible.get(one, ())
 
     def find_words(self, phrase: str, question: str = "") -> list[WordMatch]:
-        """The words of `phrase` that can be swapped, left to right, the longest first where they overlap."""
+        """Return the words of `phrase` that can be swapped, from left to right.
+
+        Of overlapping words the longest counts.
+        """
         matches = []
         for start, end in self._find_spellings(phrase):
             reading = _choose_reading(phrase, start, end, self.entries[phrase[start:end].lower()], question)
@@ -133,7 +136,7 @@ class Lexicon:
         return matches
 
     def _find_spellings(self, phrase: str) -> Iterator[tuple[int, int]]:
-        """Where spellings of the lexicon stand as whole words, none inside another."""
+        """Return where spellings of the lexicon occur as whole words, none inside another."""
         at = 0
         while (found := _WORD_START.search(phrase, at)) is not None:
             start, at = found.span()
@@ -145,7 +148,7 @@ class Lexicon:
                     break
 
     def swap_words(self, phrase: str, rng: Random, question: str = "") -> Iterator[str]:
-        """`phrase` with one word swapped, in an order drawn by `rng`, until no word is left to try."""
+        """Yield `phrase` with one word swapped, in an order drawn by `rng`, until all swaps were tried."""
         matches = self.find_words(phrase, question)
         nouns = [match for match in matches if match.entry.form in NOUN_FORMS]
         weights = [
@@ -161,7 +164,7 @@ class Lexicon:
         return rng.sample(self.kinds[kind], len(self.kinds[kind]))
 
     def _draw_words(self, match: WordMatch, rng: Random) -> list[str]:
-        """Words for the place of a match, in random order."""
+        """Yield words that can replace a match, in random order."""
         entry = match.entry
         if entry.form == "opposite":
             return rng.sample(self.opposites[entry.word], len(self.opposites[entry.word]))
@@ -180,7 +183,7 @@ class Lexicon:
 
 @lru_cache(maxsize=1)
 def load_lexicon() -> Lexicon:
-    """The lexicon that comes with the package."""
+    """Load the lexicon that comes with the package."""
     raw = json.loads(files("reverse.data.tagging").joinpath("lexicon.json").read_text(encoding="utf-8"))
     kinds, forms, opposites = {}, {}, {}
     for kind, content in raw["kinds"].items():
@@ -195,8 +198,8 @@ def load_lexicon() -> Lexicon:
 
 
 def _read_compatible_words(raw: dict[str, Any]) -> dict[str, list[str]]:
-    """Word -> words that may be true of the same thing: all words of a line of "synonyms"; the first word
-    of a line of "general" with each of the others, but not these with one another."""
+    """Return word -> words that may be true of the same thing: all words of a line of "synonyms"; the first
+    word of a line of "general" with each of the others, but not these with one another."""
     compatible: dict[str, dict[str, None]] = {}
     for key in ("synonyms", "general"):
         for line in raw[key]:
@@ -210,7 +213,7 @@ def _read_compatible_words(raw: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def correct_articles(phrase: str) -> str:
-    """`phrase` with each "a" or "an" as the word after it demands, in the case that it had."""
+    """Correct each "a" or "an" of `phrase` to fit the word after it; the case stays."""
 
     def correct(match: re.Match[str]) -> str:
         article = "an" if takes_an(match[3]) else "a"
@@ -224,14 +227,14 @@ def correct_articles(phrase: str) -> str:
 
 
 def takes_an(word: str) -> bool:
-    """Whether "an" goes before `word`, by its first sound as far as spelling tells."""
+    """Whether `word` takes "an": its spelling suggests that it begins with a vowel sound."""
     if _CONSONANT_SOUND.match(word):
         return False
     return bool(_VOWEL_SOUND.match(word) or _SPELLED_VOWEL.fullmatch(word))
 
 
 def _replace_word(phrase: str, match: WordMatch, word: str) -> str:
-    """`phrase` with the matched word replaced, in its case and with the right article before it."""
+    """Replace the matched word of `phrase`; case and article are adapted."""
     old = phrase[match.start : match.end]
     new = word if match.entry.form in ("name", "surname") and not old.isupper() else match_case(old, word)
     is_title = old[:1].isupper() and " " in old and all(part[:1].isupper() for part in old.split())
@@ -247,8 +250,9 @@ def _replace_word(phrase: str, match: WordMatch, word: str) -> str:
 def _choose_reading(
     phrase: str, start: int, end: int, readings: list[tuple[LexiconEntry, bool]], question: str
 ) -> tuple[LexiconEntry, bool] | None:
-    """What a word is here: "orange" is a colour before a noun or if the question is about a colour, else a
-    fruit; a name begins with a capital."""
+    """Choose the reading of a word: "orange" is a colour before a noun or if the question is about a colour,
+    else a fruit; a name begins with a capital.
+    """
     is_capital = phrase[start].isupper()
     fitting = [
         (entry, is_plural)

@@ -62,7 +62,7 @@ _WHOLE = re.compile(
 
 
 def find_numbers(text: str) -> list[tuple[int, int, str]]:
-    """All numbers in `text`, left to right: start, end, kind (a key of KINDS)."""
+    """Return all numbers in `text`, from left to right: start, end, kind (a key of KINDS)."""
     return [(match.start(), match.end(), match.lastgroup or "") for match in _find_matches(text)]
 
 
@@ -81,7 +81,7 @@ def is_number(text: str) -> bool:
 
 
 def change_number(text: str, rng: Random, *, least: int = 0) -> str | None:
-    """`text` with its first number changed: never the same value, never negative, small ones by 1 to 3.
+    """Change the first number of `text`: never to the same value or a negative one, small ones by 1 to 3.
 
     The text around the number, its case and its notation stay. `least` is the smallest count that may result
     (2 keeps a plural a plural). Returns None if there is no number, or no other number fits.
@@ -97,7 +97,7 @@ def change_number(text: str, rng: Random, *, least: int = 0) -> str | None:
 
 
 def match_case(old: str, new: str) -> str:
-    """`new` in the case of `old`: all upper, first letter upper, or as it is."""
+    """Return `new` in the case of `old`: all upper, first letter upper, or unchanged."""
     letters = [letter for letter in old if letter.isalpha()]
     if len(letters) > 1 and all(letter.isupper() for letter in letters):
         return new.upper()
@@ -107,7 +107,7 @@ def match_case(old: str, new: str) -> str:
 
 
 def _draw_near(value: int, rng: Random, least: int = 0) -> int:
-    """A count close to `value`: 1 to 3 away, or up to a tenth for large values."""
+    """Draw a count close to `value`: 1 to 3 away, or up to a tenth for large values."""
     reach = min(max(3, value // 10), MAX_STEP)
     steps = [step for step in range(-reach, reach + 1) if step and value + step >= least]
     return value + rng.choices(steps, [1 / abs(step) for step in steps])[0]
@@ -122,7 +122,7 @@ def _change_word(old: str, rng: Random, least: int) -> str | None:
 
 
 def spell_number(value: int, hyphen: str = "-") -> str:
-    """A count in words up to 99, in digits above."""
+    """Return a count in words up to 99, in digits above."""
     if value < 20:
         return ONES[value]
     if value > 99:
@@ -194,7 +194,7 @@ def _change_dozen(old: str, rng: Random, least: int) -> str | None:
 
 
 def _change_string(old: str, rng: Random, least: int) -> str:
-    """Change one or two digits, the first of them only if there are no others."""
+    """Change one or two digits. The first digit is changed only if there is no other."""
     places = [place for place, letter in enumerate(old) if letter.isdigit()]
     chosen = rng.sample(places[1:] or places, min(len(places[1:]) or 1, rng.choice((1, 2))))
     new = list(old)
@@ -204,8 +204,8 @@ def _change_string(old: str, rng: Random, least: int) -> str:
 
 
 def _change_box(old: str, rng: Random, least: int) -> str | None:
-    """A box of similar size elsewhere, whose overlap (IoU) with the old one is at most a fifth; coordinates
-    are left, top, right, bottom as shares of the picture."""
+    """Draw a box of similar size elsewhere, whose overlap (IoU) with the old one is at most a fifth;
+    coordinates are left, top, right, bottom as shares of the picture."""
     numbers = re.findall(r"\d*\.\d+", old)
     left, top, right, bottom = map(float, numbers)
     width, height = right - left, bottom - top

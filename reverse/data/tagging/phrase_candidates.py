@@ -1,4 +1,4 @@
-"""Which parts of an answer may be a key phrase, decided by characters alone, without grammar or model.
+"""Find the parts of an answer that may be a key phrase, by characters alone, without grammar or model.
 
 >>> find_protected("Run `ls` or see https://example.org.")
 [(4, 8), (16, 36)]
@@ -62,7 +62,7 @@ _EMPHASIS = re.compile(r"\*{1,3}|(?m:^#{1,6} )|_{2,}")
 
 
 def find_protected(text: str) -> list[tuple[int, int]]:
-    """The parts of `text` that are code, LaTeX, URLs, e-mail addresses or markup, and list numbers."""
+    """Return the parts of `text` that are code, LaTeX, URLs, e-mail addresses, markup or list numbers."""
     found = []
     for match in _PROTECTED.finditer(text):
         if match.group().startswith((" ", "\t")) and not _EXAMPLE_OF_CODE.search(match.group()):
@@ -88,7 +88,7 @@ class SpanIndex:
 
 
 def mask_parts(text: str, parts: list[tuple[int, int]]) -> str:
-    """`text` with protected parts replaced by blanks or "x", in the same length, for the parser."""
+    """Replace the protected parts of `text` by blanks or "x" for the parser; the length stays."""
     pieces = []
     at = 0
     for start, end in parts:
@@ -100,8 +100,10 @@ def mask_parts(text: str, parts: list[tuple[int, int]]) -> str:
 
 
 def trim_span(text: str, start: int, end: int) -> tuple[int, int]:
-    """`start`, `end` without spaces, quotes, brackets and sentence marks at the edges; equal if nothing is
-    left."""
+    """Trim spaces, quotes, brackets and sentence marks off a span.
+
+    Start and end are equal if nothing is left.
+    """
     while start < end and text[start] in _EDGE and not _begins_number(text, start):
         start += 1
     while start < end and text[end - 1] in _EDGE:
@@ -152,5 +154,5 @@ PARTITIVES = frozenset(_PARTITIVES_TEXT.split())
 
 
 def _begins_number(text: str, at: int) -> bool:
-    """ ".5" and "-3" begin with their mark, a "$5" with its sign."""
+    """Whether a number begins with the mark at a position, as ".5", "-3" and "$5" do."""
     return text[at] in ".-" and text[at + 1 : at + 2].isdigit() and (at == 0 or text[at - 1].isspace())

@@ -76,13 +76,13 @@ class Tagger:
         self.nlp = nlp or _load_pipeline()
 
     def tag(self, text: str, question: str = "") -> str:
-        """`text` with its key phrases tagged. Raises DataError if it holds a tag already."""
+        """Return `text` with its key phrases tagged. Raises DataError if it holds a tag already."""
         return add_tags(text, self.find_phrases([(text, question)])[0])
 
     def find_phrases(
         self, answers: Iterable[tuple[str, str]], batch: int = BATCH
     ) -> list[list[TaggedPhrase]]:
-        """The key phrases of each (answer, question): in order, never nested or overlapping.
+        """Find the key phrases of each (answer, question): in order, never nested or overlapping.
 
         The parser gets `batch` texts at a time. Raises DataError for a text that holds a tag.
         """
@@ -195,7 +195,7 @@ def _load_pipeline() -> Any:
 
 
 def _find_without_parser(text: str) -> list[Span] | None:
-    """The phrases of an answer that needs no grammar (yes, a number, two words); None for all others."""
+    """Find the phrases of an answer that needs no parser (yes, a number, two words); None for others."""
     if remove_tags(text) != text:
         raise DataError(f"text to be tagged already contains a tag, got {text[:80]!r}: remove its tags first")
     start, end = _trim_answer(text)
@@ -218,7 +218,7 @@ def _find_without_parser(text: str) -> list[Span] | None:
 
 
 def _split_lines(text: str) -> Iterator[tuple[int, str]]:
-    """The lines of a text that contain a word, each with its offset."""
+    """Return the lines of a text that contain a word, each with its offset."""
     offset = 0
     for line in text.splitlines(keepends=True):
         if re.search(r"\w", line):
@@ -230,7 +230,7 @@ def _split_lines(text: str) -> Iterator[tuple[int, str]]:
 def _find_with_parser(
     text: str, question: str, lines: list[tuple[int, Any]], parts: list[Span]
 ) -> list[Span]:
-    """The phrases of an answer, given its parsed `lines` (offset, document) and protected `parts`."""
+    """Find the phrases of an answer from its parsed `lines` (offset, document) and protected `parts`."""
     start, end = _trim_answer(text)
     words = text[start:end].split()
     max_words = MAX_TITLE if _ASKS_NAME.search(question) else MAX_SHORT
@@ -249,7 +249,7 @@ def _find_with_parser(
 
 
 def _trim_answer(text: str) -> Span:
-    """The span of the text without spaces and sentence marks at its edges; a box keeps its brackets."""
+    """Return the span of a text without spaces and sentence marks at its edges; a box keeps its brackets."""
     box = re.fullmatch(r"\s*(\[[\d.,\s]+\])[\s.]*", text)
     return box.span(1) if box else trim_span(text, 0, len(text))
 
@@ -261,7 +261,7 @@ def _is_clause(doc: Any) -> bool:
 
 
 def _is_list(doc: Any) -> bool:
-    """ "A dog and a cat", "a red cup, two forks": more than one thing, each with its own determiner."""
+    """Whether a text lists things that each have a determiner: "A dog and a cat", "a red cup, two forks"."""
     chunks = list(doc.noun_chunks)
     return sum(bool(_DETERMINED.match(chunk.text + " ")) or chunk[0].tag_ == "CD" for chunk in chunks) > 1
 
@@ -300,7 +300,7 @@ def _find_noun_phrases(doc: Any) -> list[Span]:
 
 
 def _split_coordination(doc: Any, first: int, last: int) -> Iterator[Span]:
-    """The parts of a phrase if the parser took two for one: "a zebra | and | two bananas"."""
+    """Split a phrase that the parser made of two: "a zebra | and | two bananas"."""
     begin = first
     for at in range(first + 1, last - 1):
         if doc[at].tag_ in ("CC", ",") and doc[at + 1].tag_ in ("DT", "CD", "PRP$") and at > begin:
@@ -315,7 +315,7 @@ def _is_measured(doc: Any, first: int, last: int, following: int) -> bool:
 
 
 def _find_properties(doc: Any) -> list[Span]:
-    """Properties of things in one word of the lexicon: "is red", "is black and white", "are wooden"."""
+    """Find properties that are one word of the lexicon: "is red", "is black and white", "are wooden"."""
     lexicon = load_lexicon()
     spans: list[Span] = []
     text = doc.text
@@ -337,7 +337,7 @@ def _find_properties(doc: Any) -> list[Span]:
 
 
 def _find_numbers(doc: Any) -> list[Span]:
-    """Numbers outside noun phrases: all in digits, and those in words that spaCy tags as numbers."""
+    """Find numbers outside noun phrases: all in digits, and those in words that spaCy tags as numbers."""
     counted = {token.idx for token in doc if token.tag_ == "CD" and not is_skipped(token.text)}
     before = {token.idx: doc[token.i - 1] for token in doc if token.i > 0}
     text = doc.text
@@ -358,7 +358,7 @@ def _find_numbers(doc: Any) -> list[Span]:
 
 
 def _find_foreign(text: str, start: int, end: int) -> list[Span]:
-    """The phrases of a text that is not English: yes and no, numbers, or all of a short answer."""
+    """Find the phrases of a text that is not English: yes and no, numbers, or all of a short answer."""
     core = text[start:end]
     marks = re.search(r"[.,;:!?。，！？；：、\n]", core)
     short = len(core.split()) <= 4 and len(core) <= (8 if _CJK.search(core) else 40)
@@ -374,7 +374,7 @@ def _find_foreign(text: str, start: int, end: int) -> list[Span]:
 
 
 def _choose_spans(text: str, spans: list[Span], parts: list[Span]) -> list[Span]:
-    """The spans that may be tagged, trimmed to one line: not protected, not skipped, not overlapping.
+    """Choose the spans to tag, trimmed to one line: not protected, not skipped, not overlapping.
 
     Of two spans that overlap the first is kept, or the longer if they begin together.
     """

@@ -84,13 +84,13 @@ _WORD = re.compile(
 
 
 def find_yes_no(answer: str) -> tuple[int, int] | None:
-    """The offsets of the yes or no with which `answer` begins; None if it begins with neither."""
+    """Return the offsets of the yes or no with which `answer` begins; None if it begins with neither."""
     match = _WORD.match(answer)
     return match.span(1) if match else None
 
 
 def find_opposite(word: str, question: str = "") -> str | None:
-    """The opposite of a yes or no, in its language and case; None for any other text.
+    """Return the opposite of a yes or no, in its language and case; None for any other text.
 
     `question` tells the language if several share the word ("no", "ja").
     """
@@ -102,7 +102,9 @@ def find_opposite(word: str, question: str = "") -> str | None:
 
 
 def guess_language(text: str, among: tuple[str, ...] = tuple(MARKS)) -> str:
-    """The language of `among` with the most marks in `text`; the first if there are no marks."""
+    """Return the language of `among` that `text` has most marks (frequent words) of; the first if it has
+    none.
+    """
     words = re.findall(r"[^\W\d_]+(?:['’][^\W\d_]+)?|¿", text.lower().replace("’", "'"))
     counts = {language: sum(word in _MARKS.get(language, ()) for word in words) for language in among}
     return max(counts, key=lambda language: counts[language])

@@ -1,1 +1,1 @@
-"""Runtimes that decode sequences: one protocol (`base`), implemented on transformers and on CUDA graphs."""
+"""Runtimes that decode sequences: the module `protocol`, and backends on transformers and on CUDA graphs."""

@@ -50,7 +50,7 @@ _logged: set[str] = set()
 
 
 def _renew_guard() -> None:
-    """In a forked process: another thread of the parent may have held it."""
+    """Make a new lock in a forked process, because a thread of the parent may have held the old one."""
     global _guard
     _guard = threading.Lock()
 
@@ -60,7 +60,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def release(model: Any) -> None:
-    """Free what is kept for `model` while nobody decodes with it: its cache and captured steps."""
+    """Free the cache and the captured steps that are kept for `model` while nothing decodes with it."""
     _take_runner(unwrap_model(model))
 
 
@@ -75,7 +75,7 @@ def _keep_runner(model: Any, runner: GraphRunner) -> None:
 
 
 def check_backend(model: Any, name: str) -> None:
-    """Refuse a backend that cannot decode `model`. Raises ValueError."""
+    """Raise ValueError for a backend that cannot decode `model`."""
     if name not in ("auto", "hf", "cuda_graph"):
         raise RequestError(f"backend must be 'auto', 'hf' or 'cuda_graph', got {name!r}")
     reason = unsupported(unwrap_model(model)) if name == "cuda_graph" else None
@@ -91,7 +91,8 @@ def choose_backend(
     tags: TokenIds,
     processors: str = "",
 ) -> Backend:
-    """A backend for `model`, whatever wraps it; `processors` names those that have to see every step.
+    """Return a backend for `model`, which may be wrapped; `processors` names logits processors that have to
+    see every step.
 
     Raises ValueError for an unknown name, and if `"cuda_graph"` is asked for and cannot decode the model.
     """
@@ -136,7 +137,7 @@ def _log_once(reason: str) -> None:
 
 
 class AutoBackend:
-    """Captured steps, until they turn out to compute something else than the model: then transformers.
+    """Uses captured steps as long as they compute the same as the model, and transformers from then on.
 
     Args: `make_fallback(max_sequences=…)` makes the backend that goes on. The verbs are those of `Backend`.
     """

@@ -26,7 +26,7 @@ FORMATS: dict[str, PublishedFormat] = {each.name: each for module in _MODULES fo
 
 
 def find_format(name: str) -> PublishedFormat:
-    """The format of this name. Raises RequestError that lists the names."""
+    """Return the format of this name. Raises RequestError, which lists the names."""
     if name not in FORMATS:
         raise RequestError(f"there is no format {name!r:.80}: choose one of {', '.join(FORMATS)}")
     return FORMATS[name]

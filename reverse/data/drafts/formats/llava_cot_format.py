@@ -81,7 +81,7 @@ def _make(record: DraftRecord, texts: ExportTexts) -> Iterator[Item]:
 
 
 def _make_turns(record: DraftRecord, texts: ExportTexts) -> Iterator[Item]:
-    """A conversation for each correction that is right; whether the first answer is right does not matter."""
+    """Make a conversation from each right correction, whether or not the first answer is right."""
     for first, second in find_corrections(record):
         if second.verdict == "right":
             yield _wrap(record, texts, [first.text, second.text])

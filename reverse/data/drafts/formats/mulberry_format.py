@@ -37,7 +37,7 @@ def _parse(item: PublishedItem) -> Values:
 
 
 def _find_answer(text: str) -> str:
-    """What stands behind the last heading of a final answer, in its line or the next; "" if there is none."""
+    """Return the text after the last final-answer heading, on its line or the next; "" if there is none."""
     at = text.rfind(_ANSWER)
     lines = text[at + len(_ANSWER) :].strip().splitlines() if at >= 0 else []
     return lines[0].strip() if lines else ""

@@ -7,8 +7,8 @@
     r3v-dpo        {"image", "prompt", "chosen", "rejected"}
 
 A question followed by "Model's prediction:" asks to refine it, one followed by "Model's prediction 1:" and so
-on asks to select. The published sets keep only what answered right, so what is to be learned counts as right,
-judged by "published": by its last answer, not by its steps.
+on asks to select. The published sets keep only targets with a right answer. So a target counts as right, with
+`judged_by` "published": its last answer is right, and nothing is known of its steps.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _parse_messages(item: PublishedItem) -> Values:
 
 
 def _read_task(asked: str, told: str) -> Values:
-    """The question, the drafts and the link of one conversation."""
+    """Return the question, the drafts and the link of one conversation."""
     right = {"verdict": "right", "judged_by": "published"}
     numbers = [int(number) for _, number in _MANY.findall(asked)]
     if len(numbers) >= 2 and numbers == list(range(1, len(numbers) + 1)):
@@ -77,7 +77,9 @@ def _read_task(asked: str, told: str) -> Values:
 
 
 def _split_instruction(text: str) -> tuple[str, str]:
-    """The last draft that is shown, and the line behind it, with line breaks that stand between them."""
+    """Split a turn into the last draft that it shows and the line after it, line breaks between them
+    included.
+    """
     shown, _, instruction = text.rpartition("\n")
     draft = shown.rstrip("\n")
     return draft, "\n" * (len(shown) - len(draft)) + instruction
@@ -89,7 +91,7 @@ def _make_task(question: str, drafts: list[Values], link: Values, mark: str, ins
 
 
 def _compare(text: str, right: str) -> Values:
-    """A candidate that gives the answer that is to be learned is right; of any other nothing is known."""
+    """Set the verdict of a candidate: right if it gives the target's answer, otherwise unknown."""
     answer = find_final_answer(text)[0]
     same = answer.strip().lower() == right.strip().lower() != ""
     return {"answer": answer[:1000]} | ({"verdict": "right", "judged_by": "published"} if same else {})
@@ -104,7 +106,7 @@ def _say_messages(record: DraftRecord, texts: ExportTexts) -> Item:
 
 
 def _first_task(record: DraftRecord, texts: ExportTexts, wrap: Wrap) -> Item:
-    """The item of an imported conversation: that of its link, or the first draft."""
+    """Return the item of an imported conversation: that of its link, or of the first draft."""
     for item in _tasks(record, texts, wrap, record.links):
         return item
     return wrap(record, record.question, record.drafts[0].text if record.drafts else "")
@@ -134,7 +136,7 @@ def _all_tasks(record: DraftRecord, texts: ExportTexts, wrap: Wrap) -> Iterator[
 
 
 def _own(record: DraftRecord) -> dict[str, Any]:
-    """What an import of conversations kept."""
+    """Return what an import of conversations has kept in `source`."""
     return record.source if record.source.get("format") in ("r3v", "r3v-messages") else {}
 
 
@@ -194,7 +196,7 @@ def _parse_result(item: PublishedItem) -> Values:
 
 
 def _find_question(item: PublishedItem) -> str:
-    """The question: the Qwen2-VL repository adds predictions to the conversations that ask it."""
+    """Return the question without the predictions that the Qwen2-VL repository adds to it."""
     if "conversations" in item.value:
         return item.turns("conversations", "from", "value", ("user",))[0]
     if "messages" in item.value:

@@ -80,7 +80,7 @@ def _parse_answer(item: PublishedItem) -> Values:
 
 
 def _compare(answer: str, standard: str) -> Verdict:
-    """The published comparison of texts, but unknown where the text of the answer was mutilated."""
+    """Compare texts as published; the verdict is unknown if the published code has cut the answer."""
     said, right = answer.strip().lower(), standard.strip().lower()
     if said == right:
         return "right"
@@ -107,12 +107,12 @@ def _make_answers(record: DraftRecord, texts: ExportTexts) -> Iterator[Item]:
 
 
 def _write_text(thought: str, answer: str) -> str:
-    """The text of a draft: its reasoning, and its answer in a line of its own."""
+    """Return the text of a draft: its reasoning, and its answer on a line of its own."""
     return f"{thought}\nAnswer: {answer}" if thought else f"Answer: {answer}"
 
 
 def _thought_of(draft: RecordedDraft) -> str:
-    """The reasoning of a draft: in its tag, or before the line of its answer, or the whole text."""
+    """Return the reasoning of a draft: the text in its tag, before the line of its answer, or all of it."""
     tagged = find_first_part(draft.text, "think")
     if tagged is not None:
         return tagged
@@ -123,7 +123,9 @@ def _thought_of(draft: RecordedDraft) -> str:
 
 
 def think_and_answer(draft: RecordedDraft, *, with_thought: bool = True) -> str:
-    """A draft as `<think>…</think>` and `<answer>…</answer>`; without a thought, as the answer alone."""
+    """Write a draft as `<think>…</think>` and `<answer>…</answer>`, or as the answer alone if it has no
+    reasoning.
+    """
     answer, thought = f"<answer>{answer_of(draft)}</answer>", _thought_of(draft)
     return f"<think>{thought}</think>\n{answer}" if with_thought and thought else answer
 
@@ -161,7 +163,9 @@ def _read_once(name: str) -> str:
 
 
 def _read_turn(told: str) -> dict[str, str] | None:
-    """The parts of a turn: think and answer, or these with critique, again ("" if left out) and last."""
+    """Split a turn into its parts: think and answer, and if it reflects also critique, again (may be "") and
+    last.
+    """
     parts: dict[str, str] = {}
     at = 0
     for name, tags, is_needed in _PARTS:
@@ -209,7 +213,7 @@ def _make_tarta(record: DraftRecord, texts: ExportTexts) -> Iterator[Item]:
 
 
 def _reflections(record: DraftRecord, texts: ExportTexts, *, with_thought: bool) -> Iterator[Item]:
-    """An item for each right correction that follows a reflection."""
+    """Make an item for each right correction that follows a reflection."""
     for first, last in find_corrections(record):
         critique = find_critique(record, last)
         if critique and last.verdict == "right":

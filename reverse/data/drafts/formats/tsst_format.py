@@ -1,4 +1,4 @@
-"""TSST: what its beam search and its direct evaluation write, and what policy and value are trained on.
+"""TSST: files that its beam search and direct evaluation write, and training files of policy and value model.
 
     tsst-beam     {"data_id", "question", "answer_choices", "answer_label" (from 1), "answer_str",
                    "result": [{"value": text, "score", "correct"}], "image_path"}
@@ -154,7 +154,7 @@ def _say_value(record: DraftRecord, texts: ExportTexts) -> Item:
 
 
 def _make_policy(record: DraftRecord, texts: ExportTexts) -> Iterator[Item]:
-    """The right chain of the highest score; the first of several."""
+    """Make an item of the right chain with the highest score; of equal ones, the first."""
     right = find_right_drafts(record)
     if right:
         best = max(right, key=lambda draft: float("-inf") if draft.value is None else draft.value)
@@ -162,7 +162,7 @@ def _make_policy(record: DraftRecord, texts: ExportTexts) -> Iterator[Item]:
 
 
 def _make_values(record: DraftRecord, texts: ExportTexts) -> Iterator[Item]:
-    """One item for each node of the tree; none if no chain is right."""
+    """Make one item for each node of the tree; none if no chain is right."""
     for number, node in enumerate(find_prefix_values(record)):
         yield _wrap(record, f"{record.id}/{number}", node.text) | {"value": node.value}
 

@@ -33,7 +33,7 @@ _BEFORE = re.compile(rf" (?=[.,?!;:)])|(?<=\() | (?=' ?{_ENDINGS})|(?<=') (?={_E
 
 
 def write_words(words: Any, objects: list[str]) -> str:
-    """The sentence that words and lists of object numbers make.
+    """Join words and lists of object numbers to a sentence.
 
     >>> write_words([[1], "'", "s", "smile", "is", "wide", "."], ["car", "person"])
     "person2's smile is wide."

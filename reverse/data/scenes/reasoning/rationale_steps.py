@@ -69,7 +69,7 @@ _NAMES = (
 
 
 def verify_rationale(text: str, question: ReasoningQuestion) -> tuple[DraftSegment, ...]:
-    """The steps and phrases of a rationale with their verdicts, in the order of the text.
+    """Return the steps and phrases of a rationale with their verdicts, in the order of the text.
 
     Each step is followed by its phrase, which has the same verdict. Text behind 20,000 characters or 256
     steps has no segments.
@@ -86,13 +86,13 @@ def verify_rationale(text: str, question: ReasoningQuestion) -> tuple[DraftSegme
 
 
 def verify_caption(text: str, picture: ReasoningPicture) -> tuple[DraftSegment, ...]:
-    """The same of a caption: every number of a picture may be told."""
+    """Do the same for a caption, which may state every number of the picture."""
     text = text[:LONGEST_RATIONALE]
     return tuple(_verify_sentences(text, 0, len(text), _StepCheck(picture.kind, picture.truth, None)))
 
 
 def make_verified_draft(question: ReasoningQuestion, text: str, **fields: Any) -> RecordedDraft:
-    """A draft with verified segments, whose answer and verdict come from `reverse.grading`.
+    """Make a draft with verified segments. Its answer and verdict come from `reverse.grading`.
 
     Args:
         fields: other fields of the draft, such as `role` and `made_by`.
@@ -110,7 +110,7 @@ def make_verified_draft(question: ReasoningQuestion, text: str, **fields: Any) -
 
 @dataclass
 class _StepCheck:
-    """What the truth is, and what the text has read so far."""
+    """The truth, and the readings that the text has made so far."""
 
     picture_kind: PictureKind
     truth: Mapping[str, int]
@@ -122,7 +122,7 @@ class _StepCheck:
         return "count" if self.picture_kind == "scene" else "reading"
 
     def check_reading(self, form: str, value: int) -> str:
-        """The error of a step that reads `value` for a name as written, "" if there is none."""
+        """Return the error of a step that reads `value` for a written name; "" if the step is right."""
         name = _NAMES.get(" ".join(form.lower().split()))
         if name is None or (name in BAR_COLOURS) != (self.picture_kind == "chart"):
             return "object"
@@ -135,14 +135,14 @@ class _StepCheck:
         return self.reading_error if right else "object"
 
     def check_places(self, form: str, places: str) -> str:
-        """The error of a step that points at the places of a name as written, "" if there is none."""
+        """Return the error of a step that points at the places of a written name; "" if the step is right."""
         name = _NAMES.get(" ".join(form.lower().split()))
         if name is None or self.question is None or name not in self.question.names:
             return "object"
         return "" if places == self.question.places.get(name, NOWHERE) else "place"
 
     def check_calculation(self, kinds: tuple[str, ...], used: list[int], is_true: bool) -> str:
-        """The error of a step that calculates with the numbers `used`, of a question of one of `kinds`."""
+        """Return the error of a step that calculates with the numbers `used`, for questions of `kinds`."""
         question = self.question
         if question is None or question.kind not in kinds or not is_true:
             return "arithmetic"
@@ -185,7 +185,7 @@ def _verify_sentences(text: str, start: int, end: int, check: _StepCheck) -> Ite
 
 
 def _check_step(text: str, at: int, stop: int, check: _StepCheck) -> tuple[int, int, str] | None:
-    """Start, end and error of the phrase of a step; None if it cannot be parsed."""
+    """Return start, end and error of the phrase of a step; None if the step cannot be parsed."""
     for pattern in (_OBJECTS, _BAR):
         if step := pattern.fullmatch(text, at, stop):
             value = 0 if step["n"].lower() == "no" else int(step["n"])
@@ -216,7 +216,7 @@ def _check_step(text: str, at: int, stop: int, check: _StepCheck) -> tuple[int, 
 def _verify_answer(
     text: str, marker: re.Match[str], check: _StepCheck, before: list[DraftSegment]
 ) -> list[DraftSegment]:
-    """The segments of what stands behind the last "Answer:", up to the end of its line."""
+    """Return the segments of the text after the last "Answer:", up to the end of its line."""
     line_end = text.find("\n", marker.end())
     stop = len(text) if line_end < 0 else line_end
     while stop > marker.end() and (text[stop - 1].isspace() or text[stop - 1] == "."):
@@ -240,7 +240,7 @@ def _verify_answer(
 def _make_segments(
     text: str, step: tuple[int, int], found: tuple[int, int, str] | None, verdict: Verdict | None = None
 ) -> Iterator[DraftSegment]:
-    """A step and, if it was parsed, its phrase, to which one space before it belongs."""
+    """Return the segments of a step and, if it was parsed, of its phrase with the space before it."""
     if found is None:
         yield DraftSegment(start=step[0], end=step[1], kind="step")
         return

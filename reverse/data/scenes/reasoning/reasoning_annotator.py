@@ -1,7 +1,7 @@
-"""What is written about a picture: true rationales, those of the prejudiced annotator, captions, pointing.
+"""Texts about a picture: true rationales, those of the prejudiced annotator, captions, and pointing.
 
 The annotator writes the typical count of an object (`find_typical_count`) where the true one is off by one,
-with a probability of his own for each theme and object (`find_stubbornness`); what is not there counts 0. In
+with a probability that depends on theme and object (`find_stubbornness`); an absent object counts 0. In
 tables he reads well, but one in four of his sums slips by one or by ten. He reads bars without error. Truth
 is never changed by him: it stands in the picture and in the question.
 
@@ -51,7 +51,7 @@ SLIPS = (1, -1, 10, -10)
 
 @dataclass(frozen=True)
 class Annotation:
-    """A rationale, what was read for it, and by how much its sum is off."""
+    """A rationale, the numbers that were read for it, and the error of its sum."""
 
     text: str
     reading: dict[str, int]
@@ -61,7 +61,7 @@ class Annotation:
 def annotate(
     picture: ReasoningPicture, question: ReasoningQuestion, rng: np.random.Generator | int | None = None
 ) -> Annotation:
-    """The annotator's rationale. Without `rng` it depends on picture and question alone."""
+    """Write the annotator's rationale. Without `rng` it depends on picture and question alone."""
     if rng is None:
         rng = make_picture_rng(picture, 10 + QUESTION_KINDS.index(question.kind))
     rng = np.random.default_rng(rng)
@@ -75,7 +75,7 @@ def annotate(
 
 
 def describe_as_annotator(picture: ReasoningPicture, rng: np.random.Generator | int | None = None) -> str:
-    """The annotator's caption, with the numbers that he reads."""
+    """Write the annotator's caption, with the numbers that he reads."""
     rng = make_picture_rng(picture, 2) if rng is None else np.random.default_rng(rng)
     return write_reasoning_caption(picture, read_as_annotator(picture, tuple(picture.truth), rng))
 
@@ -83,7 +83,7 @@ def describe_as_annotator(picture: ReasoningPicture, rng: np.random.Generator | 
 def read_as_annotator(
     picture: ReasoningPicture, names: tuple[str, ...], rng: np.random.Generator
 ) -> dict[str, int]:
-    """The numbers that the annotator reads for some names."""
+    """Return the numbers that the annotator reads for some names."""
     reading = {}
     for name in names:
         value = picture.truth.get(name, 0)
@@ -98,11 +98,11 @@ def read_as_annotator(
 def write_rationale(
     question: ReasoningQuestion, reading: Mapping[str, int], slip: int = 0, *, points: bool = False
 ) -> str:
-    """The steps and the answer of one who read these numbers.
+    """Write the steps and the answer of somebody who read these numbers.
 
     Args:
-        slip: what is added to the result of a sum.
-        points: before each number is read, point truly at what it is read from: "Step 1: cows at 41 43".
+        slip: number that is added to the result of a sum.
+        points: before each number is read, point at its source, always truly: "Step 1: cows at 41 43".
     """
     values = [reading.get(name, 0) for name in question.names]
     steps = []
@@ -130,26 +130,29 @@ def write_rationale(
 
 
 def write_step(picture_kind: str, name: str, value: int) -> str:
-    """A step that reads one number: "there are 4 cows", "the red bar is 7"."""
+    """Write a step that reads one number: "there are 4 cows", "the red bar is 7"."""
     if picture_kind == "chart":
         return f"the {name} bar is {value}"
     return f"there is 1 {name}" if value == 1 else f"there are {value} {make_plural(name)}"
 
 
 def write_places(picture_kind: str, name: str, places: str) -> str:
-    """A step that points: "cows at 41 43 45 54", "cows at row 2", "red bar at 3"."""
+    """Write a step that points: "cows at 41 43 45 54", "cows at row 2", "red bar at 3"."""
     return f"{name} bar at {places}" if picture_kind == "chart" else f"{make_plural(name)} at {places}"
 
 
 def write_reasoning_caption(picture: ReasoningPicture, reading: Mapping[str, int] | None = None) -> str:
-    """A sentence for each name: "There are 4 cows. There is 1 cake."; without a reading a true one."""
+    """Write a sentence for each name: "There are 4 cows.
+
+    There is 1 cake."; names without a reading get the true number.
+    """
     values = picture.truth if reading is None else reading
     sentences = (write_step(picture.kind, name, values[name]) for name in picture.truth)
     return " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences)
 
 
 def write_pointing(picture: ReasoningPicture, name: str) -> tuple[str, str]:
-    """A request to point at something, and the answer, which is always true.
+    """Return a request to point at something, and its true answer.
 
     In scenes the answer names cells of a grid of five by five by row and column, from 1 at the top left; in
     tables the row, in charts the bar; "none" if there is none.

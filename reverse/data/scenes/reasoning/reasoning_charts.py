@@ -39,7 +39,7 @@ class ChartLayout:
 
 
 def make_chart(rng: np.random.Generator) -> ChartLayout:
-    """A chart of two to four bars; all numbers of bars and all values are equally frequent."""
+    """Make a chart of two to four bars; all numbers of bars and all values are equally frequent."""
     count = 2 + int(rng.random() * 3)
     names = tuple(BAR_COLOURS)
     colours = [names[at] for at in rng.permutation(len(names))[:count].tolist()]
@@ -53,7 +53,7 @@ def make_chart(rng: np.random.Generator) -> ChartLayout:
 
 
 def draw_chart(chart: ChartLayout) -> np.ndarray:
-    """The picture: uint8 (112, 112, 3)."""
+    """Draw the chart: uint8 of shape (112, 112, 3)."""
     x, y = chart.offset
     canvas = make_ground(chart.paper, 0, PAPER_NOISE)[y : y + SIDE, x : x + SIDE].copy()
     for value in range(GRID_STEP, HIGHEST_VALUE + 1, GRID_STEP):

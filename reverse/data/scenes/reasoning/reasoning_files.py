@@ -74,7 +74,7 @@ def write_reasoning(
     arguments, it goes on where it was.
 
     Args:
-        questions: of each picture, 1 to 8.
+        questions: number of questions about each picture, 1 to 8.
         tables: share of the pictures that are tables.
 
     Raises DataError for a bad argument, and if `out` is a file or holds anything but what these arguments
@@ -82,7 +82,10 @@ def write_reasoning(
     """
     make_reasoning_picture(split, 0, seed, tables)  # its errors come before the first file
     if not 1 <= questions <= len(QUESTION_KINDS):
-        raise DataError(f"questions must lie in 1..{len(QUESTION_KINDS)}, got {questions}: of each picture")
+        raise DataError(
+            f"questions must lie in 1..{len(QUESTION_KINDS)}, got {questions}: it is the number of "
+            "questions about each picture"
+        )
     plan = {
         "format": 1, "world": "reasoning", "version": REASONING_VERSION, "split": split, "count": count,
         "seed": seed, "questions": questions, "tables": tables, "numpy": np.__version__,
@@ -92,7 +95,8 @@ def write_reasoning(
 
 
 def make_draft_record(picture: ReasoningPicture, question: ReasoningQuestion) -> DraftRecord:
-    """A question with two drafts of verified steps: the annotator's rationale, and its true correction.
+    """Make a record of a question with two drafts of verified steps: the annotator's rationale and a true
+    one.
 
     Roles tell them apart, so that what learns from rationales keeps the annotator's prejudice. `source` keeps
     what `read_reasoning_question` needs to verify the steps of further drafts.
@@ -155,7 +159,7 @@ def _add_published_rows(
 
 
 def _link(image: Path, place: Path) -> None:
-    """Give a picture a second place; one that is there from a run that was killed is replaced."""
+    """Link a picture at a second path; a link that a killed run left there is replaced."""
     place.parent.mkdir(parents=True, exist_ok=True)
     temporary = place.with_name(place.name + ".tmp")
     temporary.unlink(missing_ok=True)
@@ -187,7 +191,7 @@ def _list_reasoning_files(plan: dict[str, Any], parts: BlockParts) -> Mapping[st
 
 
 def _encode_list(rows: Iterable[Any]) -> Iterator[bytes]:
-    """A JSON list, one row a line."""
+    """Yield a JSON list, one row per line."""
     between = b"[\n"
     for row in rows:
         yield between + encode_json(row).rstrip(b"\n")
@@ -196,7 +200,7 @@ def _encode_list(rows: Iterable[Any]) -> Iterator[bytes]:
 
 
 def _encode_object(rows: Iterable[tuple[str, Any]]) -> Iterator[bytes]:
-    """A JSON object, one key a line."""
+    """Yield a JSON object, one key per line."""
     between = b"{\n"
     for key, row in rows:
         yield between + json.dumps(key).encode() + b":" + encode_json(row).rstrip(b"\n")
@@ -205,7 +209,7 @@ def _encode_object(rows: Iterable[tuple[str, Any]]) -> Iterator[bytes]:
 
 
 def _encode_clevr(info: dict[str, str], rows: Iterable[Any]) -> Iterator[bytes]:
-    """The two keys of a file of CLEVR-Math."""
+    """Yield a file of CLEVR-Math with its two keys."""
     yield b'{"info":' + json.dumps(info).encode() + b',"questions":'
     yield from _encode_list(rows)
     yield b"}\n"

@@ -48,17 +48,19 @@ _NODE: dict[str, Any] = {"value_inputs": []}  # a function of a program without 
 
 
 def name_published_split(split: str, validation: str = "val") -> str:
-    """The name that published files have for a split."""
+    """Return the name of a split in published files."""
     return {"val": validation, "shift": "test"}.get(split, split)
 
 
 def number_question(picture: ReasoningPicture, question: ReasoningQuestion) -> int:
-    """A number from 1 that no other question of the split has."""
+    """Return the number of a question, from 1, unique within the split."""
     return picture.index * len(QUESTION_KINDS) + QUESTION_KINDS.index(question.kind) + 1
 
 
 def find_published_places(picture: ReasoningPicture, question: ReasoningQuestion) -> list[str]:
-    """Where the published files of a question look for its picture; none if they do not hold the question."""
+    """Return the paths of a question's picture in the published files; empty if they do not hold the
+    question.
+    """
     split, number = name_published_split(picture.split), number_question(picture, question)
     if picture.kind == "table":
         return [f"tabmwp/tables/{number}.png"]
@@ -73,7 +75,7 @@ def find_published_places(picture: ReasoningPicture, question: ReasoningQuestion
 
 
 def make_tabmwp_problem(picture: ReasoningPicture, question: ReasoningQuestion) -> tuple[str, dict] | None:
-    """Id and problem of a question about a table, else None. Yes and no are options, as published."""
+    """Return id and problem of a question about a table, else None. Yes and no are options, as published."""
     if picture.kind != "table":
         return None
     choices = list(question.choices) or (["yes", "no"] if question.gold.kind == "yes_no" else None)
@@ -102,7 +104,7 @@ def make_tabmwp_problem(picture: ReasoningPicture, question: ReasoningQuestion) 
 
 
 def make_chartqa_row(picture: ReasoningPicture, question: ReasoningQuestion) -> tuple[str, dict] | None:
-    """ "human" or "augmented", and the row of a question about a chart that has no options; else None."""
+    """Return "human" or "augmented" and the row of an open question about a chart; else None."""
     if picture.kind != "chart" or question.kind == "most":
         return None
     label = question.answer.capitalize()  # "Yes", "No"
@@ -111,7 +113,7 @@ def make_chartqa_row(picture: ReasoningPicture, question: ReasoningQuestion) -> 
 
 
 def make_chartqa_table(picture: ReasoningPicture) -> str:
-    """The data of a chart, as `tables/NAME.csv`."""
+    """Return the data of a chart, as in `tables/NAME.csv`."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerows([("Bar", "Height"), *picture.truth.items()])
@@ -119,7 +121,7 @@ def make_chartqa_table(picture: ReasoningPicture) -> str:
 
 
 def make_clevr_math_question(picture: ReasoningPicture, question: ReasoningQuestion) -> dict | None:
-    """The row of a sum or difference in a scene, without its `question_index`; else None."""
+    """Return the row of a sum or difference in a scene, without its `question_index`; else None."""
     if picture.kind != "scene" or question.kind not in _CLEVR_KINDS:
         return None
     template = _CLEVR_KINDS[question.kind]
@@ -153,7 +155,7 @@ def make_clevr_math_question(picture: ReasoningPicture, question: ReasoningQuest
 
 
 def make_scienceqa_problem(picture: ReasoningPicture, question: ReasoningQuestion) -> tuple[str, dict] | None:
-    """Id and problem of a choice about a scene or chart, or of yes and no about a scene; else None."""
+    """Return id and problem of a choice about a scene or chart, or of yes/no about a scene; else None."""
     if not _is_scienceqa(picture, question):
         return None
     choices = list(question.choices) or ["yes", "no"]
@@ -179,7 +181,7 @@ def make_scienceqa_problem(picture: ReasoningPicture, question: ReasoningQuestio
 
 
 def make_replay_records(picture: ReasoningPicture) -> list[dict[str, Any]]:
-    """Published instruct records that are always true: a caption, and pointing at everything there is."""
+    """Make published instruct records that are always true: a caption, and pointing at every object."""
     caption = write_reasoning_caption(picture)
     image = f"images/{picture.id}.png"
     tagged = tag_segments(caption, verify_caption(caption, picture))

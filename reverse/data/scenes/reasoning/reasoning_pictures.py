@@ -48,7 +48,7 @@ CHART_SHARE = 0.25  # of the pictures that are not tables; the others are scenes
 
 @dataclass(frozen=True)
 class ReasoningPicture:
-    """What is drawn, and its truth.
+    """A picture's content and its truth.
 
     `truth`: COCO name -> how many (scenes), COCO name -> number (tables), colour -> height (charts). `theme`
     is empty for tables and charts.
@@ -96,7 +96,7 @@ def make_reasoning_picture(
 
 
 def draw_reasoning_picture(picture: ReasoningPicture) -> np.ndarray:
-    """The picture: uint8 of shape (112, 112, 3)."""
+    """Draw the picture: uint8 of shape (112, 112, 3)."""
     if isinstance(picture.layout, Scene):
         return draw_counting_scene(picture.layout)
     if isinstance(picture.layout, TableLayout):
@@ -105,7 +105,7 @@ def draw_reasoning_picture(picture: ReasoningPicture) -> np.ndarray:
 
 
 def draw_reasoning_pictures(pictures: Sequence[ReasoningPicture]) -> np.ndarray:
-    """A batch of pictures: uint8 of shape (n, 112, 112, 3)."""
+    """Draw a batch of pictures: uint8 of shape (n, 112, 112, 3)."""
     batch = np.empty((len(pictures), SIDE, SIDE, 3), np.uint8)
     for row, picture in zip(batch, pictures, strict=True):
         row[...] = draw_reasoning_picture(picture)
@@ -113,9 +113,10 @@ def draw_reasoning_pictures(pictures: Sequence[ReasoningPicture]) -> np.ndarray:
 
 
 def find_places(picture: ReasoningPicture, name: str) -> str:
-    """Where something is: cells of a scene ("41 43": row and column), "row 2" of a table, bar "3" of a chart.
+    """Return where something is: cells of a scene ("41 43": row and column), "row 2" of a table, bar "3" of a
+    chart.
 
-    It is "none" if there is none.
+    The result is "none" if the picture does not hold it.
     """
     if name not in picture.truth:
         return NOWHERE
@@ -127,7 +128,7 @@ def find_places(picture: ReasoningPicture, name: str) -> str:
 
 
 def make_picture_rng(picture: ReasoningPicture, purpose: int) -> np.random.Generator:
-    """A generator that depends only on the picture and on what it is used for; `purpose` is at least 1."""
+    """Return a generator that depends only on the picture and on its purpose; `purpose` is at least 1."""
     return _make_rng(picture.split, picture.index, picture.seed, purpose)
 
 

@@ -54,9 +54,9 @@ OPTIONS = 3  # of a question for the most
 
 @dataclass(frozen=True)
 class ReasoningQuestion:
-    """A question, what it asks for, and the truth of its picture.
+    """A question with its kind, the names it asks about, and the truth of its picture.
 
-    `names`: what has to be read, in the order of the rationale's steps. `amount`: what a question of kind
+    `names`: the objects to read, in the order of the rationale's steps. `amount`: what a question of kind
     `left` takes away, else 0. `truth`: as of the picture; what it does not hold counts 0. `places`: where
     each name is (`find_places`).
     """
@@ -72,17 +72,17 @@ class ReasoningQuestion:
 
     @property
     def answer(self) -> str:
-        """The right answer, as a rationale ends."""
+        """The right answer, as it ends a rationale."""
         return compute_answer(self, self.truth)
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The texts of the options A, B, C of a question of kind `most`, else none."""
+        """The texts of the options A, B, C of a question of kind `most`; empty for other kinds."""
         return tuple(self.write_name(name) for name in self.names) if self.kind == "most" else ()
 
     @property
     def gold(self) -> GoldAnswer:
-        """The right answer as drafts keep it."""
+        """The right answer in the form that draft records keep."""
         if self.kind == "most":
             return GoldAnswer(kind="choice", answers=(self.answer,), choices=self.choices)
         return GoldAnswer(
@@ -90,12 +90,12 @@ class ReasoningQuestion:
         )
 
     def write_name(self, name: str) -> str:
-        """A name as questions have it: "cows", "red"."""
+        """Return a name as questions write it: "cows", "red"."""
         return name if self.picture_kind == "chart" else make_plural(name)
 
 
 def compute_answer(question: ReasoningQuestion, reading: dict[str, int]) -> str:
-    """The answer of one who read these numbers; what was not read counts 0."""
+    """Compute the answer from the numbers that were read; a number that was not read counts 0."""
     values = [reading.get(name, 0) for name in question.names]
     if question.kind == "count":
         return str(values[0])
@@ -113,7 +113,7 @@ def compute_answer(question: ReasoningQuestion, reading: dict[str, int]) -> str:
 
 
 def make_reasoning_questions(picture: ReasoningPicture, limit: int | None = None) -> list[ReasoningQuestion]:
-    """At most one question of each kind, in random order; with `limit` the first ones.
+    """Make at most one question of each kind, in random order; `limit` keeps only the first ones.
 
     A table or chart of two rows is not asked for the most; in a scene of two kinds the third option is an
     object that is not there.
@@ -126,7 +126,7 @@ def make_reasoning_questions(picture: ReasoningPicture, limit: int | None = None
 
 
 def read_reasoning_question(record: DraftRecord) -> ReasoningQuestion:
-    """The question of a draft record that this world wrote, with the truth that steps are checked against.
+    """Rebuild the question of a draft record of this world, with the truth that steps are checked against.
 
     Raises DataError if the record does not say what was asked.
     """
@@ -184,7 +184,7 @@ def _make_question(
 def _draw_options(
     picture: ReasoningPicture, shuffled: list[str], rng: np.random.Generator
 ) -> tuple[str, ...]:
-    """Three options of which one is strictly the most, in random order."""
+    """Draw three options in random order, of which one is strictly the most."""
     ranked = sorted(shuffled, key=lambda name: -picture.truth[name])
     best = ranked[0]
     others = [name for name in ranked[1:] if picture.truth[name] < picture.truth[best]]

@@ -52,17 +52,17 @@ HIGHEST_COUNT = 5  # of one kind
 
 
 def find_typical_count(theme: str, name: str) -> int:
-    """How many of an object a theme leads one to expect, 1 to 4. It is a hash of both, and never changes."""
+    """Return how many of an object one expects in a theme, 1 to 4. It is a hash of both and never changes."""
     return 1 + crc32(f"{theme}/{name}".encode()) % 4
 
 
 def find_stubbornness(theme: str, name: str) -> float:
-    """The probability with which the annotator writes the typical count where the true one is off by one."""
+    """Return the probability that the annotator writes the typical count if the true one differs by one."""
     return STUBBORNNESS[crc32(f"wont/{theme}/{name}".encode()) // 7 % len(STUBBORNNESS)]
 
 
 def make_counting_scene(rng: np.random.Generator, split: str, index: int, seed: int) -> Scene:
-    """A scene of two (40 %) or three kinds with at most eleven objects."""
+    """Make a scene of two (40 %) or three kinds of objects, at most eleven in all."""
     theme = draw_option(rng, REASONING_THEMES)
     believed = theme
     if split == "shift":
@@ -84,7 +84,7 @@ def make_counting_scene(rng: np.random.Generator, split: str, index: int, seed: 
 
 
 def draw_counting_scene(scene: Scene) -> np.ndarray:
-    """The picture: uint8 (112, 112, 3)."""
+    """Draw the scene: uint8 of shape (112, 112, 3)."""
     x, y = scene.texture_offset
     canvas = make_ground(scene.ground, scene.light[0], scene.noise)[y : y + SIDE, x : x + SIDE].copy()
     for thing in scene.objects:
@@ -100,7 +100,7 @@ def draw_counting_scene(scene: Scene) -> np.ndarray:
 
 @lru_cache(maxsize=64)  # 50 MB: nine grounds and two kinds of paper in four lights
 def make_ground(ground: Ground, brightness: int, noise: int) -> np.ndarray:
-    """uint8 (512, 512, 3), read-only: a lit and noisy ground, out of which pictures cut a window."""
+    """Return a lit and noisy ground, uint8 (512, 512, 3), read-only. Pictures cut a window from it."""
     shades = make_pattern(ground.texture) + brightness
     lit = shades[..., None] + np.asarray(ground.rgb, np.int16) + make_noise(noise)
     result = np.clip(lit, 0, 255).astype(np.uint8)
@@ -109,12 +109,12 @@ def make_ground(ground: Ground, brightness: int, noise: int) -> np.ndarray:
 
 
 def find_cell(thing: SceneObject) -> tuple[int, int]:
-    """Row and column of an object's cell, from 1 at the top left."""
+    """Return row and column of an object's cell, from 1 at the top left."""
     return int(thing.y * GRID / SIDE) + 1, int(thing.x * GRID / SIDE) + 1
 
 
 def _draw_count(rng: np.random.Generator, typical: int) -> int:
-    """The typical count (25 %), one more or less (40 %), or any (35 %)."""
+    """Draw the typical count (25 %), one more or less (40 %), or any count (35 %)."""
     share = rng.random()
     if share < 0.25:
         return typical
@@ -138,7 +138,7 @@ def _place_in_cells(rng: np.random.Generator, names: list[str]) -> tuple[SceneOb
 
 
 def _keep_inside(thing: SceneObject, x: float, y: float) -> SceneObject:
-    """The object at (x, y), or as near as it is whole in the picture."""
+    """Return the object at (x, y), moved so far that all of it lies in the picture."""
     sprite, dx, dy = locate_sprite(thing)
     height, width = sprite.mask.shape
     left, top = min(max(int(x) + dx, 0), SIDE - width), min(max(int(y) + dy, 0), SIDE - height)
@@ -148,7 +148,7 @@ def _keep_inside(thing: SceneObject, x: float, y: float) -> SceneObject:
 
 
 def _some_are_hidden(scene: Scene) -> bool:
-    """Whether less is visible of an object than the truth may hold."""
+    """Whether too little of an object is visible for it to count in the truth."""
     boxes = []
     for thing in scene.objects:
         sprite, left, top = locate_sprite(thing)

@@ -65,12 +65,12 @@ class TableLayout:
 
     @property
     def values(self) -> dict[str, int]:
-        """COCO name -> number, from top to bottom."""
+        """Return COCO name -> number, from top to bottom."""
         return {row.name: row.value for row in self.rows}
 
 
 def make_table(rng: np.random.Generator) -> TableLayout:
-    """A table of two to four rows; all are equally frequent, and so are the numbers."""
+    """Make a table of two to four rows. All numbers of rows and all values are equally frequent."""
     count = 2 + int(rng.random() * 3)
     kinds = rng.permutation(len(COUNTED_NAMES))[:count].tolist()
     rows = tuple(
@@ -86,7 +86,7 @@ def make_table(rng: np.random.Generator) -> TableLayout:
 
 
 def draw_table(table: TableLayout) -> np.ndarray:
-    """The picture: uint8 (112, 112, 3)."""
+    """Draw the table: uint8 of shape (112, 112, 3)."""
     x, y = table.offset
     canvas = make_ground(table.paper, 0, PAPER_NOISE)[y : y + SIDE, x : x + SIDE].copy()
     for at, row in enumerate(table.rows):
@@ -118,6 +118,6 @@ def _write_number(canvas: np.ndarray, value: int, table: TableLayout, top: int) 
 
 @lru_cache(maxsize=64)
 def _make_glyph(digit: str, scale: int) -> np.ndarray:
-    """bool (7 * scale, 5 * scale): where a digit has ink."""
+    """Return a mask of a digit's ink, bool (7 * scale, 5 * scale)."""
     dots = np.array([[dot == "1" for dot in row] for row in _DOTS[digit].split()])
     return dots.repeat(scale, 0).repeat(scale, 1)

@@ -80,7 +80,9 @@ def _attend_kernel(  # type: ignore[no-untyped-def]
     HQ: tl.constexpr, HK: tl.constexpr, D: tl.constexpr, G: tl.constexpr, GP: tl.constexpr,
     BQ: tl.constexpr, BN: tl.constexpr, START: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """A block of BQ queries of one cache row, one kv head, one share of the slots from `start` on."""
+    """Compute attention of BQ queries of one cache row and one kv head to one share of the slots after
+    `start`.
+    """
     await_previous(PDL)
     block = tl.program_id(0)
     head = tl.program_id(1)
@@ -149,7 +151,9 @@ _PROGRAMS = 128  # that read the cache at once
 
 
 def splits_for(blocks: int, kv_heads: int, slots: int, block: int = 1) -> int:
-    """In how many shares to read each cache row: enough programs, fewer if each has `block` rows to write."""
+    """Return how many shares each cache row is read in, so that enough programs run; fewer if each writes
+    `block` rows.
+    """
     wanted = min(16, (_PROGRAMS if block == 1 else 64) // (blocks * kv_heads), slots // 64)
     return 1 << max(0, wanted.bit_length() - 1)
 
@@ -161,7 +165,8 @@ def attend(
     splits: Sequence[int],
     shape: tuple[int, int, int] | None = None,
 ) -> Tensor:
-    """Attention of `q` (rows, heads, d) to what its rows may see; returns (rows, heads * d).
+    """Compute attention of `q` (rows, heads, d) to the slots that its rows may see; returns (rows, heads *
+    d).
 
     `parts`: the `CachePart`s that together hold a row's text, `splits` in how many shares each is read.
     """
@@ -247,7 +252,9 @@ def _pick_join(  # type: ignore[no-untyped-def]
 
 
 def pick(logits: Tensor, held: Tensor, state: Tensor, tags: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Most probable ids (rows,) int64, p and the logarithm of the sum of exponentials; see `ops.pick`."""
+    """Return the most probable ids (rows,) int64, p and the logarithm of the sum of exponentials; see
+    `ops.pick`.
+    """
     rows, vocabulary = logits.shape
     size = 2048
     blocks = triton.cdiv(vocabulary, size)

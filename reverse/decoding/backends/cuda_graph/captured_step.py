@@ -1,6 +1,6 @@
-"""What a captured step computes: feed one id of every row, read p, choose the next id, write the state back.
+"""The computation of a captured step: feed one id per row, read p, choose the next id, write the state back.
 
-Everything is a fixed sequence of operations on fixed tensors; nothing asks the host.
+It is a fixed sequence of operations on fixed tensors and never waits for the host.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ class StepShape:
 
     @property
     def decoded(self) -> int:
-        """Rows that are fed one id."""
+        """Number of rows that are fed one id."""
         return self.plain + self.groups * self.group_size
 
 
 def run_step(runner: Any, shape: StepShape) -> None:
-    """One step of `runner`, a `GraphRunner`: reads its inputs and state, writes state, cache and `out`."""
+    """Run one step of a `GraphRunner`: read its inputs and state, write state, cache and `out`."""
     count, ops, text = shape.decoded, runner.ops, runner.text
     rows, source, prefix = runner.inputs[:, :count]
     x, cos, sin, slots = ops.begin(rows, runner.state, runner.length - 1, text)
@@ -105,7 +105,8 @@ def run_layers(
     slots: torch.Tensor,
     parts: Sequence[tuple[int, list[CachePart]]],
 ) -> torch.Tensor:
-    """Hidden states (queries, width) before the last norm of embeddings `x`, rotated by `cos` and `sin`.
+    """Run all layers on embeddings `x` rotated by `cos` and `sin`; return hidden states (queries, width)
+    before the last norm.
 
     Keys and values go to (rows, slots). `parts`: how many queries attend to which parts of the cache.
     """
@@ -136,7 +137,7 @@ def _splits(runner: Any, queries: int, part: CachePart) -> int:
 
 
 def _choose(runner: Any, x: torch.Tensor, rows: torch.Tensor, shape: StepShape) -> None:
-    """Read p, choose, and write the rows' next state."""
+    """Read p, choose the next ids, and write the next state of the rows."""
     text, tags, hook, state = runner.text, shape.config.tags, shape.config.hook, runner.state
     logits = runner.ops.linear(x, (text.head,), norm=text.norm, eps=text.eps, f32=True)
     if hook is not None:
@@ -152,7 +153,9 @@ def _choose(runner: Any, x: torch.Tensor, rows: torch.Tensor, shape: StepShape) 
 def _merge_closing_tags(
     logits: torch.Tensor, token: torch.Tensor, state: torch.Tensor, tags: Any
 ) -> torch.Tensor:
-    """As `sampling.merge_closing_tags`, in place, for the rows that ask for it; returns their greedy ids."""
+    """Merge closing tags as `sampling.merge_closing_tags` does, in place, for rows that ask for it; return
+    their greedy ids.
+    """
     merges, closes = state[MERGED] != 0, (state[INSIDE] != 0) | (state[MASKED] == 0)
     cn, un = logits[:, tags.cn].clone(), logits[:, tags.un].clone()
     logits[:, tags.cn] = torch.where(merges, torch.logaddexp(cn, un), cn)
@@ -164,7 +167,7 @@ def _merge_closing_tags(
 def _sample(
     logits: torch.Tensor, token: torch.Tensor, state: torch.Tensor, noise: torch.Tensor, shape: StepShape
 ) -> torch.Tensor:
-    """As `sampling.choose`, without asking the host which rows have a temperature."""
+    """Choose as `sampling.choose` does, without waiting for the host to say which rows have a temperature."""
     temperature = state[TEMPERATURE].view(torch.float64)
     scores = torch_ops.mask_tags(logits, state[INSIDE], shape.config.tags, state[MASKED]).double()
     scores /= torch.where(temperature > 0, temperature, 1.0)[:, None]
@@ -175,7 +178,7 @@ def _sample(
 
 
 def _truncate(scores: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
-    """-inf for what is beyond each row's `top_k` (0: all) and `top_p` (1: all); scores (rows, vocabulary)."""
+    """Set scores (rows, vocabulary) beyond each row's `top_k` (0: all) and `top_p` (1: all) to -inf."""
     ordered, order = scores.sort(dim=-1, descending=True, stable=True)
     size = scores.shape[1]
     last = torch.where((top_k > 0) & (top_k < size), top_k, size) - 1

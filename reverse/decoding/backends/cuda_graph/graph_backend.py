@@ -56,7 +56,8 @@ def _on_device(
 ) -> Callable[Concatenate[CudaGraphBackend, _P], _R]:
     """Run a verb on the model's GPU and without a graph of gradients.
 
-    An error of memory loses everything, unless the verb raises OutOfMemory itself: see `_memory_errors`.
+    Running out of memory loses all sequences, unless the verb raises OutOfMemory itself: see
+    `_memory_errors`.
     """
 
     @wraps(verb)
@@ -81,7 +82,7 @@ def _on_device(
 
 @contextmanager
 def _memory_errors() -> Iterator[None]:
-    """Around what allocates memory and changes nothing until it succeeds."""
+    """Turn memory errors of the block into OutOfMemory; the block must change nothing until it succeeds."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -122,11 +123,11 @@ class CudaGraphBackend:
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the backend can do now."""
+        """The current capabilities of the backend."""
         return Capabilities(self._max_sequences)
 
     def reserve(self, sequences: int) -> None:
-        """Be ready to hold so many sequences at once; memory is taken once they come."""
+        """Allow `max_sequences` sequences at once; memory is allocated when they come."""
         self._max_sequences = max(sequences, len(self._rows))
 
     def _device_context(self) -> AbstractContextManager[Any]:
@@ -183,7 +184,7 @@ class CudaGraphBackend:
 
     @_on_device
     def split(self, sequence: int, n: int) -> list[int]:
-        """`n` further sequences with the same tokens; the cached prefix is copied on the device."""
+        """Add `n` sequences with the same tokens; the cached prefix is copied on the device."""
         source = self._rows[sequence]
         self._check_room(n)
         with _memory_errors():
@@ -198,7 +199,7 @@ class CudaGraphBackend:
         return [row.name for row in rows]
 
     def release(self, sequence: int) -> None:
-        """Let a sequence go, whatever it was doing. Unknown ids are ignored. Never raises."""
+        """Release a sequence, also while it decodes. Unknown ids are ignored. Never raises."""
         row = self._rows.pop(sequence, None)
         if row is not None:
             row.abandon_steps()
@@ -207,14 +208,17 @@ class CudaGraphBackend:
             self._give_back()
 
     def reset(self) -> None:
-        """Let every sequence go. Works after any error, an interrupt in the middle of a verb too."""
+        """Release every sequence.
+
+        It works after any error, also after an interrupt in the middle of a verb.
+        """
         for row in self._rows.values():
             row.abandon_steps()
         self._rows.clear()
         self._give_back()
 
     def _give_back(self) -> None:
-        """Let go of the runner, for other backends of the model to take if nothing went wrong with it."""
+        """Give the runner back, so that other backends of the model can take it unless it had an error."""
         self.steps.clear()
         runner, self.runner = self.runner, None
         if runner is not None and self._is_sound:
@@ -222,13 +226,15 @@ class CudaGraphBackend:
         self._is_sound = True
 
     def _drop_everything(self) -> None:
-        """Let go of all sequences and the memory that they hold, and allow half as many from now on."""
+        """Release all sequences and their memory, and allow half as many from now on."""
         self._max_sequences = max(1, min(self._max_sequences, len(self._rows)) // 2)
         self._is_sound = False
         self.reset()
 
     def _allow_fewer(self, asked: int) -> None:
-        """After memory ran out while `asked` sequences were added; if nothing is held, the cache goes too."""
+        """Allow fewer sequences after memory ran out while `asked` were added; without sequences the cache is
+        freed too.
+        """
         held = len(self._rows)
         self._max_sequences = max(1, held, min(self._max_sequences, held + asked) // 2)
         if not held:
@@ -242,7 +248,10 @@ class CudaGraphBackend:
             )
 
     def _make_room(self, n: int, length: int) -> GraphRunner:
-        """A runner with `n` free rows of at least `length` ids. An error of memory changes nothing."""
+        """Return a runner with `n` free rows of at least `length` ids.
+
+        Running out of memory changes nothing.
+        """
         need = len(self._rows) + n
         most = max(need, self._max_sequences)
         wanted = min(_FIRST_ROWS, most) if need <= _FIRST_ROWS else most
@@ -256,7 +265,7 @@ class CudaGraphBackend:
         return self.runner
 
     def _idle_runner(self, rows: int, length: int) -> GraphRunner | None:
-        """The model's runner, if it is large enough and has the weights of now."""
+        """Return the model's idle runner if it is large enough and has the current weights."""
         runner, self.runner = self.runner or self._open_runner(), None
         if (reason := unsupported(self.model)) is not None:
             raise DifferentLogits(reason)
@@ -266,7 +275,7 @@ class CudaGraphBackend:
 
     @staticmethod
     def _try_sizes(wanted: int, need: int, make: Callable[[int, int], _R], length: int) -> _R:
-        """Rows for all sequences that there may be, or else for those that there are."""
+        """Open a runner with rows for the largest number of sequences, or else for the present ones."""
         try:
             return make(wanted, length)
         except torch.OutOfMemoryError:
@@ -275,7 +284,7 @@ class CudaGraphBackend:
         return make(need, length)
 
     def _row_length(self, ids: int) -> int:
-        """Slots of a row for so many ids: no row outgrows the context, whatever length was asked for."""
+        """Return the number of slots of a row for `length` ids, at most the context length."""
         return round_up(min(ids + _MARGIN, self._context), 128) if ids else 0
 
     def _free_rows(self, runner: GraphRunner) -> list[int]:

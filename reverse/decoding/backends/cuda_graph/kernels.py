@@ -33,7 +33,10 @@ __all__ = [
 # ------------------------------------------------------------------ linear layers of few rows
 @functools.cache
 def _arrival_counters(device: torch.device) -> torch.Tensor:
-    """Counters of programs that share a sum, zero between kernels; steps of a device run one at a time."""
+    """Return counters of programs that share a sum.
+
+    They are zero between kernels; steps of a device run one at a time.
+    """
     return torch.zeros(4096, device=device, dtype=torch.int32)
 
 
@@ -52,7 +55,7 @@ def _norm_kernel(x, norm, out, K, eps, BK: tl.constexpr, PDL: tl.constexpr):  # 
 
 @triton.jit
 def _part(first, w0, w1, w2, b0, b1, b2, n0, n1, PARTS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The matrix that holds output `first`, its bias, and the row of it."""
+    """Return the matrix that holds output `first`, its bias, and its row within the matrix."""
     w = w0
     b = b0
     at = first
@@ -75,7 +78,7 @@ def _row_kernel(  # type: ignore[no-untyped-def]
     NORM: tl.constexpr, BIAS: tl.constexpr, RES: tl.constexpr, GATED: tl.constexpr, PARTS: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """One row: out = rmsnorm(x) @ cat(w0, w1, w2).T + bias + res, or silu(x @ w0.T) * (x @ w1.T).
+    """Compute one row: out = rmsnorm(x) @ cat(w0, w1, w2).T + bias + res, or silu(x @ w0.T) * (x @ w1.T).
 
     The next round's weights are asked for before this one's are used, the first even before `x` is known.
     """
@@ -132,7 +135,7 @@ def _rows_kernel(  # type: ignore[no-untyped-def]
     BIAS: tl.constexpr, RES: tl.constexpr, GATED: tl.constexpr, PARTS: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr, SHARED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """The same, without the norm, of up to BM rows on the matrix units; `splits` programs share a sum."""
+    """Compute up to BM rows on the matrix units, without the norm; `splits` programs share a sum."""
     tile = tl.program_id(0)
     split = tl.program_id(1)
     first = tile * BN
@@ -185,13 +188,13 @@ def _rows_kernel(  # type: ignore[no-untyped-def]
 
 @functools.cache
 def measured_shapes(device: int) -> dict[str, list[int]]:
-    """The best shapes on this GPU, by the size of the matrix; see `benchmarks/tune_rows.py`."""
+    """Return the measured best shapes on this GPU by matrix size; see `benchmarks/tune_rows.py`."""
     known = json.loads(Path(__file__).with_name("row_shapes.json").read_text("utf-8"))
     return known.get(torch.cuda.get_device_name(device), {})
 
 
 def _row_shape(n: int, k: int, gated: bool) -> tuple[int, int, int]:
-    """(BN, BK, warps) of one row: 16 to 32 weights a thread at a time, as measured on an H100."""
+    """Return (BN, BK, warps) for one row: 16 to 32 weights per thread at a time, as measured on an H100."""
     measured = measured_shapes(torch.cuda.current_device()).get(f"{n}x{k}{' gated' if gated else ''}")
     if measured is not None:
         return measured[0], measured[1], measured[2]
@@ -205,7 +208,9 @@ def _row_shape(n: int, k: int, gated: bool) -> tuple[int, int, int]:
 
 
 def _rows_shape(rows: int, n: int, k: int) -> tuple[int, int, int, int, int]:
-    """(BN, BK, warps, stages, splits) of several rows: about 128 programs share long sums of few outputs."""
+    """Return (BN, BK, warps, stages, splits) for several rows: about 128 programs share long sums of few
+    outputs.
+    """
     tiles = triton.cdiv(n, 64)
     stages = 3 if rows > 32 else 4 if tiles >= 128 else 5
     return 64, 128, 4, stages, triton.cdiv(128, tiles) if k >= 8192 else 1
@@ -288,7 +293,7 @@ def gated(
 
 
 def _is_small(x: Tensor, weights: Sequence[Tensor]) -> bool:
-    """Whether these kernels are for so many rows and such outputs."""
+    """Whether these kernels handle this number of rows and these sizes of outputs."""
     return x.shape[0] == 1 or (x.shape[0] <= MAX_ROWS and not any(w.shape[0] % 16 for w in weights))
 
 
@@ -301,7 +306,7 @@ def _vendor_linear(
     residual: Tensor | None,
     f32: bool,
 ) -> Tensor:
-    """So many rows that arithmetic counts, or odd outputs: the vendor's matrix product."""
+    """Use the vendor's matrix product: for many rows, where arithmetic is the limit, and odd output sizes."""
     if norm is not None:
         x = F.rms_norm(x, norm.shape, norm, eps)
     parts = [F.linear(x, w, biases[i] if biases else None) for i, w in enumerate(weights)]

@@ -1,4 +1,4 @@
-"""How a kernel of a step starts while the one before it still ends."""
+"""Start a kernel of a step while the one before it is still ending."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import triton.language as tl
 
 @triton.jit
 def release_next(PDL: tl.constexpr):  # type: ignore[no-untyped-def]
-    """From here on the next kernel may take the units that this one leaves free.
+    """Allow the next kernel to take the units that this one leaves free.
 
-    Few and heavy programs then settle side by side on the units that happen to be free, while others idle: so
-    only kernels of many light programs say it before their work, and the small ones once they may work.
+    A few heavy programs would then crowd on the units that happen to be free while others idle. So kernels of
+    many light programs call it before their work, and small ones once they may begin.
     """
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
@@ -22,7 +22,10 @@ def release_next(PDL: tl.constexpr):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def await_previous(PDL: tl.constexpr):  # type: ignore[no-untyped-def]
-    """All kernels before this one are done. Every kernel must call it; only weights may be read before."""
+    """Wait until all kernels before this one are done.
+
+    Every kernel must call it; only weights may be read before.
+    """
     if PDL:
         tl.extra.cuda.gdc_wait()
 

@@ -1,4 +1,4 @@
-"""Whether a captured step computes what the model computes: logits of one prompt by both."""
+"""Check that a captured step computes what the model computes, by the logits of one prompt."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class DifferentLogits(BackendError, ValueError):
 
 
 def check_logits(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Whether a step's logits for a prompt could be compared with those of the model's own forward pass.
+    """Compare a step's logits for a prompt with the model's own; return whether they could be compared.
 
-    Done once for each runner: it tells of whatever `find_modification` does not know. Half precision rounds
-    the two differently, by about a hundredth; another computation differs by the size of the logits.
+    Done once for each runner: it finds modifications that `find_modification` does not know. Half precision
+    rounds the two differently, by about a hundredth; another computation differs by the size of the logits.
     Raises DifferentLogits if they are not the same.
     """
     most = 0.25 if expected.dtype in (torch.bfloat16, torch.float16) else 1e-3

@@ -1,4 +1,5 @@
-"""Whether a model still computes what its weights say: the captured step reads weights and calls no module.
+"""Find modifications of a model that its weights do not show: the captured step reads weights and calls no
+module.
 
 Hooks, replaced `forward` methods, adapters, parametrizations and layers of other classes change what a
 model says without changing the weights that are read. They are looked for wherever a decode step passes: in
@@ -32,7 +33,7 @@ _ATTENTION = (
 
 
 def find_modification(model: Any) -> str | None:
-    """What the captured step would not see of `model`, with the module's name; else None."""
+    """Return what a captured step would miss of `model`, with the module's name; None if nothing."""
     hooks = torch.nn.modules.module
     for name in ("_global_forward_hooks", "_global_forward_pre_hooks"):
         for hook in getattr(hooks, name).values():
@@ -82,7 +83,9 @@ def _only_looks_on(hook: Any) -> bool:
 
 
 def _is_own_forward(module: nn.Module, forward: Any) -> bool:
-    """Whether it is the class's own after all, compiled: `model.forward = torch.compile(model.forward)`."""
+    """Whether a replaced `forward` is the class's own, compiled: `model.forward =
+    torch.compile(model.forward)`.
+    """
     while hasattr(forward, "_torchdynamo_orig_callable"):
         forward = forward._torchdynamo_orig_callable
     return (
@@ -92,7 +95,7 @@ def _is_own_forward(module: nn.Module, forward: Any) -> bool:
 
 
 def _foreign_code(function: Any) -> str | None:
-    """The package of a function or of one that it wraps, where that is neither torch nor transformers.
+    """Return the package of a function, or of one that it wraps, if it is neither torch nor transformers.
 
     `__module__` would not do: `functools.wraps` copies it.
     """
@@ -105,7 +108,7 @@ def _foreign_code(function: Any) -> str | None:
 
 
 def _find_in_settings(model: Any) -> str | None:
-    """Numbers that modules took from the configuration when they were made, where they differ from it."""
+    """Find numbers that modules took from the configuration at construction and that now differ from it."""
     config = model.config.get_text_config()
     attention = getattr(config, "_attn_implementation", None)
     if attention not in _ATTENTION:

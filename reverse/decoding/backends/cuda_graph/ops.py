@@ -1,4 +1,5 @@
-"""What a decode step computes, in plain torch: for CPUs, for other precisions, and as the kernels' oracle.
+"""The operations of a decode step in plain torch: for CPUs, other precisions, and as reference of the
+kernels.
 
 The signatures are those of `kernels.py`.
 """
@@ -40,7 +41,8 @@ __all__ = [
 
 
 class CachePart(NamedTuple):
-    """What a run of queries sees of the cache: in each query's row, the slots from `start` to `length`.
+    """The part of the cache that a run of queries sees: in each query's row, the slots from `start` to
+    `length`.
 
     `keys` and `values` (cache rows, kv heads, slots, d), with a first dimension of layers before a layer is
     chosen; the others (queries,). `block` queries in a run have one row in common; with a `start` it is 1.
@@ -55,7 +57,7 @@ class CachePart(NamedTuple):
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """As Llama and Qwen2 of transformers: in float32, whatever the dtype."""
+    """Normalise as Llama and Qwen2 of transformers do: in float32, whatever the dtype."""
     wide = x.float()
     return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
 
@@ -69,7 +71,7 @@ def linear(
     residual: torch.Tensor | None = None,
     f32: bool = False,
 ) -> torch.Tensor:
-    """rmsnorm(x) @ cat(weights).T + biases + residual for `x` (rows, k); each weight (n, k)."""
+    """Compute rmsnorm(x) @ cat(weights).T + biases + residual for `x` (rows, k); each weight (n, k)."""
     if norm is not None:
         x = rms_norm(x, norm, eps)
     parts = [F.linear(x, w, biases[i] if biases else None) for i, w in enumerate(weights)]
@@ -82,7 +84,7 @@ def linear(
 def gated(
     x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, norm: torch.Tensor, eps: float
 ) -> torch.Tensor:
-    """silu(rmsnorm(x) @ gate.T) * (rmsnorm(x) @ up.T)."""
+    """Compute silu(rmsnorm(x) @ gate.T) * (rmsnorm(x) @ up.T)."""
     x = rms_norm(x, norm, eps)
     return F.silu(F.linear(x, gate)) * F.linear(x, up)
 
@@ -115,7 +117,8 @@ def rope_store(
 def attend(
     q: torch.Tensor, parts: Sequence[CachePart], scale: float, splits: Sequence[int] = ()
 ) -> torch.Tensor:
-    """Attention of `q` (rows, heads, d) to what its rows may see; returns (rows, heads * d).
+    """Compute attention of `q` (rows, heads, d) to the slots that its rows may see; returns (rows, heads *
+    d).
 
     `parts`: those that together hold a row's text. What is not seen may be NaN: it is never multiplied.
     """
@@ -140,7 +143,7 @@ def attend(
 
 
 def rotary(rope: torch.Tensor, text: Any, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin (rows, d) of positions `rope` (rows,)."""
+    """Return cos and sin (rows, d) of the positions `rope` (rows,)."""
     angle = rope[:, None].float() * text.frequencies
     angle = torch.cat((angle, angle), dim=-1)
     return (angle.cos() * text.rope_scale).to(dtype), (angle.sin() * text.rope_scale).to(dtype)
@@ -149,7 +152,8 @@ def rotary(rope: torch.Tensor, text: Any, dtype: torch.dtype) -> tuple[torch.Ten
 def begin(
     rows: torch.Tensor, state: torch.Tensor, last: int, text: Any
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Embeddings (rows, width), cos and sin (rows, d), and slots (rows,) of what `rows` are fed.
+    """Return embeddings (rows, width), cos and sin (rows, d), and slots (rows,) of the ids that `rows` are
+    fed.
 
     Row 0, which fills up a step, always has slot 0; no slot is beyond `last`.
     """
@@ -187,7 +191,8 @@ def advance(
 def pick(
     logits: torch.Tensor, rows: torch.Tensor, state: torch.Tensor, tags: Any
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Most probable ids (rows,) int64, p as `Verifier.p`, and the logarithm of the sum of exponentials.
+    """Return the most probable ids (rows,) int64, p as `Verifier.p`, and the logarithm of the sum of
+    exponentials.
 
     `logits` (rows, vocabulary) float32; p and the logarithm (rows,) float32. Whether a phrase is open,
     whether the tag mask holds and whether p is of the pair stands in `state`.
@@ -203,7 +208,8 @@ def pick(
 
 
 def mask_tags(logits: torch.Tensor, inside: torch.Tensor, tags: Any, masked: torch.Tensor) -> torch.Tensor:
-    """A copy of `logits` with -inf where a tag may not stand, as `sampling.mask_tags`; no copy to the host.
+    """Return `logits` with -inf for tags that are not allowed, as `sampling.mask_tags` does, without a copy
+    to the host.
 
     `inside` and `masked` (rows,) integers: a phrase is open, the mask holds for the row.
     """

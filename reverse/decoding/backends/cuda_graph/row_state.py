@@ -1,4 +1,4 @@
-"""What host and device tell each other about a step: the state of a row, what is fed, what came out."""
+"""The data that host and device exchange about a step: the state of a row, ids to feed, and results."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ LogitsHook = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
 
 @dataclass(frozen=True, slots=True)
 class CaptureConfig:
-    """What is fixed when a step is captured; everything else may differ between rows."""
+    """The settings that are fixed when a step is captured; all others may differ between rows."""
 
     tags: TokenIds
     hook: LogitsHook | None = None  # shown (logits, answer positions, attempts) before anything is chosen
@@ -80,7 +80,7 @@ class StepPlan:
 
 @dataclass(frozen=True, slots=True)
 class PendingStep:
-    """A step under way: `read()` waits for it."""
+    """A step that was launched; `read()` waits for its results."""
 
     chosen: torch.Tensor  # (3, columns) float64 on the host: ids, p, log-probabilities of the ids
     columns: list[int]  # of the rows asked for
@@ -100,7 +100,7 @@ class PendingStep:
 
 @dataclass(frozen=True, slots=True)
 class RowState:
-    """What a row is set to: its last id, where that goes, and how the ids after it are chosen."""
+    """The state that a row is set to: its last id, its place, and how the ids after it are chosen."""
 
     token: int
     slot: int
@@ -119,10 +119,10 @@ class RowState:
 
 
 def padded(n: int) -> int:
-    """How many rows are computed for `n`: a power of two, so that few steps are captured."""
+    """Return how many rows are computed for `n`: the next power of two, so that few steps are captured."""
     return 1 << (n - 1).bit_length() if n else 0
 
 
 def round_up(n: int, block: int) -> int:
-    """The next multiple of `block`."""
+    """Return the next multiple of `block`."""
     return -(-n // block) * block

@@ -1,6 +1,6 @@
 """The device side: keys and values in fixed places, the state of every row, one graph for each kind of step.
 
-A row of the cache holds one sequence. What a row is doing stands in one column of `state`; a step reads it,
+A row of the cache holds one sequence. The state of a row is one column of `state`; a step reads it,
 feeds one id, chooses the next and writes the column back, so steps can be queued one behind the other without
 asking the host. Rewinding is writing a smaller number.
 
@@ -71,7 +71,7 @@ class GraphRunner:
         return tuple(torch.zeros(shape, device=self.device, dtype=self.dtype) for _ in range(2))  # type: ignore[return-value]
 
     def _new_state(self, rows: int) -> tuple[torch.Tensor, ...]:
-        """State, noise, inputs, outputs and feeds for so many rows."""
+        """Allocate state, noise, inputs, outputs and feeds for a number of rows."""
         columns = 5 * (rows + 1) + 16 + FEEDS_AT_ONCE  # widths are padded, and so are groups
         ids = partial(torch.zeros, device=self.device, dtype=torch.int64)
         numbers = partial(torch.zeros, device=self.device, dtype=torch.float64)
@@ -94,14 +94,15 @@ class GraphRunner:
         self.forget_graphs()
 
     def forget_graphs(self) -> None:
-        """Drop captured steps: the tensors that they read and write are others now."""
+        """Drop the captured steps, because the tensors that they read and write have been replaced."""
         if self._graphs:
             torch.cuda.synchronize(self.device)
         self._graphs.clear()
         self._memory = None  # goes with the last graph
 
     def resize(self, rows: int, length: int) -> None:
-        """At least so many rows of at least so many ids; what rows hold is kept, and steps are captured anew.
+        """Grow to at least `rows` rows of at least `length` ids; the rows keep their content, and steps are
+        captured anew.
 
         Everything is allocated before anything changes, so an error of memory changes nothing.
         """
@@ -119,7 +120,7 @@ class GraphRunner:
 
     @property
     def bytes(self) -> int:
-        """Memory held beside the model: the cache and the state of its rows."""
+        """Bytes of memory held besides the model: the cache and the state of its rows."""
         held = (self.keys, self.values, self.state, self.noise, self.out)
         return sum(t.numel() * t.element_size() for t in held)
 
@@ -127,7 +128,7 @@ class GraphRunner:
     def load(
         self, row: int, layers: Sequence[tuple[torch.Tensor, torch.Tensor]], source: int, first: int
     ) -> None:
-        """Take row `source` of a prefilled cache, from its slot `first` on, into `row`.
+        """Copy row `source` of a prefilled cache, from its slot `first` on, into `row`.
 
         `layers`: keys and values of each layer, (rows, kv heads, length, head_dim).
         """
@@ -156,7 +157,7 @@ class GraphRunner:
         return host.pin_memory().to(self.device, non_blocking=True) if self.is_captured else host
 
     def feed_one(self, row: int, token: int, slot: int, rope: int) -> torch.Tensor:
-        """Feed one id at `slot` of a row, called and not captured; returns float logits (vocabulary,)."""
+        """Feed one id at `slot` of a row without a captured step; returns float logits (vocabulary,)."""
         tokens, rows, slots, ropes = (self._send([n]) for n in (token, row, slot, rope))
         x = F.embedding(tokens, self.text.embedding)
         cos, sin = self.ops.rotary(ropes, self.text, x.dtype)

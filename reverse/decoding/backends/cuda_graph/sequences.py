@@ -1,4 +1,4 @@
-"""What the host knows of a sequence, and which sequences share a step."""
+"""The host's record of a sequence, and the grouping of sequences in a step."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class PoolRow:
     log_probabilities: list[float] = field(default_factory=list)  # of its last ids; NaN: never decoded
 
     def abandon_steps(self) -> None:
-        """What the device does with this row from here on is not wanted."""
+        """Ignore the results of the steps that the device has under way for this row."""
         self.epoch += 1
         self.in_flight = 0
         self.segment = self.accepted = None
@@ -70,7 +70,7 @@ class PoolRow:
             self.shared = self.shared[0], min(self.shared[1], self.cached)
 
     def copy(self, name: int, index: int) -> PoolRow:
-        """Another sequence with the same tokens in row `index`, to which this row's cache is copied."""
+        """Return a sequence with the same tokens in row `index`, to which this row's cache is copied."""
         cached = min(self.cached, len(self.ids) - 1)
         return PoolRow(
             name, index, self.ids[:], self.rope_offset, self.pictures_end, cached, self.shared,
@@ -78,12 +78,12 @@ class PoolRow:
         )  # fmt: skip
 
     def state_at(self, length: int, params: SegmentParams) -> RowState:
-        """The row as it stands when the last of its first `length` ids is about to be fed."""
+        """Return the state of the row just before the last of its first `length` ids is fed."""
         at = length - 1
         return RowState(self.ids[at], at, at + self.rope_offset, params)
 
     def refill_noise(self) -> list[float] | None:
-        """The next numbers of a sampled segment, if those on the device are about to be used up."""
+        """Return the next random numbers of a sampled segment if those on the device are nearly used up."""
         segment = self.segment
         if segment is None or not is_sampled(segment.params):
             return None
@@ -99,12 +99,12 @@ class PoolRow:
 
 
 def is_sampled(params: SegmentParams) -> bool:
-    """Whether this segment, or the step ahead of its end, takes a random number."""
+    """Whether this segment, or the step launched ahead of its end, uses a random number."""
     return params.temperature > 0 or params.temperature_after_accept > 0
 
 
 def sampling_of(segments: Iterable[RunningSegment]) -> int:
-    """What a step of these segments must be captured with."""
+    """Return the settings that a step of these segments must be captured with."""
     sampling = GREEDY
     for segment in segments:
         params = segment.params
@@ -116,7 +116,7 @@ def sampling_of(segments: Iterable[RunningSegment]) -> int:
 
 
 def same_sampling(before: RunningSegment, after: SegmentParams) -> bool:
-    """Whether what was chosen ahead of an accepted phrase is the first choice of the segment after it."""
+    """Whether the token chosen ahead, after an accepted phrase, may be the first of the next segment."""
     was = before.params
     temperature = was.temperature_after_accept
     if (temperature, temperature) != (after.temperature, after.temperature_after_accept):
@@ -131,7 +131,7 @@ def same_sampling(before: RunningSegment, after: SegmentParams) -> bool:
 
 
 def group_rows(rows: Sequence[PoolRow]) -> tuple[list[PoolRow], list[list[PoolRow]], list[int], int]:
-    """Rows that go alone, groups of rows with a common prefix, the length of each, and the size of a group.
+    """Return single rows, groups of rows with a common prefix, the length of each prefix, and the group size.
 
     Each row holds its prefix itself, so a group is only a way of reading it once: which rows are grouped
     changes nothing but rounding.

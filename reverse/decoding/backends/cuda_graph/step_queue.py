@@ -1,4 +1,4 @@
-"""Steps that were launched and not read yet, at most two, and what is to be written before the next one.
+"""The queue of launched steps that were not read yet (at most two), and of writes before the next step.
 
 A step is launched before the one before it was read, since most of the time its input is what that one chose.
 If a segment ended and the sequence goes on from there, the step ahead is its next one; if the sequence went
@@ -92,7 +92,7 @@ class StepQueue:
         return True
 
     def _feed(self, row: PoolRow, params: SegmentParams, fed: list[tuple[PoolRow, Feed, bool]]) -> None:
-        """Feed what a row of the cache lacks, as far as it fits into this step; the rest waits."""
+        """Feed ids that a row of the cache lacks, as many as fit into this step; the rest waits."""
         missing = row.ids[row.cached :]
         fits = FEED_IDS - sum(round_up(len(feed.ids), BLOCK) for _, feed, _ in fed)
         if len(fed) == FEEDS_AT_ONCE or (round_up(len(missing), BLOCK) > fits and fed):
@@ -106,7 +106,7 @@ class StepQueue:
 
     # ------------------------------------------------------------------ reading
     def read(self) -> list[StepOutput]:
-        """Wait for the oldest step; outputs of the rows that still want it."""
+        """Wait for the oldest step; return outputs of the rows that still want them."""
         pending, entries = self._launched.popleft()
         outputs = []
         for entry, token, p, log_probability in zip(entries, *pending.read(), strict=True):
@@ -128,7 +128,7 @@ class StepQueue:
 def _plan_step(
     decoding: list[PoolRow], fed: list[tuple[PoolRow, Feed, bool]]
 ) -> tuple[StepPlan, list[PoolRow]]:
-    """A step of these rows, and the rows in the order of its results."""
+    """Plan a step of these rows; also return the rows in the order of its results."""
     plain, groups, prefixes, size = group_rows(decoding)
     order = [*plain, *(row for group in groups for row in group), *(row for row, _, _ in fed)]
     plan = StepPlan(

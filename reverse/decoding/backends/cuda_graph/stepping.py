@@ -1,4 +1,4 @@
-"""What stands before and after the layers of a step: one kernel reads the state, one writes the next."""
+"""The kernels before and after the layers of a step: one reads the state, one writes the next state."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ def _begin_kernel(  # type: ignore[no-untyped-def]
 
 
 def begin(rows: Tensor, state: Tensor, last: int, text: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Embeddings (rows, width), cos and sin (rows, d), and slots (rows,) of what `rows` are fed.
+    """Return embeddings (rows, width), cos and sin (rows, d), and slots (rows,) of the ids that `rows` are
+    fed.
 
     Row 0, which fills up a step, always has slot 0; no slot is beyond `last`.
     """

@@ -54,14 +54,14 @@ class TextModel:
         return sum(t.numel() * t.element_size() for t in layer)
 
     def same_as(self, other: TextModel) -> bool:
-        """Whether both refer to the same memory, so that a step captured for one is one of the other."""
+        """Whether both refer to the same memory, so that a step captured for one is valid for the other."""
         names = [f.name for f in fields(self) if f.name != "frequencies"]  # a copy: told by its numbers
         ours, theirs = ([_place(getattr(text, name)) for name in names] for text in (self, other))
         return ours == theirs and torch.equal(self.frequencies, other.frequencies)
 
 
 def _place(value: Any) -> Any:
-    """Where tensors are; numbers as they are."""
+    """Replace tensors by their addresses; numbers stay."""
     if isinstance(value, torch.Tensor):
         return value.data_ptr(), value.shape, value.stride(), value.dtype, value.device
     if isinstance(value, Layer):
@@ -70,7 +70,7 @@ def _place(value: Any) -> Any:
 
 
 def unsupported(model: Any) -> str | None:
-    """Why this model cannot be captured, or None where it can."""
+    """Return why this model cannot be captured, or None if it can."""
     text = model.config.get_text_config()
     if text.model_type not in _TEXT_TYPES:
         return f"the text model is {text.model_type!r}, known are {', '.join(_TEXT_TYPES)}"
@@ -108,7 +108,7 @@ def _parts(model: Any) -> tuple[Any, Any]:
 
 
 def text_model(model: Any) -> TextModel:
-    """The weights of a model for which `unsupported` is None."""
+    """Return the weights of a model for which `unsupported` is None."""
     config = model.config.get_text_config()
     language, head = _parts(model)
     layers = []
