@@ -63,7 +63,7 @@ class EvalOptions:
         list[str] | None,
         typer.Option(
             help="`resample` (the default), `plain`, or another mode of `reverse generate`. Repeat the "
-            "option to compare modes; the others are held against the first."
+            "option to compare other modes with the first one."
         ),
     ] = None
     n: Annotated[int | None, typer.Option("--n", help="Number of samples of select and auto.")] = None

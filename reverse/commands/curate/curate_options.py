@@ -87,7 +87,8 @@ class AnswerEvalOptions(CurateOptions):
     judge: Annotated[
         str | None,
         typer.Option(
-            help="Judge of answers that grading cannot decide: a checkpoint, or endpoint (REVERSE_JUDGE_BASE_URL)."
+            help="Judge of answers that grading cannot decide: a checkpoint or "
+            "endpoint (REVERSE_JUDGE_BASE_URL)."
         ),
     ] = None
 
