@@ -41,6 +41,7 @@ def sample_answers(
     *,
     samples: int,
     temperature: float = 1.0,
+    merged: tuple[int, int] | None = None,
     seed: int = 0,
     batch: int = 4096,
     say: Callable[[str], None] = lambda line: None,
@@ -51,6 +52,7 @@ def sample_answers(
         prompts: rows that end where an answer begins; `pictures` are indices of `features`.
         ends: ids that end an answer; one that does not end is cut after `MOST_TOKENS`.
         temperature: 0 takes the most probable token.
+        merged: ids of `</CN>` and `</UN>`: where either would be chosen, `</CN>` is.
     """
     by_length: dict[int, list[int]] = defaultdict(list)
     for row, length in enumerate(prompts.lengths.tolist()):
@@ -63,7 +65,7 @@ def sample_answers(
             generator = torch.Generator(passes.scale.device).manual_seed((seed << 32) + (length << 20) + at)
             ids = torch.from_numpy(prompts.ids[part, :length].astype(np.int64)).to(passes.scale.device)
             shown = torch.from_numpy(prompts.pictures[part].astype(np.int64)).to(features.device)
-            said = _decode(passes, features[shown], ids, ends, temperature, generator)
+            said = _decode(passes, features[shown], ids, ends, temperature, merged, generator)
             for row, tokens in zip(part, said, strict=True):
                 found[row].append(tokens)
             done += len(part)
@@ -77,6 +79,7 @@ def _decode(
     ids: Tensor,
     ends: set[int],
     temperature: float,
+    merged: tuple[int, int] | None,
     generator: torch.Generator,
 ) -> list[list[int]]:
     rows, length = ids.shape
@@ -92,6 +95,10 @@ def _decode(
             positions = passes.position_ids(rows, begin, length + step)
             out = decoder(inputs_embeds=hidden, position_ids=positions, past_key_values=cache, use_cache=True)
             logits = passes.head(out.last_hidden_state[:, -1]).float()
+            if merged is not None:
+                cn, un = merged
+                logits[:, cn] = torch.logaddexp(logits[:, cn], logits[:, un])
+                logits[:, un] = -torch.inf
             if temperature == 0:
                 chosen = logits.argmax(dim=-1)
             else:

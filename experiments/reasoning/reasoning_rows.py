@@ -50,7 +50,20 @@ from reverse.training.views.selection_view import view_select
 from reverse.training.views.solving_views import view_cot, view_judge
 from reverse.training.views.view_rows import ViewSettings
 
-__all__ = ["MadeRows", "RowPool", "RowSource", "load_encoder", "make_draft_records", "make_rows"]
+__all__ = [
+    "AnsweredPicture",
+    "MadeRows",
+    "RowPool",
+    "RowSource",
+    "answered_rows",
+    "base_rows",
+    "find_first",
+    "join_rows",
+    "load_encoder",
+    "make_draft_records",
+    "make_rows",
+    "question_prompts",
+]
 
 CHUNK = 256  # pictures that a process makes at a time
 CAPTION, PLACES = "Describe this image.", "images"
@@ -154,8 +167,8 @@ def make_rows(
         lines += chunk.lines
         offset += len(part)
     encoder, count = load_encoder(source.checkpoint), count_picture_ids(source.checkpoint, source.side)
-    pools = {name: _join(found) for name, found in rows.items()}
-    first = _find_first(pools.values(), encoder.image_id)
+    pools = {name: join_rows(found) for name, found in rows.items()}
+    first = find_first(pools.values(), encoder.image_id)
     shape = (0, source.side, source.side, 3)
     drawn = np.concatenate(pictures) if pictures else np.empty(shape, np.uint8)
     return MadeRows(drawn, pools, first, count, lines)
@@ -169,7 +182,8 @@ def _run(make: RowMaker, source: RowSource, parts: Sequence[Any], workers: int) 
         yield from pool.map(make, [source] * len(parts), parts)
 
 
-def _join(rows: Sequence[tuple[Array, Array, int]]) -> RowPool:
+def join_rows(rows: Sequence[tuple[Array, Array, int]]) -> RowPool:
+    """One pool of (ids, labels, picture)."""
     lengths = np.array([len(ids) for ids, _, _ in rows])
     filled = np.arange(lengths.max()) < lengths[:, None]
     ids, labels = np.zeros(filled.shape, np.int16), np.full(filled.shape, IGNORE, np.int16)
@@ -178,7 +192,7 @@ def _join(rows: Sequence[tuple[Array, Array, int]]) -> RowPool:
     return RowPool(ids, labels, np.array([picture for _, _, picture in rows], np.int32))
 
 
-def _find_first(pools: Iterable[RowPool], image_id: int) -> int:
+def find_first(pools: Iterable[RowPool], image_id: int) -> int:
     """Where pictures begin in all rows. Raises ValueError if they do not begin at one place."""
     places = {int(place) for pool in pools for place in np.unique((pool.ids == image_id).argmax(axis=1))}
     if len(places) != 1:
