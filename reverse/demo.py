@@ -1,4 +1,4 @@
-"""`reverse demo`: answers about unseen pictures, with checking off and on.
+"""`reverse demo`: show answers about unseen pictures, with checking off and on.
 
     reverse demo                    # in Python: from reverse.demo import show_demo; show_demo(Console())
 

@@ -1,4 +1,4 @@
-"""The settings of retrospective resampling: one flat dataclass, one main dial.
+"""The settings of retrospective resampling: one flat dataclass with one main setting, `threshold`.
 
 ResamplingConfig(threshold=0.003)         # p(</UN>) above this sends the decoder back
 ResamplingConfig.paper()                  # the algorithm as published (arXiv 2504.13169, §3.3, Alg. 1)
@@ -196,7 +196,10 @@ def check_whole_number(name: str, value: Any, low: int, remedy: str = "") -> int
 
 
 def check_seed(seed: Any) -> int:
-    """Return `seed` as an int. Raises RequestTypeError if it is none, RequestError if it exceeds 64 bits."""
+    """Return `seed` as an int.
+
+    Raises RequestTypeError for another type, RequestError for more than 64 bits.
+    """
     try:
         seed = index(seed)
     except TypeError:

@@ -55,7 +55,7 @@ class Engine:
         max_sequences: most answers decoded side by side, candidates not counted.
         backend: "auto", "hf" (any device, eager) or "cuda_graph" (captured steps on CUDA).
 
-    Raises RequestError for a model without a head, or one that cannot be decoded with.
+    Raises RequestError for a model without a language-model head, or one that is not supported.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Engine:
         self.model, self.base = model, unwrap_model(model)
         if not hasattr(self.base, "generate"):
             raise RequestTypeError(
-                f"{type(self.base).__name__} has no head to generate with: give the "
+                f"{type(self.base).__name__} has no language-model head: give the "
                 f"{family_of(self.base).model_class} that reverse.load() returns"
             )
         self.codec = TextCodec(processor)
@@ -151,7 +151,7 @@ class Engine:
 
     @property
     def is_wanted(self) -> bool:
-        """Whether a caller waits for an answer or has given one up."""
+        """Whether a caller waits for an answer or has cancelled one."""
         return any(a.handle.mailbox.is_waiting or a.is_given_up for a in (*self._inbox, *self._active))
 
     @torch.no_grad()
@@ -201,7 +201,7 @@ class Engine:
     def prepare(
         self, active: ActiveRequest, prepare: Callable[[], Any], then: Callable[[Future[Any]], None]
     ) -> None:
-        """Call `prepare` in a preparing thread, the oldest request first, then `then` in the worker's.
+        """Call `prepare` in a preparing thread (oldest request first), then `then` in the worker thread.
 
         `then` receives the future; it is not called if the request is over by then.
         """
@@ -279,7 +279,7 @@ class Engine:
                 active.take(branch)
 
     def _end_given_up(self) -> bool:
-        """End the requests that their callers have given up."""
+        """End the requests that their callers have cancelled."""
         given_up = [a for a in (*self._inbox, *self._active) if a.is_given_up]
         for active in given_up:
             active.task.close()

@@ -110,6 +110,8 @@ def invert(scores: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
 
 
 def _find_passing(ends: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Return each row's first place that ends beyond its target, or else the last with any weight."""
+    """Return for each row the first index whose cumulative weight exceeds the target, else the last with
+    weight above 0.
+    """
     last = (ends < ends[:, -1:]).sum(dim=-1, keepdim=True)
     return torch.minimum(torch.searchsorted(ends, target, right=True), last)

@@ -1,4 +1,4 @@
-"""p(`</UN>`): how unsure the model is of a phrase, read from raw logits.
+"""Read p(`</UN>`), the model's doubt about a phrase, from raw logits.
 
 It is the softmax of the logits in float32, before temperature, top-k, top-p, masks and processors
 (arXiv 2504.13169 §3.3).

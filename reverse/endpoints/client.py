@@ -1,4 +1,4 @@
-"""Ask a language model behind an OpenAI-compatible address, politely and never twice.
+"""Ask a language model at an OpenAI-compatible address, with bounded retries, and cache every reply.
 
     REVERSE_LLM_BASE_URL=http://127.0.0.1:8000/v1  REVERSE_LLM_MODEL=qwen3  REVERSE_LLM_KEY=…
     REVERSE_LLM_BASE_URL=https://NAME.openai.azure.com  REVERSE_LLM_API_VERSION=2024-10-21  …   # Azure
@@ -80,8 +80,9 @@ class Endpoint:
         for name, value in zip(names, (base_url, model), strict=False):
             if not value:
                 raise DataError(
-                    f"{name} is not set: a model is asked at {names[0]} (such as http://127.0.0.1:8000/v1), "
-                    f"by the name {names[1]}, with {names[2]} if it wants a key{otherwise}"
+                    f"{name} is not set: set {names[0]} to the model's address (such as "
+                    f"http://127.0.0.1:8000/v1), by the name {names[1]}, with {names[2]} if it wants a "
+                    f"key{otherwise}"
                 )
         if urlsplit(base_url).scheme not in ("http", "https"):
             raise DataError(f"{names[0]} must begin with http:// or https://, got {base_url[:80]!r}")
@@ -99,7 +100,7 @@ class Endpoint:
 
 
 class UnansweredError(Exception):
-    """A request got no reply: `kind` is "unreachable" (after all attempts) or "refused" (by the server)."""
+    """A request got no reply. `kind` is "unreachable" (after all attempts) or "refused" (by the server)."""
 
     def __init__(self, kind: str, detail: str):
         super().__init__(detail)
@@ -202,7 +203,7 @@ class ChatClient:
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:32]
 
     async def _request(self, body: dict[str, Any], key: str | None) -> Reply:
-        """Return one reply after as many attempts as it takes; cache it under `key` unless that is None."""
+        """Return one reply, after several attempts if needed; cache it under `key` unless that is None."""
         sent = json.loads(replace_surrogates(json.dumps(body, ensure_ascii=False)))
         trouble = ""
         for attempt in range(self.endpoint.attempts):
@@ -280,7 +281,7 @@ class ChatClient:
 
 
 def _make_openai(endpoint: Endpoint, http_client: Any) -> Any:
-    """The openai client of an address, or of an Azure resource if an API version is given."""
+    """Make the openai client of an address, or of an Azure resource if an API version is given."""
     import openai
 
     settings = {"api_key": endpoint.key or "none", "max_retries": 0, "http_client": http_client}

@@ -1,4 +1,4 @@
-"""The one rule by which a model is asked again: for judges, negatives and curation.
+"""The common rule for asking a model again, used for judges, negatives and curation.
 
 A reply that cannot be used is sent back with the reason, twice at most. A server that leaves twenty questions
 in a row without a reply is gone, and the run stops.
@@ -42,7 +42,7 @@ Value = TypeVar("Value")
 
 
 class Asker(Protocol):
-    """Who answers chats: a `ChatClient`, or a checkpoint."""
+    """Something that answers chats: a `ChatClient`, or a checkpoint."""
 
     async def ask(self, messages: Chat, keep: bool = True, settings: Mapping[str, Any] = {}) -> Reply:
         """Return a reply, from the cache if it has one. Raises UnansweredError."""
@@ -55,14 +55,14 @@ class Asker(Protocol):
 
 
 class ServerGone(DataError):
-    """The model has stopped answering; what was made before is kept."""
+    """The model has stopped answering. Results made before are kept."""
 
 
 @dataclass(frozen=True)
 class Answered(Generic[Value]):
-    """What came of a question.
+    """The outcome of a question.
 
-    `value` is None without a usable reply; `kind` then says why: unreachable, refused or garbage.
+    `value` is None if there was no usable reply; `kind` then says why: unreachable, refused or garbage.
     """
 
     value: Value | None
@@ -144,7 +144,7 @@ def _count(spent: Counter[str], reply: Reply) -> None:
 
 
 def build_retry(reply: str, reason: str, demand: str = JSON_ALONE) -> list[dict[str, str]]:
-    """The messages that follow a reply which cannot be used."""
+    """Return the messages that are sent after an unusable reply."""
     return [
         {"role": "assistant", "content": replace_surrogates(reply[:MAX_QUOTED]) or "(empty)"},
         {"role": "user", "content": f"That cannot be used: {reason}. {demand}"},
@@ -159,7 +159,7 @@ class SilenceWatch:
         self.silent = 0
 
     def add(self, unreachable: int, replies: int, detail: str) -> None:
-        """Take what came of further questions."""
+        """Take the outcomes of further questions."""
         if unreachable:
             self.silent += unreachable
         elif replies:

@@ -36,7 +36,9 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[BinaryIO]:
-    """Do the same without a lock and without flushing the folder, for a file of a folder that is locked."""
+    """Replace a file like `atomic_write`, but without a lock and without flushing its folder, which must be
+    locked.
+    """
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as stream:

@@ -54,7 +54,7 @@ class FileEntry(NamedTuple):
         return value
 
     def wrong(self, key: str, value: Any, wanted: str) -> ValueError:
-        """Make the error for a value of another type than is wanted."""
+        """Make the error for a value of a wrong type."""
         shown = "null" if value is None else describe(value)
         return DataError(
             f"{self.where}: {key!r} must be {wanted}, got {shown}: mend it, or fetch the file again"

@@ -62,7 +62,7 @@ class JsonItem(NamedTuple):
 
 
 class Broken(NamedTuple):
-    """A stretch of the file that is not an item: its place, how many bytes it has, and the reason."""
+    """A part of the file that is not an item: its place, its number of bytes, and the reason."""
 
     number: int
     offset: int
@@ -95,7 +95,7 @@ def place_after(item: JsonItem) -> JsonPlace:
 
 
 class ItemShape(NamedTuple):
-    """How an item of a list is known where the JSON before it is broken."""
+    """The shape by which an item of a list is recognised after broken JSON."""
 
     needed: str = "conversations"  # a key that every item has, and nothing inside of an item
     first: frozenset[str] = frozenset({"id", "image", "images", "conversations"})  # first keys of an item
@@ -105,7 +105,7 @@ RECORDS = ItemShape()
 
 
 class Source(Protocol):
-    """What is scanned: an open binary file, or an object that counts or hashes its bytes."""
+    """The input of a scan: an open binary file, or an object that counts or hashes its bytes."""
 
     def read(self, size: int, /) -> bytes: ...
 
@@ -143,7 +143,7 @@ def scan(
 def _stop_at_short_items(
     source: _CountedSource, items: Iterable[JsonItem | Broken]
 ) -> Iterator[JsonItem | Broken]:
-    """Yield the items; whatever follows too many short ones is one broken item."""
+    """Yield the items; after too many short ones, the rest is one broken item."""
     short = others = 0
     for item in items:
         size = item.size if isinstance(item, Broken) else len(item.raw)
@@ -215,7 +215,10 @@ def _decode_line(raw: bytes, number: int, offset: int, line: int) -> JsonItem | 
 
 
 def is_too_deep(text: Any, bracket: Any, brace: Any, value: Any) -> bool:
-    """Whether a value is too deep to be copied or shown; most texts have too few brackets to be."""
+    """Whether a value is too deep to be copied or shown.
+
+    Most texts have so few brackets that it is not checked.
+    """
     return (
         len(text) > MAX_DEPTH
         and text.count(bracket) + text.count(brace) > MAX_DEPTH
@@ -237,7 +240,7 @@ class JsonWindow:
         self.read = len(head)  # bytes so far
 
     def extend(self) -> bool:
-        """Read on; False at the end of the file. A window that does not move grows by doubling."""
+        """Read more; False at the end of the file. A window that does not move grows by doubling."""
         if self.is_complete:
             return False
         self.chunk = 2 * self.chunk if self.at == 0 else CHUNK
@@ -307,7 +310,7 @@ class JsonWindow:
 
 
 def _is_final(value: Any, text: str, end: int) -> bool:
-    """Whether more text cannot change the value: "-0" may go on as "-0.5" or "-0e7"."""
+    """Whether further text cannot change the value. "-0" can change: it may go on as "-0.5" or "-0e7"."""
     if not isinstance(value, (int, float)):
         return True
     after = text[end : end + 1]
@@ -389,12 +392,12 @@ class _ListScan:
         return f"{error.msg} at byte {window.offset + len(before.encode('utf-8', 'surrogateescape'))}"
 
     def _break(self, begin: int, reason: str) -> Broken:
-        """Return what lies between the byte `begin` and the window as one broken item."""
+        """Return the bytes between `begin` and the window as one broken item."""
         self.number += 1
         return Broken(self.number - 1, begin, 0, self.window.offset - begin, reason)
 
     def _pass_over(self, reason: str, search: int) -> Broken:
-        """Move to the next record, from `search` on; what lies between is one broken item."""
+        """Move to the next record, from `search` on, and return the bytes between as one broken item."""
         begin = self.window.offset
         self.state = "item" if self._find_record(search) else "separator"
         if self._has_spent_effort():
@@ -409,7 +412,7 @@ class _ListScan:
         return self._break(begin, reason)
 
     def _find_record(self, search: int) -> bool:
-        """Move to the next record; False, at the list's end or the file's, if there is none."""
+        """Move to the next record; False at the end of the list or the file if there is none."""
         window = self.window
         while not self._has_spent_effort():
             match = _OBJECT.search(window.text, search)
@@ -441,7 +444,7 @@ class _ListScan:
         return False
 
     def _count_failed_trial(self, error: ValueError) -> None:
-        """Add the text that a failed trial at the window's place went over to the effort."""
+        """Add the length of the text that a failed trial at the window's place has read to the effort."""
         size = len(self.window.text) - self.window.at
         if isinstance(error, json.JSONDecodeError) and not error.msg.startswith("Unterminated string"):
             size = error.pos

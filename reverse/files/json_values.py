@@ -9,7 +9,7 @@ __all__ = ["replace_non_finite"]
 
 
 def replace_non_finite(value: Any) -> Any:
-    """The same value with None for every NaN and infinity, which JSON has no number for."""
+    """Return the value with None in place of every NaN and infinity, which JSON cannot hold."""
     if isinstance(value, dict):
         return {name: replace_non_finite(each) for name, each in value.items()}
     if isinstance(value, (list, tuple)):

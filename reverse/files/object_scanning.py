@@ -62,7 +62,9 @@ def scan_members(stream: Source, into: str | None = None) -> Iterator[JsonMember
             break
         _expect(window, ",", "a comma or the object's end")
     if window.skip_spaces():
-        raise DataError(f"byte {window.offset}: something stands behind the object's end")
+        raise DataError(
+            f"byte {window.offset}: text follows the end of the object: save the file as one JSON object"
+        )
 
 
 def _scan_list(window: JsonWindow, key: str) -> Iterator[JsonMember]:

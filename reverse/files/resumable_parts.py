@@ -35,7 +35,7 @@ SYNC_EVERY = 1 << 20  # bytes that a power cut may cost; a kill costs nothing th
 
 
 class PartFile:
-    """The results of one pass, written as they come.
+    """Writes the results of one pass as they come.
 
     Args:
         out: the file to write; folders above it are created. ".json" makes a JSON list, ".jsonl" one record
@@ -179,7 +179,7 @@ class PartFile:
             self._file.flush()
 
     def _compare(self, written: Mapping[str, Any], where: Path) -> None:
-        """Raise DataError if what was written has another plan."""
+        """Raise DataError if the existing output has another plan."""
         other = [key for key in self.plan if written.get(key) != json.loads(_to_json(self.plan[key]))]
         if other:
             was = ", ".join(f"{key}={written.get(key)!r}" for key in other)

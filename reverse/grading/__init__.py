@@ -6,7 +6,7 @@
 
 A verdict is right, wrong or unknown, with a reason. A text that gives no answer, or two different ones, is
 unknown:
-nobody is given credit at random. Used by modes, curation, rewards and benchmarks.
+no credit is given at random. Used by modes, curation, rewards and benchmarks.
 """
 
 from reverse.grading.answer_key import KINDS, AnswerFormat, AnswerKey, Grade

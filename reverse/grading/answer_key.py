@@ -1,4 +1,4 @@
-"""What is known of a question's answer: its kind, its options, and the right answers."""
+"""Answer keys: the kind of a question's answer, its options, and the right answers."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class AnswerKey:
 
     @property
     def format(self) -> AnswerFormat:
-        """What is known of the answer without the right one."""
+        """The form of the answer, without the right answers."""
         return AnswerFormat(self.kind, self.choices, self.unit)
 
 

@@ -25,7 +25,8 @@ _NEGATED = re.compile(
 
 
 def read_choice(text: str, choices: Sequence[str]) -> str | list[str]:
-    """The letter of the option that an answer gives, or all letters that it could mean: none, or several.
+    """Return the letters of the options that an answer may mean: one if it is clear, otherwise none or
+    several.
 
     A letter alone, a letter at the beginning ("B) four"), a letter that is named ("option B") or in
     brackets counts before the text of an option; the longest option's text counts before one that it
@@ -56,7 +57,7 @@ def read_choice(text: str, choices: Sequence[str]) -> str | list[str]:
 
 
 def right_letters(answers: Sequence[str], choices: Sequence[str]) -> list[str]:
-    """The letters of the right options, each given by its letter or its text. An option's text goes first."""
+    """Return the letters of the right options, which are given by letter or text. A text takes precedence."""
     found = []
     for answer in answers:
         same = [i for i, choice in enumerate(choices) if _same(answer, choice)]
@@ -74,12 +75,12 @@ def _letters(pattern: re.Pattern[str], text: str, letters: Sequence[str]) -> lis
 
 
 def _is_denied(text: str, at: int) -> bool:
-    """Whether the words before a position deny what stands there: "not B"."""
+    """Whether the words before a position negate the option there: "not B"."""
     return _NEGATED.search(text[max(0, at - 40) : at].rstrip()) is not None
 
 
 def _by_text(text: str, letters: Sequence[str], choices: Sequence[str]) -> list[str]:
-    """Options whose whole text stands in the answer, as words, and outside of longer options."""
+    """Return the options whose text occurs in the answer as whole words, and outside of longer options."""
     plain = f" {normalise_text(text)} "
     taken = bytearray(len(plain))
     found = set()

@@ -1,4 +1,4 @@
-"""Where a text gives its final answer: behind "Answer:", in a tag, in a box, or at its end."""
+"""Find the final answer of a text: after "Answer:", in a tag, in a box, or at its end."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _EMPHASIS = re.compile(r"\*\*|__|`")
 
 
 def find_final_answer(text: str) -> tuple[str, bool]:
-    r"""The part of a text that gives its final answer, and whether a marker says so.
+    r"""Return the part of a text that gives its final answer, and whether a marker introduces it.
 
     Reasoning in tags is left out. Looked for in this order: the last `<answer>` or `<CONCLUSION>`; the last
     `\boxed{…}`; the text behind the last marker ("Answer:", "the answer is", "答案是"), up to the end of its
@@ -53,7 +53,7 @@ def find_final_answer(text: str) -> tuple[str, bool]:
 
 
 def _last_tag(text: str) -> str | None:
-    """The content of the last answer tag, closed or not."""
+    """Return the content of the last answer tag, closed or not."""
     lower = text.lower()
     starts = [(lower.rfind(f"<{name}>"), name) for name in _TAGS]
     start, name = max(starts)
@@ -82,7 +82,7 @@ def _without_reasoning(text: str) -> str:
 
 
 def _last_box(text: str) -> str | None:
-    r"""The content of the last `\boxed{…}` whose braces close."""
+    r"""Return the content of the last `\boxed{…}` whose braces close."""
     for command in (r"\boxed{", r"\fbox{"):
         start = text.rfind(command)
         if start >= 0:
@@ -95,7 +95,7 @@ def _last_box(text: str) -> str | None:
 
 
 def _first_statement(text: str) -> str:
-    """The first line of a text, up to the end of its first sentence."""
+    """Return the first line of a text, up to the end of its first sentence."""
     line = text.split("\n", 1)[0].strip()
     end = re.search(r"(?<=[^\d.][.!?。])\s|(?<=\d[.!?。])\s+(?=[A-Z])", line)
     return (line[: end.start()] if end else line).strip()

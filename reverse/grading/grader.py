@@ -14,7 +14,7 @@ __all__ = ["extract_answer", "grade"]
 
 
 def extract_answer(text: str, form: AnswerFormat) -> str | None:
-    """The final answer of a text in a normal form; None if it gives none.
+    """Return the final answer of a text in a normal form; None if it gives no answer.
 
     Equal answers have equal forms, so that modes can vote. No right answer is needed.
     """
@@ -54,7 +54,7 @@ def grade(text: str, key: AnswerKey) -> Grade:
 
 
 def _read(text: str, form: AnswerFormat) -> tuple[str | None, str]:
-    """The final answer in its normal form, or None and the reason."""
+    """Return the final answer in its normal form, or None and the reason."""
     said, is_marked = find_final_answer(text)
     if not said:
         return None, "the text is empty"
@@ -89,7 +89,7 @@ def _grade_number(text: str, key: AnswerKey, extracted: str) -> Grade:
 
 
 def _last_line_says(text: str, key: AnswerKey) -> bool:
-    """Whether the last line, and nothing else of it, is a right answer."""
+    """Whether the last line consists of a right answer and nothing else."""
     lines = [line for line in text.strip().splitlines() if line.strip()]
     return bool(lines) and any(same_text(lines[-1], answer) for answer in key.answers)
 

@@ -33,7 +33,7 @@ def require_math_verify() -> None:
 
 
 def normalise_latex(text: str) -> str:
-    """An expression without spacing, sizes of brackets, dollar signs and degree signs."""
+    """Remove spacing, bracket sizes, dollar signs and degree signs from an expression."""
     text = text.strip().rstrip(".").replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
     for removed in _REMOVED:
         text = text.replace(removed, "")

@@ -57,7 +57,7 @@ class Number:
 
 
 def find_numbers(text: str) -> list[Number]:
-    """All numbers of a text, from left to right. Numbers that no float can hold are left out."""
+    """Return all numbers of a text, from left to right. Numbers that no float can hold are left out."""
     found = []
     for match in _NUMBER.finditer(text):
         value = _value_of(match)
@@ -67,7 +67,7 @@ def find_numbers(text: str) -> list[Number]:
 
 
 def read_number(text: str, *, is_marked: bool) -> Number | str:
-    """The number that an answer gives, or the reason why there is none.
+    """Return the number that an answer gives, or the reason why it gives none.
 
     A text that a marker names as the answer gives its number if it holds only one value, or if it is an
     equation ("3 + 4 = 7": what stands behind the last equals sign). A longer text without a marker gives
@@ -89,7 +89,7 @@ def read_number(text: str, *, is_marked: bool) -> Number | str:
 
 
 def compare_numbers(given: Number, key: AnswerKey) -> str | None:
-    """Why `given` is one of the right numbers; None if it is not one of them."""
+    """Return the reason why `given` equals a right number; None if it equals none."""
     for answer in key.answers:
         right = read_number(answer, is_marked=False)
         if isinstance(right, str):
@@ -164,12 +164,12 @@ def _value_of_words(text: str) -> float:
 
 
 def _is_range(text: str, numbers: list[Number]) -> bool:
-    """Whether the first two numbers are the ends of a range, "3 to 5", or two offers, "3 or 5"."""
+    """Whether the first two numbers are the ends of a range, "3 to 5", or alternatives, "3 or 5"."""
     between = text[numbers[0].end : numbers[1].start].strip().lower()
     return between in ("to", "or", "-", "\u2013", "and", "/")
 
 
 def _is_explained(text: str, numbers: list[Number]) -> bool:
-    """Whether the first number is the answer, and the rest explains it: "7, since 3 + 4 = 7", "5 (of 8)"."""
+    """Whether the first number is the answer and the rest explains it: "7, since 3 + 4 = 7", "5 (of 8)"."""
     behind = text[numbers[0].end :].lstrip()
     return bool(re.match(r"[\w²³°%./]*\s*(?:[,;(]|because\b|since\b|as\b|out of\b|of\b)", behind))

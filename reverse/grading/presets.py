@@ -1,4 +1,4 @@
-"""Answer keys of published benchmarks, from their rows as they are published.
+"""Make answer keys from the published rows of benchmarks.
 
 Each preset names the fields that it reads. Where a published grader errs, the comment says how ours differs.
 """
@@ -22,7 +22,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def answer_key(preset: str, row: Row) -> AnswerKey:
-    """The answer key of one row of a benchmark.
+    """Make the answer key of one row of a benchmark.
 
     Raises DataError for an unknown preset and for a row without the fields that it needs.
     """
@@ -47,7 +47,9 @@ def tabmwp(row: Row) -> AnswerKey:
 
 
 def chartqa(row: Row) -> AnswerKey:
-    """ChartQA: `label`. Numbers may differ by 5 %, as in the paper; years may not, other than there."""
+    """ChartQA: `label`. Numbers may differ by 5 %, as in the paper; years may not, which differs from the
+    paper.
+    """
     answer = _text(row["answer"] if "answer" in row and "label" not in row else row["label"])
     if ("," in answer and not _is_number(answer)) or answer.startswith("["):
         return AnswerKey("set", (answer.strip("[]"),))
@@ -188,13 +190,13 @@ def _math(answer: str) -> AnswerKey:
 
 
 def _is_number(text: str) -> bool:
-    """Whether a text is one number and nothing else but a sign, a currency or percent."""
+    """Whether a text is one number, with at most a sign, a currency or percent around it."""
     number = read_number(text, is_marked=True)
     return not isinstance(number, str) and not re.search(r"[A-Za-z\\{}^_]", text)
 
 
 def _letter(value: Any) -> str:
-    """The letter of an index or of a letter."""
+    """Return the letter of an option that is given by index or by letter."""
     text = _text(value)
     if text.isdigit() and int(text) < len(LETTERS):
         return LETTERS[int(text)]
@@ -208,7 +210,7 @@ def _text(value: Any) -> str:
 
 
 def _list(value: Any) -> list[str]:
-    """A list of texts: given as one, or written as a Python literal, as some files have it."""
+    """Return a list of texts, which some files write as a Python literal."""
     if isinstance(value, str):
         try:
             value = (
@@ -222,7 +224,7 @@ def _list(value: Any) -> list[str]:
 
 
 def _options_in(question: str) -> list[str]:
-    """The options that a question lists as "A: …, B: …" or "(A) … (B) …"."""
+    """Return the options that a question lists as "A: …, B: …" or "(A) … (B) …"."""
     marks = list(re.finditer(r"(?:^|[\s,;(])\(?([A-H])\s?[):.]\s?", question))
     start = next((i for i in range(len(marks) - 1, -1, -1) if marks[i][1] == "A"), None)
     if start is None:

@@ -17,14 +17,16 @@ _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}\b)")
 
 
 def normalise_text(text: str) -> str:
-    """A text in lower case, without punctuation, articles and accents of composition, single spaces."""
+    """Return a text in lower case, without punctuation and articles, in Unicode form NFKC, with single
+    spaces.
+    """
     text = unicodedata.normalize("NFKC", text).casefold()
     text = _PUNCTUATION.sub(" ", _THOUSANDS.sub("", text))
     return " ".join(_ARTICLES.sub(" ", text).split())
 
 
 def same_text(given: str, right: str) -> bool:
-    """Whether two texts say the same: equal when normalised, or the same single number."""
+    """Whether two texts are equal after normalisation, or give the same single number."""
     one, other = normalise_text(given), normalise_text(right)
     if one == other or (one and _PREFIX.sub("", one) == other):
         return True
@@ -36,7 +38,7 @@ def same_text(given: str, right: str) -> bool:
 
 
 def read_members(text: str) -> list[str]:
-    """The members of a list such as "red, blue and 3", in normal form, sorted, each once."""
+    """Return the members of a list such as "red, blue and 3", in normal form, sorted, each once."""
     text = re.sub(r"^[\[({]|[\])}]$", "", text.strip().rstrip("."))
     members = {
         normalise_text(_PREFIX.sub("", member)) for member in _SEPARATORS.split(_THOUSANDS.sub("", text))

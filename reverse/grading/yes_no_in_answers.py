@@ -17,7 +17,7 @@ _AFFIRMED = re.compile(r"\b(?:yes|true|correct)\b", re.IGNORECASE)
 
 
 def read_yes_no(text: str) -> str | None:
-    """ "yes" or "no" if the answer says one of them, None if it says neither or both.
+    """Return "yes" or "no" if the answer says one of them, None if it says neither or both.
 
     An answer that begins with the word ("No, there are two.") says it. A word that stands alone counts in
     any of the languages of `reverse.data.tagging.yes_no_words`. In other English texts "yes" or "no" must

@@ -106,5 +106,5 @@ def test_a_temperature_that_changes_nothing_is_no_error(world):
 def test_a_model_without_a_head_is_refused(world):
     """The inner model has a configuration, but nothing that generates."""
     model, processor = world
-    with pytest.raises(TypeError, match="LlavaModel has no head to generate with: give the LlavaForCond"):
+    with pytest.raises(TypeError, match="LlavaModel has no language-model head: give the LlavaForCond"):
         reverse.generate(model.model, processor, prompt="?")

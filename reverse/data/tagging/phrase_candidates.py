@@ -154,5 +154,5 @@ PARTITIVES = frozenset(_PARTITIVES_TEXT.split())
 
 
 def _begins_number(text: str, at: int) -> bool:
-    """Whether a number begins with the mark at a position, as ".5", "-3" and "$5" do."""
+    """Whether the "." or "-" at a position begins a number, as in ".5" and "-3"."""
     return text[at] in ".-" and text[at + 1 : at + 2].isdigit() and (at == 0 or text[at - 1].isspace())

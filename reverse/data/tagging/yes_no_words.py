@@ -111,8 +111,9 @@ def guess_language(text: str, among: tuple[str, ...] = tuple(MARKS)) -> str:
 
 
 def looks_english(text: str) -> bool:
-    """Whether `text` may be parsed as English: mostly Latin letters, and few marks of another
-    language."""
+    """Whether `text` may be parsed as English: mostly Latin letters, and few frequent words of another
+    language.
+    """
     letters = [letter for letter in text if letter.isalpha()]
     if sum(letter.isascii() for letter in letters) < 0.8 * len(letters):
         return False

@@ -148,11 +148,11 @@ class AutoBackend:
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the backend can do now."""
+        """The current capabilities of the backend."""
         return self.inner.capabilities
 
     def reserve(self, sequences: int) -> None:
-        """Be ready to hold so many sequences at once."""
+        """Allow `max_sequences` sequences at once."""
         self.inner.reserve(sequences)
 
     def encode(self, pictures: Sequence[Picture]) -> list[EncodedPicture]:
@@ -160,7 +160,7 @@ class AutoBackend:
         return self.inner.encode(pictures)
 
     def add(self, prompts: Sequence[Prompt]) -> list[int]:
-        """Prefill new sequences in one batch; the first may turn out to need the other backend."""
+        """Prefill new sequences in one batch; the first call may switch to the fallback backend."""
         try:
             return self.inner.add(prompts)
         except DifferentLogits as error:  # raised only while no sequence is held
@@ -170,7 +170,7 @@ class AutoBackend:
         return self.inner.add(prompts)
 
     def split(self, sequence: int, n: int) -> list[int]:
-        """`n` further sequences with the same tokens."""
+        """Add `n` sequences with the same tokens."""
         return self.inner.split(sequence, n)
 
     def set_tokens(self, sequence: int, ids: Sequence[int]) -> None:
@@ -186,13 +186,13 @@ class AutoBackend:
         return self.inner.step()
 
     def score(self, sequences: Sequence[int], kind: str, begins: Sequence[int] | None = None) -> list[float]:
-        """A number for each sequence."""
+        """Return a number for each sequence."""
         return self.inner.score(sequences, kind, begins)
 
     def release(self, sequence: int) -> None:
-        """Let a sequence go, whatever it was doing."""
+        """Release a sequence, also while it decodes."""
         self.inner.release(sequence)
 
     def reset(self) -> None:
-        """Let every sequence go."""
+        """Release every sequence."""
         self.inner.reset()

@@ -1,4 +1,4 @@
-"""What the engine asks of a runtime: a few verbs over token sequences and their KV caches.
+"""The protocol between engine and runtime: a few verbs over token sequences and their KV caches.
 
 A backend knows token ids, pictures and sampling parameters; it knows nothing of thresholds, hints, attempts
 or requests. Every sequence is named by an id that is never used again.
@@ -48,7 +48,7 @@ End = Literal["phrase", "eos", "stop", "length"]
 
 
 class OutOfMemory(BackendError):
-    """The device is full; fewer sequences may fit. The verb that raised it has changed nothing.
+    """The device is out of memory; fewer sequences may fit. The verb that raised it has changed nothing.
 
     Where a backend could not keep that promise, `lost_everything` is True and all sequences are gone.
     """
@@ -67,7 +67,7 @@ def mean_log_probability(log_probabilities: Sequence[float], length: int, begin:
 
 
 def does_not_fit(message: str) -> OutOfMemory:
-    """The error of a sequence that does not fit although it is alone; `message` is the device's."""
+    """Make the error of a sequence that does not fit into memory alone; `message` is the device's."""
     detail = message.splitlines()[0] if message else "no detail"
     return OutOfMemory(
         f"out of memory with a single row ({detail}): use smaller pictures, fewer candidates, "
@@ -76,7 +76,7 @@ def does_not_fit(message: str) -> OutOfMemory:
 
 
 def not_finite(position: int) -> ValueError:
-    """The error of a sequence whose logits are NaN or infinite at a position of its answer."""
+    """Make the error of a sequence whose logits are NaN or infinite at a position of its answer."""
     return RequestError(
         f"logits are not finite at answer position {position}: check the weights, or load with dtype=float32"
     )
@@ -84,7 +84,7 @@ def not_finite(position: int) -> ValueError:
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a backend can do."""
+    """The abilities and limits of a backend."""
 
     max_sequences: int  # sequences that it can hold at once, now: fewer after memory ran out
     keyed_noise: bool = True  # samples depend on (seed, path, position, attempt) and on nothing else
@@ -105,7 +105,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedPicture:
-    """Features of one picture, as long as anybody holds a reference to it.
+    """The features of one picture. They are freed with the last reference.
 
     `features` (tokens, width) on the model's device or on the host; `grid` (temporal, height, width) in
     patches for models with multimodal rotary positions, else None.
@@ -117,7 +117,7 @@ class EncodedPicture:
 
 @dataclass(slots=True)
 class Prompt:
-    """What a sequence begins with."""
+    """The beginning of a sequence: its ids and pictures."""
 
     ids: Sequence[int]  # without padding; every picture has as many placeholders as it has features
     pictures: Sequence[EncodedPicture] = ()  # in the order of their placeholders
@@ -126,7 +126,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class SegmentParams:
-    """How the next segment of a sequence is decoded and what ends it."""
+    """Parameters of the next segment of a sequence: how it is decoded and what ends it."""
 
     max_tokens: int
     tags: TokenIds
@@ -161,7 +161,7 @@ class SegmentOutput:
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """What one decode step did to one sequence: a token, or an error after which the sequence is useless."""
+    """The outcome of one decode step for one sequence: a token, or an error that ends the sequence."""
 
     sequence: int
     token: int = -1
@@ -172,7 +172,7 @@ class StepOutput:
 
 @dataclass(slots=True)
 class RunningSegment:
-    """A segment while it is decoded, and the rule that ends it: the same for every backend."""
+    """A segment while it is decoded, with the rule that ends it, which is the same for every backend."""
 
     params: SegmentParams
     ids: list[int] = field(default_factory=list)
@@ -204,7 +204,7 @@ class RunningSegment:
 
 
 def common_prefix(before: Sequence[int], after: Sequence[int]) -> int:
-    """How many ids two texts share from their start."""
+    """Return how many ids two texts share from their start."""
     if before == after:
         return len(before)
     return next(
@@ -214,7 +214,7 @@ def common_prefix(before: Sequence[int], after: Sequence[int]) -> int:
 
 
 def find_pictures_end(i: int, prompt: Prompt, image_token: int) -> int:
-    """Where the last picture of prompt number `i` ends: ids before it cannot be fed again.
+    """Return where the last picture of prompt number `i` ends. Ids before it cannot be fed again.
 
     Raises ValueError for a prompt without ids, or with other placeholders than its pictures have features.
     """
@@ -231,7 +231,7 @@ def find_pictures_end(i: int, prompt: Prompt, image_token: int) -> int:
 
 
 class Backend(Protocol):
-    """Verbs are called by one thread at a time.
+    """A runtime that decodes sequences. Its verbs are called by one thread at a time.
 
     Any verb but `release` and `reset` may raise OutOfMemory, and one that raises has changed nothing, unless
     the error says `lost_everything`. After that, and after any other exception, the engine calls `reset`.
@@ -239,10 +239,10 @@ class Backend(Protocol):
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the backend can do now."""
+        """The current capabilities of the backend."""
 
     def reserve(self, sequences: int) -> None:
-        """Be ready to hold so many sequences at once; never fewer than are held now."""
+        """Allow `max_sequences` sequences at once, but never fewer than are held now."""
 
     def encode(self, pictures: Sequence[Picture]) -> list[EncodedPicture]:
         """Run the vision tower and the projector, once for all of them."""
@@ -251,7 +251,7 @@ class Backend(Protocol):
         """Prefill new sequences in one batch; returns their ids."""
 
     def split(self, sequence: int, n: int) -> list[int]:
-        """`n` further sequences with the same tokens; the cached prefix is shared or copied."""
+        """Add `n` sequences with the same tokens; the cached prefix is shared or copied."""
 
     def set_tokens(self, sequence: int, ids: Sequence[int]) -> None:
         """Make `ids` the tokens of a sequence and end its segment; the common prefix stays cached."""
@@ -266,7 +266,8 @@ class Backend(Protocol):
         """
 
     def score(self, sequences: Sequence[int], kind: str, begins: Sequence[int] | None = None) -> list[float]:
-        """A number for each sequence: `"likelihood"` is the mean log-probability of its decoded tokens.
+        """Return a number for each sequence: `"likelihood"` is the mean log-probability of its decoded
+        tokens.
 
         With `begins` only the tokens from these positions on count. `"value"` is what the model's value head
         says of the last token; it may cost a forward. Only where the backend's capabilities say
@@ -274,7 +275,10 @@ class Backend(Protocol):
         """
 
     def release(self, sequence: int) -> None:
-        """Let a sequence go, whatever it was doing. Unknown ids are ignored. Never raises."""
+        """Release a sequence, also while it decodes. Unknown ids are ignored. Never raises."""
 
     def reset(self) -> None:
-        """Let every sequence go. Works after any error, an interrupt in the middle of a verb too."""
+        """Release every sequence.
+
+        It works after any error, also after an interrupt in the middle of a verb.
+        """

@@ -225,7 +225,7 @@ class ReleasedPolicy:
 
     # ------------------------------------------------------------------ rewinding
     def _reject(self, segment: Segment, rejection: _Rejection) -> None:
-        """Take the call back as far as its first suspect phrase; a format error keeps nothing of it (R3)."""
+        """Cut the call before its first suspect phrase; a format error discards the whole call (R3)."""
         answer, at, length = self.answer, self.verified_length, len(self.answer.ids)
         level, temperature = self.level, self.temperature
         self.is_retry = True
@@ -285,7 +285,7 @@ class ReleasedPolicy:
 
     # ------------------------------------------------------------------ the end
     def _give_up(self) -> Finish:
-        """Only what was verified is the answer, and of an open-ended one its whole sentences (R5)."""
+        """End with the verified text only; for an open-ended question only with its whole sentences (R5)."""
         answer = self.answer
         answer.resolved = False
         if self.config.open_ended:

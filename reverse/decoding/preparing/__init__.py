@@ -1,1 +1,1 @@
-"""From a request to token ids, pictures and rules, in worker threads."""
+"""Prepare requests in worker threads: token ids, pictures and rules of answers."""

@@ -1,4 +1,4 @@
-"""Options of transformers' `generate()`, and what of transformers is tied to its version.
+"""Options of transformers' `generate()`, and the version-dependent parts of transformers that they need.
 
 Checked on transformers 5.18, 5.23 and 5.24. What is used, and how it is guarded:
 `GenerationMixin._prefill` (encoded images go in here and nowhere else); the argument of `forward` that takes
@@ -95,7 +95,7 @@ def check_request(config: GenerationConfig, criteria: StoppingCriteriaList, kwar
 
 
 def _check_no_own_cache(config: GenerationConfig, kwargs: dict[str, Any]) -> None:
-    """Refuse every cache but the plain one that `generate()` makes itself."""
+    """Raise RequestError for every cache but the plain one that `generate()` makes itself."""
     for name in _CACHE_NAMES:
         cache = kwargs.get(name)
         if cache is None:
@@ -128,7 +128,9 @@ def _check_no_own_cache(config: GenerationConfig, kwargs: dict[str, Any]) -> Non
 
 
 def _check_sampling(config: GenerationConfig) -> None:
-    """Refuse sampling options that belong into `ResamplingConfig`. 50 and 1.0 are transformers' defaults."""
+    """Raise RequestError for options that belong in `ResamplingConfig`; top_k=50 and top_p=1.0 are
+    transformers' defaults.
+    """
     if config.top_k not in (None, 0, 50) or config.top_p not in (None, 1.0):
         raise RequestError(
             f"model.generate() was given top_k={config.top_k}, top_p={config.top_p} (or the checkpoint's "
@@ -193,7 +195,7 @@ def _read_eos_list(config: GenerationConfig) -> list[int]:
 
 
 def _check_layers(cache: Any) -> None:
-    """Refuse a model whose cache has layers that forget tokens or keep states instead."""
+    """Raise RequestError for a model whose cache has layers that drop tokens or keep recurrent states."""
     if kinds := _name_other_layers(cache):
         raise RequestError(
             f"the model keeps its cache in {kinds}, which cannot be rewound: only models with full attention "

@@ -33,7 +33,7 @@ __all__ = ["ActiveRequest", "RequestHost"]
 
 
 class RequestHost(Protocol):
-    """What a request asks of the engine."""
+    """The operations that a request needs from the engine."""
 
     preparer: Preparer
 

@@ -1,4 +1,4 @@
-"""The scheduler prefills waiting branches, takes steps and does what the policies decide.
+"""The scheduler prefills waiting branches, takes decode steps and carries out the policies' decisions.
 
     scheduler = Scheduler(backend)
     scheduler.add(branch)

@@ -37,7 +37,7 @@ __all__ = ["BranchPlace", "ModeRequest", "Task", "TaskHost"]
 
 @dataclass(frozen=True, slots=True)
 class ModeRequest:
-    """What a mode sees of a request."""
+    """The part of a request that a mode sees."""
 
     conversation: Conversation | Node  # to answer
     config: ResamplingConfig
@@ -45,7 +45,7 @@ class ModeRequest:
 
 
 class TaskHost(Protocol):
-    """What a task asks of the request that it answers."""
+    """The operations that a task needs from the request that it answers."""
 
     def prepare(self, conversation: Conversation, then: Callable[[Node], None]) -> None:
         """Tokenise a conversation, then call `then` with its node in the engine's thread."""

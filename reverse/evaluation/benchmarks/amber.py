@@ -1,5 +1,5 @@
-"""AMBER (https://arxiv.org/abs/2311.07397): what captions make up, and yes/no questions about what is not
-there.
+"""AMBER (https://arxiv.org/abs/2311.07397): hallucinations in captions, and yes/no questions about absent
+things.
 
 Generative (AMBER-G): the nouns of an answer that AMBER's word net knows are right, made up, or neither.
 CHAIR made up of all, Cover objects named of those annotated, Hal answers with any, Cog objects named of those
@@ -84,7 +84,7 @@ Close = Callable[[str, str], bool]  # whether two words mean about the same
 
 
 def vectors() -> tuple[Close, str]:
-    """Closeness by spaCy's word vectors, or equality if the model is not installed; and which it is."""
+    """Return a test of closeness by spaCy's word vectors, or of equality without the model; and its name."""
     try:
         import spacy
 
@@ -95,7 +95,7 @@ def vectors() -> tuple[Close, str]:
 
 
 def by_similarity(nlp: Callable[[str], Any]) -> Close:
-    """Two words are close when their spaCy documents are; each word is read once."""
+    """Return a test whether two words are close by their spaCy documents; each word is parsed once."""
     read = cache(nlp)
 
     @cache
@@ -110,14 +110,14 @@ def _equal(first: str, second: str) -> bool:
 
 
 def read_amber(text: str) -> Reading:
-    """Read as REVERSE's script does: the letters "yes" anywhere mean yes, else the letters "no" mean no."""
+    """Read yes or no as REVERSE's script does: "yes" anywhere means yes, else "no" anywhere means no."""
     lowered = text.lower()
     return "yes" if "yes" in lowered else "no" if "no" in lowered else "other"
 
 
 # ---------------------------------------------------------------------- files
 def read_questions(files: Mapping[str, Path]) -> Iterator[QuestionRow]:
-    """Queries (id, image, query); annotations have the ids of the queries."""
+    """Read the queries (id, image, query); annotations have the ids of the queries."""
     kinds: dict[str | None, str] = {}
     for entry in read_entries(files["annotations"]) if "annotations" in files else ():
         kinds[read_id(entry.id("id"))] = entry.text("type")
@@ -128,7 +128,7 @@ def read_questions(files: Mapping[str, Path]) -> Iterator[QuestionRow]:
 
 
 def _read_annotations(truth: str | Path) -> dict[str, dict[str, Any]]:
-    """Annotations by id. Raises DataError naming the entry that is not an annotation."""
+    """Read the annotations by id. Raises DataError naming an entry that is not an annotation."""
     return read_items(
         _find_file(truth, "annotations.json"), _read_annotation, lambda entry, _: entry.id("id")
     )
@@ -158,7 +158,7 @@ def _find_file(truth: str | Path, name: str) -> Path:
 def _match_items(
     answers: Sequence[BenchmarkAnswer], truth: str | Path, options: ScoringOptions, generative: bool
 ) -> dict[str, dict[str, Any]]:
-    """The annotations of AMBER, after refusing answers that are none to this half of it."""
+    """Return AMBER's annotations. Raises DataError for answers to questions of the other half of AMBER."""
     items = _read_annotations(truth)
     asked = [name for name, item in items.items() if (item["type"] == "generative") == generative]
     title = "AMBER's captions (amber-g)" if generative else "AMBER's questions (amber-d)"
@@ -167,7 +167,7 @@ def _match_items(
 
 
 def _holds_truth(truth: str | Path, answers: Sequence[BenchmarkAnswer], generative: bool) -> bool:
-    """Whether the truth is AMBER's, and the answers are to its captions (or to none of them)."""
+    """Whether the truth is AMBER's, and the answers are to its captions (or not)."""
     if not find_files(truth, PLACES, ["relation.json"]):
         return False
     items = _read_annotations(truth)
@@ -177,7 +177,7 @@ def _holds_truth(truth: str | Path, answers: Sequence[BenchmarkAnswer], generati
 
 # ---------------------------------------------------------------------- captions
 class _Net:
-    """AMBER's words: what belongs to what, and what is never wrong."""
+    """AMBER's word lists: related words, and words that are never wrong."""
 
     def __init__(self, truth: str | Path):
         self.related = _read_relations(_find_file(truth, "relation.json"))
@@ -185,7 +185,8 @@ class _Net:
         self.known = {*self.related, *(word for words in self.related.values() for word in words)}
 
     def words(self, objects: Sequence[str]) -> list[tuple[str, int]]:
-        """Words that may stand for the objects, each with the place of its object: relatives before names.
+        """Return words that may stand for the objects, each with the index of its object: related words
+        before names.
 
         The order matters: a noun is credited to the first that fits (a "man" to a child that is annotated,
         before the man).
@@ -195,7 +196,7 @@ class _Net:
 
 
 def _read_relations(path: Path) -> dict[str, list[str]]:
-    """Words and those that may stand for each."""
+    """Read the words that may stand for each word."""
     value = read_value(path)
     if not isinstance(value, dict):
         raise DataError(
@@ -211,7 +212,7 @@ def score_captions(
     options: ScoringOptions = DEFAULT_SCORING,
     close: Close | None = None,
 ) -> tuple[Table, list[Metric]]:
-    """AMBER-G, one row an answer. `close` stands in for the word vectors.
+    """Score AMBER-G, one row per answer. `close` replaces the word vectors.
 
     Raises MissingFileError without AMBER's files; DataError for answers to other questions.
     """
@@ -235,7 +236,9 @@ def score_captions(
 
 
 def _count(text: str, item: Mapping[str, Any], net: _Net, close: Close) -> tuple[int, ...]:
-    """Nouns, made up ones, any; objects covered and annotated; expected hallucinations, also annotated."""
+    """Count nouns, made-up nouns, answers with any; objects covered and annotated; expected hallucinations,
+    said and annotated.
+    """
     objects, expectable = item["truth"], item.get("hallu", [])
     right, wrong = net.words(objects), net.words(expectable)
     right_words, wrong_words = {word for word, _ in right}, {word for word, _ in wrong}
@@ -259,12 +262,12 @@ def _count(text: str, item: Mapping[str, Any], net: _Net, close: Close) -> tuple
 
 
 def _first_close(noun: str, words: Sequence[tuple[str, int]], close: Close) -> list[int]:
-    """The place of the first word that is close to the noun, in a list; an empty list without any."""
+    """Return the index of the first word that is close to the noun, in a list, which is empty without one."""
     return next(([i] for word, i in words if close(noun, word)), [])
 
 
 def _published_generative(columns: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """What AMBER's own script prints: percent, one digit, 0.001 in every denominator."""
+    """Compute what AMBER's own script prints: percent with one digit, 0.001 in every denominator."""
     sums = {name: float(column.sum()) for name, column in columns.items()}
     figures = _compute_caption_figures(sums | {"answers": float(len(columns["nouns"]))})
     return {name: round(value, 1) for name, value in figures.items()}
@@ -273,7 +276,9 @@ def _published_generative(columns: Mapping[str, np.ndarray]) -> dict[str, float]
 def _published_rounds(
     columns: Mapping[str, np.ndarray], figures: Callable[[Mapping[str, float]], dict[str, float]]
 ) -> dict[str, str]:
-    """What REVERSE's script prints: mean and percentiles of 100 rounds over the answers, in their order."""
+    """Compute what REVERSE's script prints: mean and percentiles of 100 rounds over the answers, in their
+    order.
+    """
     plain = {name: column for name, column in columns.items() if "@" not in name}
     answers = len(next(iter(plain.values())))
     rng = np.random.default_rng(42)
@@ -319,7 +324,7 @@ def _percent(part: float, whole: float) -> float:
 def score_questions(
     answers: Sequence[BenchmarkAnswer], truth: str | Path, options: ScoringOptions = DEFAULT_SCORING
 ) -> tuple[Table, list[Metric]]:
-    """AMBER-D, one row an answer. Raises what `score_captions` raises."""
+    """Score AMBER-D, one row per answer. Raises what `score_captions` raises."""
     known = _match_items(answers, truth, options, generative=False)
     items = [known[answer.question_id] for answer in answers]
     dimensions = [_DIMENSION.get(item["type"], "relation") for item in items]
@@ -357,7 +362,7 @@ def _quartets(prefix: str, dimensions: Sequence[str]) -> list[Metric]:
 
 
 def _published_quartet(columns: Mapping[str, np.ndarray], suffix: str, added: float) -> dict[str, float]:
-    """What AMBER's own script prints: F1 is made from rounded figures."""
+    """Compute what AMBER's own script prints: F1 from rounded figures."""
     total = {
         name: float(columns[name + suffix].sum()) for name in ("right", "asked", "hit", "said", "positive")
     }

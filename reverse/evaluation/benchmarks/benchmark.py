@@ -1,10 +1,10 @@
-"""What a benchmark is: its published files, how questions are read from them, and how answers are scored.
+"""The record of a benchmark: its published files, the reader of its questions, and its scorer.
 
     benchmark = benchmarks.named("pope")[0]
     questions = benchmark.questions("playground/data/eval")
     table, metrics = benchmark.score(answers, "playground/data/eval", ScoringOptions())
 
-Nothing here knows a model. Pictures are found under one folder of a benchmark and never outside it.
+This module is independent of models. Pictures are found under one folder of a benchmark and never outside it.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class PublishedFile:
 
 
 class StoredPicture(Protocol):
-    """A picture that is not a file of its own, such as one inside a parquet file: read when it is needed."""
+    """A picture inside another file, such as a parquet file. It is read when it is needed."""
 
     def read(self) -> Any:
         """The picture's bytes, or a PIL image."""
@@ -82,7 +82,7 @@ class SeveralPictures:
     pictures: tuple[Path | StoredPicture, ...]
 
     def read(self) -> list[Any]:
-        """What each picture is as `reverse.generate` takes it."""
+        """Return the pictures as `reverse.generate` takes them."""
         return [str(each) if isinstance(each, Path) else each.read() for each in self.pictures]
 
 
@@ -100,13 +100,13 @@ class BenchmarkQuestion:
     verify: Callable[[str], tuple[DraftSegment, ...]] | None = None
 
     def picture(self) -> Any:
-        """The picture as `reverse.generate` takes it."""
+        """Return the picture as `reverse.generate` takes it."""
         return str(self.source) if isinstance(self.source, Path) else self.source.read()
 
 
 @dataclass(frozen=True)
 class ScoringOptions:
-    """How answers are scored."""
+    """Options of scoring."""
 
     partial: bool = False  # score what is there even if questions have no answer
     judge: Judge | None = None  # of the benchmarks with needs="judge"
@@ -125,7 +125,7 @@ QuestionRow = dict[str, Any]
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One benchmark; the module that makes the record also holds the functions in it."""
+    """One benchmark. The module that makes the record also holds the functions in it."""
 
     name: str
     title: str
@@ -154,11 +154,11 @@ class Benchmark:
     generated_from: str | None = None  # what identifies questions that are made and not read, however many
 
     def found(self, root: Path) -> dict[str, Path]:
-        """The files that are there, by their names in `files`."""
+        """Return the existing files by their names in `files`."""
         return {name: path for name, file in self.files.items() if (path := file.find(root)) is not None}
 
     def missing(self, root: Path, needed: Sequence[str] = ("run",)) -> list[PublishedFile]:
-        """The files without which the benchmark cannot be run (or scored)."""
+        """Return the missing files that running (or scoring) needs."""
         found = self.found(root)
         enough = any(all(name in found for name in names) for names in self.alternatives)
         optional = {name for names in self.alternatives for name in names}
@@ -171,11 +171,11 @@ class Benchmark:
         return absent
 
     def image_folder(self, root: Path) -> Path | None:
-        """The folder that holds the pictures; None if there is none yet."""
+        """Return the folder that holds the pictures; None if it does not exist yet."""
         return next((root / place for place in self.images if (root / place).is_dir()), None)
 
     def questions(self, root: str | Path, images: int | None = None) -> list[BenchmarkQuestion]:
-        """All questions, or those about the first `images` pictures.
+        """Read all questions, or those about the first `images` pictures.
 
         Raises MissingFileError if files or pictures are missing; DataError if they are damaged, ids occur
         twice or a picture would lie outside its folder.
@@ -197,7 +197,9 @@ class Benchmark:
         return questions
 
     def digest(self, root: str | Path) -> str:
-        """SHA-256 of the id, picture and prompt of all questions, however many of them a run asks."""
+        """Return the SHA-256 of id, picture and prompt of all questions, also of those that a run does not
+        ask.
+        """
         if self.generated_from is not None:
             return hashlib.sha256(self.generated_from.encode()).hexdigest()
         digest = hashlib.sha256()
@@ -206,7 +208,7 @@ class Benchmark:
         return digest.hexdigest()
 
     def compare_with_published(self, root: str | Path) -> str:
-        """How the ids compare with the published list, in words for the run's record."""
+        """Say how the ids compare with the published list, for the run's record."""
         if _is_scenes(Path(root)):
             return "scenes"
         ids = [row["id"] for row in self._rows(Path(root))]
@@ -254,7 +256,7 @@ class Benchmark:
 
 
 def make_row(entry: FileEntry, metadata: Mapping[str, Any] | None = None) -> QuestionRow:
-    """The question of an entry with the keys that most published files use.
+    """Make the question of an entry with the keys that most published files use.
 
     `metadata` is what scoring groups by (label, category, type), never what a judge should not see.
     """
@@ -269,7 +271,7 @@ def make_row(entry: FileEntry, metadata: Mapping[str, Any] | None = None) -> Que
 def read_items(
     path: Path, parse: Callable[[FileEntry], dict[str, Any]], identify: Callable[[FileEntry, int], str | int]
 ) -> dict[str, dict[str, Any]]:
-    """What `parse` makes of each entry of a truth file, by its id as text.
+    """Parse each entry of a truth file with `parse`; return the results by id as text.
 
     `identify(entry, number)` is the id, where entries are counted from 0. Raises DataError naming the entry
     that has no id, or the id of an earlier one.
@@ -284,12 +286,14 @@ def read_items(
 
 
 def digest_ids(ids: Iterable[Any]) -> str:
-    """SHA-256 of the ids as text, one a line, in their order."""
+    """Return the SHA-256 of the ids as text, one per line, in their order."""
     return hashlib.sha256("".join(f"{i}\n" for i in ids).encode()).hexdigest()
 
 
 def _is_scenes(root: Path) -> bool:
-    """Whether a root was written by scenes or by the reasoning world, whose models learn bare questions."""
+    """Whether a root was written by scenes or the reasoning world, whose models are trained on bare
+    questions.
+    """
     if (root / MANIFEST).is_file():
         return True
     manifest = root / REASONING_MANIFEST
@@ -300,13 +304,13 @@ def _is_scenes(root: Path) -> bool:
 
 
 def _files_of(source: Path | StoredPicture) -> list[Path]:
-    """The files that pictures lie in, of those that are files of their own."""
+    """Return the files of the pictures that have a file of their own."""
     sources = source.pictures if isinstance(source, SeveralPictures) else (source,)
     return [each for each in sources if isinstance(each, Path)]
 
 
 def _first_images(rows: list[QuestionRow], images: int) -> list[QuestionRow]:
-    """All questions about the first pictures: pairs and settings stay together."""
+    """Return all questions about the first pictures, so that pairs and settings stay together."""
     kept = set(list(dict.fromkeys(row["image"] for row in rows))[:images])
     return [row for row in rows if row["image"] in kept]
 

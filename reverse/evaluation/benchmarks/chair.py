@@ -1,4 +1,5 @@
-"""CHAIR (https://arxiv.org/abs/1809.02156): how much of what a caption names is not in the picture.
+"""CHAIR (https://arxiv.org/abs/1809.02156): the share of objects that a caption names and the picture does
+not hold.
 
 Word for word the evaluator that published results use: tokens, tags and lemmas of NLTK, double words, the
 synonyms of the 80 objects. Every mention counts, repeats included. The truth of an image is its instances and
@@ -60,7 +61,7 @@ def read_questions(files: Mapping[str, Path]) -> Iterator[QuestionRow]:
 def score(
     answers: Sequence[BenchmarkAnswer], truth: str | Path, options: ScoringOptions = DEFAULT_SCORING
 ) -> tuple[Table, list[Metric]]:
-    """One row an answer: wrong and all mentions, objects of the image, objects named, words.
+    """Score captions, one row per answer: wrong and all mentions, objects of the image, objects named, words.
 
     Raises DataError for an image that is not in the truth. If the published list of questions lies beside the
     truth and the answers are to it, questions without an answer are refused too.
@@ -94,7 +95,7 @@ def score(
 
 
 def _find_places(answers: Sequence[BenchmarkAnswer], known: CocoTruth, truth: str | Path) -> list[int]:
-    """The place of each answer's image in the truth.
+    """Return the index of each answer's image in the truth.
 
     Raises DataError for images that are not there, that may be several, or that nobody has annotated.
     """
@@ -130,7 +131,7 @@ def _count(text: str, objects: frozenset[str]) -> tuple[int, ...]:
 
 
 def _published(columns: dict[str, np.ndarray]) -> dict[str, str]:
-    """What the published script prints: times 100, two digits, 1e-8 in two denominators."""
+    """Compute what the published script prints: times 100, two digits, 1e-8 in two denominators."""
     total = {name: float(column.sum()) for name, column in columns.items()}
     answers = len(columns["wrong"])
     figures = {

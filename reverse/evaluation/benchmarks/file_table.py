@@ -1,4 +1,4 @@
-"""What to put where, and what is missing: `reverse eval --where [BENCH…] [--data PATH]`."""
+"""Show where benchmark files belong and which are missing: `reverse eval --where [BENCH…] [--data PATH]`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["tabulate_files"]
 
 
 def tabulate_files(chosen: Sequence[Benchmark], root: str | Path) -> tuple[Any, list[str]]:
-    """A Rich table of files and picture folders, and the names of the benchmarks that can be run."""
+    """Make a Rich table of files and picture folders; also return the names of benchmarks that can be run."""
     from rich.table import Table
 
     root = Path(root)

@@ -72,9 +72,11 @@ def read_questions(files: Mapping[str, Path]) -> Iterator[QuestionRow]:
 def score(
     answers: Sequence[BenchmarkAnswer], truth: str | Path, options: ScoringOptions = DEFAULT_SCORING
 ) -> tuple[Table, list[Metric]]:
-    """One row an answer: right, at worst and at best for those without a verdict; by type of question.
+    """Score answers, one row each: right, with worst and best case for those without a verdict, by question
+    type.
 
-    Raises MissingFileError without the questions, DataError for answers to others, and as the judge does.
+    Raises MissingFileError without the questions, DataError for answers to others, and the errors of the
+    judge.
     """
     judge = require_judge(options.judge, "haloquest")
     items = _read_truth(truth)
@@ -110,13 +112,13 @@ def score(
 
 
 def make_messages(item: Mapping[str, Any], answer: str) -> list[dict[str, str]]:
-    """The chat about one answer: its text and what the benchmark knows, as JSON."""
+    """Return the chat about one answer: its text and the benchmark's facts, as JSON."""
     fields = {"question": item["text"], "reference answers": item["answer"], "answer of the model": answer}
     return make_chat(_SYSTEM, fields)
 
 
 def read_verdict(reply: Mapping[str, Any]) -> float:
-    """1 for correct, 0 for not correct. Raises DataError for anything but true and false."""
+    """Return 1 for correct, 0 for not correct. Raises DataError for anything but true and false."""
     verdict = reply.get("correct")
     if isinstance(verdict, str) and verdict.strip().lower() in ("true", "false"):
         verdict = verdict.strip().lower() == "true"

@@ -2,7 +2,8 @@
 
 A picture has two questions; accuracy+ counts pictures whose both answers are right; a task's score is
 (accuracy + accuracy+) × 100. The hallucination subset is existence, count, position and color (at most 800);
-perception has ten tasks, cognition four. Read as published (the first four characters) and strictly.
+perception has ten tasks, cognition four. Answers are read as published (the first four characters) and
+strictly.
 
 The questions are read from any form in which they are published: `lines` (mme.jsonl, the hub's columns),
 `parquet` (the hub's files, pictures inside), `release` (a folder a task, texts and pictures). The first form
@@ -72,7 +73,7 @@ _ENDINGS = (".jpg", ".png", ".jpeg", ".JPG", ".PNG", ".JPEG")
 
 
 def read_questions(files: Mapping[str, Path], tasks: tuple[str, ...] | None = None) -> Iterator[QuestionRow]:
-    """The questions of the tasks (None: all), from the form that counts among those found."""
+    """Read the questions of the tasks (None: all), from the first form of the files that is found."""
     found = [(form, files[form]) for form in FORMS if form in files]
     form, path = next((each for each in found if each[1].is_file() or _holds(*each)), found[0])
     times: Counter[str] = Counter()
@@ -84,7 +85,9 @@ def read_questions(files: Mapping[str, Path], tasks: tuple[str, ...] | None = No
 
 
 def find_form(truth: str | Path) -> tuple[Form, Path] | None:
-    """The form that lies under a root, MME's own folder, or is the file or folder named; None without any."""
+    """Find the form of MME's files under a root, in MME's own folder, or at a named file or folder; None
+    without any.
+    """
     root = Path(truth)
     if root.is_file():
         known = {".jsonl": "lines", ".json": "lines", ".parquet": "parquet"}
@@ -108,7 +111,7 @@ def _holds(form: Form, folder: Path) -> bool:
 
 
 def _read_form(form: Form, path: Path) -> Iterator[QuestionRow]:
-    """The questions of all tasks: id "TASK/PICTURE", image, prompt, metadata (category, label)."""
+    """Read the questions of all tasks: id "TASK/PICTURE", image, prompt, metadata (category, label)."""
     if form == "lines":
         return _from_lines(path)
     return _from_parquet(path) if form == "parquet" else _from_release(path)
@@ -120,7 +123,7 @@ def _from_lines(path: Path) -> Iterator[QuestionRow]:
 
 
 def _from_parquet(place: Path) -> Iterator[QuestionRow]:
-    """The files of the hub: question_id, image (bytes, path), question, answer, category."""
+    """Read the files of the hub: question_id, image (bytes, path), question, answer, category."""
     pq = import_pyarrow()
     for path in [place] if place.is_file() else sorted(place.glob("**/*.parquet")):
         file = pq.ParquetFile(path)
@@ -141,7 +144,7 @@ def _make_row(entry: FileEntry, image: str) -> QuestionRow:
 
 
 def _from_release(folder: Path) -> Iterator[QuestionRow]:
-    """TASK/*.txt beside the pictures, or in folders of their own; a line is a question, a tab, Yes or No."""
+    """Read TASK/*.txt, in any folder of the release; a line is a question, a tab, and Yes or No."""
     for task in sorted(path for path in folder.iterdir() if path.name in TASKS and path.is_dir()):
         apart = (task / "questions_answers_YN").is_dir()
         pictures = task / "images" if apart else task
@@ -150,7 +153,7 @@ def _from_release(folder: Path) -> Iterator[QuestionRow]:
 
 
 def _from_text(folder: Path, task: str, text: Path, pictures: Path) -> Iterator[QuestionRow]:
-    """The questions of one text; none of a text that holds no pair of a question and Yes or No."""
+    """Read the questions of one text; a text without a pair of question and Yes or No has none."""
     pairs = []
     for number, line in enumerate(read_text(text).splitlines(), 1):
         question, _, answer = line.strip().rpartition("\t")
@@ -175,7 +178,7 @@ _REQUEST = re.compile(
 
 
 def read_mme(text: str) -> Reading:
-    """Read as MME's tool does: "yes", else "no", among the first four characters."""
+    """Read yes or no as MME's tool does: "yes", else "no", among the first four characters."""
     start = text.lower()[:4]
     return "yes" if "yes" in start else "no" if "no" in start else "other"
 
@@ -187,10 +190,11 @@ def score(
     *,
     benchmark: str = "mme",
 ) -> tuple[Table, list[Metric]]:
-    """One row an answer; parts are the tasks. Tasks without any answer are left out and named in the notes.
+    """Score answers, one row each; parts are the tasks. Tasks without answers are left out and named in the
+    notes.
 
     Raises MissingFileError without the questions; DataError for answers that match none, for a question of an
-    answered task without an answer, and for a picture that has not two questions.
+    answered task without an answer, and for a picture without exactly two questions.
     """
     labels = _read_labels(truth)
     tasks, pictures, wanted, unknown = [], [], [], []
@@ -237,7 +241,7 @@ def score(
 
 
 def _count_pairs(prefix: str, right: np.ndarray, pictures: Sequence[str]) -> dict[str, np.ndarray]:
-    """A picture counts once, in the row of its first answer: `pairs`, and `both` if both are right."""
+    """Count each picture in the row of its first answer: `pairs`, and `both` if both answers are right."""
     rows: defaultdict[str, list[int]] = defaultdict(list)
     for row, picture in enumerate(pictures):
         rows[picture].append(row)
@@ -257,7 +261,7 @@ _TOTALS = (
 
 
 def _make_metrics(prefix: str, present: Sequence[str]) -> list[Metric]:
-    """Totals of the groups whose tasks are all there, then each task."""
+    """Make the metrics: totals of the groups whose tasks are all there, then each task."""
     before = "strict: " if prefix else ""
     made = [
         _make_score(prefix, name, tasks, before + title)
@@ -276,7 +280,7 @@ def _make_metrics(prefix: str, present: Sequence[str]) -> list[Metric]:
 
 
 def _make_score(prefix: str, name: str, tasks: Sequence[str], title: str) -> Metric:
-    """The sum of the tasks' scores."""
+    """Make the metric of the sum of the tasks' scores."""
     pairs = [
         (f"{prefix}{part}@{task}", f"{prefix}{whole}@{task}")
         for task in tasks
@@ -287,7 +291,7 @@ def _make_score(prefix: str, name: str, tasks: Sequence[str], title: str) -> Met
 
 # ---------------------------------------------------------------------- questions
 def _read_labels(truth: str | Path) -> dict[tuple[str, str], dict[str, str]]:
-    """(task, picture): {question: label}, from JSON lines, parquet files or the released folders."""
+    """Read {(task, picture): {question: label}} from JSON lines, parquet files or the released folders."""
     form = find_form(truth)
     if form is None:
         raise MissingFileError(
@@ -305,19 +309,19 @@ def _read_labels(truth: str | Path) -> dict[tuple[str, str], dict[str, str]]:
         found[(row["metadata"]["category"], picture)][_plain(row["prompt"])] = label
     odd = [f"{task}/{picture}" for (task, picture), both in found.items() if len(both) != 2]
     if odd:
-        raise DataError(f"MME under {truth}: pictures that have not two questions: {list_names(odd)}")
+        raise DataError(f"MME under {truth}: pictures without exactly two questions: {list_names(odd)}")
     return found
 
 
 def _match(answer: BenchmarkAnswer) -> tuple[str, str, str]:
-    """Task, picture, question: `question_id` is "TASK/PICTURE.png", with "#1" or "#2" behind it or not."""
+    """Return task, picture and question; `question_id` is "TASK/PICTURE.png", or that with "#1" or "#2"."""
     before = PurePosixPath(answer.question_id.partition("#")[0])
     task = str(answer.metadata.get("category") or before.parent.name or before.parts[0])
     return task, before.stem, _plain(answer.prompt)
 
 
 def _plain(question: str) -> str:
-    """Without the requests for a short answer, which some programs take out or add."""
+    """Remove requests for a short answer, which some programs leave out or add."""
     return " ".join(_REQUEST.sub(" ", question).split())
 
 

@@ -78,7 +78,7 @@ def read_questions(files: Mapping[str, Path]) -> Iterator[QuestionRow]:
 
 
 def _number(entry: FileEntry, number: int) -> str | int:
-    """The id of an entry, or its place in the file if it has none, as published."""
+    """Return the id of an entry, or its index in the file if it has none, as published."""
     own = next((key for key in ("question_id", "id") if entry.row.get(key) is not None), None)
     return number if own is None else entry.id(own)
 
@@ -86,9 +86,11 @@ def _number(entry: FileEntry, number: int) -> str | int:
 def score(
     answers: Sequence[BenchmarkAnswer], truth: str | Path, options: ScoringOptions = DEFAULT_SCORING
 ) -> tuple[Table, list[Metric]]:
-    """One row an answer: rating and hallucinated, at worst and at best for those without a verdict.
+    """Score answers, one row each: rating and hallucinated, with worst and best case for those without a
+    verdict.
 
-    Raises MissingFileError without the questions, DataError for answers to others, and as the judge does.
+    Raises MissingFileError without the questions, DataError for answers to others, and the errors of the
+    judge.
     """
     judge = require_judge(options.judge, "mmhal")
     items = _read_truth(truth)
@@ -134,7 +136,7 @@ def score(
 
 
 def make_messages(item: Mapping[str, Any], answer: str) -> list[dict[str, str]]:
-    """The chat about one answer: its text and what the benchmark knows, as JSON."""
+    """Return the chat about one answer: its text and the benchmark's facts, as JSON."""
     content = item.get("image_content", [])
     fields = {
         "objects in the picture": content if isinstance(content, str) else ", ".join(map(str, content)),
@@ -146,7 +148,7 @@ def make_messages(item: Mapping[str, Any], answer: str) -> list[dict[str, str]]:
 
 
 def read_rating(reply: Mapping[str, Any]) -> float:
-    """The rating, a whole number from 0 to 6. Raises DataError for anything else."""
+    """Return the rating, a whole number from 0 to 6. Raises DataError for anything else."""
     rating = reply.get("rating")
     if isinstance(rating, str) and rating.strip().isdigit():
         rating = int(rating)

@@ -1,4 +1,4 @@
-"""POPE (https://arxiv.org/abs/2305.10355): is there a … in the picture, in three settings.
+"""POPE (https://arxiv.org/abs/2305.10355): "Is there a … in the picture?" in three settings.
 
 Accuracy, precision, recall, F1 ("yes" is positive) and the share of yes, for each setting and their mean.
 Differences from the published script, each tested: answers are matched with their labels by question and
@@ -53,7 +53,7 @@ SINGLE_WORD = "\nAnswer the question using a single word or phrase."
 
 
 def read_pope(text: str) -> Reading:
-    """Read as LLaVA's script does.
+    """Read yes or no as LLaVA's script does.
 
     In the text before the first full stop, commas taken out, one of the words (between single spaces) "No",
     "not", "no" means no. Everything else, even an empty answer, means yes.
@@ -64,7 +64,7 @@ def read_pope(text: str) -> Reading:
 
 # ---------------------------------------------------------------------- questions
 def read_llava_questions(files: Mapping[str, Path]) -> Iterator[QuestionRow]:
-    """LLaVA's file (unique ids, category) if it is there, else the three files of POPE."""
+    """Read LLaVA's file (unique ids, category) if it exists, else the three files of POPE."""
     if "llava" not in files:
         yield from read_questions(files)
         return
@@ -88,7 +88,7 @@ def read_llava_questions(files: Mapping[str, Path]) -> Iterator[QuestionRow]:
 
 
 def read_questions(files: Mapping[str, Path]) -> Iterator[QuestionRow]:
-    """POPE's own files, one a setting: question_id (from 1 in each), image, text, label."""
+    """Read POPE's own files, one per setting: question_id (from 1 in each), image, text, label."""
     for setting in SETTINGS:
         for entry in read_entries(files[setting]):
             row = make_row(entry, {"category": setting, "label": entry.text("label")})
@@ -106,7 +106,7 @@ def score(
     benchmark: str = "pope",
     stem: str = "coco",
 ) -> tuple[Table, list[Metric]]:
-    """One row an answer; parts are the settings. `stem` begins the names of the label files.
+    """Score answers, one row each; parts are the settings. The names of label files begin with `stem`.
 
     Raises MissingFileError without label files, DataError for answers that match no label.
     """
@@ -162,7 +162,7 @@ def _make_metrics(prefix: str, settings: Sequence[str]) -> list[Metric]:
 
 
 def _read_labels(truth: str | Path, stem: str) -> dict[str, dict[tuple[str, str], list[str]]]:
-    """For each setting, the labels of each (picture, question), one for each time it is asked."""
+    """Read for each setting the labels of each (picture, question), one for each time it is asked."""
     found: dict[str, dict[tuple[str, str], list[str]]] = {}
     root = Path(truth)
     for place in PLACES:
@@ -187,7 +187,10 @@ def _read_labels(truth: str | Path, stem: str) -> dict[str, dict[tuple[str, str]
 
 
 def _read_question_file(truth: str | Path) -> dict[str, dict[str, Any]]:
-    """The rows of LLaVA's question file by id, if it is there: they tell the setting of a question."""
+    """Read the rows of LLaVA's question file by id, if it exists.
+
+    They say to which setting a question belongs.
+    """
     found = find_files(truth, PLACES, ["*pope_test*.jsonl"])
     entries = [entry for path in found for entry in read_entries(path) if "category" in entry.row]
     return {str(read_id(entry.id("question_id"))): entry.row for entry in entries}
@@ -196,7 +199,7 @@ def _read_question_file(truth: str | Path) -> dict[str, dict[str, Any]]:
 def _match(
     answer: BenchmarkAnswer, questions: Mapping[str, dict[str, Any]], labels: Mapping[str, Any]
 ) -> tuple[str, str, str]:
-    """Setting, picture and question of an answer; the setting is "" if nothing tells it."""
+    """Return setting, picture and question of an answer; the setting is "" if it is not known."""
     row = questions.get(answer.question_id, {})
     setting = str(answer.metadata.get("category") or row.get("category") or "")
     if not setting:
@@ -207,7 +210,7 @@ def _match(
 
 
 def _key(image: str, question: str) -> tuple[str, str]:
-    """The picture and the question itself, without the request for one word."""
+    """Return the picture and the question without the request for one word."""
     asked = question.partition("?")[0]
     return clear_path(image), " ".join(asked.lower().split())
 
@@ -217,7 +220,9 @@ def _refuse_missing(
     used: Mapping[str, Counter[tuple[str, str]]],
     allowed: float,
 ) -> None:
-    """Refuse settings in which a question is answered too often, or more than `allowed` are not answered."""
+    """Raise DataError if a question is answered too often in a setting, or more than `allowed` have no
+    answer.
+    """
     for setting, asked in labels.items():
         if not used[setting]:
             continue
@@ -238,7 +243,9 @@ def _refuse_missing(
 
 # ---------------------------------------------------------------------- records
 def _holds_truth(truth: str | Path, stem: str) -> bool:
-    """Whether the label files in the first place that has any are those of a set; without a stem: COCO's."""
+    """Whether the first place with label files holds those of the set that `stem` names; without a stem,
+    COCO's.
+    """
     found = find_files(truth, PLACES, [f"*pope_{setting}.json" for setting in SETTINGS])
     before = found[0].name.partition("_")[0] if found else None
     return bool(found) and (before if before in ("aokvqa", "gqa") else "coco") == stem

@@ -101,7 +101,7 @@ class ParquetPicture:
         self.file, self.group, self.row, self.column = file, group, row, column
 
     def read(self) -> bytes:
-        """The bytes of the picture's file."""
+        """Return the bytes of the picture's file."""
         value = _read_pictures(self.file, self.group, self.column)[self.row].as_py()
         data = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(data, bytes):
@@ -114,7 +114,7 @@ class ParquetPicture:
 
 @lru_cache(maxsize=2)
 def _read_pictures(path: Path, group: int, column: str) -> Any:
-    """A column of a row group. Pictures are asked for in order, so two of them are kept."""
+    """Read a column of a row group. Pictures are read in order, so only two columns are cached."""
     return _read_group(_open_parquet(path), path, group, [column]).column(column)
 
 
@@ -140,7 +140,7 @@ def _read_parquet(path: Path) -> Iterator[PublishedRow]:
 
 
 def import_pyarrow() -> Any:
-    """The module pyarrow.parquet. Raises MissingPackageError if it is not installed."""
+    """Import pyarrow.parquet. Raises MissingPackageError if it is not installed."""
     try:
         import pyarrow.parquet as pq
     except ImportError as error:
@@ -185,7 +185,7 @@ class TsvPicture:
         self.file, self.offset, self.line, self.place, self.others = file, offset, line, place, others
 
     def read(self) -> bytes:
-        """The bytes of the picture's file. Raises DataError for a cell that holds none."""
+        """Return the bytes of the picture's file. Raises DataError for a cell that holds no picture."""
         cell = self._read_cell()
         if len(cell) <= LONGEST_INDEX and cell in self.others:
             cell = self.others[cell]._read_cell()

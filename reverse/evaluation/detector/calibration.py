@@ -1,7 +1,7 @@
-"""The largest threshold whose share of false phrases is promised to stay below a target.
+"""Find the largest threshold that guarantees a share of false phrases below a target.
 
     chosen = calibrate(detector, RiskTarget(risk=0.05, confidence=0.95))
-    chosen.threshold                                  # None: nothing can be promised
+    chosen.threshold                                  # None: nothing can be guaranteed
 
 **The promise.** The loss of a picture at threshold t is the share of false ones among its object phrases
 with p <= t, 0 if none is left; the risk R(t) is its mean over pictures. Learn-then-Test (Angelopoulos,
@@ -53,7 +53,7 @@ Rule = Literal["betting", "hoeffding-bentkus", "conformal"]
 
 @dataclass(frozen=True)
 class RiskTarget:
-    """What is to be promised, and how. Raises DataError for a value out of range."""
+    """The guarantee that is wanted, and the rule for it. Raises DataError for a value out of range."""
 
     risk: float = 0.05  # mean share of false phrases of a picture
     confidence: float = 0.95  # probability of the promise; "conformal" promises the mean alone
@@ -67,7 +67,7 @@ class RiskTarget:
             raise DataError(f"rule must be one of {', '.join(get_args(Rule))}, got {self.rule!r}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; confidence None if the promise is one of the mean."""
+        """Return plain values for JSON; confidence is None for a guarantee of the mean."""
         return asdict(self) | ({"confidence": None} if self.rule == "conformal" else {})
 
 
@@ -76,7 +76,7 @@ DEFAULT_TARGET = RiskTarget()
 
 @dataclass(frozen=True)
 class Calibration:
-    """A threshold and what is promised of it; `threshold` None if the pictures allow no promise."""
+    """A threshold and its guarantee; `threshold` is None if the pictures allow no guarantee."""
 
     threshold: float | None
     target: RiskTarget
@@ -98,13 +98,15 @@ class Calibration:
 
 
 def compute_losses(detector: Detector, grid: np.ndarray = GRID) -> np.ndarray:
-    """Share of false ones among the phrases a picture keeps, 0 if none, shape (images, thresholds)."""
+    """Compute each picture's share of false phrases among those it keeps, 0 if none, shape (images,
+    thresholds).
+    """
     kept, wrong = _count_kept(detector, grid)
     return np.divide(wrong, kept, out=np.zeros_like(wrong), where=kept > 0)
 
 
 def _count_kept(detector: Detector, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How many phrases, and how many wrong ones, a picture keeps at each threshold."""
+    """Count the phrases, and the wrong phrases, that a picture keeps at each threshold."""
     first = np.searchsorted(grid, detector.p)  # the first threshold that keeps the phrase: p <= grid
     shape = (len(detector.images), len(grid) + 1)
     cell = detector.image * shape[1] + first
@@ -118,7 +120,7 @@ def _count_kept(detector: Detector, grid: np.ndarray) -> tuple[np.ndarray, np.nd
 def calibrate(
     detector: Detector, target: RiskTarget = DEFAULT_TARGET, grid: np.ndarray = GRID
 ) -> Calibration:
-    """Find the largest threshold of `grid` that can be promised."""
+    """Find the largest threshold of `grid` with the guarantee."""
     loss = compute_losses(detector, grid)
     found = choose_threshold(loss, target)
     if found is None:
@@ -129,7 +131,7 @@ def calibrate(
 
 
 def choose_threshold(loss: np.ndarray, target: RiskTarget) -> int | None:
-    """The place of the largest threshold that can be promised; None if there is none.
+    """Return the index of the largest threshold with the guarantee; None if there is none.
 
     Args: `loss` (images, thresholds) in [0, 1], thresholds ascending.
     """
@@ -144,7 +146,7 @@ def choose_threshold(loss: np.ndarray, target: RiskTarget) -> int | None:
 
 
 def hoeffding_bentkus(loss: np.ndarray, risk: float, delta: float = 0.05) -> np.ndarray:
-    """p-values of the hypothesis "the mean loss is above `risk`", one for each column of `loss`.
+    """Compute p-values of the hypothesis "the mean loss is above `risk`", one for each column of `loss`.
 
     Each is the smaller of Hoeffding's and Bentkus's (arXiv:2110.01052, §2.1).
     """
@@ -159,11 +161,12 @@ def hoeffding_bentkus(loss: np.ndarray, risk: float, delta: float = 0.05) -> np.
 
 
 def betting(loss: np.ndarray, risk: float, delta: float = 0.05) -> np.ndarray:
-    """p-values of the hypothesis "the mean loss is above `risk`", one for each column of `loss`, by betting.
+    """Compute p-values of the hypothesis "the mean loss is above `risk`" by betting, one per column of
+    `loss`.
 
     Source: Waudby-Smith and Ramdas, JRSS-B 2024, arXiv:2010.09686; the form of arXiv:2101.02703, §3.1.3. It
-    uses that losses vary little, which the bound of Hoeffding and Bentkus cannot, and so rejects with far
-    fewer pictures.
+    makes use of a small variance of the losses, which the bound of Hoeffding and Bentkus cannot, so it needs
+    far fewer pictures.
     """
     n = len(loss)
     count = np.arange(1, n + 1)[:, None]
@@ -182,7 +185,10 @@ TESTS: dict[str, Callable[[np.ndarray, float, float], np.ndarray]] = {
 
 
 def _control_conformal_risk(loss: np.ndarray, risk: float) -> int | None:
-    """Conformal risk control (arXiv:2208.02814, eq. 4), on the loss made monotone by its running maximum."""
+    """Choose by conformal risk control (arXiv:2208.02814, eq.
+
+    4); a running maximum makes the loss monotone.
+    """
     n = len(loss)
     bound = (np.maximum.accumulate(loss, axis=1).sum(axis=0) + 1) / (n + 1)
     allowed = np.flatnonzero(bound <= risk)
@@ -197,11 +203,11 @@ def resplit(
     share: float = 0.5,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Calibrate on a random part of the pictures and measure on the rest, `times` times.
+    """Repeat `times` times: calibrate on a random part of the pictures and measure on the rest.
 
     Returns the target; `observed`, the mean over splits of the mean loss on the rest; `over`, the share of
-    splits in which that exceeded the risk (the rest is a sample too, so a promise that is kept shows some);
-    thresholds and what is kept. Means are over the splits with a promise, None if there is none.
+    splits in which that exceeded the risk (the rest is a sample too, so some excess is normal);
+    thresholds and shares kept. Means are over the splits with a guarantee, None if there is none.
     """
     loss = compute_losses(detector)
     kept = _count_kept(detector, GRID)[0]
@@ -237,7 +243,7 @@ def resplit(
 
 
 def describe_promise(found: Calibration) -> str:
-    """One sentence that says what is promised."""
+    """Return one sentence that states the guarantee."""
     share = (
         f"the mean share of false ones among a picture's kept object phrases is at most {found.target.risk:g}"
     )
@@ -252,7 +258,7 @@ def describe_promise(found: Calibration) -> str:
 
 
 def check_on_others(detector: Detector, found: Calibration, seed: int = 0) -> dict[str, Any]:
-    """The risk at a threshold on other pictures with its 95 % interval; 0 if there is no threshold."""
+    """Measure the risk at a threshold on other pictures with its 95 % interval; 0 without a threshold."""
     if found.threshold is None:
         return {"images": len(detector.images), "observed": 0.0, "low": 0.0, "high": 0.0, "kept": 0.0}
     loss = compute_losses(detector, np.array([found.threshold, 1.0]))[:, 0]
@@ -262,11 +268,12 @@ def check_on_others(detector: Detector, found: Calibration, seed: int = 0) -> di
 
 
 def join_detectors(first: Detector, second: Detector) -> Detector:
-    """The phrases of two sets of pictures. Raises DataError if the sets share a picture."""
+    """Join the phrases of two sets of pictures. Raises DataError if the sets share a picture."""
     both = sorted(set(map(same_picture, first.images)) & set(map(same_picture, second.images)))
     if both:
         raise DataError(
-            f"{len(both)} pictures are in both files ({', '.join(both[:3])}): check on others than calibrate"
+            f"{len(both)} pictures are in both files ({', '.join(both[:3])}): use different pictures for "
+            "the check and the calibration"
         )
     return Detector(
         np.concatenate([first.p, second.p]),
@@ -279,12 +286,15 @@ def join_detectors(first: Detector, second: Detector) -> Detector:
 def write_threshold(folder: str | Path, found: Calibration, **record: Any) -> Path:
     """Make the threshold the checkpoint's default: `reverse.threshold` in its config.json.
 
-    The promise and `record` are written beside it, under `reverse.calibration`. The file is written
-    atomically. Raises MissingFileError without a checkpoint; DataError if nothing can be promised or the
-    file is damaged.
+    The guarantee and `record` are written beside it, under `reverse.calibration`. The file is written
+    atomically. Raises MissingFileError without a checkpoint; DataError if there is no threshold or the file
+    is damaged.
     """
     if found.threshold is None:
-        raise DataError("there is no threshold to write: nothing can be promised with these answers")
+        raise DataError(
+            "there is no threshold to write: these answers allow no guarantee; give more answers or a "
+            "higher risk"
+        )
     path, config = read_config(folder)
     promise = {k: v for k, v in (found.to_dict() | record).items() if k != "threshold"}
     config["reverse"] = (config.get("reverse") or {}) | {
@@ -296,7 +306,10 @@ def write_threshold(folder: str | Path, found: Calibration, **record: Any) -> Pa
 
 
 def read_config(folder: str | Path) -> tuple[Path, dict[str, Any]]:
-    """Path and content of a checkpoint's config.json. Raises MissingFileError; DataError if damaged."""
+    """Return path and content of a checkpoint's config.json.
+
+    Raises MissingFileError; DataError if damaged.
+    """
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise MissingFileError(f"{str(folder)!r} holds no config.json: name the folder of a checkpoint")

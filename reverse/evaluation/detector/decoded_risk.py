@@ -1,13 +1,13 @@
-"""A threshold whose promise holds for answers decoded with it, tested on scenes.
+"""Find a threshold with a guarantee for answers that are decoded with it, tested on scenes.
 
     scenes = SceneDecoding("tiny-llava", "val", 300)
     chosen, tried = calibrate_decoding(scenes, 0.16, Path("out"), RiskTarget(0.05))
 
-Striking out what is above a threshold is not the same as decoding with it: a phrase that replaces a rejected
-one was chosen for its low p. So a few thresholds, fixed before these pictures are seen (the one given, a
-half, a quarter, …), are decoded, the largest first, and "risk > target" is tested for each at an equal part
-of 1 - confidence (Bonferroni, Learn-then-Test's plainest form, arXiv:2110.01052, §2.2.1). Answers are kept,
-so a stopped run continues. `start` must come from other pictures, which `given_by` makes sure of.
+Removing phrases above a threshold is not the same as decoding with it, because replacements of rejected
+phrases were selected for their low p. So a few thresholds, fixed before these pictures are seen (the one
+given, a half, a quarter, …), are decoded, the largest first, and "risk > target" is tested for each at an
+equal part of 1 - confidence (Bonferroni, Learn-then-Test's plainest form, arXiv:2110.01052, §2.2.1). Answers
+are kept, so a stopped run continues. `start` must come from other pictures, which `given_by` makes sure of.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def calibrate_decoding(
     given_by: Iterable[str] = (),
     on_tried: Callable[[dict[str, Any]], None] = lambda tried: None,
 ) -> tuple[Calibration, list[dict[str, Any]]]:
-    """Find the largest of the thresholds whose decoding can be promised; also return what was tried.
+    """Find the largest threshold whose decoding has the guarantee; also return all measurements.
 
     Args:
         given_by: the pictures that `start` was found with, of the same world.
@@ -68,7 +68,7 @@ def calibrate_decoding(
 def _measure_risk(
     rows: Sequence[dict[str, Any]], threshold: float, target: RiskTarget, delta: float, seed: int
 ) -> dict[str, Any]:
-    """The figures of one decoded threshold; `p` is that of "risk > target"."""
+    """Measure one decoded threshold; `p` is the p-value of "risk > target"."""
     loss, kept = compute_decoded_losses(rows, threshold)
     observed, low, high = estimate_ratio(loss, np.ones(len(loss)), seed=seed)
     total = {name: sum(row[name] for row in rows) for name in ("wrong", "mentions", "generated", "kept")}
@@ -99,7 +99,8 @@ def _check_others(pictures: Iterable[str], split: str, count: int) -> None:
 
 
 def compute_decoded_losses(rows: Sequence[dict[str, Any]], threshold: float) -> tuple[np.ndarray, float]:
-    """Each picture's share of false ones among its accepted object phrases, and the share that is accepted.
+    """Compute each picture's share of false phrases among the accepted ones, and its share of accepted
+    phrases.
 
     `rows` are those of `describe_scenes`; an unresolved phrase is one with p above the
     threshold.

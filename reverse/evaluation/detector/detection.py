@@ -1,4 +1,4 @@
-"""How well p(`</UN>`) tells wrong phrases from right ones, at every threshold, from one pass.
+"""Measure how well p(`</UN>`) separates wrong phrases from right ones, at every threshold, from one pass.
 
     detector = read_phrases("off.jsonl", SceneTruth())      # answers made with checking off
     detector.estimate_figures()                             # AUROC and others, with intervals over images
@@ -64,20 +64,20 @@ class Detector:
         return _count_levels(self.p, self.wrong)
 
     def roc(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(false alarm rate, hit rate, threshold) of rejecting p >= threshold, from no phrase to all."""
+        """Return (false alarm rate, hit rate, threshold) of rejecting p >= threshold, from none to all."""
         levels, bad, good = self._levels
         hits, alarms = (np.concatenate([[0.0], np.cumsum(x[::-1])]) for x in (bad, good))
         with np.errstate(invalid="ignore"):
             return alarms / alarms[-1], hits / hits[-1], np.concatenate([[np.inf], levels[::-1]])
 
     def risk_coverage(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(share kept, share wrong among them, threshold) of keeping p <= threshold, at every p there is."""
+        """Return (share kept, share wrong among them, threshold) of keeping p <= threshold, at every p."""
         levels, bad, good = self._levels
         kept = np.cumsum(bad + good)
         return kept / kept[-1], np.cumsum(bad) / kept, levels
 
     def tabulate_thresholds(self) -> dict[str, np.ndarray]:
-        """Rates at every threshold (keeping p <= threshold), one entry each; shares in [0, 1]."""
+        """Return rates at every threshold (keeping p <= threshold), one entry each; shares in [0, 1]."""
         levels, bad, good = self._levels
         kept_bad, kept_good = np.cumsum(bad), np.cumsum(good)
         kept, rejected = kept_bad + kept_good, len(self.p) - kept_bad - kept_good
@@ -95,7 +95,7 @@ class Detector:
     def estimate_figures(
         self, settings: BootstrapSettings = DETECTOR_BOOTSTRAP, bins: int = BINS
     ) -> dict[str, Interval]:
-        """All of `make_metrics` with intervals over images.
+        """Estimate all metrics of `make_metrics` with intervals over images.
 
         ECE is biased upwards in small samples, and every resample adds to it, so its BCa interval may lie
         below what its rounds show.
@@ -106,7 +106,7 @@ class Detector:
 
 
 def make_metrics(bins: int = BINS) -> tuple[Metric, ...]:
-    """The figures of a detector, in the order in which they are shown; `bins` are those of ECE."""
+    """Make the metrics of a detector, in the order in which they are shown; `bins` is for ECE."""
 
     def of_phrases(function: Callable[[np.ndarray, np.ndarray], float]) -> Callable[..., float]:
         def rows(columns: Mapping[str, np.ndarray]) -> float:
@@ -129,28 +129,30 @@ def make_metrics(bins: int = BINS) -> tuple[Metric, ...]:
 
 
 def _count_levels(p: np.ndarray, wrong: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Every value of p, ascending, and how many wrong and how many right phrases have it."""
+    """Return every value of p, ascending, and how many wrong and right phrases have it."""
     levels, place = np.unique(p, return_inverse=True)
     bad = np.bincount(place, wrong, len(levels))
     return levels, bad, np.bincount(place, minlength=len(levels)) - bad
 
 
 def auroc(p: np.ndarray, wrong: np.ndarray) -> float:
-    """Probability that a wrong phrase has a higher p than a right one, ties half; NaN without both kinds."""
+    """Return the probability that a wrong phrase has a higher p than a right one (ties count half); NaN
+    without both.
+    """
     _, bad, good = _count_levels(p, wrong)
     pairs = bad.sum() * good.sum()
     return float((bad * (np.cumsum(good) - good / 2)).sum() / pairs) if pairs else float("nan")
 
 
 def average_precision(p: np.ndarray, wrong: np.ndarray) -> float:
-    """Mean precision over the wrong phrases found (a step function, no interpolation)."""
+    """Return the mean precision over the wrong phrases found (a step function, no interpolation)."""
     _, bad, good = _count_levels(p, wrong)
     hits, found = np.cumsum(bad[::-1]), np.cumsum((bad + good)[::-1])
     return float((bad[::-1] * hits / found).sum() / bad.sum()) if bad.sum() else float("nan")
 
 
 def reliability(p: np.ndarray, wrong: np.ndarray, bins: int = BINS) -> dict[str, np.ndarray]:
-    """Bins of equal mass, fewer if values of p tie: mean of `p`, share that is `wrong`, `count`."""
+    """Return bins of equal mass, fewer if values of p tie: mean of `p`, share that is `wrong`, `count`."""
     check_rounds("bins", bins, "15 is usual")
     ordered = np.sort(p)
     edges = np.unique(ordered[np.arange(1, bins) * len(p) // bins]) if bins > 1 else np.empty(0)
@@ -165,18 +167,20 @@ def reliability(p: np.ndarray, wrong: np.ndarray, bins: int = BINS) -> dict[str,
 
 
 def ece(p: np.ndarray, wrong: np.ndarray, bins: int = BINS) -> float:
-    """Expected calibration error: mean over phrases of |mean p - share wrong| of its bin (equal mass)."""
+    """Return the expected calibration error: mean over phrases of |mean p - share wrong| of their bins."""
     table = reliability(p, wrong, bins)
     return float((table["count"] * np.abs(table["p"] - table["wrong"])).sum() / len(p))
 
 
 def brier(p: np.ndarray, wrong: np.ndarray) -> float:
-    """Mean squared difference of p and whether the phrase is wrong."""
+    """Return the Brier score: the mean squared difference of p and whether the phrase is wrong."""
     return float(np.mean((p - wrong) ** 2))
 
 
 def aurc(p: np.ndarray, wrong: np.ndarray) -> float:
-    """Mean over k of the share of wrong ones among the k surest phrases (Geifman and El-Yaniv 2017)."""
+    """Return the mean over k of the share of wrong phrases among the k surest ones (Geifman and El-Yaniv
+    2017).
+    """
     _, bad, good = _count_levels(p, wrong)
     size = (bad + good).astype(int)
     before = np.cumsum(bad) - bad

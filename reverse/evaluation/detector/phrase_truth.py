@@ -1,4 +1,4 @@
-"""Which phrases of stored answers are wrong: the truth behind `reverse sweep` and `reverse calibrate`.
+"""Judge which phrases of stored answers are wrong, for `reverse sweep` and `reverse calibrate`.
 
     detector = read_phrases("off.jsonl", SceneTruth())
 
@@ -45,10 +45,10 @@ Row = Mapping[str, Any]
 
 
 class Truth(Protocol):
-    """What decides whether a phrase is wrong."""
+    """The protocol of a truth, which decides whether a phrase is wrong."""
 
     def judge(self, phrases: Sequence[tuple[Row, str]]) -> Sequence[bool | None]:
-        """Whether each (row of the answers, phrase) is wrong; None if it names no object.
+        """Return whether each (row of the answers, phrase) is wrong; None if it names no object.
 
         Raises DataError for a picture that the truth does not know.
         """
@@ -63,7 +63,7 @@ class SceneTruth:
         self._known: dict[str, frozenset[str]] = {}
 
     def judge(self, phrases: Sequence[tuple[Row, str]]) -> list[bool | None]:
-        """See `Truth.judge`."""
+        """Judge as in `Truth.judge`."""
         from reverse.data.scenes import find_objects
 
         judged: list[bool | None] = []
@@ -74,7 +74,7 @@ class SceneTruth:
         return judged
 
     def objects(self, image: str) -> frozenset[str]:
-        """Names of the objects in a scene."""
+        """Return the names of the objects in a scene."""
         from reverse.data.scenes import make_scene
 
         if image not in self._known:
@@ -101,7 +101,9 @@ class BenchmarkTruth:
         self.folder, self.benchmark = Path(folder), benchmark
 
     def judge(self, phrases: Sequence[tuple[Row, str]]) -> list[bool | None]:
-        """See `Truth.judge`: one call of the benchmark's scorer, with each phrase as an answer of its own."""
+        """Judge as in `Truth.judge`, by one call of the benchmark's scorer with each phrase as its own
+        answer.
+        """
         for row, _ in (
             phrases if self.benchmark == "amber-g" else ()
         ):  # CHAIR identifies an answer by its picture
@@ -198,14 +200,14 @@ def _check_was_plain(path: str | Path, run: Row | None) -> None:
 
 
 def _was_corrected(row: Row) -> bool:
-    """Whether a row holds traces of checking: its outcome, or phrases that were rejected."""
+    """Whether a row was made with checking on: it holds an outcome or rejected phrases."""
     outcomes = (row.get("successful_correction"), row.get("resolved"))
     traces = (row.get("attempts"), row.get("generation_history"), row.get("unresolved"))
     return any(value is not None for value in outcomes) or any(traces)
 
 
 def _read_row_phrases(row: Row, where: str) -> Iterator[tuple[str, float, bool | None]]:
-    """(text, p, wrong or None) of every phrase with a p. Raises DataError for another shape."""
+    """Return (text, p, wrong or None) of every phrase with a p. Raises DataError for another shape."""
     listed = row.get("phrases")
     if not isinstance(listed, list):
         raise DataError(f"{where} has no list of phrases: was it made by `reverse eval`?")
@@ -224,7 +226,7 @@ def _read_row_phrases(row: Row, where: str) -> Iterator[tuple[str, float, bool |
 
 
 def _check_probability(value: Any, where: str) -> float:
-    """The value as float. Raises DataError if it is not in [0, 1]; NaN is not."""
+    """Return the value as float. Raises DataError unless it lies in [0, 1]; NaN does not."""
     if not 0 <= value <= 1:
         raise DataError(
             f"{where} has a phrase with p {describe(value, 30)} outside [0, 1]: p(</UN>) is a probability"
@@ -238,7 +240,7 @@ def _has_valid_p(phrase: Mapping[str, Any]) -> bool:
 
 
 def same_picture(image: str) -> str:
-    """The name of a picture in every folder: a scene's id, else the file's name without folders."""
+    """Return the name that identifies a picture in any folder: a scene's id, else the file name."""
     match = _SCENE.search(image)
     return match[0] if match else PurePosixPath(image).name
 

@@ -2,7 +2,7 @@
 
     decode_at_thresholds(SceneDecoding("tiny-llava", count=200), [0.3, 0.1, 0.03], Path("out"))
 
-Written are decoded.csv and the answers below `decoded/`, so that a stopped run continues where it was.
+It writes decoded.csv, and the answers below `decoded/`, so that a stopped run continues where it was.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FIGURES = ("chair_i", "chair_s", "coverage", "tokens_ratio", "words", "empty", "
 
 @dataclass(frozen=True)
 class SceneDecoding:
-    """Which scenes are described, and by which model."""
+    """The scenes to describe, and the model that describes them."""
 
     model: str  # checkpoint folder, hub id or bundled name
     split: str = "test"
@@ -39,7 +39,7 @@ class SceneDecoding:
 
     @cached_property
     def model_and_processor(self) -> Any:
-        """`loaded`, or what `model` names. A wrong split is refused before the model is loaded."""
+        """Return `loaded`, or load `model`. A wrong split is an error before the model is loaded."""
         from reverse.models import load
 
         if self.loaded is not None:
@@ -48,7 +48,7 @@ class SceneDecoding:
         return load(self.model, device=self.device)
 
     def describe(self, out: Path, threshold: float | None) -> list[dict[str, Any]]:
-        """Rows of counts of every scene's answer; `threshold` None decodes with checking off."""
+        """Return rows of counts of every scene's answer; `threshold` None decodes with checking off."""
         from reverse.evaluation.runs.benchmark_run import Decoding
         from reverse.evaluation.runs.scene_captions import SceneSet, describe_scenes
 

@@ -28,7 +28,7 @@ __all__ = ["plot_sweep", "write_csv", "write_sweep"]
 def write_sweep(
     detector: Detector, out: Path, settings: BootstrapSettings = DETECTOR_BOOTSTRAP, bins: int = BINS
 ) -> dict[str, Any]:
-    """Write detector.json and thresholds.csv into `out`; returns the content of detector.json."""
+    """Write detector.json and thresholds.csv into `out`; return the content of detector.json."""
     out.mkdir(parents=True, exist_ok=True)
     figures = detector.estimate_figures(settings, bins)
     content: dict[str, Any] = {

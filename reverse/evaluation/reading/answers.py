@@ -1,4 +1,4 @@
-"""The one reader of answers files: for going on with a run, scoring, statistics and reports.
+"""The reader of answers files, for continuing a run, scoring, statistics and reports.
 
     for number, row in read_rows("answers.jsonl"): ...           # any file of JSON lines, whoever wrote it
     answers = read_answers("answers.jsonl")                      # to be scored: bad rows are left out and
@@ -59,7 +59,7 @@ class _Line(NamedTuple):
 
 
 def _read_lines(data: bytes) -> Iterator[_Line]:
-    """Every line that is not blank."""
+    """Yield every line that is not blank."""
     start = 0
     for number, line in enumerate(data.split(b"\n"), 1):
         span = slice(start, min(start + len(line) + 1, len(data)))
@@ -85,17 +85,17 @@ def _existing(path: Path) -> bytes:
 
 
 def end_of_last_line(data: bytes) -> int:
-    """Where the last line that is complete ends."""
+    """Return the offset of the end of the last complete line."""
     return data.rfind(b"\n") + 1
 
 
 def read_rows(path: str | Path, skipped: list[str] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, row) of any file of JSON lines, whoever wrote it.
+    """Yield (line number, row) of any file of JSON lines, from any program.
 
-    With a list `skipped`, a line whose values cannot be used is left out and told there: a whole number of
-    more than 4,300 digits, values nested too deeply, a value that is not an object. Without it, such a line
-    is an error. A line that is not JSON at all is damage and always an error, and a torn end is named as
-    such.
+    With a list `skipped`, a line with unusable values is left out and its reason added to the list: a whole
+    number of more than 4,300 digits, values nested too deeply, a value that is not an object. Without it,
+    such a line is an error. A line that is not JSON at all is damage and always an error, and a torn end is
+    named as such.
 
     Raises MissingFileError, and DataError naming the line.
     """
@@ -122,7 +122,7 @@ def read_rows(path: str | Path, skipped: list[str] | None = None) -> Iterator[tu
 
 
 def read_kept_rows(path: Path, data: bytes) -> Iterator[tuple[int, slice, dict[str, Any]]]:
-    """(line number, its bytes, row) of the content of a file that a run goes on with.
+    """Yield (line number, its bytes, row) of the content of a file that a run continues.
 
     Raises DataError for a line that is damaged or has no id.
     """
@@ -159,7 +159,7 @@ class BenchmarkAnswer:
 
 
 class BenchmarkAnswers(list[BenchmarkAnswer]):
-    """The answers of a file, in order; `skipped` says of each row that could not be used why."""
+    """The answers of a file, in order; `skipped` holds the reason for each row that cannot be used."""
 
     skipped: Sequence[str] = ()
 
@@ -168,8 +168,8 @@ def read_answers(path: str | Path) -> BenchmarkAnswers:
     """Read the usable rows of an answers file in their order; `skipped` says why each other row is left out.
 
     A row cannot be used if it is not a JSON object, if its id or text has a value that none can have, or if
-    its text is longer than `LONGEST`. At most a tenth of the rows, or one, may be such. A file with more than
-    `GIVE_UP` of them, if they are more than half of the rows so far, is read no further.
+    its text is longer than `LONGEST`. At most a tenth of the rows, or one row, may be unusable. A file with
+    more than `GIVE_UP` of them, if they are more than half of the rows so far, is read no further.
 
     Raises MissingFileError; DataError for an empty file, a line that is not JSON, a question that is answered
     twice, and if too many rows cannot be used.
@@ -200,7 +200,7 @@ def read_answers(path: str | Path) -> BenchmarkAnswers:
 
 
 def leave_out_longer(answers: Sequence[BenchmarkAnswer], most: int) -> BenchmarkAnswers:
-    """The answers of at most `most` characters; the others count as rows that cannot be used.
+    """Return the answers of at most `most` characters; the others count as rows that cannot be used.
 
     Raises DataError if too many, or all, are longer.
     """
@@ -226,7 +226,7 @@ def _refuse_too_many_skipped(where: str, answers: Sequence[BenchmarkAnswer], ski
 
 
 def _parse_answer(row: dict[str, Any], number: int) -> BenchmarkAnswer | str:
-    """The answer of a row, or why there is none."""
+    """Return the answer of a row, or the reason why it has none."""
     for name in ("question_id", "text"):
         if name not in row:
             return f"line {number} has no {name!r}"
@@ -253,7 +253,7 @@ def _parse_answer(row: dict[str, Any], number: int) -> BenchmarkAnswer | str:
 # ---------------------------------------------------------------------- answers of a run
 @dataclass(frozen=True)
 class RunAnswers:
-    """What a run of `reverse eval` (or of the published code) has written so far."""
+    """The answers that a run of `reverse eval` (or of the published code) has written so far."""
 
     path: Path
     rows: list[dict[str, Any]]
@@ -263,13 +263,13 @@ class RunAnswers:
 
     @property
     def benchmark(self) -> str | None:
-        """As the run's record says, else as the rows say; None if neither does."""
+        """Return the benchmark that the run's record names, else the rows; None if neither does."""
         if self.run is not None:
             return self.run["config"].get("benchmark")
         return next((name for row in self.rows if (name := benchmark_of(row))), None)
 
     def list_problems(self) -> list[str]:
-        """What a reader should be told before figures are made of the answers."""
+        """Return the problems of the answers that a reader of their figures should know."""
         told = []
         if self.is_torn:
             told.append(f"{self.path}: the last line was torn and is left out")
@@ -339,18 +339,21 @@ def _refuse_another_benchmark(answers: RunAnswers, benchmark: str | None, ids: S
 
 
 def benchmark_of(row: Mapping[str, Any]) -> str | None:
-    """The benchmark that a row says it answers; None if it does not say."""
+    """Return the benchmark that a row names; None if it names none."""
     metadata = row.get("metadata")
     return metadata.get("benchmark") if isinstance(metadata, dict) else None
 
 
 def run_path(path: Path) -> Path:
-    """The run's record beside an answers file."""
+    """Return the path of the run's record beside an answers file."""
     return path.with_suffix(".run.json")
 
 
 def read_run(path: str | Path) -> dict[str, Any] | None:
-    """The .run.json beside an answers file, None without one. Raises DataError if it is not one of ours."""
+    """Read the .run.json beside an answers file; None without one.
+
+    Raises DataError if it is not one of ours.
+    """
     file = run_path(Path(path))
     if not file.is_file():
         return None
@@ -366,13 +369,13 @@ def read_run(path: str | Path) -> dict[str, Any] | None:
 
 
 def find_unanswered(run: Mapping[str, Any] | None, answered: Container[str]) -> list[Any]:
-    """Ids of the questions of a run (as `read_run` gives it) that are not among those answered."""
+    """Return the ids of the questions of a run (as `read_run` returns it) that are not answered."""
     ids = [] if run is None else run["questions"]["ids"]
     return [i for i in ids if (read_id(i) or str(i)) not in answered]
 
 
 def read_settings(path: str | Path) -> dict[str, Any] | None:
-    """The .settings.json beside the answers of version 0.1's scenes measurement; None without it.
+    """Read the .settings.json beside answers of version 0.1's scenes measurement; None without it.
 
     Raises DataError if it is damaged.
     """

@@ -152,7 +152,7 @@ _RELEVANT = frozenset(word for pair in _PAIRS for word in pair.split()) | frozen
 
 
 def find_mentions(caption: str) -> tuple[list[tuple[str, str]], int]:
-    """(word, object) of every mention, in order and with repeats, and the caption's length in words.
+    """Return (word, object) of every mention, in order and with repeats, and the caption's length in words.
 
     The length counts tokens, punctuation included, and pairs once, as the published evaluator reports it.
     """
@@ -164,7 +164,7 @@ def find_mentions(caption: str) -> tuple[list[tuple[str, str]], int]:
 
 
 def join_pairs(words: list[str]) -> list[str]:
-    """Lemmas of the words as far as the vocabulary needs them, with pairs joined from left to right."""
+    """Return the lemmas that the vocabulary needs, with pairs of words joined from left to right."""
     tags = Tags(words)
     base = []
     for i, word in enumerate(words):
@@ -181,7 +181,7 @@ def join_pairs(words: list[str]) -> list[str]:
 
 @lru_cache(maxsize=1 << 17)
 def _forms(word: str) -> str | dict[str, str]:
-    """The lemma of a word, or one for each part of speech if the vocabulary tells them apart."""
+    """Return the lemma of a word, or one for each part of speech if the vocabulary distinguishes them."""
     forms = {pos: lemmatize(word, pos) for pos in "nvar"}
     relevant = {form if form in _RELEVANT else None for form in forms.values()}
     return forms["n"] if len(relevant) == 1 else forms

@@ -66,16 +66,16 @@ class CocoTruth:
     sources: dict[str, str]  # file name to SHA-256
 
     def objects(self, image: str) -> frozenset[str]:
-        """The objects of an image, by file name or id. Raises what `place` raises."""
+        """Return the objects of an image, by file name or id. Raises what `place` raises."""
         return self.objects_at(self.place(image))
 
     def objects_at(self, place: int) -> frozenset[str]:
-        """The objects of the image at a place of the arrays."""
+        """Return the objects of the image at an index of the arrays."""
         bits = np.unpackbits(self.packed[place], count=len(OBJECTS))
         return frozenset(OBJECTS[i] for i in np.flatnonzero(bits))
 
     def place(self, image: str) -> int:
-        """The place of an image in the arrays, by file name or id.
+        """Return the index of an image in the arrays, by file name or id.
 
         Raises KeyError for an image that is not there, DataError if several have its name.
         """
@@ -106,7 +106,7 @@ def read_coco_truth(
     progress: Callable[[int, int], None] | None = None,
     cache: bool = True,
 ) -> CocoTruth:
-    """The truth of all images of the annotation files in `folder`.
+    """Read the truth of all images of the annotation files in `folder`.
 
     These are instances and captions, `*_train2014.json`, `*_val2014.json`, or those of scenes.
     `progress(done, total)` counts captions. Raises MissingFileError naming what is missing; DataError for
@@ -136,13 +136,13 @@ def read_coco_truth(
 
 
 def _choose_published(paths: Sequence[Path]) -> list[Path]:
-    """The files with published names; all of them if none has one."""
+    """Return the files with published names; all files if none has one."""
     known = [path for path in paths if _PUBLISHED.fullmatch(path.name)]
     return known or list(paths)
 
 
 def _fingerprint(paths: Sequence[Path]) -> str:
-    """A hash that changes when a file does; contents are not read (700 MB)."""
+    """Return a hash that changes with a file's size or time; contents are not read (700 MB)."""
     import nltk
 
     content: list[Any] = [VERSION, nltk.__version__]
@@ -225,19 +225,19 @@ def _add_name(names: dict[str, str], entry: FileEntry) -> None:
     if before and name and not are_same(before, name):
         raise DataError(
             f"{entry.where}: image id {identity!r} is {shorten(name)!r} here and {shorten(before)!r} before: "
-            "an id must be of one image in all files"
+            "one id must mean the same image in all files"
         )
     names[identity] = max(before, name, key=len)
 
 
 def _id(entry: FileEntry, key: str) -> str:
-    """An id as text: 42, "42" and "0042" are one image."""
+    """Return an id as text: 42, "42" and "0042" are one image."""
     identity = str(read_id(entry.id(key)))
     return identity.lstrip("0") or "0" if identity.isascii() and identity.isdigit() else identity
 
 
 def _objects_of_captions(said: list[tuple[str, str]], workers: int) -> Iterator[tuple[str, list[int]]]:
-    """(image id, columns of the objects named) of each caption, in order."""
+    """Return (image id, columns of the objects named) of each caption, in order."""
     texts = [caption for _, caption in said]
     shares = [texts[i : i + SHARE] for i in range(0, len(texts), SHARE)]
     numbers = iter([number for number, _ in said])
@@ -275,7 +275,7 @@ def _write_cache(path: Path, truth: CocoTruth) -> None:
 
 
 def _read_cache(path: Path) -> CocoTruth | None:
-    """The cached truth; None if there is none or it is damaged (every array has its checksum)."""
+    """Read the cached truth; None if there is none or it is damaged (every array has a checksum)."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             ids, names = (np.char.decode(stored[name], "utf-8") for name in ("ids", "names"))
@@ -302,7 +302,7 @@ class _Window:
         self.text, self.at, self.ended = "", 0, False
 
     def more(self) -> bool:
-        """Read on; False at the end of the file."""
+        """Read more of the file; False at its end."""
         try:
             chunk = self.stream.read(_CHUNK)
         except UnicodeDecodeError:
@@ -313,7 +313,7 @@ class _Window:
         return not self.ended
 
     def peek(self) -> str:
-        """The next character that is not white space; empty at the end."""
+        """Return the next character that is not white space; "" at the end."""
         while True:
             self.at = _BLANK.match(self.text, self.at).end()  # type: ignore[union-attr]
             if self.at < len(self.text) or not self.more():
@@ -348,7 +348,7 @@ class _Window:
 def _entries(
     path: Path, needed: Sequence[str], others: Sequence[str] = ()
 ) -> Iterator[tuple[str, FileEntry]]:
-    """(key, entry) of the lists of a file. Raises DataError if one that is needed is missing."""
+    """Yield (key, entry) of the lists of a file. Raises DataError if a needed list is missing."""
     counts = dict.fromkeys((*needed, *others), 0)
     there: set[str] = set()
     for key, item in _members(path, (*needed, *others), there):
@@ -363,7 +363,8 @@ def _entries(
 
 
 def _members(path: Path, wanted: Sequence[str], there: set[str] | None = None) -> Iterator[tuple[str, Any]]:
-    """(key, item) of every item of the lists `wanted` of the object that a file holds, in bounded memory.
+    """Yield (key, item) of every item of the lists `wanted` of the object that a file holds, in bounded
+    memory.
 
     Names of lists that are there are added to `there`. Raises DataError for a value that is not a list.
     """

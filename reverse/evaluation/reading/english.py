@@ -1,4 +1,4 @@
-"""Tell English from other languages as far as reading yes and no depends on it.
+"""Tell English from other languages, as precisely as reading yes and no needs it.
 
     is_english(["yes", "there", "is"]), is_english(["oui"]), is_english(["是"])      # True, False, False
 

@@ -71,14 +71,14 @@ def prepare_words() -> None:
 
 
 def describe_versions() -> dict[str, str]:
-    """Versions of what words are read with, for reports."""
+    """Return the versions of the libraries and data that read words, for reports."""
     import nltk
 
     return {"nltk": nltk.__version__, "tagger": "averaged_perceptron_tagger_eng", "lemmas": "WordNet 3.0"}
 
 
 def tokenize(text: str) -> list[str]:
-    """Words and punctuation, as nltk.word_tokenize splits them.
+    """Split a text into words and punctuation as nltk.word_tokenize does.
 
     Raises DataError for a text of more than `LONGEST` characters.
     """
@@ -92,7 +92,7 @@ def tokenize(text: str) -> list[str]:
 
 @lru_cache(maxsize=1 << 17)
 def lemmatize(word: str, pos: str = "n") -> str:
-    """The shortest of WordNet's base forms of a word, or the word itself; `pos` is n, v, a or r."""
+    """Return the shortest of WordNet's base forms of a word, or the word itself; `pos` is n, v, a or r."""
     known = _words(pos)
     forms = [word, *_exceptions(pos).get(word, ())]
     if len(forms) == 1:
@@ -101,12 +101,12 @@ def lemmatize(word: str, pos: str = "n") -> str:
 
 
 def wordnet_pos(tag: str) -> str:
-    """n, v, a or r for a Penn Treebank tag; n for any other tag, as in the published evaluator."""
+    """Return n, v, a or r for a Penn Treebank tag; n for any other tag, as in the published evaluator."""
     return {"J": "a", "V": "v", "R": "r"}.get(tag[:1], "n")
 
 
 def find_nouns(text: str) -> list[str]:
-    """Lemmas of the words tagged NN…, in order and with upper case, as AMBER reads an answer.
+    """Return the lemmas of words tagged NN…, in order, case kept, as AMBER reads an answer.
 
     Raises DataError for a text of more than `LONGEST` characters.
     """
@@ -152,7 +152,7 @@ class Tags:
         return i < 0 or self._tags[i] is not None
 
     def _predict(self, i: int) -> str:
-        """NLTK's features in NLTK's order (sums of floats depend on it)."""
+        """Predict a tag from NLTK's features in NLTK's order (sums of floats depend on it)."""
         tagger = _tagger()
         if not self._context:
             self._context = [*tagger.START, *map(_normalised, self._words), *tagger.END]
@@ -203,7 +203,7 @@ def _word_tokenize(text: str) -> list[str]:
 
 @cache
 def _words(pos: str) -> frozenset[str]:
-    """All of WordNet's words of a part of speech."""
+    """Return all of WordNet's words of a part of speech."""
     lines = _wordnet_file(f"index.{_FILES[pos]}").splitlines()
     return frozenset(line[: line.index(" ")] for line in lines if not line.startswith(" "))
 

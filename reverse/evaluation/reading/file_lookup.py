@@ -22,7 +22,7 @@ __all__ = ["Pictures", "are_same", "clear_path", "find_files"]
 
 
 def find_files(truth: str | Path, places: Sequence[str], names: Sequence[str]) -> list[Path]:
-    """Files whose names match, in the first of the places under `truth` that has any.
+    """Return the files whose names match, in the first of the places under `truth` that has any.
 
     `truth` may also be a file: the list then holds this file if its name matches.
     """
@@ -50,7 +50,7 @@ class Pictures:
                 self._by_file_name.setdefault(file_name(path), []).append(path)
 
     def find(self, name: str) -> str | None:
-        """The name of the picture in the benchmark's file; None if there is no such picture.
+        """Return the name of the picture in the benchmark's file; None if there is no such picture.
 
         Raises DataError if the name may mean several pictures, and if two names that cannot belong to one
         picture would mean the same one.
@@ -82,7 +82,7 @@ class Pictures:
 
 
 def clear_path(name: str) -> str:
-    """A picture's path with / between its parts, and without ./ or / before them."""
+    """Return a picture's path with / between its parts and without leading ./ or /."""
     parts = [part for part in str(name).replace("\\", "/").split("/") if part not in ("", ".")]
     return "/".join(parts)
 

@@ -56,19 +56,22 @@ PUNKT = "llama_index/core/_static/nltk_cache/tokenizers/punkt_tab/english/"
 
 
 def cache_root() -> Path:
-    """$REVERSE_CACHE, by default `reverse` in the user's cache folder."""
+    """Return $REVERSE_CACHE, or by default `reverse` in the user's cache folder."""
     own = os.environ.get("REVERSE_CACHE", "").strip()
     cache = os.environ.get("XDG_CACHE_HOME", "").strip() or "~/.cache"
     return Path(own) if own else Path(cache).expanduser() / "reverse"
 
 
 def data_folder() -> Path:
-    """The folder of the data."""
+    """Return the folder of the language data."""
     return cache_root() / "language-1"
 
 
 def find_missing() -> list[str]:
-    """The resources that NLTK finds nowhere, also not in our folder. Raises ImportError without NLTK."""
+    """Return the resources that NLTK does not find, not even in our folder.
+
+    Raises ImportError without NLTK.
+    """
     import nltk
 
     folder = str(data_folder())
@@ -143,7 +146,7 @@ def _check(wheel: Wheel, path: Path) -> None:
 
 
 def _copy(archive: zipfile.ZipFile, prefix: str, out: Path) -> None:
-    """Copy the plain files directly under `prefix`; no name can leave `out`."""
+    """Copy the plain files directly under `prefix`; names that would leave `out` are refused."""
     out.mkdir(parents=True)
     for name in archive.namelist():
         rest = name.removeprefix(prefix)

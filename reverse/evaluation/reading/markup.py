@@ -1,4 +1,4 @@
-"""Take reasoning, code fences, JSON and markup off an answer, in linear time.
+"""Remove reasoning, code fences, JSON and markup from an answer, in linear time.
 
     extract_plain_text("<think>Is it? No.</think> **Yes**")        # "Yes"
     extract_plain_text('{"reason": "not a cat", "answer": "yes"}')  # "yes"
@@ -34,7 +34,7 @@ _VERDICTS = (
 
 
 def remove_reasoning(text: str) -> str:
-    """The text without everything between reasoning tags, also nested ones."""
+    """Return the text without the parts between reasoning tags, which may be nested."""
     kept: list[str] = []
     depth = at = 0
     for tag in _REASONING.finditer(text):
@@ -51,7 +51,7 @@ def remove_reasoning(text: str) -> str:
 
 
 def extract_plain_text(text: str) -> str:
-    """The text of an answer, of its <answer> or of its JSON verdict, without reasoning and markup.
+    """Return the text of an answer, of its <answer> or of its JSON verdict, without reasoning and markup.
 
     A verdict is the value of "answer" and the like, or the only value of a JSON object; true and false are
     yes and no. A JSON object without a verdict gives "".
@@ -65,7 +65,7 @@ def extract_plain_text(text: str) -> str:
 
 
 def _last_answer(text: str) -> str:
-    """The content of the last <answer>, closed or not; the text itself if there is none."""
+    """Return the content of the last <answer>, closed or not; the text itself if there is none."""
     tags = list(_ANSWER.finditer(text))
     opened = [i for i, tag in enumerate(tags) if not tag[1]]
     if not opened:
@@ -75,7 +75,7 @@ def _last_answer(text: str) -> str:
 
 
 def _verdict(text: str) -> str | None:
-    """The verdict of a text that is JSON; None if it is not JSON."""
+    """Return the verdict of a text that is JSON; None if it is not JSON."""
     try:
         value = json.loads(text[:LONGEST])
         for _ in range(2):  # a list of one object

@@ -28,7 +28,7 @@ _DENIALS = frozenset({"not", "cannot", "none", "never", "neither", "nor", "witho
 
 
 def read_strictly(text: str) -> Reading:
-    """Read an answer by its words, after taking off reasoning, JSON and markup.
+    """Read an answer by its words, after removing reasoning, JSON and markup.
 
     The first yes, no or denial (not, n't, none, without …) of the first sentence counts; without one, the
     first later sentence that begins with yes or no. "empty" means no word at all, "other" neither yes nor no,

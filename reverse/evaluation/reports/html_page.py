@@ -47,7 +47,7 @@ MOST = 1_000  # phrases or attempts of an example
 
 
 def render_page(title: str, runs: Sequence[RunFolder], images: Path | None = None) -> str:
-    """The whole page. `images` is the folder in which the examples' pictures are looked for."""
+    """Return the whole page. `images` is the folder that holds the examples' pictures."""
     body = [f"<h1>{escape(title)}</h1>", *map(_render_table, make_tables(runs))]
     notes = [
         f"{run.name} {each.name}: {key}: {value}"
@@ -96,7 +96,7 @@ def _render_list(texts: Sequence[str]) -> str:
 
 
 def render_phrases(text: str, phrases: Sequence[Any]) -> str:
-    """An answer as HTML, its phrases coloured by p.
+    """Return an answer as HTML with its phrases coloured by p.
 
     Args:
         phrases: mappings with `start` and `end`, or (text, p, …) in the order of the text. A phrase that is
@@ -118,7 +118,7 @@ def render_phrases(text: str, phrases: Sequence[Any]) -> str:
 
 
 def _locate_phrases(text: str, phrases: Sequence[Any]) -> list[tuple[int, int, float | None, str]]:
-    """(start, end, p, status) of every phrase that is found, in the order of the text."""
+    """Return (start, end, p, status) of every phrase that is found, in the order of the text."""
     found = []
     after = 0
     for phrase in phrases:
@@ -169,7 +169,7 @@ def _render_attempt(attempt: Mapping[str, Any]) -> str:
 
 
 def _render_picture(name: str, images: Path | None) -> str:
-    """The example's picture if it lies under `images`; never one outside it."""
+    """Return the example's picture if it lies under `images`; pictures outside it are never shown."""
     if images is None or not name:
         return ""
     for candidate in (name, f"{name}.png", f"{name}.jpg"):

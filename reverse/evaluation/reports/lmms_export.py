@@ -29,8 +29,8 @@ __all__ = ["export_lmms_eval"]
 def export_lmms_eval(run: RunFolder, out: Path) -> list[Path]:
     """Write one file for each scored table of the run whose answers are in it.
 
-    These are in the file of the same name, else in the only one that answers the table's questions: if there
-    are several, it is not known which one was scored.
+    The answers are those of the file with the same name, else of the only file that answers the table's
+    questions. If several do, it is not known which one was scored, and none is written.
     """
     written = []
     for scored in run.scored:
@@ -57,7 +57,7 @@ def export_lmms_eval(run: RunFolder, out: Path) -> list[Path]:
 def _make_samples(
     rows: Sequence[Mapping[str, Any]], table: Table, metrics: Sequence[Metric]
 ) -> list[dict[str, Any]]:
-    """Rows of lmms-eval in the table's order; a metric that is not defined for a sample is left out of it."""
+    """Make rows of lmms-eval in the table's order; metrics that are not defined for a sample are left out."""
     columns = {name: np.asarray(column, dtype=float)[:, None] for name, column in table.columns.items()}
     with np.errstate(divide="ignore", invalid="ignore"):
         values = {m.name: np.asarray(m.of(columns)) for m in metrics if m.of is not None}
@@ -86,7 +86,7 @@ def _make_samples(
 
 
 def _read_matching_rows(path: Path, table: Table) -> list[dict[str, Any]] | None:
-    """The file's rows in the table's order; None if they are not those of the table."""
+    """Read the file's rows in the table's order; None if they do not match the table."""
     by_key: dict[str, dict[str, Any]] = {}
     for _, row in read_rows(path, []):
         identity = read_id(row.get("question_id", row.get("id")))

@@ -36,14 +36,14 @@ _LABELS = {"%": "percentage points", "": "", "tokens": "tokens", "s": "seconds",
 
 
 def check_plots() -> None:
-    """Raise DataError if matplotlib is missing: before hours of work, not after."""
+    """Raise DataError if matplotlib is missing; it is called before the work and not after it."""
     if find_spec("matplotlib") is None:
         raise DataError("plots need matplotlib: pip install 'reverse-vlm[eval]'")
 
 
 @contextmanager
 def _make_figure(width: float, height: float, **kwargs: Any) -> Iterator[tuple[Any, Any]]:
-    """(figure, axes) without a display. Raises DataError if matplotlib is missing."""
+    """Make (figure, axes) without a display. Raises DataError if matplotlib is missing."""
     check_plots()
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -72,7 +72,7 @@ def _save(figure: Any, path: Path) -> list[Path]:
 
 
 def plot_forest(found: Sequence[Difference], path: Path, title: str = "") -> list[Path]:
-    """Differences with their intervals, one panel per unit; green if the first run is clearly better."""
+    """Plot differences with their intervals, one panel per unit; green if the first run is clearly better."""
     units = list(dict.fromkeys(each.unit for each in found))
     groups = [[each for each in found if each.unit == unit] for unit in units]
     heights = [len(group) + 0.6 for group in groups]
@@ -99,7 +99,7 @@ def plot_forest(found: Sequence[Difference], path: Path, title: str = "") -> lis
 
 
 def plot_roc(detector: Detector, path: Path) -> list[Path]:
-    """Share of wrong phrases rejected against share of right ones, over all thresholds."""
+    """Plot the share of wrong phrases rejected against the share of right ones, over all thresholds."""
     with _make_figure(4.2, 4.0) as (figure, axis):
         false, true, _ = detector.roc()
         axis.plot([0, 1], [0, 1], color="#9aa0a6", lw=0.8, ls="--")
@@ -111,7 +111,7 @@ def plot_roc(detector: Detector, path: Path) -> list[Path]:
 
 
 def plot_reliability(detector: Detector, path: Path, bins: int = 10) -> list[Path]:
-    """Share of wrong phrases against mean p, bins of equal mass."""
+    """Plot the share of wrong phrases against mean p, in bins of equal mass."""
     with _make_figure(4.4, 4.0) as (figure, axis):
         table = reliability(detector.p, detector.wrong, bins)
         error = ece(detector.p, detector.wrong, bins)
@@ -123,7 +123,7 @@ def plot_reliability(detector: Detector, path: Path, bins: int = 10) -> list[Pat
 
 
 def plot_risk_coverage(detector: Detector, path: Path) -> list[Path]:
-    """Share of wrong phrases among those kept, against the share kept."""
+    """Plot the share of wrong phrases among those kept against the share kept."""
     with _make_figure(4.6, 3.6) as (figure, axis):
         coverage, risk, _ = detector.risk_coverage()
         axis.plot(coverage, 100 * risk, color=LINE, lw=1.6)
@@ -133,7 +133,7 @@ def plot_risk_coverage(detector: Detector, path: Path) -> list[Path]:
 
 
 def plot_tradeoff(points: Sequence[Mapping[str, Any]], path: Path) -> list[Path]:
-    """Decoding at several thresholds: hallucination against coverage, and against tokens."""
+    """Plot decoding at several thresholds: hallucination against coverage, and against tokens."""
     with _make_figure(8.2, 3.6, ncols=2) as (figure, axes):
         for axis, name, label, scale in (
             (axes[0], "coverage", "coverage, %", 100),
@@ -156,7 +156,8 @@ def plot_tradeoff(points: Sequence[Mapping[str, Any]], path: Path) -> list[Path]
 
 
 def plot_modes(report: Mapping[str, Any], path: Path, title: str = "") -> list[Path]:
-    """Accuracy against tokens a question: a point a mode, and a line for each way to pick one of N samples.
+    """Plot accuracy against tokens per question: a point per mode, and a line for each way to pick one of N
+    samples.
 
     Args: `report` is of `reverse.evaluation.modes.mode_report.make_report`.
     """
@@ -185,7 +186,7 @@ def plot_modes(report: Mapping[str, Any], path: Path, title: str = "") -> list[P
 
 
 def _draw_curves(axis: Any, mode: Mapping[str, Any]) -> None:
-    """The accuracy of N samples of a mode against their tokens."""
+    """Draw the accuracy of N samples of a mode against their tokens."""
     curves = mode["curves"]
     styles = (("oracle", ":", "oracle"), ("weighted", "-", "weighted vote"), ("vote", "--", "vote"),
               ("best", "-.", "most confident"))  # fmt: skip
@@ -196,7 +197,7 @@ def _draw_curves(axis: Any, mode: Mapping[str, Any]) -> None:
 
 
 def _spread(figure: Sequence[float], scale: float) -> np.ndarray | None:
-    """Lengths of the two error bars of [point, low, high]; None without an interval."""
+    """Return the lengths of the two error bars of [point, low, high]; None without an interval."""
     point, low, high = figure
     if not (np.isfinite(low) and np.isfinite(high)):
         return None

@@ -20,7 +20,7 @@ NOTHING = "–"
 
 
 class Cell(NamedTuple):
-    """A cell of a table, and what is said about it."""
+    """A cell of a table, and its note."""
 
     text: str
     note: str = ""
@@ -35,7 +35,7 @@ class ReportTable(NamedTuple):
 
 
 def make_tables(runs: Sequence[RunFolder]) -> Iterator[ReportTable]:
-    """One table per benchmark, one per group of decoding seeds, and one of what answers cost."""
+    """Make one table per benchmark, one per group of decoding seeds, and one of the answers' costs."""
     for benchmark in dict.fromkeys(each.table.benchmark for run in runs for each in run.scored):
         found = [(run, each) for run in runs for each in run.scored if each.table.benchmark == benchmark]
         metrics: dict[str, Metric] = {}
@@ -79,14 +79,14 @@ def _head(metric: Metric) -> str:
 
 
 def format_heading(title: str, unit: str, better: str) -> str:
-    """A metric's title, its unit unless the title names it, and an arrow that points to the better side."""
+    """Return a metric's title, its unit unless the title names it, and an arrow for the better direction."""
     shown_unit = " %" if unit == "%" else f" ({unit})" if unit else ""
     arrow = {"low": " ↓", "high": " ↑"}.get(better, "")
     return title + ("" if unit and unit in title else shown_unit) + arrow
 
 
 def format_range(low: float | None, high: float | None, digits: int, scale: float = 1) -> str:
-    """The two limits of an interval; a dash if its width is not known (NaN, or rounds that all agree)."""
+    """Return both limits of an interval; a dash if its width is not known (NaN, or all rounds are equal)."""
     if low is None or high is None or not low < high:
         return NOTHING
     between = "–" if low >= 0 else " to "
@@ -94,7 +94,9 @@ def format_range(low: float | None, high: float | None, digits: int, scale: floa
 
 
 def _make_cell(metric: Metric, found: Interval | None) -> Cell:
-    """A figure with its interval and its note; the figure alone if the interval's width is not known."""
+    """Make a cell of a figure with its interval and note; only the figure if the interval's width is not
+    known.
+    """
     if found is None or found.point != found.point:
         return Cell(NOTHING, found.note if found else "")
     scale, digits = (100, 1) if metric.unit == "%" else (1, 2)

@@ -1,4 +1,4 @@
-"""One page and one Markdown file out of folders of answers, scored files and plots.
+"""Write one page and one Markdown file about folders of answers, scored files and plots.
 
 write_report([Path("runs/ours"), Path("runs/base")], Path("report"))
 # report/report.html (self-contained), report/report.md
@@ -24,7 +24,7 @@ __all__ = ["ReportSettings", "write_report"]
 
 @dataclass(frozen=True)
 class ReportSettings:
-    """What stands in a report."""
+    """The content of a report."""
 
     title: str = "Evaluation"
     examples: int = 6  # answers shown of each file
@@ -67,13 +67,13 @@ def write_report(folders: Sequence[Path], out: Path, settings: ReportSettings = 
 
 
 def _name_folders(folders: Sequence[Path]) -> list[str]:
-    """The last part of each path, or the whole path if two share it."""
+    """Return the last part of each path, or the whole path if two share the last part."""
     short = [folder.resolve().name for folder in folders]
     return [name if short.count(name) == 1 else str(path) for name, path in zip(short, folders, strict=True)]
 
 
 def render_markdown(title: str, runs: Sequence[RunFolder]) -> str:
-    """All tables of the report, and what could not be read, as Markdown."""
+    """Return all tables of the report, and the list of unreadable files, as Markdown."""
     lines = [f"# {_escape(title)}", ""]
     for table in make_tables(runs):
         rows = [[cell.text for cell in row] for row in table.rows]
@@ -90,7 +90,7 @@ def _join_cells(texts: Sequence[str]) -> str:
 
 
 def _escape(text: str) -> str:
-    """The text on one line, without characters that end a cell or begin markup."""
+    """Return the text on one line, without characters that end a cell or begin markup."""
     flat = " ".join(str(text).split())
     for char in "\\`*_[]<>|#":
         flat = flat.replace(char, "\\" + char)

@@ -1,4 +1,4 @@
-"""What a folder of a run holds: scored files, answers and plots.
+"""The contents of a run's folder: scored files, answers and plots.
 
 Read are a folder and the folders right below it: scored files (JSON, `reverse score … --save`), answers
 (JSON lines), plots (SVG, else PNG of the same name). A file that cannot be read is listed, never skipped
@@ -64,7 +64,7 @@ class SeedGroup:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """What one folder holds; `unread` says what could not be read and why."""
+    """The contents of one folder; `unread` lists unreadable files with reasons."""
 
     name: str
     scored: list[ScoredFile] = field(default_factory=list)
@@ -108,7 +108,7 @@ def read_run_folder(folder: Path, name: str, examples: int, settings: BootstrapS
 
 
 def _list_files(folder: Path) -> Iterator[Path]:
-    """The files of a folder and of the folders right below it."""
+    """Return the files of a folder and of the folders directly below it."""
     for path in folder.iterdir():
         if path.is_file():
             yield path
@@ -144,7 +144,7 @@ def _add_seed_groups(run: RunFolder, settings: BootstrapSettings) -> None:
 
 
 def _summarize_answers(path: Path, name: str, examples: int) -> AnswersSummary | None:
-    """Counts of an answers file and a few rows, in one pass; None for JSON lines of another kind."""
+    """Return counts and a few rows of an answers file, from one pass; None for JSON lines of another kind."""
     count = empty = 0
     odd: list[str] = []
     sums: dict[str, list[float]] = {"tokens": [], "seconds": [], "unresolved": []}
@@ -194,7 +194,7 @@ def _summarize_answers(path: Path, name: str, examples: int) -> AnswersSummary |
 
 
 def _find_costs(row: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """The values of a row whose sum is a cost, as they stand in it; None for one that is not there."""
+    """Return the values of a row that are summed to costs; None for a missing one."""
     usage, timing = (x if isinstance(x, dict) else {} for x in (row.get("usage"), row.get("timing")))
     if "unresolved" in row:
         value = row["unresolved"]

@@ -49,7 +49,7 @@ SYNC_EVERY = 16  # rows
 
 
 def hash_config(config: Mapping[str, Any]) -> str:
-    """16 hexadecimal digits of SHA-256 over the configuration as sorted JSON."""
+    """Hash a configuration: 16 hexadecimal digits of the SHA-256 of its sorted JSON."""
     data = json.dumps(config, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(data.encode()).hexdigest()[:16]
 
@@ -96,7 +96,7 @@ def make_answer_row(
 
 
 def _grade(question: Any, result: Any) -> dict[str, Any]:
-    """The verdict on an answer to a question with a key, as `grade`."""
+    """Return the verdict on an answer to a question with an answer key, as `grade` does."""
     key = getattr(question, "key", None)
     return {} if key is None else {"grade": asdict(grade(result.text, key))}
 
@@ -109,7 +109,7 @@ def _write_phrases(phrases: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def _write_drafts(result: Any) -> dict[str, Any]:
-    """The answer and the drafts of a mode, as `answer` and `drafts`; nothing for a single answer."""
+    """Return `answer` and `drafts` of a mode's result; an empty mapping for a single answer."""
     if not result.drafts:
         return {}
     drafts = [
@@ -124,12 +124,12 @@ def _write_drafts(result: Any) -> dict[str, Any]:
 
 
 def remove_timing(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a row that is the same in every run of a configuration."""
+    """Return the part of a row that is the same in every run of a configuration."""
     return {key: value for key, value in row.items() if key != "timing"}
 
 
 class AnswersFile:
-    """The answers of one benchmark while they are written.
+    """Writes the answers of one benchmark.
 
     Args:
         path: NAME.jsonl, in a folder that exists.
@@ -194,7 +194,7 @@ class AnswersFile:
 
 
 def merge_shards(path: str | Path, ids: Sequence[Any], config: str) -> bool:
-    """Join the shards and order the answers as `ids`, if all of them are there; returns whether they are.
+    """Join the shards and order the answers as `ids` if all answers exist; return whether they do.
 
     Answers to other questions (of an earlier run with a higher limit) stay, behind the others.
     """
@@ -225,14 +225,16 @@ def _round_p(p: float | None) -> float | None:
 
 
 def _round_confidence(confidence: float) -> float:
-    """Four digits of how sure, or of how doubtful: the order of drafts that are all nearly sure must stay."""
+    """Round a confidence to four digits of itself or of its distance to 1, so that nearly sure drafts keep
+    their order.
+    """
     if confidence < 0.5:
         return float(f"{confidence:.4g}")
     return round(1 - float(f"{1 - confidence:.4g}"), 12)
 
 
 def _find_lines(path: Path, config: str) -> dict[str, slice]:
-    """The bytes of each id's line. Raises DataError for rows of another configuration."""
+    """Return the bytes of each id's line. Raises DataError for rows of another configuration."""
     if not path.exists():
         return {}
     found: dict[str, slice] = {}
@@ -251,12 +253,12 @@ def _find_lines(path: Path, config: str) -> dict[str, slice]:
 
 
 def _write_run(path: Path, run: Mapping[str, Any], config: str) -> None:
-    """Write the run's record, or refuse to mix its answers with those of another run."""
+    """Write the run's record. Raises DataError if the file holds answers of another run."""
     before = read_run(path)
     if before is None:
         if path.exists() and path.stat().st_size:
             raise DataError(
-                f"{path} is there without {run_path(path).name}, so nobody knows what made it: give another "
+                f"{path} exists without {run_path(path).name}, which says how it was made: give another "
                 "folder with --out"
             )
         write_json(run_path(path), {"format": FORMAT, "config_hash": config, **run})

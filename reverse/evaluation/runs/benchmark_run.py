@@ -49,7 +49,7 @@ WINDOW_PER_SEQUENCE = 8  # questions
 
 @dataclass(frozen=True)
 class Decoding:
-    """How answers are made. None means the benchmark's or the checkpoint's default."""
+    """Settings of decoding. None means the benchmark's or the checkpoint's default."""
 
     mode: str = "resample"  # a name of `reverse.modes`; "plain" checks nothing
     threshold: float | None = None
@@ -64,7 +64,7 @@ class Decoding:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """How one model is run on a benchmark."""
+    """Settings of a run of one model on a benchmark."""
 
     decoding: Decoding = Decoding()
     model_id: str = "model"
@@ -82,7 +82,7 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class ProcessPlace:
-    """Which of how many processes this is."""
+    """The rank of this process, and the number of processes."""
 
     rank: int = 0
     world: int = 1
@@ -91,7 +91,7 @@ class ProcessPlace:
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """What a run left: `done` of `total` questions are answered; `complete`: all, in one file."""
+    """The outcome of a run: `done` of `total` questions have answers; `complete`: all, in one file."""
 
     path: Path
     done: int
@@ -101,7 +101,7 @@ class RunOutcome:
 
 
 def find_place() -> ProcessPlace:
-    """The place of this process, from the environment that torchrun or accelerate launch set."""
+    """Return the place of this process, from the environment of torchrun or accelerate launch."""
     try:
         names = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
         found = ProcessPlace(*(int(os.environ.get(name, default)) for name, default in names))
@@ -130,8 +130,8 @@ def run(
     Args:
         loaded: model and processor, of `reverse.load`.
         data: the root that `benchmark.questions` reads.
-        at: which of how many processes this is.
-        progress: called with (answered, to be answered by this process).
+        at: rank of this process and number of processes.
+        progress: called with the number of answered questions, and the number that this process answers.
         ask: answers questions in their order, in place of `generate_many()`.
 
     Raises MissingFileError and DataError for missing or damaged files and for answers made with other
@@ -178,7 +178,7 @@ def _answer_windows(
     keep: Callable[[BenchmarkQuestion, Any], None],
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Ask the windows that are not finished, and keep the answers that are missing."""
+    """Answer the windows of questions that are not finished, and store the missing answers."""
     total = sum(map(len, windows))
     reached = sum(str(question.id) in file.done for part in windows for question in part)
 
@@ -205,7 +205,7 @@ def _answer_windows(
 
 
 def question_seed(seed: int, identity: Any) -> int:
-    """The seed of one question: its own noise, whatever its place in a batch or process."""
+    """Return the seed of one question, which does not depend on its place in a batch or process."""
     return int.from_bytes(hashlib.sha256(f"{seed} {identity}".encode()).digest()[:6], "big")
 
 
@@ -241,9 +241,9 @@ def _make_ask(loaded: tuple[Any, Any], config: EvalConfig, settings: Any, max_ne
 
 
 def _resolve_settings(benchmark: Benchmark, model: Any, decoding: Decoding) -> Any:
-    """The ResamplingConfig: the defaults of the benchmark's kind, then what the caller wants.
+    """Return the ResamplingConfig: the defaults of the benchmark's kind, overridden by the caller's settings.
 
-    None if the mode is not one of the library: a decoder that `ask` calls.
+    It is None if the mode is not one of the library, so that `ask` decodes by itself.
     """
     from reverse.decoding.config import ResamplingConfig
     from reverse.models import default_threshold
@@ -266,7 +266,7 @@ def _resolve_settings(benchmark: Benchmark, model: Any, decoding: Decoding) -> A
 def _identify(
     benchmark: Benchmark, model: Any, config: EvalConfig, settings: Any, data: str | Path
 ) -> dict[str, Any]:
-    """Everything that decides the answers: not batch, processes or device."""
+    """Return all settings that decide the answers; batch, processes and device do not."""
     from reverse.models.adapters.adapter_card import base_fingerprint
 
     decoding = config.decoding
@@ -301,7 +301,7 @@ def _describe(
     identity: Mapping[str, Any],
     command: str | None,
 ) -> dict[str, Any]:
-    """What NAME.run.json keeps beside the configuration."""
+    """Return the further content of NAME.run.json, beside the configuration."""
     ids = [question.id for question in questions]
     pictures = list(dict.fromkeys(question.image for question in questions))
     root = Path(data)

@@ -11,7 +11,7 @@ __all__ = ["describe_environment"]
 
 
 def describe_environment(device: str) -> dict[str, str]:
-    """Device, versions and date, for results that are kept."""
+    """Return device, versions and date, for stored results."""
     import torch
     import transformers
 

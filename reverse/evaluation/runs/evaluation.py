@@ -1,4 +1,4 @@
-"""A whole evaluation: load a checkpoint once, find or make the data, run every benchmark and decoding seed.
+"""Run a whole evaluation: load a checkpoint once, find or make the data, run every benchmark and seed.
 
     evaluate(Plan("tiny-llava", ("chair", "pope"), "out/eval", data="scenes", limit=20))
 
@@ -56,7 +56,7 @@ class Plan:
 
     @property
     def decodings(self) -> list[Decoding]:
-        """How answers are made, once a mode."""
+        """Return the settings of decoding of each mode."""
         more = [
             replace(self.decoding, mode=name, mode_settings=settings) for name, settings in self.more_modes
         ]
@@ -67,7 +67,7 @@ Watch = Callable[[Benchmark, int, int, int], None]  # (benchmark, decoding seed,
 
 
 def evaluate(plan: Plan, at: ProcessPlace | None = None, watch: Watch | None = None) -> list[RunOutcome]:
-    """Answer every benchmark of the plan with every decoding seed, and return what this process left.
+    """Answer every benchmark of the plan with every decoding seed; return the outcomes of this process.
 
     All benchmarks' files are read before the model is loaded. Raises what `reverse.load` and `run` raise.
     """
@@ -128,7 +128,7 @@ def evaluate_on_ray(plan: Plan, workers: int) -> list[RunOutcome]:
 
 
 def refresh_completion(outcomes: Sequence[RunOutcome]) -> list[RunOutcome]:
-    """Mark runs as complete that other processes have finished since."""
+    """Mark runs as complete that other processes have finished in the meantime."""
     now = []
     for outcome in outcomes:
         if not outcome.complete and outcome.path.exists() and not read_run_answers(outcome.path).missing:
@@ -138,7 +138,7 @@ def refresh_completion(outcomes: Sequence[RunOutcome]) -> list[RunOutcome]:
 
 
 def data_root(plan: Plan) -> Path:
-    """The folder of the benchmarks' files; the first process that comes makes scenes in OUT/data."""
+    """Return the folder of the benchmarks' files; for scenes, the first process makes it in OUT/data."""
     if plan.data != SCENES:
         root = Path(plan.data)
         if not root.is_dir():
@@ -160,7 +160,7 @@ def data_root(plan: Plan) -> Path:
 
 
 def _device(asked: str | None, at: ProcessPlace) -> str:
-    """The device that was asked for; by default one GPU for each process."""
+    """Return the requested device. Default: one GPU for each process."""
     import torch
 
     from reverse.models.devices import check_device
@@ -173,7 +173,7 @@ def _device(asked: str | None, at: ProcessPlace) -> str:
 
 
 def summarise(outcomes: Sequence[RunOutcome]) -> list[dict[str, Any]]:
-    """Counts of each answers file, to be printed."""
+    """Return counts of each answers file, for printing."""
     rows = []
     for outcome in outcomes:
         answers = read_run_answers(outcome.path).rows if outcome.path.exists() else []

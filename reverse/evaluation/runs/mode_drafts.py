@@ -1,4 +1,4 @@
-"""Modes of a run: made from names, given the form of each question's answers; their drafts as draft records.
+"""Make the modes of a run from their names and the form of answers, and write their drafts as draft records.
 
 Beside NAME.jsonl of a graded benchmark, or of a mode that makes drafts, lies NAME.drafts.jsonl: one draft
 record a question with all drafts, their verdicts, and what the answer cost. It is made from NAME.jsonl as a
@@ -38,13 +38,16 @@ TEXT = AnswerFormat("text")
 
 
 def drafts_path(path: Path) -> Path:
-    """The file of drafts beside an answers file."""
+    """Return the path of the file of drafts beside an answers file."""
     return path.with_suffix(".drafts.jsonl")
 
 
 # ---------------------------------------------------------------------- modes
 def make_mode(name: str, settings: Mapping[str, Any]) -> Any:
-    """The mode of a run. Raises RequestError for a setting that the mode has not, or out of its range."""
+    """Make the mode of a run.
+
+    Raises RequestError for a setting that the mode does not have, or out of range.
+    """
     from reverse.modes import MODES, Plain
 
     if name == "plain":
@@ -54,7 +57,7 @@ def make_mode(name: str, settings: Mapping[str, Any]) -> Any:
 
 
 def describe_mode(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run's record holds of a mode with settings: all of them, defaults too."""
+    """Return a mode's settings for the run's record, defaults included."""
     from reverse.modes import MODES
 
     if name not in MODES or name in ("plain", "resample"):
@@ -71,14 +74,14 @@ def _describe(value: Any) -> Any:
 
 
 def answer_format(question: BenchmarkQuestion, is_yes_no: bool = False) -> AnswerFormat:
-    """The form of a question's answers: of a graded benchmark that of its key."""
+    """Return the form of a question's answers; for a graded benchmark it is that of its answer key."""
     if question.key is not None:
         return question.key.format
     return AnswerFormat("yes_no") if is_yes_no else TEXT
 
 
 def set_answer_format(mode: Any, form: AnswerFormat) -> Any:
-    """The mode with this form of answers, also in the modes inside of it."""
+    """Return the mode with this form of answers, which its inner modes get too."""
     changes: dict[str, Any] = {}
     for each in fields(mode):
         value = getattr(mode, each.name)
@@ -114,7 +117,7 @@ def write_run_drafts(
 def make_draft_record(
     question: BenchmarkQuestion, row: Mapping[str, Any], mode: str, model: str
 ) -> DraftRecord:
-    """The draft record of a row of an answers file. A row without drafts is one draft itself."""
+    """Make the draft record of a row of an answers file. A row without drafts is itself the only draft."""
     key, usage = question.key, row["usage"]
     tokens = usage["kept"] + usage["discarded"]
     seconds = float(row["timing"]["seconds"])
@@ -166,7 +169,9 @@ def _make_draft(
 def _merge_segments(
     verified: Sequence[DraftSegment], phrases: Sequence[Mapping[str, Any]]
 ) -> tuple[DraftSegment, ...]:
-    """Verified segments with the p(`</UN>`) of the model's phrase at their place, and its other phrases."""
+    """Merge verified segments with the model's phrases: a segment gets the p(`</UN>`) of the phrase at its
+    place.
+    """
     left = [DraftSegment(start=each["start"], end=each["end"], p_un=each["p_un"]) for each in phrases]
     merged = []
     for segment in verified:

@@ -1,4 +1,4 @@
-"""Check before long work that its results can be written.
+"""Check that results can be written, before long work starts.
 
 check_output_file(Path("out/table.json"))       # makes out/, raises if nothing can be written there
 check_output_folder(Path("out"))

@@ -54,7 +54,7 @@ class SceneSet:
 
 @dataclass(frozen=True)
 class ScenePicture:
-    """A scene's picture, drawn when it is needed."""
+    """The picture of a scene. It is drawn when it is needed."""
 
     split: str
     index: int
@@ -68,7 +68,7 @@ class ScenePicture:
 
 
 def make_scenes_benchmark(scenes: SceneSet) -> Benchmark:
-    """The descriptions of some scenes as a benchmark without files, whose answers `count_caption` counts."""
+    """Make a benchmark, without files, of descriptions of some scenes; `count_caption` counts its answers."""
 
     def read_questions(files: Mapping[str, Path]) -> Iterator[QuestionRow]:
         for index in range(scenes.count):
@@ -106,12 +106,13 @@ def describe_scenes(
     quiet: bool = True,
     ask: Ask | None = None,
 ) -> list[dict[str, Any]]:
-    """What `count_caption` counts of each scene's description; the answers are kept in `out/NAME.jsonl`.
+    """Let the model describe scenes; return the counts of `count_caption`. Answers are kept in
+    `out/NAME.jsonl`.
 
     Args:
         model: path or bundled name of what was loaded.
-        name: of this way to decode.
-        ask: answers questions in place of `generate_many()`, for what no setting of it is.
+        name: name of these settings of decoding.
+        ask: function that answers questions in place of `generate_many()`.
 
     Raises DataError if the file holds answers made with other settings or another checkpoint.
     """
@@ -130,7 +131,7 @@ def describe_scenes(
 
 
 def count_caption(scene: Scene, row: Mapping[str, Any]) -> dict[str, Any]:
-    """Counts of one row of an answers file that describes a scene.
+    """Return the counts of one row of an answers file that describes a scene.
 
     `phrases` are the object phrases that have a p, as [text, p, 1 if wrong].
     """
@@ -159,7 +160,9 @@ def count_caption(scene: Scene, row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def summarise_captions(rows: Sequence[dict[str, Any]], seed: int = 0) -> dict[str, Any]:
-    """CHAIRi, CHAIRs, coverage and others as [value, low, high] (95 %, over scenes), and the AUROC of p."""
+    """Return CHAIRi, CHAIRs, coverage and others as [value, low, high] (95 %, over scenes), and the AUROC of
+    p.
+    """
 
     def column(name: str) -> np.ndarray:
         return np.array([row[name] for row in rows], dtype=float)
@@ -181,7 +184,9 @@ def summarise_captions(rows: Sequence[dict[str, Any]], seed: int = 0) -> dict[st
 
 
 def compute_auroc(rows: Iterable[dict[str, Any]]) -> float | None:
-    """Probability that a wrong object phrase has a higher p than a right one; None without both kinds."""
+    """Return the probability that a wrong object phrase has a higher p than a right one; None without both
+    kinds.
+    """
     phrases = [(p, wrong) for row in rows for _, p, wrong in row["phrases"]]
     wrong = [p for p, label in phrases if label]
     right = [p for p, label in phrases if not label]

@@ -36,7 +36,7 @@ def score_file(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Table, list[Metric]]:
-    """What every answer was counted as, and the figures of the benchmark, costs last.
+    """Return a table of the counts of every answer, and the metrics of the benchmark, costs last.
 
     Args:
         truth: the benchmark's own folder or file, or a root that holds it in its published place.
@@ -62,7 +62,7 @@ def score_file(
 
 
 def find_benchmark(answers: Sequence[BenchmarkAnswer], truth: str | Path) -> Benchmark:
-    """The benchmark that the rows name (in the row or its metadata), or that the truth belongs to.
+    """Return the benchmark that the rows name (in the row or its metadata), or that the truth belongs to.
 
     Raises DataError if neither tells it.
     """
@@ -78,13 +78,13 @@ def find_benchmark(answers: Sequence[BenchmarkAnswer], truth: str | Path) -> Ben
         return found[0]
     holds = ", ".join(each.name for each in found) or "no known truth"
     raise DataError(
-        f"which benchmark are these answers to? {truth} holds {holds}: say it with --benchmark "
+        f"which benchmark are these answers to? {truth} holds {holds}: name it with --benchmark "
         f"({', '.join(BENCHMARKS)})"
     )
 
 
 def _refuse_other_benchmark(benchmark: Benchmark, answers: Sequence[BenchmarkAnswer]) -> None:
-    """Refuse rows that say that they answer another benchmark than the one that was asked for."""
+    """Raise DataError for rows that name another benchmark than the given one."""
     for answer in answers:
         told = named_one(shorten(str(_benchmark_name(answer) or benchmark.name)))
         if told.files != benchmark.files:  # those of mme and mme-hall are the same
@@ -99,10 +99,10 @@ def _benchmark_name(answer: BenchmarkAnswer) -> Any:
 
 
 def check_scoring(chosen: Sequence[Benchmark], root: str | Path | None) -> None:
-    """Refuse, before a model is loaded, benchmarks whose truth, language data, judge or package is missing.
+    """Raise DataError, before a model is loaded, for missing truth, language data, judge or packages.
 
-    `root` holds the benchmarks' files; None if they will be made (scenes have every file). All that is
-    missing stands in one DataError.
+    `root` holds the benchmarks' files; None if they will be made (scenes have every file). One error lists
+    all that is missing.
     """
     lacking: list[str] = []
     for benchmark in chosen:

@@ -37,7 +37,9 @@ SHOWN = 5  # names in an error
 
 
 def allowed_missing(answers: Sequence[BenchmarkAnswer], partial: bool) -> float:
-    """How many questions may lack an answer: any if `partial`, else as many as rows were skipped."""
+    """Return how many questions may lack an answer: any number if `partial`, else as many as rows were
+    skipped.
+    """
     return float("inf") if partial else len(getattr(answers, "skipped", ()))
 
 
@@ -57,7 +59,7 @@ def refuse_unfinished_run(path: str | Path, answers: Sequence[BenchmarkAnswer]) 
 
 
 def list_names(names: Iterable[Any]) -> str:
-    """The first few of some names, for an error."""
+    """List the first few names, for an error."""
     all_names = [shorten(str(name)) for name in names]
     return ", ".join(all_names[:SHOWN]) + (f", … ({len(all_names)} in all)" if len(all_names) > SHOWN else "")
 
@@ -65,7 +67,8 @@ def list_names(names: Iterable[Any]) -> str:
 def refuse_incomplete(
     title: str, asked: Iterable[str], answers: Sequence[BenchmarkAnswer], partial: bool = False
 ) -> None:
-    """Refuse answers to questions that nobody asked, and, unless `partial`, questions without an answer.
+    """Raise DataError for answers to unknown questions and, unless `partial`, for questions without an
+    answer.
 
     Raises DataError if no id is known (another benchmark), or some are unknown or missing.
     """
@@ -126,7 +129,7 @@ _COSTS: Mapping[str, Sequence[Sequence[tuple[str, str]]]] = {  # column: sums of
 
 
 def _costs(answers: Sequence[BenchmarkAnswer]) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """The cost columns that every row has numbers for, and why others are left out."""
+    """Return the cost columns for which every row has numbers, and the reasons why others are left out."""
     columns: dict[str, list[float]] = {}
     left_out: dict[str, str] = {}
     for name, ways in _COSTS.items():
@@ -147,7 +150,7 @@ def _costs(answers: Sequence[BenchmarkAnswer]) -> tuple[dict[str, list[float]], 
 
 
 def _parts(row: Mapping[str, Any], way: Sequence[tuple[str, str]]) -> list[Any] | None:
-    """The values under some keys; None if one is missing."""
+    """Return the values under some keys; None if one is missing."""
     inner = [(row.get(outer), key) for outer, key in way]
     if not all(isinstance(each, dict) and key in each for each, key in inner):
         return None
@@ -163,7 +166,7 @@ def make_table(
     parts: Sequence[str] | None = None,
     notes: Mapping[str, Any] | None = None,
 ) -> Table:
-    """Make a table of the columns given and of those that every score has; clusters are images."""
+    """Make a table of the given columns and of those that every score has; clusters are images."""
     every: dict[str, Any] = dict(columns)
     every["answers"] = np.ones(len(answers))
     every["empty"] = [float(not answer.text.strip()) for answer in answers]
@@ -192,7 +195,7 @@ def make_table(
 
 
 def pictures_of(answers: Sequence[BenchmarkAnswer]) -> list[str]:
-    """The picture of each answer: its file name, with folders if two pictures share the name."""
+    """Return the picture of each answer: its file name, with folders if two pictures share the name."""
     paths: dict[str, str] = {}
     shared: set[str] = set()
     for answer in answers:
@@ -203,7 +206,7 @@ def pictures_of(answers: Sequence[BenchmarkAnswer]) -> list[str]:
 
 
 def make_cost_metrics(table: Table) -> list[Metric]:
-    """The metrics beside every score: empty and unresolved answers, length and costs."""
+    """Make the metrics that every score has: empty and unresolved answers, length and costs."""
     made = [
         ratio("empty", "empty", "answers", "low", title="empty answers"),
         ratio("unresolved", "unresolved", "answers", "low", title="unresolved answers"),

@@ -1,4 +1,5 @@
-"""A language model as a judge, behind any OpenAI-compatible address, asked politely and never twice.
+"""Use a language model at an OpenAI-compatible address as a judge, with bounded retries and a cache of
+replies.
 
     REVERSE_JUDGE_BASE_URL=http://127.0.0.1:8000/v1  REVERSE_JUDGE_MODEL=…  REVERSE_JUDGE_KEY=…
 
@@ -56,7 +57,7 @@ class Verdicts:
 
 @dataclass(frozen=True)
 class Judge:
-    """Which model judges, and how. `cache` is a file of replies; prices are for a million tokens.
+    """The model that judges, and its settings. `cache` is a file of replies; prices are for a million tokens.
 
     `fresh` asks for every verdict again, even if the cache has one, and keeps the new ones.
     """
@@ -73,7 +74,10 @@ class Judge:
 
     @classmethod
     def from_environment(cls, cache: str | Path, timeout: float = 120.0, **settings: Any) -> Judge:
-        """The judge that REVERSE_JUDGE_… or REVERSE_LLM_… name. Raises an error naming what is not set."""
+        """Make the judge that REVERSE_JUDGE_… or REVERSE_LLM_… name.
+
+        Raises an error naming what is not set.
+        """
         endpoint = Endpoint.from_environment("REVERSE_JUDGE", "", timeout=timeout)
         return cls(endpoint, Path(cache), **settings)
 
@@ -87,7 +91,7 @@ class Judge:
         read: Read,
         progress: Callable[[int, int], None] | None = None,
     ) -> Verdicts:
-        """A verdict on each chat, in order.
+        """Return a verdict on each chat, in order.
 
         Raises DataError if no request can succeed (key, address) or the server has stopped answering. Replies
         that came before are in the cache.
@@ -145,7 +149,7 @@ class Judge:
         return Verdicts(values, dict(sorted(failures.items())), dict(spent))
 
     def notes(self, verdicts: Verdicts, prompt: str) -> dict[str, Any]:
-        """The judge as reports describe it: model, prompt, failures by reason, cost."""
+        """Return the description of the judge for reports: model, prompt, failures by reason, cost."""
         money = (
             verdicts.spent.get("tokens_in", 0) * self.price_in
             + verdicts.spent.get("tokens_out", 0) * self.price_out
@@ -172,7 +176,7 @@ def refuse_without_verdicts(table: Table) -> None:
     if first := table.notes.get("first_failure"):
         reasons += f"; {first}"
     raise DataError(
-        f"{int(failed.sum())} of {len(failed)} answers got no verdict of {table.notes.get('judge')} at "
+        f"{int(failed.sum())} of {len(failed)} answers got no verdict from {table.notes.get('judge')} at "
         f"{table.notes.get('address')} ({reasons}): the figures are those of a judge that failed. Verdicts "
         f"that were given are kept in {table.notes.get('cache')}: `reverse score` asks for the others, "
         "with --fresh for all of them again"
@@ -180,7 +184,7 @@ def refuse_without_verdicts(table: Table) -> None:
 
 
 def find_object(text: str) -> dict[str, Any]:
-    """The JSON object of a reply, which may have reasoning, words or a code fence around it.
+    """Find the JSON object of a reply, which may have reasoning, words or a code fence around it.
 
     Raises DataError if there is none or several that differ, and for a reply that is too long or holds more
     braces than can be searched in linear time.
@@ -217,7 +221,7 @@ def _refuse_constant(name: str) -> Any:
 
 
 def make_chat(system: str, fields: Mapping[str, Any]) -> list[dict[str, str]]:
-    """What a judge is shown of one answer: its task, and the fields as JSON."""
+    """Make the chat that a judge gets about one answer: its task, and the fields as JSON."""
     return [
         {"role": "system", "content": system},
         {"role": "user", "content": json.dumps(fields, ensure_ascii=False, indent=1)},
@@ -225,7 +229,7 @@ def make_chat(system: str, fields: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def require_judge(judge: Judge | None, benchmark: str) -> Judge:
-    """The judge. Raises DataError if none is given."""
+    """Return the judge. Raises DataError if none is given."""
     if judge is None:
         raise DataError(f"{benchmark} is scored by a judge: give one, such as Judge.from_environment(cache)")
     return judge

@@ -21,7 +21,7 @@ __all__ = ["count_both_readings", "make_quartet", "make_unanswered_metrics", "sp
 def _count_confusion(
     readings: Sequence[Reading], labels: Sequence[str], positive: str, prefix: str = ""
 ) -> dict[str, np.ndarray]:
-    """0/1 columns hit, false_alarm, miss, right, said (the positive), none (neither yes nor no), unread.
+    """Return 0/1 columns hit, false_alarm, miss, right, said (positive), none (neither yes nor no), unread.
 
     An answer that is neither, or unread, is wrong: a miss if the label is positive.
     """
@@ -40,7 +40,7 @@ def _count_confusion(
 
 
 def make_quartet(prefix: str, suffix: str = "", title: str = "") -> list[Metric]:
-    """Accuracy, precision, recall, F1 over the columns `prefix…suffix`, named `prefix…suffix` as well."""
+    """Make accuracy, precision, recall and F1 from the columns `prefix…suffix`, and name them so too."""
 
     def column(name: str) -> str:
         return f"{prefix}{name}{suffix}"
@@ -56,7 +56,7 @@ def make_quartet(prefix: str, suffix: str = "", title: str = "") -> list[Metric]
 def split_by_group(
     columns: Mapping[str, np.ndarray], groups: Sequence[str], wanted: Iterable[str]
 ) -> dict[str, np.ndarray]:
-    """The columns again for each group, as `name@group`, zero in the rows of other groups."""
+    """Repeat the columns for each group as `name@group`, with zeros in the rows of other groups."""
     of = np.array(groups, dtype=object)
     return {f"{name}@{group}": column * (of == group) for group in wanted for name, column in columns.items()}
 
@@ -64,7 +64,9 @@ def split_by_group(
 def count_both_readings(
     texts: Sequence[str], labels: Sequence[str], positive: str, published: Callable[[str], Reading]
 ) -> tuple[dict[str, np.ndarray], int]:
-    """Columns of the published reading, of the strict one (`strict_…`); on how many answers they differ."""
+    """Return columns of the published and the strict reading (`strict_…`), and how many answers they differ
+    in.
+    """
     first, second = [published(text) for text in texts], [read_strictly(text) for text in texts]
     asked = {
         "asked": np.ones(len(texts)),
@@ -80,7 +82,7 @@ def count_both_readings(
 
 
 def make_unanswered_metrics(columns: Mapping[str, np.ndarray]) -> list[Metric]:
-    """How many answers the strict reading took for neither yes nor no, and how many it could not read."""
+    """Make metrics of answers that the strict reading took for neither yes nor no, or could not read."""
     made = [ratio("no_answer", "strict_none", "answers", "low", title="neither yes nor no (strict)")]
     if columns["strict_unread"].any():
         title = "not read: no English, or too long (strict)"

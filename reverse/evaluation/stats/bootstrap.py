@@ -47,7 +47,7 @@ def check_rounds(name: str, rounds: int, usual: str) -> None:
 
 @dataclass(frozen=True)
 class BootstrapSettings:
-    """How intervals are computed. Raises DataError for a value out of range."""
+    """Settings of intervals. Raises DataError for a value out of range."""
 
     method: Method = "bca"
     rounds: int = ROUNDS
@@ -67,7 +67,7 @@ DEFAULT_BOOTSTRAP = BootstrapSettings()
 
 
 def estimate_ratio(part: ArrayLike, whole: ArrayLike, *, rounds: int = ROUNDS, seed: int = 0) -> Triple:
-    """sum(part) / sum(whole) with its 95 % percentile interval; NaN if `whole` sums to zero.
+    """Estimate sum(part) / sum(whole) with its 95 % percentile interval; NaN if `whole` sums to zero.
 
     Args: `part` and `whole` hold one number per item and have equal lengths.
     """
@@ -84,7 +84,7 @@ def estimate_ratio_difference(
     rounds: int = ROUNDS,
     seed: int = 0,
 ) -> Triple:
-    """first - second of two ratios (part, whole) over the same items, with its paired 95 % interval.
+    """Estimate the difference of two ratios (part, whole) over the same items, with its paired 95 % interval.
 
     With `relative` the difference is divided by the second ratio.
     """
@@ -102,7 +102,7 @@ def estimate_ratio_difference(
 
 
 def draw_counts(items: int, rounds: int, seed: int | np.random.Generator) -> np.ndarray:
-    """How often each item is drawn in each round, shape (rounds, items). Raises DataError without items.
+    """Draw how often each item occurs in each round, shape (rounds, items). Raises DataError without items.
 
     A generator that is passed as `seed` continues from its current state.
     """

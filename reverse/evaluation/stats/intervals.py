@@ -91,13 +91,13 @@ class Resampling:
         self.strata = _find_strata(np.bincount(cell, minlength=shape[0] * shape[1]).reshape(shape) > 0)
 
     def point(self, metric: Metric) -> float:
-        """The metric of the table as it is."""
+        """Return the metric of the whole table."""
         if metric.of is not None:
             return float(metric.of({n: t.sum(axis=0) for n, t in self.totals.items()}))
         return self._compute_from_rows(metric, np.ones(len(self.clusters), int))
 
     def draw(self, metrics: Sequence[Metric], rounds: int, seed: int) -> np.ndarray:
-        """Every metric in every round, shape (metrics, rounds); the same seed draws the same clusters."""
+        """Compute every metric in every round, shape (metrics, rounds); equal seeds draw equal clusters."""
         rng = make_generator(seed)
         names = list(self.totals)
         flat = np.stack([self.totals[name] for name in names], axis=1)  # (clusters, columns, parts)
@@ -117,14 +117,16 @@ class Resampling:
         return found
 
     def draw_cluster_counts(self, rounds: int, rng: np.random.Generator) -> np.ndarray:
-        """How often each cluster is drawn within its stratum, shape (rounds, clusters)."""
+        """Draw how often each cluster occurs within its stratum, shape (rounds, clusters)."""
         counts = np.zeros((rounds, len(self.clusters)))
         for stratum in self.strata:
             counts[:, stratum] = draw_counts(len(stratum), rounds, rng)
         return counts
 
     def acceleration(self, metric: Metric) -> float:
-        """BCa's acceleration, by leaving out clusters in turn (groups of them for a metric of rows)."""
+        """Compute BCa's acceleration by leaving out clusters in turn (groups of clusters for a metric of
+        rows).
+        """
         cube = square = 0.0
         for stratum in self.strata:
             if len(stratum) < 2:
@@ -152,9 +154,9 @@ class Resampling:
         return np.array(values)
 
     def _compute_from_rows(self, metric: Metric, counts: np.ndarray) -> float:
-        """A metric of rows, each row repeated as often as its cluster was drawn."""
+        """Compute a metric of rows, with each row repeated as often as its cluster was drawn."""
         if metric.rows is None:
-            raise DataError(f"metric {metric.name!r} has neither `of` nor `rows`: nothing computes it")
+            raise DataError(f"metric {metric.name!r} has neither `of` nor `rows`: define one of them")
         rows = np.repeat(np.arange(len(self.cluster)), counts[self.cluster])
         return float(metric.rows({name: column[rows] for name, column in self.table.columns.items()}))
 
@@ -185,7 +187,7 @@ def estimate_intervals(
 def summarize_rounds(
     point: float, draws: np.ndarray, level: float, accelerate: Callable[[], float] | None, clusters: int
 ) -> Interval:
-    """The interval of a figure from its rounds: BCa with what `accelerate()` gives, percentiles for None."""
+    """Make the interval of a figure from its rounds: BCa if `accelerate` is given, else percentiles."""
     rounds = len(draws)
     nothing = Interval(point, float("nan"), float("nan"), "none", level, rounds)
     if not np.isfinite(point):
@@ -215,7 +217,7 @@ def summarize_rounds(
 
 
 def _shift_tails(point: float, draws: np.ndarray, tails: np.ndarray, a: float) -> np.ndarray | None:
-    """The percentiles that BCa reads instead of `tails`; None if its correction is not finite."""
+    """Return the percentiles that BCa uses instead of `tails`; None if its correction is not finite."""
     below = ((draws < point).mean() + (draws <= point).mean()) / 2  # ties count half
     if not 0 < below < 1:
         return None
@@ -237,14 +239,14 @@ class OverSeeds:
 
     @property
     def sd_single(self) -> float:
-        """Standard error of one run's figure, items and decoding together."""
+        """The standard error of one run's figure, of items and decoding together."""
         return float(np.hypot(self.sd_items, self.sd_decoding))
 
 
 def estimate_over_seeds(
     tables: Sequence[Table], metric: Metric, settings: BootstrapSettings = DEFAULT_BOOTSTRAP
 ) -> OverSeeds:
-    """The mean over decoding seeds, with the variance of decoding apart from that of items.
+    """Estimate the mean over decoding seeds, with separate variances of decoding and of items.
 
     All seeds of a cluster are drawn together. With S seeds, rounds of one run vary by items + decoding and
     rounds of their mean by items + decoding / S; the two give both. Raises DataError for fewer than two
@@ -277,7 +279,7 @@ def estimate_over_seeds(
 
 
 def align_rows(first: Table, second: Table, names: tuple[str, str] = ("the first", "the second")) -> Table:
-    """`second` in the order of `first`. Raises DataError if they do not answer the same questions."""
+    """Return `second` in the order of `first`. Raises DataError if they do not answer the same questions."""
     for name, table in zip(names, (first, second), strict=True):
         if len(table.keys) != len(table.clusters):
             raise DataError(f"{name} table has no keys: rows cannot be told apart, score the answers again")
@@ -307,12 +309,12 @@ def align_rows(first: Table, second: Table, names: tuple[str, str] = ("the first
     )
     parts = None if first.parts is None else list(first.parts)
     if list(moved.clusters) != list(first.clusters) or moved.parts != parts:
-        raise DataError("the same questions stand with other images or parts: were they scored alike?")
+        raise DataError("equal questions have other images or parts: score both files in the same way")
     return moved
 
 
 def _find_strata(stands: np.ndarray) -> list[np.ndarray]:
-    """Places of the clusters that are drawn among themselves.
+    """Return the indices of the clusters of each stratum.
 
     Args: `stands` (clusters, parts) bool, whether a cluster has rows in a part.
     """

@@ -1,4 +1,4 @@
-"""Two runs over the same questions, compared image by image.
+"""Compare two runs over the same questions image by image.
 
     compare_runs(first, second, [CHAIR_I, COVERAGE])       # differences first - second, in the metrics' order
 
@@ -78,7 +78,7 @@ def compare_runs(
     names: tuple[str, str] = ("the first", "the second"),
     permutations: int = PERMUTATIONS,
 ) -> list[Difference]:
-    """Every metric's difference with its paired interval and p.
+    """Compute every metric's difference with its paired interval and p.
 
     Raises DataError if the tables do not answer the same questions; it names what is missing.
     """
@@ -127,7 +127,7 @@ def compare_runs(
 
 
 def adjust_by_holm(ps: Sequence[float]) -> list[float]:
-    """Holm's adjusted p in the given order; NaN stays and does not count as a test."""
+    """Return Holm's adjusted p in the given order; NaN stays and does not count as a test."""
     adjusted = np.full(len(ps), np.nan)
     order = [i for i in np.argsort(ps, kind="stable") if np.isfinite(ps[i])]
     highest = 0.0
@@ -140,7 +140,7 @@ def adjust_by_holm(ps: Sequence[float]) -> list[float]:
 def run_permutation_test(
     first: Resampling, second: Resampling, metric: Metric, rounds: int = PERMUTATIONS, seed: int = 0
 ) -> tuple[float, bool]:
-    """Two-sided p of the difference when the runs' answers about an image are swapped; whether it is exact.
+    """Return the two-sided p under swaps of the runs' answers about an image, and whether it is exact.
 
     It is exact if all swaps of the images that differ are no more than `rounds`. Otherwise p is (1 + rounds
     at least as extreme) / (1 + rounds), which keeps the level of the test (Phipson and Smyth 2010).
@@ -179,7 +179,7 @@ def run_permutation_test(
 
 
 def _make_swaps(images: int, total: int, exact: bool, seed: int) -> Iterator[np.ndarray]:
-    """Blocks of swaps, each (rounds, images) of 0 and 1: all there are if `exact`, else random ones."""
+    """Yield blocks of swaps, each (rounds, images) of 0 and 1: all swaps if `exact`, else random ones."""
     rng = make_generator(seed)
     step = max(1, _CHUNK // max(images, 1))
     for start in range(0, total, step):
@@ -191,7 +191,7 @@ def _make_swaps(images: int, total: int, exact: bool, seed: int) -> Iterator[np.
 
 
 def _find_differing(first: Resampling, second: Resampling) -> np.ndarray:
-    """Places of the clusters with any row that is not the same in both runs."""
+    """Return the indices of the clusters with a row that differs between the runs."""
     differ = np.zeros(len(first.cluster), bool)
     for name, column in first.table.columns.items():
         differ |= np.asarray(column) != np.asarray(second.table.columns[name])
@@ -199,7 +199,7 @@ def _find_differing(first: Resampling, second: Resampling) -> np.ndarray:
 
 
 def _swap_rows(first: Resampling, second: Resampling, metric: Metric, swapped: np.ndarray) -> float:
-    """The difference of a metric of rows after the rows of the `swapped` clusters changed sides."""
+    """Compute the difference of a metric of rows after the rows of the `swapped` clusters changed sides."""
     assert metric.rows is not None
     exchanged = np.isin(first.cluster, swapped)
     pairs = {name: (column, second.table.columns[name]) for name, column in first.table.columns.items()}
@@ -209,7 +209,8 @@ def _swap_rows(first: Resampling, second: Resampling, metric: Metric, swapped: n
 
 
 def run_mcnemar_test(first: Table, second: Table, metric: Metric) -> tuple[tuple[int, int], float] | None:
-    """Rows that only one of the two runs has as 1, and McNemar's exact p; None if it does not apply.
+    """Count the rows that are 1 in only one of the runs, and compute McNemar's exact p; None if it does not
+    apply.
 
     It applies to a metric that is the mean over rows of a 0/1 value (accuracy, CHAIRs), which is found by
     computing the metric for every row alone. It assumes independent rows: if images have several, the
@@ -224,7 +225,9 @@ def run_mcnemar_test(first: Table, second: Table, metric: Metric) -> tuple[tuple
 
 
 def _find_binary_values(table: Table, metric: Metric) -> np.ndarray | None:
-    """The metric of each row alone, shape (rows,), if it is 0/1 with the table's metric as its mean."""
+    """Return the metric of each row alone, shape (rows,), if all are 0/1 and their mean is the table's
+    metric.
+    """
     if metric.of is None:
         return None
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -235,7 +238,7 @@ def _find_binary_values(table: Table, metric: Metric) -> np.ndarray | None:
 
 
 def _subtract(metric: Metric) -> Metric:
-    """The metric of the columns `a.*` minus that of the columns `b.*`."""
+    """Compute the metric of the columns `a.*` minus that of the columns `b.*`."""
 
     def select(columns: Mapping[str, np.ndarray], side: str) -> dict[str, np.ndarray]:
         return {name[2:]: each for name, each in columns.items() if name.startswith(f"{side}.")}

@@ -74,14 +74,14 @@ class Table:
         return list(dict.fromkeys(self.parts)) if self.parts is not None else [""]
 
     def part_places(self) -> np.ndarray:
-        """The place in `part_names` of each row's part, shape (rows,)."""
+        """The index in `part_names` of each row's part, shape (rows,)."""
         if self.parts is None:
             return np.zeros(len(self.clusters), int)
         place = {name: i for i, name in enumerate(self.part_names)}
         return np.array([place[part] for part in self.parts])
 
     def sums(self) -> dict[str, np.ndarray]:
-        """The sum of every column over the rows of each part, shape (parts,)."""
+        """Sum every column over the rows of each part, shape (parts,)."""
         places, parts = self.part_places(), len(self.part_names)
         return {name: np.bincount(places, column, parts) for name, column in self.columns.items()}
 
@@ -228,7 +228,7 @@ def _read_column(name: str, values: Any) -> np.ndarray:
 
 
 def _to_list(column: np.ndarray) -> list[float]:
-    """The values, whole numbers without a fraction: the file is half as large and easier to read."""
+    """Return the values as a list, whole numbers as int: the file is half as large and easier to read."""
     return [int(x) if x == math.floor(x) else float(x) for x in np.asarray(column, dtype=float)]
 
 
@@ -269,7 +269,7 @@ def _make_from_form(
 
 
 def find_columns(form: Mapping[str, Any]) -> set[str]:
-    """The columns that a form reads."""
+    """Return the columns that a form reads."""
     if "macro" in form:
         return find_columns(form["macro"])
     totals = [column for pair in form.get("total", ()) for column in pair]

@@ -124,7 +124,7 @@ def test_what_cannot_be_told_is_asked_for(scenes, tmp_path):
     _, rows = scenes
     path = write_answers(tmp_path / "a.jsonl", rows)
     result = run(path, "--truth", tmp_path)
-    assert result.exit_code == 2 and "say it with --benchmark" in result.stderr
+    assert result.exit_code == 2 and "name it with --benchmark" in result.stderr
     assert "no answers file" in run(tmp_path / "none.jsonl", "--truth", tmp_path).stderr
     assert "no truth at" in run(path, "--truth", tmp_path / "none", "--benchmark", "chair").stderr
     assert "known are chair" in run(path, "--truth", tmp_path, "--benchmark", "gqa").stderr

@@ -304,5 +304,5 @@ def test_mme_bad_input(mme_files, tmp_path):
     with pytest.raises(ValueError, match="answered twice"):
         score_file(write_answers(path, twice), folder)
     (tmp_path / "mme.jsonl").write_text(json.dumps(rows[0]) + "\n")
-    with pytest.raises(ValueError, match="not two questions"):
+    with pytest.raises(ValueError, match="without exactly two questions"):
         score_file(write_answers(path, answers[:1]), tmp_path, "mme")

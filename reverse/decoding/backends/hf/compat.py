@@ -1,4 +1,4 @@
-"""What the backend uses of transformers that is private or tied to a version, in one place.
+"""The private and version-dependent parts of transformers that the backend uses, in one place.
 
 Checked on transformers 5.18, 5.23 and 5.24. What is used, and how it is guarded:
 - the argument of `forward` that takes the cache: its name is read from the signature (`past_key_values` up to
@@ -54,7 +54,7 @@ _CACHE_NAMES = ("cache", "past_key_values")  # of the argument of `forward`, new
 
 
 def cache_argument(model: Any) -> str:
-    """The name under which `forward` of a model takes its cache, whatever wraps the model."""
+    """Return the name of the cache argument of a model's `forward`, whatever wraps the model."""
     kind: Any = type(unwrap_model(model))
     known = _parameters_of(kind)
     for name in _CACHE_NAMES:
@@ -67,12 +67,12 @@ def cache_argument(model: Any) -> str:
 
 @cached
 def _parameters_of(kind: Any) -> Any:
-    """Parameters of `forward`, read from the class: that of an instance may be a wrapper without names."""
+    """Return the parameters of the class's `forward`: that of an instance may be a wrapper without names."""
     return frozenset(inspect.signature(kind.forward).parameters)
 
 
 def pad_id(model: Any) -> int:
-    """The id that fills up rows: the generation config's, else its first end-of-text id, else 0."""
+    """Return the padding id: the generation config's, else its first end-of-text id, else 0."""
     config = model.generation_config
     if config.pad_token_id is not None:
         return int(config.pad_token_id)
@@ -82,7 +82,7 @@ def pad_id(model: Any) -> int:
 
 @contextmanager
 def memory_errors() -> Iterator[None]:
-    """Turn torch's error into the backend's, and free the tensors of the frames that it passed."""
+    """Turn torch's out-of-memory error into the backend's, and free the tensors of its frames."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -92,7 +92,7 @@ def memory_errors() -> Iterator[None]:
 
 # ------------------------------------------------------------------ pictures and positions
 def encode_pictures(model: Any, pictures: Sequence[Mapping[str, torch.Tensor]]) -> list[EncodedPicture]:
-    """Every picture's features, from one run of the vision tower and the projector, and its grid.
+    """Return every picture's features and grid, from one run of the vision tower and the projector.
 
     `pictures` are mappings from the name of a processor's output to its tensor for one picture.
     """
@@ -128,7 +128,7 @@ def _read_grid(grid: torch.Tensor) -> tuple[int, int, int]:
 
 
 def has_multimodal_rope(model: Any) -> bool:
-    """Whether rotary positions have three dimensions, and differ from text positions after a picture."""
+    """Whether rotary positions have three dimensions, and so differ from text positions after a picture."""
     return hasattr(model.base_model, "get_rope_index")
 
 
@@ -161,7 +161,7 @@ def build_positions(
 
 # ------------------------------------------------------------------ the cache
 def new_cache(model: Any) -> DynamicCache:
-    """An empty cache. Raises ValueError for a model with layers whose cache cannot be rewound."""
+    """Make an empty cache. Raises ValueError for a model with layers whose cache cannot be rewound."""
     cache = DynamicCache(config=model.config.get_text_config())
     others = {type(layer).__name__ for layer in cache.layers if type(layer) is not DynamicLayer}
     if others:
@@ -221,7 +221,7 @@ def capture_hidden_states(model: Any) -> Iterator[list[torch.Tensor]]:
 
 
 def check_cache(cache: DynamicCache, rows: int, length: int, every_layer: bool) -> None:
-    """Raise unless keys and values of exactly `length` tokens of `rows` rows are held.
+    """Raise IncompatibleLibraryError unless the cache holds exactly `length` tokens of `rows` rows.
 
     `every_layer=False` looks at the first and the last layer, which is cheap enough for every step.
     """
@@ -257,7 +257,7 @@ def cut_cache(cache: DynamicCache, length: int) -> None:
 def move_layer(
     layer: int, sources: Sequence[tuple[DynamicCache, list[int], torch.Tensor]], target: DynamicCache
 ) -> None:
-    """Make a layer of `target` the rows and slots picked from several caches, whose own layers are emptied.
+    """Fill a layer of `target` with rows and slots from several caches, whose own layers are emptied.
 
     `sources` gives a cache, `rows` of it and their `slots` of shape (len(rows), n). Keys are stored already
     rotated, so moving them changes nothing but their place. On error nothing has changed.

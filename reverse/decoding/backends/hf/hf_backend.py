@@ -74,7 +74,7 @@ class HfBackend:
         self._names = count()
 
     def reserve(self, sequences: int) -> None:
-        """Hold so many sequences at most, or as many as are held now if they are more."""
+        """Allow `max_sequences` sequences at once, but never fewer than are held now."""
         most = max(sequences, len(self._sequences))
         self.capabilities = replace(self.capabilities, max_sequences=most)
 
@@ -101,7 +101,7 @@ class HfBackend:
         return [self._register(_Sequence(row, end)) for row, end in zip(rows, ends, strict=True)]
 
     def split(self, sequence: int, n: int) -> list[int]:
-        """`n` further sequences with the same tokens, copied before the next forward."""
+        """Add `n` sequences with the same tokens, copied before the next forward."""
         source = self._sequences[sequence]
         self._check_room(n)
         return [self._register(source.copy()) for _ in range(n)]
@@ -177,13 +177,16 @@ class HfBackend:
         ]
 
     def release(self, sequence: int) -> None:
-        """Let a sequence go, whatever it was doing. Unknown ids are ignored. Never raises."""
+        """Release a sequence, also while it decodes. Unknown ids are ignored. Never raises."""
         self._sequences.pop(sequence, None)
         if not self._sequences:
             self._cache.clear()
 
     def reset(self) -> None:
-        """Let every sequence go. Works after any error, an interrupt in the middle of a verb too."""
+        """Release every sequence.
+
+        It works after any error, also after an interrupt in the middle of a verb.
+        """
         self._sequences.clear()
         self._cache.clear()
 
@@ -219,7 +222,7 @@ class HfBackend:
 
 
 def _append(name: int, sequence: _Sequence, choice: Choice) -> StepOutput:
-    """Take up a chosen token, or the error that ends a sequence."""
+    """Add a chosen token to a sequence, or end the sequence with an error."""
     segment, error, ended = sequence.segment, choice.error, None
     assert segment is not None
     if error is None:

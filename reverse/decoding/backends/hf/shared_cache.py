@@ -1,6 +1,6 @@
-"""The common KV cache of all sequences: rows that come and go, each cut and extended on its own.
+"""The common KV cache of all sequences. Rows are added, removed, cut and extended independently.
 
-Truth about a row is two lists: the ids in the cache and the slots they stand in. A cut shortens both; the
+Two lists describe a row: the ids in the cache and the slots they stand in. A cut shortens both; the
 slots left behind are masked, and every so often the live ones are moved together. Positions and masks follow
 from the lists. Rows are fed as many ids as they are behind in one forward, aligned right; a row that has less
 to catch up leaves dead slots, so no forward serves one row alone. New rows are prefilled in a cache of their
@@ -36,7 +36,7 @@ _WASTE_SLOTS = 16  # and at least so many: a copy of the cache should buy someth
 
 @dataclass(slots=True, eq=False)
 class CachePlace:
-    """Where a row's ids stand: in a row of a cache, in the layers from `first_layer` on."""
+    """The place of a row's ids: a row of a cache, in the layers from `first_layer` on."""
 
     cache: Any
     at: int  # row of the cache
@@ -55,7 +55,7 @@ class CacheRow:
     logits: torch.Tensor | None = None  # (vocabulary,) after the last id, not used yet
 
     def copy(self) -> CacheRow:
-        """Another row with the same tokens, which gets slots of its own before the next forward."""
+        """Return a row with the same tokens, which gets slots of its own before the next forward."""
         places = [replace(place, slots=place.slots[:]) for place in self.places]
         return CacheRow(self.ids[:], places, self.rope_offset, self.pending[:], self.logits)
 
@@ -81,7 +81,7 @@ class SlotCache:
         self._dead: list[tuple[int, int]] = []  # (row, slot) to be masked before the next forward
 
     def prefill(self, prompts: Sequence[Prompt], image_token: int) -> list[CacheRow]:
-        """New rows from one forward in a cache of their own."""
+        """Make new rows by one forward pass with a cache of their own."""
         prefilled = prefill(self.model, prompts, image_token)
         cache, length = prefilled.cache, prefilled.mask.shape[1]
         rows = []
@@ -94,7 +94,7 @@ class SlotCache:
         return rows
 
     def cut(self, row: CacheRow, length: int) -> None:
-        """Take a row back to its first `length` ids in the cache; nothing is left to be fed."""
+        """Cut a row to its first `length` ids in the cache; pending ids are dropped."""
         if row in self._rows:
             self._dead.extend((row.places[0].at, slot) for slot in row.places[0].slots[length:])
         for place in row.places:
@@ -103,7 +103,8 @@ class SlotCache:
         row.pending, row.logits = [], None
 
     def feed(self, fed: Sequence[CacheRow], kept: Sequence[CacheRow]) -> None:
-        """Run what is pending of some rows, which have logits then; rows that are not among `kept` are gone.
+        """Feed the pending ids of some rows, which then have logits; rows that are not among `kept` are
+        dropped.
 
         Raises torch.OutOfMemoryError, and then every row has the tokens that it had.
         """
@@ -140,7 +141,7 @@ class SlotCache:
 
     # ------------------------------------------------------------------ moving tokens
     def _tidy(self, kept: Sequence[CacheRow]) -> None:
-        """Mask what was taken back; move rows and slots together where that is due."""
+        """Mask slots that were cut off; compact rows and slots if it is due."""
         if self._dead:
             where = torch.tensor(self._dead, device=self.device)
             self._mask[where[:, 0], where[:, 1]] = 0
@@ -160,13 +161,13 @@ class SlotCache:
         self._take_over(self._move(rows, longest), rows, mask)
 
     def _take_over(self, cache: Any, rows: list[CacheRow], mask: torch.Tensor) -> None:
-        """Make `cache` the common one; its rows are `rows`, of whose slots `mask` tells the live ones."""
+        """Make `cache` the common cache with the rows `rows`; `mask` says which slots are live."""
         offsets = torch.tensor([[row.rope_offset] for row in rows], device=self.device)
         self._mask, self._offsets = mask.to(self.device), offsets
         self._cache, self._rows, self._dead = cache, list(rows), []
 
     def _move(self, rows: list[CacheRow], longest: int) -> Any:
-        """Give rows the last slots of a cache of `longest`, layer by layer; returns the cache."""
+        """Move rows to the last slots of a new cache of `longest` slots, layer by layer; return the cache."""
         target = rows[0].places[0].cache
         moved = [
             CachePlace(target, i, list(range(longest - len(row.ids), longest))) for i, row in enumerate(rows)
@@ -189,7 +190,7 @@ class SlotCache:
         return target
 
     def _sources(self, places: list[CachePlace], longest: int) -> list[tuple[Any, list[int], torch.Tensor]]:
-        """Neighbours that stand in the same cache, with their slots of shape (rows, longest)."""
+        """Return groups of neighbouring rows in the same cache, with their slots of shape (rows, longest)."""
         sources = []
         for _, group in groupby(places, key=lambda place: id(place.cache)):
             together = list(group)

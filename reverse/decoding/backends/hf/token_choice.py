@@ -1,7 +1,7 @@
-"""The next token of every sequence that decodes: p(`</UN>`), tag mask, processors, temperature, noise.
+"""Choose the next token of every decoding sequence: p(`</UN>`), tag mask, processors, temperature, noise.
 
-Sequences with different sampling parameters are chosen for in groups of equal ones; each row is chosen for as
-it would be alone.
+Sequences with equal sampling parameters are handled together; every row gets the token that it would get
+alone.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Choice:
 def choose_tokens(logits: torch.Tensor, segments: Sequence[RunningSegment]) -> list[Choice]:
     """Choose the next token of each segment from its row of `logits` (rows, vocabulary).
 
-    Segments stay as they are. Raises torch.OutOfMemoryError; whatever else goes wrong with one row is that
+    Segments are not changed. Raises torch.OutOfMemoryError; whatever else goes wrong with one row is that
     row's error.
     """
     groups: dict[Any, list[int]] = {}
@@ -57,7 +57,7 @@ def choose_tokens(logits: torch.Tensor, segments: Sequence[RunningSegment]) -> l
 
 
 def _choose_alike(logits: torch.Tensor, segments: Sequence[RunningSegment]) -> list[Choice]:
-    """Choose for rows whose parameters differ in temperature, processors and the key of the noise at most."""
+    """Choose tokens of rows whose parameters differ at most in temperature, processors and noise key."""
     params = segments[0].params
     raw = logits.float()
     ps = Verifier(params.tags, params.score).p(raw)
@@ -92,7 +92,7 @@ def _noise(params: SegmentParams, index: int) -> float:
 def _process(
     scores: torch.Tensor, segments: Sequence[RunningSegment]
 ) -> tuple[torch.Tensor, list[Exception | None]]:
-    """Scores after `SegmentParams.process`, and the error of each row where that failed."""
+    """Return the scores after `SegmentParams.process`, and the error of each row for which it failed."""
     errors: list[Exception | None] = [None] * len(segments)
     if all(segment.params.process is None for segment in segments):
         return scores, errors

@@ -1,4 +1,4 @@
-"""What graded benchmarks share: the wording of a question, and scoring by `reverse.grading`.
+"""The common parts of graded benchmarks: the wording of a question, and scoring by `reverse.grading`.
 
     CHARTQA = make_graded("chartqa", "ChartQA", files={...}, images=(...), images_source="...",
                           read_questions=read_questions)
@@ -62,7 +62,7 @@ def make_graded(
     aliases: tuple[str, ...] = (ALIAS,),
     **more: Any,
 ) -> Benchmark:
-    """The record of a graded benchmark. `more` are further fields of `Benchmark`."""
+    """Make the record of a graded benchmark. `more` are further fields of `Benchmark`."""
     return Benchmark(
         name=name,
         title=title,
@@ -91,7 +91,7 @@ def make_question(
     group: Any = None,
     shows_options: bool = True,
 ) -> QuestionRow:
-    """The question of a row, with the key that the preset makes of the row.
+    """Make the question of a row, with the answer key that the preset makes from the row.
 
     Args:
         pictures: names of files, or pictures that the published file holds; one or several.
@@ -139,17 +139,17 @@ def make_question(
 
 
 def list_options(choices: Sequence[str]) -> str:
-    """The options of a question, one a line, with their letters."""
+    """Return the options of a question, one per line, with their letters."""
     return "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
 
 
 def find_picture(row: PublishedRow, column: str, field: str | None = None) -> str | StoredPicture:
-    """The picture that the file holds in a column, else the file that the row names in a field."""
+    """Return the picture that the file holds in a column, else the file that the row names in a field."""
     return row.pictures[column] if column in row.pictures else row.entry.text(field or column)
 
 
 def _name_pictures(text: str) -> str:
-    """The text with "(picture 2)" in place of marks such as "<image 2>"; "<image>" is left out."""
+    """Return the text with "(picture 2)" in place of marks such as "<image 2>", and without "<image>"."""
     return _MARK.sub(lambda mark: f"(picture {mark[1]})" if mark[1] else "", text)
 
 
@@ -158,7 +158,7 @@ def _join_pictures(pictures: Sequence[Any]) -> StoredPicture:
 
 
 def _request(key: AnswerKey) -> str:
-    """How a question asks for its answer. It tells a choice, but not a number from a word."""
+    """Return how a question asks for its answer. It asks for a letter, or for a number or word."""
     if key.kind == "choice":
         return "\nAnswer with the letter of the right option."
     unit = f" in {key.unit}" if key.unit else ""
@@ -175,7 +175,7 @@ def score_graded(
     truth: str | Path,
     options: ScoringOptions = DEFAULT_SCORING,
 ) -> tuple[Table, list[Metric]]:
-    """One row an answer: right, wrong or unknown; accuracy of all, and of each group.
+    """Score answers, one row each: right, wrong or unknown. Metrics are accuracy of all and of each group.
 
     Raises MissingFileError without the published files; DataError for answers to other questions.
     """
@@ -219,7 +219,7 @@ def score_graded(
 
 
 def _find_files(files: Mapping[str, PublishedFile], truth: str | Path) -> dict[str, Path] | None:
-    """The published files under a root, or in the benchmark's own folder; None if there are none."""
+    """Return the published files under a root or in the benchmark's own folder; None if there are none."""
     for root in (Path(truth), Path(truth).absolute().parent):
         found = {name: path for name, file in files.items() if (path := file.find(root)) is not None}
         if found:
