@@ -134,7 +134,7 @@ def test_phrases_are_judged_by_the_scene(tmp_path):
     [
         (
             '{"image_id": "test-000001", "phrases": [{"text": "a dog", "p_un": 0.1}]',
-            "line 1 is no JSON.*torn",
+            "line 1 is not JSON.*torn",
         ),
         ('{"image_id": "test-000001", "text": "a dog"}\n', "no list of phrases"),
         ('{"image_id": "x.jpg", "phrases": [{"text": "a dog", "p_un": 0.1}]}\n', "'x.jpg' is not a scene"),

@@ -119,7 +119,7 @@ def test_command_says_what_is_wrong(tmp_path):
         ([*here, "--set", "compute.attention=flex"], "sdpa"),
         ([*here, "--set", "compute.weights=int8"], "bfloat16"),
         ([*here, "--set", "data.min_pixels=100", "--set", "compute.weights=float32"], "Qwen2.5-VL"),
-        ([*here, "--set", "optim.batch=3"], "no multiple"),
+        ([*here, "--set", "optim.batch=3"], "not a multiple"),
     ):
         result = call(app, ["train", *arguments])
         assert result.exit_code == 2 and match in " ".join(result.output.split()), result.output
@@ -136,7 +136,7 @@ def test_reporter_that_is_not_installed_is_named(monkeypatch, tmp_path):
         check_settings(SFTConfig(str(tmp_path), batch=1, report_to="trackio"))
     with pytest.raises(ValueError, match="must be one of"):
         check_settings(SFTConfig(str(tmp_path), batch=1, report_to="comet"))
-    with pytest.raises(ValueError, match="no multiple"):
+    with pytest.raises(ValueError, match="not a multiple"):
         check_settings(SFTConfig(str(tmp_path), batch=3, global_batch=8))
 
 

@@ -167,7 +167,7 @@ def test_a_missing_picture_is_named(root, tmp_path):
         ("tabmwp", {"7": {"question": "?"}}, r"problems_test\.json, key '7': .*needs the field 'answer'"),
         ("tabmwp", {"7": {"question": "?", "answer": None}}, r"key '7' has no answer"),
         ("tabmwp", {"7": {"question": "?", "answer": "x", "choices": ["x"]}}, r"key '7': .*at least two"),
-        ("tabmwp", [1], r"problems_test\.json, entry 1 is no JSON object but 1"),
+        ("tabmwp", [1], r"problems_test\.json, entry 1 is not a JSON object but 1"),
         ("clevr-math", {"questions": [{"answer": 3, "image_filename": "a"}]}, r"entry 1 has no 'question'"),
         ("clevr-math", {"questions": [{"question": "?", "answer": 3, "image_filename": "../a"}]}, "leaves"),
         ("aokvqa", [{"question_id": "a", "image_id": 1, "question": "?", "choices": 3,
