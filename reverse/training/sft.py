@@ -85,6 +85,7 @@ class SFTConfig:
     lr: float = 1e-3  # highest learning rate
     projector_lr: float | None = None  # of the projector; None: as everything
     warmup: float = 0.03  # share of the run (published recipes: 0.03)
+    schedule: str = "cosine"  # of the rate after the warm-up, or "constant"
     weight_decay: float = 0.0  # of matrices; vectors and embeddings have none
     beta2: float = 0.98  # of AdamW; short runs want a shorter memory than 0.999
     clip: float = 1.0  # largest norm of the gradient, 0 for none
@@ -190,7 +191,7 @@ class _Run:
         # A mixture has an order of its own for the whole run.
         arranged = replace(config, shuffle=False) if isinstance(dataset, Mixture) else config
         self.arguments = make_arguments(arranged, self.checkpoints, steps, accumulate, parallel)
-        self.schedule = Schedule(steps, config.seconds, config.warmup)
+        self.schedule = Schedule(steps, config.seconds, config.warmup, config.schedule)
 
     def train(
         self, resume: bool, callbacks: Sequence[TrainerCallback], files: Mapping[str, str]

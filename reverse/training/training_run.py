@@ -43,11 +43,22 @@ from reverse.training.recipe_data import (
     join_parts,
     open_parts,
 )
-from reverse.training.recipes.recipe import Recipe, as_yaml
+from reverse.training.recipes.recipe import Recipe, as_settings, as_yaml
 from reverse.training.recipes.settings_check import check_kernel, check_settings, check_size, check_writable
 from reverse.training.sft import SFTConfig, run_settings, train
 
-__all__ = ["Prepared", "check_before_loading", "prepare", "read_finished", "run_recipe"]
+__all__ = [
+    "Prepared",
+    "check_before_loading",
+    "load_base",
+    "make_config",
+    "outcome_settings",
+    "pad_to_square",
+    "prepare",
+    "read_finished",
+    "run_recipe",
+    "set_pixels",
+]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -95,7 +106,7 @@ def _run(recipe: Recipe, config: SFTConfig, resume: bool, quiet: bool) -> dict[s
         return finished
     ready = prepare(recipe, config, recipe.output, resume=resume, quiet=quiet)
     # Where it runs does not decide what comes out; SFTConfig says which of the rest does.
-    notes = {"recipe": _outcome(recipe), "data": ready.data}
+    notes = {"recipe": outcome_settings(recipe), "data": ready.data}
     files = {"recipe.yaml": as_yaml(recipe)}
     config = replace(config, added_seed=ready.added_seed)
     manifest = train(
@@ -119,14 +130,14 @@ def prepare(
     """
     data = describe_data(recipe)
     if resume:
-        settings = run_settings(config, {"recipe": _outcome(recipe), "data": data})
+        settings = run_settings(config, {"recipe": outcome_settings(recipe), "data": data})
         output = Path(recipe.output)
         folder = output.with_name(output.name + ".checkpoints")
         check_same_run(folder, settings, found=("count", "left_out", "cut"))
-    model, processor, added_seed = _load(recipe)
-    _set_pixels(processor, recipe)
+    model, processor, added_seed = load_base(recipe)
+    set_pixels(processor, recipe)
     if recipe.data.pad_to_square:
-        _pad_to_square(processor)
+        pad_to_square(processor)
     encoder = Encoder(processor, max_length=recipe.data.max_length)
     _check_stops(model, encoder)
     model = select_trained(model, processor, recipe.tune, parallel=recipe.compute.parallel).train()
@@ -157,7 +168,7 @@ def check_before_loading(recipe: Recipe, quiet: bool = False) -> SFTConfig:
     set_seed(recipe.seed)  # of LoRA's matrices too: every process makes its own, and they must be alike
     check_tuning(recipe.tune)
     _check_files(recipe)
-    config = _config(recipe, quiet)
+    config = make_config(recipe, quiet)
     check_settings(config)
     check_writable(recipe.output)
     return config
@@ -179,7 +190,7 @@ def read_finished(recipe: Recipe, resume: bool) -> dict[str, Any] | None:
         return None
     same_data = found["data"].get("sha256") == describe_data(recipe)["sha256"]
     before = with_later_keys(found)["recipe"]
-    if before != json.loads(json.dumps(_outcome(recipe))) or not same_data:
+    if before != json.loads(json.dumps(outcome_settings(recipe))) or not same_data:
         raise OutputExistsError(
             f"output: {output} holds a run of another recipe or other data: name another folder, or start "
             "over in its place with --restart"
@@ -197,7 +208,7 @@ def _check_files(recipe: Recipe) -> None:
         )
 
 
-def _load(recipe: Recipe) -> tuple[Any, Any, int | None]:
+def load_base(recipe: Recipe) -> tuple[Any, Any, int | None]:
     """Model and processor, and the seed of tokens that had to be added."""
     dtype = _DTYPES[recipe.compute.weights]
     options: dict[str, Any] = {}
@@ -240,7 +251,7 @@ def _check_stops(model: Any, encoder: Encoder) -> None:
         )
 
 
-def _set_pixels(processor: Any, recipe: Recipe) -> None:
+def set_pixels(processor: Any, recipe: Recipe) -> None:
     """Set the range of a picture's pixels in the processor, so that decoding uses it too."""
     data, size = recipe.data, dict(processor.image_processor.size)
     if data.min_pixels is None and data.max_pixels is None:
@@ -259,7 +270,7 @@ def _set_pixels(processor: Any, recipe: Recipe) -> None:
     processor.image_processor.size = type(processor.image_processor.size)(**size)
 
 
-def _pad_to_square(processor: Any) -> None:
+def pad_to_square(processor: Any) -> None:
     """Pad pictures to squares of the mean colour, as LLaVA-1.5 was trained; decoding does so too."""
     from reverse.models.processors.picture_processors import pil_image_processor
 
@@ -274,7 +285,7 @@ def _pad_to_square(processor: Any) -> None:
     processor.image_processor = pil_image_processor("LlavaImageProcessor", do_pad=True, **settings)
 
 
-def _config(recipe: Recipe, quiet: bool) -> SFTConfig:
+def make_config(recipe: Recipe, quiet: bool) -> SFTConfig:
     optim, compute, full = recipe.optim, recipe.compute, recipe.tune.method == "full"
     return SFTConfig(
         output=recipe.output,
@@ -285,6 +296,7 @@ def _config(recipe: Recipe, quiet: bool) -> SFTConfig:
         lr=optim.lr,
         projector_lr=optim.projector_lr,
         warmup=optim.warmup,
+        schedule=optim.schedule,
         weight_decay=optim.weight_decay,
         beta2=optim.beta2,
         clip=optim.clip,
@@ -307,10 +319,12 @@ def _config(recipe: Recipe, quiet: bool) -> SFTConfig:
     )
 
 
-def _outcome(recipe: Recipe) -> dict[str, Any]:
+def outcome_settings(recipe: Recipe) -> dict[str, Any]:
     """The settings of a recipe that decide what comes out of it."""
-    settings = recipe.model_dump()
+    settings = as_settings(recipe)
     for name in ("output", "log"):
         del settings[name]
+    if recipe.kind == "sft":  # so it was before there were other kinds
+        del settings["kind"]
     del settings["data"]["workers"]
     return settings

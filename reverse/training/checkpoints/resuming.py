@@ -84,6 +84,7 @@ def prepare_folder(folder: Path, settings: Mapping[str, Any], resume: bool) -> N
 
 _LATER: tuple[tuple[tuple[str, ...], Any], ...] = (
     (("recipe", "data", "skip_bad"), False),
+    (("recipe", "optim", "schedule"), "cosine"),
     (("data", "left_out"), {"count": 0, "records": []}),
 )
 
@@ -91,6 +92,8 @@ _LATER: tuple[tuple[tuple[str, ...], Any], ...] = (
 def with_later_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings or a manifest of an older run, with the defaults of keys that were added since."""
     filled: dict[str, Any] = copy.deepcopy(dict(settings))
+    if "warmup" in filled:  # of checkpoints
+        filled.setdefault("schedule", "cosine")
     for path, default in _LATER:
         place: Any = filled.get("notes", filled)
         for name in path[:-1]:

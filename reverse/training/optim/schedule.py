@@ -24,17 +24,22 @@ from reverse.progress import ProgressLines
 
 __all__ = ["Clock", "Progress", "Schedule"]
 
+SHAPES = ("cosine", "constant")
+
 
 class Schedule:
-    """Factor of the learning rate after some steps: a linear rise over `warmup`, then half a cosine.
+    """Factor of the learning rate after some steps: a linear rise over `warmup`, then half a cosine or 1.
 
     Args:
         steps: of the whole run.
         seconds: that the run may take, None for as long as the steps need.
         warmup: share of the run, in [0, 1).
+        shape: "cosine", or "constant" after the rise.
     """
 
-    def __init__(self, steps: int, seconds: float | None = None, warmup: float = 0.03):
+    def __init__(self, steps: int, seconds: float | None = None, warmup: float = 0.03, shape: str = "cosine"):
+        if shape not in SHAPES:
+            raise RequestError(f"schedule must be one of {', '.join(SHAPES)}, got {shape!r:.80}")
         if steps < 1 or not 0 <= warmup < 1 or (seconds is not None and seconds <= 0):
             raise RequestError(
                 f"steps must be at least 1, seconds positive and warmup in [0, 1), got {steps}, {seconds} "
@@ -43,6 +48,7 @@ class Schedule:
         self.steps = steps
         self.seconds = seconds
         self.warmup = warmup
+        self.shape = shape
         self.spent = 0.0  # seconds, written by Clock
 
     def done(self, step: int) -> float:
@@ -55,6 +61,8 @@ class Schedule:
         if done < self.warmup:
             # Never quite zero: the first step would be lost.
             return min(1.0, max(done, 1 / self.steps) / self.warmup)
+        if self.shape == "constant":
+            return 1.0
         return 0.5 * (1 + math.cos(math.pi * (done - self.warmup) / (1 - self.warmup)))
 
 

@@ -24,7 +24,14 @@ from reverse.models import family_of
 from reverse.tokens import find_token_ids
 from reverse.training.recipes.recipe import Tuning
 
-__all__ = ["Tuning", "disable_lora_input_cast", "is_adapted", "quantization", "select_trained"]
+__all__ = [
+    "Tuning",
+    "disable_lora_input_cast",
+    "is_adapted",
+    "make_lora_config",
+    "quantization",
+    "select_trained",
+]
 
 
 def select_trained(model: Any, processor: Any, tuning: Tuning, *, parallel: str = "none") -> Any:
@@ -46,20 +53,11 @@ def select_trained(model: Any, processor: Any, tuning: Tuning, *, parallel: str 
         family.vision_tower(model).requires_grad_(tuning.vision)
         family.image_projector(model).requires_grad_(tuning.projector)
         return model
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
     from reverse.training.optim.token_rows import use_token_rows
 
-    ids = list(find_token_ids(processor.tokenizer))
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=tuning.rank,
-        lora_alpha=tuning.alpha,
-        lora_dropout=tuning.dropout,
-        target_modules=_linears(model, family),
-        modules_to_save=[family.projector] if tuning.projector else None,
-        trainable_token_indices={"embed_tokens": ids, "lm_head": ids} if tuning.tokens else None,
-    )
+    config = make_lora_config(model, processor, tuning)
     model.requires_grad_(False)
     adapted = get_peft_model(model, config, autocast_adapter_dtype=parallel != "zero3")
     for parameter in adapted.parameters():
@@ -69,6 +67,23 @@ def select_trained(model: Any, processor: Any, tuning: Tuning, *, parallel: str 
             parameter.data = parameter.data.float()
     use_token_rows(adapted)
     return adapted
+
+
+def make_lora_config(model: Any, processor: Any, tuning: Tuning) -> Any:
+    """The `LoraConfig` of a model: every linear layer of its language model, and what `tuning` adds."""
+    from peft import LoraConfig
+
+    family = family_of(model)
+    ids = list(find_token_ids(processor.tokenizer))
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=tuning.rank,
+        lora_alpha=tuning.alpha,
+        lora_dropout=tuning.dropout,
+        target_modules=_linears(model, family),
+        modules_to_save=[family.projector] if tuning.projector else None,
+        trainable_token_indices={"embed_tokens": ids, "lm_head": ids} if tuning.tokens else None,
+    )
 
 
 def check_tuning(tuning: Tuning) -> None:

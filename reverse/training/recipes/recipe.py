@@ -9,31 +9,22 @@ but `model`, `output` and `data.records`. `Recipe` holds all keys with their typ
 from __future__ import annotations
 
 import difflib
-import math
 import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError
+from pydantic_core import ErrorDetails
 
 from reverse.data.records.target_rules import LARGEST_WEIGHT
 from reverse.errors import MissingFileError, RequestError
 from reverse.files.text_reading import read_text
 from reverse.training.recipes.mixture_plan import PartPlan, check_plans
+from reverse.training.recipes.recipe_section import Section
 from reverse.training.recipes.recipe_yaml import MAX_BYTES, parse_recipe_yaml, show_value
+from reverse.training.recipes.rl_sections import Preferences, Rewards
 
 __all__ = [
     "RECIPES",
@@ -46,6 +37,7 @@ __all__ = [
     "RecordPart",
     "Section",
     "Tuning",
+    "as_settings",
     "as_yaml",
     "list_keys",
     "load_recipe",
@@ -55,40 +47,8 @@ __all__ = [
 
 MOST_PARTS = 64
 LONGEST_KEY = 200  # characters that are compared with known ones
-LARGEST_INT = (1 << 63) - 1
 Kind = TypeVar("Kind", bound=BaseModel)
 RECIPES = Path(__file__).resolve().parent
-
-
-class Section(BaseModel):
-    """A section with strict keys and values; only numbers are converted: YAML reads 2e-5 as a text."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _convert(cls, value: Any, info: ValidationInfo) -> Any:
-        kind = cls.model_fields[str(info.field_name)].annotation
-        kinds = get_args(kind) or (kind,)
-        if value == "none" and NoneType in kinds:
-            return None
-        if float in kinds and isinstance(value, int | str) and not isinstance(value, bool):
-            try:
-                return float(value)
-            except OverflowError:
-                return math.inf
-            except ValueError:
-                return value
-        return int(value) if int in kinds and isinstance(value, float) and value.is_integer() else value
-
-    @field_validator("*", mode="after")
-    @classmethod
-    def _check(cls, value: Any) -> Any:
-        if isinstance(value, int) and abs(value) > LARGEST_INT:
-            raise PydanticCustomError("range", f"must be at most {LARGEST_INT}")
-        if isinstance(value, str) and any(unicodedata.category(c) in ("Cc", "Cs") for c in value):
-            raise PydanticCustomError("text", "holds control characters or half a character")
-        return value
 
 
 class RecordPart(Section):
@@ -143,12 +103,13 @@ class Tuning(Section):
 
 
 class Optim(Section):
-    """AdamW; a linear rise, then half a cosine."""
+    """AdamW; a linear rise, then half a cosine or a constant rate."""
 
     lr: float = Field(default=2e-5, ge=0)  # highest learning rate
     projector_lr: float | None = Field(default=None, ge=0)  # of the projector or merger; none: lr
     weight_decay: float = Field(default=0.0, ge=0)  # of matrices
     warmup: float = Field(default=0.03, ge=0, lt=1)  # share of the run
+    schedule: Literal["cosine", "constant"] = "cosine"  # of the rate, after the warm-up
     beta2: float = Field(default=0.999, ge=0, lt=1)
     clip: float = Field(default=1.0, ge=0)  # largest norm of the gradient
     epochs: float = Field(default=1.0, ge=0)
@@ -191,12 +152,16 @@ class Log(Section):
 class Recipe(Section):
     """One run."""
 
+    # Supervised (records), by preferences (pairs) or by rewards (questions with their answers).
+    kind: Literal["sft", "dpo", "grpo"] = "sft"
     model: str  # folder or hub id; without the three tokens they are added
     output: str  # folder that is written
     data: Data
     tune: Tuning = Tuning()
     optim: Optim = Optim()
     loss: Loss = Loss()
+    dpo: Preferences = Preferences()
+    grpo: Rewards = Rewards()
     compute: Compute = Compute()
     log: Log = Log()
     seed: int = Field(default=0, ge=0, lt=1 << 32)
@@ -211,7 +176,16 @@ def as_yaml(recipe: Recipe) -> str:
     """The recipe as YAML that `load_recipe` reads, with all defaults written out."""
     import yaml
 
-    return yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(as_settings(recipe), sort_keys=False, allow_unicode=True)
+
+
+def as_settings(recipe: Recipe) -> dict[str, Any]:
+    """All keys and values of a recipe, without the sections of other kinds."""
+    settings = recipe.model_dump()
+    for name in ("dpo", "grpo"):
+        if name != recipe.kind:
+            del settings[name]
+    return settings
 
 
 def load_recipe(name_or_path: str, settings: Sequence[str] = ()) -> Recipe:
@@ -229,6 +203,9 @@ def load_recipe(name_or_path: str, settings: Sequence[str] = ()) -> Recipe:
     ):  # fmt: skip
         if not text.strip():
             raise RequestError(f"{key} is empty: name a file or folder")
+    for name in ("dpo", "grpo"):
+        if name in recipe.model_fields_set and name != recipe.kind:
+            raise RequestError(f"{name} has no effect on a run of kind {recipe.kind}: set kind={name}")
     if not isinstance(recipe.data.records, str):
         names = [f"data.records.{k}" for k in range(len(recipe.data.records))]
         check_plans([part.plan for part in recipe.data.records], names)

@@ -49,7 +49,7 @@ def check_settings(config: Any) -> int:
             raise RequestError(f"{item.name} must be at least {_LEAST[item.name]}, got {value}")
     if not config.beta2 < 1:
         raise RequestError(f"beta2 must be below 1, got {config.beta2}")
-    Schedule(config.steps or 1, config.seconds, config.warmup)
+    Schedule(config.steps or 1, config.seconds, config.warmup, config.schedule)
     check_parallel(config.parallel)
     for name in ("pixels", "precision", "save_dtype"):
         value = getattr(config, name)

@@ -1,0 +1,94 @@
+"""Group relative policy optimisation of a recipe (`kind: grpo`) by TRL's GRPOTrainer.
+
+Rows are those of `reverse data view --as grpo`. Completions are drawn by TRL's own generation, at
+`grpo.temperature`. Each reward of a preset is a function of its own, so that TRL logs its mean and deviation
+(`rewards/format/mean`); what became of the first answers is logged as `outcome/right_to_wrong` and so on.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from reverse.grading import AnswerKey
+from reverse.training.recipes.recipe import Recipe
+from reverse.training.rl.attempt_text import read_attempt
+from reverse.training.rl.rewards import REWARDS, RewardPreset, find_outcome, find_preset
+from reverse.training.rl.trl_setup import find_trainer, make_trl_arguments
+from reverse.training.views.grpo_views import read_gold
+
+__all__ = ["OUTCOMES", "make_grpo_trainer", "make_reward_functions"]
+
+OUTCOMES = ("right", "wrong", "right_to_right", "wrong_to_right", "wrong_to_wrong", "right_to_wrong")
+_COLUMNS = ("answers", "kind", "choices", "tolerance", "unit")
+
+
+def make_grpo_trainer(
+    recipe: Recipe,
+    given: dict[str, Any],
+    checkpoints: Path,
+    steps: int,
+    accumulate: int,
+    parallel: dict[str, Any],
+) -> Any:
+    """The trainer of a recipe; arguments as of `make_dpo_trainer`."""
+    settings = recipe.grpo
+    arguments = make_trl_arguments(
+        "grpo", recipe, checkpoints, steps, accumulate, parallel,
+        {
+            "num_generations": settings.generations,
+            "max_completion_length": settings.max_new_tokens,
+            "temperature": settings.temperature,
+            "top_p": settings.top_p,
+            "top_k": settings.top_k,
+            "beta": settings.beta,
+            "epsilon": settings.clip_low,
+            "epsilon_high": settings.clip_high,
+            "num_iterations": settings.iterations,
+            "loss_type": settings.loss,
+            "scale_rewards": settings.scale,
+            "mask_truncated_completions": settings.mask_truncated,
+        },
+    )  # fmt: skip
+    rewards = make_reward_functions(find_preset(settings.rewards))
+    if settings.rollout == "checked":
+        from reverse.training.rl.checked_rollout import make_checked_rollout
+
+        given = {**given, "rollout_func": make_checked_rollout(given["processing_class"], settings)}
+    return find_trainer("grpo")(args=arguments, reward_funcs=rewards, **given)
+
+
+def make_reward_functions(preset: RewardPreset) -> list[Callable[..., list[float | None]]]:
+    """The rewards of a preset as the functions that TRL calls, each with its name; all of them are logged."""
+    return [_make_function(name, preset) for name in REWARDS]
+
+
+def _make_function(name: str, preset: RewardPreset) -> Callable[..., list[float | None]]:
+    reward = REWARDS[name]
+
+    def call(completions: list[Any], **columns: Any) -> list[float | None]:
+        texts, keys = [_read_text(each) for each in completions], _read_keys(columns)
+        log_metric = columns.get("log_metric")
+        if name == "final_answer" and log_metric is not None:
+            counts = Counter(find_outcome(text, key) for text, key in zip(texts, keys, strict=True))
+            for outcome in OUTCOMES:
+                log_metric(f"outcome/{outcome}", counts[outcome] / max(1, len(texts)))
+        return [reward(read_attempt(text), key, preset) for text, key in zip(texts, keys, strict=True)]
+
+    call.__name__ = name
+    return call
+
+
+def _read_text(completion: Any) -> str:
+    """The text of a completion, which is a text or a list of turns."""
+    if isinstance(completion, str):
+        return completion
+    content = completion[-1]["content"]
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+
+
+def _read_keys(columns: dict[str, Any]) -> list[AnswerKey]:
+    rows = zip(*(columns[name] for name in _COLUMNS), strict=True)
+    return [read_gold(dict(zip(_COLUMNS, row, strict=True))).key() for row in rows]
