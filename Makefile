@@ -10,14 +10,14 @@ STAMP := $(VENV)/installed
 JOBS ?= 2
 # The oldest supported releases, beside .venv's newest ones: see docs/versions.md.
 OLDEST := $(VENV)/oldest
-OLDEST_RELEASES := transformers==5.18.0 peft==0.19.0 accelerate==1.12.0
+OLDEST_RELEASES := transformers==5.18.0 peft==0.19.0 accelerate==1.12.0 trl==1.16.0
 # Decoding, models, training and merging: what depends on these releases, each kind of dependence once.
 OLDEST_TESTS := tests/decoding/test_compatibility.py tests/decoding/test_bundled.py tests/decoding/test_backend.py \
 	tests/decoding/test_hf_backend.py tests/decoding/test_hf_compat.py tests/decoding/test_cuda_graph_answers.py \
 	tests/decoding/test_stopping.py tests/modes/test_nodes.py tests/test_generate.py tests/experiments/test_baselines.py \
 	tests/models/test_adding.py tests/models/test_inputs.py tests/models/test_loading.py tests/models/test_tiny.py \
 	tests/models/test_merging.py tests/training/test_adapters.py tests/training/test_assumptions.py \
-	tests/training/test_loss.py tests/training/test_sft.py tests/test_cli.py::test_demo_errs_and_mends
+	tests/training/test_loss.py tests/training/test_sft.py tests/training/rl/test_rl_runs.py tests/test_cli.py::test_demo_errs_and_mends
 NEWEST := .venv-newest
 CASES ?= 100000
 SEED ?= 0

@@ -1,7 +1,7 @@
 """Supported releases of other libraries, and the error for one that does not behave as expected.
 
-This library relies on internals of transformers, peft and accelerate, which change without notice. The ranges
-below are those of pyproject.toml. Code that relies on an internal checks it once and raises
+This library relies on internals of transformers, peft, accelerate and TRL, which change without notice. The
+ranges below are those of pyproject.toml. Code that relies on an internal checks it once and raises
 `IncompatibleLibraryError` if it does not hold, whatever the version is.
 """
 
@@ -22,6 +22,7 @@ SUPPORTED = {
     "transformers": ("5.18", "5.24"),
     "peft": ("0.19", "0.21"),
     "accelerate": ("1.12", "1.15"),
+    "trl": ("1.16", "1.16"),
 }
 
 

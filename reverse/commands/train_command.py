@@ -5,11 +5,15 @@ reverse train llava_v15_lora --set data.records=reverse_ft.json --set data.image
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from reverse.errors import RequestError
+
+if TYPE_CHECKING:
+    from reverse.training.recipes.recipe import Recipe
+    from reverse.training.rl.rl_run import RLPlan
 
 __all__ = ["register"]
 
@@ -60,6 +64,11 @@ def register(app: typer.Typer) -> None:
         silence_libraries()
         from reverse.training.optim.parallel import is_first
 
+        if dry and chosen.kind != "sft":
+            from reverse.training.rl.rl_run import plan_rl_run
+
+            _print_rl_plan(chosen.output, plan_rl_run(chosen))
+            return
         if dry:
             from reverse.training.dry_run import dry_run
 
@@ -67,12 +76,34 @@ def register(app: typer.Typer) -> None:
             if is_first():
                 _print_plan(chosen.output, plan)
             return
-        from reverse.training.training_run import run_recipe
-
-        manifest = run_recipe(chosen, resume=not restart, quiet=quiet)
+        manifest = _run(chosen, resume=not restart, quiet=quiet)
         if is_first():
             steps, seconds, loss = manifest["steps"], manifest["seconds"], manifest["final_loss"]
             typer.echo(f"{chosen.output}: {steps} steps in {seconds:.0f} s, loss {loss}")
+
+
+def _run(recipe: Recipe, *, resume: bool, quiet: bool) -> dict[str, Any]:
+    """Run a recipe of any kind."""
+    if recipe.kind == "sft":
+        from reverse.training.training_run import run_recipe
+
+        return run_recipe(recipe, resume=resume, quiet=quiet)
+    from reverse.training.rl.rl_run import run_rl_recipe
+
+    return run_rl_recipe(recipe, resume=resume, quiet=quiet)
+
+
+def _print_rl_plan(output: str, plan: RLPlan) -> None:
+    reasons = ", ".join(f"{reason} ({count:,})" for reason, count in plan.rows.left_out.most_common())
+    typer.echo(
+        f"rows      {len(plan.rows):,}; left out {plan.rows.left_out.total():,}"
+        + (reasons and f": {reasons}")
+    )
+    batches = f"{plan.accumulate} batch{'' if plan.accumulate == 1 else 'es'}"
+    typer.echo(f"steps     {plan.steps:,} of {batches} on each process")
+    typer.echo(
+        f"{output}: the rows and settings of this run are in order; no model was loaded, nothing was written"
+    )
 
 
 def _print_plan(output: str, plan: dict[str, Any]) -> None:

@@ -179,9 +179,7 @@ def _check_row(row: _Question, images: Path, image_token: str) -> None:
     """Raise DataError or RequestError for a row that TRL would fail on, or would train wrongly."""
     turns = [*row.prompt]
     if row.prompt[-1].role != "user":
-        raise DataError(
-            f"the prompt ends with a turn of the role {row.prompt[-1].role!r}: end it with a user's"
-        )
+        raise DataError(f"the prompt's last turn has the role {row.prompt[-1].role!r}: it must be user")
     if isinstance(row, _Pair):
         turns += [*row.chosen, *row.rejected]
         said = [[part.text for part in turn[0].content] for turn in (row.chosen, row.rejected)]

@@ -14,6 +14,7 @@ import logging
 import math
 import shutil
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from reverse.errors import DataError, RequestError
 from reverse.files.file_lock import output_lock
+from reverse.models import family_of
 from reverse.models.adapters.adapter_card import CARD, adapter_card
 from reverse.models.checkpoints.loading import find_checkpoint
 from reverse.training.checkpoints.full_disk import explain_full_disk
@@ -50,6 +52,7 @@ from reverse.training.recipes.settings_check import DTYPES, check_settings, chec
 from reverse.training.rl.dpo import make_dpo_trainer
 from reverse.training.rl.grpo import make_grpo_trainer
 from reverse.training.rl.rl_rows import RowFile, make_dataset, read_rows
+from reverse.training.rl.trl_inputs import check_same_ids, copy_for_trl
 from reverse.training.rl.trl_setup import check_recipe
 from reverse.training.training_run import (
     load_base,
@@ -132,6 +135,8 @@ class _RLRun:
         set_pixels(self.processor, recipe)
         if recipe.data.pad_to_square:
             pad_to_square(self.processor)
+        copied = copy_for_trl(self.processor)
+        check_same_ids(recipe.kind, copied, self.processor, family_of(self.model), plan.rows)
         self.files = {"recipe.yaml": as_yaml(recipe)}
         adapter = None
         if recipe.tune.method == "lora":
@@ -146,7 +151,7 @@ class _RLRun:
         )
         given = {
             "model": self.model,
-            "processing_class": self.processor,
+            "processing_class": copied,
             "train_dataset": make_dataset(plan.rows),
             "callbacks": [Clock(self.schedule), self.progress, _FiniteCheck()],
             "peft_config": adapter,
@@ -240,11 +245,14 @@ def _round(entry: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _quiet_libraries() -> Iterator[None]:
-    """Keep TRL from warning of settings that are meant as they are."""
+    """Keep TRL from warning of settings that are meant so, and of names that transformers renames."""
     logger = logging.getLogger("trl")
     before = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*'rollout_func', which is an experimental feature")
+            warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
+            yield
     finally:
         logger.setLevel(before)

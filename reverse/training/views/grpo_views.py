@@ -4,7 +4,9 @@
     # [{"id", "prompt": [user], "images": ["1.png"], "answers": ["3"], "kind": "number", "choices": [], …}]
 
 TRL gives every column but `prompt` and `images` to the reward functions; `read_gold` makes the answer key of
-them again. All rows have the same columns with the same types.
+them again. `pass_rate` is the share of right ones among a model's own answers, null where it is not known; a
+recipe leaves out what lies outside of its band (`grpo.pass_rate_low`, `pass_rate_high`). All rows
+have the same columns.
 """
 
 from __future__ import annotations
@@ -58,6 +60,7 @@ def view_prompts(
             "choices": list(gold.choices),
             "tolerance": gold.tolerance,
             "unit": gold.unit,
+            "pass_rate": rate,
         }
     ]
 
