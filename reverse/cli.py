@@ -36,6 +36,7 @@ from reverse.commands import score_command as scoring
 from reverse.commands.curate import curate_command
 from reverse.commands.option_checks import check_decoding
 from reverse.commands.runtime_setup import silence_libraries
+from reverse.commands.selftrain import selftrain_command
 from reverse.errors import RequestError, ReverseError
 from reverse.progress import show_phases, show_progress
 
@@ -155,6 +156,7 @@ app.add_typer(tokens, name="tokens")
 app.add_typer(data, name="data")
 making_commands.register(data)
 train_command.register(app)
+selftrain_command.register(app)
 
 
 def _print_version(asked: bool) -> None:

@@ -53,6 +53,7 @@ READ = {
     "reverse data export": "tests/commands/test_draft_commands.py",
     "reverse demo": "tests/test_cli.py::test_demo_errs_and_mends",
     "reverse data view drafts.jsonl": "tests/training/test_views.py",
+    "reverse selftrain": "tests/selftrain/loops/test_r3v_loop.py",
     "reverse curate": "tests/selftrain/curation/test_curate_commands.py",
     "reverse value-head": "tests/models/test_value_head.py",
     "reverse data tag": "tests/data/test_tagging.py",

@@ -19,10 +19,10 @@ from reverse.training.recipes.recipe_yaml import show_value
 
 __all__ = [
     "LOOP_RECIPES",
-    "Engine",
+    "DecodingSettings",
     "LoopRecipe",
+    "LoopSampling",
     "Questions",
-    "Sampling",
     "TrainingData",
     "find_loop_recipe",
     "load_loop_recipe",
@@ -48,7 +48,7 @@ class Questions(Section):
     test_limit: int | None = Field(default=None, ge=1)
 
 
-class Engine(Section):
+class DecodingSettings(Section):
     """How answers are decoded."""
 
     max_new_tokens: int = Field(default=512, ge=1)
@@ -58,7 +58,7 @@ class Engine(Section):
     device: str | None = None  # none: a GPU for each process, or the CPU
 
 
-class Sampling(Section):
+class LoopSampling(Section):
     """How samples are drawn."""
 
     n: int = Field(default=3, ge=1, le=1024)
@@ -86,7 +86,7 @@ class LoopRecipe(Section):
     model: str  # base: folder, hub id or bundled name
     questions: Questions
     verify: Literal["answer", "steps"] = "answer"  # "steps": of answers whose steps somebody can check
-    engine: Engine = Engine()
+    engine: DecodingSettings = DecodingSettings()
     data: TrainingData = TrainingData()
     tune: Tuning = Tuning()
     optim: Optim = Optim()

@@ -18,7 +18,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -154,14 +154,15 @@ class _LoopRun:
         try:
             with show_progress(stage.name, shown=not self.quiet, transient=True) as progress:
                 context = StageContext(
-                    stage.name, inputs, stage.outside, stage.settings, stage.seed, out, progress=progress
-                )
+                    stage.name, inputs, stage.outside, stage.settings, stage.seed, out, progress=progress,
+                    quiet=self.quiet,
+                )  # fmt: skip
                 if body.run is not None:
                     if body.is_parallel and self.processes > 1:
                         run_in_processes(stage.body, context, self.processes)
                     else:
                         body.run(context)
-                figures = body.join(replace(context, progress=progress))
+                figures = body.join(context)
         except Exception as error:
             self.write_manifest(failed=(stage.name, f"{type(error).__name__}: {error}"))
             raise

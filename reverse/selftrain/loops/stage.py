@@ -112,6 +112,7 @@ class StageContext:
     out: Path
     place: ProcessPlace = field(default_factory=ProcessPlace)
     progress: ProgressCallback = _ignore_progress
+    quiet: bool = False
 
 
 @dataclass(frozen=True)

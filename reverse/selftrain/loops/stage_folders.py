@@ -60,13 +60,16 @@ def read_record(root: Path, name: str) -> StageRecord | None:
         return None
     path = folder / RECORD
     content = read_json(path) if path.is_file() else None
-    known = isinstance(content, dict) and content.get("format") == FORMAT and content.get("name") == name
-    state = content.get("state") if known else None
-    if not known or state not in ("done", "removed") or not isinstance(content.get("key"), str):
+    if (
+        not isinstance(content, dict)
+        or (content.get("format"), content.get("name")) != (FORMAT, name)
+        or content.get("state") not in ("done", "removed")
+        or not isinstance(content.get("key"), str)
+    ):
         raise DataError(
             f"{folder} is no stage of a loop, format {FORMAT}: it has no {RECORD} of one; move it away"
         )
-    return StageRecord(content["key"], state, content)
+    return StageRecord(content["key"], content["state"], content)
 
 
 def begin_work(root: Path, stage: Stage, key: str, *, is_movable: bool) -> Path:

@@ -94,7 +94,7 @@ def _end_with_parent(parent: int) -> None:
 
 def _work(spec: dict[str, Any]) -> None:
     from reverse.progress import show_progress
-    from reverse.selftrain.loops.bodies import BODIES
+    from reverse.selftrain.loops.stage_bodies import BODIES
 
     place = find_place()
     context = StageContext(

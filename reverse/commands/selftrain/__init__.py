@@ -1,0 +1,1 @@
+"""`reverse selftrain`: loops of self-training."""

@@ -1,0 +1,1 @@
+"""One file for each system: its recipe, and the stages of its loop."""
