@@ -29,7 +29,6 @@ from reverse.commands import (
     eval_command,
     generate_command,
     making_commands,
-    statistics_commands,
     train_command,
 )
 from reverse.commands import score_command as scoring
@@ -37,6 +36,7 @@ from reverse.commands.curate import curate_command
 from reverse.commands.option_checks import check_decoding
 from reverse.commands.runtime_setup import silence_libraries
 from reverse.commands.selftrain import selftrain_command
+from reverse.commands.statistics import statistics_commands
 from reverse.errors import RequestError, ReverseError
 from reverse.progress import show_phases, show_progress
 

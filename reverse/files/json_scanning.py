@@ -20,31 +20,22 @@ import codecs
 import json
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
-from reverse.errors import DataError
-from reverse.files.text_reading import MAX_DEPTH, is_deeper
+from reverse.files import json_window
+from reverse.files.json_window import TOO_DEEP, JsonWindow, Source, is_too_deep
 
-__all__ = ["Broken", "ItemShape", "JsonItem", "JsonPlace", "JsonWindow", "Source", "place_after", "scan"]
+__all__ = ["Broken", "ItemShape", "JsonItem", "JsonPlace", "place_after", "scan"]
 
-CHUNK = 1 << 20  # bytes of one read
-LONGEST = 1 << 24  # characters of one item; a longer one lacks a bracket or a quote
 SHORT = 32  # bytes; every record is longer
 MAX_SHORT_ITEMS = 100_000  # a file with more of them, and fewer others, is not read further
 EFFORT = 8  # characters of failed trials for each one read; a file with some broken records needs 0.1
 FREE_EFFORT = 1 << 23  # characters of failed trials that are allowed besides
-PIECE = 1 << 14  # characters that are decoded at first; more if the item goes on
 TRIAL_COST = 256  # characters that could be decoded in the time that a failed trial takes besides its text
-TOO_DEEP = f"brackets are nested more than {MAX_DEPTH} deep"
 
-_SPACE = re.compile(r"[ \t\r\n]*")
 _SEPARATOR = re.compile(r"[ \t\r\n]*+,[ \t\r\n]*+(?=[^ \t\r\n])")  # between nearly all items
 _OBJECT = re.compile(r'\{[ \t\r\n]*"([^"\\]{0,200})"[ \t\r\n]*:')
 _TURN_KEYS = frozenset({"from", "value"})  # the first key of a turn
-_PLAIN = frozenset("-0123456789tfnNI")  # first character of a value whose errors do not count lines
-_MARGIN = 16  # characters; an error so near the window's end may be a literal that the end cuts
-_decode = json.JSONDecoder().raw_decode
-_scan_once = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 
 
 class JsonItem(NamedTuple):
@@ -104,12 +95,6 @@ class ItemShape(NamedTuple):
 RECORDS = ItemShape()
 
 
-class Source(Protocol):
-    """The input of a scan: an open binary file, or an object that counts or hashes its bytes."""
-
-    def read(self, size: int, /) -> bytes: ...
-
-
 class _CountedSource:
     """A source that counts the bytes that were read."""
 
@@ -150,7 +135,7 @@ def _stop_at_short_items(
         if size > SHORT:
             others += 1
         elif (short := short + 1) > max(MAX_SHORT_ITEMS, others):
-            while source.read(CHUNK):
+            while source.read(json_window.CHUNK):
                 pass
             reason = f"more than {MAX_SHORT_ITEMS:,} items before this are too short to be records"
             size = source.offset - item.offset
@@ -160,10 +145,10 @@ def _stop_at_short_items(
 
 
 def _scan_from_beginning(stream: Source, shape: ItemShape) -> Iterator[JsonItem | Broken]:
-    head = stream.read(CHUNK)
+    head = stream.read(json_window.CHUNK)
     offset = len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0
     head = head[offset:]
-    while head.isspace() and (more := stream.read(CHUNK)):
+    while head.isspace() and (more := stream.read(json_window.CHUNK)):
         head += more
     blank = len(head) - len(head.lstrip(b" \t\r\n"))
     if head[blank : blank + 1] == b"[":
@@ -178,7 +163,7 @@ def _scan_lines(
 ) -> Iterator[JsonItem | Broken]:
     more = True
     while more:
-        chunk = stream.read(CHUNK)
+        chunk = stream.read(json_window.CHUNK)
         more = bool(chunk)
         lines = (buffer + chunk).split(b"\n")
         buffer = lines.pop() if more else b""  # the file's last line may end without a newline
@@ -189,15 +174,15 @@ def _scan_lines(
                 number += 1
             offset += len(text) + 1
             line += 1
-        if len(buffer) > LONGEST:
+        if len(buffer) > json_window.LONGEST:
             size = len(buffer)
             while more and b"\n" not in buffer:
-                buffer = stream.read(CHUNK)
+                buffer = stream.read(json_window.CHUNK)
                 more = bool(buffer)
                 size += len(buffer)
             buffer = buffer[buffer.find(b"\n") :] if more else b""
             size -= len(buffer)
-            yield Broken(number, offset, line, size, f"the line is longer than {LONGEST} bytes")
+            yield Broken(number, offset, line, size, f"the line is longer than {json_window.LONGEST} bytes")
             number, offset = number + 1, offset + size
 
 
@@ -212,109 +197,6 @@ def _decode_line(raw: bytes, number: int, offset: int, line: int) -> JsonItem | 
     except (ValueError, RecursionError) as error:
         reason = f"not valid JSON ({error}): one record a line"
     return Broken(number, offset, line, len(raw), reason)
-
-
-def is_too_deep(text: Any, bracket: Any, brace: Any, value: Any) -> bool:
-    """Whether a value is too deep to be copied or shown.
-
-    Most texts have so few brackets that it is not checked.
-    """
-    return (
-        len(text) > MAX_DEPTH
-        and text.count(bracket) + text.count(brace) > MAX_DEPTH
-        and is_deeper(value, MAX_DEPTH)
-    )
-
-
-class JsonWindow:
-    """The part of the file that is in memory, as text; bytes that are not UTF-8 stand in it as surrogates."""
-
-    def __init__(self, stream: Source, head: bytes, offset: int):
-        self.stream = stream
-        self.decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-        self.text = self.decoder.decode(head)
-        self.at = 0  # characters
-        self.offset = offset  # of `at`, bytes
-        self.is_complete = False  # the file's end is in the window
-        self.chunk = CHUNK
-        self.read = len(head)  # bytes so far
-
-    def extend(self) -> bool:
-        """Read more; False at the end of the file. A window that does not move grows by doubling."""
-        if self.is_complete:
-            return False
-        self.chunk = 2 * self.chunk if self.at == 0 else CHUNK
-        data = self.stream.read(self.chunk)
-        self.is_complete = not data
-        self.read += len(data)
-        self.text = self.text[self.at :] + self.decoder.decode(data, final=self.is_complete)
-        self.at = 0
-        return True
-
-    def move(self, to: int) -> None:
-        if self.text.isascii():  # Python knows this without a search
-            self.offset += to - self.at
-        else:
-            self.offset += len(self.text[self.at : to].encode("utf-8", "surrogateescape"))
-        self.at = to
-
-    def move_to_end(self) -> None:
-        """Move behind the last character of the file."""
-        self.move(len(self.text))
-        while self.extend():
-            self.move(len(self.text))
-
-    def skip_spaces(self) -> str:
-        """Move to the next character that is not a space and return it; "" at the end of the file."""
-        while True:
-            match = _SPACE.match(self.text, self.at)
-            assert match is not None
-            self.move(match.end())
-            if self.at < len(self.text):
-                return self.text[self.at]
-            if not self.extend():
-                return ""
-
-    def decode(self) -> tuple[Any, int]:
-        """Return the value that begins here, and its end in the text. Raises ValueError if there is none.
-
-        A JSONDecodeError counts from here. It also counts the lines before it, so pieces are decoded and not
-        the whole text, which would be read again for each error.
-        """
-        if self.text[self.at] in _PLAIN:
-            try:
-                value, end = _scan_once(self.text, self.at)
-                if len(self.text) - end > _MARGIN:
-                    return value, end
-            except StopIteration:
-                pass
-        size = PIECE
-        while True:
-            piece = self.text[self.at : self.at + size]
-            is_rest = self.at + size >= len(self.text)
-            try:
-                value, end = _decode(piece, 0)
-                if (is_rest and self.is_complete) or _is_final(value, piece, end):
-                    return value, self.at + end
-            except json.JSONDecodeError as error:
-                is_cut = error.msg.startswith("Unterminated string") or error.pos >= len(piece) - _MARGIN
-                if (is_rest and self.is_complete) or not is_cut:
-                    raise
-            except RecursionError as error:
-                raise DataError("brackets are nested too deeply") from error
-            size *= 4
-            if is_rest:
-                if len(piece) > LONGEST:
-                    raise DataError(f"longer than {LONGEST} characters: a bracket or a quote is missing")
-                self.extend()
-
-
-def _is_final(value: Any, text: str, end: int) -> bool:
-    """Whether further text cannot change the value. "-0" can change: it may go on as "-0.5" or "-0e7"."""
-    if not isinstance(value, (int, float)):
-        return True
-    after = text[end : end + 1]
-    return (after != "" and after in " ,]\t\r\n") or len(text) - end > _MARGIN
 
 
 class _ListScan:

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from reverse.errors import DataError
-from reverse.files.json_scanning import TOO_DEEP, JsonWindow, Source, is_too_deep
+from reverse.files.json_window import TOO_DEEP, JsonWindow, Source, is_too_deep
 
 __all__ = ["JsonMember", "scan_members"]
 

@@ -6,7 +6,7 @@ import re
 
 from reverse.grading.answer_key import LONGEST
 
-__all__ = ["find_final_answer"]
+__all__ = ["find_final_answer", "remove_between_tags"]
 
 # Tags in which published checkpoints give their answer: SRPO, LLaVA-CoT and LLaVA-SCo.
 _TAGS = ("answer", "conclusion")
@@ -37,7 +37,7 @@ def find_final_answer(text: str) -> tuple[str, bool]:
     """
     text = text[:LONGEST]
     tagged = _last_tag(text)
-    body, marked = (tagged, True) if tagged is not None else (_without_reasoning(text), False)
+    body, marked = (tagged, True) if tagged is not None else (_remove_reasoning(text), False)
     boxed = _last_box(body)
     if boxed is not None:
         return boxed.strip(), True
@@ -64,20 +64,30 @@ def _last_tag(text: str) -> str | None:
     return text[start : end if end >= 0 else len(text)].strip()
 
 
-def _without_reasoning(text: str) -> str:
-    """The text outside of reasoning tags; all of it if nothing stands outside."""
-    kept, depth, at = [], 0, 0
-    for tag in _REASONING.finditer(text):
+def remove_between_tags(text: str, tags: re.Pattern[str]) -> str:
+    """Return the text without the parts between tags, which may be nested, in linear time.
+
+    Group 1 of the pattern is "/" for a closing tag. A closing tag without an opening one removes all text
+    before it, because the chat template has opened it. A tag that stays open removes all text after it.
+    """
+    kept: list[str] = []
+    depth = at = 0
+    for tag in tags.finditer(text):
         if not tag[1]:
             if depth == 0:
                 kept.append(text[at : tag.start()])
             depth += 1
         elif depth == 0:
-            kept.clear()  # the tag was opened by the chat template: what stands before is reasoning
+            kept.clear()
         else:
             depth -= 1
         at = tag.end()
-    outside = "".join(kept) + ("" if depth else text[at:])
+    return "".join(kept) + ("" if depth else text[at:])
+
+
+def _remove_reasoning(text: str) -> str:
+    """Return the text outside of reasoning tags; all of it if nothing stands outside."""
+    outside = remove_between_tags(text, _REASONING)
     return outside if outside.strip() else _REASONING.sub(" ", text)
 
 

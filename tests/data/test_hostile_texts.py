@@ -18,7 +18,7 @@ from reverse.data.tagging import yes_no_words
 from reverse.data.tagging.lexicon import Lexicon
 from reverse.data.tagging.numbers import find_numbers
 from reverse.data.tagging.phrase_candidates import SpanIndex, find_protected, mask_parts
-from reverse.files import json_scanning
+from reverse.files import json_scanning, json_window
 from reverse.files.json_scanning import Broken, scan
 from reverse.files.text_reading import MAX_DEPTH
 
@@ -30,7 +30,7 @@ from reverse.files.text_reading import MAX_DEPTH
 def test_recovery_goes_over_a_text_a_bounded_number_of_times(unit, monkeypatch):
     """Each of thousands of broken records was decoded to the end of the file, again and again."""
     gone_over = [0]
-    decode = json_scanning._decode
+    decode = json_window._decode
 
     def counted(text, at):
         try:
@@ -41,7 +41,7 @@ def test_recovery_goes_over_a_text_a_bounded_number_of_times(unit, monkeypatch):
         gone_over[0] += end
         return value, end
 
-    monkeypatch.setattr(json_scanning, "_decode", counted)
+    monkeypatch.setattr(json_window, "_decode", counted)
     monkeypatch.setattr(json_scanning, "FREE_EFFORT", 1 << 18)
     text = ("[" + unit * (60_000 // len(unit))).encode()
     items = list(scan(io.BytesIO(text)))

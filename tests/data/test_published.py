@@ -106,7 +106,7 @@ def test_a_stopped_import_goes_on_to_the_same_set(form, stop, tmp_path, small_sh
     records = unusual_records(200)
     path = write(tmp_path / "all.json", records, form)
     whole = import_records(path, tmp_path / "whole")
-    monkeypatch.setattr("reverse.files.json_scanning.CHUNK", 512)
+    monkeypatch.setattr("reverse.files.json_window.CHUNK", 512)
 
     def progress(done, total):
         if done >= stop:

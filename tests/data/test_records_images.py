@@ -16,7 +16,7 @@ from reverse.data.pictures.opening import MAX_PIXELS, open_image, resolve_image
 from reverse.data.records.published_set import read_records
 from reverse.data.records.record_rules import check_shape
 from reverse.data.records.schema import make_record
-from reverse.files import json_scanning
+from reverse.files import json_window
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
 
@@ -142,7 +142,7 @@ def test_paths_inside_resolve(tmp_path):
 @pytest.mark.parametrize("layout", ["list", "indented", "lines"])
 def test_records_are_read_from_lists_and_lines(layout, chunk, tmp_path, monkeypatch):
     """Without it: a record on the border of two reads is lost or torn."""
-    monkeypatch.setattr(json_scanning, "CHUNK", chunk)
+    monkeypatch.setattr(json_window, "CHUNK", chunk)
     records = [make_record(str(i), f"images/{i}.png", "What is this?", "Ä “dog” ]}, [{") for i in range(20)]
     path = tmp_path / "records"
     if layout == "lines":

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from reverse.data.records.schema import make_record
-from reverse.files import json_scanning
+from reverse.files import json_window
 from reverse.files.json_scanning import Broken, JsonItem, place_after, scan
 
 RECORDS = [
@@ -68,11 +68,11 @@ def broken(data):
 def test_a_list_is_what_json_load_says(content, indent, ascii_only, chunk):
     """A value on the border of two reads would be torn: 12 read as 1 and 2."""
     data = json.dumps(content, indent=indent, ensure_ascii=ascii_only).encode()
-    before, json_scanning.CHUNK = json_scanning.CHUNK, chunk
+    before, json_window.CHUNK = json_window.CHUNK, chunk
     try:
         found = items(data)
     finally:
-        json_scanning.CHUNK = before
+        json_window.CHUNK = before
     assert [one.value for one in found] == content
     assert [one.number for one in found] == list(range(len(content)))
 
@@ -102,7 +102,7 @@ def test_a_list_is_refused_where_json_load_refuses_it(data):
 
 def test_memory_is_bounded_by_the_chunk(monkeypatch):
     """2 GB would stand in memory."""
-    monkeypatch.setattr(json_scanning, "CHUNK", 4096)
+    monkeypatch.setattr(json_window, "CHUNK", 4096)
     texts = [json.dumps(record) for record in RECORDS] * 2000
     for data in (f"[{','.join(texts)}]", "\n".join(texts)):
         stream = Metered(data.encode())
@@ -130,8 +130,8 @@ def test_memory_is_bounded_by_the_chunk(monkeypatch):
 )
 def test_what_follows_a_broken_record_is_read(hurt, words, chunk, monkeypatch):
     """One bad byte in the middle would cost the other half of the set."""
-    monkeypatch.setattr(json_scanning, "CHUNK", chunk)
-    monkeypatch.setattr(json_scanning, "LONGEST", 30_000)
+    monkeypatch.setattr(json_window, "CHUNK", chunk)
+    monkeypatch.setattr(json_window, "LONGEST", 30_000)
     texts = text_of(RECORDS)
     begin = len(f"[{texts[0]}, {texts[1]}, ".encode())
     texts[2] = hurt(texts[2])
@@ -180,7 +180,7 @@ def test_faults_of_the_list_itself(text, words):
 @pytest.mark.parametrize("chunk", [7, 1 << 20])
 def test_a_file_cut_anywhere_is_told_once(chunk, monkeypatch):
     """Half a download would be trained on as if it were the set, or its one torn record counted as two."""
-    monkeypatch.setattr(json_scanning, "CHUNK", chunk)
+    monkeypatch.setattr(json_window, "CHUNK", chunk)
     data = f"[{', '.join(text_of(RECORDS[:2]))}]".encode()
     for end in range(1, len(data), 3):
         for cut in (data[:end], data[:end] + b" \r\n"):
@@ -192,7 +192,7 @@ def test_a_file_cut_anywhere_is_told_once(chunk, monkeypatch):
 @pytest.mark.parametrize("lines", [True, False])
 def test_goes_on_from_any_place(lines, monkeypatch):
     """A resumed import would lose or repeat records."""
-    monkeypatch.setattr(json_scanning, "CHUNK", 50)
+    monkeypatch.setattr(json_window, "CHUNK", 50)
     texts = text_of(RECORDS)
     data = ("\n\n".join(texts) if lines else f"[\n{' , '.join(texts)}\n]").encode()
     whole = items(data)
@@ -216,8 +216,8 @@ def test_lines_and_marks():
 
 def test_a_line_without_end_is_passed_over(monkeypatch):
     """A binary file would be read into memory whole."""
-    monkeypatch.setattr(json_scanning, "CHUNK", 64)
-    monkeypatch.setattr(json_scanning, "LONGEST", 2000)
+    monkeypatch.setattr(json_window, "CHUNK", 64)
+    monkeypatch.setattr(json_window, "LONGEST", 2000)
     data = (json.dumps(RECORDS[0]) + "\n" + "x" * 9000 + "\n" + json.dumps(RECORDS[1]) + "\n").encode()
     assert values(data) == RECORDS[:2]
     assert [(one.number, one.line, one.size) for one in broken(data)] == [(1, 2, 9000)]

@@ -27,13 +27,11 @@ Differences from the published script, each tested:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from reverse.errors import DataError, MissingFileError
 from reverse.evaluation.benchmarks.benchmark import (
     DEFAULT_SCORING,
     SHARED_IMAGES,
@@ -46,6 +44,7 @@ from reverse.evaluation.benchmarks.benchmark import (
     read_items,
 )
 from reverse.evaluation.reading import english_words
+from reverse.evaluation.reading.amber_words import PLACES, AmberWords, Close, find_amber_file, find_closeness
 from reverse.evaluation.reading.answers import BenchmarkAnswer, leave_out_longer
 from reverse.evaluation.reading.file_lookup import find_files
 from reverse.evaluation.reading.yes_no import Reading
@@ -57,15 +56,11 @@ from reverse.evaluation.scoring.yes_no_counts import (
     split_by_group,
 )
 from reverse.evaluation.stats.scored_tables import Metric, Table, ratio
-from reverse.files.cell_values import describe, read_id
-from reverse.files.entries import FileEntry, read_entries, read_value
-from reverse.files.text_reading import read_text
+from reverse.files.cell_values import read_id
+from reverse.files.entries import FileEntry, read_entries
 
-__all__ = ["AMBER_D", "AMBER_G", "by_similarity", "read_amber", "score_captions", "score_questions"]
+__all__ = ["AMBER_D", "AMBER_G", "read_amber", "score_captions", "score_questions"]
 
-PLACES = ("amber/metadata", "amber", "amber/data", "metadata", "data", ".")  # as running looks for them
-MODEL = "en_core_web_lg"
-THRESHOLD = 0.8  # https://github.com/junyangwang0410/AMBER, inference.py
 GENERATIVE = (
     ratio("chair", "made_up", "nouns", "low", title="CHAIR"),
     ratio("cover", "covered", "objects", "high", title="Cover"),
@@ -79,34 +74,6 @@ _DIMENSION = {
     "discriminative-attribute-action": "action",
 }  # any other discriminative type: relation
 _ATTRIBUTES = ("state", "number", "action")
-
-Close = Callable[[str, str], bool]  # whether two words mean about the same
-
-
-def vectors() -> tuple[Close, str]:
-    """Return a test of closeness by spaCy's word vectors, or of equality without the model; and its name."""
-    try:
-        import spacy
-
-        nlp = spacy.load(MODEL)
-    except (ImportError, OSError):
-        return _equal, f"equal words only: {MODEL} is not installed (python -m spacy download {MODEL})"
-    return by_similarity(nlp), f"{MODEL} {nlp.meta.get('version', '')}, similarity above {THRESHOLD}"
-
-
-def by_similarity(nlp: Callable[[str], Any]) -> Close:
-    """Return a test whether two words are close by their spaCy documents; each word is parsed once."""
-    read = cache(nlp)
-
-    @cache
-    def close(first: str, second: str) -> bool:
-        return bool(read(first).similarity(read(second)) > THRESHOLD)
-
-    return close
-
-
-def _equal(first: str, second: str) -> bool:
-    return first == second
 
 
 def read_amber(text: str) -> Reading:
@@ -130,7 +97,7 @@ def read_questions(files: Mapping[str, Path]) -> Iterator[QuestionRow]:
 def _read_annotations(truth: str | Path) -> dict[str, dict[str, Any]]:
     """Read the annotations by id. Raises DataError naming an entry that is not an annotation."""
     return read_items(
-        _find_file(truth, "annotations.json"), _read_annotation, lambda entry, _: entry.id("id")
+        find_amber_file(truth, "annotations.json"), _read_annotation, lambda entry, _: entry.id("id")
     )
 
 
@@ -143,16 +110,6 @@ def _read_annotation(entry: FileEntry) -> dict[str, Any]:
     if label not in ("yes", "no"):
         raise entry.wrong("truth", label, "yes or no")
     return {"type": kind, "truth": label}
-
-
-def _find_file(truth: str | Path, name: str) -> Path:
-    found = find_files(truth if Path(truth).is_dir() else Path(truth).parent, PLACES, [name])
-    if not found:
-        raise MissingFileError(
-            f"no {name} under {truth}: AMBER needs annotations.json, relation.json and safe_words.txt of "
-            "github.com/junyangwang0410/AMBER, data/"
-        )
-    return found[0]
 
 
 def _match_items(
@@ -176,36 +133,6 @@ def _holds_truth(truth: str | Path, answers: Sequence[BenchmarkAnswer], generati
 
 
 # ---------------------------------------------------------------------- captions
-class _Net:
-    """AMBER's word lists: related words, and words that are never wrong."""
-
-    def __init__(self, truth: str | Path):
-        self.related = _read_relations(_find_file(truth, "relation.json"))
-        self.safe = set(read_text(_find_file(truth, "safe_words.txt")).replace("\r\n", "\n").split("\n"))
-        self.known = {*self.related, *(word for words in self.related.values() for word in words)}
-
-    def words(self, objects: Sequence[str]) -> list[tuple[str, int]]:
-        """Return words that may stand for the objects, each with the index of its object: related words
-        before names.
-
-        The order matters: a noun is credited to the first that fits (a "man" to a child that is annotated,
-        before the man).
-        """
-        relatives = [(word, i) for i, name in enumerate(objects) for word in self.related.get(name, ())]
-        return [*relatives, *((name, i) for i, name in enumerate(objects))]
-
-
-def _read_relations(path: Path) -> dict[str, list[str]]:
-    """Read the words that may stand for each word."""
-    value = read_value(path)
-    if not isinstance(value, dict):
-        raise DataError(
-            f"{path} must hold an object of lists of words, got {describe(value)}: fetch it again"
-        )
-    entry = FileEntry(value, str(path))
-    return {word: entry.texts(word) for word in value}
-
-
 def score_captions(
     answers: Sequence[BenchmarkAnswer],
     truth: str | Path,
@@ -218,11 +145,11 @@ def score_captions(
     """
     items = _match_items(answers, truth, options, generative=True)
     answers = leave_out_longer(answers, english_words.LONGEST)
-    net = _Net(truth)
+    net = AmberWords(truth)
     english_words.prepare_words()
     how = "as given"
     if close is None:
-        close, how = vectors()
+        close, how = find_closeness()
     counts = [_count(answer.text, items[answer.question_id], net, close) for answer in answers]
     names = ("nouns", "made_up", "any_made_up", "covered", "objects", "expected", "expectable")
     columns = dict(zip(names, np.array(counts, float).T, strict=True))
@@ -235,7 +162,7 @@ def score_captions(
     return make_table("amber-g", answers, columns, notes=notes), list(GENERATIVE)
 
 
-def _count(text: str, item: Mapping[str, Any], net: _Net, close: Close) -> tuple[int, ...]:
+def _count(text: str, item: Mapping[str, Any], net: AmberWords, close: Close) -> tuple[int, ...]:
     """Count nouns, made-up nouns, answers with any; objects covered and annotated; expected hallucinations,
     said and annotated.
     """

@@ -13,6 +13,8 @@ import json
 import re
 from typing import Any
 
+from reverse.grading.final_answer import remove_between_tags
+
 __all__ = ["LONGEST", "extract_plain_text", "remove_reasoning"]
 
 LONGEST = 100_000  # characters of one answer or reply that are read
@@ -35,19 +37,7 @@ _VERDICTS = (
 
 def remove_reasoning(text: str) -> str:
     """Return the text without the parts between reasoning tags, which may be nested."""
-    kept: list[str] = []
-    depth = at = 0
-    for tag in _REASONING.finditer(text):
-        if not tag[1]:
-            if depth == 0:
-                kept.append(text[at : tag.start()])
-            depth += 1
-        elif depth == 0:  # opened by the template: all before it is reasoning
-            kept.clear()
-        else:
-            depth -= 1
-        at = tag.end()
-    return "".join(kept) + ("" if depth else text[at:])
+    return remove_between_tags(text, _REASONING)
 
 
 def extract_plain_text(text: str) -> str:

@@ -304,7 +304,7 @@ def test_objects_of_items_that_are_damaged(text, read, reason, tmp_path):
 
 def test_a_large_object_is_read_in_pieces(tmp_path, monkeypatch):
     """A problem file of several windows would be cut at a window's end."""
-    monkeypatch.setattr("reverse.files.json_scanning.CHUNK", 64)
+    monkeypatch.setattr("reverse.files.json_window.CHUNK", 64)
     content = {str(n): ITEMS["tabmwp"][0] | {"question": f"ü{n}?"} for n in range(50)}
     (tmp_path / "p.json").write_text("\ufeff" + json.dumps(content, ensure_ascii=False, indent=1))
     assert [r.question for r in FORMATS["tabmwp"].read(tmp_path / "p.json")] == [f"ü{n}?" for n in range(50)]

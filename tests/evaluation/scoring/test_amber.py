@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from reverse.evaluation.benchmarks import amber
+from reverse.evaluation.reading.amber_words import by_similarity
 from reverse.evaluation.reading.answers import read_answers
 from reverse.evaluation.runs.scoring import score_file
 from tests.evaluation.scoring import oracle
@@ -139,7 +140,7 @@ def test_closeness_is_that_of_spacy():
     for word in EVERY:
         nlp.vocab.set_vector(word, rng.normal(size=3).astype("float32"))
     read = []
-    close = amber.by_similarity(lambda word: read.append(word) or nlp(word))
+    close = by_similarity(lambda word: read.append(word) or nlp(word))
     found = {(a, b): close(a, b) for a in EVERY for b in EVERY}
     assert found == {(a, b): nlp(a).similarity(nlp(b)) > 0.8 for a in EVERY for b in EVERY}
     assert 0.01 < np.mean(list(found.values())) < 0.5 and len(read) == len(EVERY)

@@ -1,0 +1,1 @@
+"""The commands that compute statistics of stored answers and scores."""
