@@ -23,7 +23,7 @@ EVERY = 30.0  # seconds between two lines
 
 
 class ProgressCallback(Protocol):
-    """Takes the progress of the work."""
+    """Receives the progress of the work."""
 
     def __call__(self, done: float, total: float | None = None, note: str = "") -> None: ...
 
@@ -55,7 +55,7 @@ class ProgressLines:
         self._first: float | None = None  # count of the first report
 
     def update(self, done: float, total: float | None = None, note: str = "") -> None:
-        """Take the progress, and write a line if one is due."""
+        """Note the progress, and write a line if one is due."""
         self.done, self.total, self.note = done, self.total if total is None else total, note
         if self._first is None:
             self._first, self._began = done, self.clock()

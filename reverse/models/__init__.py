@@ -1,4 +1,4 @@
-"""Models: one record per family, loading and checking checkpoints, inputs, adapters, conversion."""
+"""Models: a record per family, loading and checking of checkpoints, inputs, adapters and conversion."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

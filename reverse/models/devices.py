@@ -10,7 +10,9 @@ __all__ = ["available_devices", "check_device", "default_device", "device_name"]
 
 
 def available_devices() -> list[str]:
-    """Names of the devices of this machine: "cpu", then each accelerator ("cuda:0", "mps:0", "xpu:1")."""
+    """Return the names of the devices of this machine: "cpu", then each accelerator ("cuda:0", "mps:0",
+    "xpu:1").
+    """
     if not torch.accelerator.is_available():
         return ["cpu"]
     kind = torch.accelerator.current_accelerator()
@@ -20,12 +22,12 @@ def available_devices() -> list[str]:
 
 
 def default_device() -> str:
-    """CUDA if this machine has it, else the CPU: other accelerators must be asked for."""
+    """Return "cuda" if this machine has it, else "cpu". Other accelerators must be named explicitly."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def check_device(device: torch.device | str | int) -> torch.device:
-    """The device of that name. Raises RequestError, with a list of the devices, if there is none."""
+    """Return the device with this name. Raises RequestError, with a list of the devices, if there is none."""
     known = available_devices()
     try:
         found = torch.device(device)
@@ -39,7 +41,7 @@ def check_device(device: torch.device | str | int) -> torch.device:
 
 
 def device_name(device: torch.device | str) -> str | None:
-    """The name of an accelerator, such as "NVIDIA H200"; its type if it has no name; None for the CPU."""
+    """Return the name of an accelerator, such as "NVIDIA H200", or its type; None for the CPU."""
     found = torch.device(device)
     properties = getattr(getattr(torch, found.type, None), "get_device_properties", None)
     if found.type == "cpu":

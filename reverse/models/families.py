@@ -1,4 +1,4 @@
-"""What differs between the model families: one frozen record per family, and nothing elsewhere.
+"""The differences between model families: one frozen record per family, and nothing elsewhere.
 
     >>> from reverse.models import family_of
     >>> family_of(model).threshold
@@ -21,7 +21,7 @@ from reverse.models.unwrapping import unwrap_model
 
 @dataclass(frozen=True)
 class Family:
-    """All that decoding, loading and training must know about one kind of model."""
+    """Everything that decoding, loading and training must know about one kind of model."""
 
     name: str  # as messages and docs show it
     model_types: tuple[str, ...]  # values of `config.model_type` that belong to the family
@@ -65,7 +65,7 @@ class Family:
         return config.get_text_config().max_position_embeddings
 
     def split_pictures(self, inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """The tensors of each picture, in order, from what a processor made of prompts."""
+        """Split the output of a processor into the tensors of each picture, in order."""
         pixels = inputs.get("pixel_values")
         if pixels is None:
             return []
@@ -76,11 +76,11 @@ class Family:
         return [{"pixel_values": part, self.grid_field: grids[i : i + 1]} for i, part in enumerate(parts)]
 
     def merge_size(self, config: Any) -> int:
-        """How many patches an image token covers along one side."""
+        """Return how many patches an image token covers along one side."""
         return getattr(config.vision_config, "spatial_merge_size", 1)
 
     def messages(self, prompt: str, images: Sequence[Any], system: str | None = None) -> list[dict]:
-        """One user turn as a chat message list: the pictures, then the prompt."""
+        """Return one user turn as a chat message list: the pictures, then the prompt."""
         content = [{"type": "image", "image": image} for image in images]
         turns = [{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}]
         if system is not None:
@@ -88,7 +88,7 @@ class Family:
         return turns
 
     def _module(self, model: Any, path: str) -> Any:
-        """Follow `path`, below whatever wraps the model."""
+        """Return the submodule at `path` of the model inside its wrappers."""
         return reduce(getattr, path.split("."), unwrap_model(model))
 
 
@@ -146,7 +146,7 @@ FAMILIES = [LLAVA, QWEN2_5_VL]  # further records may be appended
 
 
 def family_of(model_or_config: Any) -> Family:
-    """The family of a model, whatever wraps it, or of its configuration.
+    """Return the family of a model, which may be wrapped, or of a configuration.
 
     Raises CheckpointError for an architecture that is not known.
     """
@@ -160,7 +160,7 @@ def _config_of(model_or_config: Any) -> Any:
 
 
 def family_named(model_type: Any, owner: str) -> Family:
-    """The family of a `model_type`; the error names the `owner` of that type.
+    """Return the family of a `model_type`; the error names the `owner` of that type.
 
     Raises CheckpointError for an architecture that is not known.
     """
@@ -176,7 +176,8 @@ def family_named(model_type: Any, owner: str) -> Family:
 
 
 def default_threshold(model_or_config: Any) -> float:
-    """The checkpoint's own threshold (`"reverse": {"threshold": …}` in its config.json), else its family's.
+    """Return the checkpoint's own threshold (`"reverse": {"threshold": …}` in its config.json), else its
+    family's.
 
     Raises CheckpointError for an unknown architecture, or a stored threshold outside (0, 1].
     """
@@ -186,7 +187,7 @@ def default_threshold(model_or_config: Any) -> float:
 
 
 def stored_threshold(section: Any) -> float | None:
-    """The threshold in the section "reverse" of config.json; None if there is none.
+    """Return the threshold in the section "reverse" of config.json; None if there is none.
 
     Raises CheckpointError if it is not a number in (0, 1], or if the section is not a mapping.
     """

@@ -27,7 +27,7 @@ _ADAPTER_HOOKS = {
 
 
 def unwrap_model(model: Any) -> Any:
-    """The model inside of `torch.compile`, peft, data parallelism or DeepSpeed; `model` if not wrapped.
+    """Return the model inside `torch.compile`, peft, data parallelism or DeepSpeed; `model` if not wrapped.
 
     `check_wrappers` refuses wrappers that change the answers of the model inside.
     """
@@ -69,7 +69,9 @@ def check_wrappers(model: Any) -> None:
 
 
 def _check_adapters(model: Any) -> None:
-    """Refuse a PeftModel that acts outside of the layers: virtual tokens, routers, activation by a text."""
+    """Raise CheckpointError for a PeftModel that acts outside the layers: virtual tokens, routers, activation
+    by a text.
+    """
     if getattr(model, "_adapters_disabled", False):
         return
     config = model.active_peft_config
@@ -121,7 +123,7 @@ def check_adapter_hooks(model: Any) -> None:
 
 
 def input_device(model: Any) -> torch.device:
-    """The device for token ids, masks and pictures: where an inner model's embeddings are computed.
+    """Return the device for token ids, masks and pictures: where the inner model's embeddings are computed.
 
     Weights that accelerate offloads are on the meta device until a layer runs; its hook knows the device.
     """
@@ -139,7 +141,7 @@ def input_device(model: Any) -> torch.device:
 
 
 def _execution_device(hook: Any) -> torch.device | None:
-    """The device of an accelerate hook, or of the first hook of a SequentialHook that knows one."""
+    """Return the device of an accelerate hook, or of the first hook of a SequentialHook that has one."""
     import torch
 
     for each in getattr(hook, "hooks", (hook,)):

@@ -38,7 +38,7 @@ def use_varlen_window_attention(model: Any) -> Iterator[None]:
     """Use the kernel for the windows of the vision tower while the block lasts, if that is possible.
 
     It is not possible without the kernel (an older torch, no CUDA device) and for a tower without windows. A
-    tower whose attention is not "sdpa" keeps it: somebody chose it.
+    tower whose attention is not "sdpa" keeps it, because it was chosen explicitly.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     tower = family_of(base).vision_tower(base)
@@ -71,7 +71,7 @@ def _kernel_here(tower: Any) -> bool:
 
 @lru_cache
 def _agrees(heads: int, width: int, device: str) -> bool:
-    """Whether the kernel gives the values and gradients of the loop; tried once per process.
+    """Whether the kernel gives the same values and gradients as the loop. It is tested once per process.
 
     A release with another meaning of lengths, scale or layout would train on wrong features without an error.
     """
@@ -101,7 +101,8 @@ def _attend(
     *, cu_seq_lens_q: Tensor | None = None, max_length_q: int = 0, scaling: float | None = None,
     dropout: float = 0.0, **kwargs: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
-    """Attention of transformers' interface: (1, heads, length, width) to (1, length, heads, width).
+    """Compute attention with the interface of transformers: (1, heads, length, width) to (1, length, heads,
+    width).
 
     Args:
         cu_seq_lens_q: (windows + 1,) int32, where windows begin and the last ends.
@@ -132,7 +133,7 @@ def _one_by_one(
     scaling: float | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """What float32 and a tower that stayed on the CPU take: the kernel knows half precision alone."""
+    """Compute window by window, for float32 and for the CPU: the kernel supports only half precision."""
     lengths = (starts[1:] - starts[:-1]).tolist()
     parts = zip(*(each.split(lengths, dim=2) for each in (query, key, value)), strict=True)
     seen = [F.scaled_dot_product_attention(q, k, v, scale=scaling, dropout_p=dropout) for q, k, v in parts]

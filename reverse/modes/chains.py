@@ -1,4 +1,4 @@
-"""Texts that a tree search grows sentence by sentence, and which of them it keeps."""
+"""Texts that a tree search extends sentence by sentence, and the choice of those that it keeps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Chain:
     scores: tuple[float, ...] = ()
 
     def extend(self, outcome: Outcome, score: float) -> Chain:
-        """The chain with a further sentence."""
+        """Return the chain with a further sentence."""
         return Chain(outcome, (*self.scores, score))
 
     @property
@@ -35,7 +35,7 @@ class Chain:
 
     @property
     def is_dead(self) -> bool:
-        """Whether the last step added no token, so that there is nothing to go on from."""
+        """Whether the last step added no token, so that the chain cannot be extended."""
         return not self.has_ended and not self.last.result.ids
 
     @property
@@ -45,10 +45,10 @@ class Chain:
 
 
 def keep_chains(chains: Sequence[Chain], most: int, tau: float, random: Random) -> list[Chain]:
-    """The chains that are extended next, at most `most`.
+    """Choose the chains to extend next, at most `most`.
 
-    With `tau` 0 these are the best by their last score, else draws without replacement with weights
-    softmax(score / tau).
+    With `tau` 0 they are the best by their last score; otherwise they are drawn without replacement with
+    weights softmax(score / tau).
     """
     if tau == 0:
         return sorted(chains, key=lambda chain: -chain.scores[-1])[:most]

@@ -1,4 +1,4 @@
-"""How one of several drafts is chosen: by votes, or by the model."""
+"""Choose one of several drafts: by confidence, by votes, or by the model."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ PICK = (
 
 
 def find_most_confident(drafts: Sequence[Draft]) -> int:
-    """The place of the most confident draft, of equals the first."""
+    """Return the index of the most confident draft; of equal ones the first."""
     return max(range(len(drafts)), key=lambda i: (drafts[i].confidence, -i))
 
 
 def find_vote_winner(drafts: Sequence[Draft], *, weighted: bool) -> int:
-    """The place of the most confident draft among those that give the answer with the most votes.
+    """Return the index of the most confident draft among those with the most frequent answer.
 
-    Drafts without an answer do not vote; if none has one, the most confident draft wins.
+    Drafts without an answer do not vote; if no draft has one, the most confident draft wins.
     """
     votes: dict[str, float] = defaultdict(float)
     surest: dict[str, float] = defaultdict(float)
@@ -50,9 +50,9 @@ def pick_by_model(
     seed: int = 0,
     instruction: str = PICK,
 ) -> Generator[list[Ask], list[Any], int]:
-    """Show the distinct answers to the model until one is left; returns the place of its draft.
+    """Show the distinct answers to the model until one is left; return the index of its draft.
 
-    If the budget is used up before, the vote of all drafts decides among those that are left.
+    If the budget is used up earlier, the vote of all drafts decides among the remaining ones.
     """
     best = {draft.answer: i for i, draft in sorted(enumerate(made), key=lambda each: each[1].confidence)}
     places = sorted(i for answer, i in best.items() if answer is not None)
@@ -86,7 +86,7 @@ def pick_by_model(
 def show_candidates(
     source: Conversation | Node, shown: Sequence[str], instruction: str = PICK
 ) -> Conversation | Node:
-    """What the model is asked to choose from: the question and the answers, numbered in their order."""
+    """Write the text that asks the model to choose: the question and the numbered answers."""
     listed = "\n".join(f"Answer {number}: {text.strip()}" for number, text in enumerate(shown, 1))
     if isinstance(source, Node):
         return source.user(instruction.replace("{question}", "").replace("{candidates}", listed).strip())
@@ -95,13 +95,13 @@ def show_candidates(
 
 
 def _read_pick(replies: Sequence[Draft], places: Sequence[int], made: Sequence[Draft]) -> int:
-    """The candidate that most replies name; one that no reply names is found by the vote of all drafts."""
+    """Return the candidate that most replies name; if no reply names one, the vote of all drafts decides."""
     counts = [(sum(reply.answer == made[i].answer for reply in replies), i) for i in places]
     most = max(count for count, _ in counts)
     return _find_most_voted([i for count, i in counts if count == most] if most else places, made)
 
 
 def _find_most_voted(places: Sequence[int], made: Sequence[Draft]) -> int:
-    """The place whose answer most drafts give, of equals the most confident one."""
+    """Return the index whose answer most drafts give; of equal ones the most confident."""
     votes = {i: sum(draft.answer == made[i].answer for draft in made) for i in places}
     return max(places, key=lambda i: (votes[i], made[i].confidence, -i))

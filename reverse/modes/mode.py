@@ -1,4 +1,4 @@
-"""What modes share: how one answer is asked for, the drafts of a request, budgets and gates."""
+"""Common parts of modes: asking for one answer, the drafts of a request, budgets and gates."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ TEXT = AnswerFormat("text")
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What one request may cost. A mode stops asking when a part of it is used up, and keeps what it has.
+    """The limits of one request. A mode stops asking when a limit is reached, and returns the best it has.
 
     Args:
         max_tokens_total: tokens generated, discarded ones included.
@@ -78,7 +78,7 @@ class Budget:
 
 @dataclass(slots=True)
 class Drafts:
-    """The drafts that a mode made for one request, and what they cost.
+    """The drafts that a mode made for one request, and their cost.
 
     Args:
         form: the form of answers, for extraction.
@@ -102,7 +102,7 @@ class Drafts:
         malformed: bool = False,
         is_counted: bool = False,
     ) -> Draft:
-        """Record one answer and charge it to the budget, if that is not done.
+        """Record one answer, and charge it to the budget unless it was charged already.
 
         `text` is the part of the turn that holds the answer, if that is not the whole turn.
         """
@@ -124,13 +124,13 @@ class Drafts:
         return draft
 
     def count(self, outcome: Outcome) -> None:
-        """Charge an outcome to the budget; one of an inner mode with all its drafts."""
+        """Charge an outcome to the budget; an outcome of an inner mode counts all its drafts."""
         self.calls += max(1, len(outcome.result.drafts))
         self.tokens += outcome.result.usage.kept + outcome.result.usage.discarded
 
     @property
     def is_spent(self) -> bool:
-        """Whether a part of the budget is used up."""
+        """Whether any limit of the budget is reached."""
         budget = self.budget
         return (
             (budget.max_calls is not None and self.calls >= budget.max_calls)
@@ -139,20 +139,20 @@ class Drafts:
         )
 
     def calls_left(self, wanted: int) -> int:
-        """How many of `wanted` answers the budget of calls leaves, at least one."""
+        """Return how many of `wanted` answers the budget of calls allows, at least one."""
         if self.budget.max_calls is None:
             return wanted
         return max(1, min(wanted, self.budget.max_calls - self.calls))
 
     def finish(self, outcome: Outcome, draft: Draft) -> Outcome:
-        """The outcome of the mode: the whole turn, its answer, and all drafts with this one accepted."""
+        """Make the outcome of the mode: the whole turn, its answer, and all drafts with this one accepted."""
         drafts = tuple(replace(each, accepted=each is draft) for each in self.made)
         result = replace(turn_of(outcome), answer=draft.answer, drafts=drafts)
         return Outcome(result, outcome.node)
 
 
 def _find_phrases(result: Result, part: str) -> tuple[Phrase, ...]:
-    """The phrases of a part of a result's text, with their places in the part."""
+    """Return the phrases of a part of a result's text, with their offsets in the part."""
     start = result.text.rfind(part) if part else -1
     if start < 0:
         return ()
@@ -165,12 +165,12 @@ def _find_phrases(result: Result, part: str) -> tuple[Phrase, ...]:
 
 
 def turn_of(outcome: Outcome) -> Result:
-    """The whole turn of the assistant that an outcome ends. What a mode returned is whole already."""
+    """Return the whole turn of the assistant that an outcome ends. Outcomes of modes are whole already."""
     return outcome.result if outcome.result.drafts or not outcome.node.parts else read_turn(outcome.node)
 
 
 def question_of(source: Conversation) -> str:
-    """The text of the last turn of the user."""
+    """Return the text of the last turn of the user."""
     if isinstance(source.prompt, str):
         return source.prompt
     content = next(turn["content"] for turn in reversed(source.prompt) if turn.get("role") == "user")
@@ -180,7 +180,7 @@ def question_of(source: Conversation) -> str:
 
 
 def count_tokens_left(request: ModeRequest, source: Conversation | Node) -> int | None:
-    """How many tokens the turn of the assistant that `source` ends may still get; None: no limit is known."""
+    """Count the tokens that may still be added to the turn that `source` ends; None: no limit is known."""
     if request.max_new_tokens is None:
         return None
     written = source.turn_length if isinstance(source, Node) else 0
@@ -188,7 +188,7 @@ def count_tokens_left(request: ModeRequest, source: Conversation | Node) -> int 
 
 
 def replace_question(source: Conversation, text: str) -> Conversation:
-    """The conversation with another text in its last turn of the user; its pictures stay."""
+    """Return the conversation with another text in its last turn of the user; its pictures stay."""
     if isinstance(source.prompt, str):
         return replace(source, prompt=text)
     turns = [dict(turn) for turn in source.prompt]
@@ -203,7 +203,9 @@ def replace_question(source: Conversation, text: str) -> Conversation:
 
 
 def answer_once(request: ModeRequest, policy: PolicyFactory | None) -> Asks:
-    """One answer; a blank one to an open-ended question is asked for once more (arXiv 2504.13169 §4)."""
+    """Ask for one answer; after a blank answer to an open-ended question, ask once more (arXiv 2504.13169
+    §4).
+    """
     source, config = request.conversation, request.config
     if not config.open_ended or not isinstance(source, Conversation):
         (outcome,) = yield [Generate(source, final=True, policy=policy)]
@@ -217,7 +219,7 @@ def answer_once(request: ModeRequest, policy: PolicyFactory | None) -> Asks:
 
 
 def find_inner_policy(inner: str | Mode | None) -> PolicyFactory | None:
-    """The policy of the mode that makes single answers; None: that of the configuration."""
+    """Return the policy of the innermost mode; None: the policy of the configuration."""
     return None if inner is None else find_policy(resolve_mode(inner))
 
 
@@ -245,7 +247,7 @@ def ask_for_answer(
 def ask_for_samples(
     source: Conversation | Node, inner: str | Mode | None, n: int, how: Sampling, *, round: int = 0
 ) -> list[Ask]:
-    """Ask for `n` samples of the inner mode, everything that it asks for being sampled."""
+    """Ask for `n` samples of the inner mode; all answers that it asks for are sampled."""
     mode = None if inner is None else resolve_mode(inner)
     if mode is not None and not hasattr(mode, "policy"):
         return [Run(mode, source, sampling=how, role="sample", round=round) for _ in range(n)]
@@ -256,7 +258,7 @@ def ask_for_samples(
 def score_answers(
     outcomes: Sequence[Outcome], kind: str | None
 ) -> Generator[list[Ask], list[Any], list[float]]:
-    """The confidence of each answer, as of `compute_confidence`.
+    """Return the confidence of each answer, as `compute_confidence` defines it.
 
     With None: `"min"`; if no answer has phrases, `"likelihood"` in [0, 1], or 0 if the backend has none.
     """
@@ -274,7 +276,7 @@ def score_answers(
 def score_likelihood(
     outcomes: Sequence[Outcome], default: float | None = None
 ) -> Generator[list[Ask], list[Any], list[float]]:
-    """The length-normalised probability of each answer; `default` is the logarithm where there is none."""
+    """Return the length-normalised probability of each answer; `default` is its logarithm if unknown."""
     scores = yield [Score(outcome.node, "likelihood", default) for outcome in outcomes]
     return [0.0 if math.isnan(score) else math.exp(min(0.0, score)) for score in scores]
 

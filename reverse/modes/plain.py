@@ -1,4 +1,4 @@
-"""Mode `plain`: decode as `model.generate()` would, and only read p."""
+"""Mode `plain`: decode as `model.generate()` would, and only record p(`</UN>`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Show the model its own answer in a fresh conversation and ask it to mend it (R3V)."""
+"""Show the model its own answer in a new conversation and ask it to improve it (R3V)."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Refine:
         source = request.conversation
         if isinstance(source, Node):
             raise RequestError(
-                "refine asks in a fresh conversation, so it cannot go on from an answer: use self_correct"
+                "refine asks in a new conversation, so it cannot continue an answer: use self_correct"
             )
         return (
             yield from answer_in_rounds(
@@ -66,7 +66,7 @@ class Refine:
         )
 
     def ask_about(self, source: Conversation, answer: str) -> Conversation:
-        """The conversation of a round: the question with the answer before it, and the same pictures."""
+        """Return the conversation of a round: the question with the previous answer, and its pictures."""
         asked = self.instruction.replace("{question}", question_of(source)).replace(
             "{answer}", answer.strip()
         )

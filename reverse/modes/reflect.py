@@ -107,13 +107,13 @@ class Reflect:
         return drafts.add(role, outcome, confidence, text=_last_answer(text), malformed=not follows)
 
     def ask(self, source: Conversation | Node) -> Conversation | Node:
-        """The conversation with the instruction in its question; a node stays as it is."""
+        """Return the conversation with the instruction in its question; a node stays as it is."""
         if self.instruction and isinstance(source, Conversation):
             return source.with_instruction(self.instruction)
         return source
 
     def write_turn(self, first: tuple[str, str], reflection: str, second: tuple[str, str]) -> tuple[str, str]:
-        """A turn in the grammar, in two halves: to the end of the first answer, and what follows it.
+        """Write a turn in the grammar, in two halves: up to the end of the first answer, and the rest.
 
         Args:
             first, second: reasoning and answer each. Without a second think the reasoning that leads to the
@@ -136,6 +136,6 @@ class Reflect:
 
 
 def _last_answer(text: str) -> str:
-    """The content of the last answer tag, or the whole text."""
+    """Return the content of the last answer tag, or the whole text."""
     answers = _ANSWER.findall(text)
     return answers[-1].strip() if answers else text

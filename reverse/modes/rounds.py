@@ -55,11 +55,11 @@ class RoundSettings(Protocol):
 
     @property
     def gate(self) -> float | None:
-        """The confidence of the first answer from which on there are no rounds."""
+        """The confidence of the first answer that is enough to skip the rounds."""
 
     @property
     def confidence(self) -> str | None:
-        """As of `compute_confidence`."""
+        """A kind of `compute_confidence`."""
 
     @property
     def answer_format(self) -> AnswerFormat:
@@ -71,7 +71,7 @@ class RoundSettings(Protocol):
 
 
 def check_rounds(settings: RoundSettings, least: int) -> None:
-    """Refuse settings that are out of their range. Raises RequestError."""
+    """Raise RequestError for settings that are out of range."""
     check_whole_number("rounds", settings.rounds, least)
     if settings.rounds > MOST_ROUNDS:
         raise RequestError(f"rounds must be at most {MOST_ROUNDS}, got {settings.rounds}")
@@ -127,7 +127,7 @@ def add_round(
     *,
     is_counted: bool = False,
 ) -> Generator[list[Ask], list[Any], Draft]:
-    """Score an answer and record it; what `read` finds nothing in is malformed and counts as a whole."""
+    """Score an answer and record it; if `read` finds nothing, it is malformed and its whole text counts."""
     (confidence,) = yield from score_answers([outcome], settings.confidence)
     text = turn_of(outcome).text
     found = text.strip() if read is None else read(text)
@@ -136,7 +136,7 @@ def add_round(
 
 
 def choose_round(drafts: Sequence[Draft], accept: Accept) -> int:
-    """The accepted round: the last one, or else the most confident one (of equals the last).
+    """Choose the accepted round: the last one, or the most confident one (of equal ones the last).
 
     A malformed draft is chosen only if all are.
     """

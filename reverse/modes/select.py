@@ -1,4 +1,4 @@
-"""Sample several answers behind one prefill and keep one of them (R3V; best of n; votes)."""
+"""Sample several answers after one prefill and keep one of them (R3V; best of n; votes)."""
 
 from __future__ import annotations
 

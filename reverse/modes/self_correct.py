@@ -82,7 +82,7 @@ class SelfCorrect:
         )
 
     def _correct_stages(self, request: ModeRequest) -> Asks:
-        """Write a stage, have it checked, put what came of it in its place, and go on with the next stage."""
+        """Write a stage, let the model check it, replace it by the result, and go on to the next stage."""
         drafts, policy = Drafts(self.answer_format, self.budget), find_inner_policy(self.inner)
         node: Conversation | Node = request.conversation
         outcome: Outcome | None = None
@@ -120,13 +120,13 @@ def _read_conclusion(text: str) -> str | None:
 
 
 def _put_in_place(first: Outcome, again: Outcome) -> Node:
-    """The node after a stage that was written again: the text before the stage, then the new ids."""
+    """Return the node after a rewritten stage: the text before the stage, then the new ids."""
     base = first.node.base
     assert base is not None
     return base.add_answer(again.node.ids[len(again.node.ids) - again.node.turn_length :], again.result)
 
 
 def read_stage(text: str, stage: str) -> str | None:
-    """What stands in the last pair of tags of a stage, closed or not; None without the opening tag."""
+    """Return the text in the last pair of tags of a stage, closed or not; None without the opening tag."""
     found = re.findall(rf"<{stage}>(.*?)(?:</{stage}>|$)", text, flags=re.DOTALL)
     return found[-1].strip() if found else None

@@ -111,7 +111,7 @@ class Tree:
     def _extend(
         self, request: ModeRequest, drafts: Drafts, chains: Sequence[Chain], round: int
     ) -> tuple[list[Ask], list[Chain]]:
-        """Ask for the next sentences of chains; also returns the parent of each outcome."""
+        """Ask for the next sentences of chains; also return the parent of each outcome."""
         asks: list[Ask] = []
         parents: list[Chain] = []
         calls = drafts.calls_left(self.beams * self.branch)
@@ -134,7 +134,7 @@ class Tree:
         return count_tokens_left(request, chain.last.node) == 0
 
     def _score(self, outcomes: Sequence[Outcome]) -> Generator[list[Ask], list[Any], list[float]]:
-        """The score of each new sentence."""
+        """Return the score of each new sentence."""
         if callable(self.scorer):
             return [float(self.scorer(outcome)) for outcome in outcomes]
         if self.scorer == "value":

@@ -1,4 +1,4 @@
-"""The three tokens, and tagged text as phrases: text in, text out, no tensors.
+"""The three tokens, and tagged text as phrases: this module maps text to text, without tensors.
 
 A model that was trained to mark its phrases writes `<SPAN>two cups</CN>` for a phrase of which it is
 confident and `<SPAN>two cups</UN>` for one of which it is not. This module reads and writes that notation:
@@ -47,7 +47,7 @@ class TokenIds:
 
     @property
     def closing(self) -> tuple[int, int]:
-        """The two ids that end a phrase: `</CN>`, `</UN>`."""
+        """The two ids that close a phrase: `</CN>`, `</UN>`."""
         return (self.cn, self.un)
 
     def __iter__(self) -> Iterator[int]:
@@ -92,7 +92,7 @@ class _Tag(NamedTuple):
 
 
 def remove_tags(text: str) -> str:
-    """`text` without tags; no other character changes, spaces included.
+    """Return `text` without tags; no other character changes, spaces included.
 
     Tags are deleted until none is left (`<SP</CN>AN>` holds two), so the result never contains a tag.
     """
@@ -118,21 +118,21 @@ def parse_tags(tagged: str) -> TaggedText:
 
 
 def break_tags(text: str) -> str:
-    """`text` with a blank after the `<` of every tag, so that nothing reads it as a tag.
+    """Return `text` with a blank after the `<` of every tag, so that it is not read as a tag.
 
-    For text that a model wrote in ordinary tokens: a tag spelled like this is not one, and must not become
-    one when the text is parsed or tokenised again.
+    It is for text that a model wrote in ordinary tokens: a tag that is spelled so is text, and must not
+    become a tag when the text is parsed or tokenised again.
     """
     return _OPENS_TAG.sub("< ", text) if "<" in text else text
 
 
 def find_tag_offsets(text: str) -> list[int]:
-    """The offsets in `text` where `break_tags` inserts blanks, ascending."""
+    """Return the offsets in `text` where `break_tags` inserts blanks, ascending."""
     return [match.end() for match in _OPENS_TAG.finditer(text)] if "<" in text else []
 
 
 def add_tags(text: str, phrases: Iterable[TaggedPhrase]) -> str:
-    """Tagged text from clean text and its phrases: the inverse of `parse_tags`.
+    """Make tagged text from clean text and its phrases: the inverse of `parse_tags`.
 
     Raises:
         DataError: `text` contains a tag, or the phrases overlap, are out of order, or differ from `text`
@@ -160,7 +160,7 @@ def add_tags(text: str, phrases: Iterable[TaggedPhrase]) -> str:
 
 
 def find_problems(tagged: str) -> list[TagProblem]:
-    """Where the tags of `tagged` are malformed; an empty list if they are well-formed.
+    """Find the places where the tags of `tagged` are malformed; the list is empty if they are well-formed.
 
     Stricter than `parse_tags`, which accepts a phrase of blanks because models write them.
     """
@@ -193,7 +193,7 @@ def find_problems(tagged: str) -> list[TagProblem]:
 
 
 def _scan(tagged: str) -> tuple[str, list[_Tag]]:
-    """The clean text and all tags with their two offsets, in time proportional to the text."""
+    """Return the clean text and all tags with their two offsets, in time proportional to the text."""
     found: list[_Tag] = []
     pieces: list[str] = []
     at = length = 0
@@ -209,7 +209,7 @@ def _scan(tagged: str) -> tuple[str, list[_Tag]]:
 
 
 def _scan_nested(tagged: str) -> tuple[str, list[_Tag]]:
-    """`_scan` for a text where tags stand inside others.
+    """Do what `_scan` does for a text in which tags contain other tags.
 
     A tag is removed as soon as the text collected so far ends in one, so a tag that is completed by the
     removal of another from its middle is removed too. Tags do not overlap, so the order does not matter.

@@ -21,7 +21,7 @@ NOISE = 0.02  # of the standard deviation of the rows in use: enough to tell the
 
 
 def find_token_ids(tokenizer: Any) -> TokenIds:
-    """The ids of the three tokens.
+    """Return the ids of the three tokens.
 
     Args:
         tokenizer: a tokenizer, or a processor that holds one.
@@ -150,8 +150,9 @@ def _fix_spaces(tokenizer: Any) -> None:
     """Make text around a tag decode to what was encoded, or raise DataError.
 
     SentencePiece tokenizers of the Llama-2 family with `legacy=True` put a space before the first piece after
-    every added token: `<SPAN>dog` becomes `<SPAN> dog` (https://github.com/huggingface/transformers/pull/24565).
-    With `legacy=False` only the start of a text gets one.
+    every added token: `<SPAN>dog` becomes `<SPAN> dog`
+    (https://github.com/huggingface/transformers/pull/24565). With `legacy=False` only the start of a text
+    gets one.
     """
     probe = f"I see {SPAN}two cups{CN}, {SPAN}a dog{UN}."
     if _round_trip(tokenizer, probe) == probe:

@@ -1,8 +1,8 @@
-"""Checks that transformers, peft and accelerate do what training here relies on; each is made once a run.
+"""Check, once per run, that transformers, peft and accelerate behave as training relies on.
 
-A release that calls other methods, scales the loss in another way or reads positions otherwise would train on
-something else in silence. Whatever its version is, IncompatibleLibraryError says so before the first step, or
-at its backward pass.
+A release that calls other methods, scales the loss differently or reads positions in another way would
+silently train another objective. Whatever its version is, IncompatibleLibraryError says so before the first
+step, or at its backward pass.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _PROBE = (5, 6, 7, 5, 6, 7, 8)  # ids of two rows end to end, of three and of fo
 
 
 def check_trainer(trainer: Any) -> None:
-    """Raise unless a `Trainer`, or its class, has the methods that are overridden and what they use."""
+    """Raise unless a `Trainer`, or its class, has the methods that are overridden and their parameters."""
     kind = trainer if isinstance(trainer, type) else type(trainer)
     from transformers import Trainer
 
@@ -52,7 +52,7 @@ def check_trainer(trainer: Any) -> None:
         if method is None or missing:
             what = "is gone" if method is None else f"has no argument {', '.join(missing)}"
             raise IncompatibleLibraryError(
-                "transformers", f"Trainer.{name} {what}, so training would ignore ours"
+                "transformers", f"Trainer.{name} {what}, so this library's method would be ignored"
             )
     if kind is not trainer:
         gone = [name for name in _ATTRIBUTES if not hasattr(trainer, name)]
@@ -73,9 +73,10 @@ def check_gradient_scale(gradient: Tensor, expected: float) -> None:
 
 @torch.no_grad()
 def check_decoder(model: Any, packed: bool) -> None:
-    """Raise unless logits are the head's of the last hidden state and, `packed`, rows do not see each other.
+    """Raise unless logits are the head's of the last hidden state and, if `packed`, rows do not see each
+    other.
 
-    Seven ids go through the decoder. Nothing is checked where weights are shared out already.
+    Seven ids go through the decoder. Nothing is checked if the weights are sharded already.
     """
     base = unwrap_model(model)
     if any(hasattr(p, "ds_id") or p.device.type == "meta" for p in base.parameters()):
@@ -98,7 +99,7 @@ def check_decoder(model: Any, packed: bool) -> None:
 
 
 def _probe(base: Any, ids: tuple[int, ...], packed: bool) -> tuple[Tensor, Tensor]:
-    """The last hidden states of `ids`, (1, length, width), and their logits."""
+    """Return the last hidden states of `ids`, (1, length, width), and their logits."""
     device = base.get_input_embeddings().weight.device
     counted = [0, 1, 2, 0, 1, 2, 3] if packed else list(range(len(ids)))
     positions = torch.tensor([counted], device=device)
@@ -117,7 +118,7 @@ def _agree(found: Tensor, expected: Tensor) -> bool:
 
 @contextmanager
 def _evaluating(model: Any) -> Iterator[None]:
-    """Put the model into eval mode inside the context; every module gets its mode back."""
+    """Put the model into eval mode inside the context, and restore every module's mode after it."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

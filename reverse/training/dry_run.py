@@ -1,4 +1,4 @@
-"""A run up to its first step: everything is loaded and checked, and nothing is written.
+"""Do a run up to its first step: load and check everything, and write nothing.
 
 plan = dry_run(load_recipe("llava_v15_lora", ["data.records=reverse_ft.json"]))
 plan["steps"], plan["tokens"]["each_pass"], plan["memory"]["gib"]
@@ -28,9 +28,9 @@ _ADAMW = 8  # bytes that AdamW keeps of a parameter: two moments in float32
 
 
 def dry_run(recipe: Recipe, *, resume: bool = True, quiet: bool = False) -> dict[str, Any]:
-    """Do everything that a run does before its first step, and return what the run would do.
+    """Do everything that a run does before its first step, and return the plan of the run.
 
-    The model is loaded and all records are looked at, so it takes as long as the start of the run.
+    The model is loaded and all records are checked, so it takes as long as the start of the run.
 
     Args:
         recipe, resume, quiet: as for `run_recipe`.
@@ -72,7 +72,7 @@ def dry_run(recipe: Recipe, *, resume: bool = True, quiet: bool = False) -> dict
 
 
 def _count_tokens(dataset: Any) -> dict[str, Any]:
-    """Number of ids of a pass over the data, with the pictures; an estimate above SAMPLE records."""
+    """Count the ids of a pass over the data, pictures included; above SAMPLE records it is an estimate."""
     count = len(dataset)
     chosen = np.unique(np.linspace(0, count - 1, min(SAMPLE, count)).astype(int)).tolist()
     lengths = [sum(len(row.ids) for row in dataset[k].rows) for k in chosen]
@@ -86,7 +86,7 @@ def _count_tokens(dataset: Any) -> dict[str, Any]:
 
 
 def _estimate_memory(model: Any, parallel: str) -> dict[str, float]:
-    """GiB that one process needs for weights, gradients and AdamW, without activations.
+    """Estimate the GiB that one process needs for weights, gradients and AdamW, without activations.
 
     Four-bit weights count as they lie in memory; gathered layers of sharded weights are left out.
     """

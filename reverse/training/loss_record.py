@@ -1,7 +1,7 @@
-"""The loss of every step on record, and an end to a run in which it is not a number.
+"""Record the loss of every step, and stop a run whose loss or weights are not finite.
 
-Losses stay on the device until the run logs, saves or ends, so that no step waits for them. There they are
-fetched together, and a loss or a weight that is not finite raises before a line or a checkpoint is written.
+Losses stay on the device until the run logs, saves or ends, so that no step waits for them. Then they are
+fetched together, and a value that is not finite raises an error before a line or a checkpoint is written.
 What was fetched is kept in the Trainer's `log_history`, and so in each checkpoint: a run that goes on has the
 losses of one that was never stopped, wherever it was cut.
 """
@@ -29,11 +29,12 @@ _KEY = "step_loss"  # in the log history, beside the Trainer's means over severa
 
 
 class LossRecord(TrainerCallback):
-    """Records the losses of `StepTrainer`; the last callback, so that it sees what the others decide.
+    """Records the losses of `StepTrainer`. It is the last callback, so that it sees the decisions of the
+    others.
 
     Args:
-        checkpoints: folder of them, named where the run is stopped.
-        lr: highest learning rate, named too.
+        checkpoints: folder of checkpoints, named in the error.
+        lr: highest learning rate, named in the error.
     """
 
     def __init__(self, checkpoints: Path, lr: float):
@@ -48,7 +49,7 @@ class LossRecord(TrainerCallback):
 
     @staticmethod
     def losses(state: Any) -> list[list[Any]]:
-        """`[step, loss]` of every step so far, those before a restart too."""
+        """Return `[step, loss]` of every step so far, also of those before a restart."""
         return [[entry["step"], entry[_KEY]] for entry in state.log_history if _KEY in entry]
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
@@ -99,7 +100,7 @@ class LossRecord(TrainerCallback):
             self._stop(f"weights are not finite after step {state.global_step}", state.global_step)
 
     def _stop(self, found: str, after: int) -> None:
-        """Raise; the weights after step `after` are bad, and so is what was saved of them."""
+        """Raise the error; the weights after step `after` are bad, and so are checkpoints of them."""
         if after == 0:
             raise DataError(
                 f"{found}, before any weight was changed: the model that the run starts from holds weights "
@@ -114,7 +115,7 @@ class LossRecord(TrainerCallback):
 
 
 def _trained(model: Any) -> Iterator[Tensor]:
-    """The parts of the trained parameters that this process holds."""
+    """Return the parts of the trained parameters that this process holds."""
     for parameter in model.parameters():
         if not parameter.requires_grad:
             continue

@@ -1,4 +1,4 @@
-"""The records that a recipe names: one set, or a mixture of several.
+"""Open and check the records that a recipe names: one set, or a mixture of several.
 
 parts = list_parts(recipe)                       # of one set: one part
 sets = open_parts(recipe, encoder)
@@ -36,7 +36,7 @@ __all__ = [
 
 
 def list_parts(recipe: Recipe) -> list[RecordPart]:
-    """The parts of the recipe's records; folders of pictures and limits are filled in."""
+    """List the parts of the recipe's records, with folders of pictures and limits filled in."""
     data = recipe.data
     parts = [RecordPart(records=data.records)] if isinstance(data.records, str) else data.records
     return [
@@ -56,12 +56,12 @@ def is_mixture(recipe: Recipe) -> bool:
 
 
 def _key(recipe: Recipe, k: int, name: str) -> str:
-    """The name of a part's key in the recipe, for messages."""
+    """Return the name of a part's key in the recipe, for messages."""
     return f"data.records.{k}.{name}" if is_mixture(recipe) else f"data.{name}"
 
 
 def check_part_files(recipe: Recipe) -> None:
-    """Look for the files and folders of all parts. Raises MissingFileError naming the key."""
+    """Check that the files and folders of all parts exist. Raises MissingFileError naming the key."""
     for k, part in enumerate(list_parts(recipe)):
         try:
             records_path(part.records)
@@ -74,7 +74,7 @@ def check_part_files(recipe: Recipe) -> None:
 
 
 def describe_data(recipe: Recipe) -> dict[str, Any]:
-    """What identifies the data: a run on other data is another run."""
+    """Return what identifies the data of a run: with other data it is another run."""
     hint_share = recipe.data.hint_share
     if not is_mixture(recipe):
         return {**_describe_file(list_parts(recipe)[0]), "hint_share": hint_share}
@@ -111,7 +111,7 @@ def open_parts(recipe: Recipe, encoder: Encoder) -> list[RecordDataset]:
 
 
 def join_parts(recipe: Recipe, sets: Sequence[RecordDataset]) -> RecordDataset | Mixture:
-    """The dataset that is trained: the only part itself, or the mixture as the sets are now."""
+    """Return the dataset to train: the only part itself, or the mixture of the sets as they are now."""
     if not is_mixture(recipe):
         return sets[0]
     return Mixture(sets, [part.plan for part in list_parts(recipe)], seed=recipe.seed)
@@ -130,9 +130,9 @@ def check_parts(
     """Check the records of all parts, and leave the bad ones out (`check_records`).
 
     Args:
-        found: output beside which is kept what is found.
+        found: output of the run; results are kept beside it.
         data: of `describe_data`.
-        resume, say, progress: as of `check_records`.
+        resume, say, progress: see `check_records`.
     """
     return [
         check_records(
@@ -153,7 +153,7 @@ def _place(recipe: Recipe, found: str | Path, k: int) -> Path:
 
 
 def describe_checked(recipe: Recipe, checked: Sequence[Checked]) -> tuple[Checked, dict[str, Any]]:
-    """What was found in all parts together, and as it stands in the manifest.
+    """Return the results of all parts together, and their form in the manifest.
 
     Numbers of bad records are listed for each part of a mixture.
     """
@@ -171,13 +171,13 @@ def describe_checked(recipe: Recipe, checked: Sequence[Checked]) -> tuple[Checke
 
 
 def forget_checked(recipe: Recipe, output: str | Path) -> None:
-    """Remove what was found in the records, at the end of a run."""
+    """Remove the stored results of the check, at the end of a run."""
     for k in range(len(list_parts(recipe))):
         checked_file(_place(recipe, output, k)).unlink(missing_ok=True)
 
 
 def describe_parts(recipe: Recipe, dataset: RecordDataset | Mixture) -> list[dict[str, Any]]:
-    """Of each part of a mixture: its file, records, items of a pass, weight; empty for a single set."""
+    """Describe each part of a mixture: file, records, items of a pass, weight. Empty for a single set."""
     if not isinstance(dataset, Mixture):
         return []
     return [

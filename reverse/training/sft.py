@@ -3,7 +3,7 @@
     manifest = train(model, processor, dataset, SFTConfig(output="out/tagged", seconds=180))
 
 The objective is plain cross entropy over `labels` (REVERSE, https://arxiv.org/abs/2504.13169, Eq. 1, with the
-indicator already in the labels): nothing here knows of tags, but for `confidence_weight`.
+indicator already in the labels): apart from `confidence_weight`, this module does not depend on tags.
 
 What is on disk. While a run goes on, `OUTPUT.checkpoints/checkpoint-N` (the Trainer's own), if `save_steps`
 is set; a run that is started again goes on from the last whole one of them. At the end model, processor and
@@ -73,7 +73,7 @@ __all__ = ["MANIFEST", "REPORTERS", "SFTConfig", "run_settings", "train"]
 
 @dataclass
 class SFTConfig:
-    """How one run trains. Defaults suit small models on one device."""
+    """Settings of a training run. The defaults suit small models on one device."""
 
     output: str  # folder that the model is written to, see the module's docstring
     seconds: float | None = None  # stop after these, with the learning rate at zero; None: steps alone count
@@ -123,13 +123,13 @@ def train(
 ) -> dict[str, Any]:
     """Train `model` on the items of `dataset`, in place, and write it to `config.output`.
 
-    Every process of a run calls it; all of them see the whole of `dataset`.
+    Every process of a run calls it, each with the whole `dataset`.
 
     Args:
         model: of transformers, float32 for full training, or wrapped by peft.
         processor: of the model, saved beside it.
         dataset: with a length; gives `TrainingItem`s.
-        resume: go on from the last checkpoint of this output, where there is one.
+        resume: continue from the last checkpoint of this output, if there is one.
         notes: what else the outcome depends on (JSON); kept in the manifest under its names.
         callbacks: further ones of the Trainer's.
         files: further texts written beside the weights, by their names.
@@ -157,12 +157,12 @@ def train(
 
 
 def run_settings(config: SFTConfig, notes: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What the checkpoints of a run are kept with: only a run with the same goes on from them."""
+    """Return the settings that are stored with checkpoints: only a run with the same ones resumes."""
     return {**_outcome(config), "processes": processes(), "notes": dict(notes or {})}
 
 
 class _Run:
-    """One call of `train`: what it is given, and what is made of it before the first step."""
+    """One call of `train`: its arguments, and what is made from them before the first step."""
 
     def __init__(
         self,
@@ -196,7 +196,7 @@ class _Run:
     def train(
         self, resume: bool, callbacks: Sequence[TrainerCallback], files: Mapping[str, str]
     ) -> dict[str, Any]:
-        """Train to the end, write the output and remove the checkpoints; the manifest."""
+        """Train to the end, write the output, remove the checkpoints and return the manifest."""
         model, config, arguments = self.model, self.config, self.arguments
         if is_adapted(model):  # now: a sharded base has no fingerprint
             base = model.peft_config["default"].base_model_name_or_path or ""
@@ -240,7 +240,7 @@ class _Run:
         return manifest
 
     def make_trainer(self, callbacks: list[TrainerCallback]) -> StepTrainer:
-        """The Trainer over the data in their order."""
+        """Make the Trainer over the data in their order."""
         config = self.config
         trainer = StepTrainer(
             loss=self.loss,
@@ -260,7 +260,7 @@ class _Run:
         return trainer
 
     def make_manifest(self, trainer: Trainer, wall: float) -> dict[str, Any]:
-        """What the run did and was made with. `wall`: seconds of all of it."""
+        """Make the manifest: what the run did, and with what. `wall`: its total seconds."""
         import accelerate
         import peft
 
@@ -289,7 +289,7 @@ class _Run:
 
 
 def _outcome(config: SFTConfig) -> dict[str, Any]:
-    """The settings that decide what comes out of a run."""
+    """Return the settings that decide the result of a run."""
     elsewhere = {
         "output",
         "workers",

@@ -1,6 +1,6 @@
 """Transformers' `Trainer` with the loss, the parameter groups and the rate of this library.
 
-What is other than in transformers: the loss is a sum over targets, divided by the weight of all targets of an
+Differences to transformers: the loss is a sum over targets, divided by the weight of all targets of an
 optimizer step (all its batches, on all devices), so that a step is the same however it is cut into batches
 and devices; parameters fall into groups with a rate and a decay each; every step's loss is kept on record
 (`reverse.training.loss_record`); nothing is counted that nobody reads.
@@ -29,12 +29,12 @@ Group = dict[str, Any]
 
 
 class StepTrainer(Trainer):
-    """The Trainer of this library; the module says what differs.
+    """The Trainer of this library. The module's docstring lists the differences to transformers.
 
     Args:
         loss: what targets weigh.
         rate: factor of the learning rates.
-        record: told of every step's loss; a callback too.
+        record: receives every step's loss; it is also a callback.
         groups: names of parameters with their settings, from `parameter_groups`.
         betas: of AdamW.
         kwargs: for `Trainer`.
@@ -61,7 +61,7 @@ class StepTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW over `groups`, fused on a GPU; called before or after the model is sharded."""
+        """Make AdamW over `groups`, fused on a GPU; it is called before or after the model is sharded."""
         self.optimizer: Any
         if self.optimizer is None:
             found = dict((model if model is not None else self.model).named_parameters())
@@ -73,7 +73,7 @@ class StepTrainer(Trainer):
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """`rate`, whatever the number of steps: it knows its own."""
+        """Make the scheduler of `rate`, which knows the number of steps itself."""
         self.lr_scheduler: Any
         if self.lr_scheduler is None:
             chosen = optimizer if optimizer is not None else self.optimizer
@@ -87,7 +87,7 @@ class StepTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
-        """The batches of one step, and the total weight of their targets on all devices."""
+        """Return the batches of one step, and the total weight of their targets on all devices."""
         if self.rate.done(self.state.global_step) >= 1:  # resumed where it was at its end: not one step more
             self.control.should_training_stop = True
             return [], None
@@ -111,7 +111,7 @@ class StepTrainer(Trainer):
         return samples, weight
 
     def _weigh(self, batch: dict[str, Tensor]) -> Tensor:
-        """The total weight of a batch's targets, float64."""
+        """Return the total weight of a batch's targets, float64."""
         targets = batch["labels"].flatten()[batch["places"] + 1]
         return torch.as_tensor(self.loss.weight_of(targets, batch.get("weights"))).double()
 
@@ -123,7 +123,9 @@ class StepTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """This batch's share of the step's mean loss, times the devices, whose gradients are averaged."""
+        """Return this batch's share of the step's mean loss, times the number of devices, because their
+        gradients are averaged.
+        """
         if num_items_in_batch is None:
             raise IncompatibleLibraryError(
                 "transformers", "Trainer does not say what the targets of a step weigh"
@@ -145,10 +147,11 @@ class StepTrainer(Trainer):
 def parameter_groups(
     model: Any, *, lr: float, projector_lr: float | None, weight_decay: float
 ) -> list[Group]:
-    """Trained parameters by rate and decay: `{"names", "lr", "weight_decay"}` each, none of them empty.
+    """Group trained parameters by rate and decay: `{"names", "lr", "weight_decay"}` each, without empty
+    groups.
 
     Matrices decay; vectors, embeddings and the rows of tokens do not. The projector (Qwen2.5-VL: the merger)
-    has a rate of its own where one is given.
+    has its own rate if one is given.
 
     Raises:
         ValueError: nothing requires a gradient.

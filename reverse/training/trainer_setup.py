@@ -1,4 +1,4 @@
-"""What transformers' Trainer and the model are set to for a training run.
+"""Set up transformers' Trainer and the model for a training run.
 
 arguments = make_arguments(config, Path("out.checkpoints"), steps=100, accumulate=2, parallel={})
 checkpoint_activations(model, "none")
@@ -28,9 +28,9 @@ _ABSENT = object()
 def make_arguments(
     config: Any, checkpoints: Path, steps: int, accumulate: int, parallel: dict[str, Any]
 ) -> TrainingArguments:
-    """The Trainer's settings for an `SFTConfig`, without extras that slow down a small model.
+    """Make the Trainer's settings for an `SFTConfig`, without extras that slow down a small model.
 
-    `parallel`: further arguments, of `parallel_arguments`.
+    `parallel`: further arguments, from `parallel_arguments`.
     """
     cuda = torch.cuda.is_available()
     arguments = TrainingArguments(
@@ -77,7 +77,7 @@ def make_arguments(
 
 
 def checkpoint_activations(model: Any, parallel: str) -> None:
-    """Recompute activations in the backward pass, of all layers but the frozen ones of the vision tower."""
+    """Recompute activations in the backward pass, in all layers except frozen ones of the vision tower."""
     base = model.get_base_model() if is_adapted(model) else model
     # DeepSpeed's gathered parameters look different the second time, which the other way to checkpoint
     # checks.

@@ -1,4 +1,4 @@
-"""What a mode changes: answers before and after, kinds of errors, costs, p(`</UN>`) as a detector.
+"""Measure the effects of a mode: answers before and after, kinds of errors, costs, p(`</UN>`) as a detector.
 
     change = transitions(plain, select)        # change.net, change.right_to_wrong, … with intervals
     cost(select).tokens_per_right
@@ -76,7 +76,7 @@ class Correction:
 
 
 def first_answers(records: Sequence[DraftRecord]) -> list[DraftRecord]:
-    """The records with their first draft alone: what a mode would have said without its costly part."""
+    """Return the records with only their first draft: the answer of a mode before its further drafts."""
     return [
         record.model_copy(update={"drafts": record.drafts[:1], "links": (), "cost": None})
         for record in records
@@ -88,7 +88,7 @@ def transitions(
     after: Sequence[DraftRecord],
     settings: BootstrapSettings = DEFAULT_BOOTSTRAP,
 ) -> Transitions:
-    """How answers change from one run to another over the same questions; intervals are paired.
+    """Measure how answers change from one run to another over the same questions; intervals are paired.
 
     Raises DataError if the runs do not answer the same questions.
     """
@@ -109,7 +109,7 @@ def transitions(
 
 
 def cost(records: Sequence[DraftRecord], settings: BootstrapSettings = DEFAULT_BOOTSTRAP) -> ModeCost:
-    """What a run cost. Raises DataError for a record without its cost."""
+    """Measure the cost of a run. Raises DataError for a record without its cost."""
     for record in records:
         if record.cost is None:
             raise DataError(
@@ -131,7 +131,7 @@ def corrections_by_error(
     after: Sequence[DraftRecord],
     settings: BootstrapSettings = DEFAULT_BOOTSTRAP,
 ) -> dict[str, Correction]:
-    """Which kinds of errors a mode corrects, the most frequent first.
+    """Measure which kinds of errors a mode corrects, the most frequent first.
 
     The kind of a wrong answer is that of the first wrong segment of the draft before; "other" if no segment
     says it.
@@ -160,7 +160,7 @@ def _error_kind(draft: RecordedDraft) -> str:
 def step_auroc(
     records: Sequence[DraftRecord], settings: BootstrapSettings = DETECTION_BOOTSTRAP
 ) -> Interval | None:
-    """AUROC of p(`</UN>`) over segments that are right or wrong; None without both kinds."""
+    """Compute the AUROC of p(`</UN>`) over segments that are right or wrong; None without both kinds."""
     rows = [
         (segment.p_un, segment.verdict, cluster)
         for record, cluster in zip(records, cluster_names(records), strict=True)
@@ -174,7 +174,9 @@ def step_auroc(
 def answer_auroc(
     records: Sequence[DraftRecord], settings: BootstrapSettings = DETECTION_BOOTSTRAP
 ) -> Interval | None:
-    """AUROC of a draft's highest p(`</UN>`) over drafts that are right or wrong; None without both kinds."""
+    """Compute the AUROC of a draft's highest p(`</UN>`) over drafts that are right or wrong; None without
+    both.
+    """
     rows = []
     for record, cluster in zip(records, cluster_names(records), strict=True):
         for draft in record.drafts:

@@ -4,7 +4,7 @@
     report = make_report(runs)          # plain values, for JSON
     make_mode_tables(report)            # for a terminal
 
-The first run is the one before: changes of all others are paired with it by question. Every figure is
+The first run is the baseline: changes of all others are paired with it by question. Every figure is
 [point, low, high] with a 95 % interval; a figure that is not defined is None.
 """
 
@@ -76,7 +76,7 @@ def make_report(
     settings: BootstrapSettings = DEFAULT_BOOTSTRAP,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Accuracy, changes, costs, curves and detection of each run, as plain values.
+    """Return accuracy, changes, costs, curves and detection of each run, as plain values.
 
     `progress(done, total)` is called after each run; one of 2,000 questions with 32 samples each takes half a
     minute.
@@ -132,7 +132,7 @@ def _describe_run(run: ModeRun, before: ModeRun, settings: BootstrapSettings) ->
 
 
 def _describe_curves(records: Sequence[DraftRecord], settings: BootstrapSettings) -> dict[str, Any] | None:
-    """Accuracy and tokens at N samples; None unless every question has two samples or more."""
+    """Return accuracy and tokens at N samples; None unless every question has two samples or more."""
     most = count_samples(records)
     if most < 2:
         return None
@@ -157,7 +157,7 @@ def _describe_curves(records: Sequence[DraftRecord], settings: BootstrapSettings
 
 
 def _compare_with_vote(records: Sequence[DraftRecord], settings: BootstrapSettings) -> Figure:
-    """Accuracy of a run minus that of a vote of all its samples; None for a run without samples."""
+    """Return the accuracy of a run minus that of a vote of all its samples; None without samples."""
     most = count_samples(records)
     if most < 2:
         return None
@@ -190,14 +190,14 @@ def _compare_at_equal_tokens(
 
 
 def _dominates(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    """Whether a mode is at least as right at no more tokens, and better in one of both."""
+    """Whether a mode is at least as accurate at no more tokens, and strictly better in one of the two."""
     gain = first["accuracy"][0] - second["accuracy"][0]
     saved = second["cost"]["tokens"][0] - first["cost"]["tokens"][0]
     return gain >= 0 and saved >= 0 and gain + saved > 0
 
 
 def _figure(interval: Interval | None) -> Figure:
-    """[point, low, high]; None for what is not defined."""
+    """Return [point, low, high]; None for a figure that is not defined."""
     if interval is None or not np.isfinite(interval.point):
         return None
     return [float(each) for each in interval]

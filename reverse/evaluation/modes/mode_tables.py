@@ -13,7 +13,7 @@ _CURVES = (("oracle", "oracle"), ("vote", "vote"), ("weighted", "weighted vote")
 
 
 def make_mode_tables(report: Mapping[str, Any], title: str = "") -> list[Any]:
-    """Rich tables: all modes, then the curve of each mode that samples, then errors and detection."""
+    """Make Rich tables: all modes, then the curve of each mode that samples, then errors and detection."""
     tables = [_tabulate_modes(report, title)]
     for mode in report["modes"]:
         if mode["curves"] is not None:

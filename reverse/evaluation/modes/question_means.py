@@ -1,4 +1,4 @@
-"""Draft records as rows of questions: what was answered, what it cost, and means with intervals.
+"""Means over the questions of draft records (correctness, costs), with intervals.
 
     values = np.array([is_right(record) for record in records])
     estimate_mean(records, values)                              # Interval(point, low, high, …)
@@ -38,7 +38,7 @@ SHOWN = 3  # ids in an error
 
 
 def final_draft(record: DraftRecord) -> RecordedDraft:
-    """The draft whose answer was returned: the last accepted one; if none is marked, the last one.
+    """Return the draft whose answer was returned: the last accepted one, or the last one if none is accepted.
 
     Raises DataError for a record without drafts.
     """
@@ -53,12 +53,15 @@ def is_right(record: DraftRecord) -> bool:
 
 
 def cluster_names(records: Records) -> list[str]:
-    """What is drawn together for intervals: the first picture of each record, else its id."""
+    """Return the name of each record's cluster for intervals: its first picture, else its id."""
     return [record.images[0] if record.images else f"id {record.id}" for record in records]
 
 
 def pair_records(first: Records, second: Records) -> tuple[list[DraftRecord], list[DraftRecord]]:
-    """Both lists in the order of the first. Raises DataError if they do not hold the same questions."""
+    """Return both lists in the order of the first.
+
+    Raises DataError if they do not hold the same questions.
+    """
     places: list[dict[str, DraftRecord]] = []
     for records in (first, second):
         by_id = {record.id: record for record in records}
@@ -79,7 +82,7 @@ def pair_records(first: Records, second: Records) -> tuple[list[DraftRecord], li
 def estimate_mean(
     records: Records, values: ArrayLike, settings: BootstrapSettings = DEFAULT_BOOTSTRAP
 ) -> Interval:
-    """The mean of one value a record."""
+    """Estimate the mean of one value per record."""
     return estimate_quotient(records, values, np.ones(len(records)), settings)
 
 
@@ -89,7 +92,7 @@ def estimate_quotient(
     whole: ArrayLike,
     settings: BootstrapSettings = DEFAULT_BOOTSTRAP,
 ) -> Interval:
-    """sum(part) / sum(whole), such as tokens over right answers; not finite if `whole` sums to 0."""
+    """Estimate sum(part) / sum(whole), such as tokens per right answer; not finite if `whole` sums to 0."""
 
     def divide(sums: Sums) -> np.ndarray:
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -104,7 +107,7 @@ def estimate_sums(
     of: Callable[[Sums], np.ndarray],
     settings: BootstrapSettings = DEFAULT_BOOTSTRAP,
 ) -> Interval:
-    """A function of column sums, as `Metric.of`; each column has one value a record."""
+    """Estimate a function of column sums, as `Metric.of`; each column has one value per record."""
     if not records:
         raise DataError("there are no records to make figures of: name a file of drafts that has some")
     table = Table(

@@ -49,45 +49,45 @@ _DIGITS = 9  # votes that differ by less are equal: sums of confidences depend o
 
 
 def samples_of(record: DraftRecord) -> list[RecordedDraft]:
-    """The drafts that are samples, in the order in which they were made."""
+    """Return the drafts that are samples, in the order in which they were made."""
     return [draft for draft in record.drafts if draft.role == "sample"]
 
 
 def count_samples(records: Sequence[DraftRecord]) -> int:
-    """How many samples every record has at least; 0 without records."""
+    """Return the smallest number of samples of any record; 0 without records."""
     return min((len(samples_of(record)) for record in records), default=0)
 
 
 def usual_sizes(most: int) -> list[int]:
-    """1, 2, 3, 4, 8, 16, 32 up to `most`, and `most` itself."""
+    """Return 1, 2, 3, 4, 8, 16, 32 up to `most`, and `most` itself."""
     return sorted({n for n in (1, 2, 3, 4, 8, 16, LARGEST, most) if 1 <= n <= most})
 
 
 def oracle_at(
     records: Sequence[DraftRecord], n: int, settings: BootstrapSettings = DEFAULT_BOOTSTRAP
 ) -> Interval:
-    """The share of questions for which one of n samples is right."""
+    """Compute the share of questions for which one of n samples is right."""
     return estimate_mean(records, values_at(records, "oracle", n), settings)
 
 
 def vote_at(
     records: Sequence[DraftRecord], n: int, settings: BootstrapSettings = DEFAULT_BOOTSTRAP
 ) -> Interval:
-    """Accuracy of the most frequent answer of n samples; ties go to the most confident."""
+    """Compute the accuracy of the most frequent answer of n samples; ties go to the most confident."""
     return estimate_mean(records, values_at(records, "vote", n, settings.seed), settings)
 
 
 def weighted_vote_at(
     records: Sequence[DraftRecord], n: int, settings: BootstrapSettings = DEFAULT_BOOTSTRAP
 ) -> Interval:
-    """Accuracy of the answer of n samples that has the highest sum of confidences."""
+    """Compute the accuracy of the answer of n samples that has the highest sum of confidences."""
     return estimate_mean(records, values_at(records, "weighted", n, settings.seed), settings)
 
 
 def best_at(
     records: Sequence[DraftRecord], n: int, settings: BootstrapSettings = DEFAULT_BOOTSTRAP
 ) -> Interval:
-    """Accuracy of the most confident of n samples."""
+    """Compute the accuracy of the most confident of n samples."""
     return estimate_mean(records, values_at(records, "best", n), settings)
 
 
@@ -97,7 +97,7 @@ def select_at(
     ns: Iterable[int] | None = None,
     settings: BootstrapSettings = DEFAULT_BOOTSTRAP,
 ) -> dict[int, Interval]:
-    """Accuracy of mode `select` with n samples, by n.
+    """Compute the accuracy of mode `select` with n samples, by n.
 
     A judge of `RULES` is computed from the samples. The choice of `judge="self"`, the model itself, is known
     only for the samples that it was shown: its curve is the accuracy of the run, at its own n.
@@ -112,7 +112,7 @@ def select_at(
 def values_at(
     records: Sequence[DraftRecord], rule: str, n: int, seed: int = 0, most_subsets: int = MOST_SUBSETS
 ) -> np.ndarray:
-    """For each record the probability that a rule is right with n of its samples, shape (records,).
+    """Compute for each record the probability that a rule is right with n of its samples, shape (records,).
 
     Raises DataError for a record with fewer samples; RequestError for an unknown rule.
     """
@@ -141,7 +141,7 @@ def values_at(
 
 
 def values_at_tokens(records: Sequence[DraftRecord], rule: str, tokens: float, seed: int = 0) -> np.ndarray:
-    """The same with as many samples as `tokens` generated tokens a question pay for, shape (records,).
+    """Do the same with as many samples as `tokens` generated tokens per question allow, shape (records,).
 
     Between two sizes the values are interpolated: a share of the questions gets one sample more. Less than
     one sample counts as one. Raises DataError if the tokens pay for more samples than every record has, or if
@@ -162,7 +162,7 @@ def values_at_tokens(records: Sequence[DraftRecord], rule: str, tokens: float, s
 
 
 def _chance_of_best(samples: Sequence[RecordedDraft], n: int) -> np.ndarray:
-    """The probability of each sample to be the most confident of n, shape (samples,)."""
+    """Compute the probability of each sample to be the most confident of n, shape (samples,)."""
     count = len(samples)
     order = sorted(range(count), key=lambda i: (-(samples[i].confidence or 0.0), i))
     chances = np.zeros(count)
@@ -173,7 +173,7 @@ def _chance_of_best(samples: Sequence[RecordedDraft], n: int) -> np.ndarray:
 
 @lru_cache(maxsize=256)
 def _subsets(count: int, n: int, seed: int, most: int) -> np.ndarray:
-    """Subsets of n of `count` places as a mask, shape (subsets, count): all, or `most` random ones."""
+    """Return subsets of n of `count` samples as a mask (subsets, count): all, or `most` random ones."""
     if comb(count, n) <= most:
         places = np.array(list(combinations(range(count), n)))
     else:
@@ -185,7 +185,7 @@ def _subsets(count: int, n: int, seed: int, most: int) -> np.ndarray:
 
 
 def find_winners(samples: Sequence[RecordedDraft], subsets: np.ndarray, *, weighted: bool) -> np.ndarray:
-    """The place of the sample that a vote keeps in each subset.
+    """Find the index of the sample that a vote keeps in each subset.
 
     Args:
         subsets: mask of shape (subsets, samples).

@@ -1,1 +1,1 @@
-"""LoRA adapters: their settings, loose weights beside them, and merging."""
+"""LoRA adapters: their settings, further weights beside them, and merging."""

@@ -32,7 +32,8 @@ _SAMPLES = 64  # values of each tensor that go into a fingerprint
 
 
 def base_fingerprint(model: Any, kind: str | None = None, through: torch.dtype | None = None) -> str:
-    """A cheap hash of a base's weights: names, shapes, and 64 values of every tensor, rounded to bfloat16.
+    """Compute a cheap hash of a base's weights: names, shapes, and 64 values of every tensor, rounded to
+    bfloat16.
 
     It is the same for a base in float32 and bfloat16, and for a base under a LoRA that has not been merged,
     however long it was trained: the adapter's own tensors are left out. Take it before FSDP or ZeRO shards
@@ -78,7 +79,7 @@ def adapter_card(
     fingerprint: str | None = None,
     added_seed: int | None = None,
 ) -> dict[str, Any]:
-    """The content of the card that `reverse merge` checks a base against.
+    """Make the content of the card that `reverse merge` checks a base against.
 
     Args:
         model: the PeftModel, or its base; not sharded yet.
@@ -111,7 +112,7 @@ def write_adapter_card(folder: str | os.PathLike, model: Any, tokenizer: Any, **
 
 
 def plain_name(name: str) -> str | None:
-    """A parameter's name in the base; None if it belongs to an adapter."""
+    """Return a parameter's name in the base; None if it belongs to an adapter."""
     parts = name.split(".")
     if any(part.startswith(("lora_", "trainable_tokens_")) or part == "modules_to_save" for part in parts):
         return None
@@ -122,12 +123,12 @@ def plain_name(name: str) -> str | None:
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """The card beside an adapter; empty if training left none."""
+    """Read the card beside an adapter; empty if training wrote none."""
     return read_settings(folder / CARD) if (folder / CARD).is_file() else {}
 
 
 def find_threshold(folder: Path, card: dict[str, Any]) -> float | None:
-    """The default threshold of an adapter, from its card or a config.json beside it; None without one."""
+    """Return an adapter's default threshold, from its card or a config.json beside it; None without one."""
     try:
         if card.get("threshold") is not None:
             return stored_threshold({"threshold": card["threshold"]})

@@ -1,7 +1,7 @@
 """Read a LoRA adapter from disk, and refuse settings that its matrices contradict.
 
-peft makes matrices of the rank that adapter_config.json names, and only then compares them with the files: a
-rank of 10 million takes all memory first.
+peft allocates matrices of the rank in adapter_config.json before it compares them with the files, so a rank
+of 10 million would use all memory.
 """
 
 import os
@@ -42,7 +42,7 @@ class Adapter:
 
 
 def read_adapter(path: str | os.PathLike) -> Adapter:
-    """The adapter in the folder `path`, or in its only subfolder that holds one.
+    """Read the adapter in the folder `path`, or in its only subfolder that holds one.
 
     Raises:
         MissingFileError: there is no adapter, or it has no weights.
@@ -82,7 +82,9 @@ def _find_folder(path: str | os.PathLike) -> Path:
 
 
 def _check_ranks(file: Path, settings: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> None:
-    """Refuse ranks far above those of the matrices in `state`, and scaling factors that are not numbers."""
+    """Raise CheckpointError for ranks far above those of the matrices in `state`, or scaling factors that are
+    not numbers.
+    """
     ranks = [int(value.shape[0]) for name, value in state.items() if any(part in name for part in _RANKED)]
     highest = max(ranks, default=0)
     most = max(highest, _MODEST)

@@ -33,7 +33,7 @@ _WRAPPERS = ("base_model.model.", "_orig_mod.", "module.", "base_layer.", "modul
 
 
 def find_loose_weights(folder: Path, *, given: Path | None = None) -> Tensors:
-    """The weights beside an adapter, without reading them.
+    """Find the weights beside an adapter, without reading them.
 
     Args:
         folder: holds the adapter.
@@ -90,7 +90,7 @@ def apply_loose_weights(model: Any, loose: Tensors, family: Family) -> None:
 
 
 def list_loose_weights(folder: Path, known: Iterable[str] = ()) -> list[Path]:
-    """The files of weights in `folder` beside its adapter, except those named `known`."""
+    """List the files of weights in `folder` beside its adapter, except those named in `known`."""
     skipped = (*ADAPTER_WEIGHTS, *_TRAINERS, *known)
     return [
         file
@@ -104,7 +104,7 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def _remove_wrappers(name: str) -> str:
-    """A tensor's name in the base, without what peft and other wrappers put into it."""
+    """Return a tensor's name in the base, without the parts that peft and other wrappers add."""
     for wrapper in _WRAPPERS:
         name = name.replace(f".{wrapper}", ".").removeprefix(wrapper)
     return name

@@ -4,7 +4,8 @@
     ...                                                   # merge
     check_merged(before, run_probe(merged, family, processor), base, dtype)
 
-Here is also what merging a tied model needs: embeddings and head share a matrix, and the adapter changes one.
+The module also unties models whose embeddings and head share a matrix of which an adapter changes only one
+use.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _CERTAIN = 0.01  # above it, a difference as large as what the adapter changes i
 
 @dataclass(frozen=True)
 class ProbeReport:
-    """How far merged and unmerged are apart; `str()` gives a sentence for people."""
+    """The differences between the merged and the unmerged model; `str()` gives a readable sentence."""
 
     difference: float  # largest, of logits and picture features
     relative: float  # of the vectors' lengths
@@ -59,7 +60,9 @@ class ProbeReport:
 
 @torch.no_grad()
 def run_probe(model: Any, family: Family, processor: Any) -> dict[str, torch.Tensor]:
-    """Logits of a fixed text with the three tokens, and features of a fixed picture, float64 on the CPU."""
+    """Return logits of a fixed text with the three tokens and features of a fixed picture, float64 on the
+    CPU.
+    """
     tokenizer = processor.tokenizer
     banned = {*tokenizer.all_special_ids, tokenizer.convert_tokens_to_ids(family.image_token)}
     usable = sorted(set(tokenizer.get_vocab().values()) - banned)
@@ -84,7 +87,7 @@ def check_merged(
     base: dict[str, torch.Tensor],
     dtype: torch.dtype,
 ) -> ProbeReport:
-    """Compare the probe's outcome before and after merging; `base` is the one without the adapter.
+    """Compare the probes before and after merging; `base` is the probe of the base without the adapter.
 
     Raises CheckpointError if they are further apart than rounding explains.
     """
@@ -126,7 +129,7 @@ def check_lora_bias(wrapped: Any) -> None:
         if trained and getattr(getattr(module, "base_layer", None), "bias", None) is None:
             raise CheckpointError(
                 "the adapter was trained with lora_bias=True, and "
-                f"{name.removeprefix('base_model.model.')} has no bias that could take it up: decode with "
+                f"{name.removeprefix('base_model.model.')} has no bias to merge it into: decode with "
                 "the adapter unmerged, which reverse.generate() takes, or train with lora_bias=False"
             )
 

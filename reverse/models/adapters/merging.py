@@ -2,10 +2,11 @@
 
     reverse merge runs/llava llava-merged --base llava-with-tokens
 
-All that training may have changed is merged: LoRA matrices, single token rows (`trainable_token_indices`),
-and whole modules (`modules_to_save`: the projector). It is found in the adapter's files, not in their names.
-The base must be the one that was trained: shapes, architecture, vocabulary and, if training left a card
-(`reverse.models.adapters.adapter_card`), a fingerprint of its weights.
+Everything that training may have changed is merged: LoRA matrices, single token rows
+(`trainable_token_indices`), and whole modules (`modules_to_save`: the projector). The contents of the
+adapter's files decide, not their names. The base must be the one that was trained: shapes, architecture,
+vocabulary and, if training left a card (`reverse.models.adapters.adapter_card`), a fingerprint of its
+weights.
 """
 
 import os
@@ -128,7 +129,7 @@ def merge_adapter(
 
 
 def _find_base(adapter: Adapter, base: str | os.PathLike | None) -> tuple[str, str, Family]:
-    """The name of the base, its folder or hub id, and its family."""
+    """Return the name of the base, its folder or hub id, and its family."""
     card = adapter.card
     name = str(base or card.get("base") or adapter.settings.get("base_model_name_or_path") or "")
     if not name:
@@ -145,7 +146,7 @@ def _find_base(adapter: Adapter, base: str | os.PathLike | None) -> tuple[str, s
 
 
 def _load_processors(adapter: Adapter, path: str, family: Family) -> tuple[Any, Any]:
-    """The adapter's processor, if training saved it beside the adapter, else the base's; and the base's.
+    """Load the adapter's processor, if training saved one, else the base's; and the base's.
 
     Raises CheckpointError for a base without the three tokens, or with other ids for them, before its weights
     are read.
@@ -169,7 +170,7 @@ def _check_ids(path: str, ids: Iterable[int], trained: Iterable[int]) -> None:
 
 
 def _check_vocabulary(adapter: Adapter, path: str, model: Any, processor: Any, of_base: Any) -> None:
-    """Refuse a base that knows other ids than the adapter was trained on, or not the three tokens."""
+    """Raise CheckpointError for a base without the three tokens, or with other ids than in training."""
     card = adapter.card
     if card.get("added_seed") is not None:  # training added the tokens with this seed
         add_tokens(model, of_base, seed=int(card["added_seed"]))
@@ -198,7 +199,10 @@ def _check_vocabulary(adapter: Adapter, path: str, model: Any, processor: Any, o
 
 
 def _check_fingerprint(base: str, card: dict[str, Any], model: Any) -> bool:
-    """Whether the card has a fingerprint. Raises CheckpointError if the base has another one."""
+    """Compare the base with the card's fingerprint; return whether the card has one.
+
+    Raises CheckpointError.
+    """
     recorded = card.get("fingerprint")
     if recorded is None:
         return False
@@ -215,7 +219,7 @@ def _check_fingerprint(base: str, card: dict[str, Any], model: Any) -> bool:
 
 
 def _merge(model: Any, adapter: Adapter, family: Family, processor: Any) -> tuple[Any, ProbeReport]:
-    """The base with the adapter in it, without peft's wrappers, and how far it is from them unmerged."""
+    """Return the merged base without peft's wrappers, and its difference from the unmerged adapter."""
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
     shared = embeddings.weight if embeddings.weight is head.weight else None
     kind = model.dtype
@@ -241,7 +245,7 @@ def _merge(model: Any, adapter: Adapter, family: Family, processor: Any) -> tupl
 
 
 def _wrap(model: Any, adapter: Adapter) -> Any:
-    """The adapter on its base. Raises CheckpointError if it does not fit, or holds NaN or infinity."""
+    """Put the adapter on its base. Raises CheckpointError if it does not fit, or holds NaN or infinity."""
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 
     wrong = (
@@ -269,7 +273,7 @@ def _wrap(model: Any, adapter: Adapter) -> Any:
 
 
 def _absent(wrapped: Any, missing: list[str]) -> list[str]:
-    """List the adapter's tensors that no file held. A tied tensor needs one of its names only."""
+    """List the adapter's tensors that no file holds. A tied tensor needs only one of its names."""
     places = {name: value.data_ptr() for name, value in wrapped.state_dict(keep_vars=True).items()}
     given = {place for name, place in places.items() if name not in set(missing)}
     return [name for name in missing if plain_name(name) is None and places[name] not in given]

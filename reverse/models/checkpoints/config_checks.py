@@ -1,8 +1,8 @@
-"""Refuse a config.json that describes no model that can be built, before anything is built of it.
+"""Refuse a config.json that describes an impossible model, before anything is built from it.
 
-A configuration is a stranger's file: heads that do not divide the width, millions of layers and sections that
-are lists end in tracebacks, or never end. The ranges are wide: they exclude mistakes and attacks, and no
-model that anyone has.
+A configuration is not trusted: heads that do not divide the width, millions of layers or lists in place of
+sections would end in tracebacks or never end. The ranges are wide: they exclude mistakes and attacks, but no
+existing model.
 """
 
 import copy
@@ -79,7 +79,7 @@ def check_config_values(file: Path | str, config: dict[str, Any], family: Family
 
 
 def build_config(file: Path | str, config: dict[str, Any], family: Family) -> Any:
-    """The configuration object of `config`, with the defaults of its class.
+    """Build the configuration object of `config`, with the defaults of its class.
 
     Raises CheckpointError if its class refuses it.
     """
@@ -88,7 +88,7 @@ def build_config(file: Path | str, config: dict[str, Any], family: Family) -> An
 
 
 def build_section(file: Path | str, config_class: Any, values: dict[str, Any]) -> Any:
-    """The configuration object of a decoder or a vision tower.
+    """Build the configuration object of a decoder or a vision tower.
 
     Raises CheckpointError if `values` do not fit it.
     """
@@ -97,7 +97,7 @@ def build_section(file: Path | str, config_class: Any, values: dict[str, Any]) -
 
 
 def build_empty(file: Path | str, config: Any, family: Family) -> Any:
-    """The model of a configuration object without memory for its weights: names and shapes only.
+    """Build the model of a configuration object without memory for its weights: names and shapes only.
 
     Raises CheckpointError if none can be built. Call `check_depth` first: it bounds what is built.
     """
@@ -108,7 +108,9 @@ def build_empty(file: Path | str, config: Any, family: Family) -> Any:
 
 
 def check_depth(file: Path | str, config: Any, tensors: int) -> None:
-    """Refuse more layers than the weight files have tensors: building them might never end."""
+    """Raise CheckpointError for more layers than the weight files have tensors: building them might never
+    end.
+    """
     layers = int(config.get_text_config().num_hidden_layers) + _tower_depth(config)
     if layers > tensors:
         raise CheckpointError(
@@ -133,7 +135,7 @@ def _build(file: Path | str, what: str, build: Any) -> Any:
 
 
 def _refuse_foreign_files(file: Path | str, config: dict[str, Any], sections: dict[str, Any]) -> None:
-    """Refuse fields that name weights or code to be fetched from elsewhere."""
+    """Raise CheckpointError for fields that name weights or code to be fetched from elsewhere."""
     if config.get("transformers_weights") is not None:
         raise CheckpointError(
             f"{file} names its weights itself "

@@ -1,4 +1,4 @@
-"""A fingerprint of a checkpoint in 16 digits: whether the folder of a name still holds the same model.
+"""Fingerprint a checkpoint in 16 digits, to see whether a folder still holds the same model.
 
     checkpoint_fingerprint("tiny-llava")               # of the files, whatever their place and age
 
@@ -38,7 +38,7 @@ _SOURCES = {"tokenizer.model", "vocab.json", "merges.txt"}  # what a tokenizer.j
 
 
 def checkpoint_fingerprint(path_or_id: str | os.PathLike) -> str:
-    """16 hexadecimal digits over the files of a checkpoint that decide its answers.
+    """Return 16 hexadecimal digits over the files of a checkpoint that decide its answers.
 
     `path_or_id` is that of `reverse.load`; of a hub id the files in the cache are read. Raises what `load`
     raises.
@@ -65,7 +65,7 @@ def _read_config(file: Path) -> Iterator[bytes]:
 
 
 def _read_parts(file: Path) -> Iterator[bytes]:
-    """All of a small file; of a large one its size, header and blocks."""
+    """Read all of a small file; of a large one its size, header and blocks."""
     size = file.stat().st_size
     yield f"{size}\0".encode()
     with file.open("rb") as stream:
@@ -81,7 +81,7 @@ def _read_parts(file: Path) -> Iterator[bytes]:
 
 
 def _read_header_and_tails(stream: BinaryIO) -> Iterator[bytes]:
-    """The header of a safetensors file, and the last rows of matrices that are as long as a vocabulary."""
+    """Read the header of a safetensors file, and the last rows of matrices as long as a vocabulary."""
     length = int.from_bytes(stream.read(8), "little")
     if length > MAX_HEADER:
         raise CheckpointError(

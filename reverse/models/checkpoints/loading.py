@@ -3,10 +3,10 @@
     >>> import reverse
     >>> model, processor = reverse.load("llava-with-tokens", device="cuda", dtype="bfloat16")
 
-Refused are pickled weights and code beside the weights, which run whatever they were written to run; a
-vocabulary without the three tokens, which cannot say which phrase is rejected; a tensor that is missing or
-has a foreign name, which transformers would fill with random numbers. Settings, names and shapes are checked
-before a model is built, and the weights are read last.
+It refuses pickled weights and code beside the weights, which could run anything; a vocabulary without the
+three tokens, which cannot say which phrase is rejected; a tensor that is missing or has a foreign name, which
+transformers would fill with random numbers. Settings, names and shapes are checked before a model is built,
+and the weights are read last.
 """
 
 import logging
@@ -124,7 +124,7 @@ def load(
 def load_fitting_processor(
     path: str, family: Family, *, backend: str = "pil", model: str | None = None, **hub: Any
 ) -> Any:
-    """The processor of a checkpoint that `find_checkpoint` accepted, completed from its config.json.
+    """Load the processor of a checkpoint that `find_checkpoint` accepted, completed from its config.json.
 
     It pads on the left, and tags that were saved as special tokens are ordinary. `model` is another
     checkpoint whose config.json is taken: an adapter's folder has a processor and no model.
@@ -151,7 +151,7 @@ def load_fitting_processor(
 def find_checkpoint(
     path_or_id: str | os.PathLike, *, variant: str | None = None, **hub: Any
 ) -> tuple[str, Family]:
-    """Where a checkpoint is, and its family. Refuses what `load` refuses, before any large file is read.
+    """Return a checkpoint's place and family. Refuses what `load` refuses, before any large file is read.
 
     `hub` are options of the hub, such as `revision`; `variant` is that of the weights. Raises what `load`
     raises.
@@ -173,7 +173,7 @@ def find_checkpoint(
 
 
 def load_weights(path: str, family: Family, *, dtype: torch.dtype | None = None, **kwargs: Any) -> Any:
-    """The model of a checkpoint that `find_checkpoint` accepted, from safetensors, without adapters.
+    """Load the model of a checkpoint that `find_checkpoint` accepted, from safetensors, without adapters.
 
     Raises CheckpointError if the files do not hold exactly the tensors of the model, or are damaged.
     """
@@ -223,7 +223,7 @@ def load_weights(path: str, family: Family, *, dtype: torch.dtype | None = None,
 
 
 def resolve_path(path_or_id: str | os.PathLike) -> str:
-    """The folder of a checkpoint or of a bundled model, or a hub id as it was given.
+    """Return the folder of a checkpoint or of a bundled model, or a hub id unchanged.
 
     Raises MissingFileError if there is no such folder and the name cannot be a hub id.
     """
@@ -252,7 +252,7 @@ def resolve_path(path_or_id: str | os.PathLike) -> str:
 
 
 def find_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """The type of weights that `dtype` names; None for None and "auto", which keep the type of the files.
+    """Return the torch dtype that `dtype` names; None for None and "auto", which keep the dtype of the files.
 
     Raises CheckpointError if it is not a type that a model of float weights can have.
     """
@@ -306,7 +306,7 @@ def _check_tensors(path: str, tensors: Tensors, family: Family, hub: dict[str, A
 
 
 def _warn_of_unused_files(path: str, files: list[Path]) -> None:
-    """Name the files beside the weights that are not loaded, once for each checkpoint."""
+    """Log the files beside the weights that are not loaded, once for each checkpoint."""
     unused = unused_weights(files[0].parent, files)
     if unused and path not in _warned:
         _warned.add(path)
@@ -320,7 +320,10 @@ def _warn_of_unused_files(path: str, files: list[Path]) -> None:
 
 
 def _read_config(path: str, hub: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
-    """The path and the content of config.json; AutoConfig would offer to run the code that it names."""
+    """Read config.json; return its path and content.
+
+    (AutoConfig would offer to run the code that it names.)
+    """
     reason = ""
     try:
         file = cached_file(path, "config.json", **hub)
@@ -339,7 +342,7 @@ def _read_config(path: str, hub: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
 
 
 def _check_architecture(path: str, config: dict[str, Any]) -> Family:
-    """The family that `config` names. Raises CheckpointError for code and unknown architectures."""
+    """Return the family that `config` names. Raises CheckpointError for code and unknown architectures."""
     family = family_named(config.get("model_type"), f"{path!r} ({config.get('architectures')})")
     check_no_code(path, config)
     stored_threshold(config.get("reverse"))
@@ -368,6 +371,6 @@ def _check_rows(path: str, model: Any, processor: Any) -> None:
     if ids[highest] >= rows:
         raise CheckpointError(
             f"{path!r}: the tokenizer gives {highest!r} the id {ids[highest]}, but the model has {rows} "
-            "embedding rows: tokenizer and weights are not of one checkpoint; run `reverse tokens add BASE "
-            "OUT` on the base"
+            "embedding rows: tokenizer and weights do not belong to one checkpoint; run `reverse tokens "
+            "add BASE OUT` on the base"
         )

@@ -3,7 +3,7 @@
     config = read_settings(folder / "config.json")
     read = check_settings(find_settings(path, hub))         # all files that transformers reads later
 
-The files come from strangers, and transformers reads them without limits: JSON that is nested deep enough
+The files are not trusted, and transformers reads them without limits: JSON that is nested deep enough
 ends in a RecursionError, a pipe or a device never ends. Every error names the file, the value and the remedy.
 """
 
@@ -34,21 +34,21 @@ _SHOWN = 60  # characters of a value in a message
 
 @dataclass(frozen=True)
 class Rule:
-    """What a value of a settings file must be; `text` goes on after "must"."""
+    """A rule for a value of a settings file; `text` completes the sentence "NAME must …"."""
 
     holds: Callable[[Any], bool]
     text: str
 
 
 def whole_number(least: int, most: int, text: str | None = None) -> Rule:
-    """The rule for a whole number (no bool) from `least` to `most`."""
+    """Make the rule for a whole number (no bool) from `least` to `most`."""
     return Rule(
         lambda value: is_whole(value, least, most), text or f"be a whole number from {least} to {most}"
     )
 
 
 def number_above(least: float, most: float = 1e12) -> Rule:
-    """The rule for a finite number (no bool) above `least` and at most `most`."""
+    """Make the rule for a finite number (no bool) above `least` and at most `most`."""
     return Rule(lambda value: is_number(value, least, most), f"be a number above {least:g}")
 
 
@@ -67,7 +67,7 @@ _GENERATION = {"eos_token_id": _TOKEN_IDS, "bos_token_id": _TOKEN_ID, "pad_token
 
 
 def _channels(above: float, text: str) -> Rule:
-    """The rule for one number, or one a channel."""
+    """Make the rule for one number, or one per channel."""
 
     def holds(value: Any) -> bool:
         parts = value if isinstance(value, list) else [value]
@@ -88,7 +88,7 @@ _PICTURES = {
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The JSON object in a file of a checkpoint.
+    """Read the JSON object in a file of a checkpoint.
 
     Raises CheckpointError if it is missing, damaged, too large, nested too deeply, or no object.
     """
@@ -113,7 +113,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def find_settings(path: str, hub: dict[str, Any], *, vocabulary: bool = True) -> dict[str, Path]:
-    """The settings files of a folder or of a hub id, by name; those that do not exist are left out.
+    """Return the settings files of a folder or a hub id by name; files that do not exist are left out.
 
     `vocabulary=False` leaves out the large ones, which only a tokenizer needs.
     """
@@ -166,7 +166,7 @@ def refuse(file: Path | str, name: str, value: Any, rule: str) -> NoReturn:
 
 
 def shorten(value: Any) -> str:
-    """A value as messages show it, cut to a readable length."""
+    """Return a value for an error message, cut to a readable length."""
     if isinstance(value, int) and value.bit_length() > 200:
         return f"a number of {value.bit_length()} bits"
     long = isinstance(value, (dict, list)) and len(value) >= 1000

@@ -1,11 +1,11 @@
-"""Read and write weights tensor by tensor: safetensors and restricted pickles in, safetensors shards out.
+"""Read weights from safetensors and restricted pickles, and write safetensors shards, tensor by tensor.
 
     >>> tensors = open_tensors("reverse_llava_v15")
     >>> tensors.read("model.mm_projector.0.weight").shape
     torch.Size([4096, 1024])
 
-Nothing here holds a whole checkpoint. Safetensors and zipped `.bin` files are memory-mapped; the writer holds
-at most one shard (2 GB). Pickles are read by torch's restricted loader (`weights_only=True`) only.
+The module never holds a whole checkpoint. Safetensors and zipped `.bin` files are memory-mapped; the writer
+holds at most one shard (2 GB). Pickles are read by torch's restricted loader (`weights_only=True`) only.
 """
 
 import json
@@ -29,7 +29,7 @@ _SOURCES = ((INDEX, SINGLE), ("pytorch_model.bin.index.json", "pytorch_model.bin
 
 
 class Tensors(Mapping[str, torch.Tensor]):
-    """The tensors of one or several files, by name, in the order of the files; read when they are asked for.
+    """The tensors of one or several files by name, in the order of the files. They are read on demand.
 
     `files` are the names of the tensors in each file.
     """
@@ -48,7 +48,10 @@ class Tensors(Mapping[str, torch.Tensor]):
         return name in self._file_of
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        """Tensor `name`, memory-mapped if the file allows it. Raises CheckpointError if it is damaged."""
+        """Read tensor `name`, memory-mapped if the file allows it.
+
+        Raises CheckpointError if it is damaged.
+        """
         file = self._opened(self._file_of[name])
         try:
             return file[name] if isinstance(file, dict) else file.get_tensor(name)
@@ -56,20 +59,20 @@ class Tensors(Mapping[str, torch.Tensor]):
             raise _damaged(self._file_of[name], error) from error
 
     def file_of(self, name: str) -> str:
-        """The name of the file that holds tensor `name`."""
+        """Return the name of the file that holds tensor `name`."""
         return self._file_of[name].name
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of tensor `name`, without reading it."""
+        """Return the shape of tensor `name`, without reading it."""
         file = self._opened(self._file_of[name])
         return tuple(file[name].shape if isinstance(file, dict) else file.get_slice(name).get_shape())
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of all tensors, from the headers of the files."""
+        """Return the shapes of all tensors, from the headers of the files."""
         return {name: self.shape(name) for name in self}
 
     def _opened(self, path: Path) -> Any:
-        """The open file `path`; only one is open at a time."""
+        """Return the open file `path`; only one file is open at a time."""
         if self._open is None or self._open[0] != path:
             self._open = None  # close the file before
             self._open = (path, _open_file(path))
@@ -77,7 +80,10 @@ class Tensors(Mapping[str, torch.Tensor]):
 
 
 def open_files(files: Iterable[Path]) -> Tensors:
-    """All tensors of `files`. Raises CheckpointError if one is damaged, or two hold a tensor of one name."""
+    """Open all tensors of `files`.
+
+    Raises CheckpointError if one is damaged, or two hold a tensor of one name.
+    """
     names: dict[Path, list[str]] = {}
     seen: set[str] = set()
     for file in files:
@@ -92,7 +98,7 @@ def open_files(files: Iterable[Path]) -> Tensors:
 
 
 def open_tensors(folder: str | os.PathLike, names: tuple[str, ...] = ()) -> Tensors:
-    """The weights of a checkpoint folder; safetensors if there are pickles too.
+    """Open the weights of a checkpoint folder; safetensors take precedence over pickles.
 
     Args:
         folder: holds `model.safetensors`, `pytorch_model.bin`, or one of their indexes and its shards.
@@ -120,7 +126,7 @@ def open_tensors(folder: str | os.PathLike, names: tuple[str, ...] = ()) -> Tens
 
 
 def _read_index(index: Path) -> dict[Path, list[str]]:
-    """The names of the tensors in each shard, as the index says and the shards confirm."""
+    """Return the names of the tensors in each shard, from the index, checked against the shards."""
     weight_map = read_weight_map(index)
     check_shards(index, weight_map.values())
     files: dict[Path, list[str]] = {}
@@ -135,7 +141,7 @@ def _read_index(index: Path) -> dict[Path, list[str]]:
 
 
 def _open_file(path: Path) -> Any:
-    """A safetensors handle, or the dict of tensors of a pickle."""
+    """Open a file as a safetensors handle, or as the dict of tensors of a pickle."""
     if path.suffix != ".safetensors":
         return _load_pickle(path)
     try:
@@ -145,7 +151,7 @@ def _open_file(path: Path) -> Any:
 
 
 def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a `.bin` file, read by torch's restricted loader.
+    """Read the tensors of a `.bin` file by torch's restricted loader.
 
     Raises CheckpointError for a file that holds anything but named tensors, or that wants to run something.
     """
@@ -175,7 +181,7 @@ def _damaged(path: Path, error: Exception) -> CheckpointError:
 
 
 class ShardWriter:
-    """Write tensors one after the other into safetensors shards of at most `limit` bytes, and their index.
+    """Writes tensors one after the other into safetensors shards of at most `limit` bytes, and their index.
 
     Shards are flushed to the disk as they fill, under names that `close` replaces by the final ones
     (`model.safetensors`, or `model-00001-of-00007.safetensors` and an index).
@@ -190,7 +196,7 @@ class ShardWriter:
         self.total = 0  # bytes
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
-        """Take `tensor` over; it must not be changed afterwards."""
+        """Add a tensor, which must not be changed afterwards."""
         size = tensor.numel() * tensor.element_size()
         if self._shard and self._bytes + size > self.limit:
             self._flush()
@@ -199,7 +205,7 @@ class ShardWriter:
         self.total += size
 
     def close(self) -> None:
-        """Write what is left, give the shards their names, and write the index."""
+        """Write the remaining tensors, give the shards their final names, and write the index."""
         self._flush()
         count = len(self._written)
         weight_map: dict[str, str] = {}

@@ -21,7 +21,7 @@ Shape = tuple[int, ...]
 
 
 def canonical_name(name: str, family: Family) -> str:
-    """One name for a tensor, whichever version of transformers wrote it."""
+    """Return the current name of a tensor, whichever version of transformers wrote it."""
     for pattern, replacement in family.tensor_spellings:
         name = re.sub(pattern, replacement, name)
     return name
@@ -86,7 +86,7 @@ def compare_tensors(place: str, found: Mapping[str, Shape], model: Any, family: 
 def check_loaded(place: str, info: Mapping[str, Any]) -> None:
     """Refuse what `from_pretrained(..., output_loading_info=True)` reports as not loaded from the files.
 
-    It is a second look, by the names of the installed transformers. Raises what `compare_tensors` raises.
+    It is a second check, with the names of the installed transformers. Raises what `compare_tensors` raises.
     """
     messages = [str(message) for message in info.get("error_msgs") or ()]
     if messages:

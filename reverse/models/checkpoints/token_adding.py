@@ -2,7 +2,7 @@
 
     reverse tokens add llava-hf/llava-1.5-7b-hf llava-with-tokens
 
-What `load` refuses is refused here too: a base may be a stranger's as any checkpoint.
+It refuses whatever `load` refuses, because a base is no more trusted than any other checkpoint.
 """
 
 import os

@@ -18,7 +18,7 @@ __all__ = ["load_tokenizer"]
 
 
 def load_tokenizer(name: str) -> Any:
-    """The tokenizer of a folder, a hub id or a bundled name; it need not belong to a model that we decode.
+    """Load the tokenizer of a folder, a hub id or a bundled name; its model may be of any architecture.
 
     Its settings are bounded in size and depth, and no code beside them is run. Its chat template is neither
     checked nor used.

@@ -1,9 +1,9 @@
-"""Which files hold the weights of a checkpoint.
+"""Find the files that hold the weights of a checkpoint.
 
-Only files that transformers would read are looked at, in its order: `model.safetensors`, else the shards that
-`model.safetensors.index.json` names. Shards are safetensors files beside their index. In the cache of a hub
-they are links to its blobs, which is allowed; a pickle, a path that leads elsewhere, a pipe or a device is
-not.
+Only files that transformers would read are considered, in its order: `model.safetensors`, else the shards
+that `model.safetensors.index.json` names. Shards are safetensors files beside their index. In the cache of a
+hub they are links to its blobs, which is allowed; a pickle, a path that leads elsewhere, a pipe or a device
+is not.
 """
 
 import os
@@ -25,7 +25,7 @@ _MAX_TENSORS = 1 << 18
 
 
 def check_weight_files(place: str, hub: dict[str, Any], variant: str | None = None) -> list[Path] | None:
-    """The weight files of a folder; None for a hub id, whose files may have to be fetched first.
+    """Return the weight files of a folder; None for a hub id, whose files may have to be fetched first.
 
     `variant` is that of `from_pretrained`: "fp16" reads `model.fp16.safetensors`.
 
@@ -64,7 +64,7 @@ def check_weight_files(place: str, hub: dict[str, Any], variant: str | None = No
 
 
 def fetch_weight_files(place: str, hub: dict[str, Any], variant: str | None = None) -> list[Path]:
-    """The weight files of a folder or a hub id, fetched if they are not here yet.
+    """Return the weight files of a folder or a hub id, fetched if they are not in the cache.
 
     Raises what `check_weight_files` raises.
     """
@@ -86,7 +86,7 @@ def fetch_weight_files(place: str, hub: dict[str, Any], variant: str | None = No
 
 
 def _file_names(variant: str | None) -> tuple[str, str]:
-    """The names of the single file and of the index of a variant, as transformers has them."""
+    """Return the names of the single weight file and of the index of a variant, as in transformers."""
     if variant is None:
         return SINGLE, INDEX
     if not _is_plain_name(variant):
@@ -97,7 +97,7 @@ def _file_names(variant: str | None) -> tuple[str, str]:
 
 
 def shard_names(index: Path) -> list[str]:
-    """The safetensors files that an index names, all of them in its own folder.
+    """Return the safetensors files that an index names, all of them in its own folder.
 
     Raises CheckpointError if the index is damaged or names something else.
     """
@@ -113,7 +113,7 @@ def shard_names(index: Path) -> list[str]:
 
 
 def read_weight_map(index: Path, *, with_metadata: bool = False) -> dict[str, str]:
-    """The file name of each tensor in an index of shards; the index must have metadata too if asked for.
+    """Return the file name of each tensor in an index of shards; metadata may be required too.
 
     Raises CheckpointError if the index is damaged, or names a file outside of its folder.
     """
@@ -146,7 +146,7 @@ def check_shards(index: Path, names: Iterable[str]) -> None:
 
 
 def find_folder(path_or_id: str | os.PathLike) -> Path:
-    """The folder of a path, or of a hub id (owner/name), which is fetched without code.
+    """Return the folder of a path, or of a hub id (owner/name), which is fetched without code.
 
     Raises MissingFileError if there is no such folder and the hub does not have it.
     """
@@ -169,7 +169,7 @@ def find_folder(path_or_id: str | os.PathLike) -> Path:
 
 
 def link_without_adapter(folder: Path, files: list[Path]) -> Path:
-    """A temporary folder of links to what `from_pretrained` needs of `folder`, and to no adapter.
+    """Make a temporary folder of links to the files of `folder` without those of adapters.
 
     transformers before 5.21 applies an adapter_config.json of a local folder whatever it is told. The caller
     removes the folder when the model is gone: weights on disk may be read through it until then.
@@ -183,7 +183,7 @@ def link_without_adapter(folder: Path, files: list[Path]) -> Path:
 
 
 def unused_weights(folder: Path, used: list[Path]) -> list[str]:
-    """The names of adapter files and of other weights in `folder` that are not among `used`."""
+    """Return the names of adapter files and other weights in `folder` that are not among `used`."""
     found = {name for name in ADAPTER if (folder / name).exists()}
     patterns = ("*.safetensors", "non_lora_*.bin", "mm_projector.bin", "projector.bin")
     found |= {file.name for pattern in patterns for file in folder.glob(pattern)}

@@ -1,1 +1,1 @@
-"""Published checkpoints in other layouts become plain transformers checkpoints."""
+"""Convert published checkpoints of other layouts to plain transformers checkpoints."""

@@ -1,4 +1,4 @@
-"""Convert published checkpoints to plain ones of transformers; their content decides, not their names.
+"""Convert published checkpoints to plain ones of transformers. Their content decides, not their names.
 
     reverse convert reverse_llava_v15 OUT --vision clip-vit-large-patch14-336
     reverse convert reverse_qwen25_vl OUT
@@ -105,7 +105,7 @@ def convert(
 
 
 def _read_config(folder: Path, has_adapter: bool) -> dict[str, Any]:
-    """The content of config.json. Raises as `convert` if there is none, or if it names code."""
+    """Read config.json. Raises as `convert` if there is none, or if it names code."""
     if not (folder / "config.json").is_file():
         if has_adapter:
             raise _adapter_error(folder)
@@ -122,7 +122,7 @@ def _adapter_error(folder: Path) -> CheckpointError:
 
 
 def _find_kind(folder: Path, config: dict[str, Any]) -> str:
-    """The layout of a checkpoint. Raises CheckpointError if it is not known or needs no conversion."""
+    """Find the layout of a checkpoint. Raises CheckpointError if it is unknown or needs no conversion."""
     model_type = config.get("model_type")
     if is_original(config):
         return _ORIGINAL
@@ -138,7 +138,7 @@ def _find_kind(folder: Path, config: dict[str, Any]) -> str:
 def _convert_qwen(
     src: Path, out: Path, config: dict[str, Any], dtype: torch.dtype | None, progress: Progress | None
 ) -> Any:
-    """Write a Qwen2.5-VL with names that every version reads, settings of today and ordinary tags."""
+    """Write a Qwen2.5-VL with tensor names that every version reads, current settings and ordinary tags."""
     file = src / "config.json"
     check_config_values(file, config, QWEN2_5_VL)
     tensors = open_tensors(src)

@@ -1,1 +1,1 @@
-"""From pictures and prompts to what a forward pass takes."""
+"""Turn pictures and prompts into the inputs of a forward pass."""

@@ -14,7 +14,7 @@ _UNSEEN = ("image", "images", "video", "videos", "audio", "audios", "tools", "to
 
 
 def refuse_videos(row: int, chat: Any) -> None:
-    """Raise RequestError for a video; called first, since no other correction would help."""
+    """Raise RequestError for a video. It is called first, because no other correction would help."""
     for message in chat if isinstance(chat, (list, tuple)) else []:
         content = message.get("content") if isinstance(message, Mapping) else None
         for part in content if isinstance(content, (list, tuple)) else []:
@@ -27,7 +27,7 @@ def refuse_videos(row: int, chat: Any) -> None:
 
 
 def check_chat(row: int, chat: Any) -> list[dict]:
-    """The messages of a chat as dicts.
+    """Return the messages of a chat as dicts.
 
     Raises RequestError or RequestTypeError, with the number `row` of the chat and the remedy, for a malformed
     message and for a chat whose last turn is not a question of the user.

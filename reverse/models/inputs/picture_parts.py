@@ -1,4 +1,4 @@
-"""The pictures of chat messages: which picture a content part names, and the size that it asks for."""
+"""Read the pictures of chat messages: the picture that a content part names, and its wanted size."""
 
 import base64
 import binascii
@@ -19,7 +19,7 @@ _SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,20}://", re.IGNORECASE)
 
 
 def source_of(part: Mapping[str, Any]) -> Any:
-    """The picture that a part names, not opened yet; None if it names none.
+    """Return the picture that a part names, not opened yet; None if it names none.
 
     Raises RequestError if it names two, or has only keys that are not understood.
     """
@@ -45,7 +45,7 @@ def source_of(part: Mapping[str, Any]) -> Any:
 
 
 def open_picture(source: Any) -> Any:
-    """A picture from anything that `open_image` takes, a `file://` address or a base64 data URL."""
+    """Open a picture from anything that `open_image` takes, a `file://` address or a base64 data URL."""
     if isinstance(source, Mapping):
         return open_picture(source_of({"image": source}))
     if not isinstance(source, str):

@@ -1,4 +1,4 @@
-"""Where pictures stand in a prompt: `<image>`, for every family, in decoding as in training.
+"""Place pictures in a prompt: `<image>` marks the place for every family, in decoding and in training.
 
 A single picture comes before the words, wherever `<image>` stands: models are trained that way here. Several
 keep their places if words stand between them (a chat template may still put them first, as LLaVA's does). A
@@ -34,7 +34,8 @@ def check_text(text: str, where: str) -> None:
 
 
 def split_at_places(text: str, count: int, where: str) -> list[dict[str, Any]]:
-    """A text with `<image>` in it as content parts, `{"type": "image"}` at the places of `count` pictures.
+    """Split a text at `<image>` into content parts, with `{"type": "image"}` at the places of `count`
+    pictures.
 
     Raises RequestError if `<image>` stands there another number of times.
     """
@@ -55,7 +56,7 @@ def split_at_places(text: str, count: int, where: str) -> list[dict[str, Any]]:
 
 
 def place_pictures(parts: Sequence[Part], role: str, where: str) -> list[Part]:
-    """The parts of a message with a picture part in place of every `<image>` in its texts.
+    """Return the parts of a message with a picture part in place of every `<image>` in its texts.
 
     A message that has parts for its pictures needs no `<image>`: as many as there are pictures are removed.
 
@@ -91,7 +92,7 @@ def _without_marks(part: Part) -> Part:
 
 
 def _with_words(parts: Sequence[Part], role: str) -> list[Part]:
-    """A user's parts, followed by an empty text if all of them are pictures."""
+    """Return a user's parts, followed by an empty text if all of them are pictures."""
     if role == "user" and all(part["type"] != "text" for part in parts):
         return [*parts, {"type": "text", "text": ""}]
     return list(parts)

@@ -1,4 +1,4 @@
-"""Turn pictures and prompts into tensors, by one path for all families.
+"""Turn pictures and prompts into tensors, in the same way for all families.
 
 >>> inputs = prepare_inputs(processor, ["kitchen.png"], ["Describe this image."], family_of(model))
 >>> inputs["input_ids"].shape
@@ -33,7 +33,7 @@ def prepare_inputs(
     context_length: int | None = None,
     process: ProcessPicture | None = None,
 ) -> BatchFeature:
-    """Tensors for a batch of prompts, each with its pictures. Threads may share a processor.
+    """Make the tensors of a batch of prompts, each with its pictures. Threads may share a processor.
 
     Args:
         processor: of `family`, as `load` returns it.
@@ -98,7 +98,7 @@ def prepare_inputs(
 def build_chats(
     images: Any, prompts: Any, family: Family, system: str | None
 ) -> tuple[list[list[dict]], list[list[Any]]]:
-    """Every prompt as a chat, and the pictures that were given beside each.
+    """Return every prompt as a chat, and the pictures that belong to each.
 
     Raises what `prepare_inputs` raises.
     """
@@ -146,7 +146,7 @@ def _check_system(system: Any) -> None:
 
 
 def _build_chat(row: int, prompt: str, given: list[Any], family: Family, system: str | None) -> list[dict]:
-    """A plain prompt as the user's turn, its pictures at the places that `<image>` names, or first."""
+    """Make a chat of a plain prompt; its pictures stand at the places of `<image>`, or first."""
     if IMAGE_TOKEN not in prompt:
         return family.messages(prompt, given, system)
     parts = split_at_places(prompt, len(given), f"prompt {row}")
@@ -164,7 +164,7 @@ def _add_system(row: int, chat: list[dict], system: str | None) -> list[dict]:
 
 
 def _group_pictures(images: Any, n: int) -> list[list[Any]]:
-    """`images` as one list of pictures per prompt."""
+    """Return `images` as one list of pictures per prompt."""
     if images is None:
         return [[] for _ in range(n)]
     if not isinstance(images, (list, tuple)):
@@ -183,7 +183,7 @@ def _group_pictures(images: Any, n: int) -> list[list[Any]]:
 def _collect_pictures(
     row: int, chat: list[dict], given: list[Any], processor: Any
 ) -> tuple[list[dict], list[Any]]:
-    """The chat in plain content parts, and its pictures in order, opened.
+    """Return the chat in plain content parts, and its opened pictures in order.
 
     `{"type": "image"}` without a picture, and `<image>` in a text, take the next of `given`.
     """

@@ -1,4 +1,4 @@
-"""An image processor that handles one picture at a time, so that a cache can answer for it."""
+"""An image processor that handles one picture at a time, so that a cache can hold its results."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ _lock = threading.RLock()  # of all tokenizers: a text is encoded in about a mil
 
 
 def tokenizer_lock() -> AbstractContextManager[Any]:
-    """The lock to hold while a tokenizer encodes: `with tokenizer_lock(): tokenizer(...)`."""
+    """Return the lock to hold while a tokenizer encodes: `with tokenizer_lock(): tokenizer(...)`."""
     return _lock
 
 

@@ -37,7 +37,10 @@ class Qwen2_5_VLProcessor(transformers.Qwen2_5_VLProcessor):
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
     def __call__(self, images: Any = None, text: Any = None, videos: Any = None, **kwargs: Any) -> Any:
-        """Prepare pictures and text as the parent does. Raises MissingPackageError if `videos` are given."""
+        """Prepare pictures and text as the parent class does.
+
+        Raises MissingPackageError if `videos` are given.
+        """
         if videos is not None:
             raise MissingPackageError(
                 "this processor takes pictures only, because videos need torchvision: "
@@ -46,7 +49,7 @@ class Qwen2_5_VLProcessor(transformers.Qwen2_5_VLProcessor):
         return super().__call__(images=images, text=text, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings to save, with the checkpoint's own video settings or some that fit.
+        """Return the settings to save, with the checkpoint's own video settings or suitable defaults.
 
         transformers' own class does not load without any.
         """
@@ -65,7 +68,7 @@ _IMAGE_ONLY = {"Qwen2_5_VLProcessor": Qwen2_5_VLProcessor}  # for families whose
 
 
 def pil_image_processor(name: str, **settings: Any) -> Any:
-    """The image processor `name` of transformers in its PIL form ("CLIPImageProcessor", …)."""
+    """Return the class `name` of transformers in its PIL form ("CLIPImageProcessor", …)."""
     return getattr(transformers, f"{name}Pil")(**settings)
 
 
@@ -76,7 +79,7 @@ def check_backend(backend: str) -> None:
 
 
 def load_processor(path: str, family: Family, *, backend: str = "pil", **kwargs: Any) -> Any:
-    """The processor of a checkpoint, with its pictures going through `backend`.
+    """Load the processor of a checkpoint, which prepares pictures with `backend`.
 
     Args:
         path: folder or hub id.

@@ -116,13 +116,13 @@ def _check_image_token(place: str, processor: Any, config: Any, family: Family) 
     if found != wanted:
         raise CheckpointError(
             f"the tokenizer of {place!r} gives {family.image_token!r} the id {found}, and config.json says "
-            f"{family.image_token_field}={wanted}: tokenizer and model are not of one checkpoint; take both "
-            "from the same one"
+            f"{family.image_token_field}={wanted}: tokenizer and model do not belong to one checkpoint; "
+            "take both from the same one"
         )
 
 
 def _fit_field(place: str, processor: Any, name: str, wanted: Any, settings: SettingsFiles) -> None:
-    """Set a field of the processor, or of a part ("image_processor.merge_size"), to what the model needs.
+    """Set a field of the processor or of a part ("image_processor.merge_size") to the model's value.
 
     Raises CheckpointError if a settings file states another value.
     """
@@ -147,7 +147,9 @@ def _fit_field(place: str, processor: Any, name: str, wanted: Any, settings: Set
 
 
 def _check_grid(place: str, processor: Any, grid_field: str) -> None:
-    """Check a family with pictures of any size: the limits are in order, and the grid tells the tokens."""
+    """Check a processor of pictures of any size: limits are in order, and the grid gives the number of
+    tokens.
+    """
     size = dict(processor.image_processor.size)
     least, most = size.get("shortest_edge"), size.get("longest_edge")
     if least is None or most is None or least > most:
@@ -168,7 +170,7 @@ def _check_grid(place: str, processor: Any, grid_field: str) -> None:
 
 
 def _check_count(place: str, processor: Any, config: Any, class_tokens: int | None) -> None:
-    """Check a family with pictures of one size: as many placeholders as the tower gives features."""
+    """Check a processor of pictures of one size: it writes as many placeholders as the tower has features."""
     side, patch = config.vision_config.image_size, config.vision_config.patch_size
     if class_tokens is None or not isinstance(side, int) or not isinstance(patch, int):
         return
@@ -192,7 +194,7 @@ def _check_count(place: str, processor: Any, config: Any, class_tokens: int | No
 
 
 def _prepare_one(place: str, processor: Any) -> Any:
-    """What the processor makes of one small picture. Raises CheckpointError if it fails."""
+    """Prepare one small picture. Raises CheckpointError if it fails."""
     try:
         return processor(
             images=[Image.new("RGB", (64, 48))], text=[processor.image_token], return_tensors="pt"

@@ -1,6 +1,6 @@
-"""Refuse a chat template that does not end, takes too much memory, or does not write where the picture is.
+"""Refuse a chat template that does not end, takes too much memory, or does not write the picture's place.
 
-A template is a stranger's program. transformers renders it in a sandbox that limits what it may touch, but
+A template is an untrusted program. transformers renders it in a sandbox that limits what it may touch, but
 neither its time nor its memory: two nested loops over `range(99999)` run for hours. So a template that is not
 this library's own is rendered when a checkpoint is loaded, over a dozen chats, in a process of its own that
 is limited in both. It may behave otherwise on other chats, so each of them has a deadline (`render_chat`).
@@ -30,7 +30,7 @@ _TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 def check_template(place: str, processor: Any, family: Family) -> None:
-    """Raise CheckpointError, with the remedy, for a template that is missing, endless or damaged.
+    """Raise CheckpointError, with the remedy, for a template that is missing, damaged or does not end.
 
     A template that only the tokenizer has becomes the processor's.
     """
@@ -63,7 +63,7 @@ def check_template(place: str, processor: Any, family: Family) -> None:
 
 
 def render_chat(processor: Any, chat: list[dict[str, Any]]) -> str:
-    """The text of `chat` with the header of an answer, as the processor's template writes it.
+    """Render `chat` with the processor's template, with the header of an answer at the end.
 
     Raises CheckpointError if a template that is not this library's own takes more than `RENDER_SECONDS`.
     """
@@ -142,7 +142,7 @@ def _own_templates() -> set[str]:
 
 @lru_cache(maxsize=64)
 def _find_fault(template: str, names: tuple[tuple[str, str], ...]) -> str | None:
-    """What is wrong with `template` when a limited process renders it; None if nothing is."""
+    """Return the fault of `template` when a limited process renders it; None without a fault."""
     job = {
         "template": template,
         "names": dict(names),
@@ -178,7 +178,7 @@ def _find_fault(template: str, names: tuple[tuple[str, str], ...]) -> str | None
 
 
 def _chats() -> Iterator[list[dict[str, Any]]]:
-    """Chats of the shapes that users, training and benchmarks have."""
+    """Return chats of the shapes that occur in use, training and benchmarks."""
     picture, text = {"type": "image"}, {"type": "text", "text": "What is this?"}
     answer = {"role": "assistant", "content": [{"type": "text", "text": "A dog."}]}
     system = {"role": "system", "content": [{"type": "text", "text": "Be brief."}]}

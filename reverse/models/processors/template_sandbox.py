@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def _environment() -> Any:
-    """The sandbox that transformers renders chat templates in, without what takes no time."""
+    """Make the sandbox in which transformers renders chat templates."""
     import jinja2
     from jinja2.ext import Extension
     from jinja2.sandbox import ImmutableSandboxedEnvironment

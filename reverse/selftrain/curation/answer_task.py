@@ -1,4 +1,4 @@
-"""A model answers the questions of a draft file, and its answers are graded (SRPO: own rationales).
+"""Let a model answer the questions of a draft file, and grade its answers (SRPO: own rationales).
 
 Answers that grading cannot decide are unknown. With a judge these, and only these, are put to it; a
 judge that
@@ -27,7 +27,7 @@ MAX_SHOWN = 8000  # characters of an answer that a judge is shown
 
 @dataclass(frozen=True)
 class VerdictQuestion:
-    """How a judge is asked whether an answer is right."""
+    """The question to a judge whether an answer is right."""
 
     instruction: str = (
         "You compare an answer with the right answer to a question. Judge only the final answer, not how "
@@ -37,7 +37,7 @@ class VerdictQuestion:
     )
 
     async def ask(self, record: DraftRecord, text: str, judge: Teacher, counts: Counter[str]) -> Verdict:
-        """The verdict of a judge on an answer; unknown if it gives none."""
+        """Return the verdict of a judge on an answer; unknown if it gives none."""
         assert record.gold is not None
         prompt = (
             f"Question: {record.question[:MAX_SHOWN]}\n\nRight answer: {' or '.join(record.gold.answers)}\n\n"
@@ -49,7 +49,7 @@ class VerdictQuestion:
 
 
 def read_verdict_reply(text: str) -> Verdict:
-    """The verdict in the JSON object of a reply. Raises DataError for anything else."""
+    """Return the verdict in the JSON object of a reply. Raises DataError for anything else."""
     verdict = find_object(text).get("verdict")
     if verdict not in ("right", "wrong", "unknown"):
         raise DataError('"verdict" must be "right", "wrong" or "unknown"')

@@ -1,4 +1,4 @@
-"""A checkpoint of our own that answers chats as an endpoint does, through the engine and a cache of replies.
+"""Let a local checkpoint answer chats as an endpoint does, through the engine and a cache of replies.
 
 All questions that wait are decoded side by side, up to `max_sequences`. An answer does not depend on which
 others are decoded with it, so a run that is killed and started again ends with the same file.
@@ -26,7 +26,7 @@ _REFUSALS = (RequestError, RequestTypeError, DataError, MissingFileError)  # of 
 
 
 class CheckpointAsker:
-    """Answers chats with a model of ours.
+    """Answers chats with a local model.
 
     Args:
         model, processor: as `reverse.load` returns them.
@@ -130,7 +130,7 @@ def _make_request(messages: Sequence[Mapping[str, Any]], settings: Mapping[str, 
 
 
 def _convert_part(part: Mapping[str, Any]) -> dict[str, Any]:
-    """A part of a message for the chat template: pictures by their data URL."""
+    """Convert a part of a message for the chat template: pictures by their data URL."""
     if part.get("type") == "image_url":
         return {"type": "image", "url": part["image_url"]["url"]}
     return dict(part)

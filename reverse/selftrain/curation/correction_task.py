@@ -1,4 +1,4 @@
-"""A teacher checks a model's answer and gives it again (LLaVA-SCo), and grading decides what is kept.
+"""Let a teacher check a model's answer and correct it (LLaVA-SCo); grading decides what is kept.
 
 The published pairs go from right to right, are not verified, and their teacher was told that the first answer
 is right. Here the teacher is not told, wrong answers are corrected too, and a pair is kept only if the second
@@ -108,7 +108,7 @@ class CorrectionTask:
         return RecordOutcome.of(extend_record(record, second, link="refine", first=first), counts)
 
     def _read(self, reply: str) -> str:
-        """A reply in its form. Raises DataError if it does not have it."""
+        """Check the form of a reply. Raises DataError for another form."""
         text = clean_reply(reply)
         if self.schema is None:
             return text

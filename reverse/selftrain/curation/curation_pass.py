@@ -37,7 +37,7 @@ FORMAT = 1  # of the output; a part of another format is not continued
 
 @dataclass(frozen=True)
 class RecordOutcome:
-    """What a task made of a record: a value that is written, or a failure; and what it cost."""
+    """The outcome of a task for a record: a value to write or a failure, and its cost."""
 
     value: Mapping[str, Any] | None
     counts: Counter[str]
@@ -45,12 +45,15 @@ class RecordOutcome:
 
     @classmethod
     def of(cls, record: DraftRecord, counts: Counter[str]) -> RecordOutcome:
-        """The outcome that a record is written."""
+        """Return the outcome that writes a record."""
         return cls(json.loads(draft_line(record)), counts)
 
 
 class CurationTask(Protocol):
-    """Makes something of one record. Its fields are its settings, which are part of a run's plan."""
+    """The protocol of a task, which makes a value from one record.
+
+    Its fields are settings and part of a run's plan.
+    """
 
     @property
     def name(self) -> str:
@@ -61,7 +64,7 @@ class CurationTask(Protocol):
 
 
 def fail(record: DraftRecord, reason: str, counts: Counter[str], detail: str) -> RecordOutcome:
-    """The outcome that nothing was made of a record: its reason in one word, and what to know of it."""
+    """Return the outcome of a failure: its reason in one word, and a detail."""
     counts[f"failed.{reason}"] += 1
     return RecordOutcome(None, counts, {"id": record.id, "reason": reason, "detail": detail[:1000]})
 
@@ -69,7 +72,7 @@ def fail(record: DraftRecord, reason: str, counts: Counter[str], detail: str) ->
 async def process_records(
     records: Iterable[DraftRecord], task: CurationTask, teacher: Teacher, window: int, watch: SilenceWatch
 ) -> AsyncIterator[RecordOutcome]:
-    """Yield what is made of each record, in order; at most `window` records are under way.
+    """Yield the outcome of each record, in order; at most `window` records are under way.
 
     Raises ServerGone when the teacher has stopped answering.
     """
@@ -107,7 +110,7 @@ def open_pass(
 
 
 def make_plan(task: CurationTask, teacher: Teacher) -> dict[str, Any]:
-    """What determines the result of a task: its settings, the teacher, and how it is asked."""
+    """Return what determines the result of a task: its settings, the teacher, and how it is asked."""
     settings = json.loads(json.dumps(asdict(task)))  # type: ignore[call-overload]
     return {
         "command": f"curate {task.name}",
@@ -157,7 +160,7 @@ async def run_pass(
 
 
 def describe_cost(counts: Mapping[str, float], price_in: float = 0.0, price_out: float = 0.0) -> str:
-    """Replies, tokens, failures and, with prices of a million tokens, money."""
+    """Describe the cost: replies, tokens, failures and, with prices of a million tokens, money."""
     read, written = counts.get("tokens_in", 0), counts.get("tokens_out", 0)
     parts = [f"{counts.get('replies', 0):,} replies, {read:,} tokens in, {written:,} out"]
     if price_in or price_out:

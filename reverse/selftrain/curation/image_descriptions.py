@@ -1,4 +1,4 @@
-"""Descriptions of pictures, found in texts that hold them, for teachers that read no pictures (SRPO).
+"""Find descriptions of pictures in texts that hold them, for teachers that cannot see pictures (SRPO).
 
     cot100k     what LLaVA-CoT-100k has between <CAPTION> and </CAPTION>
     mulberry    what Mulberry has below "### Image Description:"
@@ -56,7 +56,7 @@ class DescriptionPattern:
         object.__setattr__(self, "_compiled", compiled)
 
     def find(self, text: str) -> str | None:
-        """The description in a text, or None. Raises TimeoutError if the expression takes too long."""
+        """Return the description in a text, or None. Raises TimeoutError if the expression takes too long."""
         found = self._compiled.search(text, timeout=SECONDS)
         if found is None:
             return None
@@ -66,7 +66,7 @@ class DescriptionPattern:
 
 @dataclass(frozen=True)
 class FoundDescription:
-    """What was found for a record: its pictures with their description, or the reason why there is none."""
+    """The result for a record: its pictures with their description, or the reason why there is none."""
 
     record: str
     images: tuple[str, ...] = ()
@@ -77,7 +77,7 @@ class FoundDescription:
 def find_descriptions(
     records: Iterable[DraftRecord], pattern: DescriptionPattern, counts: Counter[str]
 ) -> Iterator[FoundDescription]:
-    """Look through the drafts of each record, and then its question, for a description of its picture.
+    """Search the drafts of each record, and then its question, for a description of its picture.
 
     A record without a picture, or with several, which one description cannot tell apart, gives none.
     """

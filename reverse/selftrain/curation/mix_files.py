@@ -21,12 +21,12 @@ __all__ = ["read_ratings", "read_verdicts", "write_mix"]
 
 
 def read_ratings(path: Path) -> list[Mapping[str, Any]]:
-    """The ratings that a pass of `RatingTask` wrote."""
+    """Read the ratings that a pass of `RatingTask` wrote."""
     return [value for _, value in read_json_lines(path)]
 
 
 def read_verdicts(source: Path, limit: int | None = None) -> Iterator[Mapping[str, Any]]:
-    """What takes the place of ratings where nobody rates: every answer with a verdict is as good."""
+    """Read verdicts in place of ratings: every answer with a verdict counts as equally good."""
     for record in islice(read_drafts(source), limit):
         at = find_newest_answer(record, judged=True)
         if at is not None:

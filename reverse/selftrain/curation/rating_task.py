@@ -1,7 +1,7 @@
-"""A judge rates how well answers are reasoned; a mix of right and wrong ones is chosen by rating (SRPO).
+"""Let a judge rate the reasoning of answers, and choose a mix of right and wrong ones by rating (SRPO).
 
-Published: 10,000 of 100,000 rationales, about 30 % of them right; how they were rated and chosen is not. Here
-the best rated ones of each kind are taken, ties by seed, without a judge any by seed.
+The published set has 10,000 of 100,000 rationales, about 30 % of them right; its rating and choice are not
+published. Here the best rated ones of each kind are taken, ties by seed, without a judge any by seed.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class RatingTask:
     name = "select-mix"
 
     async def process(self, record: DraftRecord, teacher: Teacher) -> RecordOutcome:
-        """The rating of a record, with its id and verdict."""
+        """Return the rating of a record, with its id and verdict."""
         counts: Counter[str] = Counter()
         at = find_newest_answer(record, judged=True)
         if at is None:
@@ -61,7 +61,7 @@ class RatingTask:
 
 
 def read_rating_reply(text: str) -> int:
-    """The rating in the JSON object of a reply. Raises DataError for anything else."""
+    """Return the rating in the JSON object of a reply. Raises DataError for anything else."""
     quality = find_object(text).get("quality")
     if isinstance(quality, bool) or not isinstance(quality, int) or not 1 <= quality <= BEST:
         raise DataError(f'"quality" must be a whole number from 1 to {BEST}')
@@ -70,7 +70,7 @@ def read_rating_reply(text: str) -> int:
 
 @dataclass(frozen=True)
 class MixPlan:
-    """How many records are chosen, how many of them with a right answer, and from which rating on."""
+    """The number of records to choose, the share with a right answer, and the lowest rating."""
 
     count: int = 10_000
     share_right: float = 0.3
@@ -87,7 +87,7 @@ class MixPlan:
 
 
 def choose_mix(rated: Iterable[Mapping[str, Any]], plan: MixPlan) -> set[str]:
-    """The ids of the chosen records.
+    """Return the ids of the chosen records.
 
     If there are too few of one kind, fewer of the other are taken too, so that the share stays.
 

@@ -1,4 +1,4 @@
-"""A teacher writes the rationales that a first training warms up on (TSST, R3V); only verified ones are kept.
+"""Let a teacher write rationales for warm-up training (TSST, R3V); only verified ones are kept.
 
     tsst    an opening sentence, lines "Step 1: …", "Step 2: …", and a last line "Final Answer: …"
     r3v     numbered lines "1. …", "2. …", and a last line "Answer: …"
@@ -97,7 +97,7 @@ class RationaleTask:
 
 
 def find_steps(text: str, style: str) -> tuple[DraftSegment, ...]:
-    """The steps of a rationale, the last line among them, with the values k/K.
+    """Return the steps of a rationale, its last line included, with the values k/K.
 
     Raises DataError for a text that does not have the form.
     """

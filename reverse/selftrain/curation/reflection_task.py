@@ -1,4 +1,4 @@
-"""A teacher criticises a model's answer and says how to come to the right one (SRPO, stage 1: reflections).
+"""Let a teacher criticise a model's answer and lead to the right one (SRPO, stage 1: reflections).
 
 The record gets a draft with the reflection and one with the answer behind it, linked as "reflect" with the
 answer that was criticised. Published data has no second thinking: the answer behind the reflection is the
@@ -98,7 +98,7 @@ class ReflectionTask:
         )
 
     def _read(self, reply: str, record: DraftRecord) -> tuple[str, str, str]:
-        """The reflection, the answer with its tags, and the final answer. Raises DataError."""
+        """Read the reflection, the answer with its tags, and the final answer. Raises DataError."""
         assert record.gold is not None
         fields = find_object(reply)
         wanted = ("reflection", "thinking", "answer") if self.second_thinking else ("reflection",)
@@ -111,7 +111,10 @@ class ReflectionTask:
 
 
 def _read_field(fields: dict[str, object], name: str) -> str:
-    """A text of a reply's object. Raises DataError if it is none, or holds tags of the grammar."""
+    """Read a text of a reply's object.
+
+    Raises DataError for another value, or a text with tags of the grammar.
+    """
     value = fields.get(name)
     if not isinstance(value, str) or not value.strip() or len(value) > MAX_REFLECTION:
         raise DataError(f'"{name}" must be a text of 1 to {MAX_REFLECTION} characters')

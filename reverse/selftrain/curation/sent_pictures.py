@@ -1,4 +1,4 @@
-"""Pictures in a request to a teacher: as data URLs, as addresses of the caller's, or as descriptions.
+"""Send pictures to a teacher: as data URLs, as the caller's addresses, or as descriptions.
 
     SentPictures(root="pictures").parts(("train/a.png",))
     [{"type": "image_url", "image_url": {"url": "data:image/png;base64,…"}}]
@@ -57,7 +57,7 @@ class SentPictures:
         return not (self.root is None and self.url is None and self.descriptions is None)
 
     def parts(self, images: Sequence[str]) -> list[dict[str, Any]]:
-        """The parts of a message that show these pictures.
+        """Return the parts of a message that show these pictures.
 
         Raises DataError for a path that leaves the folder, a picture that cannot be opened or that has no
         description, and RequestError if nothing says where pictures are.
@@ -95,7 +95,7 @@ class SentPictures:
 
 
 def _find_media(path: Path) -> str | None:
-    """The media type of a file by its first bytes, if servers take it."""
+    """Return the media type of a file by its first bytes, if servers accept it."""
     with path.open("rb") as stream:
         begin = stream.read(12)
     return next((media for mark, media in _MEDIA.items() if begin.startswith(mark)), None)

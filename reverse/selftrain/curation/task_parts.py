@@ -1,4 +1,4 @@
-"""What curation tasks share: the answer that is worked on, and how replies are read and graded."""
+"""Common parts of curation tasks: the answer to work on, and reading and grading of replies."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ANSWERS = ("first", "sample", "chain")  # roles of drafts that a model gave as i
 
 
 def find_newest_answer(record: DraftRecord, *, judged: bool = False) -> int | None:
-    """The index of the newest answer that a model gave by itself; `judged`: whose verdict is known."""
+    """Return the index of the newest answer of a model itself; `judged`: only with a known verdict."""
     found = [
         i
         for i, draft in enumerate(record.drafts)
@@ -26,7 +26,7 @@ def find_newest_answer(record: DraftRecord, *, judged: bool = False) -> int | No
 
 
 def clean_reply(text: str) -> str:
-    """A reply as the text of a draft: without the three tokens and lone surrogates.
+    """Clean a reply for a draft: remove the three tokens, and replace lone surrogates.
 
     Raises DataError for a reply that is empty or too long.
     """
@@ -39,7 +39,10 @@ def clean_reply(text: str) -> str:
 
 
 def require_right(text: str, record: DraftRecord) -> str:
-    """The extracted final answer of a text. Raises DataError, which does not tell it, unless it is right."""
+    """Return the final answer of a text if it is right.
+
+    Otherwise raise DataError, which does not reveal it.
+    """
     assert record.gold is not None
     found = grade(text, record.gold.key())
     if found.verdict != "right" or found.extracted is None:
@@ -52,7 +55,7 @@ def require_right(text: str, record: DraftRecord) -> str:
 
 
 def extend_record(record: DraftRecord, *drafts: RecordedDraft, link: str = "", first: int = 0) -> DraftRecord:
-    """The record with further drafts, and a link of the answer at `first` with the last of them."""
+    """Return the record with further drafts, and a link of the answer at `first` with the last of them."""
     whole = (*record.drafts, *drafts)
     links: list[Any] = list(record.links)
     if link:

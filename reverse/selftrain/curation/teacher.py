@@ -1,4 +1,4 @@
-"""A teacher: a model that curation asks, behind an address or a checkpoint of our own.
+"""A teacher is a model that curation asks: one at an address, or a local checkpoint.
 
     teacher = Teacher(RemoteAsker…, "o4-mini", SentPictures(root=Path("pictures")), TeacherSampling())
     answer = await teacher.ask("Answer briefly.", "How many dogs?", ("a.png",), read, spent)
@@ -45,7 +45,7 @@ class TeacherSampling:
             raise RequestError(f"--max-tokens must be at least 1, got {self.max_tokens}")
 
     def settings(self, number: int = 0) -> dict[str, Any]:
-        """Fields of the request for sample `number`."""
+        """Return the fields of the request for sample `number`."""
         return {
             "temperature": self.temperature,
             "top_p": self.top_p,
@@ -64,10 +64,10 @@ class TeacherSampling:
 
 @dataclass(frozen=True)
 class Teacher:
-    """Whom to ask, how pictures are sent, and how replies are sampled.
+    """The model to ask, how pictures are sent, and how replies are sampled.
 
-    `judge` is asked where grading cannot decide; None: nobody is. `origin` says more of where replies
-    come from,
+    `judge` is asked if grading cannot decide; None: such answers stay unknown. `origin` says more of where
+    replies come from,
     for the plan of a run: its `address` is named in errors.
     """
 

@@ -28,7 +28,7 @@ ENDPOINT = (
 
 @dataclass(frozen=True)
 class TeacherSource:
-    """Where the teacher is, and how hard it may be worked.
+    """Where the teacher is, and how many requests it gets at a time.
 
     Args:
         cache: file of replies.
@@ -59,7 +59,7 @@ class TeacherSource:
             raise RequestError(f"--concurrency must be at least 1, got {self.concurrency}")
 
     def find_endpoints(self) -> dict[str, Endpoint]:
-        """The addresses that are needed, of "model" and "judge". Raises DataError if one is not set."""
+        """Return the needed addresses, of "model" and "judge". Raises DataError if one is not set."""
         found = {}
         if self.model == ENDPOINT:
             found["model"] = Endpoint.from_environment(

@@ -1,1 +1,1 @@
-"""What a training run writes: checkpoints to go on from, and the finished folder."""
+"""Files of a training run: checkpoints for resuming, and the finished folder."""

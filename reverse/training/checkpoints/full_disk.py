@@ -1,4 +1,4 @@
-"""A full disk while a run writes: a clear error, and the last good checkpoint stays."""
+"""Handle a full disk during a run: raise a clear error and keep the last good checkpoint."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class DiskFullError(ReverseError, OSError):
 def explain_full_disk(output: str | Path) -> Iterator[None]:
     """Turn an error about a full disk into one that names the last good checkpoint and the remedy.
 
-    What was half written (a checkpoint, the output's `.partial`) is removed: it is of no use, and the room is
-    needed.
+    Partly written files (a checkpoint, the output's `.partial`) are removed: they are of no use, and the
+    space is needed.
 
     Raises:
         DiskFullError: from the error that told of it.

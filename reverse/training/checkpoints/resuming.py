@@ -1,6 +1,6 @@
-"""What a run leaves behind while it goes on, and where a run that was stopped goes on from.
+"""Checkpoints of a run, and how a stopped run resumes from them.
 
-`OUTPUT.checkpoints/run.json` says what run the checkpoints beside it are of: its settings and the number of
+`OUTPUT.checkpoints/run.json` describes the run of the checkpoints beside it: its settings and the number of
 processes. `OUTPUT.checkpoints/checkpoint-N` is the Trainer's own. A process that is killed while it writes
 one leaves part of it; `trainer_state.json` comes last, and a checkpoint without it, or without the random
 state of every process, is passed over. The one before it is still there (two are kept), so one save interval
@@ -39,15 +39,15 @@ _STATE = "trainer_state.json"
 
 
 def check_same_run(folder: Path, settings: Mapping[str, Any], found: Sequence[str] = ("cut",)) -> None:
-    """Refuse checkpoints in `folder` of a run with other settings.
+    """Raise ValueError for checkpoints in `folder` that a run with other settings wrote.
 
     Args:
-        settings: of the run that is to go on.
-        found: names under `notes.data` that are not compared: what a look at the records finds.
-            (What is cut follows from the rest; older runs did not count it.)
+        settings: of the run that is to resume.
+        found: names under `notes.data` that are not compared: results of checking the records.
+            (Cuts follow from the other settings; older runs did not count them.)
 
     Raises:
-        ValueError: there are checkpoints, and the settings beside them are others.
+        ValueError: the checkpoints there have other settings.
     """
     if last_checkpoint(folder) is None:
         return
@@ -90,7 +90,7 @@ _LATER: tuple[tuple[tuple[str, ...], Any], ...] = (
 
 
 def with_later_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings or a manifest of an older run, with the defaults of keys that were added since."""
+    """Add the defaults of newer keys to the settings or the manifest of an older run."""
     filled: dict[str, Any] = copy.deepcopy(dict(settings))
     if "warmup" in filled:  # of checkpoints
         filled.setdefault("schedule", "cosine")
@@ -104,12 +104,12 @@ def with_later_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def last_checkpoint(folder: Path, processes: int | None = None, before: int | None = None) -> str | None:
-    """The newest complete checkpoint in `folder`, or None.
+    """Return the newest complete checkpoint in `folder`, or None.
 
     Args:
         folder: `OUTPUT.checkpoints`; need not exist.
-        processes: of which the random state must be there; None: not looked at.
-        before: of a step before this one; None: of any.
+        processes: number of processes whose random state must exist; None: it is not checked.
+        before: only checkpoints of earlier steps; None: of any step.
     """
     found = [(int(name[1]), path) for path in folder.glob("checkpoint-*") if (name := _NAME.match(path.name))]
     for step, path in sorted(found, reverse=True):
@@ -147,8 +147,8 @@ def load_weights(model: Any, checkpoint: str) -> None:
     """Load a checkpoint's weights into `model`, because the Trainer does not find them.
 
     `save_pretrained` writes LLaVA's weights under the names of published checkpoints, and the Trainer looks
-    for the module's names: it finds none, warns, and goes on from the weights it was given (transformers
-    5.23). Adapters of peft it does load.
+    for the module's names. It finds none, warns, and continues with the given weights (transformers 5.23). It
+    does load peft adapters.
 
     Raises ValueError where the checkpoint does not hold exactly the model's tensors.
     """
@@ -162,7 +162,7 @@ def load_weights(model: Any, checkpoint: str) -> None:
 
 @contextmanager
 def names_not_missed() -> Iterator[None]:
-    """Silence the Trainer's warnings about names that it does not find, see `load_weights`."""
+    """Silence the Trainer's warnings about tensor names that it does not find (see `load_weights`)."""
     logger = logging.getLogger("transformers.trainer")
     logger.addFilter(_is_other_warning)
     try:

@@ -1,8 +1,8 @@
-"""The end of a run on disk: a folder that is whole or not there.
+"""Save a finished run: its folder is complete or does not exist.
 
 Model or adapter, processor and manifest are written to `OUTPUT.partial`, which is flushed to the disk (some
-disks tell only then that they are full) and renamed to `OUTPUT`. All processes take part in gathering the
-weights, the first one writes.
+disks report only then that they are full) and renamed to `OUTPUT`. All processes take part in gathering the
+weights; the first one writes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MANIFEST = "training.json"
 
 
 def versions() -> dict[str, str]:
-    """Versions that a run was made with, for its manifest."""
+    """Return the versions of the libraries of a run, for its manifest."""
     from reverse import __version__
 
     return {
@@ -54,12 +54,12 @@ def save_run(
     """Write the trained model to `output`; called by every process.
 
     Args:
-        trainer: that ran; knows how to gather.
+        trainer: the trainer of the run, which gathers the weights.
         model: as it was given to the trainer.
         processor: of the model.
         output: folder; replaced if it exists.
         manifest: JSON.
-        parallel: how the weights lie.
+        parallel: how the weights are distributed over devices.
         dtype: of the weights on disk, None: as they are.
         files: further texts beside the weights, by their names.
     """

@@ -1,1 +1,1 @@
-"""Training data: records become token ids, labels and pictures in batches."""
+"""Training data: turn records into token ids, labels and pictures in batches."""

@@ -1,4 +1,4 @@
-"""Items to one batch: rows padded on the right, or end to end; the pictures of each; nothing but tensors.
+"""Collate items to a batch of tensors: rows padded on the right or packed end to end, and their pictures.
 
 Right padding needs no attention mask: attention looks back only, so no id of an answer sees what comes after
 its row, and what stands there is no target. Without a mask scaled dot-product attention keeps its causal
@@ -31,9 +31,9 @@ class Collator:
 
     Args:
         processor: of the model; names the padding id and whether positions need `mm_token_type_ids`.
-        pixel_dtype: what pixels are sent as; bfloat16 halves the traffic and is what autocast makes of them.
+        pixel_dtype: dtype of pixels; bfloat16 halves the transfer, and autocast would convert to it anyway.
         multiple: rows are padded to a multiple of this many ids, so that few shapes occur.
-        packed: rows end to end; then `positions` is needed.
+        packed: put rows end to end; needs `positions`.
         positions: of one row: its ids (1, length) and its pictures' tensors to positions (length,) or, where
             pictures take positions of their own, (3, length), int64.
         blank: an item without targets, added to a batch without pictures: where weights are shared out, all
@@ -100,7 +100,10 @@ class Collator:
         return {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
 
     def _packed(self, items: Sequence[TrainingItem]) -> dict[str, Tensor]:
-        """Rows end to end as one row. The first id of a row is not a target of the row before it."""
+        """Pack the rows end to end into one row.
+
+        The first id of a row is not a target of the row before it.
+        """
         assert self.positions is not None
         rows = [(row, item.picture) for item in items for row in item.rows]
         ids = [torch.from_numpy(row.ids)[None] for row, _ in rows]
@@ -117,7 +120,9 @@ class Collator:
         return {"input_ids": torch.cat(ids, dim=1), "labels": labels, "position_ids": positions}
 
     def _pictures(self, items: Sequence[TrainingItem]) -> dict[str, Tensor]:
-        """Tensors of each item's pictures, repeated for every row about them, along the first dimension."""
+        """Join the tensors of each item's pictures along the first dimension, repeated for every row about
+        them.
+        """
         shown = [(item.picture, len(item.rows)) for item in items if item.picture is not None]
         if not shown:
             return {}
@@ -132,14 +137,14 @@ class Collator:
 
 
 def _weights(rows: Sequence[Row], length: int, packed: bool) -> Tensor:
-    """The weight of every id of the flattened rows, (ids,) float32."""
+    """Return the weight of every id of the flattened rows, (ids,) float32."""
     each = torch.tensor([row.weight for row in rows], dtype=torch.float32)
     lengths = torch.tensor([len(row.ids) for row in rows]) if packed else length
     return torch.repeat_interleave(each, lengths)
 
 
 def blank_item(processor: Any) -> TrainingItem:
-    """A grey picture with a question and no target."""
+    """Make an item with a grey picture and a question, without targets."""
     from PIL import Image
 
     tensors, tokens = PictureEncoder(processor)(Image.new("RGB", (112, 112), "grey"))

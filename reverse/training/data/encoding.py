@@ -1,4 +1,4 @@
-"""A conversation to ids and labels, through the model's own chat template.
+"""Encode a conversation as ids and labels, with the model's own chat template.
 
     encoder = Encoder(processor)
     row = encoder.row([Turn("Describe this image.", "I see <SPAN>two cups</CN>.")], image_tokens=196)
@@ -57,14 +57,14 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class TrainingItem:
-    """What a dataset gives: rows about the same pictures, and their tensors (None where there are none)."""
+    """An item of a dataset: rows about the same pictures, and their tensors (None without pictures)."""
 
     rows: tuple[Row, ...]
     picture: Mapping[str, Tensor] | None
 
 
 class Encoder:
-    """Makes a `Row` from turns, for one processor; caches what the template makes of questions.
+    """Makes a `Row` from turns, for one processor. It caches rendered questions.
 
     Args:
         processor: with a chat template; the three tokens are optional (without them nothing is masked).
@@ -102,7 +102,8 @@ class Encoder:
 
         Args:
             turns: at least one; one picture stands in the first, several where the turns' `content` says.
-            image_tokens: ids that stand for the picture, of several for each; None where there is none.
+            image_tokens: number of ids that stand for the picture, or one number per picture; None without
+                pictures.
 
         Raises:
             ValueError: no turns, a turn that says nothing or holds half of a surrogate pair, a token of the
@@ -153,7 +154,9 @@ class Encoder:
             raise DataError(f"{error}; the sample: {said[:600]}") from error
 
     def pieces(self, turns: Sequence[Turn], picture: bool) -> list[tuple[Ids, Ids]]:
-        """Ids before each answer, with hints and a picture as one id, and ids of the answer with its end."""
+        """Return ids before each answer (with hints, a picture as one id), and ids of the answer with its
+        end.
+        """
         prompts = self._prompts(_contents(turns, picture))
         hinted = [self._with_hints(before, turn.hints) for turn, before in zip(turns, prompts, strict=True)]
         return list(zip(hinted, self._answers([turn.answer for turn in turns]), strict=True))
@@ -186,7 +189,7 @@ class Encoder:
         return np.repeat(prompt, times)
 
     def _answers(self, answers: Sequence[str]) -> list[Ids]:
-        """Each answer's ids as they come after the template's last words, its end of turn included."""
+        """Encode each answer as it follows the template's last words, its end of turn included."""
         if self._trims[0]:
             answers = [answer.lstrip() for answer in answers]
         if self._trims[1]:
@@ -205,7 +208,7 @@ class Encoder:
         return [np.array(ids[cut:], dtype=np.int64) for ids in encoded]
 
     def _given_ids(self, turn: Turn, answer: Ids) -> int:
-        """How many of an answer's ids stand within its first `turn.given` characters."""
+        """Count the ids of an answer that lie within its first `turn.given` characters."""
         start = turn.answer[: turn.given]
         before = self._tokenise(self._anchor + self._lead + (start.lstrip() if self._trims[0] else start))
         whole = np.concatenate([self._anchor_ids, answer])[: len(before)]
@@ -228,7 +231,9 @@ class Encoder:
         return pieces
 
     def _take_apart(self, contents: Sequence[Content]) -> list[Ids]:
-        """Ids before each answer: the conversation is rendered with marks for answers and cut at them."""
+        """Return the ids before each answer: the conversation is rendered with marks in place of answers and
+        cut at them.
+        """
         marks = [MARK.format(k) for k in range(len(contents))]
         messages = _messages(contents, marks)
         prompt = self._render(messages[:1], add_generation_prompt=True)
@@ -242,7 +247,7 @@ class Encoder:
         if parts[0] != prompt + self._lead:
             raise DataError(
                 f"the chat template writes {parts[0]!r} before an answer and {prompt!r} before generating "
-                "one: a model trained so would not know its own prompt"
+                "one: a model trained like this would see other prompts than in generation"
             )
         before = [self._prompt_ids(prompt)]
         for part in parts[1:]:
@@ -263,7 +268,7 @@ class Encoder:
         return before
 
     def _after_end(self, part: str) -> Ids:
-        """Ids of what the template writes after an end of turn."""
+        """Encode the text that the template writes after an end of turn."""
         ids = self._tokenise(self.end_text + part)
         if not np.array_equal(ids[:1], self.end):
             raise DataError(
@@ -273,7 +278,7 @@ class Encoder:
         return ids[1:]
 
     def _trims_answers(self) -> tuple[bool, bool]:
-        """Whether the template takes blanks off the start and the end of an answer, as Llama-3.1's does."""
+        """Whether the template strips blanks from both ends of an answer, as Llama-3.1's does."""
         mark = MARK.format(0)
         lengths = [
             len(self._render(_messages([("question",)], [answer]), add_generation_prompt=False))
@@ -282,9 +287,9 @@ class Encoder:
         return lengths[1] == lengths[0], lengths[2] == lengths[0]
 
     def _end_of_turn(self) -> tuple[str, str]:
-        """Blanks and the token that the template writes after an answer.
+        """Return the blanks and the token that the template writes after an answer.
 
-        The tokenizer's own end of text where the template writes none.
+        It is the tokenizer's own end of text if the template writes none.
         """
         mark = MARK.format(0)
         whole = self._render(_messages([("question",)], [mark]), add_generation_prompt=False)
@@ -306,7 +311,9 @@ class Encoder:
         return after[: len(after) - len(after.lstrip())], text
 
     def _answer_start(self) -> tuple[str, str]:
-        """(what the template writes between generation prompt and answer, its last words before that)."""
+        """Return the text that the template writes between generation prompt and answer, and its last words
+        before.
+        """
         mark = MARK.format(0)
         messages = _messages([("question",)], [mark])
         prompt = self._render(messages[:1], add_generation_prompt=True)
@@ -319,7 +326,7 @@ class Encoder:
         return before[len(prompt) :], prompt[prompt.rindex("question") + len("question") :]
 
     def _prompt_ids(self, prompt: str) -> Ids:
-        """Ids of a prompt as the processor makes them: with special tokens, but one beginning of text."""
+        """Encode a prompt as the processor does: with special tokens, but only one beginning of text."""
         bos = self.tokenizer.bos_token
         return self._tokenise(prompt, add_special_tokens=not (bos and prompt.startswith(bos)))
 
@@ -333,7 +340,7 @@ class Encoder:
 
 
 def turns_of(record: Mapping[str, Any]) -> list[Turn]:
-    """The turns of a published record, without hints; `<image>` is taken out of the text.
+    """Return the turns of a published record, without hints; `<image>` is removed from the text.
 
     In this format `<image>` is the place of a picture and never text. It stands once in the first question of
     a record with one picture, for several once for each in any question, or nowhere: then they come first.
@@ -364,7 +371,7 @@ def turns_of(record: Mapping[str, Any]) -> list[Turn]:
 
 
 def _messages(contents: Sequence[Content], answers: Sequence[str]) -> list[dict[str, Any]]:
-    """A conversation as the chat template takes it, without the pictures themselves."""
+    """Return a conversation as the chat template takes it, without the pictures themselves."""
     messages: list[dict[str, Any]] = []
     for content, answer in zip(contents, answers, strict=True):
         parts = [{"type": "image"} if part is None else {"type": "text", "text": part} for part in content]
@@ -376,7 +383,7 @@ def _messages(contents: Sequence[Content], answers: Sequence[str]) -> list[dict[
 
 
 def _contents(turns: Sequence[Turn], picture: bool) -> tuple[Content, ...]:
-    """The texts of each question, with None for a picture; a single picture comes first."""
+    """Return the texts of each question, with None for a picture; a single picture comes first."""
     contents: list[Content] = [turn.content or (turn.question,) for turn in turns]
     if picture and not any(turn.content for turn in turns):
         contents[0] = (None, *contents[0])
@@ -390,7 +397,8 @@ def _as_list(image_tokens: int | Sequence[int] | None) -> list[int]:
 
 
 def _own_tokens(tokenizer: Any) -> set[str]:
-    """What the tokenizer takes out of a text before it splits the rest: `</s>`, `<|im_end|>`, `<SPAN>`.
+    """Return the tokens that the tokenizer takes out of a text before it splits the rest: `</s>`,
+    `<|im_end|>`, `<SPAN>`.
 
     Added tokens that look like words or blanks are text (some tokenizers keep runs of spaces so).
     """
@@ -399,13 +407,13 @@ def _own_tokens(tokenizer: Any) -> set[str]:
 
 
 def _any_of(words: Set[str]) -> re.Pattern[str]:
-    """A pattern that matches any of the words, the longest first, and nothing if there are none."""
+    """Make a pattern that matches any of the words, the longest first; it matches nothing without words."""
     longest_first = sorted(filter(str.strip, words), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
 def _tags(tokenizer: Any) -> TokenIds:
-    """The ids of the three tokens, or ids that never occur if the vocabulary lacks the tokens."""
+    """Return the ids of the three tokens, or ids that never occur if the vocabulary lacks the tokens."""
     try:
         return find_token_ids(tokenizer)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Whether an encoder's rows are the ids of the whole rendered conversation: compared over probes.
+"""Check with test conversations that an encoder's rows are the ids of the whole rendered conversation.
 
 An encoder puts rows together from pieces, which is fast, and right only where the tokenizer treats a piece as
 it would in its place. Tokenizers have surprised there: SentencePiece puts a "▁" before a text, some before
@@ -61,7 +61,7 @@ def check_several_pictures(encoder: Encoder) -> None:
 
 
 def _compare(encoder: Encoder, turns: Sequence[Turn], picture: bool) -> None:
-    """Raise ValueError if the pieces of a conversation differ from the whole."""
+    """Raise ValueError if the joined pieces of a conversation differ from the whole."""
     try:
         row = [i for pair in encoder.pieces(turns, picture) for ids in pair for i in ids.tolist()]
     except ValueError as error:
@@ -84,7 +84,7 @@ def _compare(encoder: Encoder, turns: Sequence[Turn], picture: bool) -> None:
 
 
 def whole_ids(encoder: Encoder, turns: Sequence[Turn], picture: bool) -> list[int]:
-    """Ids of a conversation rendered with its hints and tokenised at once, as the processor does it.
+    """Encode a conversation that is rendered with its hints and tokenised at once, as the processor does.
 
     Where the template writes no end of turn, `</s>` stands in its place; a picture is one id. Every question
     ends with a text.
@@ -107,7 +107,7 @@ def whole_ids(encoder: Encoder, turns: Sequence[Turn], picture: bool) -> list[in
 
 
 def _with_ends(encoder: Encoder, messages: list[dict[str, Any]]) -> str:
-    """A conversation whose template writes no end of turn (llava-1.5-hf), with the end it is trained with."""
+    """Add the trained end of turn to a conversation whose template writes none (llava-1.5-hf)."""
     answers = [message["content"][0]["text"] for message in messages[1::2]]
     marked = [dict(message) for message in messages]
     for k, message in enumerate(marked[1::2]):

@@ -1,7 +1,8 @@
-"""Checks all records before the first step, so that none stops a run hours later.
+"""Check all records before the first step, so that none stops a run hours later.
 
     checked = check_records(dataset, "out/run", identity={"sha256": …}, skip_bad=False)
-    checked.bad, checked.cut            # numbers of records; how much of the others does not fit
+    checked.bad, checked.cut            # indices of bad records; number of turns of the others that do not
+    fit
 
 `record_check` says which records are bad. Each process of a run checks a share of them and learns what the
 others found. The outcome is kept in `OUTPUT.checked.json` until the run has ended, for the same data,
@@ -36,7 +37,7 @@ ShowProgress = Callable[[float, float], None]
 
 
 class Cut(NamedTuple):
-    """Of records that can be trained: how many lose turns that do not fit, and how many turns they lose."""
+    """Number of trainable records that lose turns that do not fit, and number of these turns."""
 
     records: int
     turns: int
@@ -44,7 +45,7 @@ class Cut(NamedTuple):
 
 
 class Checked(NamedTuple):
-    """What was found: numbers of bad records, and what is cut of the others."""
+    """The result of the check: indices of bad records, and cuts of the others."""
 
     bad: list[int]
     cut: Cut
@@ -104,7 +105,9 @@ def check_records(
 
 
 def _inspect_together(dataset: RecordDataset, say: Say, progress: ShowProgress) -> dict[str, Any]:
-    """What all processes find, each in its share: `bad` numbers, some of them `shown`, and the `cut`."""
+    """Check each process's share and join the results: indices of `bad` records, some of them `shown`, and
+    the `cut`.
+    """
     count = len(dataset)
     say(f"checking {count:,} records")
     most, longest = dataset.pictures.most(), dataset.encoder.max_length
@@ -137,13 +140,13 @@ def _inspect_together(dataset: RecordDataset, say: Say, progress: ShowProgress) 
 
 
 def checked_file(output: str | Path) -> Path:
-    """Where the outcome is kept while a run goes on."""
+    """Return the path where the result is kept during a run."""
     output = Path(output)
     return output.with_name(output.name + ".checked.json")
 
 
 def _settings(dataset: RecordDataset) -> dict[str, Any]:
-    """The settings, and a hash of the processor, that decide which records are bad."""
+    """Return the settings, and a hash of the processor, that decide which records are bad."""
     processor = dataset.encoder.processor
     backend = getattr(processor.tokenizer, "backend_tokenizer", None)
     texts = [str(processor.chat_template), str(processor.image_processor)]
@@ -159,7 +162,7 @@ def _settings(dataset: RecordDataset) -> dict[str, Any]:
 
 
 def _read(path: Path, key: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What an earlier start found for the same data and settings, or None."""
+    """Read the result of an earlier start for the same data and settings, or None."""
     try:
         found = read_json(path)
         return found if found["key"] == key else None
@@ -168,7 +171,7 @@ def _read(path: Path, key: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _message(dataset: RecordDataset, numbers: list[int], shown: list[Any], count: int, remedy: str) -> str:
-    """The error about bad records. `shown`: number, reason and beginning of the first ones."""
+    """Write the error about bad records. `shown`: index, reason and beginning of the first ones."""
     lines = [
         f"data.records: {len(numbers):,} of {count:,} records of {dataset.path} cannot be trained: {remedy}"
     ]

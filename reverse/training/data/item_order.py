@@ -1,10 +1,9 @@
-"""The order in which items are seen: at random, or items of about one length together, so that rows pad
-little.
+"""The order of items: at random, or with items of similar length together, so that rows need little padding.
 
     dataset = Ordered(dataset, grouped_order(dataset.lengths(), batch=128, seed=0))
 
-The order is made once, from the seed, for all epochs: whichever device or worker asks, and after a restart
-too.
+The order is made once, from the seed, for all epochs. It is the same on all devices and workers and after a
+restart.
 """
 
 from __future__ import annotations
@@ -38,12 +37,13 @@ class Ordered(Dataset[TrainingItem]):
 
 
 def grouped_order(lengths: npt.ArrayLike, batch: int, seed: int, epochs: int = 1) -> Ids:
-    """Indices of `epochs` passes: shuffled, then sorted by length within 50 batches, batches shuffled again.
+    """Return the indices of `epochs` passes: shuffled, sorted by length within 50 batches, batches shuffled
+    again.
 
     Args:
-        lengths: (items,), of anything that grows with the number of ids. Items with and without a picture do
+        lengths: (items,), any measure that grows with the number of ids. Items with and without a picture do
             not mix in a batch if the lengths of the latter are negative (as in LLaVA).
-        batch: items an optimizer step, over all devices.
+        batch: items per optimizer step, over all devices.
     """
     sizes = np.asarray(lengths)
     rng = np.random.default_rng(seed)

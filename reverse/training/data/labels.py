@@ -1,7 +1,7 @@
-"""Which ids are trained: the answers, and nothing inside a phrase that closes with `</UN>`.
+"""Choose the ids that are trained: the answers, except the inside of phrases that close with `</UN>`.
 
 A negative answer ends in a wrong phrase, `There are <SPAN>two cups</UN>`. The model is to learn that such a
-phrase closes with `</UN>`, never to say it: the ids strictly between the tags are inputs and no targets
+phrase closes with `</UN>`, never to say it: the ids strictly between the tags are inputs only
 (indicator 0 in Eq. 1 of https://arxiv.org/abs/2504.13169). `<SPAN>`, `</UN>` and the end of the text stay
 targets. Known difference from the released code: there a `</UN>` without an open `<SPAN>` masks every
 label before it; here it masks nothing, and `join` refuses the sample.
@@ -43,9 +43,9 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class LabelledPart:
-    """Ids of one piece of a sample; `target`: an assistant wrote it (its end of turn included).
+    """Ids of one part of a sample; `target`: the assistant wrote it (its end of turn included).
 
-    `targets`: which of its ids are trained. `given`: so many of its first ids are input only.
+    `targets`: which of its ids are trained. `given`: number of its first ids that are input only.
     """
 
     ids: Sequence[int] | Ids
@@ -55,10 +55,10 @@ class LabelledPart:
 
 
 def span_mask(ids: Sequence[int] | Ids, *, span_id: int, cn_id: int, un_id: int) -> Mask:
-    """True if an id of an answer is a target; of the shape of `ids`, (length,) or (..., length).
+    """Return True for each id of an answer that is a target; shape as `ids`, (length,) or (..., length).
 
-    False exactly strictly between a `<SPAN>` and the `</UN>` that closes it. A `<SPAN>` inside an open phrase
-    replaces the one before it, as `reverse.tokens.parse` reads it.
+    It is False exactly for ids strictly between a `<SPAN>` and the `</UN>` that closes it. A `<SPAN>` inside
+    an open phrase replaces the one before it, as `reverse.tokens.parse` reads it.
     """
     ids = np.asarray(ids, dtype=np.int64)
     if ids.size == 0:
@@ -76,9 +76,9 @@ def span_mask(ids: Sequence[int] | Ids, *, span_id: int, cn_id: int, un_id: int)
 
 
 def join(segments: Sequence[LabelledPart], *, span_id: int, cn_id: int, un_id: int) -> tuple[Ids, Ids]:
-    """Put the pieces of one sample together: (ids, labels), both int64 of shape (length,).
+    """Join the parts of one sample: (ids, labels), both int64 of shape (length,).
 
-    Labels are ids where a target is, `IGNORE` elsewhere. A phrase never reaches over the end of its segment.
+    Labels are the ids of targets, and `IGNORE` elsewhere. A phrase never reaches over the end of its segment.
 
     Raises:
         ValueError: no id is a target, so that the sample would teach nothing, or a `</UN>` closes no phrase.
@@ -106,7 +106,7 @@ def join(segments: Sequence[LabelledPart], *, span_id: int, cn_id: int, un_id: i
 
 
 def _choose_targets(part: LabelledPart, ids: Ids, span_id: int, cn_id: int, un_id: int) -> tuple[Ids, Ids]:
-    """The ids that are fed and the labels, both (length,), of an answer that chooses its targets."""
+    """Return input ids and labels, both (length,), of an answer that chooses its targets."""
     _check_closed(ids, span_id, cn_id, un_id)
     closing = (ids == cn_id) | (ids == un_id)
     if part.targets == "none":
@@ -127,6 +127,6 @@ def _check_closed(ids: Ids, span_id: int, cn_id: int, un_id: int) -> None:
     wrong = tags == un_id
     if wrong.any() and (wrong[:1].any() or (tags[:-1][wrong[1:]] != span_id).any()):
         raise DataError(
-            "a </UN> closes no open <SPAN>: which words are wrong cannot be told; write "
+            "a </UN> closes no open <SPAN>: it is not known which words are wrong; write "
             "<SPAN>the wrong phrase</UN>"
         )

@@ -1,4 +1,4 @@
-"""Several sets of records trained together: how many items of each a pass has, and in what order they come.
+"""Train several sets of records together: number of items of each set in a pass, and their order.
 
     mixture = Mixture([solve, replay], [PartPlan(), PartPlan(share=0.1)], seed=0)
     len(mixture)                                   # items of one pass
@@ -27,9 +27,9 @@ Ids = npt.NDArray[np.int64]
 
 
 def draw_passes(sizes: Sequence[int], counts: Sequence[int], passes: int, seed: int) -> Ids:
-    """Numbers of the records of each pass, (passes, items) int64, part after part.
+    """Draw the indices of the records of each pass, (passes, items) int64, part after part.
 
-    Records are numbered through all parts. The first passes are the same however many are drawn.
+    Records are numbered through all parts. The first passes do not depend on the number of passes.
     """
     columns, start = [], 0
     for part, (size, count) in enumerate(zip(sizes, counts, strict=True)):
@@ -42,12 +42,12 @@ def draw_passes(sizes: Sequence[int], counts: Sequence[int], passes: int, seed: 
 
 
 class Mixture(Dataset[TrainingItem]):
-    """One pass over several parts, part after part; `arrange` gives the order of a run.
+    """A pass over several parts, part after part. `arrange` gives the order of a run.
 
     Args:
-        parts: datasets that know their length; what is left out of them was left out before.
+        parts: datasets that know their length, with bad records left out already.
         plans: one for each part.
-        seed: of what is drawn and of the order.
+        seed: random seed of draws and order.
     """
 
     def __init__(self, parts: Sequence[Any], plans: Sequence[PartPlan], *, seed: int = 0):
@@ -62,7 +62,7 @@ class Mixture(Dataset[TrainingItem]):
         return sum(self.counts)
 
     def __getitem__(self, index: int) -> TrainingItem:
-        """Item `index` of the first pass."""
+        """Return item `index` of the first pass."""
         if self._first is None:
             self._first = draw_passes(self.sizes, self.counts, 1, self.seed)[0]
         return self.records[int(self._first[index])]
@@ -72,11 +72,12 @@ class Mixture(Dataset[TrainingItem]):
         return np.concatenate([part.lengths() for part in self.parts])
 
     def arrange(self, passes: int, *, shuffle: bool = True, group: int | None = None) -> Ordered:
-        """The items of `passes` passes in the order they are trained in.
+        """Return the items of `passes` passes in training order.
 
         Args:
-            shuffle: each pass in an order of its own; False: part after part.
-            group: items of an optimizer step, to have items of about one length in it (then passes mix).
+            shuffle: shuffle each pass by itself; False: part after part.
+            group: number of items of an optimizer step, to give it items of similar length (passes are mixed
+                then).
         """
         drawn = draw_passes(self.sizes, self.counts, passes, self.seed)
         if group is not None:

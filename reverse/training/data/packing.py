@@ -1,4 +1,4 @@
-"""Rows end to end: which models can, and what positions a row has.
+"""Pack rows end to end: models that support it, and the positions of a row.
 
 Several rows in one are only right where the model keeps them apart: positions start anew at each, and
 attention does not look back over a start. Transformers derives both from `position_ids` for the attention
@@ -34,9 +34,9 @@ def check_packing(model: Any) -> None:
 
 
 def row_positions(model: Any, processor: Any) -> Positions:
-    """A function from one row's ids (1, length) and its pictures' tensors to its positions.
+    """Return a function from one row's ids (1, length) and its pictures' tensors to its positions.
 
-    They are (length,) where ids are counted, (3, length) where pictures have rows and columns of their own.
+    Positions are (length,), or (3, length) if the model gives pictures positions by row and column.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     if not hasattr(base.model, "get_rope_index"):

@@ -1,4 +1,4 @@
-"""Pictures as the tensors that a model takes, and how many ids stand for one in a prompt.
+"""Encode pictures as tensors for a model, and count the ids that stand for one in a prompt.
 
 pictures = PictureEncoder(processor)
 inputs, tokens = pictures(picture)      # {"pixel_values": (1, 3, 336, 336) float32}, 576
@@ -50,11 +50,11 @@ class PictureEncoder:
         return "longest_edge" in images.size and hasattr(images, "merge_size")
 
     def usual(self) -> int:
-        """Number of ids of a picture of usual size."""
+        """Return the number of ids of a picture of usual size."""
         return self.count(448, 448) if self.keeps_size else self.most()
 
     def count(self, width: int, height: int) -> int:
-        """Number of ids of a picture of this size; the sides may be exchanged."""
+        """Return the number of ids of a picture of this size; the sides may be swapped."""
         images = self.processor.image_processor
         if not self.keeps_size:
             return self.most()
@@ -64,7 +64,7 @@ class PictureEncoder:
         return dict(self.processor.image_processor(images=[picture], return_tensors="pt"))
 
     def _count(self, inputs: dict[str, Tensor], picture: Any) -> int:
-        """Number of ids of a picture; the processor is asked once for each shape of its tensors."""
+        """Return the number of ids of a picture; the processor is called once per shape of tensors."""
         shape = tuple(inputs["pixel_values"].shape)
         if shape not in self._tokens:
             token = self.processor.image_token
@@ -74,7 +74,7 @@ class PictureEncoder:
 
 
 def join_pictures(pictures: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors of several pictures, encoded one by one, as the image processor gives them for all."""
+    """Join the tensors of pictures that were encoded one by one, as the processor does for all at once."""
     if len(pictures) == 1:
         return pictures[0]
     return {name: torch.cat([tensors[name] for tensors in pictures]) for name in pictures[0]}

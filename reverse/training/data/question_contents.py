@@ -1,4 +1,4 @@
-"""Questions of a record with several pictures, as decoding places them.
+"""Split the questions of a record with several pictures as decoding does.
 
     >>> split_questions(["<image>\\n<image>\\nWhich is red?", "And here? <image>"], 3)
     [(None, None, 'Which is red?'), (None, 'And here?')]
@@ -29,7 +29,8 @@ class Turn:
     """A question, its answer, and the phrases named as wrong after the question.
 
     `content`: of a record with several pictures, the question in parts, None for each (`split_questions`).
-    `targets`: which ids of the answer are trained. `given`: its first characters that are input only.
+    `targets`: which ids of the answer are trained. `given`: number of its first characters that are input
+    only.
     """
 
     question: str
@@ -41,10 +42,10 @@ class Turn:
 
 
 def split_questions(questions: Sequence[str], count: int) -> list[Content]:
-    """The content of each question of a conversation about `count` pictures, blanks at its ends stripped.
+    """Return the content of each question of a conversation about `count` pictures, stripped of blanks.
 
     Raises:
-        ValueError: `<image>` stands another number of times in them, and not nowhere.
+        ValueError: the questions contain `<image>`, but not `count` times.
     """
     questions = [question.strip() for question in questions]
     places = [question.count(IMAGE_TOKEN) for question in questions]

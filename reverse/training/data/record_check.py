@@ -1,4 +1,4 @@
-"""Finds the records that cannot be trained, and those of which turns do not fit, before any is trained.
+"""Find the records that cannot be trained, and those with turns that do not fit, before training.
 
     bad, cut = inspect_records(dataset)      # [Bad(17, "no such picture: …"), …], {number: turns left out}
 
@@ -33,14 +33,14 @@ _JOINT_IDS = 4  # ids that a text may take more where it stands between others
 
 
 class Bad(NamedTuple):
-    """A record that cannot be trained: its number in the file, and why."""
+    """A record that cannot be trained: its index in the file, and the reason."""
 
     number: int
     reason: str
 
 
 def find_bad(dataset: RecordDataset, first: int = 0, end: int | None = None) -> list[Bad]:
-    """The records of items `first` to `end` that cannot be trained, in order."""
+    """Return the records of items `first` to `end` that cannot be trained, in order."""
     return inspect_records(dataset, first, end)[0]
 
 
@@ -50,7 +50,9 @@ def inspect_records(
     end: int | None = None,
     progress: Callable[[float, float], None] = lambda done, total: None,
 ) -> tuple[list[Bad], dict[int, int]]:
-    """Bad records of items `first` to `end`, and by number how many turns of the others do not fit."""
+    """Return bad records of items `first` to `end`, and for the others the number of turns that do not fit,
+    by index.
+    """
     check = FastRecordCheck(dataset)
     places: dict[str, int] = {}  # number of each different picture
     pictures, owners = array("q"), array("q")  # numbers of shown pictures, and of the records that show them
@@ -101,7 +103,7 @@ def inspect_records(
 
 
 class FastRecordCheck:
-    """Tells records that are surely good from those that must be encoded, and encodes the latter."""
+    """Separates records that are certainly good from those that must be encoded, and encodes the latter."""
 
     def __init__(self, dataset: RecordDataset):
         # Without a cache: what is encoded here is odd, and would fill the one that training lives on.
@@ -118,7 +120,7 @@ class FastRecordCheck:
         self.room = None if longest is None else longest - template
 
     def bound_ids(self, record: Mapping[str, Any]) -> int | None:
-        """Upper bound of the ids of its texts; None if encoding may fail for another reason than length."""
+        """Return an upper bound of a record's ids of text; None if encoding may fail for another reason."""
         said = record["conversations"]
         needed = (len(said) // 2 - 1) * self.later
         if has_unusual_keys(record) or next(find_faults(record), None) is not None:
@@ -144,7 +146,7 @@ class FastRecordCheck:
         return needed
 
     def fits(self, ids: int, image: str | None) -> bool:
-        """Whether so many ids of texts fit beside the picture, whose size is read if it matters."""
+        """Whether this many ids of text fit beside the picture, whose size is read only if it matters."""
         if self.room is None or ids <= self.room - (self.most if image is not None else 0):
             return True
         if image is None or not self.dataset.pictures.keeps_size:
@@ -155,7 +157,9 @@ class FastRecordCheck:
             return False
 
     def count_ids(self, records: Sequence[Mapping[str, Any]]) -> list[int]:
-        """An upper bound of the ids of each record's texts, tokenised apart, all in one call."""
+        """Return an upper bound of the ids of each record's texts, which are tokenised separately in one
+        call.
+        """
         texts: list[str] = []
         added, ends = [], []
         for record in records:
@@ -178,7 +182,7 @@ class FastRecordCheck:
         return [more + sum(lengths[a:b]) for more, a, b in zip(added, begins, ends, strict=True)]
 
     def encode(self, number: int, record: Mapping[str, Any]) -> tuple[str | None, int]:
-        """Why this record cannot be trained or None, and how many of its turns do not fit."""
+        """Return why this record cannot be trained (or None), and how many of its turns do not fit."""
         for fault in find_faults(record, hints=False):  # the encoder checks those that are drawn
             return fault.message, 0
         try:
@@ -189,7 +193,7 @@ class FastRecordCheck:
             return str(error), 0
 
     def _row(self, turns: list[Turn], images: Sequence[str]) -> Row:
-        """The row as in training; the pictures' sizes are read only if they matter."""
+        """Return the row as in training; the pictures' sizes are read only if they matter."""
         most = [self.most] * len(images)
         if not (images and self.dataset.pictures.keeps_size):
             return self.encoder.row(turns, most)
@@ -207,7 +211,10 @@ class FastRecordCheck:
 
 
 def _bound_ids(text: str) -> int:
-    """Upper bound of a text's ids: one a byte; normalisation may make two of a character beyond ASCII."""
+    """Return an upper bound of a text's ids: one per byte.
+
+    (Normalisation may double characters beyond ASCII.)
+    """
     if text.isascii():
         return len(text)
     size = len(text.encode("utf-8", "replace"))
@@ -215,5 +222,5 @@ def _bound_ids(text: str) -> int:
 
 
 def _escape(reason: str) -> str:
-    """`reason` as a terminal takes it: a picture's name may hold half of a surrogate pair."""
+    """Make `reason` printable: a picture's name may hold half of a surrogate pair."""
     return reason if reason.isascii() else reason.encode("utf-8", "backslashreplace").decode("utf-8")

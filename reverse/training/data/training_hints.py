@@ -1,9 +1,10 @@
-"""Which phrases a training sample names as wrong: at most five, all false, none of the answer's own.
+"""Choose the phrases that a training sample names as wrong: at most five, all false, none from the answer
+itself.
 
-Decoding writes the phrases it rejected at the end of the user's turn (`reverse.decoding.text.hints`). A model
-that is to make use of them meets the same in training: lower-cased phrases in the same place, and an
-answer that avoids them. Known difference from the published recipe, which names one phrase: decoding names
-up to five, so training does too.
+Decoding writes the phrases it rejected at the end of the user's turn (`reverse.decoding.text.hints`).
+Training shows a model the same, so that it learns to use them: lower-cased phrases in the same place, and an
+answer that avoids them. Known difference from the published recipe, which names one phrase: decoding names up
+to five, so training does too.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ _LONGEST = 200  # characters of a phrase whose places are looked at one by one
 def choose_hints(
     rng: random.Random, answer: str, own: Sequence[str] = (), pool: Sequence[str] = (), most: int = MOST
 ) -> tuple[str, ...]:
-    """One to `most` phrases for one answer: its `own` first of all, then others drawn from `pool`, shuffled.
+    """Choose one to `most` phrases for one answer: first its `own`, then others drawn from `pool`; shuffled.
 
-    Phrases that the answer stands by are left out; the result is empty where none is left. Lower-cased,
+    Phrases that the answer states as true are left out, so the result may be empty. Lower-cased,
     without repeats.
     """
     own = _unsaid(own, answer)[:most]
@@ -37,7 +38,7 @@ def choose_hints(
 
 
 def said(phrase: str, answer: str) -> bool:
-    """Whether `answer` says `phrase`, as whole words, elsewhere than in a phrase closed by `</UN>`.
+    """Whether `answer` contains `phrase`, as whole words, outside phrases closed by `</UN>`.
 
     A phrase of more than 200 characters counts as said wherever it stands, within words too.
     """
@@ -51,7 +52,7 @@ def _unsaid(phrases: Sequence[str], answer: str) -> list[str]:
 
 
 def _trusted_text(answer: str) -> str:
-    """The text of an answer outside phrases closed by `</UN>`, lower-cased, with single blanks."""
+    """Return the text of an answer outside phrases closed by `</UN>`, lower-cased, with single blanks."""
     if UN in answer:
         answer = re.sub(f"{SPAN}(?:(?!{SPAN}|{CN}).)*?{UN}", " ", answer, flags=re.DOTALL)
     return " ".join(parse_tags(answer).text.lower().split())

@@ -1,6 +1,6 @@
-"""The records that are trained on, as items: pictures and the rows about them.
+"""Training records as items: pictures and the rows about them.
 
-An item depends on its index and the seed alone, whatever worker asks for it. `collator.Collator` makes a
+An item depends only on its index and the seed, not on the worker. `collator.Collator` makes a
 batch of items.
 
     RecordDataset("reverse_ft.json", "playground/data", encoder, seed=0)
@@ -95,11 +95,12 @@ class RecordDataset(Dataset[TrainingItem]):
         return len(self.kept)
 
     def leave_out(self, numbers: Sequence[int]) -> None:
-        """Leave these records out. The others keep their numbers, and so what is drawn for them."""
+        """Leave these records out. The others keep their indices, and so their random draws."""
         self.kept = np.setdiff1d(self.kept, np.array(numbers, dtype=np.int64))
 
     def __getitem__(self, index: int) -> TrainingItem:
-        """The item of a record; with `replace_damaged`, that of the next one whose pictures can be decoded.
+        """Return the item of a record; with `replace_damaged`, that of the next one whose pictures can be
+        decoded.
 
         Raises ValueError naming the record and its picture where that is damaged.
         """
@@ -129,7 +130,7 @@ class RecordDataset(Dataset[TrainingItem]):
         )
 
     def _open(self, number: int, name: str) -> Any:
-        """The picture of a record, decoded."""
+        """Decode the picture of a record."""
         from reverse.data.pictures.opening import open_image, resolve_image
 
         try:
@@ -141,7 +142,9 @@ class RecordDataset(Dataset[TrainingItem]):
             ) from error
 
     def row(self, index: int, image_tokens: int) -> Row:
-        """Ids and labels of a record without opening its pictures, each of `image_tokens` ids."""
+        """Return ids and labels of a record without opening its pictures, each of which takes `image_tokens`
+        ids.
+        """
         index = int(self.kept[index])
         record = self.record(index)
         return self._row(index, record, [image_tokens] * len(pictures_of(record)))
@@ -157,9 +160,10 @@ class RecordDataset(Dataset[TrainingItem]):
         return row if weight == 1 else replace(row, weight=weight)
 
     def lengths(self) -> npt.NDArray[np.int64]:
-        """Approximate length of each record in characters, (records,) int64; negative without a picture.
+        """Estimate the length of each record in characters, (records,) int64; negative without a picture.
 
-        A first picture counts nothing, for it stands in nearly all; each further one as what it takes."""
+        The first picture is not counted, because nearly all records have one; each further one counts its
+        ids."""
         texts = map(self.records.text, self.kept.tolist())
         keys = ('"image"', '"images"')
         each = _CHARACTERS * self.pictures.usual()
@@ -169,11 +173,11 @@ class RecordDataset(Dataset[TrainingItem]):
         )
 
     def record(self, number: int) -> dict[str, Any]:
-        """Record `number` as it stands in the file."""
+        """Return record `number` as it stands in the file."""
         return self.records[number]
 
     def turns(self, number: int, record: Mapping[str, Any]) -> list[Turn]:
-        """The turns of record `number`, with the hints that are drawn for it.
+        """Return the turns of record `number`, with the hints that are drawn for it.
 
         Raises ValueError for a key that training would ignore.
         """
@@ -190,7 +194,7 @@ class RecordDataset(Dataset[TrainingItem]):
 
 
 def _further(text: str) -> int:
-    """Number of pictures that a record's text names beside the first; only lists of them are read."""
+    """Count the pictures of a record after the first one; only lists of pictures are parsed."""
     if not _LIST.search(text):
         return 0
     try:
@@ -200,5 +204,5 @@ def _further(text: str) -> int:
 
 
 def may_be_hinted(answer: Mapping[str, Any]) -> bool:
-    """Whether an answer is a general one with a hint and without a wrong phrase."""
+    """Whether hints may be drawn for an answer: a general one with a hint and without a wrong phrase."""
     return answer.get("A_type") == ANSWER_TYPE and bool(answer.get("hint")) and UN not in answer["value"]

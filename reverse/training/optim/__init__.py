@@ -1,1 +1,1 @@
-"""Optimisation: the loss, the learning rate, which weights are trained, and several devices."""
+"""Optimisation: the loss, the learning rate, the choice of trained weights, and several devices."""

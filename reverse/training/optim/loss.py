@@ -1,8 +1,8 @@
-"""Cross entropy of the targets alone: logits of a whole batch never stand in memory.
+"""Cross entropy of the targets only, so that the logits of a whole batch are never in memory.
 
-A batch of 16 rows of 2,048 ids over 151,936 logits takes 20 GB in float32, and most of these logits are of
-prompts and pictures, which nothing is learnt from. Here the hidden states at targets are gathered first, and
-go through the head a few hundred at a time; what the backward pass needs of such a part is computed again.
+A batch of 16 rows of 2,048 ids over 151,936 logits takes 20 GB in float32, and most of these logits belong to
+prompts and pictures, which are not trained. Here the hidden states at targets are gathered first, and go
+through the head a few hundred at a time; the backward pass computes each part again.
 
     with loss_in_forward(model, LossConfig()):
         loss = model(**batch)["loss"] / batch["places"].numel()     # batch as `collator.Collator` makes it
@@ -62,11 +62,11 @@ class LossConfig:
 
     @property
     def weighted(self) -> bool:
-        """Whether targets weigh differently."""
+        """Whether targets have different weights."""
         return self.confidence_weight != 1.0 and bool(self.closing_ids)
 
     def weight_of(self, targets: Tensor, weights: Tensor | None = None) -> Tensor | int:
-        """Total weight of `targets` (int64, any shape, `IGNORE` allowed), by which a sum is divided.
+        """Sum the weights of `targets` (int64, any shape, `IGNORE` allowed), by which a loss is divided.
 
         `weights`: of each target, float32 of the shape of `targets`; None: all weigh 1.
         """
@@ -83,7 +83,7 @@ class LossConfig:
 
 
 def class_weights(config: LossConfig, vocabulary: int, device: torch.device) -> Tensor | None:
-    """Weight of each id as a target, (vocabulary,) float32, or None if all weigh 1."""
+    """Return the weight of each id as a target, (vocabulary,) float32, or None if all weigh 1."""
     if not config.weighted:
         return None
     weights = torch.ones(vocabulary, device=device)
@@ -99,14 +99,14 @@ def summed_loss(
     part: int,
     factors: Tensor | None = None,
 ) -> Tensor:
-    """Sum of the cross entropies, float32, with at most `part` rows of logits at a time.
+    """Sum the cross entropies in float32, with at most `part` rows of logits at a time.
 
     Args:
         project: (rows, hidden size) to logits (rows, vocabulary).
         hidden: (rows, hidden size).
         targets: (rows,) int64.
         weights: (vocabulary,) float32 or None.
-        part: rows.
+        part: number of rows of logits at a time.
         factors: (rows,) float32, which multiply the loss of each target, or None.
     """
     if len(hidden) <= part:
@@ -149,8 +149,8 @@ def _part_loss(
 def loss_in_forward(model: Any, config: LossConfig) -> Iterator[None]:
     """Inside the context `model(**batch)` returns `{"loss": sum over targets}`, wrapped or not.
 
-    Hooks of the model hand the targets to its head, and a view of the head computes the loss in place of
-    the logits. So FSDP and DeepSpeed gather the head's weight once, for a call of the head.
+    Hooks of the model pass the targets to its head, and a view of the head computes the loss instead of
+    logits. So FSDP and DeepSpeed gather the head's weight once, for a call of the head.
 
     Args:
         model: of transformers, with or without peft around it; not yet wrapped for several devices.
@@ -199,13 +199,15 @@ def _return_loss(model: Any, args: tuple[Any, ...], output: Any) -> dict[str, Te
 
 
 class _LossHead(torch.nn.Module):
-    """Mixed into the class of a head: returns the summed loss of the targets and not the logits."""
+    """Mixin of the class of a head: its forward pass returns the summed loss of the targets and not the
+    logits.
+    """
 
     loss_config: LossConfig
     loss_targets: tuple[Tensor, Tensor, Tensor | None]
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Sum of the losses for the last hidden states (rows, length, hidden size)."""
+        """Return the sum of the losses for the last hidden states (rows, length, hidden size)."""
         config, (labels, places, factors) = self.loss_config, self.loss_targets
         chosen = hidden.flatten(0, 1).index_select(0, places)  # (targets, hidden size)
         targets = labels.flatten()[places + 1]
@@ -222,7 +224,7 @@ def _has_liger() -> bool:
 
 
 def _use_liger(head: Any, config: LossConfig, hidden: Tensor) -> bool:
-    """Whether Liger's kernel computes the loss; it reads a head as one matrix, without trained token rows."""
+    """Whether Liger's kernel computes the loss. It reads a head as one matrix, without trained token rows."""
     plain = isinstance(head, torch.nn.Linear)
     if config.kernel == "liger" and not plain:
         raise RequestError(
@@ -239,7 +241,10 @@ def _use_liger(head: Any, config: LossConfig, hidden: Tensor) -> bool:
 def _liger_loss(
     head: torch.nn.Linear, hidden: Tensor, targets: Tensor, weights: Tensor | None, factors: Tensor | None
 ) -> Tensor:
-    """The summed loss by Liger's kernel, which gives sums only: one call for each weight of a row."""
+    """Compute the summed loss by Liger's kernel.
+
+    It gives only sums, so it is called once for each weight of a row.
+    """
     from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
     kind = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else head.weight.dtype

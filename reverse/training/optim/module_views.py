@@ -1,4 +1,4 @@
-"""A second object of another class over the state of a module.
+"""Views of modules: a second object, of another class, with the state of a module.
 
 Training needs other forward passes of a head and of peft's token layers. Their objects and classes belong to
 other libraries and are not changed: a view takes the place of such a module in the model. It holds the same
@@ -17,7 +17,7 @@ Kind = TypeVar("Kind", bound=nn.Module)
 
 
 def view_module(module: nn.Module, kind: type[Kind]) -> Kind:
-    """An object of `kind`, a subclass of the module's class, that shares all attributes of `module`."""
+    """Make an object of `kind`, a subclass of the module's class, that shares all attributes of `module`."""
     view = kind.__new__(kind)
     attributes: dict[str, Any] = vars(module)
     object.__setattr__(view, "__dict__", attributes)

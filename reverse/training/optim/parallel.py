@@ -1,4 +1,5 @@
-"""One device or many: what `parallel: none | ddp | fsdp | zero2 | zero3` means to transformers' Trainer.
+"""Train on one or many devices: settings of transformers' Trainer for `parallel: none | ddp | fsdp | zero2 |
+zero3`.
 
     torchrun --nproc-per-node 8 -m reverse train llava_v15_lora --set compute.parallel=zero2
 
@@ -52,12 +53,12 @@ _CALLS = itertools.count()
 
 
 def processes() -> int:
-    """Number of processes of this run, as its launcher says."""
+    """Return the number of processes of this run, as its launcher says."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
-    """Rank of this process."""
+    """Return the rank of this process."""
     return int(os.environ.get("RANK", "0"))
 
 
@@ -67,7 +68,7 @@ def is_first() -> bool:
 
 
 def exchange(value: Any) -> list[Any]:
-    """Exchange a JSON value between all processes; the values in the order of ranks.
+    """Exchange a JSON value between all processes; return the values in the order of ranks.
 
     It goes through the launcher's store, before the devices are joined: any number of minutes may pass until
     the last one comes.
@@ -89,7 +90,7 @@ def _said(store: Any, key: str) -> bytes:
 
 @functools.cache
 def _store() -> Any:
-    """The key-value store of torchrun's agent, or of the first process; later process groups use it too."""
+    """Open the key-value store of torchrun's agent, or of the first process; process groups use it too."""
     import torch.distributed as dist
 
     store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(hours=6)))
@@ -100,9 +101,9 @@ def _store() -> Any:
 def check_shared(output: Path, patience: float = 30.0) -> None:
     """Raise ValueError unless all processes see what the first one writes beside `output`.
 
-    Checkpoints are read by all and, with weights shared out, written by all, so several machines need a disk
-    in common. A marker file is written and looked for, `patience` seconds long, for such disks are slow to
-    tell.
+    All processes read checkpoints and, with sharded weights, write them, so several machines need a common
+    disk. A marker file is written and looked for during `patience` seconds, because such disks show new files
+    late.
     """
     if processes() == 1:
         return
@@ -129,12 +130,12 @@ def check_shared(output: Path, patience: float = 30.0) -> None:
 
 
 def is_sharded(parallel: str) -> bool:
-    """Whether a process holds a share of the weights only."""
+    """Whether each process holds only a share of the weights."""
     return parallel in ("fsdp", "zero3")
 
 
 def check_parallel(parallel: str) -> None:
-    """Raise ValueError for a mode that is unknown, that the launcher does not fit, or is not installed."""
+    """Raise ValueError for a mode that is unknown, does not fit the launcher, or is not installed."""
     if parallel not in MODES:
         raise RequestError(f"parallel must be one of {', '.join(MODES)}, got {parallel!r}")
     count = processes()
@@ -161,7 +162,7 @@ def check_parallel(parallel: str) -> None:
 
 
 def parallel_arguments(parallel: str, model: Any) -> dict[str, Any]:
-    """Arguments of `TrainingArguments` for a mode.
+    """Return the arguments of `TrainingArguments` for a mode.
 
     Args:
         parallel: one of `MODES`.
@@ -186,7 +187,7 @@ def parallel_arguments(parallel: str, model: Any) -> dict[str, Any]:
 def set_fsdp_precision(trainer: Any, dtype: torch.dtype) -> None:
     """Compute in `dtype`, but sum gradients over devices in float32, and leave the loss as it is.
 
-    Accelerate would do all three in `dtype`: a loss of 10,000 in bfloat16 is known to within 32.
+    Accelerate would do all three in `dtype`: bfloat16 rounds a loss of 10,000 to steps of 64.
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
@@ -198,7 +199,9 @@ def set_fsdp_precision(trainer: Any, dtype: torch.dtype) -> None:
 
 
 def _deepspeed(stage: int) -> Mapping[str, Any]:
-    """Configuration of ZeRO stage 2 or 3; sizes, batches and precision follow from the Trainer ("auto")."""
+    """Return the configuration of ZeRO stage 2 or 3; sizes, batches and precision follow from the Trainer
+    ("auto").
+    """
     zero: dict[str, Any] = {
         "stage": stage,
         "overlap_comm": True,

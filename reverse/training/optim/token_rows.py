@@ -1,8 +1,8 @@
-"""The trained rows of the three tokens, without a copy of the whole matrix at every call.
+"""Train the rows of the three tokens without copying the whole matrix at every call.
 
 peft writes the rows into a copy of the embedding matrix or of the head (262 MB for LLaVA-1.5-7B), whose
-gradient is as large and is thrown away but for three rows. Here the layer below is called as it is, and what
-belongs to the tokens is replaced in its output. DeepSpeed, too, gathers the matrix only inside that call.
+gradient is as large, although only three rows of it are used. Here the base layer is called unchanged, and
+the tokens' entries of its output are replaced. DeepSpeed, too, gathers the matrix only inside that call.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ __all__ = ["TokenRows", "check_token_rows", "use_token_rows", "view_token_rows"]
 
 
 class TokenRows(TrainableTokensLayer):
-    """peft's layer for trained token rows, with a cheaper forward pass of the same result."""
+    """peft's layer for trained token rows, with a cheaper forward pass that gives the same result."""
 
     def forward_adapters(self, x: Tensor, active_adapters: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """Output of the base layer for `x`, with the active adapters' rows in place of the tokens' own."""
+        """Return the output of the base layer for `x`, with the active adapters' rows in place of the tokens'
+        rows.
+        """
         if self.disable_adapters or self.merged or not active_adapters:
             return super().forward_adapters(x, active_adapters, *args, **kwargs)
         base = self.get_base_layer()
@@ -47,12 +49,12 @@ class TokenRows(TrainableTokensLayer):
 
 
 def view_token_rows(layer: TrainableTokensLayer) -> TokenRows:
-    """`layer` as a `TokenRows` with the same state."""
+    """Return `layer` as a `TokenRows` with the same state."""
     return view_module(layer, TokenRows)
 
 
 def use_token_rows(model: Any) -> None:
-    """Put a `TokenRows` in the place of each of peft's layers for token rows in `model`."""
+    """Replace each of peft's layers for token rows in `model` by a `TokenRows`."""
     check_token_rows(view_token_rows)
     for module in list(model.modules()):
         for name, child in module.named_children():
@@ -62,7 +64,7 @@ def use_token_rows(model: Any) -> None:
 
 @cache
 def check_token_rows(replace: Callable[[Any], Callable[[Tensor], Tensor]]) -> None:
-    """Raise unless `replace(layer)` computes what peft's layer for token rows does, tried on a small one."""
+    """Raise unless `replace(layer)` computes the same as peft's layer for token rows, on a small one."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         small = torch.nn.ModuleDict(

@@ -1,4 +1,5 @@
-"""What of a model is trained: all of the language model, or LoRA, the three tokens' rows and the projector.
+"""Choose the trained weights: all of the language model, or LoRA with the three tokens' rows and the
+projector.
 
     model = select_trained(model, processor, Tuning(method="lora"))
 
@@ -39,9 +40,9 @@ def select_trained(model: Any, processor: Any, tuning: Tuning, *, parallel: str 
 
     Args:
         model: of transformers, with the three tokens.
-        processor: of the model; says which rows are the tokens'.
+        processor: of the model; it knows the tokens' rows.
         tuning: see `Tuning`.
-        parallel: how it will be trained; ZeRO-3 wants one dtype throughout.
+        parallel: mode of several devices; ZeRO-3 needs a single dtype.
 
     Raises:
         ValueError: settings that exclude each other, or a vocabulary without the tokens.
@@ -95,7 +96,7 @@ def check_tuning(tuning: Tuning) -> None:
 
 
 def quantization(tuning: Tuning, model_path: str, dtype: torch.dtype) -> Any:
-    """The `quantization_config` that a base is loaded with, or None.
+    """Return the `quantization_config` for loading a base, or None.
 
     Raises:
         ValueError: bitsandbytes or a CUDA device is missing.
@@ -131,7 +132,7 @@ def is_adapted(model: Any) -> bool:
 
 @contextmanager
 def disable_lora_input_cast(model: Any) -> Iterator[None]:
-    """Keep LoRA from turning its inputs into float32 inside the context: autocast would turn them back."""
+    """Keep LoRA from casting its inputs to float32 in the context, because autocast casts them back."""
     # peft.helpers.disable_input_dtype_casting fails on layers without the switch, those of token rows.
     layers = [module for module in model.modules() if hasattr(module, "cast_input_dtype_enabled")]
     if not layers:
@@ -146,7 +147,7 @@ def disable_lora_input_cast(model: Any) -> Iterator[None]:
 
 
 def _linears(model: Any, family: Any) -> str:
-    """A pattern for every linear layer of the decoder, and no other."""
+    """Return a pattern that matches exactly the linear layers of the decoder."""
     decoder = family.decoder(model)
     names = {
         name.rpartition(".")[2]

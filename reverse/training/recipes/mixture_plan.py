@@ -1,4 +1,4 @@
-"""How often the records of several sets come in a pass over all of them.
+"""Plan how often the records of several sets occur in a pass over all of them.
 
 >>> count_items([1000, 50], [PartPlan(), PartPlan(share=0.2)])   # a fifth of a pass is replay
 [1000, 250]
@@ -17,14 +17,14 @@ MOST_ITEMS = 1 << 31  # of a pass
 
 
 class PartPlan(NamedTuple):
-    """How often the records of a part come in a pass."""
+    """How often the records of a part occur in a pass."""
 
     share: float | None = None  # of all items of a pass; None: `repeat` says
     repeat: float = 1.0  # times that each record comes; 0.5: half of them in each pass
 
 
 def check_plans(plans: Sequence[PartPlan], names: Sequence[str] | None = None) -> None:
-    """Refuse shares that cannot be had together. Raises RequestError, naming the parts by `names`."""
+    """Raise RequestError for shares that contradict each other, naming the parts by `names`."""
     called = names or [f"part {k}" for k in range(len(plans))]
     for plan, name in zip(plans, called, strict=True):
         if plan.share is not None and plan.repeat != 1:
@@ -46,9 +46,9 @@ def check_plans(plans: Sequence[PartPlan], names: Sequence[str] | None = None) -
 
 
 def count_items(sizes: Sequence[int], plans: Sequence[PartPlan]) -> list[int]:
-    """How many items of each part a pass has, at least one each.
+    """Return how many items of each part a pass has, at least one each.
 
-    Parts without a share come as `repeat` says, and shares are of what they make up together. If all parts
+    Parts without a share occur `repeat` times; shares are then parts of the whole pass. If all parts
     have shares, a pass has as many items as all parts have records.
     """
     own = [

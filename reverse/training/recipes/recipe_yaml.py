@@ -1,7 +1,7 @@
-"""Read the YAML of a recipe that anybody may have written: of bounded size and depth, and read strictly.
+"""Read the YAML of an untrusted recipe: its size and depth are bounded, and it is read strictly.
 
     parse_recipe_yaml(text, "mine.yaml")      # plain values
-    show_value("x" * 1000)                    # a value as it stands in a message, cut
+    show_value("x" * 1000)                    # a value for a message, cut to a bounded length
 
 A recipe is two levels of keys and values. So what is larger than `MAX_BYTES`, deeper than `MAX_DEPTH`, or
 repeats lists and sections by reference (`*name`: ten lines make a billion values) is refused.
@@ -24,10 +24,10 @@ _SHOWN = 80  # characters of a value in a message
 
 
 def parse_recipe_yaml(text: str, name: str) -> Any:
-    """Parse a YAML text. A key that stands twice is an error: the first one's value would be lost.
+    """Parse a YAML text. A repeated key is an error, because the first value would be lost.
 
     Args:
-        name: of the file or setting, for the error.
+        name: name of the file or setting, for the error.
 
     Raises:
         ValueError: too large or deep, references to lists or sections, not YAML.
@@ -58,7 +58,7 @@ def parse_recipe_yaml(text: str, name: str) -> Any:
 
 
 def show_value(value: Any) -> str:
-    """A value for a message: one line of bounded length."""
+    """Return a value for a message: one line of bounded length."""
     short = reprlib.Repr()
     short.maxstring = short.maxother = short.maxlong = _SHOWN
     short.maxlevel, short.maxdict, short.maxlist = 2, 4, 4
@@ -96,7 +96,7 @@ def _check_structure(text: str, name: str) -> None:
 
 
 def _strict_loader() -> type:
-    """yaml.safe_load's, but a key that stands twice is an error."""
+    """Make the loader of yaml.safe_load, but with an error for a repeated key."""
     import yaml
 
     class Strict(yaml.SafeLoader):

@@ -1,4 +1,4 @@
-"""What can be refused before the first record is looked at: settings, kernels, the output.
+"""Checks before the first record is read: settings, kernels, the output.
 
 accumulate = check_settings(config)      # of an SFTConfig; batches to an optimizer step
 check_kernel(config, model)              # when it is known what is trained
@@ -35,7 +35,7 @@ _LEAST = {
 
 
 def check_settings(config: Any) -> int:
-    """Refuse settings that cannot run here, and return the number of batches of an optimizer step.
+    """Check that settings can run here, and return the number of batches of an optimizer step.
 
     Raises:
         ValueError: a number out of its range or not finite, an unknown name, settings that exclude each
@@ -84,7 +84,7 @@ def check_settings(config: Any) -> int:
 
 
 def check_kernel(config: Any, model: Any) -> None:
-    """Refuse settings that the model, as it is going to be trained, cannot do.
+    """Raise ValueError for settings that do not fit the model with its trained weights.
 
     Raises:
         ValueError: the loss' kernel cannot read the model's head, or packed rows would see each other.
@@ -101,7 +101,10 @@ def check_kernel(config: Any, model: Any) -> None:
 
 
 def check_size(config: Any, accumulate: int, count: int) -> int:
-    """Number of steps of a run over `count` items; raises ValueError if they do not fill one step."""
+    """Return the number of steps of a run over `count` items.
+
+    Raises ValueError if they do not fill one step.
+    """
     items = config.batch * accumulate * processes()
     if count < items:
         raise RequestError(
@@ -115,7 +118,7 @@ def check_size(config: Any, accumulate: int, count: int) -> int:
 
 
 def check_writable(output: str | Path) -> None:
-    """Refuse an output that this process may not write. Nothing is written to find that out.
+    """Raise an error for an output that this process may not write. Nothing is written for the check.
 
     Raises:
         FileExistsError: a part of its path is a file.

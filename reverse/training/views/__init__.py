@@ -1,1 +1,3 @@
-"""Views: pure functions from draft records to training records, one for each thing a mode asks of a model."""
+"""Views: pure functions from draft records to training records, one for each ability that a mode needs of a
+model.
+"""

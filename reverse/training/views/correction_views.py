@@ -25,7 +25,7 @@ __all__ = ["view_refine", "view_reflect", "view_self_correct"]
 
 
 def view_refine(record: DraftRecord, settings: ViewSettings) -> ViewRows:
-    """The question with an earlier answer, as `Refine` asks it, and the verified answer."""
+    """Make rows of the question with an earlier answer, as `Refine` asks it, and the verified answer."""
     rows = ViewRows(record, "refine", settings)
     mode = mode_of(settings, Refine)
     for pair in find_pairs(rows, "refine"):
@@ -74,7 +74,7 @@ def view_reflect(record: DraftRecord, settings: ViewSettings) -> ViewRows:
 
 
 def write_reflection(pair: Pair) -> str:
-    """What the model says about its first answer: the first wrong part of it, if that is known."""
+    """Write what the model says about its first answer: it names the first wrong part if that is known."""
     wrong = find_wrong_part(pair.first)
     if wrong is not None:
         return f'"{wrong}" is wrong.'
@@ -82,7 +82,7 @@ def write_reflection(pair: Pair) -> str:
 
 
 def find_wrong_part(draft: RecordedDraft) -> str | None:
-    """The text of the first wrong segment of a draft."""
+    """Return the text of the first wrong segment of a draft."""
     for segment in draft.segments:
         if segment.verdict == "wrong":
             return draft.text[segment.start : segment.end].strip() or None

@@ -1,4 +1,4 @@
-"""View of prompts: rows for GRPO in the shape that TRL reads, with what rewards need to grade an answer.
+"""View of prompts: rows for GRPO in the shape that TRL reads, with the answer key that rewards need.
 
     view_prompts(record)
     # [{"id", "prompt": [user], "images": ["1.png"], "answers": ["3"], "kind": "number", "choices": [], …}]
@@ -29,7 +29,7 @@ def view_prompts(
     band: tuple[float, float] = (0.0, 1.0),
     least_samples: int = 2,
 ) -> list[dict[str, Any]]:
-    """One row, or none if the right answer is not known or the question is outside of the band.
+    """Make one row, or none if the right answer is not known or the question is outside the band.
 
     Args:
         system: text of a system turn before the question.
@@ -66,7 +66,7 @@ def view_prompts(
 
 
 def read_gold(row: Mapping[str, Any]) -> GoldAnswer:
-    """The right answer of a row, for `reverse.grading.grade(text, read_gold(row).key())`."""
+    """Return the right answer of a row, for `reverse.grading.grade(text, read_gold(row).key())`."""
     return GoldAnswer(
         kind=row["kind"],
         answers=tuple(row["answers"]),
@@ -79,7 +79,7 @@ def read_gold(row: Mapping[str, Any]) -> GoldAnswer:
 def find_pass_rate(
     record: DraftRecord, *, roles: Sequence[str] = SAMPLES, least_samples: int = 1
 ) -> float | None:
-    """The share of right ones among a model's own answers with a verdict; None for too few of them."""
+    """Return the share of right answers among a model's own judged ones; None if there are too few."""
     verdicts = [
         draft.verdict for draft in record.drafts if draft.role in roles and draft.verdict != "unknown"
     ]

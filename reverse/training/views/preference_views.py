@@ -20,7 +20,7 @@ __all__ = ["make_prompt", "make_turn", "view_preferences"]
 def view_preferences(
     record: DraftRecord, *, linked: bool = True, with_right_steps: bool = False, tagged: bool = False
 ) -> list[dict[str, Any]]:
-    """A row for each link of the kind "prefer"; without such links, for the newest right and wrong draft.
+    """Make a row for each "prefer" link; without such links, for the newest right and wrong draft.
 
     Args:
         linked: take links only.
@@ -59,12 +59,12 @@ def _make_row(record: DraftRecord, link: DraftLink, number: int, tagged: bool) -
 
 
 def make_prompt(record: DraftRecord, system: str = "") -> list[dict[str, Any]]:
-    """The conversation that asks a question: its pictures come first, in their order."""
+    """Make the conversation that asks a question: its pictures come first, in their order."""
     turns = [make_turn("system", system)] if system else []
     return [*turns, make_turn("user", record.question, pictures=len(record.images))]
 
 
 def make_turn(role: str, text: str, pictures: int = 0) -> dict[str, Any]:
-    """A turn of a conversation."""
+    """Make a turn of a conversation."""
     parts: list[dict[str, str]] = [{"type": "image"} for _ in range(pictures)]
     return {"role": role, "content": [*parts, {"type": "text", "text": text}]}

@@ -14,20 +14,22 @@ __all__ = ["RL_VIEWS", "view_dpo", "view_grpo", "view_value"]
 
 
 def view_dpo(record: DraftRecord, settings: ViewSettings) -> ViewRows:
-    """Pairs by "prefer" links, or else of the newest right and wrong draft; `verified` wants right steps."""
+    """Make pairs by "prefer" links, or else of the newest right and wrong draft; `verified` requires right
+    steps.
+    """
     rows = ViewRows(record, "dpo", settings)
     found = view_preferences(record, linked=False, with_right_steps=settings.verified, tagged=settings.tagged)
     return _fill(rows, found, "pair", "no right and wrong draft that can be compared")
 
 
 def view_grpo(record: DraftRecord, settings: ViewSettings) -> ViewRows:
-    """The question with its answer key."""
+    """Make a row of the question with its answer key."""
     rows = ViewRows(record, "grpo", settings)
     return _fill(rows, view_prompts(record), "prompt", "the right answer is not known")
 
 
 def view_value(record: DraftRecord, settings: ViewSettings) -> ViewRows:
-    """Beginnings of answers with their values."""
+    """Make rows of beginnings of answers with their values."""
     rows = ViewRows(record, "value", settings)
     return _fill(rows, view_values(record), "prefix", "no value, and no right draft that gives one")
 
@@ -40,7 +42,10 @@ RL_VIEWS: dict[str, Callable[[DraftRecord, ViewSettings], ViewRows]] = {
 
 
 def _fill(rows: ViewRows, found: list[dict[str, object]], kind: str, reason: str) -> ViewRows:
-    """Add rows that are not conversations of training records, as many as a question may have."""
+    """Add rows to `rows`, at most `per_question`.
+
+    They are not checked as training records, because they are none.
+    """
     if not found:
         rows.leave_out(reason)
     for row in found:

@@ -24,7 +24,8 @@ MOST_CANDIDATES = 4
 
 
 def view_select(record: DraftRecord, settings: ViewSettings) -> ViewRows:
-    """Two to four candidates with different answers, in an order drawn by the seed, as `Select` shows them.
+    """Make rows of two to four candidates with different answers, in an order drawn by the seed, as in
+    `Select`.
 
     Exactly one is right; it is verified, and it is the answer. Links of the kind "select" say which drafts
     are shown, in their order.

@@ -37,7 +37,7 @@ def view_cot(record: DraftRecord, settings: ViewSettings) -> ViewRows:
 
 
 def view_tagged_steps(record: DraftRecord, settings: ViewSettings) -> ViewRows:
-    """A model's own answers, cut behind their first wrong phrase, which closes with `</UN>`."""
+    """Make rows of a model's own answers, cut after their first wrong phrase, which closes with `</UN>`."""
     rows = ViewRows(record, "tagged_steps", settings)
     drafts = list_drafts(record, settings.roles or SAMPLES)
     if not drafts:
@@ -62,7 +62,7 @@ def view_tagged_steps(record: DraftRecord, settings: ViewSettings) -> ViewRows:
 
 
 def view_judge(record: DraftRecord, settings: ViewSettings) -> ViewRows:
-    """A model's own answers with all steps kept; only their closing tags are trained.
+    """Make rows of a model's own complete answers, of which only the closing tags are trained.
 
     Training feeds `</CN>` for every tag and takes the true one as the label (`targets` "closing").
     """
@@ -81,7 +81,7 @@ def view_judge(record: DraftRecord, settings: ViewSettings) -> ViewRows:
 
 
 def _why_unjudged(draft: RecordedDraft) -> str | None:
-    """Why the phrases of a draft cannot all be labelled, or None."""
+    """Return why the phrases of a draft cannot all be labelled, or None."""
     verdicts = [segment.verdict for segment in draft.segments if segment.kind == "phrase"]
     if not verdicts:
         return "no phrase"

@@ -17,7 +17,7 @@ __all__ = ["view_values"]
 
 
 def view_values(record: DraftRecord) -> list[dict[str, Any]]:
-    """A row for each beginning of an answer, each text once; none if nothing is known of the steps.
+    """Make a row for each beginning of an answer, each text once; none if nothing is known of the steps.
 
     The values are those of the record's segments, or of drafts with the role "prefix"; without any, those of
     the tree that its judged drafts form (`reverse.data.drafts.tree_values`). The head's output is a share

@@ -42,7 +42,7 @@ VIEWS: dict[str, View] = {
 
 
 def find_view(name: str) -> View:
-    """The view of a name. Raises RequestError for an unknown one."""
+    """Return the view of a name. Raises RequestError for an unknown one."""
     known = VIEWS | RL_VIEWS
     if name not in known:
         raise RequestError(f"a view must be one of {', '.join(known)}, got {name!r:.80}")
@@ -50,7 +50,7 @@ def find_view(name: str) -> View:
 
 
 def make_mode(name: str, instruction: str | None) -> Any:
-    """The mode of a view with another instruction; None without one. Raises RequestError."""
+    """Make the mode of a view with another instruction; None without one. Raises RequestError."""
     find_view(name)
     if instruction is None:
         return None

@@ -1,4 +1,4 @@
-"""What all views share: their settings, the rows they make, verified drafts, and pairs of drafts."""
+"""Common parts of views: settings, rows, verified drafts, and pairs of drafts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TRUE_ROLES = ("rationale", "correction", "refinement", "reflection")  # preferre
 
 @dataclass(frozen=True)
 class ViewSettings:
-    """How drafts become rows."""
+    """Settings that decide how drafts become rows."""
 
     seed: int = 0
     roles: tuple[str, ...] = ()  # of the drafts that a view begins with; empty: those of the view
@@ -52,7 +52,7 @@ class ViewSettings:
             raise RequestError(f"per_question must be at least 1, got {self.per_question!r:.80}")
 
     def random(self, record: DraftRecord, view: str) -> Random:
-        """The random numbers of one record: they depend on nothing else."""
+        """Return the random numbers of one record. They depend only on the seed and the record."""
         return Random(f"{self.seed} {view} {record.id}")
 
 
@@ -60,7 +60,7 @@ Kind = TypeVar("Kind")
 
 
 def mode_of(settings: ViewSettings, kind: type[Kind]) -> Kind:
-    """The mode whose instruction is written. Raises RequestError if it is not of this kind."""
+    """Return the mode whose instruction is written. Raises RequestError if it is not of this kind."""
     if settings.mode is None:
         return kind()
     if not isinstance(settings.mode, kind):
@@ -90,11 +90,11 @@ class ViewRows:
 
     @property
     def is_full(self) -> bool:
-        """Whether the record has as many rows as it may have."""
+        """Whether the record has its largest number of rows."""
         return self.settings.per_question is not None and len(self.rows) >= self.settings.per_question
 
     def leave_out(self, reason: str) -> None:
-        """Count something that becomes no row."""
+        """Count a draft or pair that becomes no row."""
         self.left_out[reason] += 1
 
     def add(self, kind: str, *turns: ViewTurn) -> None:
@@ -152,7 +152,7 @@ def is_verified(draft: RecordedDraft) -> bool:
 
 
 def write_draft(draft: RecordedDraft, *, tagged: bool) -> str:
-    """The text of a draft, with all phrases closed by `</CN>` if it is tagged."""
+    """Return the text of a draft, with all phrases closed by `</CN>` if it is tagged."""
     return tag_segments(draft.text, draft.segments, all_confident=True) if tagged else draft.text
 
 
@@ -164,7 +164,7 @@ def write_prefix(draft: RecordedDraft, end: int, *, tagged: bool) -> str:
 
 
 def list_drafts(record: DraftRecord, roles: Sequence[str]) -> list[RecordedDraft]:
-    """The drafts with these roles, in their order; of equal texts the first."""
+    """List the drafts with these roles, in their order; of equal texts only the first."""
     found: dict[str, RecordedDraft] = {}
     for draft in record.drafts:
         if draft.role in roles:
@@ -173,13 +173,13 @@ def list_drafts(record: DraftRecord, roles: Sequence[str]) -> list[RecordedDraft
 
 
 def find_targets(record: DraftRecord) -> list[RecordedDraft]:
-    """Verified drafts that may be trained as answers: rationales and corrections if there are any."""
+    """Return the verified drafts that may be trained as answers: rationales and corrections if any."""
     found = [draft for draft in record.drafts if is_verified(draft)]
     return [draft for draft in found if draft.role in TRUE_ROLES] or found
 
 
 def find_pairs(rows: ViewRows, link: str) -> list[Pair]:
-    """Pairs of a first answer and a verified target; what makes no pair is counted.
+    """Return pairs of a first answer and a verified target; drafts without a pair are counted.
 
     Links of this kind say which drafts belong together. Without any, every distinct answer of a model gets
     one of the verified drafts, drawn by the seed. Right first answers are kept as `right_share` says.

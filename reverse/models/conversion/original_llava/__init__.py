@@ -1,1 +1,1 @@
-"""Checkpoints of the original LLaVA layout become transformers' LLaVA."""
+"""Convert checkpoints of the original LLaVA layout to transformers' LLaVA."""

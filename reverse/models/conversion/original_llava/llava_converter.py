@@ -53,7 +53,7 @@ _LLAMA_FIELDS = (
 
 @dataclass(frozen=True)
 class _Parts:
-    """All parts of a converted checkpoint; nothing is read or written yet."""
+    """All parts of a converted checkpoint, before weights are read or written."""
 
     entries: dict[str, TensorEntry]
     config: LlavaConfig
@@ -103,7 +103,7 @@ def convert_original_llava(
 def _prepare(
     src: Path, *, vision: str | Path | None, base: str | Path | None, dtype: torch.dtype | None
 ) -> _Parts:
-    """Find everything that is wrong without reading the weights.
+    """Collect the parts of the result, and find all errors that can be found without reading weights.
 
     Raises what `convert_original_llava` raises.
     """
@@ -138,7 +138,9 @@ def _prepare(
 
 
 def _open_base(layout: Layout, base: str | Path | None) -> tuple[Path | None, Layout | None, Tensors | None]:
-    """The base of a LoRA folder: its folder, its layout if it is an original LLaVA itself, its weights."""
+    """Open the base of a LoRA folder; return its folder, its layout if it is an original LLaVA, and its
+    weights.
+    """
     place = str(layout.folder)
     if layout.lora is None:
         if base is not None:
@@ -172,7 +174,7 @@ def _open_base(layout: Layout, base: str | Path | None) -> tuple[Path | None, La
 def _grow_vocabulary(
     src: Path, entries: dict[str, TensorEntry], tokenizer: Any, image_id: int, dtype: torch.dtype | None
 ) -> torch.dtype:
-    """Give embeddings and head a row for `<image>`; returns the dtype of the checkpoint."""
+    """Give embeddings and head a row for `<image>`; return the dtype of the checkpoint."""
     if EMBEDDINGS not in entries:
         raise CheckpointError(
             f"{str(src)!r} and its base have no model.embed_tokens.weight: the checkpoint is not complete"
@@ -183,7 +185,7 @@ def _grow_vocabulary(
         token = min(beyond, key=beyond.__getitem__)
         raise CheckpointError(
             f"the tokenizer gives {token!r} the id {beyond[token]}, and the weights have {rows_now} "
-            "embedding rows: tokenizer, weights and base are not of one checkpoint"
+            "embedding rows: tokenizer, weights and base do not belong to one checkpoint"
         )
     kind = dtype or entries[EMBEDDINGS].read().dtype
     rows, untrained = max(rows_now, image_id + 1), [image_id] if image_id < rows_now else []
@@ -225,7 +227,7 @@ def _build_config(
 
 
 def _check_tensors(src: Path, config: LlavaConfig, entries: dict[str, TensorEntry]) -> None:
-    """Names and shapes must be those of a model built from `config`, before an hour of copying."""
+    """Check names and shapes against a model built from `config`, before an hour of copying."""
     file = src / "config.json"
     check_config_values(file, config.to_dict(), LLAVA)
     check_depth(file, config, len(entries))

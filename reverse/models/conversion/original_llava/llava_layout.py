@@ -1,4 +1,4 @@
-"""Find what a folder of the original LLaVA layout holds, from its configuration and its tensor names.
+"""Find the contents of a folder of the original LLaVA layout, from its configuration and tensor names.
 
 The layout: a Llama's config.json with `mm_*` fields, its tensors under the Llama's own names, the projector
 as `model.mm_projector.0` and `.2`, and the CLIP tower either elsewhere or as
@@ -53,7 +53,7 @@ class Layout:
 
     @property
     def has_tower(self) -> bool:
-        """Whether the CLIP tower is among the weights."""
+        """Whether the weights include the CLIP tower."""
         return any(
             name.startswith(TOWER)
             for source in (self.weights, self.rest)
@@ -70,7 +70,7 @@ def is_original(config: dict[str, Any]) -> bool:
 
 
 def read_layout(folder: Path) -> Layout:
-    """The layout of a folder, without reading weights.
+    """Find the layout of a folder, without reading weights.
 
     Raises CheckpointError for a field or a tensor of unknown meaning and for a damaged file, MissingFileError
     for a missing one.
@@ -90,7 +90,7 @@ def read_layout(folder: Path) -> Layout:
 
 
 def plain_name(name: str) -> str:
-    """A tensor's name without the prefixes of wrappers (`module.`, `base_model.model.`)."""
+    """Return a tensor's name without the prefixes of wrappers (`module.`, `base_model.model.`)."""
     name = name.removeprefix("module.").removeprefix("base_model.model.").removeprefix("module.")
     if name.startswith(("model.model.", "model.lm_head.")):
         name = name.removeprefix("model.")
@@ -126,7 +126,7 @@ def _check_names(folder: Path, tensors: Tensors) -> None:
 
 
 def _check_beside(folder: Path) -> None:
-    """Refuse weights in a LoRA folder that the conversion would not read."""
+    """Raise CheckpointError for weights in a LoRA folder that the conversion would not read."""
     others = [file.name for file in list_loose_weights(folder, REST_FILES)]
     if others:
         raise CheckpointError(
@@ -142,7 +142,7 @@ def _check_beside(folder: Path) -> None:
 
 
 def _check_lora(folder: Path, settings: dict[str, Any]) -> None:
-    """Refuse what is not plain LoRA: the product would be another one."""
+    """Raise CheckpointError for variants of LoRA: their product would be computed differently."""
     file = folder / "adapter_config.json"
     kind = str(settings.get("peft_type", "")).upper()
     if kind != "LORA":

@@ -88,7 +88,8 @@ _PROBE = [
 
 
 def read_tokenizer(folder: Path) -> tuple[PreTrainedTokenizerFast, str | None]:
-    """The tokenizer of a folder of the original layout, with `<image>`, and its own chat template if any.
+    """Read the tokenizer of a folder of the original layout, with `<image>`, and its chat template if it has
+    one.
 
     It pads on the left. Raises MissingFileError if there is no tokenizer, CheckpointError for damaged files.
     """
@@ -131,7 +132,7 @@ def read_tokenizer(folder: Path) -> tuple[PreTrainedTokenizerFast, str | None]:
 
 
 def special_ids(tokenizer: Any) -> dict[str, Any]:
-    """The ids that begin a text, end an answer (for Llama-3.1 also those that end a turn) and pad."""
+    """Return the ids that begin a text, end an answer (for Llama-3.1 also those that end a turn) and pad."""
     vocabulary = tokenizer.get_vocab()
     ends = sorted({tokenizer.eos_token_id, *(vocabulary[token] for token in _ENDS if token in vocabulary)})
     return {
@@ -142,7 +143,7 @@ def special_ids(tokenizer: Any) -> dict[str, Any]:
 
 
 def chat_template(tokenizer: Any, own: str | None) -> str:
-    """The template of the chats of training: Vicuna v1, or Llama-3's with or without dates.
+    """Return the chat template of training: Vicuna v1, or Llama-3's with or without dates.
 
     The tokens of the vocabulary and the tokenizer's `own` template decide. Raises CheckpointError if none
     fits.
@@ -191,7 +192,7 @@ def _fill(template: str, tokenizer: Any, **fields: str) -> str:
 
 
 def _find_gap(tokenizer: Any, token: str, text: str) -> str:
-    """The text between `token` and `text` with which `text` has the same ids as alone: nothing or a space."""
+    """Find the text ("" or a space) after `token` with which `text` gets the same ids as alone."""
     alone = tokenizer.encode(text, add_special_tokens=False)
     for gap in ("", " "):
         if tokenizer.encode(token + gap + text, add_special_tokens=False)[1:] == alone:
@@ -203,7 +204,7 @@ def _find_gap(tokenizer: Any, token: str, text: str) -> str:
 
 
 def _is_legacy(backend: Any) -> bool:
-    """Whether every stretch of text gets a space before it, whatever it begins with."""
+    """Whether the tokenizer puts a space before every stretch of text, whatever it begins with."""
     return backend.normalizer is not None and "Prepend" in str(backend.normalizer)
 
 

@@ -31,7 +31,7 @@ _SETTINGS = ("size", "crop_size", "image_mean", "image_std", "resample", "rescal
 
 
 def tower_config(layout: Layout, tower: Path | None) -> CLIPVisionConfig:
-    """The configuration of the tower in `tower`, or of the one that the checkpoint carries.
+    """Return the configuration of the CLIP tower in `tower`, or of the one in the checkpoint.
 
     Raises:
         MissingFileError: there is no tower, or no configuration of it.
@@ -60,7 +60,7 @@ def tower_config(layout: Layout, tower: Path | None) -> CLIPVisionConfig:
 
 
 def image_processor(layout: Layout, tower: Path | None, config: CLIPVisionConfig) -> Any:
-    """The image processor of training: the tower's settings, with padding if the checkpoint says so."""
+    """Make the image processor of training: the tower's settings, with padding if the checkpoint says so."""
     found = {}
     if tower is not None:
         for name in ("preprocessor_config.json", "processor_config.json"):
@@ -81,7 +81,7 @@ def image_processor(layout: Layout, tower: Path | None, config: CLIPVisionConfig
 
 
 def _as_sizes(key: str, value: Any) -> Any:
-    """Turn sizes into objects: CLIP of the first years saved plain numbers."""
+    """Turn sizes into objects: early CLIP checkpoints saved plain numbers."""
     if isinstance(value, int) and key == "size":
         return {"shortest_edge": value}
     if isinstance(value, int) and key == "crop_size":
@@ -109,7 +109,10 @@ def _read_config(tower: Path) -> CLIPVisionConfig:
 
 
 def _known_config(layout: Layout, named: Any) -> CLIPVisionConfig:
-    """The configuration of a tower whose weights the checkpoint holds: shapes do not tell the heads."""
+    """Return the known configuration of a tower whose weights are in the checkpoint.
+
+    (Shapes do not give the number of heads.)
+    """
     source = layout.weights if layout.weights is not None else layout.rest
     shapes = {plain_name(name): name for name in source or ()}
     patch = shapes.get(f"{TOWER}vision_model.embeddings.patch_embedding.weight")

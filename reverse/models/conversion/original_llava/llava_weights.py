@@ -43,7 +43,7 @@ class TensorEntry:
 
 
 def _converted_name(name: str) -> str:
-    """The name that transformers' LLaVA is saved with, for a plain name of the original layout."""
+    """Return the name of a tensor in transformers' LLaVA for its plain name in the original layout."""
     for pattern, replacement in _RENAMED:
         if pattern.search(name):
             return pattern.sub(replacement, name)
@@ -51,7 +51,7 @@ def _converted_name(name: str) -> str:
 
 
 def collect_entries(layout: Layout, base: Tensors | None, tower: Tensors | None) -> dict[str, TensorEntry]:
-    """Every tensor of the converted checkpoint, by its new name; nothing is read yet.
+    """Collect every tensor of the converted checkpoint by its new name, without reading it.
 
     Tensors that were trained in full replace the base's, LoRA matrices are added to it, and the checkpoint's
     own tower takes precedence over `tower`.
@@ -72,7 +72,7 @@ def collect_entries(layout: Layout, base: Tensors | None, tower: Tensors | None)
 
 
 def grow_rows(tensor: torch.Tensor, rows: int, untrained: list[int]) -> torch.Tensor:
-    """`tensor` of shape (fewer rows, hidden) with `rows` rows.
+    """Extend `tensor` of shape (fewer rows, hidden) to `rows` rows.
 
     The rows `untrained` and all new ones are the mean of the others, so that their logits are like the rest.
     """
@@ -89,7 +89,7 @@ def _entry(source: Tensors, name: str, new: str) -> TensorEntry:
 
 
 def _tower_entries(tower: Tensors) -> Iterator[TensorEntry]:
-    """The vision half of a CLIP, saved with its text half or alone, with or without its prefix."""
+    """Yield the tensors of the vision half of a CLIP, saved with or without its text half and its prefix."""
     prefix = next(
         (p for p in ("vision_model.", "") if f"{p}embeddings.patch_embedding.weight" in tower), None
     )
