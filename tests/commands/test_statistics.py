@@ -80,7 +80,7 @@ def test_compare_refuses_what_is_no_pair(tmp_path, scored):
     shown = " ".join(call("compare", scored[0], other, code=2).split())
     assert "lacks 1 (79)" in shown and "lacks 1 (other)" in shown
     assert "it has chair_i, chair_s" in call("compare", *scored, "--metric", "f1", code=2)
-    assert "no scored file" in call("compare", scored[0], __file__, code=2)
+    assert "not a scored file" in call("compare", scored[0], __file__, code=2)
     assert "bca or percentile" in call("compare", *scored, "--method", "normal", code=2)
 
 

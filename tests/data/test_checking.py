@@ -163,7 +163,7 @@ def test_pictures_that_are_not_there(tmp_path):
     assert found["missing_examples"][0] == {"index": 1, "image": "coco/2.jpg"}
     assert (found["refused"], found["refused_records"]) == (2, 2)
     assert check_set(path).pictures is None and check_set(path).ok
-    with pytest.raises(ValueError, match="no folder"):
+    with pytest.raises(ValueError, match="not a folder"):
         check_set(path, images=tmp_path / "gone")
 
 

@@ -143,7 +143,7 @@ def test_what_cannot_be_written_is_refused(tmp_path):
     with pytest.raises(ValueError, match="damaged"):
         write_threshold(tmp_path, chosen)
     (tmp_path / "config.json").write_text('{"reverse": 3}')
-    with pytest.raises(ValueError, match="no checkpoint"):
+    with pytest.raises(ValueError, match="not a checkpoint"):
         write_threshold(tmp_path, chosen)
     with pytest.raises(ValueError, match="nothing can be promised"):
         write_threshold(tmp_path, Calibration(None, RiskTarget(), 4, float("nan"), 0))

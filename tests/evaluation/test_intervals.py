@@ -214,8 +214,8 @@ def test_a_metric_without_a_form_is_not_made_up(tmp_path):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda t: t[: len(t) // 2], "no scored file"),
-        (lambda t: "[]", "no scored file"),
+        (lambda t: t[: len(t) // 2], "not a scored file"),
+        (lambda t: "[]", "not a scored file"),
         (lambda t: t.replace('"clusters"', '"klusters"'), "damaged"),
         (lambda t: t.replace('"wrong": [', '"wrong": [1,'), "column 'wrong' has 201 rows"),
         (lambda t: t.replace('"better": "low"', '"better": "up"'), "better='up'"),

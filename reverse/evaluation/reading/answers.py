@@ -109,7 +109,7 @@ def read_rows(path: str | Path, skipped: list[str] | None = None) -> Iterator[tu
             remedy = torn if line.is_torn else "mend or remove it, or give another file"
             raise DataError(f"{path}, line {line.number} is not JSON ({problem}): {remedy}")
         if not problem and not isinstance(line.row, dict):
-            problem = f"no JSON object but {describe(line.row)}: is it an answers file?"
+            problem = f"not a JSON object but {describe(line.row)}: is it an answers file?"
             if skipped is None:
                 raise DataError(f"{path}, line {line.number} is {problem}")
         long_enough = line.span.stop - line.span.start > 2 * MAX_DEPTH

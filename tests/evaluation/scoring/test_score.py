@@ -101,7 +101,7 @@ def test_without_costs_there_are_no_columns_of_them(scenes, tmp_path):
         ('{"question_id": 1, "text": "a"}\n{"question_id": 2, "te', "the last line (2) is torn"),
         ('{"question_id": 1, "te\n{"question_id": 2, "text": "a"}\n', "line 1 is not JSON"),
         ('{"question_id": 1, "text": "a"}\n{"question_id": 1, "text": "b"}\n', "answered in line 1 already"),
-        ("[1, 2]\n", "no JSON object"),
+        ("[1, 2]\n", "not a JSON object"),
         ('{"id": 1}\n', "has no 'question_id'"),
         ('{"question_id": 1, "text": null}\n', "must be text"),
         ('{"question_id": 1, "text": "a"}\n', "(no image_id, line 1)"),
