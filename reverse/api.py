@@ -261,7 +261,7 @@ def _pair_up(images: Any, prompt: Any) -> tuple[list[Any], list[Any], bool]:
         return list(images), prompts * len(images), False
     if len(images) != len(prompts):
         raise RequestError(
-            f"got {len(images)} images for {len(prompts)} prompts: give one entry a prompt "
+            f"got {len(images)} images for {len(prompts)} prompts: give one entry per prompt "
             "(a list where a prompt has several pictures, None where it has none)"
         )
     return list(images), prompts, False

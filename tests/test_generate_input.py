@@ -288,7 +288,7 @@ def test_wrong_number_of_seeds(ask, drop_in):
 
 def test_images_and_prompts_of_different_numbers(ask, picture):
     """Pictures would be paired with the wrong questions."""
-    with pytest.raises(ValueError, match="got 1 images for 2 prompts: give one entry a prompt"):
+    with pytest.raises(ValueError, match="got 1 images for 2 prompts: give one entry per prompt"):
         ask(images=[picture()], prompt=["Is there a dog?", "Is there a cat?"])
 
 

@@ -159,7 +159,7 @@ def subsample(
 class ViewOptions:
     """Options of `reverse data view`."""
 
-    file: Annotated[Path, typer.Argument(help=SET + " With --as: a file of drafts.")]
+    file: Annotated[Path, typer.Argument(help=SET + " With --as, it is a file of drafts.")]
     index: Annotated[int | None, typer.Option(help="Number of the first record to show, from 0.")] = None
     name: Annotated[str | None, typer.Option("--id", help="Id of the records to show.")] = None
     n: Annotated[int, typer.Option("--n", help="Number of records.")] = 3
@@ -235,7 +235,7 @@ def _write_view(options: ViewOptions) -> None:
 
     kind = str(options.kind)
     if options.out is None:
-        raise RequestError("--as needs --out, the file of training records that is written")
+        raise RequestError("--as needs --out: name the file to write the training records to")
     settings = ViewSettings(
         seed=options.seed,
         roles=tuple(options.role or ()),

@@ -126,22 +126,24 @@ class ResamplingConfig:
 
         R1  After ten failures the answer is cut at its last sentence end and T stays raised. Once a phrase
             is accepted there, T restarts at T0, and the next ten failures cut at the same sentence end.
-        R2  N counts calls of generate(), so each successful correction costs one; a 50th call that is the
-            10th local failure too cuts once more.
+        R2  N counts calls of generate(), so each successful correction costs one. A 50th call that is also
+        the 10th local failure still cuts the answer.
         R3  After a tag that is never closed it goes back to the last accepted text, so good phrases of that
-            call are drawn anew.
+        call are decoded again.
         R4  A sampled `</UN>` with p <= threshold is accepted.
-        R5  With N used up only the verified text is returned, which may be empty; with `open_ended`, as in
+        R5  When N is used up, only the verified text is returned, which may be empty; with `open_ended`, as
+        in
             all the published scripts, the unfinished last sentence is cut off.
-        R6  The length limit inside a phrase is a format error and tried again; `max_new_tokens` is of one
-            call, so an answer may hold up to N times as many.
+        R6  Reaching the length limit inside a phrase is a format error and is retried. `max_new_tokens`
+        limits one call, so an answer may hold up to N times as many.
         R7  Malformed tags are format errors: tags are not masked.
-        R8  A retry that ends the text without a phrase is asked once more at T0.
+        R8  A retry that ends the text without a phrase is repeated at T0.
         R9  Only the token "." ends a sentence, inside "3.5" and inside phrases too.
 
-        ΔT is 0.05 whatever the published command line says, and p is read at the closing tag only. Left out,
-        on purpose: the false-premise sentence inside every LLaVA hint, a fixed sentence in place of a second
-        blank answer, sampling at T0 = 1.0 unasked, and the text clean-up that alters punctuation.
+        ΔT is 0.05 whatever the published command line says, and p is read at the closing tag only.
+        Intentionally left out: the false-premise sentence inside every LLaVA hint, a fixed sentence in place
+        of a second blank answer, sampling at T0 = 1.0 by default, and the text clean-up that alters
+        punctuation.
         """
         base = cls(policy="released", temperature_step=0.05, commit="sentence")
         return base.with_changes(changes)

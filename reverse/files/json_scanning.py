@@ -6,14 +6,13 @@
 
 A window slides over the file and each item is decoded in its place (by json's own scanner, 115 MB/s on a
 core), so its bytes, number and offset are known. A list is accepted exactly if `json.load` accepts it. ijson
-(yajl) was measured too: 103 MB/s, without the bytes of an item, and without a way to continue after an
-error.
+(yajl) reaches 103 MB/s, but gives neither the bytes of an item nor a way to continue after an error.
 
 After broken JSON the next item is found by trial: it is the next object that decodes and holds
 "conversations" (`ItemShape` says what else), or that does not decode and begins as records do. (The turns of
-the broken record begin otherwise.) Failed trials may read the same text many times, so their sum is bounded
-by what was read of the file; beyond the bound, the rest of the file counts as one broken item. So does the
-rest of a file of items that are too short to be records.
+the broken record begin with other keys.) Failed trials may read the same text many times, so their sum is
+bounded by what was read of the file; beyond the bound, the rest of the file counts as one broken item. So
+does the rest of a file of items that are too short to be records.
 """
 
 import codecs
@@ -195,7 +194,7 @@ def _decode_line(raw: bytes, number: int, offset: int, line: int) -> JsonItem | 
     except UnicodeDecodeError as error:
         reason = f"byte {offset + error.start} is not UTF-8: save the file as UTF-8"
     except (ValueError, RecursionError) as error:
-        reason = f"not valid JSON ({error}): one record a line"
+        reason = f"not valid JSON ({error}): one record per line"
     return Broken(number, offset, line, len(raw), reason)
 
 

@@ -7,8 +7,8 @@
         for member in scan_members(stream, into="questions"):
             member.number                                     # -1 of "info", then 0, 1, 2 of the questions
 
-A list of items is read by `json_scanning`, which also continues behind what is broken. An object has no safe
-place to continue at: what is broken ends it.
+A list of items is read by `json_scanning`, which also continues after broken items. An object has no safe
+place to continue, so broken JSON ends the scan.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@
 On disk, in this order: `OUT.part` (JSON lines: the plan, then one line for each input record in input order,
 flushed after each), `OUT.failures.jsonl` if there are failures, `OUT` (a JSON list, or lines if the name
 ends in .jsonl), `OUT.manifest.json`; the last three are written atomically. Then `OUT.part` is removed. A
-restart drops a last line that a kill tore and continues behind it; the counts of the manifest are summed
-from the lines, so they equal those of an unbroken run. Memory holds one line at a time.
+restart drops an incomplete last line and continues there; the counts of the manifest are summed from the
+lines, so they equal those of an unbroken run. Memory holds one line at a time.
 
 With `retries_failures` a restart continues at the first record that failed instead, also when the pass was
 finished: for work whose results are in a cache, where only failures cost something.
@@ -39,7 +39,7 @@ class PartFile:
 
     Args:
         out: the file to write; folders above it are created. ".json" makes a JSON list, ".jsonl" one record
-        a line. plan: what determines the result (arguments, input); a part of another plan is refused.
+        per line. plan: what determines the result (arguments, input); a part of another plan is refused.
         retries_failures: try records that failed again, and what stands behind the first of them.
 
     `done`: input records whose results are in the part. `manifest`: that of a finished pass, else None.
@@ -58,7 +58,7 @@ class PartFile:
         self._unsynced = 0
         self._stack = ExitStack()
         if self.out.suffix not in (".json", *LINE_SUFFIXES):
-            raise DataError(f"{self.out} must end in .json (a JSON list) or .jsonl (one record a line)")
+            raise DataError(f"{self.out} must end in .json (a JSON list) or .jsonl (one record per line)")
         if self.out.parent.exists() and not self.out.parent.is_dir():
             raise DataError(f"{self.out}: {self.out.parent} is a file: name a folder")
         self.part, self.manifest_path, self.failures_path = (

@@ -106,7 +106,7 @@ def _attend(
 
     Args:
         cu_seq_lens_q: (windows + 1,) int32, where windows begin and the last ends.
-        max_length_q: of the longest.
+        max_length_q: length of the longest window.
     """
     if cu_seq_lens_q is None:
         raise IncompatibleLibraryError("transformers", "the vision tower hands no cu_seq_lens_q to attention")

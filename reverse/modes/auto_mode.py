@@ -32,7 +32,7 @@ class Auto:
         gate: the confidence of the first answer that is enough.
         n: the most answers. batch: samples that are asked for at once.
         inner: the mode that makes each answer; None: resample.
-        confidence: as of `compute_confidence`; None: by phrases where there are any, else by likelihood.
+        confidence: a kind of `compute_confidence`; None: by phrases if there are any, else by likelihood.
     """
 
     name = "auto"

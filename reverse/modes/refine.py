@@ -26,7 +26,7 @@ class Refine:
             that the model picks (`"judge"`).
         stop_when_same: stop when two rounds give the same answer.
         gate: refine only if the confidence of the first answer is below this; None: always.
-        confidence: as of `compute_confidence`; None: by phrases where there are any, else by likelihood.
+        confidence: a kind of `compute_confidence`; None: by phrases if there are any, else by likelihood.
         instruction: the question of a round, with {question} and {answer}.
 
     Source: R3V (arXiv 2411.00855) §3.2; trained there, but never run by the published code.

@@ -44,7 +44,7 @@ class Reflect:
         gate: stop after the first answer if its confidence is at least this, which saves the second half.
         rounds: reflections; more than one needs a gate: a further one is appended while the confidence is
         below it.
-        confidence: as of `compute_confidence`; None: by phrases where there are any, else by likelihood.
+        confidence: a kind of `compute_confidence`; None: by phrases if there are any, else by likelihood.
         instruction: added to the question, for checkpoints that need to be told; "" for those that do not.
 
     A turn that does not follow the grammar is marked as malformed; its last answer counts all the same, and

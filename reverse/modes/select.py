@@ -36,10 +36,10 @@ class Select:
         judge: `"best"` keeps the most confident one; `"vote"` the answer that most samples give, ties by
         confidence;
             `"weighted"` weighs votes by confidence; `"self"` shows the distinct answers to the model, which
-            gives the final one (in groups of `group`, until one is left). What it says that is not one of
-            them falls back to the vote. `"value"` keeps the one that the model's value head finds best.
+            gives the final one (in groups of `group`, until one is left). If it names none of them, the vote
+            decides. `"value"` keeps the one that the model's value head finds best.
         inner: the mode that makes each answer; None: resample.
-        confidence: as of `compute_confidence`; None: by phrases where there are any, else by likelihood.
+        confidence: a kind of `compute_confidence`; None: by phrases if there are any, else by likelihood.
         temperature, top_k, top_p: of the samples.
         greedy_first: the first sample takes the most probable tokens.
         group: candidates that the model is shown at once. permutations: orders they are shown in; the

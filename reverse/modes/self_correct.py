@@ -43,8 +43,8 @@ class SelfCorrect:
             that the model picks (`"judge"`, by `Select`).
         stop_when_same: stop when two rounds give the same answer.
         gate: check only if the confidence of the first answer is below this; None: always.
-        confidence: as of `compute_confidence`; None: by phrases where there are any, else by likelihood.
-        instruction: what the model is asked in the further turns.
+        confidence: a kind of `compute_confidence`; None: by phrases if there are any, else by likelihood.
+        instruction: question of the further turns.
 
     Source: LLaVA-SCo (CVPR 2025 workshop); the published script makes no second turn.
     """

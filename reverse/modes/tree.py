@@ -40,14 +40,14 @@ class Tree:
         depth: rounds. finished: chains that are enough. step_tokens: the most tokens of a sentence.
         scorer: `"confidence"` is the mean of 1 - p(`</UN>`) over the phrases of the new sentence, or the
             likelihood where no new sentence has phrases; `"likelihood"` the length-normalised probability of
-            the new sentence; `"value"` what the model's value head says of the text; or a function of an
+            the new sentence; `"value"` the value of the text by the model's value head; or a function of an
             outcome.
         tau: texts are kept by sampling without replacement with weights softmax(score / tau); 0 keeps the
             best.
         pick: which finished chain is the answer: the `"top"` one by its mean score, or as `Select` picks by
             `"vote"`, `"weighted"` or `"select"`.
         inner: the mode whose policy decodes; None: resample.
-        temperature, top_k, top_p: of the samples. seed: of what is kept.
+        temperature, top_k, top_p: of the samples. seed: of the choice of kept texts.
 
     Source: TSST; sentence ends are found in the text, not by the id of a token.
     """

@@ -1,1 +1,1 @@
-"""Training: records or scenes to labelled batches, and supervised fine-tuning with the three tokens."""
+"""Training: labelled batches from records or scenes, and supervised fine-tuning with the three tokens."""

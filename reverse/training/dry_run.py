@@ -38,7 +38,7 @@ def dry_run(recipe: Recipe, *, resume: bool = True, quiet: bool = False) -> dict
     Returns:
         Plain values: `records` (trained on, left out, cut), `parts` of a mixture, `tokens`, `steps` and what
         they are made of, `parameters`, `memory` in GiB of one process, `goes_on_from` (a checkpoint, or
-        None). Of a run that is at its end: `finished`, its manifest, alone.
+        None). For a finished run the only key is `finished`, its manifest.
 
     Raises:
         ValueError, OSError: whatever would stop the run before its first step.

@@ -2,8 +2,8 @@
 
 Losses stay on the device until the run logs, saves or ends, so that no step waits for them. Then they are
 fetched together, and a value that is not finite raises an error before a line or a checkpoint is written.
-What was fetched is kept in the Trainer's `log_history`, and so in each checkpoint: a run that goes on has the
-losses of one that was never stopped, wherever it was cut.
+Fetched losses are kept in the Trainer's `log_history`, and so in each checkpoint. A resumed run therefore has
+the losses of an uninterrupted one.
 """
 
 from __future__ import annotations

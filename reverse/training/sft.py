@@ -5,10 +5,10 @@
 The objective is plain cross entropy over `labels` (REVERSE, https://arxiv.org/abs/2504.13169, Eq. 1, with the
 indicator already in the labels): apart from `confidence_weight`, this module does not depend on tags.
 
-What is on disk. While a run goes on, `OUTPUT.checkpoints/checkpoint-N` (the Trainer's own), if `save_steps`
-is set; a run that is started again goes on from the last whole one of them. At the end model, processor and
+What is on disk. During a run, `OUTPUT.checkpoints/checkpoint-N` (the Trainer's own), if `save_steps`
+is set; a restarted run resumes from the last complete one. At the end model, processor and
 `training.json` are written to `OUTPUT.partial`, which is renamed to `OUTPUT`; only then are checkpoints
-removed. So `OUTPUT` is whole or not there, and a restart finds either it, or checkpoints, or nothing.
+removed. So `OUTPUT` is complete or absent, and a restart finds either it, or checkpoints, or nothing.
 """
 
 from __future__ import annotations
@@ -130,8 +130,8 @@ def train(
         processor: of the model, saved beside it.
         dataset: with a length; gives `TrainingItem`s.
         resume: continue from the last checkpoint of this output, if there is one.
-        notes: what else the outcome depends on (JSON); kept in the manifest under its names.
-        callbacks: further ones of the Trainer's.
+        notes: further settings that decide the result (JSON); they are added to the manifest.
+        callbacks: further callbacks of the Trainer.
         files: further texts written beside the weights, by their names.
 
     Returns:
@@ -139,8 +139,8 @@ def train(
 
     Raises:
         ValueError: a setting out of its range, nothing to train, checkpoints of a run with other settings, or
-            a loss or weights that are not finite. These are found where the run logs, saves or ends; neither
-            a checkpoint nor the output is written of them.
+            a loss or weights that are not finite. These are found where the run logs, saves or ends; then
+            neither a checkpoint nor the output is written.
         OutputInUseError: another process trains to this output.
         DiskFullError: the disk of the output is full; the last good checkpoint stays.
     """

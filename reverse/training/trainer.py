@@ -3,7 +3,7 @@
 Differences to transformers: the loss is a sum over targets, divided by the weight of all targets of an
 optimizer step (all its batches, on all devices), so that a step is the same however it is cut into batches
 and devices; parameters fall into groups with a rate and a decay each; every step's loss is kept on record
-(`reverse.training.loss_record`); nothing is counted that nobody reads.
+(`reverse.training.loss_record`); floating-point operations are not counted.
 """
 
 from __future__ import annotations

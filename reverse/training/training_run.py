@@ -76,7 +76,7 @@ def run_recipe(recipe: Recipe, *, resume: bool = True, quiet: bool = False) -> d
         FileExistsError: the output holds anything but the same run (with `resume=False`: but a run).
         OutputInUseError: another process trains to this output.
         DiskFullError: the disk of the output is full; the last good checkpoint stays.
-        ValueError, OSError: what the recipe names is not there, or cannot be done here.
+        ValueError, OSError: something that the recipe names is missing, or cannot run here.
     """
     with ExitStack() as stack:
         config = check_before_loading(recipe, quiet)
@@ -185,7 +185,9 @@ def read_finished(recipe: Recipe, resume: bool) -> dict[str, Any] | None:
     path = output / MANIFEST
     found = read_json(path) if path.is_file() else {}
     if "recipe" not in found or "data" not in found:
-        raise OutputExistsError(f"output: {output} holds other files than a run's: name a folder of its own")
+        raise OutputExistsError(
+            f"output: {output} holds files that are not of a training run: name a folder for this run alone"
+        )
     if not resume:
         return None
     same_data = found["data"].get("sha256") == describe_data(recipe)["sha256"]

@@ -103,7 +103,7 @@ def test_what_stands_at_the_output_is_kept(tmp_path):
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter/notes.txt").write_text("mine")
     for resume in (True, False):
-        with pytest.raises(FileExistsError, match="other files"):
+        with pytest.raises(FileExistsError, match="files that are not of a training run"):
             run_recipe(load_recipe(recipe, []), quiet=True, resume=resume)
     assert (tmp_path / "adapter/notes.txt").read_text() == "mine"
     (tmp_path / "adapter/notes.txt").unlink()

@@ -106,7 +106,7 @@ def select_mix(options: SelectMixOptions) -> None:
 
     plan = MixPlan(options.count, options.share_right, options.least_quality, options.seed)
     if options.out.suffix != ".jsonl":
-        raise RequestError(f"{options.out} must end in .jsonl (one record a line)")
+        raise RequestError(f"{options.out} must end in .jsonl (one record per line)")
     counts: Mapping[str, Any] = {}
     if options.judge:
         ratings = options.out.with_name(options.out.name + ".ratings.jsonl")

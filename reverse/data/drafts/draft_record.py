@@ -1,7 +1,7 @@
 """The draft record: one question about pictures, its right answer, and drafts of answers with verdicts.
 
-A draft file holds one record a line (`draft_files`). Curation writes it, self-training grows it, and views
-turn it into training rows (`reverse.training.views`).
+A draft file holds one record per line (`draft_files`). Curation writes it, self-training extends it, and
+views turn it into training rows (`reverse.training.views`).
 
     >>> record = DraftRecord(
     ...     id="test-000001-count",

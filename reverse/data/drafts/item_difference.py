@@ -1,19 +1,20 @@
 """Keep what an item of a published file holds beyond a draft record, so that the item can be written again.
 
-    said = {"question": "How many?", "answer": "2"}                     # what the record says of the item
-    item = {"question": "<image>\\nHow many?", "answer": 2, "grade": 3}
+    said = {"question": "How many?", "answer": "2"}                     # the item as far as the record knows
+    it item = {"question": "<image>\\nHow many?", "answer": 2, "grade": 3}
     kept = find_difference(said, item)
-    restore_item(said, kept) == item                                    # and so after a change of `said`
+    restore_item(said, kept) == item                                    # it also works after a change of
+    `said`
 
 A difference is a JSON value. None: no difference. Otherwise an object with one of these keys:
 
-    is       the item's value, in place of what is said
-    around   [before, after]: the item's text is what is said, between these
-    in       {key: difference} of an object; with `keys`, the item's keys in their order, and `gone`, those
-             that it lacks
-    at       {"index": difference} of a list; with `more`, items behind those that are said
+    is       the item's value, which replaces that of `said`
+    around   [before, after]: the item's text is that of `said` with these texts around it
+    in       {key: difference} of an object; `keys` are the item's keys in their order, `gone` are keys that
+    it lacks
+    at       {"index": difference} of a list; `more` are items after those of `said`
 
-So a text that the record holds stands only there: a changed record changes the item that is written.
+So a text of the record is not stored twice: a changed record changes the item that is written.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 
 `write` gives back the items of records that `read` made, changed where the records were changed: what a
 record has no place for stands in `record.source` (`item_difference`). A record of another origin gives the
-items that its drafts and links make, which may be none.
+items that follow from its drafts and links; there may be none.
 """
 
 from __future__ import annotations

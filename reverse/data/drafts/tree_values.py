@@ -7,7 +7,7 @@ if a right end can be reached, else 1:
     value(root) = 0
     value(node) = max(v + (1 - v)(1 - 2r) / (m + 1), 0) with v the value of the node above
 
-Step k of a right answer of K steps that stands alone has the value k/K.
+If a question has a single answer, and it is right with K steps, its step k has the value k/K.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ A row is the record's own text (`record`), with its `id` as text, its `number` i
 there in bytes, so a record comes back unchanged, whatever keys, numbers or escapes it holds.
 
 Crash safety: a shard is written atomically; then its part, written atomically too, says where in the source
-the next shard begins. A restart continues behind the last part; what lies before it is read once more for the
-source's hash, and not decoded. A folder without manifest.json is not read.
+the next shard begins. A restart continues after the last part; the bytes before it are read again for the
+source's hash, but not decoded. A folder without manifest.json is not read.
 """
 
 import hashlib

@@ -5,9 +5,9 @@
 
 Matching parts have `n` records in the same order; record k of one has the id of record k of the other. Ids
 repeat in the published sets: one tagged record is drawn for each id and is matched with the plain record that
-asks the same questions or, if none does, with the first of that id. A negative that is named after its record
-(`X-neg`, of `reverse data negatives` and of scenes) counts as one of id X, unless the plain set has its own
-id too. The text of a record does not change.
+asks the same questions or, if none does, with the first of that id. A negative with the id `X-neg` (from
+`reverse data negatives` and scenes) counts as a record of id X, unless the plain set holds `X-neg` too. The
+text of a record does not change.
 
 Crash safety: parts are written atomically, then the manifests beside them. A stopped run leaves no part and
 is run again.

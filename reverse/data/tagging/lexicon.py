@@ -198,8 +198,9 @@ def load_lexicon() -> Lexicon:
 
 
 def _read_compatible_words(raw: dict[str, Any]) -> dict[str, list[str]]:
-    """Return word -> words that may be true of the same thing: all words of a line of "synonyms"; the first
-    word of a line of "general" with each of the others, but not these with one another."""
+    """Return word -> words that may be true of the same thing: all words of a line of "synonyms" with each
+    other; in a line of "general" only the first word with each other one.
+    """
     compatible: dict[str, dict[str, None]] = {}
     for key in ("synonyms", "general"):
         for line in raw[key]:

@@ -4,8 +4,8 @@
 
 `"auto"` takes `cuda_graph` on CUDA for bfloat16 and float16 models that can be captured, if no logits
 processor has to see every step; otherwise `hf`, and says why in one log line. The first step of a new cache
-is compared with the model's own logits; if they differ, `hf` goes on. Cache and captured steps stay with
-their model while nobody decodes, since capturing takes seconds; `release(model)` lets them go.
+is compared with the model's own logits; if they differ, `hf` takes over. Cache and captured steps are kept
+while nothing decodes, because capturing takes seconds; `release(model)` frees them.
 """
 
 from __future__ import annotations

@@ -6,11 +6,11 @@
     policy.next(Segment((2,), end="eos"))                           # Rewind(to=0, temperatures=(0.05,), ...)
 
 The published code calls `generate()` again and again. A *call* decodes to the end of the text or to
-`max_new_tokens`; what it said is judged when it ends, and a suspect phrase costs the rest of the call. After
+`max_new_tokens`; its text is judged when it ends, and a suspect phrase discards the rest of the call. After
 a rejection a *retry* is judged at its first closing tag. The numbers R1 to R9 in this file are those of the
 list in `ResamplingConfig.released()`; `benchmarks/fidelity.py` compares both on random scripts.
 
-The caller is responsible for what lies outside one answer: the text of hints (the published one has a
+The caller is responsible for everything outside one answer: the text of hints (the published one has a
 false-premise sentence for LLaVA), the second question after a blank answer, and the clean-up of the text.
 """
 

@@ -227,7 +227,7 @@ def wants_hints(request: Request) -> bool:
 
 
 def check_request_texts(codec: TextCodec, request: Request) -> None:
-    """Raise RequestError if the tokenizer reads a text of the request as more than text."""
+    """Raise RequestError if the tokenizer finds special tokens in a text of the request."""
     if request.config.open_ended:
         check_plain_text(codec.tokenizer, "false_premise", request.config.false_premise)
 

@@ -73,7 +73,7 @@ class ScoreQueue:
         return True
 
     def _choose(self) -> list[WantedScore]:
-        """The next nodes: those with a cache, or else as many of the first as there is room for."""
+        """Return the next nodes: those with a cache, or else the first ones that there is room for."""
         first: dict[Node, WantedScore] = {}
         for each in self.wanted:
             if each.kind == self.wanted[0].kind:

@@ -86,7 +86,7 @@ class TextCodec:
 
         Also returns how many of the last ids stand after the user's text. The ids are those of the chat
         template's text between two answers, so an answer is never tokenised again.
-        Raises RequestError if `text` is read as more than text, or the template does not show it.
+        Raises RequestError if the tokenizer finds special tokens in `text`, or the template does not show it.
         """
         if not isinstance(text, str) or not text.strip():
             raise RequestError(f"a turn of the user must say something, got {text!r:.80}")

@@ -104,7 +104,7 @@ class HintWriter:
 
 
 def check_plain_text(tokenizer: Any, name: str, text: str) -> None:
-    """Raise RequestError if the tokenizer reads the text called `name` as more than text."""
+    """Raise RequestError if the tokenizer finds special tokens in a text, called `name` in the error."""
     with tokenizer_lock():
         ids = tokenizer.encode(text, add_special_tokens=False)
     found = sorted(_find_added_ids(tokenizer).intersection(ids))

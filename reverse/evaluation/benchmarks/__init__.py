@@ -6,8 +6,8 @@
 `docs/contributing/add_a_benchmark.md` shows how to add one. Default settings are those of the paper (§5): the
 checkpoint's own threshold for captions and open questions, 0.5 if yes or no is wanted; temperature 0; blank
 answers are asked once more only on MMHal-Bench and HaloQuest. Benchmarks whose answers `reverse.grading`
-grades have the alias `graded`. AMBER's id lists are known by construction; of no other list the hash is known
-here, so it is recorded with the answers instead of checked.
+grades have the alias `graded`. The hash of AMBER's id list is known and checked; hashes of other lists are
+only recorded with the answers.
 """
 
 from __future__ import annotations

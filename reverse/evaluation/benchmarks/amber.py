@@ -6,22 +6,22 @@ CHAIR made up of all, Cover objects named of those annotated, Hal answers with a
 annotators expect to be made up. Discriminative (AMBER-D): accuracy, precision, recall and F1 with "no"
 positive, overall and for existence, attribute (state, number, action) and relation.
 
-Whether a noun is close to a known word is asked of the word vectors of spaCy's en_core_web_lg (similarity
-above 0.8), as published. Without that model only equal words are close, and the table's notes say so: a few
-synonyms then count as made up.
+A noun is close to a known word if the word vectors of spaCy's en_core_web_lg say so (similarity above 0.8),
+as published. Without that model only equal words are close, and the table's notes say so: a few synonyms then
+count as made up.
 
 Differences from the published script, each tested:
 
 - `metrics.txt` is not evaluated: it holds the counters' start values (0, and 0.001 in denominators); figures
   here have no 0.001, and F1 is not made from rounded precision and recall, with 0.0001 (existence: 0.001)
   added. The notes' `published` has what AMBER's own script prints, with all of this.
-- REVERSE's script holds that function and never calls it: it prints the mean of 100 bootstrap rounds over the
-  answers (generator 42, unrounded, F1 with 1e-6 added) with the 2.5 and 97.5 percentiles, and that alone. The
+- REVERSE's script holds that function and never calls it: it prints only the mean of 100 bootstrap rounds
+over the answers (generator 42, unrounded, F1 with 1e-6 added) with the 2.5 and 97.5 percentiles. The
   notes' `published_bootstrap` has these lines; the mean of rounds is not an estimate of anything else than
   the figure itself.
 - An item without annotated objects is not counted in Cover or Cog. The script slices `[-0:]`, which would be
   the whole list; it is empty then, so the figures are the same.
-- Relation questions print nothing in the script when they are asked for alone.
+- The script prints nothing for relation questions alone.
 """
 
 from __future__ import annotations

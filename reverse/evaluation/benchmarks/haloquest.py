@@ -3,11 +3,11 @@
     options = ScoringOptions(judge=Judge.from_environment("judge.jsonl"))
     table, metrics = score(answers, "playground/data/eval/haloquest", options)
 
-The rules are the published ones, the prompt our own (PROMPT names its version, which belongs to every score).
-Differences from the script that published results came from, each tested: the judge sees the answer's text,
-while that script passed the whole row with its rejected phrases; an answer without a verdict counts as
-wrong and is counted as failed, while the script left it out of the denominator; the other bound is reported
-too.
+The rules are the published ones. The prompt is this library's own; PROMPT names its version, which every
+score records. Differences from the script behind published results, each tested: the judge sees the answer's
+text, while that script passed the whole row with its rejected phrases; an answer without a verdict counts as
+wrong and is counted as failed, while the script left it out of the denominator; the accuracy with failed
+answers as right is reported too.
 """
 
 from __future__ import annotations

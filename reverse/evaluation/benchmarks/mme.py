@@ -6,9 +6,9 @@ perception has ten tasks, cognition four. Answers are read as published (the fir
 strictly.
 
 The questions are read from any form in which they are published: `lines` (mme.jsonl, the hub's columns),
-`parquet` (the hub's files, pictures inside), `release` (a folder a task, texts and pictures). The first form
-that is there counts. In the released folder only the fourteen tasks hold questions, so eval_tool and notes of
-your own beside them are not read.
+`parquet` (the hub's files, pictures inside), `release` (a folder per task, texts and pictures). The first
+form that exists is used. In the released folder only the folders of the fourteen tasks are read, not
+eval_tool or your own notes.
 
 Differences from the published tool, each tested: the two questions of a picture are found by its name, not as
 neighbouring lines; an empty answer is "other" (wrong), while the tool stops with an error; tabs and newlines

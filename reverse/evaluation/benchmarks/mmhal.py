@@ -3,10 +3,11 @@
     options = ScoringOptions(judge=Judge.from_environment("judge.jsonl"))
     table, metrics = score(answers, "playground/data/eval/mmhal", options)
 
-The scale is the published one, the prompt our own (PROMPT names its version, which belongs to every score).
-Differences from the published script, each tested: a rating is a number in a JSON object, not the letters
-"rating: s" anywhere in the reply; requests end after bounded retries; an answer without a verdict counts as 0
-and as a hallucination, as there, but is counted as failed, and the other bound is reported beside it.
+The scale is the published one. The prompt is this library's own; PROMPT names its version, which every score
+records. Differences from the published script, each tested: a rating is a number in a JSON object, not the
+letters "rating: s" anywhere in the reply; requests end after bounded retries; an answer without a verdict
+counts as 0 and as a hallucination, as in that script, but also as failed, and the result with best ratings
+for failed answers is reported too.
 """
 
 from __future__ import annotations

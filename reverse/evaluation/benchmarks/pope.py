@@ -2,8 +2,8 @@
 
 Accuracy, precision, recall, F1 ("yes" is positive) and the share of yes, for each setting and their mean.
 Differences from the published script, each tested: answers are matched with their labels by question and
-picture, not by their order; the interval of the mean resamples within the settings and is not taken from the
-settings' draws in one heap.
+picture, not by their order; the interval of the mean resamples within each setting, not over all settings
+together.
 """
 
 from __future__ import annotations

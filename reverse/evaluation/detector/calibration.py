@@ -3,16 +3,16 @@
     chosen = calibrate(detector, RiskTarget(risk=0.05, confidence=0.95))
     chosen.threshold                                  # None: nothing can be guaranteed
 
-**The promise.** The loss of a picture at threshold t is the share of false ones among its object phrases
+**The guarantee.** The loss of a picture at threshold t is the share of false ones among its object phrases
 with p <= t, 0 if none is left; the risk R(t) is its mean over pictures. Learn-then-Test (Angelopoulos,
 Bates, Candès, Jordan, Lei 2021, arXiv:2110.01052) chooses t so that P(R(t) <= risk) >= confidence, the
 probability being over the calibration pictures. Conformal risk control (Angelopoulos, Bates, Fisch, Lei,
-Schuster, ICLR 2024, arXiv:2208.02814) promises the mean alone, E[loss] <= risk, over calibration and one new
+Schuster, ICLR 2024, arXiv:2208.02814) guarantees only the mean, E[loss] <= risk, over calibration and one new
 picture. Both hold for pictures drawn like those of the calibration, described by the same model with the
-same prompt and checking off, phrases above t being struck out. Other pictures or prompts void the promise.
-It does not cover decoding again, which replaces such phrases and keeps what passes: what passes at the third
-attempt is wrong more often than what passes at the first. `reverse.evaluation.detector.decoded_risk` tests
-decoding itself.
+same prompt and checking off, phrases above t being struck out. The guarantee does not hold for other pictures
+or prompts. It does not hold for decoding, which replaces such phrases until one passes: a phrase that passes
+at the third attempt is wrong more often than one that passes at the first.
+`reverse.evaluation.detector.decoded_risk` tests decoding itself.
 """
 
 from __future__ import annotations

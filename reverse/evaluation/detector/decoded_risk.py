@@ -7,7 +7,7 @@ Removing phrases above a threshold is not the same as decoding with it, because 
 phrases were selected for their low p. So a few thresholds, fixed before these pictures are seen (the one
 given, a half, a quarter, …), are decoded, the largest first, and "risk > target" is tested for each at an
 equal part of 1 - confidence (Bonferroni, Learn-then-Test's plainest form, arXiv:2110.01052, §2.2.1). Answers
-are kept, so a stopped run continues. `start` must come from other pictures, which `given_by` makes sure of.
+are kept, so a stopped run continues. `start` must come from other pictures; `given_by` checks that.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@
 Answers files are read (`phrases` is a list of {text, p_un, …}), and files of rows whose
 phrases are judged already (`phrases` is a list of [text, p, wrong]). A phrase is
 wrong if an object that it names is not in the picture; a phrase that names no object is left out. CHAIR and
-AMBER judge a phrase as if it were a caption, with their own words and truth (`BenchmarkTruth`); a phrase
-alone is tagged a little differently than in its sentence, so its objects may sometimes differ from those of
-the whole answer.
+AMBER judge a phrase as if it were a caption, with their own words and truth (`BenchmarkTruth`); a tagger may
+read a phrase alone differently than in its sentence, so its objects may differ from those of the whole
+answer.
 """
 
 from __future__ import annotations
@@ -168,12 +168,14 @@ def read_phrases(path: str | Path, truth: Truth | None = None) -> Detector:
                 places.append(len(found))
             found.append((place, p, label))
     if not seen:
-        raise DataError(f"{path} holds no answers: `reverse eval --mode plain` writes one a line")
+        raise DataError(
+            f"{path} holds no answers: name a file of `reverse eval --mode plain`, with one answer per line"
+        )
     missing = find_unanswered(run, {key[0] for key in seen})
     if missing:
         raise DataError(
             f"{path} is of a run that is not finished, {len(missing)} questions have no answer (first: "
-            f"{missing[0]}): the same `reverse eval` command goes on"
+            f"{missing[0]}): run the same `reverse eval` command again to continue"
         )
     if truth is not None:
         for at, judged in zip(places, truth.judge(unjudged), strict=True):

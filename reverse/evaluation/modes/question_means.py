@@ -5,8 +5,8 @@
 
 Intervals come from a bootstrap over pictures, with all questions about a picture together; a question without
 a picture stands for itself. Two modes are compared on the same questions: `pair_records` puts their records
-side by side, and the mean of a difference of values is then paired. All intervals of one seed draw the same
-questions.
+in the same order, so that the mean of a difference of values is paired. Equal seeds draw the same questions
+for all intervals.
 """
 
 from __future__ import annotations
@@ -66,14 +66,14 @@ def pair_records(first: Records, second: Records) -> tuple[list[DraftRecord], li
     for records in (first, second):
         by_id = {record.id: record for record in records}
         if len(by_id) < len(records):
-            raise DataError("an id stands in several records of a run: keep one record a question")
+            raise DataError("an id stands in several records of a run: keep one record per question")
         places.append(by_id)
     ours, theirs = places
     missing = [f"{name!r} (second run)" for name in ours if name not in theirs]
     missing += [f"{name!r} (first run)" for name in theirs if name not in ours]
     if missing:
         raise DataError(
-            f"{len(missing)} questions are answered in one run only, absent are "
+            f"{len(missing)} questions are answered in only one of the runs, missing are "
             f"{', '.join(map(shorten, missing[:SHOWN]))}: compare runs over the same questions"
         )
     return list(first), [theirs[record.id] for record in first]
@@ -109,7 +109,7 @@ def estimate_sums(
 ) -> Interval:
     """Estimate a function of column sums, as `Metric.of`; each column has one value per record."""
     if not records:
-        raise DataError("there are no records to make figures of: name a file of drafts that has some")
+        raise DataError("there are no records: name a file of drafts that holds some")
     table = Table(
         "drafts", cluster_names(records), {n: np.asarray(c, dtype=float) for n, c in columns.items()}
     )

@@ -1,11 +1,11 @@
-"""Accuracy of N samples, for every N, from one set of M samples a question.
+"""Accuracy of N samples, for every N, from one set of M samples per question.
 
     oracle_at(records, 8)            # is one of 8 samples right?
     vote_at(records, 8)              # does the majority of 8 samples answer right?
 
 A figure at N is the mean over the subsets of N of the M samples, and so an unbiased estimate of what N
 samples give, for N up to M. `oracle` and `best` are computed exactly. `vote` and `weighted` average all
-subsets where there are at most `MOST_SUBSETS`, else that many random ones (seeded), which leaves the mean
+subsets where there are at most `MOST_SUBSETS`, else over that many random ones (seeded), so the mean stays
 unbiased. At N = M there is one subset: the run's own samples. Ties are broken as `reverse.modes.select` does.
 
 Samples are the drafts with the role "sample". An answer that cannot be graded is not right.

@@ -3,7 +3,7 @@
     for number, row in read_rows("answers.jsonl"): ...           # any file of JSON lines, whoever wrote it
     answers = read_answers("answers.jsonl")                      # to be scored: bad rows are left out and
     told answers[0].text, answers[0].question_id, answers.skipped run = read_run_answers("out/chair.jsonl",
-    benchmark="chair")  # of `reverse eval`: with what is missing run.rows[0]["text"], run.missing,
+    benchmark="chair")  # of `reverse eval`: also lists missing answers run.rows[0]["text"], run.missing,
     run.is_torn
 
 A row is a JSON object with at least `question_id` and `text`. `image_id`, `prompt`, `metadata`, `usage`,
@@ -193,7 +193,7 @@ def read_answers(path: str | Path) -> BenchmarkAnswers:
         seen[key] = number
         answers.append(answer)
     if not answers and not skipped:
-        raise DataError(f"{path} holds no answers: `reverse eval` writes one a line")
+        raise DataError(f"{path} holds no answers: name a file of `reverse eval`, with one answer per line")
     _refuse_too_many_skipped(f"{path}: ", answers, skipped)
     answers.skipped = tuple(skipped)
     return answers
@@ -318,7 +318,9 @@ def read_run_answers(
     answers = RunAnswers(path, rows, run, end < len(data), [i for i in ids or () if str(i) not in seen])
     _refuse_another_benchmark(answers, benchmark, ids)
     if complete and answers.list_problems():
-        raise DataError(f"{'; '.join(answers.list_problems())}: the same `reverse eval` command goes on")
+        raise DataError(
+            f"{'; '.join(answers.list_problems())}: run the same `reverse eval` command again to continue"
+        )
     return answers
 
 

@@ -5,10 +5,10 @@
 
 Published with "Object Hallucination in Image Captioning" (https://arxiv.org/abs/1809.02156; the list:
 https://github.com/LisaAnne/Hallucination, data/synonyms.txt, from "Neural Baby Talk"), and used since by an
-evaluator that lemmatises each word by its part of speech. Slips of that evaluator are part of the numbers
-everyone reports, so they are kept here, as words that are simply absent: "motor bike" in two words,
-"cheesecake" (both stand behind two spaces in the list) and "iPhone" (words are lower-cased) name nothing;
-"stove top oven" has three words, where two are joined.
+evaluator that lemmatises each word by its part of speech. Errors of that evaluator are part of all reported
+numbers, so they are kept here, as missing words: "motor bike" in two words, "cheesecake" (both stand behind
+two spaces in the list) and "iPhone" (words are lower-cased) name nothing; "stove top oven" has three words,
+where two are joined.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ _PUBLISHED = re.compile(r"(?:instances|captions)(?:_(?:train|val|minival|valminu
 @dataclass(frozen=True)
 class CocoTruth:
     """`ids` and `names` (images,) text, names with the folders that the files give; `packed` (images, 10)
-    uint8, a bit an object; `annotated` (images,) bool: the image has an instance or a caption."""
+    uint8, a bit per object; `annotated` (images,) bool: the image has an instance or a caption."""
 
     ids: np.ndarray
     names: np.ndarray

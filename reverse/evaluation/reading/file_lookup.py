@@ -6,7 +6,7 @@
     pictures.find("data/val/1.jpg"), pictures.find("2.jpg")     # "val/1.jpg", "val/2.jpg"
     pictures.find("1.jpg")                                      # DataError: it may be either
 
-Files of answers and files of truth write the same picture with other folders before it, or with none. The
+Files of answers and of truth name the same picture with different folders before it, or without folders. The
 file name alone identifies a picture as long as no two pictures share it.
 """
 

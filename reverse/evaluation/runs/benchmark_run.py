@@ -6,13 +6,13 @@
 
 Questions are cut into windows, a few times as many as there are sequences side by side. Each window goes
 through `generate_many()` (sequences that finish make room for the next) into an `AnswersFile`. The run may be
-killed at any moment, and the same call goes on: a window that was not finished is decoded again as a whole,
-and only the missing answers are kept. So every answer is computed beside the same neighbours as in an
-unbroken run, and is the same to the last bit even if the batch shows in the numbers (bfloat16).
+killed at any moment, and the same call continues it: an unfinished window is decoded again as a whole, and
+only missing answers are added. So every answer is computed in the same batch as in an uninterrupted run, and
+is bit-identical even where the batch changes numbers (bfloat16).
 
 Several processes, told apart by RANK and WORLD_SIZE as torchrun and accelerate set them, take every
-WORLD_SIZE-th window each. Whoever is last joins what they wrote into the file that one process would have
-written. They need a common folder and no network.
+WORLD_SIZE-th window each. The last process joins all answers into the file that one process would have
+written. The processes need a common folder but no network.
 """
 
 from __future__ import annotations

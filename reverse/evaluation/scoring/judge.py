@@ -3,14 +3,14 @@ replies.
 
     REVERSE_JUDGE_BASE_URL=http://127.0.0.1:8000/v1  REVERSE_JUDGE_MODEL=…  REVERSE_JUDGE_KEY=…
 
-(REVERSE_LLM_… where they are not set.) Each verdict is one JSON object. A reply that is none is handed back
-with the reason, twice at most; requests that fail are repeated with growing waits. What then has no verdict
-is counted as failed and stays in every denominator. Replies are cached by all that was asked (model,
-settings, seed, messages) and of whom (address), once they give a verdict and not before: a run that is killed
-and started again asks only for what it lacks. A run in which more than a tenth of the answers got no verdict
-has no figure to report, see `refuse_without_verdicts`.
+(REVERSE_LLM_… where they are not set.) Each verdict is one JSON object. Any other reply is returned to the
+judge with the reason, twice at most; requests that fail are repeated with growing waits. What then has no
+verdict is counted as failed and stays in every denominator. Replies with a verdict are cached by the request
+(model, settings, seed, messages) and its address, so a run that is killed and started again asks only for
+missing verdicts. A run in which more than a tenth of the answers got no verdict is not reported, see
+`refuse_without_verdicts`.
 
-The judge sees the question, the reference and the answer's text, nothing of how the answer came about.
+The judge sees the question, the reference and the answer's text, not how the answer was made.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Read = Callable[[Mapping[str, Any]], float]  # the verdict of a reply's object; 
 
 @dataclass(frozen=True)
 class Verdicts:
-    """`values`: one an answer, None without a verdict; `failures`: reasons by answer; `spent`: costs."""
+    """`values`: one per answer, None without a verdict; `failures`: reasons by answer; `spent`: costs."""
 
     values: list[float | None]
     failures: dict[int, str]

@@ -7,8 +7,8 @@
 Rows of one cluster (image) depend on each other, so clusters are drawn, with all their rows. If a table has
 parts, clusters are drawn within strata: a stratum is the set of parts that a cluster has rows in. Every part
 so keeps its number of images, and an image that stands in several parts (POPE's three settings) is drawn
-once for all of them. Published scripts pool the draws of the parts instead; the result is the interval of
-no figure.
+once for all of them. Published scripts pool the draws of the parts instead, and the result is not a
+confidence interval of any figure.
 
 BCa: Efron 1987 (doi 10.1080/01621459.1987.10478410), acceleration by the jackknife over clusters and strata.
 `scipy.stats.bootstrap` computes the same for one sample; it has no clusters and no strata.

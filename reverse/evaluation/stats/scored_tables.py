@@ -12,7 +12,7 @@ bootstrap is one matrix product; the others (AUROC) are functions of rows.
     table, metrics = load_scored(path)
 
 A scored file holds no code: a metric made by `ratio`, `f1`, `total` or `macro` is written as its form and
-made again from it.
+rebuilt from it.
 """
 
 from __future__ import annotations
@@ -152,7 +152,9 @@ def macro(metric: Metric) -> Metric:
     """Make a metric: the mean over parts of a metric of sums. Raises DataError for a metric of rows."""
     inner = metric.of
     if inner is None:
-        raise DataError(f"{metric.name!r} is a function of rows: a macro average needs one of sums")
+        raise DataError(
+            f"{metric.name!r} is computed from rows: a macro average needs a metric of column sums"
+        )
 
     def of(sums: Sums) -> np.ndarray:
         return np.asarray(inner({column: each[..., None] for column, each in sums.items()}).mean(axis=-1))

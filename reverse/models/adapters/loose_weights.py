@@ -5,8 +5,8 @@
 
 Codebases give them many names (`non_lora_trainables`, `non_lora_state_dict`, `mm_projector`, `vit`,
 `value_head`), so the name does not decide: every file of weights beside an adapter must fit the base, and
-replaces its tensors, or is refused. Only what a Trainer keeps to resume from (optimizer, random state) is
-skipped. Pickles are refused by name: whoever trusts them converts them.
+replaces its tensors, or is refused. Only a Trainer's files for resuming (optimizer, random state) are
+skipped. Pickles are refused by name; convert those that you trust.
 """
 
 import fnmatch

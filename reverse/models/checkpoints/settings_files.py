@@ -77,8 +77,8 @@ def _channels(above: float, text: str) -> Rule:
 
 
 _PICTURES = {
-    "image_mean": _channels(-math.inf, "be one number a channel"),
-    "image_std": _channels(0, "be one number a channel, above 0"),
+    "image_mean": _channels(-math.inf, "be one number per channel"),
+    "image_std": _channels(0, "be one number per channel, above 0"),
     "rescale_factor": number_above(0, 1e6),
     "resample": whole_number(0, 5, "be a filter of Pillow, 0 to 5"),
     "patch_size": whole_number(1, 1024),

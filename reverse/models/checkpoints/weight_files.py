@@ -171,8 +171,8 @@ def find_folder(path_or_id: str | os.PathLike) -> Path:
 def link_without_adapter(folder: Path, files: list[Path]) -> Path:
     """Make a temporary folder of links to the files of `folder` without those of adapters.
 
-    transformers before 5.21 applies an adapter_config.json of a local folder whatever it is told. The caller
-    removes the folder when the model is gone: weights on disk may be read through it until then.
+    transformers before 5.21 always applies an adapter_config.json of a local folder. The caller removes the
+    folder when the model is freed, because weights on disk may be read through it until then.
     """
     view = Path(tempfile.mkdtemp(prefix="reverse-weights-"))
     beside = [folder / "config.json", folder / "generation_config.json", *folder.glob("*.index*.json")]

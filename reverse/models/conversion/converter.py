@@ -6,7 +6,7 @@
 | found | by | becomes |
 |---|---|---|
 | original LLaVA, full or LoRA | `mm_*` fields, `model.mm_projector.*` | `LlavaForConditionalGeneration` |
-| Qwen2.5-VL of transformers 4 | `model_type` qwen2_5_vl | the same class, settings of today, ordinary tags |
+| Qwen2.5-VL of transformers 4 | `model_type` qwen2_5_vl | the same class, current settings, ordinary tags |
 """
 
 import os

@@ -2,8 +2,8 @@
 
 A single picture comes before the words, wherever `<image>` stands: models are trained that way here. Several
 keep their places if words stand between them (a chat template may still put them first, as LLaVA's does). A
-picture alone is followed by an empty text, because a template writes something after a text (LLaVA's a
-space): so the end of the user's turn, where hints go, reads the same for every question. The tokens that a
+picture alone is followed by an empty text, because a template writes something after a text (LLaVA's writes a
+space). So the end of the user's turn, where hints go, is the same for every question. The tokens that a
 family's template writes for a picture are not allowed in prompts.
 """
 

@@ -187,7 +187,7 @@ def _check_count(place: str, processor: Any, config: Any, class_tokens: int | No
     found = int((inputs["input_ids"] == processor.image_token_id).sum())
     if found != wanted:
         raise CheckpointError(
-            f"the processor of {place!r} writes {found} image tokens a picture, and the model has {wanted} "
+            f"the processor of {place!r} writes {found} image tokens per picture, and the model has {wanted} "
             "features: set patch_size, vision_feature_select_strategy and num_additional_image_tokens in "
             "processor_config.json as config.json has them"
         )

@@ -3,7 +3,7 @@
 A template is an untrusted program. transformers renders it in a sandbox that limits what it may touch, but
 neither its time nor its memory: two nested loops over `range(99999)` run for hours. So a template that is not
 this library's own is rendered when a checkpoint is loaded, over a dozen chats, in a process of its own that
-is limited in both. It may behave otherwise on other chats, so each of them has a deadline (`render_chat`).
+is limited in both. It may behave differently on other chats, so each chat has a deadline (`render_chat`).
 """
 
 import ctypes

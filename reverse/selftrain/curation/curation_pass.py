@@ -4,9 +4,8 @@
 
 On disk: `OUT` with the records for which the task succeeded, in their order; `OUT.failures.jsonl` with the
 others and why; `OUT.manifest.json`; while it runs, `OUT.part` (`reverse.files.resumable_parts`) and, of
-teachers, the cache of replies. The same command goes on where a killed one stopped, and after the end it
-tries
-what failed again; replies that came are taken from the cache.
+teachers, the cache of replies. The same command continues a killed pass, and retries the failures of a
+finished one; known replies come from the cache.
 """
 
 from __future__ import annotations

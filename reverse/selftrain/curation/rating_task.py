@@ -1,7 +1,8 @@
 """Let a judge rate the reasoning of answers, and choose a mix of right and wrong ones by rating (SRPO).
 
 The published set has 10,000 of 100,000 rationales, about 30 % of them right; its rating and choice are not
-published. Here the best rated ones of each kind are taken, ties by seed, without a judge any by seed.
+published. Here the best rated ones of each kind are chosen; the seed decides ties, and all choices without a
+judge.
 """
 
 from __future__ import annotations

@@ -48,7 +48,8 @@ def explain_full_disk(output: str | Path) -> Iterator[None]:
             shutil.rmtree(output.with_name(output.name + ".partial"), ignore_errors=True)
         good = last_checkpoint(checkpoints, processes())
         kept = (
-            f"the last good checkpoint is {good}: make room, and the same command goes on from it"
+            f"the last good checkpoint is {good}: free disk space and run the same command again, which "
+            "resumes from it"
             if good
             else "there is no good checkpoint: make room and start again"
         )

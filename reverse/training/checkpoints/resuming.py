@@ -3,7 +3,7 @@
 `OUTPUT.checkpoints/run.json` describes the run of the checkpoints beside it: its settings and the number of
 processes. `OUTPUT.checkpoints/checkpoint-N` is the Trainer's own. A process that is killed while it writes
 one leaves part of it; `trainer_state.json` comes last, and a checkpoint without it, or without the random
-state of every process, is passed over. The one before it is still there (two are kept), so one save interval
+state of every process, is ignored. The one before it is still there (two are kept), so one save interval
 is lost at most.
 """
 

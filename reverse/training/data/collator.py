@@ -5,7 +5,7 @@ its row, and what stands there is no target. Without a mask scaled dot-product a
 kernel. (Decoding pads on the left, as every generate() does.)
 
 Packed, the rows of a batch become one row without padding. Positions start anew at each, and from them the
-model derives that nothing looks back over the start of its own row.
+model derives that no id attends beyond the start of its own row.
 """
 
 from __future__ import annotations
@@ -35,10 +35,9 @@ class Collator:
         multiple: rows are padded to a multiple of this many ids, so that few shapes occur.
         packed: put rows end to end; needs `positions`.
         positions: of one row: its ids (1, length) and its pictures' tensors to positions (length,) or, where
-            pictures take positions of their own, (3, length), int64.
-        blank: an item without targets, added to a batch without pictures: where weights are shared out, all
-            processes must come to the same modules in the same order, the tower's too (`blank_item` makes
-            one).
+        pictures have positions by row and column, (3, length), int64. blank: an item without targets, added
+            to a batch without pictures: with sharded weights, all processes must call the same modules in the
+                same order, also those of the tower (`blank_item` makes one).
     """
 
     def __init__(

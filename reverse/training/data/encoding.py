@@ -5,17 +5,16 @@
     row.ids, row.labels        # (length,) each, int64
 
 A row's ids are those of the whole rendered conversation, tokenised at once, as the processor and decoding do
-it. They are put together from pieces, each tokenised behind what stands before it: template and question up
-to the place where the assistant begins, later questions behind the end of turn, answers between the
-template's last words and their end of turn, since a tokenizer may treat the start of a text in a way of its
-own (SentencePiece's "▁"). Every encoder compares both ways over probes when it is made (`encoding_check`).
-An answer's end of turn is a target: the one that the template writes (`</s>`, `<|im_end|>`, Llama-3.1's
-`<|eot_id|>`), whatever the tokenizer calls its end of sequence. So the place of every answer is known from
-how the sample was put together. A text that holds one of the tokenizer's own tokens is refused: `</s>` in
-HTML would be a true end of turn, trained in mid-sentence. (Decoding prefills such a question as the processor
-tokenises it, `</s>` as the token: no model is trained on one.) Where a tokenizer or a template does not
-allow this, an error says so: no sample is dropped (LLaVA's "tokenization mismatch (ignored)",
-haotian-liu/LLaVA#779).
+it. They are joined from pieces. Each piece is tokenised after the text before it, because a tokenizer may
+treat the start of a text specially (SentencePiece's "▁"): template and question up to the place where the
+assistant begins, later questions after the end of turn, answers between the template's last words and their
+end of turn. Every new encoder compares both ways on test conversations (`encoding_check`). An answer's end of
+turn is a target: the one that the template writes (`</s>`, `<|im_end|>`, Llama-3.1's `<|eot_id|>`), even if
+the tokenizer has another end of sequence. So the place of every answer is known from the way the sample was
+joined. A text that holds one of the tokenizer's own tokens is refused: `</s>` in HTML would become an end of
+turn that is trained in mid-sentence. (Decoding prefills such a question as the processor tokenises it, `</s>`
+as the token: no model is trained on one.) If a tokenizer or a template does not allow this, an error says so,
+and no sample is dropped (LLaVA's "tokenization mismatch (ignored)", haotian-liu/LLaVA#779).
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Check with test conversations that an encoder's rows are the ids of the whole rendered conversation.
 
-An encoder puts rows together from pieces, which is fast, and right only where the tokenizer treats a piece as
-it would in its place. Tokenizers have surprised there: SentencePiece puts a "▁" before a text, some before
-every text behind a token of its own, some nowhere, and byte-level ones may add a blank. What decides is what
-the processor makes of the conversation as a whole; a few conversations that hold all that is known to matter
-are encoded both ways, in a few milliseconds.
+An encoder joins rows from pieces. That is fast, but right only if the tokenizer encodes a piece as it would
+in its place. Tokenizers differ here: SentencePiece puts a "▁" before a text, in some versions before every
+text after an added token, in others nowhere, and byte-level tokenizers may add a blank. The processor's ids
+of the whole conversation are the reference. A few conversations with all known special cases are encoded both
+ways, in a few milliseconds.
 """
 
 from __future__ import annotations

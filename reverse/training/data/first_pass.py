@@ -6,7 +6,7 @@
 
 `record_check` says which records are bad. Each process of a run checks a share of them and learns what the
 others found. The outcome is kept in `OUTPUT.checked.json` until the run has ended, for the same data,
-settings and processor: a run that goes on does not check again.
+settings and processor: a resumed run does not check again.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def check_records(
         skip_bad: leave bad records out; False: they are an error. Damaged pictures are found when they are
             drawn, and then the next record is trained, or it is an error.
         resume: use what an earlier start found for the same data and settings.
-        say: called with a line about what goes on.
+        say: called with a line about the progress.
         progress: called with how many records of this process' share are checked, and how many there are.
 
     Raises:

@@ -11,15 +11,15 @@ label before it; here it masks nothing, and `join` refuses the sample.
 
 A turn may choose its targets (`reverse.data.records.target_rules`). `"content"` leaves out closing tags and
 `"none"` everything. With `"closing"` only closing tags are targets, and every one of them is fed as `</CN>`,
-whatever its label: a model that judges its own text has not seen a verdict before it (and at test time goes
-on behind phrases that it accepts).
+whatever its label: when a model judges its own text, no verdict stands before it (and at test time only
+accepted phrases do).
 
     >>> part = LabelledPart([1, 8, 3, 2], True, "closing")
     >>> ids, labels = join([part], span_id=1, cn_id=4, un_id=3)
     >>> ids.tolist(), labels.tolist()
     ([1, 8, 4, 2], [-100, -100, 3, -100])
 
-Where the answers stand is known from how a sample is put together (`join`), never guessed from its ids.
+The places of answers are known from the way a sample is joined (`join`), never guessed from its ids.
 """
 
 from __future__ import annotations

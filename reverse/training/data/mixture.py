@@ -5,7 +5,7 @@
     ordered = mixture.arrange(passes=3)            # all items of three passes, shuffled
 
 The order depends on seed, sizes and plans alone, not on workers, and is that of a longer run up to its end.
-A part that brings only some of its records to a pass brings others to the next one, until all had their turn.
+A part that gives only some of its records to a pass gives others to the next one, until all were used.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 `generate()` and a chat put pictures where `reverse.models.inputs.picture_places` says, and so are they
 trained: `<image>` is
 the place of one, they come before the words where no words stand between them, and without any `<image>` all
-stand in the first question. Whether the words between pictures stay between them is up to the chat template.
+stand in the first question. The chat template decides whether words between pictures stay there.
 """
 
 from __future__ import annotations

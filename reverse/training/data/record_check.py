@@ -6,7 +6,8 @@ Nearly all records pass a fast check: they keep the rules of `reverse.data.recor
 texts are so short that all turns fit even if each byte were an id. Longer texts are tokenised. If the largest
 possible picture leaves no room for them, its size is read from the picture's header. The other records are
 encoded as in training, which says what is wrong and how many turns do not fit. So the fast check must never
-pass what the encoder refuses or cuts, but need not know why it does. Pictures are looked for, not decoded.
+pass a record that the encoder refuses or cuts; it need not know the reason. Pictures are checked for
+existence, not decoded.
 """
 
 from __future__ import annotations

@@ -56,11 +56,11 @@ class RecordDataset(Dataset[TrainingItem]):
         path: an imported folder, a folder of scenes, or a JSON file.
         image_root: what the records' images are relative to.
         encoder: makes the rows.
-        hint_share: probability, 0 for none.
+        hint_share: probability of a hint; 0: no hints.
         seed: of the draws.
-        limit: the first so many records only; None: all.
+        limit: number of records, from the first; None: all.
         keep_broken: what is not a record of a JSON file is an error when it is drawn, not at once.
-        weight: multiplies the loss of all records, beside their own `weight`.
+        weight: multiplies the loss of all records, in addition to their own `weight`.
 
     `replace_damaged`: train the next record in the place of one with a picture that cannot be decoded, with a
     warning, instead of raising; which one it is depends on the index alone.

@@ -8,8 +8,8 @@ through the head a few hundred at a time; the backward pass computes each part a
         loss = model(**batch)["loss"] / batch["places"].numel()     # batch as `collator.Collator` makes it
 
 Sum and gradients equal those of `torch.nn.functional.cross_entropy` over all logits. Inside the context a
-call of the model returns the sum of the losses and no logits. That works through whatever wraps the model
-(peft, DDP, FSDP2, DeepSpeed), because the head's parameters are only used inside a call of the head.
+call of the model returns the sum of the losses and no logits. That also works for a wrapped model (peft, DDP,
+FSDP2, DeepSpeed), because the head's parameters are only used inside a call of the head.
 """
 
 from __future__ import annotations

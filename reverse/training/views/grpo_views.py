@@ -37,7 +37,7 @@ def view_prompts(
         (0.1, 0.9) leaves out what it solves always or never, which gives a group of equal rewards.
         least_samples: with fewer judged drafts the share is not known, and the question is kept.
 
-    Raises RequestError for a band that is none.
+    Raises RequestError for an invalid band.
     """
     low, high = band
     if not 0 <= low <= high <= 1:

@@ -44,7 +44,7 @@ RL_VIEWS: dict[str, Callable[[DraftRecord, ViewSettings], ViewRows]] = {
 def _fill(rows: ViewRows, found: list[dict[str, object]], kind: str, reason: str) -> ViewRows:
     """Add rows to `rows`, at most `per_question`.
 
-    They are not checked as training records, because they are none.
+    The checks of training records do not apply to these rows.
     """
     if not found:
         rows.leave_out(reason)

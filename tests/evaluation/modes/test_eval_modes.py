@@ -309,7 +309,7 @@ def test_wrong_files_are_refused(evaluated, tmp_path):
     damaged = tmp_path / "damaged.drafts.jsonl"
     damaged.write_text('{"version": 1, "id": "a", "question": "?", "drafts": [{"text": 3}]}\n')
     for files, told in (
-        ((plain, other), "4 questions are answered in one run only"),
+        ((plain, other), "4 questions are answered in only one of the runs"),
         ((plain, out / "chartqa.select.jsonl"), "chartqa.select.jsonl is not a file of drafts"),
         ((plain, empty), "empty.drafts.jsonl holds no records"),
         ((plain, ungraded), "no answer has a verdict"),

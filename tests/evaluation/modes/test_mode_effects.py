@@ -54,7 +54,7 @@ def test_the_interval_of_net_gain_is_paired():
 
 def test_runs_over_other_questions_are_refused():
     """Answers to different questions would be compared."""
-    told = r"2 questions are answered in one run only, absent are 'a' \(second run\)"
+    told = r"2 questions are answered in only one of the runs, missing are 'a' \(second run\)"
     one, two = [answered("a", True), answered("b", True)], [answered("b", True), answered("c", True)]
     with pytest.raises(DataError, match=told):
         transitions(one, two)

@@ -5,8 +5,8 @@
     sco         conversations of two turns: the answer, a question for a second one, and that one
 
 Answers have the stages `<SUMMARY>`, `<CAPTION>`, `<REASONING>` and `<CONCLUSION>`. The first answers count as
-right, judged by "published"; the refined ones were never verified, and are unknown. An empty refined answer
-marks a failed request: such a record has the first answer only.
+right, judged by "published"; the refined ones were never verified, so they are unknown. An empty refined
+answer marks a failed request: such a record has the first answer only.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@
     srpo-rl          {"message": turns as JSON text, "answer"}
     srpo-verl        {"problem", "answer", "images"}
 
-What the published code writes wrongly: a picture's name twice in `images` of the cold start (read as one); a
-negative number without its sign, and several letters in place of one, as `answer` (such a draft is unknown
-and not wrong). All of it is written again as it came.
+Errors of the published code: `images` of the cold start hold a picture's name twice (read as one); `answer`
+holds a negative number without its sign, or several letters in place of one (such a draft is unknown, not
+wrong). An export writes these errors again unchanged.
 """
 
 from __future__ import annotations

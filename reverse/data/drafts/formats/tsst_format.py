@@ -7,8 +7,8 @@
     tsst-value    the same with the beginning of an answer and its "value"
 
 A `result` may be one object (the best chain alone), and the text of a chain may be null where the search
-found nothing; both are read, and written again as they came. A line that was appended by a second run has
-the id of the first with "#2" behind it.
+found nothing; both are read, and exported unchanged. A line that a second run appended gets the id of the
+first with "#2" appended.
 """
 
 from __future__ import annotations

@@ -9,13 +9,13 @@ tokens; the space before it belongs to the phrase, so that the tokens of the tex
   "reading" in tables and charts.
 - A step that points ("cows at 41 43", "red bar at 3") is right if all places are. Errors: "object"; "place".
 - A step that calculates ("4 - 3 = 1", "4 > 3", "4 is even", "the most is 4") is right if it is true, if it is
-  what the question asks for, and if it takes the numbers that *this text* has read. Error: "arithmetic"; if
-  the text read nothing before, that of reading.
+  what the question asks for, and if it takes the numbers that *this text* has read. Error: "arithmetic", or
+  that of reading if the text has read nothing before.
 - The answer is right if `reverse.grading` says so. Its error is that of the first wrong step; "arithmetic"
   if there is none.
 
 So a step that calculates correctly from wrongly read numbers is right: the error is where the number was
-read. The answer is judged by the truth alone. What cannot be parsed is "unknown" and has no phrase.
+read. The answer is judged only by the truth. A step that cannot be parsed is "unknown" and has no phrase.
 
     >>> tag_segments(text, verify_rationale(text, question))
     'Step 1: there are<SPAN> 5 cows</UN>. Answer:<SPAN> 5</UN>'

@@ -2,8 +2,8 @@
 
 The annotator writes the typical count of an object (`find_typical_count`) where the true one is off by one,
 with a probability that depends on theme and object (`find_stubbornness`); an absent object counts 0. In
-tables he reads well, but one in four of his sums slips by one or by ten. He reads bars without error. Truth
-is never changed by him: it stands in the picture and in the question.
+tables he reads well, but one in four of his sums slips by one or by ten. He reads bars without error. He
+never changes the truth, which is part of the picture and the question.
 
     >>> picture = make_reasoning_picture("test", 2)
     >>> write_rationale(make_reasoning_questions(picture)[0], picture.truth)

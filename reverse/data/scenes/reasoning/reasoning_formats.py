@@ -6,9 +6,9 @@
     scienceqa/problems.json, pid_splits.json, images/{split}/ID/image.png                  arXiv 2209.09513
 
 TabMWP gets the questions about tables; ChartQA those about charts (simple ones as "augmented", the others as
-"human"); CLEVR-Math the sums and differences of scenes; ScienceQA the other choices, yes and no among them.
-The only question that stands in none of them is how many of an object a scene holds. Split `shift` is called
-test: the published readers know no other name.
+"human"); CLEVR-Math the sums and differences of scenes; ScienceQA the other choices, yes and no included.
+Only questions about the number of an object in a scene are in none of these files. Split `shift` is called
+test, because published readers know no other name.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ The eight kinds, of scenes and tables:
     total   How many objects are there in all?                              number
     left    2 cows go away. How many cows are left?                         number
 
-The options of `most` stand on lines of their own. Of charts the questions ask for the heights of bars: "How
+The options of `most` stand on lines of their own. For charts, questions ask for the heights of bars: "How
 high is the red bar?"
 
     >>> question = make_reasoning_questions(make_reasoning_picture("test", 2))[0]

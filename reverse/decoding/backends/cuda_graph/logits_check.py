@@ -31,7 +31,7 @@ def check_logits(found: torch.Tensor, expected: torch.Tensor) -> bool:
     difference = float((found - expected).norm() / expected.norm().clamp(min=1e-12))
     if not difference <= most:
         raise DifferentLogits(
-            "a step read from the weights gives other logits than the model's forward pass (by "
+            "a captured step, which reads the weights, gives other logits than the model's forward pass (by "
             f"{difference:.1%} of their size), so something in it was changed"
         )
     return True

@@ -1,17 +1,17 @@
 """The common KV cache of all sequences. Rows are added, removed, cut and extended independently.
 
-Two lists describe a row: the ids in the cache and the slots they stand in. A cut shortens both; the
-slots left behind are masked, and every so often the live ones are moved together. Positions and masks follow
-from the lists. Rows are fed as many ids as they are behind in one forward, aligned right; a row that has less
-to catch up leaves dead slots, so no forward serves one row alone. New rows are prefilled in a cache of their
-own; before the next forward they and copies of rows are moved into the common one.
+Two lists describe a row: the ids in the cache and the slots they stand in. A cut shortens both; its free
+slots are masked, and from time to time the live slots are moved together. Positions and masks follow from the
+lists. One forward feeds all pending ids of all rows, aligned right; a row with fewer pending ids leaves
+masked slots, so no row needs a forward of its own. New rows are prefilled in a cache of their own; before the
+next forward they and copies of rows are moved into the common one.
 
 Masking is exact (rows agree with fresh ones to 1e-7); zeroing keys and values would not be, since a zero key
 still takes its share of the softmax.
 
 Running out of memory changes nothing: a forward that fails is cut off in every layer. Tokens are moved layer
-by layer, so that no more than one layer stands twice; where that fails half-way, a row stands in different
-places in different layers (`CachePlace.first_layer`), and the next forward moves it on from there.
+by layer, so that at most one layer is in memory twice; if that fails half-way, a row has different places in
+different layers (`CachePlace.first_layer`), and the next forward moves it on from there.
 """
 
 from __future__ import annotations

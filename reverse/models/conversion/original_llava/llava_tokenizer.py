@@ -6,7 +6,8 @@ tokenizer alone would lose:
 - The original reads Llama's SentencePiece the "legacy" way: every stretch of text after an added token begins
   with a space of its own (`</CN>.` is `</CN>`, `▁`, `.`), even where a space is there already. Decoding takes
   exactly that space away again, so that text comes back as it was.
-- It tokenises the text before and after a picture apart. If the tokenizer needs a space to give the same
+- It tokenises the texts before and after a picture separately. If the tokenizer needs a space to give the
+same
   ids, the template writes it; both are compared when the checkpoint is made.
 """
 
