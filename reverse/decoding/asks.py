@@ -230,7 +230,7 @@ Ask = Generate | Run | Score | Release
 
 
 class Mode(Protocol):
-    """Decides above single answers. Users may give its `name` as `mode=`."""
+    """Combines single answers to the answer of a request. Users may give its `name` as `mode=`."""
 
     name: str
 

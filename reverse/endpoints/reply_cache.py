@@ -29,8 +29,8 @@ class Reply:
 class ReplyCache:
     """Replies by the hash of what was asked, in a file of JSON lines that only grows.
 
-    A reply is flushed before `put` returns, so a killed process loses none that was used; a last line that a
-    kill tore is cut off when the file is opened. The index takes about 150 MB for a million replies; the
+    A reply is flushed before `put` returns, so a killed process loses no reply that was used. An incomplete
+    last line is removed when the file is opened. The index takes about 150 MB for a million replies; the
     replies stay on disk. One process at a time holds the file. Raises DataError if the file is something
     else, and OutputInUseError.
     """

@@ -11,8 +11,8 @@ ends in .jsonl), `OUT.manifest.json`; the last three are written atomically. The
 restart drops an incomplete last line and continues there; the counts of the manifest are summed from the
 lines, so they equal those of an unbroken run. Memory holds one line at a time.
 
-With `retries_failures` a restart continues at the first record that failed instead, also when the pass was
-finished: for work whose results are in a cache, where only failures cost something.
+With `retries_failures` a restart continues at the first failed record instead, even if the pass was finished.
+That is for results that are cached, so that repeating them is free.
 """
 
 import hashlib

@@ -86,7 +86,8 @@ def _count_tokens(dataset: Any) -> dict[str, Any]:
 
 
 def _estimate_memory(model: Any, parallel: str) -> dict[str, float]:
-    """Estimate the GiB that one process needs for weights, gradients and AdamW, without activations.
+    """Estimate the Estimate the GiB that one process needs for weights, gradients and AdamW, without
+    activations.
 
     Four-bit weights count as they lie in memory; gathered layers of sharded weights are left out.
     """

@@ -1,4 +1,5 @@
-"""A recipe from beginning to end: checkpoint, tokens, data, what is trained, the run, what is written.
+"""Run a recipe from beginning to end: load checkpoint, tokens and data, choose the trained weights, train,
+write.
 
     manifest = run_recipe(load_recipe("llava_v15_lora", ["data.limit=1000"]))
 
@@ -68,8 +69,8 @@ def run_recipe(recipe: Recipe, *, resume: bool = True, quiet: bool = False) -> d
 
     Args:
         recipe: from `load_recipe`.
-        resume: go on from the last checkpoint, where there is one; a run that is finished is not repeated.
-            False: start over, in place of what an earlier run left.
+        resume: continue from the last checkpoint, if there is one; a finished run is not repeated.
+            False: start over and replace the results of an earlier run.
         quiet: no progress.
 
     Raises:
@@ -89,7 +90,7 @@ def run_recipe(recipe: Recipe, *, resume: bool = True, quiet: bool = False) -> d
 
 @dataclass
 class Prepared:
-    """What training needs, loaded and checked."""
+    """Everything that training needs, loaded and checked."""
 
     model: Any  # not on its device yet
     processor: Any
@@ -120,12 +121,12 @@ def _run(recipe: Recipe, config: SFTConfig, resume: bool, quiet: bool) -> dict[s
 def prepare(
     recipe: Recipe, config: SFTConfig, found: str | Path, *, resume: bool = True, quiet: bool = False
 ) -> Prepared:
-    """Load the model and check all records; what needs no record is checked first.
+    """Load the model and check all records; checks that need no record come first.
 
     Args:
-        config: that of `recipe`, checked.
-        found: output beside which is kept what a look at the records finds.
-        resume: keep to checkpoints that are there.
+        config: checked settings of `recipe`.
+        found: output of the run; results of checking the records are kept beside it.
+        resume: use results beside existing checkpoints.
         quiet: no progress.
     """
     data = describe_data(recipe)
@@ -163,7 +164,7 @@ def prepare(
 
 
 def check_before_loading(recipe: Recipe, quiet: bool = False) -> SFTConfig:
-    """Check what needs neither the model nor a record, and return the settings of the run."""
+    """Do the checks that need neither the model nor a record, and return the settings of the run."""
     check_parallel(recipe.compute.parallel)
     set_seed(recipe.seed)  # of LoRA's matrices too: every process makes its own, and they must be alike
     check_tuning(recipe.tune)
@@ -175,9 +176,9 @@ def check_before_loading(recipe: Recipe, quiet: bool = False) -> SFTConfig:
 
 
 def read_finished(recipe: Recipe, resume: bool) -> dict[str, Any] | None:
-    """The manifest of the same run if it is finished, else None.
+    """Return the manifest of the same run if it is finished, else None.
 
-    Raises FileExistsError where the output holds something else, which the run would put an end to.
+    Raises FileExistsError if the output holds something else, which the run would replace.
     """
     output = Path(recipe.output)
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
@@ -211,7 +212,7 @@ def _check_files(recipe: Recipe) -> None:
 
 
 def load_base(recipe: Recipe) -> tuple[Any, Any, int | None]:
-    """Model and processor, and the seed of tokens that had to be added."""
+    """Load model and processor; also return the seed of tokens that had to be added."""
     dtype = _DTYPES[recipe.compute.weights]
     options: dict[str, Any] = {}
     quantized = quantization(recipe.tune, recipe.model, dtype)
@@ -273,7 +274,7 @@ def set_pixels(processor: Any, recipe: Recipe) -> None:
 
 
 def pad_to_square(processor: Any) -> None:
-    """Pad pictures to squares of the mean colour, as LLaVA-1.5 was trained; decoding does so too."""
+    """Pad pictures to squares of the mean colour, as in LLaVA-1.5's training; decoding then does the same."""
     from reverse.models.processors.picture_processors import pil_image_processor
 
     now = processor.image_processor
@@ -322,7 +323,7 @@ def make_config(recipe: Recipe, quiet: bool) -> SFTConfig:
 
 
 def outcome_settings(recipe: Recipe) -> dict[str, Any]:
-    """The settings of a recipe that decide what comes out of it."""
+    """Return the settings of a recipe that decide its result."""
     settings = as_settings(recipe)
     for name in ("output", "log"):
         del settings[name]

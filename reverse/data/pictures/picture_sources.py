@@ -21,8 +21,8 @@ _BASE64 = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk0", "Qk1", "SUkq", "TU0A
 def find_file(source: str | os.PathLike[Any]) -> Path:
     """Return the path of one existing file; `~` is the home folder unless such a file exists.
 
-    Raises MissingFileError for a missing file; DataError for a folder, an empty path, or a text that is no
-    path: base64, an address, a caption.
+    Raises MissingFileError for a missing file; DataError for a folder, an empty path, or a text that is not a
+    path (base64, an address, a caption).
     """
     given = os.fspath(source)
     text = given if isinstance(given, str) else os.fsdecode(given)

@@ -1,9 +1,9 @@
-"""The type of an answer, which decides what can be wrong in it: the `A_type` of a record.
+"""Find the type of an answer, the `A_type` of a record.
 
     >>> find_answer_type("Two.", "How many dogs are there?", parse_tags("<SPAN>Two</CN>.").phrases)
     'number'
 
-Of the published names only "general_answer" is known, and it is the only one that a trainer reads.
+Only the name "general_answer" is published, and it is the only one that training uses.
 """
 
 import re

@@ -50,11 +50,11 @@ Item = Event | FinalText | Ended
 
 
 class Mailbox:
-    """Items from the engine to one caller, in order: pairs of a handle and an item.
+    """A queue from the engine to one caller, of pairs of a handle and an item.
 
-    Args: the caller wants `branches` answers decoded side by side, on `sequences` with their candidates;
-    `in_background`: decoding goes on while the caller does not wait. Otherwise the engine pauses then, and
-    the caller may use the model.
+    Args: `branches` is the number of answers to decode side by side, `sequences` their number with
+    candidates; `in_background`: decoding continues while the caller does not wait. Otherwise the engine
+    pauses then, and the caller may use the model.
     """
 
     def __init__(self, branches: int, sequences: int, in_background: bool = False):

@@ -12,7 +12,7 @@ __all__ = ["KeepPhrasesPolicy", "PlainPolicy"]
 class PlainPolicy:
     """Accepts every segment, as `model.generate()` would.
 
-    Args: as of `ResamplePolicy`. Only `temperature` changes the answer.
+    Args: those of `ResamplePolicy`. Only `temperature` changes the answer.
     """
 
     masks_tags = False

@@ -63,7 +63,7 @@ def check_request(config: GenerationConfig, criteria: StoppingCriteriaList, kwar
     mode = config.get_generation_mode()
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
         raise RequestError(
-            f"{mode.value} is another way of decoding than resampling: leave out the option that asks for it "
+            f"{mode.value} cannot be combined with resampling: leave out the option that asks for it "
             f"({', '.join(_list_set_options(config, _OTHER_MODES))})"
         )
     if config.do_sample:

@@ -106,8 +106,8 @@ class _ModeRun:
 class Task:
     """The modes of one request while it is answered.
 
-    `number` counts requests, the oldest first; `max_new_tokens` is what modes see of the request. At the end,
-    either `answer` or `error` is set.
+    `number` counts requests, the oldest first; `max_new_tokens` is the limit that modes see in the request.
+    At the end, either `answer` or `error` is set.
     """
 
     def __init__(

@@ -141,7 +141,8 @@ def _find_suffix(processor: Any, tokenizer: Any) -> tuple[int, ...]:
             suffix = suffix[len(suffix) - shared :]
     if not suffix:
         raise RequestError(
-            "the chat template ends with the user's text: hints need a turn header, or hints=0"
+            "the chat template writes nothing after the user's text, so hints have no place: use a "
+            "template that writes the header of the answer, or turn hints off with hints=0"
         )
     return tuple(suffix)
 

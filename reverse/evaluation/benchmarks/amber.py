@@ -163,8 +163,8 @@ def score_captions(
 
 
 def _count(text: str, item: Mapping[str, Any], net: AmberWords, close: Close) -> tuple[int, ...]:
-    """Count nouns, made-up nouns, answers with any; objects covered and annotated; expected hallucinations,
-    said and annotated.
+    """Count in one answer: nouns, made-up nouns, 1 if there are any; covered and annotated objects; said and
+    annotated expected hallucinations.
     """
     objects, expectable = item["truth"], item.get("hallu", [])
     right, wrong = net.words(objects), net.words(expectable)

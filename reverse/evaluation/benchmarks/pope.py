@@ -243,9 +243,7 @@ def _refuse_missing(
 
 # ---------------------------------------------------------------------- records
 def _holds_truth(truth: str | Path, stem: str) -> bool:
-    """Whether the first place with label files holds those of the set that `stem` names; without a stem,
-    COCO's.
-    """
+    """Whether the first folder with label files holds files of `stem`, or of COCO if `stem` is empty."""
     found = find_files(truth, PLACES, [f"*pope_{setting}.json" for setting in SETTINGS])
     before = found[0].name.partition("_")[0] if found else None
     return bool(found) and (before if before in ("aokvqa", "gqa") else "coco") == stem

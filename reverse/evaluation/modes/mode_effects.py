@@ -113,7 +113,8 @@ def cost(records: Sequence[DraftRecord], settings: BootstrapSettings = DEFAULT_B
     for record in records:
         if record.cost is None:
             raise DataError(
-                f"record {shorten(record.id)!r} does not say what its answer cost: `reverse eval` writes it"
+                f"record {shorten(record.id)!r} does not say what its answer cost: name drafts that "
+                "`reverse eval` has written"
             )
     tokens = [record.cost.tokens for record in records if record.cost is not None]
     seconds = [record.cost.seconds for record in records if record.cost is not None]

@@ -149,7 +149,7 @@ def values_at_tokens(records: Sequence[DraftRecord], rule: str, tokens: float, s
     """
     spent = [draft.tokens for record in records for draft in samples_of(record)]
     if not spent or any(each is None for each in spent) or not any(spent):
-        raise DataError("the samples do not say what they cost: `reverse eval` writes it")
+        raise DataError("the samples do not say what they cost: name drafts that `reverse eval` has written")
     size = max(1.0, tokens * len(spent) / sum(each or 0 for each in spent))
     if size > count_samples(records):
         raise DataError(

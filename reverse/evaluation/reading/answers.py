@@ -80,7 +80,9 @@ def _read_lines(data: bytes) -> Iterator[_Line]:
 
 def _existing(path: Path) -> bytes:
     if not path.is_file():
-        raise MissingFileError(f"there is no answers file {path}: `reverse eval` writes one")
+        raise MissingFileError(
+            f"there is no answers file {path}: name a file that `reverse eval` has written"
+        )
     return path.read_bytes()
 
 
@@ -167,9 +169,9 @@ class BenchmarkAnswers(list[BenchmarkAnswer]):
 def read_answers(path: str | Path) -> BenchmarkAnswers:
     """Read the usable rows of an answers file in their order; `skipped` says why each other row is left out.
 
-    A row cannot be used if it is not a JSON object, if its id or text has a value that none can have, or if
-    its text is longer than `LONGEST`. At most a tenth of the rows, or one row, may be unusable. A file with
-    more than `GIVE_UP` of them, if they are more than half of the rows so far, is read no further.
+    A row cannot be used if it is not a JSON object, if its id or text is not a valid id or text, or if its
+    text is longer than `LONGEST`. At most a tenth of the rows, or one row, may be unusable. A file with more
+    than `GIVE_UP` of them, if they are more than half of the rows so far, is read no further.
 
     Raises MissingFileError; DataError for an empty file, a line that is not JSON, a question that is answered
     twice, and if too many rows cannot be used.

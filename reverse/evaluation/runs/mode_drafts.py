@@ -1,8 +1,8 @@
 """Make the modes of a run from their names and the form of answers, and write their drafts as draft records.
 
 Beside NAME.jsonl of a graded benchmark, or of a mode that makes drafts, lies NAME.drafts.jsonl: one draft
-record per question with all drafts, their verdicts, and the cost of the answer. It is made from NAME.jsonl as
-a whole when the run is complete, so a stopped run has none, and the same command writes it.
+record per question with all drafts, their verdicts, and the cost of the answer. It is made from all of
+NAME.jsonl when the run is complete, so a stopped run has no such file until the same command completes it.
 """
 
 from __future__ import annotations

@@ -192,16 +192,16 @@ def save_scored(path: Path, table: Table, metrics: Sequence[Metric]) -> None:
 def load_scored(path: Path) -> tuple[Table, list[Metric]]:
     """Read a scored file's table and metrics. Raises MissingFileError; DataError for a damaged file."""
     if not Path(path).is_file():
-        raise MissingFileError(f"no scored file {str(path)!r}: `reverse score … --save` writes one")
+        raise MissingFileError(f"no scored file {str(path)!r}: make one with `reverse score … --save`")
     try:
         content = read_json(path)
     except ValueError as error:
         raise DataError(
-            f"{path} is not a scored file ({error}): `reverse score … --save` writes one"
+            f"{path} is not a scored file ({error}): make one with `reverse score … --save`"
         ) from None
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise DataError(
-            f"{path} is not a scored file (no format {_FORMAT!r}): `reverse score … --save` writes one"
+            f"{path} is not a scored file (no format {_FORMAT!r}): make one with `reverse score … --save`"
         )
     try:
         columns = {str(n): _read_column(str(n), c) for n, c in content["columns"].items()}

@@ -31,7 +31,7 @@ class CheckpointAsker:
     Args:
         model, processor: as `reverse.load` returns them.
         cache: of replies; a reply is written there before it is used.
-        identity: what the cache tells checkpoints apart by, such as the checkpoint's fingerprint.
+        identity: part of the cache's key that identifies the checkpoint, such as its fingerprint.
         max_sequences: answers decoded side by side.
         mode: "plain" or "resample".
     """

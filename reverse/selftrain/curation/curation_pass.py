@@ -1,10 +1,11 @@
-"""One pass of a curation task over a draft file: resumable at any moment, with a bounded number at a time.
+"""Run a curation task over a draft file, with a bounded number of records at a time. It can be stopped and
+resumed.
 
     manifest = asyncio.run(run_pass(task, source, out, teacher))
 
 On disk: `OUT` with the records for which the task succeeded, in their order; `OUT.failures.jsonl` with the
-others and why; `OUT.manifest.json`; while it runs, `OUT.part` (`reverse.files.resumable_parts`) and, of
-teachers, the cache of replies. The same command continues a killed pass, and retries the failures of a
+others and why; `OUT.manifest.json`; while it runs, `OUT.part` (`reverse.files.resumable_parts`); and the
+cache of the teacher's replies. The same command continues a killed pass, and retries the failures of a
 finished one; known replies come from the cache.
 """
 

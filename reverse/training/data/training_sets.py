@@ -102,7 +102,7 @@ class RecordDataset(Dataset[TrainingItem]):
         """Return the item of a record; with `replace_damaged`, that of the next one whose pictures can be
         decoded.
 
-        Raises ValueError naming the record and its picture where that is damaged.
+        Raises ValueError naming the record, and its picture if that is damaged.
         """
         index = range(len(self))[index]
         for step in range(min(MOST_REPLACED, len(self))):

@@ -1,11 +1,11 @@
-"""A learning rate that follows steps, or the clock: a run of 150 seconds ends at zero on any machine.
+"""A learning rate that follows steps or the clock, so that a run of 150 seconds ends at zero on any machine.
 
     schedule = Schedule(steps=5000, seconds=150.0)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
 
-Whichever is further along, steps or seconds, says how far the run is. The seconds spent are part of the
-scheduler's state (`LambdaLR` keeps the attributes of a callable object), so a resumed run goes on
-where it was.
+The progress of a run is the larger of its share of steps and its share of seconds. The seconds spent are part
+of the scheduler's state (`LambdaLR` keeps the attributes of a callable object), so a resumed run continues
+the schedule.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Schedule:
     """Factor of the learning rate after some steps: a linear rise over `warmup`, then half a cosine or 1.
 
     Args:
-        steps: of the whole run.
-        seconds: that the run may take, None for as long as the steps need.
+        steps: number of steps of the whole run.
+        seconds: time limit of the run; None: no limit.
         warmup: share of the run, in [0, 1).
         shape: "cosine", or "constant" after the rise.
     """
@@ -52,7 +52,7 @@ class Schedule:
         self.spent = 0.0  # seconds, written by Clock
 
     def done(self, step: int) -> float:
-        """Share of the run that is done, in [0, 1]."""
+        """Return the share of the run that is done, in [0, 1]."""
         by_time = self.spent / self.seconds if self.seconds is not None else 0.0
         return min(1.0, max(step / self.steps, by_time))
 
@@ -69,7 +69,7 @@ class Schedule:
 class Clock(TrainerCallback):
     """Writes the seconds spent into a `Schedule`, and stops the run when they are used up.
 
-    It starts at the first step: what workers take to start is not counted. Wall-clock time, read without
+    It starts at the first step, so the start of workers is not counted. Wall-clock time, read without
     waiting for the device.
     """
 
@@ -136,7 +136,7 @@ class Progress(TrainerCallback):
         self.close()
 
     def close(self) -> None:
-        """Stop the bar, also of a run that is stopped before its end."""
+        """Remove the bar, also if the run stops before its end."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

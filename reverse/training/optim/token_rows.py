@@ -49,7 +49,7 @@ class TokenRows(TrainableTokensLayer):
 
 
 def view_token_rows(layer: TrainableTokensLayer) -> TokenRows:
-    """Return `layer` as a `TokenRows` with the same state."""
+    """Return Return `layer` as a `TokenRows` with the same state."""
     return view_module(layer, TokenRows)
 
 

@@ -90,9 +90,9 @@ def make_lora_config(model: Any, processor: Any, tuning: Tuning) -> Any:
 def check_tuning(tuning: Tuning) -> None:
     """Raise ValueError for settings that exclude each other."""
     if tuning.method == "full" and tuning.quantize != "none":
-        raise RequestError("tune.quantize=nf4 freezes what it quantizes: it goes with tune.method=lora")
+        raise RequestError("tune.quantize=nf4 freezes what it quantizes: it needs tune.method=lora")
     if tuning.method == "lora" and tuning.vision:
-        raise RequestError("tune.vision=true trains the tower in full: it goes with tune.method=full")
+        raise RequestError("tune.vision=true trains the tower in full: it needs tune.method=full")
 
 
 def quantization(tuning: Tuning, model_path: str, dtype: torch.dtype) -> Any:

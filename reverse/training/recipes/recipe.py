@@ -1,4 +1,4 @@
-"""A training run as one YAML file, read strictly: a misspelt key is an error and not a default.
+"""Recipes: a YAML file describes a training run. It is read strictly: a misspelt key is an error.
 
     recipe = load_recipe("llava_v15_lora", ["optim.lr=1e-4", "output=out/mine"])
 
@@ -52,7 +52,7 @@ RECIPES = Path(__file__).resolve().parent
 
 
 class RecordPart(Section):
-    """One of several sets that are trained together."""
+    """One of several sets of records that are trained together."""
 
     records: str  # as `data.records`
     images: str | None = None  # folder that its pictures are relative to; none: data.images
@@ -65,12 +65,12 @@ class RecordPart(Section):
 
     @property
     def plan(self) -> PartPlan:
-        """How often its records come."""
+        """Return how often its records occur in a pass."""
         return PartPlan(self.share, self.repeat)
 
 
 class Data(Section):
-    """What is trained on."""
+    """The training data."""
 
     # A JSON list or JSONL in the published shape, or a list of parts.
     records: Annotated[
@@ -90,7 +90,7 @@ class Data(Section):
 
 
 class Tuning(Section):
-    """Which weights are trained, and how."""
+    """The trained weights, and how they are trained."""
 
     method: Literal["full", "lora"] = "full"  # the language model's own weights, or low-rank matrices beside
     rank: int = Field(default=128, ge=1)  # of LoRA
@@ -119,14 +119,14 @@ class Optim(Section):
 
 
 class Loss(Section):
-    """Cross entropy of the targets."""
+    """Settings of the loss, a cross entropy of the targets."""
 
     confidence_weight: float = 1.0  # of closing tags; 1 is the published objective
     kernel: Literal["auto", "chunked", "liger"] = "auto"  # auto: liger where it is installed, else chunked
 
 
 class Compute(Section):
-    """Where and how it runs; changes speed and memory, the outcome only by rounding."""
+    """Devices and precision: they change speed and memory, and the result only by rounding."""
 
     parallel: Literal["none", "ddp", "fsdp", "zero2", "zero3"] = "none"
     precision: Literal["float32", "bfloat16", "float16"] = "bfloat16"  # of computing, on a GPU
@@ -142,7 +142,7 @@ class Compute(Section):
 
 
 class Log(Section):
-    """What is shown and kept while it runs."""
+    """Logs and checkpoints of the run."""
 
     steps: int = Field(default=10, ge=1)  # between two lines
     save_steps: int = Field(default=500, ge=0)  # between two checkpoints: what a killed run loses at most
@@ -150,7 +150,7 @@ class Log(Section):
 
 
 class Recipe(Section):
-    """One run."""
+    """A training run."""
 
     # Supervised (records), by preferences (pairs) or by rewards (questions with their answers).
     kind: Literal["sft", "dpo", "grpo"] = "sft"
@@ -168,12 +168,12 @@ class Recipe(Section):
 
 
 def recipe_names() -> list[str]:
-    """Names of the recipes of the package."""
+    """Return the names of the recipes in the package."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
 def as_yaml(recipe: Recipe) -> str:
-    """The recipe as YAML that `load_recipe` reads, with all defaults written out."""
+    """Return the recipe as YAML that `load_recipe` reads, with all defaults written out."""
     import yaml
 
     return yaml.safe_dump(as_settings(recipe), sort_keys=False, allow_unicode=True)
@@ -189,7 +189,7 @@ def as_settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def load_recipe(name_or_path: str, settings: Sequence[str] = ()) -> Recipe:
-    """Read a recipe and put `settings` ("optim.lr=1e-4") over it.
+    """Read a recipe and override its values by `settings` ("optim.lr=1e-4").
 
     Raises:
         FileNotFoundError: no such recipe or file.
@@ -275,7 +275,7 @@ def _set_value(given: dict[str, Any], key: str, value: Any, kind: type[BaseModel
 
 
 def list_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every key of a recipe that has a value, such as "optim.lr", with its type."""
+    """List every key of a recipe that has a value, such as "optim.lr", with its type."""
     for name, field in section.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from list_keys(field.annotation, f"{prefix}{name}.")
@@ -284,7 +284,7 @@ def list_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[t
 
 
 def _describe_unknown_key(key: str, kind: type[BaseModel]) -> str:
-    """The error for an unknown key: with the nearest known one, if a word of it is right or nearly so."""
+    """Write the error for an unknown key, with the nearest known key if there is a similar one."""
     key = key[:LONGEST_KEY]
     place = _PART.match(key)
     known = [name for name, _ in (list_keys(RecordPart, place.group()) if place else list_keys(kind))]
@@ -304,7 +304,7 @@ _TYPES = {"int": "int", "float": "float", "bool": "bool", "string": "str"}
 
 
 def _describe_error(error: ErrorDetails, recipe: type[BaseModel]) -> str:
-    """pydantic's error as one sentence with the key, the value and the remedy."""
+    """Write pydantic's error as one sentence with the key, the value and the remedy."""
     kind, context = error["type"], error.get("ctx", {})
     place = [name for name in error["loc"] if name not in ("mixture", "file")]
     key, got = ".".join(map(str, place)), f"got {show_value(error['input'])}"
@@ -335,5 +335,5 @@ def _describe_error(error: ErrorDetails, recipe: type[BaseModel]) -> str:
 
 
 def _literal(annotation: Any) -> Any:
-    """The `Literal` of an annotation that may allow None too."""
+    """Return the `Literal` of an annotation that may also allow None."""
     return next((kind for kind in get_args(annotation) if get_args(kind)), annotation)

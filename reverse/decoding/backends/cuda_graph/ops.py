@@ -44,8 +44,9 @@ class CachePart(NamedTuple):
     """The part of the cache that a run of queries sees: in each query's row, the slots from `start` to
     `length`.
 
-    `keys` and `values` (cache rows, kv heads, slots, d), with a first dimension of layers before a layer is
-    chosen; the others (queries,). `block` queries in a run have one row in common; with a `start` it is 1.
+    `keys` and `values` have shape (cache rows, kv heads, slots, d), before a layer is chosen (layers, cache
+    rows, …). The other tensors have shape (queries,). `block` queries in a run have one row in common; with a
+    `start` it is 1.
     """
 
     keys: torch.Tensor
