@@ -98,7 +98,9 @@ def train_head(
     """Train a value head on the steps of drafts; the checkpoint itself stays as it is."""
     silence_libraries()
     if not checkpoint.is_dir():
-        raise MissingFileError(f"no such folder: {checkpoint}: the head is written beside a checkpoint")
+        raise MissingFileError(
+            f"no such folder: {checkpoint}: name the folder of a checkpoint, where the head is written"
+        )
     from reverse.data.drafts.draft_files import read_drafts
     from reverse.models import load
     from reverse.models.value_head import save_value_head

@@ -61,7 +61,7 @@ class Endpoint:
         if place is not None:  # the key itself is not shown
             raise DataError(
                 f"{self.names[2]} has a character at place {place} of {len(self.key or '')} that no HTTP "
-                "header can hold (a space, a line end, or none of ASCII): copy the key anew"
+                "header can hold (a space, a line end or a non-ASCII character): copy the key anew"
             )
 
     @classmethod

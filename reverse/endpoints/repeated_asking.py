@@ -167,5 +167,5 @@ class SilenceWatch:
         if self.silent >= self.most:
             raise ServerGone(
                 f"{self.silent} answers in a row got no reply from {self.address} ({detail}): see that it "
-                "runs and start again; what was answered so far is kept"
+                "runs and start again; answers so far are kept"
             )

@@ -32,7 +32,7 @@ class StepTrainer(Trainer):
     """The Trainer of this library. The module's docstring lists the differences to transformers.
 
     Args:
-        loss: what targets weigh.
+        loss: weights of targets.
         rate: factor of the learning rates.
         record: receives every step's loss; it is also a callback.
         groups: names of parameters with their settings, from `parameter_groups`.

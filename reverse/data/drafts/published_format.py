@@ -204,7 +204,7 @@ class PublishedFormat:
         Raises DataError or RequestError, without the place.
         """
         if not isinstance(item.value, dict):
-            raise DataError(f"an item of {self.name} is an object, got {describe(item.value)}")
+            raise DataError(f"an item of {self.name} must be an object, got {describe(item.value)}")
         if holds_non_finite(item.value):
             raise DataError("a number is NaN or infinite, which JSON has no value for")
         opened = self.unpack(item.value)

@@ -43,9 +43,9 @@ _TEXT_AFTER_UN = re.compile(rf"{UN}\s*\S", re.ASCII)
 class Report:
     """What `check_set` found. Indices are those of the records in the file, from 0.
 
-    `sources` and `types` hold the numbers of `COLUMNS` by folder of the picture and by `A_type` (a source
-    also its `records`): answers, phrases closed by `</CN>` and by `</UN>`, answers with `</UN>`, answers
-    with a hint.
+    `sources` (by folder of the picture) and `types` (by `A_type`) hold counts named in `COLUMNS`: answers,
+    phrases closed by `</CN>` and by `</UN>`, answers with `</UN>`, answers with a hint. Sources also count
+    their `records`.
     """
 
     path: str

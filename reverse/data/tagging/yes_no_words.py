@@ -102,9 +102,7 @@ def find_opposite(word: str, question: str = "") -> str | None:
 
 
 def guess_language(text: str, among: tuple[str, ...] = tuple(MARKS)) -> str:
-    """Return the language of `among` that `text` has most marks (frequent words) of; the first if it has
-    none.
-    """
+    """Return the language of `among` whose marks (frequent words) are most often in `text`, or the first."""
     words = re.findall(r"[^\W\d_]+(?:['’][^\W\d_]+)?|¿", text.lower().replace("’", "'"))
     counts = {language: sum(word in _MARKS.get(language, ()) for word in words) for language in among}
     return max(counts, key=lambda language: counts[language])

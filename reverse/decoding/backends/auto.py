@@ -152,7 +152,7 @@ class AutoBackend:
         return self.inner.capabilities
 
     def reserve(self, sequences: int) -> None:
-        """Allow `max_sequences` sequences at once."""
+        """Set how many sequences may be held at once."""
         self.inner.reserve(sequences)
 
     def encode(self, pictures: Sequence[Picture]) -> list[EncodedPicture]:

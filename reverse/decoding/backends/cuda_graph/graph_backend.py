@@ -127,7 +127,7 @@ class CudaGraphBackend:
         return Capabilities(self._max_sequences)
 
     def reserve(self, sequences: int) -> None:
-        """Allow `max_sequences` sequences at once; memory is allocated when they come."""
+        """Set how many sequences may be held at once; memory is allocated when they are added."""
         self._max_sequences = max(sequences, len(self._rows))
 
     def _device_context(self) -> AbstractContextManager[Any]:

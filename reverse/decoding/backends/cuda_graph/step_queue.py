@@ -1,8 +1,8 @@
 """The queue of launched steps that were not read yet (at most two), and of writes before the next step.
 
-A step is launched before the one before it was read, since most of the time its input is what that one chose.
-If a segment ended and the sequence goes on from there, the step ahead is its next one; if the sequence went
-back, what the step ahead says about it is thrown away. So a rewind costs one step of one row.
+A step is launched before the previous one was read, because its input is usually the token that the previous
+one chose. If a segment ended and the sequence continues there, the step ahead is its next one. If the
+sequence was rewound, the result of the step ahead is dropped, so a rewind costs one step of one row.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ class HfBackend:
         self._names = count()
 
     def reserve(self, sequences: int) -> None:
-        """Allow `max_sequences` sequences at once, but never fewer than are held now."""
+        """Set how many sequences may be held at once, but never fewer than are held now."""
         most = max(sequences, len(self._sequences))
         self.capabilities = replace(self.capabilities, max_sequences=most)
 

@@ -13,7 +13,7 @@ __all__ = ["AI2D"]
 
 
 def read_questions(files: Mapping[str, Path]) -> Iterator[QuestionRow]:
-    """test-*.parquet: question, options, answer (an index), image. Rows have no id, so their number is it."""
+    """Read test-*.parquet: question, options, answer (an index), image. The row's number is its id."""
     for row in read_published(files["questions"], "test-*.parquet"):
         yield make_question(
             "ai2d", row, id=row.number, question=row.entry.text("question"),

@@ -13,7 +13,7 @@ __all__ = ["AOKVQA"]
 
 
 def read_questions(files: Mapping[str, Path]) -> Iterator[QuestionRow]:
-    """aokvqa_v1p0_val.json: question_id, image_id, question, choices, correct_choice_idx."""
+    """Read aokvqa_v1p0_val.json: question_id, image_id, question, choices, correct_choice_idx."""
     for row in read_published(files["questions"]):
         image = row.entry.id("image_id")
         yield make_question(

@@ -20,7 +20,9 @@ SHUFFLED = 1_000_000  # is added to the index of a question for each shuffled co
 
 
 def read_questions(files: Mapping[str, Path]) -> Iterator[QuestionRow]:
-    """index, question, hint, A, B, C, D, answer, category, image (base64, or the index of a row)."""
+    """Read rows with the fields index, question, hint, A, B, C, D, answer, category, image (base64, or the
+    index of a row).
+    """
     for row in read_published(files["questions"]):
         index, hint = row.entry.text("index"), row.entry.row.get("hint") or ""
         yield make_question(

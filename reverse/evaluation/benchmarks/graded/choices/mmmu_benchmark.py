@@ -20,7 +20,7 @@ _PICTURE = re.compile(r"<image (\d)>")
 
 
 def read_questions(files: Mapping[str, Path]) -> Iterator[QuestionRow]:
-    """SUBJECT/validation-*.parquet: id, question, options, answer, question_type, image_1 … image_7."""
+    """Read SUBJECT/validation-*.parquet: id, question, options, answer, question_type, image_1 … image_7."""
     for row in read_published(files["questions"], "*/validation-*.parquet"):
         name = str(row.entry.id("id"))
         marks = _PICTURE.findall(f"{row.entry.text('question')} {row.entry.row.get('options')}")

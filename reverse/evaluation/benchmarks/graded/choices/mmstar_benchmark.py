@@ -13,7 +13,7 @@ __all__ = ["MMSTAR"]
 
 
 def read_questions(files: Mapping[str, Path]) -> Iterator[QuestionRow]:
-    """mmstar.parquet: index, question (it lists the options), image, answer, category."""
+    """Read mmstar.parquet: index, question (it lists the options), image, answer, category."""
     for row in read_published(files["questions"]):
         yield make_question(
             "mmstar", row, id=row.entry.id("index"), question=row.entry.text("question"),

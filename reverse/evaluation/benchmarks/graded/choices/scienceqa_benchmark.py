@@ -15,7 +15,7 @@ __all__ = ["SCIENCEQA"]
 
 
 def read_questions(files: Mapping[str, Path]) -> Iterator[QuestionRow]:
-    """problems.json: question, choices, answer (an index), hint, image, subject by id; pid_splits.json."""
+    """Read problems.json (question, choices, answer: an index, hint, image, subject) and pid_splits.json."""
     splits = read_value(files["splits"])
     if not isinstance(splits, dict) or not isinstance(splits.get("test"), list):
         raise DataError(f"{files['splits']} has no list 'test': fetch the file again")

@@ -18,7 +18,9 @@ __all__ = ["VCR"]
 
 
 def read_questions(files: Mapping[str, Path]) -> Iterator[QuestionRow]:
-    """annot_id, img_fn, objects, question, answer_choices (words and lists of numbers), answer_label."""
+    """Read rows with the fields annot_id, img_fn, objects, question, answer_choices (words and lists of
+    numbers), answer_label.
+    """
     for row in read_published(files["questions"]):
         objects = row.entry.texts("objects")
         words, choices = row.entry.row.get("question"), row.entry.row.get("answer_choices")
@@ -36,7 +38,7 @@ def read_questions(files: Mapping[str, Path]) -> Iterator[QuestionRow]:
 
 
 def _write_words(words: Any, objects: Sequence[str]) -> str:
-    """A sentence, with "person1" in place of the number of an object."""
+    """Return a sentence with "person1" in place of the number of an object."""
     said = []
     for word in words if isinstance(words, list) else [words]:
         if isinstance(word, list):

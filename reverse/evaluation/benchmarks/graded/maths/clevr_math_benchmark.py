@@ -13,7 +13,7 @@ __all__ = ["CLEVR_MATH"]
 
 
 def read_questions(files: Mapping[str, Path]) -> Iterator[QuestionRow]:
-    """clevr-math-test.json, `questions`: question, answer, image_filename, template_filename."""
+    """Read clevr-math-test.json, `questions`: question, answer, image_filename, template_filename."""
     for row in read_published(files["questions"]):
         yield make_question(
             "clevr-math", row, id=row.number, question=row.entry.text("question"),

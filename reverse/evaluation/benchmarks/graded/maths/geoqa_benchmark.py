@@ -18,7 +18,7 @@ __all__ = ["GEOQA"]
 
 
 def read_questions(files: Mapping[str, Path]) -> Iterator[QuestionRow]:
-    """json/ID.json: subject (the question), choices, label (index of the right one); image/ID.png."""
+    """Read json/ID.json: subject (the question), choices, label (index of the right one); image/ID.png."""
     for row in read_published(files["questions"], "*.json"):
         fields: dict[str, Any] = {
             name: row.entry.row[name] for name in ("choices", "label") if name in row.entry.row

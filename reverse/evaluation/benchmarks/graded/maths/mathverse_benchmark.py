@@ -16,7 +16,9 @@ __all__ = ["MATHVERSE"]
 
 
 def read_questions(files: Mapping[str, Path]) -> Iterator[QuestionRow]:
-    """sample_index, problem_index, problem_version, question, image, answer, question_type."""
+    """Read rows with the fields sample_index, problem_index, problem_version, question, image, answer,
+    question_type.
+    """
     for row in read_published(files["questions"], "testmini*.parquet"):
         yield make_question(
             "mathverse", row, id=row.entry.id("sample_index"),

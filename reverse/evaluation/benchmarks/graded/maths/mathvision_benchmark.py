@@ -1,4 +1,4 @@
-"""MathVision (MATH-V, https://arxiv.org/abs/2402.14804): problems of competitions with pictures."""
+"""MathVision (MATH-V, https://arxiv.org/abs/2402.14804): competition problems with pictures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["MATHVISION"]
 
 
 def read_questions(files: Mapping[str, Path]) -> Iterator[QuestionRow]:
-    """test.jsonl: id, question, options (empty for open questions), answer, image, level, subject."""
+    """Read test.jsonl: id, question, options (empty for open questions), answer, image, level, subject."""
     for row in read_published(files["questions"], "test-*.parquet"):
         yield make_question(
             "mathvision", row, id=row.entry.id("id"), question=row.entry.text("question"),

@@ -13,7 +13,8 @@ __all__ = ["MATHVISTA"]
 
 
 def read_questions(files: Mapping[str, Path]) -> Iterator[QuestionRow]:
-    """pid, question, image, choices, unit, precision, answer, question_type, answer_type, metadata.
+    """Read rows with the fields pid, question, image, choices, unit, precision, answer, question_type,
+    answer_type, metadata.
 
     The parquet files hold the picture as decoded_image.
     """

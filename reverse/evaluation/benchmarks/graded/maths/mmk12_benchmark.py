@@ -13,7 +13,7 @@ __all__ = ["MMK12"]
 
 
 def read_questions(files: Mapping[str, Path]) -> Iterator[QuestionRow]:
-    """id, question (it lists the options), answer, subject, image."""
+    """Read rows with the fields id, question (it lists the options), answer, subject, image."""
     for row in read_published(files["questions"], "test-*.parquet"):
         yield make_question(
             "mmk12", row, id=row.entry.id("id"), question=row.entry.text("question"),

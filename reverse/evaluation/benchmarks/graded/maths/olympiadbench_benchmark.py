@@ -20,7 +20,9 @@ _PICTURE = re.compile(r"<img_(\d+)>")
 
 
 def read_questions(files: Mapping[str, Path]) -> Iterator[QuestionRow]:
-    """id, context, question with marks <img_N> (N.jpg), final_answer, answer_type, error, unit."""
+    """Read rows with the fields id, context, question with marks <img_N> (N.jpg), final_answer, answer_type,
+    error, unit.
+    """
     for subject, path in files.items():
         for row in read_published(path):
             context = row.entry.row.get("context") or ""

@@ -21,7 +21,7 @@ __all__ = ["REASONING"]
 
 
 def read_questions(files: Mapping[str, Path]) -> Iterator[QuestionRow]:
-    """drafts.jsonl: id, question, images, gold, source.reasoning."""
+    """Read drafts.jsonl: id, question, images, gold, source.reasoning."""
     for record in read_drafts(files["questions"]):
         if record.gold is None or not record.images:
             raise DataError(

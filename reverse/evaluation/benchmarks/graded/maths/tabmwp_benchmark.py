@@ -13,7 +13,9 @@ __all__ = ["TABMWP"]
 
 
 def read_questions(files: Mapping[str, Path]) -> Iterator[QuestionRow]:
-    """problems_test.json: question, choices, answer, unit, ques_type, ans_type by id; the table is ID.png."""
+    """Read problems_test.json: question, choices, answer, unit, ques_type, ans_type by id; the table is
+    ID.png.
+    """
     for row in read_published(files["questions"]):
         yield make_question(
             "tabmwp", row, id=row.name, question=row.entry.text("question"), pictures=[f"{row.name}.png"],
