@@ -257,7 +257,7 @@ def test_calibrate_says_when_nothing_can_be_promised(tmp_path, answers):
     assert "no threshold can be promised with 10 pictures" in shown
     (tmp_path / "config.json").write_text("{}")
     shown = call("calibrate", few, "--truth", "stored", "--write", "--model", tmp_path, code=2)
-    assert "nothing can be promised" in shown
+    assert "these answers allow no guarantee" in shown
 
 
 def test_what_is_missing_is_said(tmp_path, answers):

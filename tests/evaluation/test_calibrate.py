@@ -145,5 +145,5 @@ def test_what_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"reverse": 3}')
     with pytest.raises(ValueError, match="not a checkpoint"):
         write_threshold(tmp_path, chosen)
-    with pytest.raises(ValueError, match="nothing can be promised"):
+    with pytest.raises(ValueError, match="these answers allow no guarantee"):
         write_threshold(tmp_path, Calibration(None, RiskTarget(), 4, float("nan"), 0))
