@@ -370,7 +370,7 @@ def test_stopping_criterion_that_needs_scores(drop_in):
 def test_other_ways_of_decoding(drop_in, options):
     """Contrastive, assisted and DoLa decoding would be asked for and silently not done."""
     name, value = next(iter(options.items()))
-    with pytest.raises(ValueError, match=rf"another way of decoding.*leave out.*{name}={value}"):
+    with pytest.raises(ValueError, match=rf"cannot be combined with resampling.*leave out.*{name}={value}"):
         drop_in(**options)
 
 

@@ -1,4 +1,4 @@
-"""A value head: how likely a text, as far as it goes, leads to a right answer.
+"""A value head estimates how likely an unfinished text leads to a right answer.
 
 One linear layer with a sigmoid on the last hidden state of the same backbone (TSST has a second model of 7B
 for it). It stands beside a checkpoint in two files, `NAME_head.safetensors` and `NAME_head.json`.
@@ -58,14 +58,14 @@ class ValueHead(torch.nn.Module):
         return self.linear.in_features
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Log-odds of hidden states (..., width), float32 or wider: (...)."""
+        """Return the log-odds of hidden states (..., width), float32 or wider, shape (...)."""
         weight = self.linear.weight
         wide = torch.promote_types(torch.float32, hidden.dtype)
         hidden = hidden.to(device=weight.device, dtype=wide)
         return torch.nn.functional.linear(hidden, weight.to(wide), self.linear.bias.to(wide)).squeeze(-1)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Values in [0, 1] of hidden states (..., width): (...)."""
+        """Return the values in [0, 1] of hidden states (..., width), shape (...)."""
         return torch.sigmoid(self.logits(hidden))
 
 
@@ -78,7 +78,7 @@ _attached: WeakKeyDictionary[Any, ValueHead] = WeakKeyDictionary()
 
 
 def attach_value_head(model: Any, head: ValueHead | None) -> None:
-    """Make `head` the value head of a model while both live; None takes it away.
+    """Make `head` the value head of a model while both exist; None removes it.
 
     The model itself is not changed, so it is saved without the head. Raises RequestError if sizes differ.
     """
@@ -144,7 +144,9 @@ def load_value_head(folder: str | Path, name: str = DEFAULT_NAME, *, model: Any 
     known = found if isinstance(found, dict) else {}
     width = known.get("width")
     if known.get("kind") != KIND or known.get("format") != FORMAT or type(width) is not int:
-        raise CheckpointError(f"{settings} is not that of a value head, format {FORMAT}: train it again")
+        raise CheckpointError(
+            f"{settings} is not the settings file of a value head, format {FORMAT}: train it again"
+        )
     if not 1 <= width <= LARGEST_WIDTH:
         raise CheckpointError(f"{settings}: width must lie between 1 and {LARGEST_WIDTH:,}, got {width:,}")
     if model is not None:
@@ -180,5 +182,7 @@ def _check_width(width: int, wanted: int, what: str) -> None:
 
 def _paths(folder: str | Path, name: str) -> tuple[Path, Path]:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise RequestError(f"the name of a value head is letters, digits, - and _, got {name!r:.80}")
+        raise RequestError(
+            f"the name of a value head must consist of letters, digits, - and _, got {name!r:.80}"
+        )
     return Path(folder) / f"{name}_head.safetensors", Path(folder) / f"{name}_head.json"

@@ -4,7 +4,7 @@
     save_value_head(head, "out/model", notes=report)
 
 The values are those of `reverse.data.drafts.tree_values`: recorded ones, or those of the tree of all judged
-answers. A frozen backbone reads every answer once, and the head is trained on what it saw. With
+answers. A frozen backbone reads every answer once, and the head is trained on its hidden states. With
 `train_backbone` the parameters of the model that require gradients (LoRA, say) are trained with the head.
 """
 
@@ -36,7 +36,7 @@ __all__ = ["ValueChain", "ValueConfig", "find_chains_with_values", "train_value_
 
 @dataclass(frozen=True)
 class ValueConfig:
-    """How a value head is trained."""
+    """Settings of the training of a value head."""
 
     epochs: int = 20  # passes over the steps
     lr: float = 1e-3  # of the head
@@ -78,7 +78,7 @@ class _Sample(NamedTuple):
 
 
 def find_chains_with_values(record: DraftRecord, *, tagged: bool = True) -> list[ValueChain]:
-    """The answers of a record with the values of their steps; a beginning that answers share counts once."""
+    """Return the answers of a record with the values of their steps; a shared beginning counts once."""
     values = {each.text.strip(): each.value for each in find_prefix_values(record)}
     seen: set[str] = set()
     chains = []
@@ -96,7 +96,7 @@ def find_chains_with_values(record: DraftRecord, *, tagged: bool = True) -> list
 
 
 def _is_inside_phrase(draft: RecordedDraft, end: int) -> bool:
-    """Whether a phrase is not complete at a character, or only blanks of it are missing."""
+    """Whether a phrase is still open at a character, or only blanks of it are missing."""
     end = len(draft.text[:end].rstrip())
     return any(each.kind == "phrase" and each.start < end < each.end for each in draft.segments)
 
@@ -133,7 +133,10 @@ def train_value_head(
     read = _Reader(model, processor)
     head = ValueHead(hidden_size_of(model)).to(input_device(model))
     if config.train_backbone and not any(each.requires_grad for each in model.parameters()):
-        raise RequestError("train_backbone is set, but no parameter of the model requires a gradient")
+        raise RequestError(
+            "train_backbone is set, but no parameter of the model requires a gradient: add LoRA to the "
+            "model, or leave train_backbone out"
+        )
     train = _train_together if config.train_backbone else _train_alone
     was_training = model.training
     try:
@@ -164,7 +167,7 @@ def train_value_head(
 def _encode(
     processor: Any, records: Iterable[DraftRecord], images: Path, config: ValueConfig
 ) -> list[_Sample]:
-    """Ids, pictures and values of all answers that have some."""
+    """Encode all answers with values: ids, pictures and values."""
     encoder, pictures = Encoder(processor), PictureEncoder(processor)
     samples = []
     for number, record in enumerate(records):
@@ -200,7 +203,7 @@ class _Reader:
         self.pictures, self.collator = PictureEncoder(processor), Collator(processor)
 
     def __call__(self, samples: Sequence[_Sample]) -> Tensor:
-        """The last hidden states of all steps of some answers, (steps, width)."""
+        """Return the last hidden states of all steps of some answers, (steps, width)."""
         opened: dict[Path, dict[str, Tensor]] = {}
         items = []
         for each in samples:
@@ -249,7 +252,7 @@ def _train_alone(
     config: ValueConfig,
     progress: Callable[[float, float], None],
 ) -> list[float]:
-    """Mean loss of each pass; the backbone reads every answer once."""
+    """Train the head alone; return the mean loss of each pass. The backbone reads every answer once."""
     model.eval()
     states = []
     with torch.no_grad():
@@ -282,7 +285,7 @@ def _train_together(
     config: ValueConfig,
     progress: Callable[[float, float], None],
 ) -> list[float]:
-    """Mean loss of each pass; the backbone is trained too."""
+    """Train head and backbone; return the mean loss of each pass."""
     model.train()
     optimizer = _optimizer(head, [each for each in model.parameters() if each.requires_grad], config)
     generator = torch.Generator().manual_seed(config.seed)
@@ -300,6 +303,6 @@ def _train_together(
 
 @torch.no_grad()
 def _predict(head: ValueHead, read: _Reader, samples: Sequence[_Sample], config: ValueConfig) -> Tensor:
-    """Values of all steps of some answers, float32 on the CPU."""
+    """Predict the values of all steps of some answers, float32 on the CPU."""
     batches = [samples[at : at + config.batch] for at in range(0, len(samples), config.batch)]
     return torch.cat([head(read(batch)).float().cpu() for batch in batches])

@@ -110,7 +110,7 @@ def test_at_every_file_that_is_written(recipe, tmp_path, monkeypatch):
         for left in (runs / "out.checkpoints").glob("checkpoint-*"):
             assert (left / "trainer_state.json").is_file(), left  # no half of one takes the room
         assert said.startswith(f"the disk of {runs / 'out'} is full"), said
-        assert (good in said and "goes on from it" in said) if good else "there is no good checkpoint" in said
+        assert (good in said and "resumes from it" in said) if good else "there is no good checkpoint" in said
         assert not list(runs.glob("**/.*.lock")) and not list(runs.glob("**/*.tmp"))
         steps.append(0 if good is None else int(good.rpartition("-")[2]))
         assert len(steps) < 30

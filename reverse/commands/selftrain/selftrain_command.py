@@ -1,4 +1,4 @@
-"""`reverse selftrain`: the loops of self-training, and what became of one.
+"""`reverse selftrain`: run loops of self-training, and show the status of one.
 
 reverse selftrain r3v r3v_tiny --set output=out/r3v
 reverse selftrain status out/r3v
@@ -51,7 +51,10 @@ def _register_system(loops: typer.Typer, system: str, title: str) -> None:
             typer.Argument(help="A YAML file, a shipped recipe (--list), or the folder of a loop."),
         ] = None,
         settings: Annotated[
-            list[str] | None, typer.Option("--set", help="Set key=value in the recipe. Repeatable.")
+            list[str] | None,
+            typer.Option(
+                "--set", help="Set a key of the recipe: key=value. Repeat the option to set several."
+            ),
         ] = None,
         stage: Annotated[
             str | None, typer.Option(help="Run this stage alone; its inputs must be done.")
@@ -59,7 +62,8 @@ def _register_system(loops: typer.Typer, system: str, title: str) -> None:
         redo: Annotated[
             bool,
             typer.Option(
-                "--redo", help="Make stages again that other settings made; with --stage that one anyway."
+                "--redo",
+                help="Repeat stages made with other settings; with --stage, repeat that stage anyway.",
             ),
         ] = False,
         show: Annotated[bool, typer.Option("--show", help="Print the whole recipe and exit.")] = False,

@@ -1,4 +1,4 @@
-"""Logits processors of transformers: which can be used while text can be taken back, and copies per row.
+"""Check the caller's logits processors of transformers for use with rewinding, and copy them for each row.
 
 All names here are tied to releases of transformers.
 """

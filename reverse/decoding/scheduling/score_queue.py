@@ -1,4 +1,5 @@
-"""Scores of nodes that cost a forward, such as values: computed together, before the next step of decoding.
+"""Queue scores of nodes that need a forward pass, such as values. They are computed together, before the next
+decode step.
 
 A node whose cache is held is scored on it, any other is prefilled again. When memory runs out, idle caches go
 first, then fewer nodes are scored together, then what is being decoded makes room and is decoded again.
@@ -25,8 +26,8 @@ TOGETHER = 16  # nodes that are scored in one forward
 class WantedScore:
     """A node to be scored, and who waits for it.
 
-    `order` as of a branch; `placeholder` is the id that stands for a picture's features; `then` receives the
-    score or the error, unless `is_over` says that nobody waits any more.
+    `order` is as in `Branch`; `placeholder` is the id that stands for a picture's features; `then` receives
+    the score or the error, unless `is_over` says that the request has ended.
     """
 
     node: Node
@@ -127,7 +128,7 @@ class ScoreQueue:
 
 
 def make_prompt(node: Node, text: Sequence[int], placeholder: int | None, room: int) -> Prompt:
-    """The prompt of ids that continue a node, up to the first placeholder that no picture stands for.
+    """Return the prompt of ids that continue a node, up to the first placeholder without a picture.
 
     A model may generate a placeholder. It and the ids after it are fed as text by `set_tokens`. `room` is how
     many ids are expected behind those of the node.

@@ -54,7 +54,7 @@ _QUESTIONS = "chair-500.jsonl"
 
 
 def read_questions(files: Mapping[str, Path]) -> Iterator[QuestionRow]:
-    """chair-500.jsonl: question_id, image, text."""
+    """Read chair-500.jsonl: question_id, image, text."""
     return map(make_row, read_entries(files["questions"]))
 
 

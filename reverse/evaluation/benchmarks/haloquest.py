@@ -64,7 +64,7 @@ or false>}"""
 
 
 def read_questions(files: Mapping[str, Path]) -> Iterator[QuestionRow]:
-    """haloquest-eval.jsonl: question_id, image, text, answer, hallucination_type, image_type."""
+    """Read haloquest-eval.jsonl: question_id, image, text, answer, hallucination_type, image_type."""
     for entry in read_entries(files["questions"]):
         yield make_row(entry, {key: entry.row[key] for key in _TYPES if key in entry.row})
 

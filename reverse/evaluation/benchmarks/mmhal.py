@@ -67,7 +67,7 @@ Reply with one JSON object and nothing else: {"reason": "<one or two sentences>"
 
 
 def read_questions(files: Mapping[str, Path]) -> Iterator[QuestionRow]:
-    """response_template.json: the picture is the last part of image_src."""
+    """Read response_template.json; the picture is the last part of image_src."""
     for number, entry in enumerate(read_entries(files["questions"])):
         keys = ("question_type", "question_topic")
         yield {

@@ -1,1 +1,3 @@
-"""Loops of self-training: stages with a manifest that go on after any kill (R3V, LLaVA-SCo, SRPO, TSST)."""
+"""Loops of self-training: stages with a manifest that can be resumed after any kill (R3V, LLaVA-SCo, SRPO,
+TSST).
+"""

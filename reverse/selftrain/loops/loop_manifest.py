@@ -1,4 +1,4 @@
-"""The manifest of a loop, `loop.json`, and what it says to people.
+"""Make, read and describe the manifest of a loop, `loop.json`.
 
 manifest = read_manifest("out/r3v")
 for line in describe_manifest(manifest): print(line)
@@ -29,7 +29,7 @@ def make_manifest(
     running: str | None = None,
     failed: tuple[str, str] | None = None,
 ) -> dict[str, Any]:
-    """What the folders of all stages say now.
+    """Make the manifest from the folders of all stages.
 
     Args:
         keys: of the stages.
@@ -62,9 +62,9 @@ def make_manifest(
 
 
 def read_manifest(root: str | Path) -> dict[str, Any]:
-    """The manifest of a loop's folder; a stage whose folder is gone since is pending.
+    """Read the manifest of a loop's folder; a stage whose folder was removed is pending.
 
-    Raises MissingFileError and DataError for a folder that is none of a loop.
+    Raises MissingFileError and DataError for a folder that is not of a loop.
     """
     path = Path(root) / MANIFEST
     if not path.is_file():

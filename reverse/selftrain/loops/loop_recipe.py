@@ -1,8 +1,8 @@
-"""What the recipes of all loops share, read as strictly as those of training.
+"""Read the recipes of loops, as strictly as those of training.
 
 recipe = load_loop_recipe("r3v", "r3v_tiny", ["output=out/r3v", "questions.train=drafts.jsonl"])
 
-A name is that of a recipe of the package; else it is a YAML file, or the folder of a loop, which goes on.
+A name is that of a recipe of the package, a YAML file, or the folder of a loop to continue.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Questions(Section):
 
 
 class DecodingSettings(Section):
-    """How answers are decoded."""
+    """Settings of decoding."""
 
     max_new_tokens: int = Field(default=512, ge=1)
     max_sequences: int = Field(default=16, ge=1)  # side by side
@@ -59,7 +59,7 @@ class DecodingSettings(Section):
 
 
 class LoopSampling(Section):
-    """How samples are drawn."""
+    """Settings of sampling."""
 
     n: int = Field(default=3, ge=1, le=1024)
     temperature: float = Field(default=0.9, gt=0)
@@ -68,7 +68,7 @@ class LoopSampling(Section):
 
 
 class TrainingData(Section):
-    """How rows are shown to the model; as in recipes of training."""
+    """Settings of training data, as in recipes of training."""
 
     max_length: int | None = Field(default=2048, ge=1)
     min_pixels: int | None = Field(default=None, ge=1)
@@ -80,7 +80,7 @@ class TrainingData(Section):
 
 
 class LoopRecipe(Section):
-    """What every loop has."""
+    """The settings that all loops have."""
 
     output: str  # folder of the loop
     model: str  # base: folder, hub id or bundled name
@@ -101,12 +101,12 @@ Kind = TypeVar("Kind", bound=LoopRecipe)
 
 
 def loop_recipe_names(system: str) -> list[str]:
-    """Names of the package's recipes of a system."""
+    """Return the names of the package's recipes of a system."""
     return sorted(path.stem for path in LOOP_RECIPES.glob(f"{system}*.yaml"))
 
 
 def find_loop_recipe(system: str, name_or_path: str) -> Path:
-    """The file of a recipe. Raises MissingFileError."""
+    """Find the file of a recipe. Raises MissingFileError."""
     if name_or_path in loop_recipe_names(system):
         return LOOP_RECIPES / f"{name_or_path}.yaml"
     path = Path(name_or_path)
@@ -124,7 +124,8 @@ def find_loop_recipe(system: str, name_or_path: str) -> Path:
 
 
 def load_loop_recipe(kind: type[Kind], system: str, name_or_path: str, settings: Sequence[str] = ()) -> Kind:
-    """Read the recipe of a loop and put `settings` over it; in the folder of a loop `output` is that folder.
+    """Read the recipe of a loop and override its values by `settings`; for a loop's folder, `output` is that
+    folder.
 
     Raises as `reverse.training.recipes.recipe.load_recipe`.
     """
@@ -145,12 +146,12 @@ def load_loop_recipe(kind: type[Kind], system: str, name_or_path: str, settings:
 
 
 def _quote(text: str) -> str:
-    """A text as a value of YAML."""
+    """Write a text as a YAML value."""
     return "'" + text.replace("'", "''") + "'"
 
 
 def loop_as_yaml(recipe: LoopRecipe) -> str:
-    """The recipe as YAML with all defaults written out."""
+    """Return the recipe as YAML with all defaults written out."""
     import yaml
 
     return yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True)

@@ -1,9 +1,9 @@
-"""Run the stages of a loop; killed at any moment, the same call goes on and ends with the same files.
+"""Run the stages of a loop. After a kill the same call continues, and ends with the same files.
 
     run_loop(plan, "out/r3v")                      # all stages that are not done
     run_loop(plan, "out/r3v", only="train-1")      # one of them
 
-`DIR/loop.json` is the manifest: what each stage is made from and what became of it. It is written anew at
+`DIR/loop.json` is the manifest: the inputs and the outcome of each stage. It is written anew at
 every change, and made from the folders of the stages, which alone decide what is done. Paths in it are
 relative, so a loop may be copied to another machine and go on there. One process runs a loop at a time.
 
@@ -55,10 +55,10 @@ def run_loop(
     quiet: bool = False,
     say: Say = lambda line: None,
 ) -> dict[str, Any]:
-    """Run what is not done yet, and return the manifest.
+    """Run the stages that are not done yet, and return the manifest.
 
     Args:
-        bodies: by the names that stages call them by.
+        bodies: functions by the names that stages use.
         only: run this stage alone; its inputs must be done.
         redo: make stages again whose settings or inputs have changed; with `only`, that stage in any case.
         processes: that share the work of a parallel stage, one for each GPU.
@@ -97,7 +97,7 @@ class _LoopRun:
     needed: Counter[str] = field(default_factory=Counter)  # stages whose files somebody is about to read
 
     def prepare(self, redo: bool, only: str | None) -> None:
-        """Check or throw away what is there, and write down what is to be done."""
+        """Check or discard existing stages, and write the manifest."""
         changed = [stage.name for stage in self.plan.stages if self._is_other(stage.name)]
         if changed and not redo:
             raise OutputExistsError(
@@ -129,7 +129,7 @@ class _LoopRun:
                 self.make(stage)
 
     def make(self, stage: Stage) -> None:
-        """Make one stage; before it those of its inputs whose files are not there."""
+        """Make one stage, after those of its inputs whose files are missing."""
         self.needed.update([stage.name, *stage.inputs.values()])
         for name in dict.fromkeys(stage.inputs.values()):
             if self.is_done(name):
@@ -174,12 +174,12 @@ class _LoopRun:
         self.say(f"{stage.name}: done in {seconds:.1f} s")
 
     def is_done(self, name: str) -> bool:
-        """Whether the files of a stage are there."""
+        """Whether the files of a stage exist."""
         record = read_record(self.root, name)
         return record is not None and record.state == "done"
 
     def retain(self) -> None:
-        """Delete the files of stages that no stage needs any more."""
+        """Delete the files of stages that no other stage needs any more."""
         for stage in self.plan.stages:
             record = read_record(self.root, stage.name)
             if record is None or stage.keep == "always" or stage.name in self.plan.results:
@@ -205,7 +205,7 @@ class _LoopRun:
         for name in dict.fromkeys(stage.inputs.values()):
             if name in changed or not self.is_done(name):
                 raise RequestError(
-                    f"stage {stage.name} needs {name}, which is not there: --stage {name} first"
+                    f"stage {stage.name} needs {name}, which is not there: run it first with --stage {name}"
                 )
 
     def _is_other(self, name: str) -> bool:
@@ -213,7 +213,7 @@ class _LoopRun:
         return record is not None and record.key != self.keys[name]
 
     def _describe_change(self, name: str) -> str:
-        """What differs of the first stage that was made otherwise."""
+        """Describe the difference of the first stage that was made with other settings or inputs."""
         record = read_record(self.root, name)
         assert record is not None
         stage, before = self.plan.stage(name), record.content
@@ -225,7 +225,7 @@ class _LoopRun:
 
 
 def release_memory() -> None:
-    """Free what a stage held, also on GPUs."""
+    """Free the memory of a stage, also on GPUs."""
     gc.collect()
     torch: Any = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():

@@ -21,7 +21,7 @@ __all__ = ["SYSTEMS", "LoopSystem", "count_processes", "load_system_recipe", "pl
 
 
 class LoopSystem(NamedTuple):
-    """The recipe of a system, and how stages are made from it."""
+    """The recipe class of a system, and the function that makes stages from a recipe."""
 
     recipe: type[LoopRecipe]
     plan: Callable[[Any], LoopPlan]
@@ -33,14 +33,17 @@ SYSTEMS: dict[str, LoopSystem] = {
 
 
 def load_system_recipe(system: str, name_or_path: str, settings: Sequence[str] = ()) -> LoopRecipe:
-    """The recipe of a loop. Raises RequestError for an unknown system, and as `load_loop_recipe`."""
+    """Load the recipe of a loop.
+
+    Raises RequestError for an unknown system, and what `load_loop_recipe` raises.
+    """
     if system not in SYSTEMS:
         raise RequestError(f"a system must be one of {', '.join(SYSTEMS)}, got {system!r:.80}")
     return load_loop_recipe(SYSTEMS[system].recipe, system, name_or_path, settings)
 
 
 def plan_loop(system: str, recipe: LoopRecipe) -> LoopPlan:
-    """The stages of a loop. Raises MissingFileError for data that are not there."""
+    """Plan the stages of a loop. Raises MissingFileError for missing data."""
     return SYSTEMS[system].plan(recipe)
 
 
@@ -51,7 +54,7 @@ def run_system_loop(recipe: LoopRecipe, plan: LoopPlan, **options: Any) -> dict[
 
 
 def count_processes() -> int:
-    """How many processes share a parallel stage: one for each GPU, REVERSE_PROCESSES says otherwise.
+    """Return how many processes share a parallel stage: REVERSE_PROCESSES, or one for each GPU.
 
     Raises RequestError under torchrun: a loop starts its processes itself.
     """

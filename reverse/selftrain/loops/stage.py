@@ -1,4 +1,4 @@
-"""What a loop is made of: stages, their bodies, and the keys that tell whether a stage is done.
+"""The parts of a loop: stages, their bodies, and the keys that decide whether a stage is done.
 
     Stage("sample-1", "answer", {"n": 3}, inputs={"questions": "questions", "model": "train-0"}, seed=0)
 
@@ -58,9 +58,8 @@ class Stage:
 
 @dataclass(frozen=True)
 class LoopPlan:
-    """All stages of a loop; the inputs of a stage stand before it. `results` are kept at the end.
-
-    Raises RequestError for names that are no names of folders, stand twice, or are used before they stand.
+    """All stages of a loop; the inputs of a stage stand before it. `results` are kept at the end. Raises
+    RequestError for names that are not folder names, are repeated, or are used before their stage.
     """
 
     system: str
@@ -73,7 +72,8 @@ class LoopPlan:
         for stage in self.stages:
             if not _NAME.fullmatch(stage.name) or stage.name in known:
                 raise RequestError(
-                    f"the name of a stage is small letters, digits and -, and stands once, got {stage.name!r}"
+                    f"the name of a stage must consist of lower-case letters, digits and -, and occur "
+                    f"once, got {stage.name!r}"
                 )
             missing = set(stage.inputs.values()) - known
             if missing:
@@ -83,7 +83,7 @@ class LoopPlan:
             known.add(stage.name)
 
     def stage(self, name: str) -> Stage:
-        """The stage of a name. Raises RequestError for an unknown one."""
+        """Return the stage of a name. Raises RequestError for an unknown one."""
         for stage in self.stages:
             if stage.name == name:
                 return stage
@@ -91,17 +91,17 @@ class LoopPlan:
         raise RequestError(f"there is no stage {name!r:.80}: this loop has {known}")
 
     def users(self, name: str) -> list[Stage]:
-        """The stages that a stage is an input of."""
+        """Return the stages that use a stage as input."""
         return [stage for stage in self.stages if name in stage.inputs.values()]
 
 
 @dataclass(frozen=True)
 class StageContext:
-    """What a body gets.
+    """The arguments of a body.
 
-    `inputs` are the folders of the input stages by role, `out` is the folder to write to. What an earlier run
-    of the same stage left in `out` is there, so a body may go on from it. `place` says which of how many
-    processes this is.
+    `inputs` are the folders of the input stages by role, `out` is the folder to write to. Files that an
+    earlier run of the same stage left in `out` are kept, so a body may resume from them. `place` is the rank
+    and the number of processes.
     """
 
     name: str
@@ -117,13 +117,13 @@ class StageContext:
 
 @dataclass(frozen=True)
 class StageBody:
-    """How a stage is done.
+    """The functions that do a stage.
 
     Args:
         run: does the work; of a parallel body in every process.
         join: called in one process when `run` has ended everywhere; returns figures (JSON) of the stage.
         is_parallel: whether several processes share the work.
-        is_movable: False: what a killed run left is of no use in another folder.
+        is_movable: False: files of a killed run cannot be used in another folder.
     """
 
     join: Callable[[StageContext], dict[str, Any]]
@@ -133,12 +133,12 @@ class StageBody:
 
 
 def draw_seed(seed: int, name: str) -> int:
-    """The seed of a stage, below 2**31."""
+    """Draw the seed of a stage, below 2**31."""
     return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:4], "big") >> 1
 
 
 def find_keys(stages: Sequence[Stage]) -> dict[str, str]:
-    """The key of each stage: 16 hexadecimal digits."""
+    """Compute the key of each stage: 16 hexadecimal digits."""
     keys: dict[str, str] = {}
     for stage in stages:
         content = {

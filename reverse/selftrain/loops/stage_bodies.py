@@ -1,4 +1,4 @@
-"""All bodies of stages, by the names that stages call them by."""
+"""All bodies of stages by the names that stages use."""
 
 from __future__ import annotations
 

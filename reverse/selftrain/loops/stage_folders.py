@@ -1,6 +1,6 @@
 """The folder of a stage: how it is worked on, finished, emptied and read.
 
-    DIR/.NAME.work/        while the stage runs; a killed stage goes on from what lies there
+    DIR/.NAME.work/        while the stage runs; a killed stage resumes from these files
     DIR/.NAME.work/work.json   its key, the folder it was begun in, and how often it was begun
     DIR/.NAME.work/stage.json  written last: its key, settings, inputs, outputs (SHA-256), figures, seconds
     DIR/NAME/              when it is done; renamed from the above, so it is whole or not there
@@ -41,7 +41,7 @@ State = Literal["done", "removed"]
 
 @dataclass(frozen=True)
 class StageRecord:
-    """What `stage.json` says of a stage."""
+    """The content of `stage.json`."""
 
     key: str
     state: State
@@ -49,12 +49,12 @@ class StageRecord:
 
 
 def work_folder(root: Path, name: str) -> Path:
-    """Where a stage is worked on."""
+    """Return the folder in which a stage is made."""
     return root / f".{name}.work"
 
 
 def read_record(root: Path, name: str) -> StageRecord | None:
-    """The record of a stage that is done, or None. Raises DataError for a folder of something else."""
+    """Read the record of a finished stage, or None. Raises DataError for a folder that is not a stage."""
     folder = root / name
     if not folder.exists():
         return None
@@ -73,7 +73,7 @@ def read_record(root: Path, name: str) -> StageRecord | None:
 
 
 def begin_work(root: Path, stage: Stage, key: str, *, is_movable: bool) -> Path:
-    """The folder to work in, with what an earlier run of the same stage left there."""
+    """Prepare the folder to work in; files of an earlier run of the same stage are kept."""
     folder = work_folder(root, stage.name)
     told = folder / WORK
     before: dict[str, Any] = {}
@@ -93,7 +93,7 @@ def finish_work(
     root: Path, stage: Stage, key: str, input_keys: Mapping[str, str], figures: Mapping[str, Any],
     seconds: float,
 ) -> None:  # fmt: skip
-    """Make the folder of a stage out of the one that it was worked on in."""
+    """Turn the work folder of a stage into its final folder."""
     folder = work_folder(root, stage.name)
     _remove_leftovers(folder)
     sync_files(folder)
@@ -118,7 +118,7 @@ def finish_work(
 
 
 def recover_work(root: Path, stage: Stage, key: str) -> bool:
-    """Finish a stage that was killed behind its last write; whether there was one."""
+    """Finish a stage that was killed after its last write; return whether there was one."""
     record = work_folder(root, stage.name) / RECORD
     if not record.is_file() or read_json(record).get("key") != key:
         return False
@@ -134,7 +134,7 @@ def _publish(root: Path, name: str) -> None:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Delete what killed writers leave behind: hidden names, and names that end in .tmp."""
+    """Delete leftovers of killed writers: hidden names, and names that end in .tmp."""
     for path in sorted(folder.rglob("*"), reverse=True):
         if path.name.startswith(".") or path.name.endswith(".tmp"):
             if path.is_dir() and not path.is_symlink():
@@ -152,7 +152,7 @@ def _list_outputs(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def empty_stage(root: Path, name: str) -> int:
-    """Delete the files of a stage but for JSON at its top; returns the bytes that were freed."""
+    """Delete the files of a stage except JSON at its top level; return the number of freed bytes."""
     folder = root / name
     content = read_json(folder / RECORD)
     if content["state"] != "removed":
@@ -170,7 +170,7 @@ def empty_stage(root: Path, name: str) -> int:
 
 
 def discard_stage(root: Path, name: str) -> None:
-    """Throw away what a stage made, and what it left half done."""
+    """Discard the results of a stage, finished and unfinished."""
     shutil.rmtree(work_folder(root, name), ignore_errors=True)
     remove_discarded(root, name)
     if (root / name).exists():
@@ -179,7 +179,7 @@ def discard_stage(root: Path, name: str) -> None:
 
 
 def remove_discarded(root: Path, name: str) -> None:
-    """Delete what `discard_stage` has put aside."""
+    """Delete the files that `discard_stage` has put aside."""
     if _old(root, name).exists():
         shutil.rmtree(_old(root, name))
 
@@ -199,7 +199,7 @@ def _write(path: Path, content: Any) -> None:
 
 
 def load_figures(folder: Path) -> dict[str, Any]:
-    """The figures of a stage that is done, from its folder."""
+    """Load the figures of a finished stage from its folder."""
     figures = read_json(folder / RECORD)["figures"]
     assert isinstance(figures, dict)
     return figures

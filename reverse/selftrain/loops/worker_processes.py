@@ -84,7 +84,7 @@ def _find_port() -> int:
 
 
 def _end_with_parent(parent: int) -> None:
-    """Have the system end this process when its parent ends; nothing where the system cannot."""
+    """Let the system end this process when its parent ends, if the system can do that."""
     if sys.platform != "linux":
         return
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

@@ -1,4 +1,4 @@
-"""The parts of a completion that answers, reflects and answers again: what rewards are computed from.
+"""Split a completion that answers, reflects and answers again into parts, for rewards.
 
     attempt = read_attempt("<think>2 + 1</think><answer>3</answer>")
     attempt.schema, attempt.answers     # ('single', ('3',))
@@ -29,7 +29,7 @@ _SCHEMAS: dict[tuple[str, ...], Schema] = {
 
 @dataclass(frozen=True)
 class AttemptText:
-    """What a completion says, part by part, without the three tokens."""
+    """The parts of a completion, without the three tokens."""
 
     text: str
     schema: Schema  # "other": a tag is missing, a part is empty, or text stands outside of the tags
@@ -51,7 +51,7 @@ class AttemptText:
 
 
 def read_attempt(text: str) -> AttemptText:
-    """Take a completion apart. Any text whatsoever has a reading."""
+    """Split a completion into its parts. Every text can be read."""
     text = remove_tags(text)
     marks = list(_TAG.finditer(text))
     parts: list[tuple[str, str]] = []
@@ -83,17 +83,17 @@ def read_attempt(text: str) -> AttemptText:
 
 
 def count_pieces(text: str) -> int:
-    """The length of a text in words and marks, which needs no tokenizer."""
+    """Count the words and marks of a text, without a tokenizer."""
     return sum(1 for _ in _PIECE.finditer(text))
 
 
 def is_readable(key: AnswerKey) -> bool:
-    """Whether the right answer can be read as its kind, so that an answer can be found to be right."""
+    """Whether the right answer can be read as its kind, so that answers can be compared with it."""
     return any(grade(f"Answer: {answer}", key).verdict == "right" for answer in key.answers)
 
 
 def find_verdicts(attempt: AttemptText, key: AnswerKey) -> tuple[bool, bool]:
-    """Whether the first and the final answer are right; an answer that cannot be read is not."""
+    """Return whether the first and the final answer are right; an answer that cannot be read is not right."""
     final = grade(attempt.final, key).verdict == "right"
     if len(attempt.answers) < 2:
         return final, final

@@ -24,7 +24,7 @@ def make_dpo_trainer(
     accumulate: int,
     parallel: dict[str, Any],
 ) -> Any:
-    """The trainer of a recipe.
+    """Make the trainer of a recipe.
 
     Args:
         given: model, processor, data set, callbacks and adapter, by TRL's names.

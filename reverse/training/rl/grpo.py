@@ -33,7 +33,7 @@ def make_grpo_trainer(
     accumulate: int,
     parallel: dict[str, Any],
 ) -> Any:
-    """The trainer of a recipe; arguments as of `make_dpo_trainer`."""
+    """Make the trainer of a recipe; the arguments are those of `make_dpo_trainer`."""
     settings = recipe.grpo
     arguments = make_trl_arguments(
         "grpo", recipe, checkpoints, steps, accumulate, parallel,
@@ -61,7 +61,7 @@ def make_grpo_trainer(
 
 
 def make_reward_functions(preset: RewardPreset) -> list[Callable[..., list[float | None]]]:
-    """The rewards of a preset as the functions that TRL calls, each with its name; all of them are logged."""
+    """Return the rewards of a preset as named functions for TRL, which logs all of them."""
     return [_make_function(name, preset) for name in REWARDS]
 
 
@@ -82,7 +82,7 @@ def _make_function(name: str, preset: RewardPreset) -> Callable[..., list[float 
 
 
 def _read_text(completion: Any) -> str:
-    """The text of a completion, which is a text or a list of turns."""
+    """Return the text of a completion, which is a text or a list of turns."""
     if isinstance(completion, str):
         return completion
     content = completion[-1]["content"]

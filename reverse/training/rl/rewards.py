@@ -53,7 +53,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class RewardPreset:
-    """What each part of a completion earns."""
+    """The reward of each part of a completion."""
 
     format: float = 0.0  # follows one of `schemas`
     schemas: tuple[Schema, ...] = ("tarta",)
@@ -89,7 +89,7 @@ PRESETS: dict[str, RewardPreset] = {
 
 
 def find_preset(name: str) -> RewardPreset:
-    """The preset of a name. Raises RequestError for an unknown one."""
+    """Return the preset of a name. Raises RequestError for an unknown one."""
     if name not in PRESETS:
         raise RequestError(f"a reward preset must be one of {', '.join(PRESETS)}, got {name!r:.80}")
     return PRESETS[name]
@@ -103,7 +103,7 @@ def reward_format(attempt: AttemptText, key: AnswerKey, preset: RewardPreset) ->
 
 
 def reward_first_answer(attempt: AttemptText, key: AnswerKey, preset: RewardPreset) -> float | None:
-    """Pay for a right first answer; None if the right answer cannot be read, as all that follow."""
+    """Pay for a right first answer; None if the right answer cannot be read, as in all functions below."""
     if not is_readable(key):
         return None
     if preset.needs_two_halves and not _has_two_halves(attempt):
@@ -122,7 +122,7 @@ def reward_final_answer(attempt: AttemptText, key: AnswerKey, preset: RewardPres
 
 
 def reward_reflection(attempt: AttemptText, key: AnswerKey, preset: RewardPreset) -> float | None:
-    """Pay for what became of the first answer, and for a reflection that says something."""
+    """Pay for the outcome of the reflection on the first answer, and for a reflection that is not empty."""
     if not is_readable(key):
         return None
     if len(attempt.answers) < 2 or (preset.needs_two_halves and not _has_two_halves(attempt)):
@@ -165,18 +165,20 @@ REWARDS: dict[str, RewardFunction] = {
 
 
 def compute_rewards(text: str, key: AnswerKey, preset: RewardPreset) -> dict[str, float | None]:
-    """All rewards of a completion by their names; None where the right answer cannot be read."""
+    """Compute all rewards of a completion by name; None where the right answer cannot be read."""
     attempt = read_attempt(text)
     return {name: reward(attempt, key, preset) for name, reward in REWARDS.items()}
 
 
 def sum_rewards(rewards: Mapping[str, float | None]) -> float:
-    """The reward of a completion: the sum of those that there are."""
+    """Return the reward of a completion: the sum of its rewards that are not None."""
     return sum(value for value in rewards.values() if value is not None)
 
 
 def find_outcome(text: str, key: AnswerKey) -> str:
-    """What became of the first answer, such as "wrong_to_right"; "right" or "wrong" for one answer."""
+    """Return the outcome for the first answer, such as "wrong_to_right"; "right" or "wrong" for a single
+    answer.
+    """
     attempt = read_attempt(text)
     first, final = ("right" if each else "wrong" for each in find_verdicts(attempt, key))
     return final if len(attempt.answers) < 2 else f"{first}_to_{final}"

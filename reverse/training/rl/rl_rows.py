@@ -1,7 +1,7 @@
-"""Rows of preferences and of questions (`reverse data view --as dpo | grpo`) as the data sets that TRL takes.
+"""Read rows of preferences and questions (`reverse data view --as dpo | grpo`) as data sets for TRL.
 
     rows = read_rows("pairs.jsonl", "pictures", kind="dpo", image_token="<image>")
-    dataset = make_dataset(rows)        # opens the pictures of a row when the row is asked for
+    dataset = make_dataset(rows)        # opens the pictures of a row when the row is read
 
 Every row is checked once, before the model is loaded. Afterwards memory holds the place of each row in the
 file, not the rows.
@@ -77,7 +77,7 @@ class RowFile:
         return len(self.places)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        """A row with its pictures opened; columns that rewards need are those of the file."""
+        """Return a row with its pictures opened, and with the columns that rewards need."""
         with self.path.open("rb") as stream:
             stream.seek(self.places[number])
             row: dict[str, Any] = json.loads(stream.readline())
@@ -101,8 +101,8 @@ def read_rows(
         path: JSON lines.
         images: folder of the pictures.
         kind: "dpo" or "grpo".
-        image_token: that may not stand in a text, because the model would look for a picture there.
-        limit: the first so many rows.
+        image_token: token that no text may contain, because the model would expect a picture there.
+        limit: number of rows, from the first.
         skip_bad: leave out rows that cannot be trained; else they are an error.
         pass_rates: "grpo" rows whose `pass_rate` lies outside are left out.
 
@@ -112,7 +112,7 @@ def read_rows(
     rows = RowFile(Path(path), Path(images))
     if not rows.path.is_file():
         raise MissingFileError(
-            f"data.records: no such file: {path}: `reverse data view --as {kind}` writes one"
+            f"data.records: no such file: {path}: make one with `reverse data view --as {kind}`"
         )
     with rows.path.open("rb") as stream:
         place = number = 0
@@ -131,7 +131,7 @@ def read_rows(
 
 
 def make_dataset(rows: RowFile) -> Any:
-    """The `datasets.Dataset` of rows, which TRL insists on; a row is read when it is asked for."""
+    """Make the `datasets.Dataset` of rows that TRL requires; a row is read only when it is used."""
     from datasets import Dataset
 
     def read(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
@@ -151,7 +151,7 @@ def _check_line(
     skip_bad: bool,
     pass_rates: tuple[float, float],
 ) -> None:
-    """Take the place of a row, or note why it is left out."""
+    """Note the place of a row, or the reason why it is left out."""
     where = f"{rows.path}, line {number}"
     try:
         if len(line) > LONGEST_LINE:
@@ -184,7 +184,7 @@ def _check_row(row: _Question, images: Path, image_token: str) -> None:
         turns += [*row.chosen, *row.rejected]
         said = [[part.text for part in turn[0].content] for turn in (row.chosen, row.rejected)]
         if said[0] == said[1]:
-            raise DataError("chosen and rejected are the same: nothing is preferred")
+            raise DataError("chosen and rejected are the same: leave the row out")
     parts = [part for turn in turns for part in turn.content]
     places = sum(part.type == "image" for part in parts)
     if places != len(row.images):

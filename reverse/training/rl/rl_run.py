@@ -1,4 +1,4 @@
-"""A run of kind `dpo` or `grpo` from beginning to end, on TRL's trainers.
+"""Do a run of kind `dpo` or `grpo` from beginning to end, with TRL's trainers.
 
     manifest = run_rl_recipe(load_recipe("srpo_grpo", ["model=out/cold_start"]))
 
@@ -68,7 +68,7 @@ __all__ = ["RLPlan", "plan_rl_run", "run_rl_recipe"]
 
 @dataclass(frozen=True)
 class RLPlan:
-    """What a run is going to do; nothing is loaded yet."""
+    """The plan of a run, before anything is loaded."""
 
     rows: RowFile
     steps: int
@@ -77,9 +77,9 @@ class RLPlan:
 
 
 def plan_rl_run(recipe: Recipe) -> RLPlan:
-    """Check everything that needs no model, all rows among it.
+    """Check everything that needs no model, all rows included.
 
-    Raises ReverseError for what cannot run here.
+    Raises ReverseError for settings that cannot run here.
     """
     check_recipe(recipe)
     check_parallel(recipe.compute.parallel)
@@ -108,7 +108,7 @@ def plan_rl_run(recipe: Recipe) -> RLPlan:
 
 
 def run_rl_recipe(recipe: Recipe, *, resume: bool = True, quiet: bool = False) -> dict[str, Any]:
-    """Train as `recipe` says, and return the manifest. Arguments and errors as of `run_recipe`."""
+    """Train as `recipe` says, and return the manifest. Arguments and errors are those of `run_recipe`."""
     with ExitStack() as stack:
         check_recipe(recipe)
         check_writable(recipe.output)
@@ -124,7 +124,7 @@ def run_rl_recipe(recipe: Recipe, *, resume: bool = True, quiet: bool = False) -
 
 
 class _RLRun:
-    """One run: what is loaded, and the trainer over it."""
+    """One run: its loaded parts, and its trainer."""
 
     def __init__(self, recipe: Recipe, plan: RLPlan, quiet: bool):
         set_seed(recipe.seed)
@@ -163,7 +163,7 @@ class _RLRun:
         self.trainer.remove_callback(PrinterCallback)
 
     def train(self, resume: bool) -> dict[str, Any]:
-        """Train to the end, write the output and remove the checkpoints; the manifest."""
+        """Train to the end, write the output, remove the checkpoints and return the manifest."""
         recipe, trainer = self.recipe, self.trainer
         notes = {"recipe": outcome_settings(recipe), "data": self.plan.data}
         with trainer.args.main_process_first(local=False):
@@ -188,7 +188,7 @@ class _RLRun:
         return manifest
 
     def _make_manifest(self, wall: float) -> dict[str, Any]:
-        """What the run did and was made with. `wall`: seconds of all of it."""
+        """Make the manifest of the run. `wall`: its total seconds."""
         import datasets
         import peft
         import trl
@@ -220,7 +220,7 @@ class _FiniteCheck(TrainerCallback):
             value = (logs or {}).get(name)
             if value is not None and not math.isfinite(float(value)):
                 raise DataError(
-                    f"{name} is {value} at step {state.global_step}: lower optim.lr, or look at the rows"
+                    f"{name} is {value} at step {state.global_step}: lower optim.lr, or check the rows"
                 )
 
 
@@ -231,7 +231,7 @@ def _check_weights(model: Any) -> None:
 
 
 def _count_steps(recipe: Recipe, count: int) -> int:
-    """Optimizer steps of a run; `global_batch` is of all processes."""
+    """Count the optimizer steps of a run; `global_batch` counts rows of all processes."""
     if count < recipe.optim.global_batch:
         raise RequestError(
             f"the data hold {count} rows, a step takes {recipe.optim.global_batch}: lower optim.global_batch"
@@ -245,7 +245,7 @@ def _round(entry: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _quiet_libraries() -> Iterator[None]:
-    """Keep TRL from warning of settings that are meant so, and of names that transformers renames."""
+    """Silence TRL's warnings about intended settings, and about names that transformers renames."""
     logger = logging.getLogger("trl")
     before = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Let TRL see prompts and answers as decoding does, and check on some rows that it does.
+"""Make TRL tokenise prompts and answers as decoding does, and check that on some rows.
 
     processor = copy_for_trl(processor)
     check_same_ids("dpo", processor, original, family, rows)
@@ -26,7 +26,7 @@ CHECKED_ROWS = 4
 
 
 def copy_for_trl(processor: Any) -> Any:
-    """A copy of a processor whose chat template begins with the token that the tokenizer puts first."""
+    """Copy a processor, with a chat template that begins with the token that the tokenizer puts first."""
     copied = copy.deepcopy(processor)
     tokenizer = copied.tokenizer
     starts_itself = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
@@ -36,7 +36,7 @@ def copy_for_trl(processor: Any) -> Any:
 
 
 def check_same_ids(kind: str, copied: Any, original: Any, family: Family, rows: RowFile) -> None:
-    """Compare what TRL makes of the first rows with what decoding and training make of them.
+    """Compare TRL's ids of the first rows with those of decoding and training.
 
     Args:
         copied: the processor that TRL is given.
@@ -79,7 +79,7 @@ def _decoding_ids(processor: Any, family: Family, row: dict[str, Any]) -> list[i
 
 
 def _trl_prompt_ids(processor: Any, row: dict[str, Any]) -> list[int]:
-    """The prompt as GRPOTrainer and the collator for preferences make it."""
+    """Encode the prompt as GRPOTrainer and the collator for preferences do."""
     made = processor.apply_chat_template(
         conversation=[_with_pictures(row)], add_generation_prompt=True, tokenize=True, return_dict=True
     )

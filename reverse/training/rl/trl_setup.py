@@ -1,4 +1,4 @@
-"""What both trainers of TRL are given, and checks that TRL takes it.
+"""Arguments for both trainers of TRL, and checks that TRL accepts them.
 
     check_recipe(recipe)                       # before anything is loaded
     trainer_class = find_trainer("dpo")
@@ -47,7 +47,7 @@ _WITHOUT_EFFECT: dict[str, Any] = {
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Refuse what TRL cannot do, or would do silently in another way.
+    """Raise an error for settings that TRL does not support, or would silently treat differently.
 
     Raises:
         MissingPackageError: TRL is not installed.
@@ -110,7 +110,7 @@ def _check_rewards(recipe: Recipe) -> None:
 
 
 def find_trainer(kind: str) -> Any:
-    """TRL's trainer of a kind, without its message to a server.
+    """Find TRL's trainer of a kind, without its message to a server.
 
     Raises IncompatibleLibraryError if it does not take the arguments that are given to it.
     """
@@ -136,7 +136,7 @@ def make_trl_arguments(
     parallel: dict[str, Any],
     further: dict[str, Any],
 ) -> Any:
-    """TRL's configuration of a kind, with the recipe's settings that both kinds share and `further` ones.
+    """Make TRL's configuration of a kind, from the recipe's common settings and `further` ones.
 
     Raises IncompatibleLibraryError for a setting that TRL does not have.
     """

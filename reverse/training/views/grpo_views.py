@@ -33,9 +33,9 @@ def view_prompts(
 
     Args:
         system: text of a system turn before the question.
-        band: least and largest share of right answers among the model's own, which the record's drafts tell;
-        (0.1, 0.9) leaves out what it solves always or never, which gives a group of equal rewards.
-        least_samples: with fewer judged drafts the share is not known, and the question is kept.
+        band: least and largest share of right answers among the model's own drafts of the record; (0.1, 0.9)
+        leaves out questions that it solves always or never, whose groups have equal rewards. least_samples:
+        with fewer judged drafts the share is not known, and the question is kept.
 
     Raises RequestError for an invalid band.
     """

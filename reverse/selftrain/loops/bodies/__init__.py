@@ -1,1 +1,1 @@
-"""What the stages of loops do: questions, answers, pools of drafts, rows, training, reports."""
+"""The work of the stages of loops: questions, answers, pools of drafts, rows, training, reports."""

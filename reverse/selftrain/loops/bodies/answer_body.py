@@ -38,12 +38,12 @@ BEFORE = "greedy"  # name of the run that others are compared with
 
 
 def find_model(context: StageContext) -> str:
-    """The checkpoint that a stage works with: that of its input "model", or the base."""
+    """Return the checkpoint that a stage uses: that of its input "model", or the base."""
     return str(context.inputs["model"] / "model") if "model" in context.inputs else context.outside["model"]
 
 
 def make_file_benchmark(name: str, images: str, *, verifies_steps: bool) -> Benchmark:
-    """The questions of a draft file NAME.jsonl, asked as they stand."""
+    """Make a benchmark of the questions of a draft file NAME.jsonl, which are asked unchanged."""
     return make_graded(
         name,
         name,
@@ -73,7 +73,7 @@ def _read_rows(files: Mapping[str, Path], *, verifies_steps: bool) -> Iterator[Q
 
 
 def ask_questions(context: StageContext) -> None:
-    """Answer the questions in all modes of the stage, as far as this process has a share in them."""
+    """Answer this process's share of the questions in all modes of the stage."""
     if (context.out / FIGURES).exists():  # killed behind the last answer
         return
     import torch
@@ -112,7 +112,7 @@ def ask_questions(context: StageContext) -> None:
 
 
 def make_mode_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a mode, where the inner mode "plain" is the one that modes are compared with."""
+    """Return the settings of a mode; the inner mode "plain" is the baseline of comparisons."""
     from reverse.modes import Plain
 
     made = dict(settings)
@@ -132,7 +132,7 @@ def _count_runs(progress: ProgressCallback, number: int, runs: int) -> Any:
 
 
 def keep_drafts(context: StageContext) -> dict[str, Any]:
-    """Keep the drafts of all runs, and say what they show."""
+    """Store the drafts of all runs, and return their figures."""
     figures: dict[str, Any] = {}
     tokens = 0
     records: dict[str, list[DraftRecord]] = {}
@@ -156,7 +156,7 @@ def keep_drafts(context: StageContext) -> dict[str, Any]:
 def describe_run(
     records: Sequence[DraftRecord], how: Mapping[str, Any], before: Sequence[DraftRecord] | None, seed: int
 ) -> dict[str, Any]:
-    """Accuracy as [point, low, high], changes to the greedy run, and rules over samples."""
+    """Return accuracy as [point, low, high], changes to the greedy run, and figures of rules over samples."""
     settings = BootstrapSettings(seed=seed)
     found: dict[str, Any] = {
         "questions": len(records),
@@ -179,7 +179,7 @@ def describe_run(
 
 
 def _figure(interval: Interval) -> list[float | None]:
-    """[point, low, high]; None for what is not defined."""
+    """Return [point, low, high]; None for a figure that is not defined."""
     return [None if math.isnan(each) else round(float(each), 6) for each in interval]
 
 

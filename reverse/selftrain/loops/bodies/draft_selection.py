@@ -1,8 +1,8 @@
-"""Drafts of a pool that a view is made from: records with exactly what the view is to see.
+"""Select drafts of a pool for a view: functions that return records with only the drafts that the view needs.
 
     records = SELECTIONS["newest right"](read_drafts("pool.jsonl"))
 
-Each is a function of one record that returns a record, or None if there is nothing for the view.
+Each function takes one record and returns a record, or None if it has nothing for the view.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ Selection = Callable[[DraftRecord], DraftRecord | None]
 
 
 def keep_all(record: DraftRecord) -> DraftRecord | None:
-    """The record as it is."""
+    """Return the record unchanged."""
     return record
 
 
 def keep_unlinked(record: DraftRecord) -> DraftRecord | None:
-    """The record without links: a view draws what belongs together."""
+    """Return the record without links, so that a view draws pairs itself."""
     return record.model_copy(update={"links": ()})
 
 
 def keep_linked(record: DraftRecord) -> DraftRecord | None:
-    """The record if drafts of it are linked."""
+    """Return the record if it has links."""
     return record if record.links else None
 
 
 def keep_newest_right(record: DraftRecord) -> DraftRecord | None:
-    """The newest verified answer, as a rationale (R3V: self-CoT)."""
+    """Keep the newest verified answer, as a rationale (R3V: self-CoT)."""
     return _keep_one(record, [i for i in _samples(record) if is_verified(record.drafts[i])][-1:])
 
 
 def keep_best_right(record: DraftRecord) -> DraftRecord | None:
-    """The most confident verified chain of the newest iteration that has one (TSST: D+)."""
+    """Keep the most confident verified chain of the newest iteration that has one (TSST: D+)."""
     right = [i for i in _samples(record) if is_verified(record.drafts[i])]
     if not right:
         return None
@@ -49,7 +49,7 @@ def keep_best_right(record: DraftRecord) -> DraftRecord | None:
 
 
 def keep_short_answer(record: DraftRecord) -> DraftRecord | None:
-    """The right answer alone, as a rationale (R3V: the short answers of the data set)."""
+    """Keep only the right answer, as a rationale (R3V: the short answers of the data set)."""
     assert record.gold is not None
     first = record.gold.answers[0]
     draft = {"text": f"Answer: {first}", "role": "rationale", "verdict": "right", "judged_by": "truth"}
@@ -57,7 +57,7 @@ def keep_short_answer(record: DraftRecord) -> DraftRecord | None:
 
 
 def link_corrections(record: DraftRecord) -> DraftRecord | None:
-    """The newest answers with the corrections that follow them, linked (LLaVA-SCo)."""
+    """Link the newest answers with the corrections that follow them (LLaVA-SCo)."""
     pairs = find_corrections(record.model_copy(update={"links": ()}))
     places = {id(draft): i for i, draft in enumerate(record.drafts)}
     links = tuple(
@@ -67,7 +67,7 @@ def link_corrections(record: DraftRecord) -> DraftRecord | None:
 
 
 def link_reflections(record: DraftRecord) -> DraftRecord | None:
-    """The answers with the corrections that follow them or a reflection on them, linked as "reflect"."""
+    """Link answers as "reflect" with the corrections that follow them or a reflection on them."""
     linked = link_corrections(record)
     if linked is None:
         return None

@@ -1,8 +1,8 @@
-"""Stage "pool": verified drafts of all iterations so far, one record a question.
+"""Stage "pool": verified drafts of all iterations so far, one record per question.
 
     OUT/pool.jsonl      drafts of earlier iterations, then the new ones; links of the newest wrong and right
 
-Verdicts come from grading. With steps that somebody can check a right answer is verified only if its steps
+Verdicts come from grading. With steps that can be checked a right answer is verified only if its steps
 are right too; else the segments of drafts are left out, and the answer alone counts (as published).
 """
 
@@ -21,7 +21,7 @@ __all__ = ["POOL", "link_newest"]
 
 
 def grow_pool(context: StageContext) -> dict[str, Any]:
-    """Add the drafts of a run to the pool before; returns what the pool holds."""
+    """Add the drafts of a run to the previous pool; return counts of the pool."""
     settings = context.settings
     before = context.inputs["pool"] / "pool.jsonl" if "pool" in context.inputs else None
     source = before or context.inputs["questions"] / "train.jsonl"
@@ -44,7 +44,7 @@ def _grow(source: Any, new: DraftIndex, settings: Any) -> Iterator[DraftRecord]:
 
 
 def _adopt(draft: RecordedDraft, settings: Any, offset: int, made: Sequence[RecordedDraft]) -> RecordedDraft:
-    """A draft as the pool holds it: what a clock decides is left out."""
+    """Return a draft for the pool, without values that depend on the clock."""
     parent = None
     if settings["chains"] and draft.role == "correction":
         parent = offset + next(i for i, each in enumerate(made) if each is draft) - 1
@@ -57,7 +57,7 @@ def _adopt(draft: RecordedDraft, settings: Any, offset: int, made: Sequence[Reco
 
 
 def link_newest(record: DraftRecord) -> DraftRecord:
-    """The record with one link "refine": the newest wrong answer, and the newest right one that is verified.
+    """Return the record with one "refine" link from the newest wrong answer to the newest verified right one.
 
     Source: R3V (arXiv 2411.00855) §3.2. Without both of them the record has no link.
     """

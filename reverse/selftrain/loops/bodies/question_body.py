@@ -23,7 +23,7 @@ __all__ = ["QUESTIONS"]
 
 
 def copy_questions(context: StageContext) -> dict[str, Any]:
-    """Write the files; returns how many records each has."""
+    """Write the question files; return the number of records of each."""
     settings = context.settings
     counts = {}
     seen: set[str] = set()
@@ -49,7 +49,10 @@ def copy_questions(context: StageContext) -> dict[str, Any]:
 def _read_questions(
     source: str | Path, seen: set[str], name: str, roles: Sequence[str]
 ) -> Iterator[DraftRecord]:
-    """Questions with a right answer and a picture, each once, none of them to train on and to test on."""
+    """Read questions with a right answer and a picture.
+
+    Each occurs once, and never both in training and test.
+    """
     for record in read_drafts(source):
         if record.gold is None or not record.images:
             lacks = "right answer" if record.gold is None else "picture"
@@ -72,7 +75,7 @@ def _read_questions(
 
 
 def _read_rationales(source: str | Path, settings: Any) -> Iterator[DraftRecord]:
-    """Records with their first rationale, as the role "rationale"."""
+    """Read records with their first rationale, as the role "rationale"."""
     for record in read_drafts(source):
         for draft in record.drafts:
             if draft.role != settings["warmup_role"] or not draft.text.strip():

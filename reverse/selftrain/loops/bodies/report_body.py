@@ -17,7 +17,7 @@ __all__ = ["REPORT"]
 
 
 def write_report(context: StageContext) -> dict[str, Any]:
-    """Collect figures; `seconds` are those that the stages took."""
+    """Collect figures of all stages; `seconds` is the duration of each stage."""
     stages = []
     for name in context.settings["stages"]:
         content = read_json(context.inputs[name] / RECORD)
@@ -29,7 +29,7 @@ def write_report(context: StageContext) -> dict[str, Any]:
 
 
 def make_table(stages: list[dict[str, Any]]) -> str:
-    """Markdown: a line for each figure of each run of answers."""
+    """Make a Markdown table with a line for each figure of each run of answers."""
     lines = ["| stage | answers | figure | value | 95 % interval |", "|---|---|---|---|---|"]
     for stage in stages:
         for run, figures in stage.get("runs", {}).items():

@@ -3,7 +3,7 @@
     OUT/NAME.jsonl      training records
     OUT/rows.json       of each view how many rows it has, of which kinds, and what was left out
 
-A view for which there is nothing yet has an empty file: in the first iterations nothing may be right.
+A view without rows has an empty file, because no answer may be right in the first iterations.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["ROWS"]
 
 
 def write_rows(context: StageContext) -> dict[str, Any]:
-    """Write the rows of all views; returns what each has."""
+    """Write the rows of all views; return counts of each."""
     found = {part["name"]: _write_part(context, part) for part in context.settings["parts"]}
     write_json(context.out / "rows.json", found)
     if not any(part["rows"] for part in found.values()):
@@ -40,7 +40,7 @@ def write_rows(context: StageContext) -> dict[str, Any]:
 
 
 def _write_part(context: StageContext, part: Mapping[str, Any]) -> dict[str, Any]:
-    """Rows of one view."""
+    """Write the rows of one view."""
     view, select = find_view(part["view"]), SELECTIONS[part.get("selection", "all")]
     settings = ViewSettings(seed=context.seed, mode=_make_mode(part), **part.get("settings", {}))
     made: Counter[str] = Counter()
@@ -70,7 +70,7 @@ def _make_mode(part: Mapping[str, Any]) -> Any:
 
 
 def _read(path: Path, instruction: str) -> Iterator[DraftRecord]:
-    """Records, whose questions get an instruction if there is one."""
+    """Read records; an instruction, if there is one, is added to their questions."""
     for record in read_drafts(path):
         yield record.model_copy(update={"question": record.question + instruction}) if instruction else record
 

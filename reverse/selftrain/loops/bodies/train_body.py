@@ -1,4 +1,4 @@
-"""Stage "train": supervised fine-tuning on the rows of one or several stages, by the package's one trainer.
+"""Stage "train": supervised fine-tuning on the rows of one or several stages, by the package's trainer.
 
     OUT/model/           the model, an adapter being merged; with training.json and recipe.yaml
     OUT/adapter/         the adapter, if LoRA was trained
@@ -26,7 +26,7 @@ MANIFEST = "training.json"  # beside the model, and at the top; there it comes w
 
 
 def make_training_recipe(context: StageContext) -> Recipe:
-    """The recipe of the run. Raises DataError if there is nothing to train on."""
+    """Make the recipe of the run. Raises DataError if there is nothing to train on."""
     settings = context.settings
     parts = list(_find_parts(context))
     if not parts:
@@ -55,7 +55,7 @@ def _find_parts(context: StageContext) -> Iterator[dict[str, Any]]:
 
 
 def train_model(context: StageContext) -> None:
-    """Train; of a parallel run in every process."""
+    """Train the model. In a parallel run every process calls it."""
     if (context.out / MANIFEST).exists():  # killed behind the end of the run
         return
     from reverse.training.training_run import run_recipe
@@ -86,7 +86,7 @@ def finish_model(context: StageContext) -> dict[str, Any]:
 
 
 def _make_relative(value: Any, context: StageContext) -> Any:
-    """A JSON value whose paths below the loop's folder are relative to it."""
+    """Return a JSON value with paths below the loop's folder made relative to it."""
     if isinstance(value, dict):
         return {key: _make_relative(each, context) for key, each in value.items()}
     if isinstance(value, list):

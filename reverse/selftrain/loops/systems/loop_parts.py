@@ -1,4 +1,4 @@
-"""Stages that the loops of several systems have, made from a recipe.
+"""Make the stages that the loops of several systems share from a recipe.
 
 parts = LoopParts(recipe)
 parts.add(parts.questions())
@@ -39,14 +39,14 @@ class LoopParts:
         self, name: str, body: str, settings: Mapping[str, Any], inputs: Mapping[str, str] | None = None, *,
         seed: int | None = None, keep: Any = "always", outside: Mapping[str, str] | None = None,
     ) -> str:  # fmt: skip
-        """Add a stage and return its name. `seed`: another one than is drawn from the stage's name."""
+        """Add a stage and return its name. `seed` replaces the seed that is drawn from the stage's name."""
         plain = json.loads(json.dumps(dict(settings)))
         own = draw_seed(self.recipe.seed, name) if seed is None else seed
         self.stages.append(Stage(name, body, plain, inputs or {}, own, keep, outside or {}))
         return name
 
     def plan(self, system: str, results: Sequence[str]) -> LoopPlan:
-        """All stages, with a report of them at the end."""
+        """Return all stages, with a report at the end."""
         told = [stage.name for stage in self.stages if stage.body != "questions"]
         self.add("report", "report", {"stages": told}, {name: name for name in told})
         models = {stage.name for stage in self.stages if stage.keep == "while needed"}
@@ -55,7 +55,7 @@ class LoopParts:
 
     # ------------------------------------------------------------------ stages
     def questions(self, keep_roles: Sequence[str] = ()) -> str:
-        """Copy the questions; those to train on keep drafts of some roles."""
+        """Add the stage that copies the questions; training questions keep drafts of some roles."""
         given = self.recipe.questions
         files = {"train": given.train, "test": given.test}
         if given.warmup is not None:
@@ -83,7 +83,7 @@ class LoopParts:
         self, name: str, model: str, runs: Sequence[Mapping[str, Any]], *, on: str = "train",
         inputs: Mapping[str, str] | None = None, measures: bool = False,
     ) -> str:  # fmt: skip
-        """Ask a model the questions of a split."""
+        """Add a stage that asks a model the questions of a split."""
         engine, given = self.recipe.engine, self.recipe.questions
         images = (given.test_images or given.images) if on == "test" else given.images
         settings = {
@@ -106,7 +106,7 @@ class LoopParts:
     def pool(
         self, name: str, samples: str, before: str | None, *, run: str, iteration: int, **more: Any
     ) -> str:
-        """Add the samples of a run to the pool before."""
+        """Add a stage that adds the samples of a run to the previous pool."""
         settings = {
             "run": run,
             "iteration": iteration,
@@ -119,7 +119,7 @@ class LoopParts:
         return self.add(name, "pool", settings, inputs | ({} if before is None else {"pool": before}))
 
     def train(self, name: str, rows: Mapping[str, Sequence[Mapping[str, Any]]], model: str = "") -> str:
-        """Train the base, or the model of another stage, on parts of stages of rows."""
+        """Add a stage that trains the base, or the model of another stage, on rows of other stages."""
         recipe = self.recipe
         data = recipe.data.model_dump()
         for key in ("tagged", "warmup_weight"):
@@ -140,7 +140,7 @@ class LoopParts:
         )  # fmt: skip
 
     def warmup(self, more: Sequence[Mapping[str, Any]] = ()) -> str:
-        """Train on the warm-up rationales; returns the model, the base if there are none."""
+        """Add a stage that trains on the warm-up rationales; return the model, or the base without them."""
         parts = [*self.warmup_parts(), *more]
         if not parts:
             return ""
@@ -148,7 +148,7 @@ class LoopParts:
         return self.train("train-0", {rows: [self.weigh(part["name"]) for part in parts]})
 
     def warmup_parts(self) -> list[dict[str, Any]]:
-        """The view of the warm-up rationales, if there are some."""
+        """Return the view of the warm-up rationales, if there are any."""
         if self.recipe.questions.warmup is None:
             return []
         settings = {"tagged": self.recipe.data.tagged, "verified": self.recipe.questions.warmup_verified}
@@ -163,20 +163,20 @@ class LoopParts:
         ]
 
     def weigh(self, name: str) -> dict[str, Any]:
-        """A part of a training mixture."""
+        """Return a part of a training mixture."""
         return {"name": name, "weight": self.recipe.data.warmup_weight if name == "warmup" else 1.0}
 
     def select(self, judge: str, sampling: LoopSampling) -> dict[str, Any]:
-        """Settings of mode `select`."""
+        """Return the settings of mode `select`."""
         return {"judge": judge, "inner": self.recipe.engine.inner, **sampling.model_dump()}
 
     @property
     def inner(self) -> dict[str, str]:
-        """The setting of modes that says what decodes."""
+        """Return the setting of the inner mode."""
         return {"inner": self.recipe.engine.inner}
 
     def greedy(self) -> dict[str, Any]:
-        """The run that others are compared with."""
+        """Return the settings of the baseline run."""
         return {"name": "greedy", "mode": self.recipe.engine.inner}
 
     def _model(self, model: str) -> dict[str, str]:

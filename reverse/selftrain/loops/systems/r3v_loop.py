@@ -25,7 +25,7 @@ SHORT = "\nGive the final answer only."  # asks for an answer without a rational
 
 
 class R3VRecipe(LoopRecipe):
-    """A loop of R3V."""
+    """The recipe of a loop of R3V."""
 
     iterations: int = Field(default=4, ge=1, le=100)  # after the warm-up
     sampling: LoopSampling = LoopSampling()  # of each question to train on, in each iteration
@@ -39,7 +39,7 @@ class R3VRecipe(LoopRecipe):
 
 
 def make_r3v_plan(recipe: R3VRecipe) -> LoopPlan:
-    """The stages of the loop."""
+    """Make the stages of the loop."""
     parts = LoopParts(recipe)
     parts.questions()
     short = _short_part(recipe)
@@ -58,7 +58,7 @@ def make_r3v_plan(recipe: R3VRecipe) -> LoopPlan:
 
 
 def _measure(parts: LoopParts, recipe: R3VRecipe, t: int, model: str) -> None:
-    """test@1, and select@N with vote@N and oracle@N of the same samples."""
+    """Add stages that measure test@1, and select@N with vote@N and oracle@N of the same samples."""
     runs = [
         parts.greedy(),
         {"name": "select", "mode": "select", "settings": parts.select("self", recipe.test)},
@@ -80,7 +80,7 @@ def _short_part(recipe: R3VRecipe) -> list[dict[str, Any]]:
 
 
 def _own_parts(recipe: R3VRecipe) -> list[dict[str, Any]]:
-    """What the pool is trained as."""
+    """Return the views that the pool is trained as."""
     tagged = {"tagged": recipe.data.tagged}
     pool = {"input": "pool", "file": "pool.jsonl"}
     found: list[dict[str, Any]] = [
