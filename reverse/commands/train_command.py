@@ -64,6 +64,8 @@ def register(app: typer.Typer) -> None:
         silence_libraries()
         from reverse.training.optim.parallel import is_first
 
+        if dry and chosen.kind == "value":
+            raise RequestError("--dry-run is for the kinds sft, dpo and grpo: leave it out")
         if dry and chosen.kind != "sft":
             from reverse.training.rl.rl_run import plan_rl_run
 
@@ -88,6 +90,10 @@ def _run(recipe: Recipe, *, resume: bool, quiet: bool) -> dict[str, Any]:
         from reverse.training.training_run import run_recipe
 
         return run_recipe(recipe, resume=resume, quiet=quiet)
+    if recipe.kind == "value":
+        from reverse.training.value_run import run_value_recipe
+
+        return run_value_recipe(recipe, resume=resume, quiet=quiet)
     from reverse.training.rl.rl_run import run_rl_recipe
 
     return run_rl_recipe(recipe, resume=resume, quiet=quiet)

@@ -68,6 +68,7 @@ READ = {
     "reverse merge": "tests/models/test_merging.py",
     "reverse convert": "tests/models/test_convert.py",
     "reverse train llava_v15_lora --set data.records=": "a model of 7 billion parameters",
+    "reverse train value_head": "tests/training/test_value_run.py",
     "reverse train r3v_dpo": "tests/training/rl/test_rl_runs.py",
     "reverse train srpo_grpo": "tests/training/rl/test_rl_runs.py",
     "reverse train mine.yaml": "a file of the reader's",

@@ -24,7 +24,7 @@ from reverse.files.text_reading import read_text
 from reverse.training.recipes.mixture_plan import PartPlan, check_plans
 from reverse.training.recipes.recipe_section import Section
 from reverse.training.recipes.recipe_yaml import MAX_BYTES, parse_recipe_yaml, show_value
-from reverse.training.recipes.rl_sections import Preferences, Rewards
+from reverse.training.recipes.rl_sections import SECTIONS, Preferences, Rewards, Values
 
 __all__ = [
     "RECIPES",
@@ -152,8 +152,8 @@ class Log(Section):
 class Recipe(Section):
     """A training run."""
 
-    # Supervised (records), by preferences (pairs) or by rewards (questions with their answers).
-    kind: Literal["sft", "dpo", "grpo"] = "sft"
+    # Supervised (records), by preferences (pairs), by rewards (questions with answers), or a value head.
+    kind: Literal["sft", "dpo", "grpo", "value"] = "sft"
     model: str  # folder or hub id; without the three tokens they are added
     output: str  # folder that is written
     data: Data
@@ -162,6 +162,7 @@ class Recipe(Section):
     loss: Loss = Loss()
     dpo: Preferences = Preferences()
     grpo: Rewards = Rewards()
+    value: Values = Values()
     compute: Compute = Compute()
     log: Log = Log()
     seed: int = Field(default=0, ge=0, lt=1 << 32)
@@ -182,7 +183,7 @@ def as_yaml(recipe: Recipe) -> str:
 def as_settings(recipe: Recipe) -> dict[str, Any]:
     """All keys and values of a recipe, without the sections of other kinds."""
     settings = recipe.model_dump()
-    for name in ("dpo", "grpo"):
+    for name in SECTIONS:
         if name != recipe.kind:
             del settings[name]
     return settings
@@ -203,7 +204,7 @@ def load_recipe(name_or_path: str, settings: Sequence[str] = ()) -> Recipe:
     ):  # fmt: skip
         if not text.strip():
             raise RequestError(f"{key} is empty: name a file or folder")
-    for name in ("dpo", "grpo"):
+    for name in SECTIONS:
         if name in recipe.model_fields_set and name != recipe.kind:
             raise RequestError(f"{name} has no effect on a run of kind {recipe.kind}: set kind={name}")
     if not isinstance(recipe.data.records, str):

@@ -1,4 +1,4 @@
-"""The sections of a recipe that is trained with TRL: preferences (DPO) and rewards (GRPO)."""
+"""The sections of a recipe for one kind of run each: preferences (DPO), rewards (GRPO), values."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pydantic import Field
 
 from reverse.training.recipes.recipe_section import Section
 
-__all__ = ["Preferences", "Rewards"]
+__all__ = ["SECTIONS", "Preferences", "Rewards", "Values"]
+
+SECTIONS = ("dpo", "grpo", "value")  # of a recipe, each for the kind of its name
 
 
 class Preferences(Section):
@@ -39,3 +41,14 @@ class Rewards(Section):
     pass_rate_low: float = Field(default=0.0, ge=0, le=1)
     pass_rate_high: float = Field(default=1.0, ge=0, le=1)
     rollout: Literal["plain", "checked"] = "plain"  # "checked": our decoder, for measuring (optim.lr=0)
+
+
+class Values(Section):
+    """A value head (kind: value)."""
+
+    backbone: Literal["frozen", "lora"] = "frozen"  # "lora": low-rank matrices are trained with the head
+    lr: float = Field(default=1e-3, gt=0)  # of the head; optim.lr is that of the backbone
+    held_out: float = Field(
+        default=0.1, ge=0, lt=1
+    )  # share of the questions that are measured, not trained on
+    tagged: bool = True  # answers carry the three tokens, as a tagged model writes them

@@ -214,4 +214,11 @@ def test_recipes_of_the_four_systems_have_the_published_numbers():
         2e-5, "cosine", 0.1, 0.05,
     )  # fmt: skip
     assert (tsst.optim.epochs, tsst.optim.global_batch) == (3, 64)
+    value = load_recipe("value_head")
+    assert (value.optim.lr, value.optim.epochs, value.optim.weight_decay, value.tune.rank) == (
+        2e-5,
+        1,
+        0.05,
+        128,
+    )
     assert "grpo" not in as_settings(r3v) and "dpo" not in as_settings(grpo)
