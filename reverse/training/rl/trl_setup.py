@@ -176,6 +176,7 @@ def make_trl_arguments(
         "seed": recipe.seed,
         "data_seed": recipe.seed,
         "use_cpu": not cuda,
+        "ddp_find_unused_parameters": False,  # every row has pictures, and what is trained is always used
         **parallel,
         **further,
     }

@@ -21,6 +21,7 @@ from reverse.training.rl.rl_run import run_rl_recipe
 from reverse.training.rl.trl_inputs import check_same_ids, copy_for_trl
 from reverse.training.rl.trl_setup import find_trainer
 from tests.training.rl.rl_fixtures import make_recipe, write_base, write_rows
+from tests.training.two import on_two
 
 BUILDS = {"llava": build_tiny_llava, "qwen": build_tiny_qwen}
 
@@ -199,3 +200,20 @@ def test_the_command_trains_and_plans(rows, bases, tmp_path):
     done = call(app, ["train", path, "--set", "optim.steps=1", "--quiet"])
     assert done.exit_code == 0, done.output
     assert f"{tmp_path / 'out'}: 1 steps" in done.output.replace("\n", "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["dpo", "grpo"])
+def test_two_processes_train_together(kind, rows, bases, tmp_path):
+    """Pairs would be seen twice, groups be torn apart, or a process wait for ever."""
+    recipe = make_recipe(kind, bases["llava"], rows, tmp_path / "one", "optim.steps=2")
+    parts = ("output=" + str(tmp_path / "two"), "compute.parallel=ddp", "optim.batch=1", "optim.steps=2")
+    settings = (word for part in parts for word in ("--set", part))
+    done = on_two("-m", "reverse", "train", tmp_path / "one.yaml", *settings)
+    assert done.returncode == 0, done.stderr[-2000:]
+    two = json.loads((tmp_path / "two/training.json").read_text())
+    assert two["processes"] == 2 and two["steps"] == 2
+    if kind == "dpo":
+        one = run_rl_recipe(recipe, quiet=True)
+        losses = [each["loss"] for each in one["log"]]
+        assert [each["loss"] for each in two["log"]] == pytest.approx(losses, abs=1e-4)
