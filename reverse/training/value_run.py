@@ -101,7 +101,7 @@ def _run(recipe: Recipe, quiet: bool) -> dict[str, Any]:
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     settings = ValueConfig(
         epochs=int(recipe.optim.epochs),
-        lr=recipe.value.lr,
+        lr=recipe.value.head_lr,
         train_backbone=recipe.value.backbone == "lora",
         backbone_lr=recipe.optim.lr,
         batch=recipe.optim.batch,

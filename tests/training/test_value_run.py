@@ -20,7 +20,7 @@ from tests.training.rl.rl_fixtures import write_base, write_rows
 LORA = {
     "tune": {"method": "lora", "rank": 4, "alpha": 8, "dropout": 0.0, "tokens": False, "projector": False},
     "optim": {"lr": 0.01, "epochs": 2, "batch": 4, "global_batch": 4, "schedule": "constant", "warmup": 0.0},
-    "value": {"backbone": "lora", "lr": 0.01},
+    "value": {"backbone": "lora", "head_lr": 0.01},
 }
 
 
@@ -61,7 +61,7 @@ def test_a_head_on_a_frozen_model(world, tmp_path):
     assert manifest["report"]["backbone"] == "frozen" and manifest["final_loss"] > 0
     assert run_value_recipe(make_recipe(world, tmp_path / "out"), quiet=True) == manifest
     with pytest.raises(OutputExistsError, match="another recipe"):
-        run_value_recipe(make_recipe(world, tmp_path / "out", "value.lr=0.1"), quiet=True)
+        run_value_recipe(make_recipe(world, tmp_path / "out", "value.head_lr=0.1"), quiet=True)
 
 
 def test_a_head_with_lora_merges(world, tmp_path):

@@ -47,7 +47,7 @@ class Values(Section):
     """A value head (kind: value)."""
 
     backbone: Literal["frozen", "lora"] = "frozen"  # "lora": low-rank matrices are trained with the head
-    lr: float = Field(default=1e-3, gt=0)  # of the head; optim.lr is that of the backbone
+    head_lr: float = Field(default=1e-3, gt=0)  # optim.lr is that of the backbone
     held_out: float = Field(
         default=0.1, ge=0, lt=1
     )  # share of the questions that are measured, not trained on
