@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from reverse.commands.option_checks import check_decoding, choose_modes
 from reverse.commands.option_classes import make_command
 from reverse.commands.runtime_setup import resolve_placement, silence_libraries
+from reverse.decoding.mode_names import JUDGE_NAMES, MODE_NAMES, list_names
 from reverse.errors import RequestError
 from reverse.progress import ProgressLines
 
@@ -62,8 +63,8 @@ class EvalOptions:
     mode: Annotated[
         list[str] | None,
         typer.Option(
-            help="`resample` (the default), `plain`, or another mode of `reverse generate`. Repeat the "
-            "option to compare other modes with the first one."
+            help=f"{list_names(MODE_NAMES)}; by default resample. Repeat the option to compare other modes "
+            "with the first one."
         ),
     ] = None
     n: Annotated[int | None, typer.Option("--n", help="Number of samples of select and auto.")] = None
@@ -73,9 +74,7 @@ class EvalOptions:
     gate: Annotated[
         float | None, typer.Option(help="Stop after the first answer if its confidence is at least this.")
     ] = None
-    judge: Annotated[str | None, typer.Option(help="How select chooses: best, vote, weighted or self.")] = (
-        None
-    )
+    judge: Annotated[str | None, typer.Option(help=f"How select chooses: {list_names(JUDGE_NAMES)}.")] = None
     threshold: Annotated[
         float | None,
         typer.Option(

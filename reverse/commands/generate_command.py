@@ -13,6 +13,7 @@ from rich.text import Text
 from reverse.commands.option_checks import build_mode, check_decoding, check_request
 from reverse.commands.option_classes import make_command
 from reverse.commands.runtime_setup import resolve_placement, silence_libraries
+from reverse.decoding.mode_names import JUDGE_NAMES, MODE_NAMES, list_names
 from reverse.errors import RequestError
 
 __all__ = ["GenerateOptions", "register"]
@@ -62,9 +63,7 @@ class GenerateOptions:
     ] = "best"
     mode: Annotated[
         str,
-        typer.Option(
-            help="resample, plain, self_correct, reflect, refine, select, tree or auto. See docs/modes.md."
-        ),
+        typer.Option(help=f"{list_names(MODE_NAMES)}. See docs/modes.md."),
     ] = "resample"
     n: Annotated[int | None, typer.Option("--n", help="Number of samples of select and auto.")] = None
     rounds: Annotated[
@@ -73,9 +72,7 @@ class GenerateOptions:
     gate: Annotated[
         float | None, typer.Option(help="Stop after the first answer if its confidence is at least this.")
     ] = None
-    judge: Annotated[
-        str | None, typer.Option(help="How select chooses: best, vote, weighted, self or value.")
-    ] = None
+    judge: Annotated[str | None, typer.Option(help=f"How select chooses: {list_names(JUDGE_NAMES)}.")] = None
     do_sample: Annotated[bool, typer.Option("--do-sample", help="Sample instead of decoding greedily.")] = (
         False
     )

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+from reverse.decoding.mode_names import MODE_NAMES
 from reverse.errors import RequestError
 
 __all__ = ["build_mode", "check_decoding", "check_request", "choose_modes"]
@@ -37,15 +38,14 @@ def choose_modes(names: Sequence[str], settings: Mapping[str, Any]) -> list[tupl
         RequestError: a mode is unknown or named twice, none of them has a setting, or a value is out of its
             range.
     """
-    from reverse.modes import MODES
-
     for name in names:
-        if name not in MODES:
-            raise RequestError(f"--mode must be one of {', '.join(MODES)}, got {name!r:.80}")
+        _check_mode_name(name)
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise RequestError(
             f"--mode {twice[0]} is given twice: give each mode once, and other settings with another --out"
         )
+    from reverse.modes import MODES
+
     given = {name: value for name, value in settings.items() if value is not None}
     chosen = []
     for name in names:
@@ -57,6 +57,12 @@ def choose_modes(names: Sequence[str], settings: Mapping[str, Any]) -> list[tupl
     for name, own in chosen:
         build_mode(name, own)
     return chosen
+
+
+def _check_mode_name(name: str) -> None:
+    """Refuse an unknown mode, before the modes are imported. Raises RequestError."""
+    if name not in MODE_NAMES:
+        raise RequestError(f"--mode must be one of {', '.join(MODE_NAMES)}, got {name!r:.80}")
 
 
 def check_decoding(
@@ -76,10 +82,8 @@ def check_decoding(
         RequestError: an option is out of its range, or would be ignored.
     """
     from reverse.decoding.config import ResamplingConfig, check_whole_number
-    from reverse.modes import MODES
 
-    if mode not in MODES:
-        raise RequestError(f"--mode must be one of {', '.join(MODES)}, got {mode!r}")
+    _check_mode_name(mode)
     if max_new_tokens is not None:
         check_whole_number("max_new_tokens", max_new_tokens, 1)
     if temperature and not do_sample:  # 0 means greedy decoding

@@ -142,10 +142,11 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One answer that a mode asked for: its result and its node."""
+    """One answer that a mode asked for: its result, its node, and how many answers and parts it took."""
 
     result: Result
     node: Node
+    calls: int = 1  # those of inner modes included; the engine counts them
 
     @property
     def text(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from reverse.decoding.asks import Mode, Sampling
+from reverse.errors import RequestError
 from reverse.grading import AnswerFormat
 from reverse.modes.judging import find_vote_winner
 from reverse.modes.mode import (
@@ -15,10 +16,9 @@ from reverse.modes.mode import (
     ModeRequest,
     ask_for_answer,
     ask_for_samples,
-    check_confidence,
-    check_gate,
     score_answers,
 )
+from reverse.modes.mode_settings import check_settings
 
 __all__ = ["Auto"]
 
@@ -48,8 +48,9 @@ class Auto:
     answer_format: AnswerFormat = TEXT
 
     def __post_init__(self) -> None:
-        check_gate(self.gate)
-        check_confidence(self.confidence)
+        check_settings(self)
+        if self.gate is None:
+            raise RequestError("auto needs a gate, the confidence that is enough, got None: try gate=0.7")
 
     def run(self, request: ModeRequest) -> Asks:
         drafts = Drafts(self.answer_format, self.budget)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import Any, Literal
 
-from reverse.decoding.asks import Outcome
+from reverse.decoding.asks import Ask, Outcome, Score
+from reverse.errors import RequestError
+from reverse.modes.confidence import compute_confidence
+from reverse.modes.mode import score_likelihood
 
-__all__ = ["Chain", "keep_chains"]
+__all__ = ["Chain", "Scorer", "keep_chains", "score_sentences"]
+
+Scorer = Literal["confidence", "likelihood", "value"] | Callable[[Outcome], float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,3 +63,28 @@ def keep_chains(chains: Sequence[Chain], most: int, tau: float, random: Random) 
     keys = [chain.scores[-1] / tau + each for chain, each in zip(chains, noise, strict=True)]
     order = sorted(range(len(chains)), key=lambda i: -keys[i])
     return [chains[i] for i in order[:most]]
+
+
+def score_sentences(
+    scorer: Scorer, outcomes: Sequence[Outcome]
+) -> Generator[list[Ask], list[Any], list[float]]:
+    """Return the score of each new sentence. Raises RequestError for a score that is no number."""
+    if callable(scorer):
+        return [_check_score(scorer(outcome)) for outcome in outcomes]
+    if scorer == "value":
+        return (yield [Score(outcome.node, "value") for outcome in outcomes])
+    if scorer == "likelihood":
+        return (yield from score_likelihood(outcomes))
+    if any(phrase.p_un is not None for outcome in outcomes for phrase in outcome.result.phrases):
+        return [compute_confidence(outcome.result, "mean") for outcome in outcomes]
+    return (yield from score_likelihood(outcomes, default=-math.inf))
+
+
+def _check_score(score: Any) -> float:
+    try:
+        number = float(score)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise RequestError(f"a scorer must return a finite number, got {score!r:.80}")
+    return number

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any
 
 from reverse.decoding.asks import (
@@ -28,7 +29,7 @@ from reverse.decoding.scheduling.tasks import ModeRequest
 from reverse.decoding.turns import read_turn
 from reverse.errors import RequestError
 from reverse.grading import AnswerFormat, extract_answer
-from reverse.modes.confidence import CONFIDENCES, compute_confidence
+from reverse.modes.confidence import compute_confidence
 
 __all__ = [
     "TEXT",
@@ -39,8 +40,6 @@ __all__ = [
     "answer_once",
     "ask_for_answer",
     "ask_for_samples",
-    "check_confidence",
-    "check_gate",
     "count_tokens_left",
     "find_inner_policy",
     "question_of",
@@ -72,7 +71,9 @@ class Budget:
         for name in ("max_tokens_total", "max_calls"):
             if getattr(self, name) is not None:
                 check_whole_number(name, getattr(self, name), 1)
-        if self.max_seconds is not None and not 0 < self.max_seconds < math.inf:
+        seconds = self.max_seconds
+        is_number = isinstance(seconds, Real) and not isinstance(seconds, bool)
+        if seconds is not None and not (is_number and 0 < seconds < math.inf):
             raise RequestError(f"max_seconds must be a number above 0, got {self.max_seconds!r:.80}")
 
 
@@ -90,7 +91,7 @@ class Drafts:
     made: list[Draft] = field(default_factory=list)
     calls: int = 0
     tokens: int = 0
-    began: float = field(default_factory=time.perf_counter)
+    began: float = field(default_factory=lambda: time.perf_counter())
 
     def add(
         self,
@@ -124,8 +125,8 @@ class Drafts:
         return draft
 
     def count(self, outcome: Outcome) -> None:
-        """Charge an outcome to the budget; an outcome of an inner mode counts all its drafts."""
-        self.calls += max(1, len(outcome.result.drafts))
+        """Charge an outcome to the budget; an outcome of an inner mode counts all that it asked for."""
+        self.calls += outcome.calls
         self.tokens += outcome.result.usage.kept + outcome.result.usage.discarded
 
     @property
@@ -279,18 +280,3 @@ def score_likelihood(
     """Return the length-normalised probability of each answer; `default` is its logarithm if unknown."""
     scores = yield [Score(outcome.node, "likelihood", default) for outcome in outcomes]
     return [0.0 if math.isnan(score) else math.exp(min(0.0, score)) for score in scores]
-
-
-def check_gate(gate: float | None) -> None:
-    """Refuse a gate that is not a probability. Raises RequestError."""
-    if gate is not None and not 0 < gate <= 1:
-        raise RequestError(
-            f"gate must lie in (0, 1], got {gate!r:.80}: it is the confidence that is enough, try 0.7"
-        )
-
-
-def check_confidence(kind: str | None) -> None:
-    """Refuse an unknown kind of confidence. Raises RequestError."""
-    known = (*CONFIDENCES, "likelihood")
-    if kind is not None and kind not in known:
-        raise RequestError(f"confidence must be one of {', '.join(known)} or None, got {kind!r:.80}")

@@ -9,6 +9,7 @@ from typing import Any
 from reverse.decoding.asks import Ask, Outcome, PolicyFactory
 from reverse.decoding.policies.plain_policy import KeepPhrasesPolicy, PlainPolicy
 from reverse.modes.mode import ModeRequest, answer_once
+from reverse.modes.mode_settings import check_settings
 
 __all__ = ["Plain"]
 
@@ -24,6 +25,9 @@ class Plain:
 
     name = "plain"
     keep_phrases: bool = False
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     @property
     def policy(self) -> PolicyFactory:

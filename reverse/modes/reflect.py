@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -12,26 +11,27 @@ from reverse.decoding.config import check_whole_number
 from reverse.decoding.result import Draft
 from reverse.errors import RequestError
 from reverse.grading import AnswerFormat
+from reverse.modes.grammar.reflection_grammar import (
+    CONTINUATION,
+    SCHEMAS,
+    follows_grammar,
+    read_last_answer,
+    write_reflection_turn,
+)
 from reverse.modes.mode import (
     TEXT,
     Asks,
     Budget,
     Drafts,
     ModeRequest,
-    check_confidence,
-    check_gate,
     count_tokens_left,
     find_inner_policy,
     score_answers,
     turn_of,
 )
+from reverse.modes.mode_settings import check_choice, check_settings, check_single_inner
 
-__all__ = ["CONTINUATION", "Reflect"]
-
-_ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.DOTALL | re.IGNORECASE)
-CONTINUATION = "\n<reflection>"  # written behind the first answer where a gate asks for a reflection
-_HALF = ("<think>", "</think>", "<answer>", "</answer>", "<reflection>", "</reflection>")
-_PARTS = {"tarta": (*_HALF, "<think>", "</think>"), "taranswer": _HALF}  # what stands before the last answer
+__all__ = ["Reflect"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Reflect:
         inner: the mode whose policy decodes; None: resample.
         gate: stop after the first answer if its confidence is at least this, which saves the second half.
         rounds: reflections; more than one needs a gate: a further one is appended while the confidence is
-        below it.
+            below it.
         confidence: a kind of `compute_confidence`; None: by phrases if there are any, else by likelihood.
         instruction: added to the question, for checkpoints that need to be told; "" for those that do not.
 
@@ -62,11 +62,10 @@ class Reflect:
     budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:
-        if self.schema not in _PARTS:
-            raise RequestError(f"schema must be 'tarta' or 'taranswer', got {self.schema!r:.80}")
+        check_settings(self)
+        check_single_inner(self)
+        check_choice("schema", self.schema, SCHEMAS)
         check_whole_number("rounds", self.rounds, 1)
-        check_gate(self.gate)
-        check_confidence(self.confidence)
         if self.rounds > 1 and self.gate is None:
             raise RequestError(f"rounds={self.rounds} needs a gate, which ends them: try gate=0.7")
 
@@ -104,7 +103,7 @@ class Reflect:
         (confidence,) = yield from score_answers([outcome], self.confidence)
         text = turn_of(outcome).text
         follows = text.rstrip().endswith("</answer>") if role == "first" else self.follows(text)
-        return drafts.add(role, outcome, confidence, text=_last_answer(text), malformed=not follows)
+        return drafts.add(role, outcome, confidence, text=read_last_answer(text), malformed=not follows)
 
     def ask(self, source: Conversation | Node) -> Conversation | Node:
         """Return the conversation with the instruction in its question; a node stays as it is."""
@@ -113,29 +112,9 @@ class Reflect:
         return source
 
     def write_turn(self, first: tuple[str, str], reflection: str, second: tuple[str, str]) -> tuple[str, str]:
-        """Write a turn in the grammar, in two halves: up to the end of the first answer, and the rest.
-
-        Args:
-            first, second: reasoning and answer each. Without a second think the reasoning that leads to the
-                second answer stands in the reflection.
-        """
-        (think, answer), (again, final) = first, second
-        head = f"<think>{think.strip()}</think>\n<answer>{answer.strip()}</answer>"
-        if self.schema == "tarta":
-            middle = f"{reflection.strip()}</reflection>\n<think>{again.strip()}</think>"
-        else:
-            middle = f"{reflection.strip()} {again.strip()}</reflection>"
-        return head, f"{CONTINUATION}{middle}\n<answer>{final.strip()}</answer>"
+        """Write a turn in the grammar with `write_reflection_turn`."""
+        return write_reflection_turn(self.schema, first, reflection, second)
 
     def follows(self, text: str) -> bool:
         """Whether a turn has the tags of the grammar, in their order, and a last answer."""
-        tags = re.findall(r"</?(?:think|answer|reflection)>", text.lower())
-        wanted = [*_PARTS[self.schema], "<answer>", "</answer>"]
-        half = wanted[4:]  # each further reflection
-        return tags[: len(wanted)] == wanted and len(tags[len(wanted) :]) % len(half) == 0
-
-
-def _last_answer(text: str) -> str:
-    """Return the content of the last answer tag, or the whole text."""
-    answers = _ANSWER.findall(text)
-    return answers[-1].strip() if answers else text
+        return follows_grammar(text, self.schema)

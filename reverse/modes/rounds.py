@@ -17,11 +17,10 @@ from reverse.modes.mode import (
     Drafts,
     ModeRequest,
     ask_for_answer,
-    check_confidence,
-    check_gate,
     score_answers,
     turn_of,
 )
+from reverse.modes.mode_settings import check_choice, check_settings
 
 __all__ = ["Accept", "RoundSettings", "add_round", "answer_in_rounds", "check_rounds", "choose_round"]
 
@@ -75,10 +74,8 @@ def check_rounds(settings: RoundSettings, least: int) -> None:
     check_whole_number("rounds", settings.rounds, least)
     if settings.rounds > MOST_ROUNDS:
         raise RequestError(f"rounds must be at most {MOST_ROUNDS}, got {settings.rounds}")
-    if settings.accept not in ("last", "confidence", "judge"):
-        raise RequestError(f"accept must be 'last', 'confidence' or 'judge', got {settings.accept!r:.80}")
-    check_gate(settings.gate)
-    check_confidence(settings.confidence)
+    check_choice("accept", settings.accept, ("last", "confidence", "judge"))
+    check_settings(settings)
 
 
 def answer_in_rounds(
@@ -112,7 +109,9 @@ def answer_in_rounds(
         if settings.stop_when_same and made[-1].answer is not None and made[-1].answer == made[-2].answer:
             break
     if settings.accept == "judge" and len(made) > 1 and not drafts.is_spent:
-        chosen = yield from pick_by_model(request.conversation, made, drafts)
+        # What the model is shown, and what it may choose: rounds in the expected form.
+        shown = [i for i, draft in enumerate(made) if not draft.malformed] or list(range(len(made)))
+        chosen = shown[(yield from pick_by_model(request.conversation, [made[i] for i in shown], drafts))]
     else:
         chosen = choose_round(made, settings.accept)
     return drafts.finish(outcomes[chosen], made[chosen])

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 from reverse.decoding.asks import Ask, Conversation, Mode, Node, Outcome, Sampling, Score
-from reverse.decoding.config import check_whole_number
+from reverse.decoding.mode_names import JUDGE_NAMES
 from reverse.errors import RequestError
 from reverse.grading import AnswerFormat
 from reverse.modes.judging import PICK, find_most_confident, find_vote_winner, pick_by_model
@@ -17,14 +17,13 @@ from reverse.modes.mode import (
     Drafts,
     ModeRequest,
     ask_for_samples,
-    check_confidence,
     score_answers,
 )
+from reverse.modes.mode_settings import check_choice, check_settings
 
-__all__ = ["JUDGES", "Judge", "Select"]
+__all__ = ["Judge", "Select"]
 
 Judge = Literal["best", "vote", "weighted", "self", "value"]
-JUDGES: tuple[str, ...] = get_args(Judge)
 
 
 @dataclass(frozen=True)
@@ -67,16 +66,12 @@ class Select:
     budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:
-        check_whole_number("n", self.n, 1, ": 2 is the least that has a choice")
-        check_whole_number("group", self.group, 2)
-        check_whole_number("permutations", self.permutations, 1)
-        if self.judge not in JUDGES:
-            raise RequestError(f"judge must be one of {', '.join(JUDGES)}, got {self.judge!r:.80}")
+        check_settings(self)
+        check_choice("judge", self.judge, JUDGE_NAMES)
         if not all(place in self.instruction for place in ("{question}", "{candidates}")):
             raise RequestError(
                 "instruction must name {question} and {candidates}, got " + repr(self.instruction[:80])
             )
-        check_confidence(self.confidence)
 
     def run(self, request: ModeRequest) -> Asks:
         drafts = Drafts(self.answer_format, self.budget)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import Literal
 
 from reverse.decoding.asks import Conversation, Generate, Mode, Node, Outcome, Sampling
 from reverse.errors import RequestError
 from reverse.grading import AnswerFormat
+from reverse.modes.grammar.answer_stages import STAGES, put_in_place, read_conclusion
 from reverse.modes.mode import (
     TEXT,
     Asks,
@@ -19,11 +19,10 @@ from reverse.modes.mode import (
     find_inner_policy,
     score_answers,
 )
+from reverse.modes.mode_settings import check_single_inner
 from reverse.modes.rounds import Accept, add_round, answer_in_rounds, check_rounds
 
-__all__ = ["STAGES", "SelfCorrect", "read_stage"]
-
-STAGES = ("SUMMARY", "CAPTION", "REASONING", "CONCLUSION")  # tags of LLaVA-CoT and LLaVA-SCo checkpoints
+__all__ = ["SelfCorrect"]
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,8 @@ class SelfCorrect:
         position: `"end"` checks the whole answer; `"stage"` checks and replaces each stage before the next
             one is written (needs a schema).
         accept: the round that is returned: the `"last"`, the one with the highest `"confidence"`, or the one
-            that the model picks (`"judge"`, by `Select`).
-        stop_when_same: stop when two rounds give the same answer.
+            that the model picks (`"judge"`, by `Select`). With stages it is always the last.
+        stop_when_same: stop when two rounds give the same answer, or the same stage.
         gate: check only if the confidence of the first answer is below this; None: always.
         confidence: a kind of `compute_confidence`; None: by phrases if there are any, else by likelihood.
         instruction: question of the further turns.
@@ -70,11 +69,18 @@ class SelfCorrect:
             raise RequestError(
                 f"position must be 'end', or 'stage' with schema='cot4', got {self.position!r:.80}"
             )
+        if self.position == "stage":
+            check_single_inner(self)
+            if self.accept != "last":
+                raise RequestError(
+                    f"position='stage' keeps the last version of each stage, got accept={self.accept!r}: "
+                    "leave accept out"
+                )
 
     def run(self, request: ModeRequest) -> Asks:
         if self.position == "stage":
             return (yield from self._correct_stages(request))
-        read = _read_conclusion if self.schema else None
+        read = read_conclusion if self.schema else None
         return (
             yield from answer_in_rounds(
                 self, request, "correction", lambda outcome, _: outcome.node.user(self.instruction), read
@@ -96,11 +102,11 @@ class SelfCorrect:
             drafts.add(role, outcome, confidence, text=outcome.result.text)
             if outcome.result.finish_reason != "stop":  # the text ended inside a stage: nothing to go on from
                 break
-            before, asks_again = outcome.node, self.gate is None or confidence < self.gate
+            asks_again = self.gate is None or confidence < self.gate
             for number in range(1, self.rounds + 1 if asks_again else 1):
                 if drafts.is_spent:
                     break
-                asked = before.user(f"{self.instruction} Repeat only the part <{stage}>, corrected.")
+                asked = outcome.node.user(f"{self.instruction} Repeat only the part <{stage}>, corrected.")
                 (again,) = yield [
                     Generate(asked, until=until, sampling=how, policy=policy, role=role, round=number)
                 ]
@@ -108,25 +114,11 @@ class SelfCorrect:
                 is_whole = again.result.finish_reason == "stop" and f"<{stage}>" in again.result.text
                 drafts.add(role, again, confidence, text=again.result.text, malformed=not is_whole)
                 if is_whole:
-                    outcome = Outcome(again.result, _put_in_place(outcome, again))
+                    is_same = again.result.text.strip() == outcome.result.text.strip()
+                    outcome = Outcome(again.result, put_in_place(outcome, again))
+                    if is_same and self.stop_when_same:
+                        break
             node = outcome.node.continue_assistant()
         assert outcome is not None
-        draft = yield from add_round(self, drafts, "first", outcome, _read_conclusion, is_counted=True)
+        draft = yield from add_round(self, drafts, "first", outcome, read_conclusion, is_counted=True)
         return drafts.finish(outcome, draft)
-
-
-def _read_conclusion(text: str) -> str | None:
-    return read_stage(text, "CONCLUSION")
-
-
-def _put_in_place(first: Outcome, again: Outcome) -> Node:
-    """Return the node after a rewritten stage: the text before the stage, then the new ids."""
-    base = first.node.base
-    assert base is not None
-    return base.add_answer(again.node.ids[len(again.node.ids) - again.node.turn_length :], again.result)
-
-
-def read_stage(text: str, stage: str) -> str | None:
-    """Return the text in the last pair of tags of a stage, closed or not; None without the opening tag."""
-    found = re.findall(rf"<{stage}>(.*?)(?:</{stage}>|$)", text, flags=re.DOTALL)
-    return found[-1].strip() if found else None

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any, Literal
+from typing import Literal
 
-from reverse.decoding.asks import Ask, Generate, Mode, Outcome, Release, Sampling, Score
-from reverse.decoding.config import check_whole_number
+from reverse.decoding.asks import Ask, Generate, Mode, Outcome, Release, Sampling
 from reverse.errors import RequestError
 from reverse.grading import AnswerFormat
-from reverse.modes.chains import Chain, keep_chains
-from reverse.modes.confidence import compute_confidence
+from reverse.modes.chains import Chain, Scorer, keep_chains, score_sentences
 from reverse.modes.judging import find_most_confident, find_vote_winner, pick_by_model
 from reverse.modes.mode import (
     TEXT,
@@ -23,12 +20,10 @@ from reverse.modes.mode import (
     ModeRequest,
     count_tokens_left,
     find_inner_policy,
-    score_likelihood,
 )
+from reverse.modes.mode_settings import MOST_SAMPLES, check_choice, check_settings, check_single_inner
 
 __all__ = ["Tree"]
-
-Scorer = Literal["confidence", "likelihood", "value"] | Callable[[Outcome], float]
 
 
 @dataclass(frozen=True)
@@ -70,16 +65,17 @@ class Tree:
     budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:
-        for name in ("beams", "branch", "depth", "finished", "step_tokens"):
-            check_whole_number(name, getattr(self, name), 1)
+        check_settings(self)
+        check_single_inner(self)
+        if self.beams * self.branch > MOST_SAMPLES:
+            raise RequestError(
+                f"beams times branch must be at most {MOST_SAMPLES}, got {self.beams * self.branch}"
+            )
         if self.scorer not in ("confidence", "likelihood", "value") and not callable(self.scorer):
             raise RequestError(
                 f"scorer must be 'confidence', 'likelihood', 'value' or a function, got {self.scorer!r:.80}"
             )
-        if self.pick not in ("top", "vote", "weighted", "select"):
-            raise RequestError(f"pick must be 'top', 'vote', 'weighted' or 'select', got {self.pick!r:.80}")
-        if not 0 <= self.tau < math.inf:
-            raise RequestError(f"tau must be a number of at least 0, got {self.tau!r:.80}")
+        check_choice("pick", self.pick, ("top", "vote", "weighted", "select"))
 
     def run(self, request: ModeRequest) -> Asks:
         drafts, random = Drafts(self.answer_format, self.budget), Random(self.seed)
@@ -89,7 +85,7 @@ class Tree:
         asks, parents = self._extend(request, drafts, [Chain(None)], 0)
         for number in range(1, self.depth + 1):
             outcomes: list[Outcome] = yield asks
-            scores = yield from self._score(outcomes)
+            scores = yield from score_sentences(self.scorer, outcomes)
             for outcome in outcomes:
                 drafts.count(outcome)
             pairs = zip(parents, outcomes, scores, strict=True)
@@ -132,18 +128,6 @@ class Tree:
     def _is_full(self, request: ModeRequest, chain: Chain) -> bool:
         """Whether the text is as long as an answer may be."""
         return count_tokens_left(request, chain.last.node) == 0
-
-    def _score(self, outcomes: Sequence[Outcome]) -> Generator[list[Ask], list[Any], list[float]]:
-        """Return the score of each new sentence."""
-        if callable(self.scorer):
-            return [float(self.scorer(outcome)) for outcome in outcomes]
-        if self.scorer == "value":
-            return (yield [Score(outcome.node, "value") for outcome in outcomes])
-        if self.scorer == "likelihood":
-            return (yield from score_likelihood(outcomes))
-        if any(phrase.p_un is not None for outcome in outcomes for phrase in outcome.result.phrases):
-            return [compute_confidence(outcome.result, "mean") for outcome in outcomes]
-        return (yield from score_likelihood(outcomes, default=-math.inf))
 
     def _pick(self, request: ModeRequest, chains: Sequence[Chain], drafts: Drafts) -> Asks:
         made = [drafts.add("chain", chain.last, chain.mean, is_counted=True) for chain in chains]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from reverse.decoding.asks import Conversation, Generate, Node, Outcome, Release, Run, Score, resolve_mode
@@ -60,11 +60,13 @@ class Driver:
     asked: list[tuple[Generate, str]] = field(default_factory=list)
     released: list[Node] = field(default_factory=list)
     steps: int = 0
+    usages: list[Usage] = field(default_factory=list)
 
     def run(self, mode: Any, conversation: Conversation | Node | None = None) -> Outcome:
         source = Conversation(None, "How many?") if conversation is None else conversation
         generator = mode.run(ModeRequest(source, ResamplingConfig(threshold=0.1)))
         sent: Any = None
+        began = len(self.usages)
         while True:
             self.steps += 1
             assert self.steps < 500, "the mode does not end"
@@ -72,9 +74,18 @@ class Driver:
                 asks = generator.send(sent)
             except StopIteration as stop:
                 assert isinstance(stop.value, Outcome)
-                return stop.value
+                made = self.usages[began:]
+                if len(made) < 2:
+                    return stop.value
+                kept = sum(each.kept for each in made)  # as the engine counts
+                result = replace(stop.value.result, usage=Usage(kept, 0, kept, 0.0))
+                return Outcome(result, stop.value.node, len(made))
             assert isinstance(asks, list) and asks
+            self.begin(asks)
             sent = [outcome for ask in asks for outcome in self.follow(ask, source)]
+
+    def begin(self, asks: list[Any]) -> None:
+        """Called with each list of asks, before any of them is answered."""
 
     def follow(self, ask: Any, source: Conversation | Node) -> list[Any]:
         if isinstance(ask, Run):
@@ -93,6 +104,7 @@ class Driver:
             prompt = "".join(chr(i) for i in node.ids)
             self.asked.append((ask, prompt))
             found.append(outcome_of(node, self.answer(ask, prompt)))
+            self.usages.append(found[-1].result.usage)
         return found
 
 

@@ -217,7 +217,7 @@ class Task:
         self._runs.remove(run)
         if len(run.spent) > 1:
             usage = _sum_usage(run, outcome.result.usage)
-            outcome = Outcome(replace(outcome.result, usage=usage), outcome.node)
+            outcome = Outcome(replace(outcome.result, usage=usage), outcome.node, len(run.spent))
         if run.parent is None:
             self.answer = outcome
             return

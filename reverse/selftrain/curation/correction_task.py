@@ -14,7 +14,7 @@ from typing import Literal
 
 from reverse.data.drafts.draft_record import DraftRecord, RecordedDraft
 from reverse.errors import DataError, RequestError
-from reverse.modes.self_correct import STAGES
+from reverse.modes.grammar.answer_stages import STAGES
 from reverse.selftrain.curation.curation_pass import RecordOutcome, fail
 from reverse.selftrain.curation.task_parts import (
     clean_reply,

@@ -1,0 +1,1 @@
+"""The tags in which published checkpoints write a turn: reflections, and answers in stages."""
