@@ -56,7 +56,7 @@ def find_missing_images(root: str | Path, relatives: Iterable[str]) -> tuple[lis
     """Return the pictures that have no file under `root`, and the reasons for those that `resolve_image`
     refuses.
 
-    Each folder is listed once, because a network disk answers one question for each picture much more slowly.
+    Each folder is listed once, because separate checks of each picture are much slower on a network disk.
     """
     folders: dict[str, list[str]] = {}
     for relative in relatives:

@@ -185,9 +185,8 @@ TESTS: dict[str, Callable[[np.ndarray, float, float], np.ndarray]] = {
 
 
 def _control_conformal_risk(loss: np.ndarray, risk: float) -> int | None:
-    """Choose by conformal risk control (arXiv:2208.02814, eq.
-
-    4); a running maximum makes the loss monotone.
+    """Choose by conformal risk control (arXiv:2208.02814, equation 4). A running maximum makes the loss
+    monotone.
     """
     n = len(loss)
     bound = (np.maximum.accumulate(loss, axis=1).sum(axis=0) + 1) / (n + 1)

@@ -155,7 +155,8 @@ def _check_grid(place: str, processor: Any, grid_field: str) -> None:
     if least is None or most is None or least > most:
         raise CheckpointError(
             f"the processor of {place!r} gives pictures at least {least} and at most {most} pixels (size."
-            "shortest_edge, size.longest_edge): set both in processor_config.json, 3136 and 12845056 for one"
+            "shortest_edge, size.longest_edge): set both in processor_config.json, for example to 3136 "
+            "and 12845056"
         )
     if least > _MODEST_PIXELS:  # trying would take a second and much memory
         return

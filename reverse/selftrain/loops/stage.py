@@ -40,11 +40,11 @@ class Stage:
         name: of its folder.
         body: name of the function that does it.
         settings: JSON values that decide the result.
-        inputs: a role, such as "model", and the stage whose folder plays it.
+        inputs: maps a role, such as "model", to the stage whose folder has this role.
         seed: random seed.
         keep: "while needed" deletes its files, but for JSON at the top, when no later stage needs them.
-        outside: paths beyond the loop's folder. They may differ from machine to machine, so they are no part
-            of the key; `settings` holds a hash of what is read there.
+        outside: paths beyond the loop's folder. They may differ between machines, so they are not a part of
+            the key; `settings` holds a hash of the files that are read.
     """
 
     name: str

@@ -100,9 +100,9 @@ class Encoder:
         """Encode one conversation as ids and labels.
 
         Args:
-            turns: at least one; one picture stands in the first, several where the turns' `content` says.
-            image_tokens: number of ids that stand for the picture, or one number per picture; None without
-                pictures.
+            turns: at least one. A single picture stands in the first turn; several stand where the `content`
+            of the turns says. image_tokens: number of ids that stand for the picture, or one number per
+                picture; None without pictures.
 
         Raises:
             ValueError: no turns, a turn that says nothing or holds half of a surrogate pair, a token of the

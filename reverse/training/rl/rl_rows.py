@@ -188,7 +188,9 @@ def _check_row(row: _Question, images: Path, image_token: str) -> None:
     parts = [part for turn in turns for part in turn.content]
     places = sum(part.type == "image" for part in parts)
     if places != len(row.images):
-        raise DataError(f"it has {places} places for pictures and {len(row.images)} pictures")
+        raise DataError(
+            f"it has {places} places for pictures and {len(row.images)} pictures: give one picture per place"
+        )
     if any(image_token in part.text for part in parts):
         raise DataError(f"a text holds {image_token}, which stands for a picture: take it out")
     for name in row.images:

@@ -1,4 +1,4 @@
-"""Prompts and pictures through the model's own forward pass, for both backends."""
+"""Prefill prompts with pictures by the model's own forward pass, for both backends."""
 
 from __future__ import annotations
 
