@@ -3,10 +3,10 @@
     >>> split_questions(["<image>\\n<image>\\nWhich is red?", "And here? <image>"], 3)
     [(None, None, 'Which is red?'), (None, 'And here?')]
 
-`generate()` and a chat put pictures where `reverse.models.inputs.picture_places` says, and so are they
-trained: `<image>` is
-the place of one, they come before the words where no words stand between them, and without any `<image>` all
-stand in the first question. The chat template decides whether words between pictures stay there.
+Training places pictures as `generate()` and chats do (`reverse.models.inputs.picture_places`). `<image>`
+marks the place of one picture. Pictures without words between them come before the words of their question.
+Without any `<image>` all pictures stand in the first question. The chat template decides whether words
+between pictures stay there.
 """
 
 from __future__ import annotations

@@ -154,7 +154,7 @@ def _open_base(layout: Layout, base: str | Path | None) -> tuple[Path | None, La
     try:
         folder = find_folder(named)
     except FileNotFoundError as error:
-        raise MissingFileError(f"the base of {place!r}: {error}; --base BASE names it") from error
+        raise MissingFileError(f"the base of {place!r}: {error}; name it with --base BASE") from error
     config = read_settings(folder / "config.json")
     if is_original(config):
         original = read_layout(folder)
