@@ -169,7 +169,7 @@ def test_a_lora_folder(ending, of, vicuna, picture, tmp_path):
     trained.llama = wrapped.merge_and_unload().eval()  # peft's own arithmetic
     check(tmp_path / "out", trained, picture)
     shutil.rmtree(base)
-    with pytest.raises(FileNotFoundError, match="--base BASE names it"):
+    with pytest.raises(FileNotFoundError, match="name it with --base BASE"):
         convert(src, tmp_path / "out2", vision=root / "tower")
 
 

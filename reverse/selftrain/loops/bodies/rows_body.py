@@ -1,4 +1,4 @@
-"""Stage "rows": training rows of several views, each a file of its own.
+"""Stage "rows": training rows of several views, one file for each.
 
     OUT/NAME.jsonl      training records
     OUT/rows.json       of each view how many rows it has, of which kinds, and what was left out
