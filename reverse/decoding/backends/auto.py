@@ -139,7 +139,8 @@ def _log_once(reason: str) -> None:
 class AutoBackend:
     """Uses captured steps as long as they compute the same as the model, and transformers from then on.
 
-    Args: `make_fallback(max_sequences=…)` makes the transformers backend for that case. The verbs are those of `Backend`.
+    Args: `make_fallback(max_sequences=…)` makes the transformers backend for that case. The verbs are those
+    of `Backend`.
     """
 
     def __init__(self, captured: CudaGraphBackend, make_fallback: Callable[..., Backend]):
