@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 from rich.console import Console
 
-from reverse.errors import RequestError
+from reverse.errors import MissingFileError, RequestError
 from reverse.progress import show_progress
 
 if TYPE_CHECKING:
@@ -46,10 +46,14 @@ def compare_modes(
     from reverse.files.json_values import replace_non_finite
 
     for path in paths:
+        if not path.exists():
+            raise MissingFileError(
+                f"{str(path)!r}: there is no such file; `reverse eval --mode A --mode B` writes drafts"
+            )
         if not path.name.endswith(".drafts.jsonl"):
             raise RequestError(
-                f"{path} is not a file of drafts: name NAME.drafts.jsonl of every mode, or two scored files "
-                "(.json)"
+                f"{path} is not a file of drafts by its name, which must end in .drafts.jsonl: rename it if "
+                "it is one, or name two scored files (.json)"
             )
     runs = [read_mode_run(path) for path in paths]
     if len({run.name for run in runs}) < len(runs):  # one mode with several settings

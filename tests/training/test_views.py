@@ -89,6 +89,12 @@ def test_judge_rows_keep_all_steps():
     assert said(row)["value"].index("</CN>") < said(row)["value"].index("</UN>")
 
 
+def test_the_reason_names_the_roles_that_a_view_needs():
+    """A user would not know which drafts are missing."""
+    assert rows_of("judge", TRUE).left_out == {"no draft with a role of sample, first, chain": 1}
+    assert rows_of("cot", RIGHT).left_out == {"no draft with a role of rationale": 1}
+
+
 @pytest.mark.parametrize("view", ["tagged_steps", "judge"])
 def test_what_cannot_be_judged_is_left_out(view):
     """Unknown phrases would be taught as right."""

@@ -24,9 +24,10 @@ def view_cot(record: DraftRecord, settings: ViewSettings) -> ViewRows:
     The drafts are rationales (`roles` says otherwise), right or wrong; with `verified` only right ones.
     """
     rows = ViewRows(record, "cot", settings)
-    drafts = list_drafts(record, settings.roles or ("rationale",))
+    roles = settings.roles or ("rationale",)
+    drafts = list_drafts(record, roles)
     if not drafts:
-        rows.leave_out("no draft of these roles")
+        rows.leave_out(f"no draft with a role of {', '.join(roles)}")
     for draft in drafts:
         if settings.verified and not is_verified(draft):
             rows.leave_out("not verified")
@@ -39,9 +40,10 @@ def view_cot(record: DraftRecord, settings: ViewSettings) -> ViewRows:
 def view_tagged_steps(record: DraftRecord, settings: ViewSettings) -> ViewRows:
     """Make rows of a model's own answers, cut after their first wrong phrase, which closes with `</UN>`."""
     rows = ViewRows(record, "tagged_steps", settings)
-    drafts = list_drafts(record, settings.roles or SAMPLES)
+    roles = settings.roles or SAMPLES
+    drafts = list_drafts(record, roles)
     if not drafts:
-        rows.leave_out("no draft of these roles")
+        rows.leave_out(f"no draft with a role of {', '.join(roles)}")
     for draft in drafts:
         phrases = [segment for segment in draft.segments if segment.kind == "phrase"]
         verdicts = [phrase.verdict for phrase in phrases]
@@ -67,9 +69,10 @@ def view_judge(record: DraftRecord, settings: ViewSettings) -> ViewRows:
     Training feeds `</CN>` for every tag and takes the true one as the label (`targets` "closing").
     """
     rows = ViewRows(record, "judge", settings)
-    drafts = list_drafts(record, settings.roles or SAMPLES)
+    roles = settings.roles or SAMPLES
+    drafts = list_drafts(record, roles)
     if not drafts:
-        rows.leave_out("no draft of these roles")
+        rows.leave_out(f"no draft with a role of {', '.join(roles)}")
     for draft in drafts:
         reason = _why_unjudged(draft)
         if reason is not None:

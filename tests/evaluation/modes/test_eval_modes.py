@@ -311,6 +311,8 @@ def test_wrong_files_are_refused(evaluated, tmp_path):
     for files, told in (
         ((plain, other), "4 questions are answered in only one of the runs"),
         ((plain, out / "chartqa.select.jsonl"), "chartqa.select.jsonl is not a file of drafts"),
+        ((plain, out / "nowhere.drafts.jsonl"), "nowhere.drafts.jsonl"),
+        ((plain, out / "nowhere.jsonl"), "nowhere.jsonl': there is no such file"),
         ((plain, empty), "empty.drafts.jsonl holds no records"),
         ((plain, ungraded), "no answer has a verdict"),
         ((plain, damaged), "damaged.drafts.jsonl, line 1: drafts.0.text"),
