@@ -165,6 +165,10 @@ def prepare(
 
 def check_before_loading(recipe: Recipe, quiet: bool = False) -> SFTConfig:
     """Do the checks that need neither the model nor a record, and return the settings of the run."""
+    if recipe.kind != "sft":
+        raise RequestError(
+            f"this is a run of kind sft, and the recipe's kind is {recipe.kind}: see docs/rl.md"
+        )
     check_parallel(recipe.compute.parallel)
     set_seed(recipe.seed)  # of LoRA's matrices too: every process makes its own, and they must be alike
     check_tuning(recipe.tune)

@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from reverse.cli import app
+from reverse.training.optim.schedule import Schedule
 from reverse.training.recipes.recipe import Recipe, as_yaml, load_recipe, recipe_names
 
 LEAST = "model: m\noutput: o\ndata: {records: r}\n"
@@ -168,3 +169,20 @@ def test_an_output_inside_a_file_is_refused_first(tmp_path):
     given = [f"output={records}/x", f"data.records={records}", f"data.images={tmp_path}", "model=tiny-qwen"]
     with pytest.raises(FileExistsError, match=r"output: .*r\.json, a file: name another folder"):
         run_recipe(load_recipe("qwen25_vl_3b_full", given))
+
+
+def test_a_constant_rate_stays_where_it_rose_to():
+    """R3V's recipe would train at half its rate, or without a warm-up."""
+    rate = Schedule(100, warmup=0.1, shape="constant")
+    assert rate(5) == pytest.approx(0.5) and {rate(step) for step in (10, 50, 99)} == {1.0}
+    assert Schedule(100, warmup=0.1)(55) == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="schedule must be one of cosine, constant, got 'linear'"):
+        Schedule(100, shape="linear")
+
+
+def test_a_recipe_of_another_kind_is_not_trained_on_records():
+    """Pairs of preferences would be read as records."""
+    from reverse.training.training_run import run_recipe
+
+    with pytest.raises(ValueError, match="the recipe's kind is dpo"):
+        run_recipe(load_recipe("r3v_dpo"))
