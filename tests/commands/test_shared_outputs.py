@@ -94,7 +94,7 @@ def test_figures_of_a_judge_that_failed_are_not_compared(tmp_path):
     save_scored(path, table, [ratio("score", "score", "asked", "high")])
     result = run("compare", path, path)
     assert result.exit_code == 2 and result.stdout == ""
-    assert f"error: {path}: 3 of 4 answers got no verdict of m at http://j/v1" in result.stderr
+    assert f"error: {path}: 3 of 4 answers got no verdict from m at http://j/v1" in result.stderr
     assert "(3 garbage; answer 1: garbage: there is no JSON object in the reply)" in result.stderr
     result = run("report", path.parent, "--out", tmp_path / "report")
     assert result.exit_code == 2 and "not read is failed.json: 3 of 4 answers got no verdict" in result.stderr

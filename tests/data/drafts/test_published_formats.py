@@ -288,7 +288,7 @@ def test_bad_items_are_named_or_skipped_and_counted(layout, tmp_path):
         ('{"1": ITEM, "1": ITEM}', ["1"], "twice"),
         ('{"1": ITEM, "2": {"question": ', ["1"], "what follows was not read"),
         ('{"1": ITEM, "2" ITEM}', ["1"], "a colon behind the key '2' is missing"),
-        ('{"1": ITEM} {}', ["1"], "something stands behind"),
+        ('{"1": ITEM} {}', ["1"], "text follows the end of the object"),
         ("[1, 2]", [], "the beginning of an object is missing"),
         ("", [], "the file ends"),
     ],
