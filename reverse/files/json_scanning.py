@@ -194,7 +194,7 @@ def _decode_line(raw: bytes, number: int, offset: int, line: int) -> JsonItem | 
     except UnicodeDecodeError as error:
         reason = f"byte {offset + error.start} is not UTF-8: save the file as UTF-8"
     except (ValueError, RecursionError) as error:
-        reason = f"not valid JSON ({error}): one record per line"
+        reason = f"not valid JSON ({error}): write one record per line"
     return Broken(number, offset, line, len(raw), reason)
 
 
