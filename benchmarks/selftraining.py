@@ -29,6 +29,15 @@ from reverse.files.atomic_write import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results/selftraining.json"
+MORE: dict[str, dict[str, Any]] = {  # settings of tiny loops beside those that all have
+    "srpo": {
+        "mix": 8,
+        "share_right": 0.9,
+        "grpo_optim.steps": 2,
+        "grpo_optim.global_batch": 2,
+        "grpo_optim.batch": 4,
+    },
+}
 TIMES = ("seconds", "startup_seconds", "steps_per_second", "rows_per_second", "begun", "outputs", "timing")
 
 
@@ -123,7 +132,9 @@ def run_kills(systems: list[str], kills: int, folder: Path) -> dict[str, int]:
         place.mkdir(parents=True)
 
         def words(out: Path, system: str = system) -> list[str]:
-            given = [each for key in tiny_settings(folder / "world", out) for each in ("--set", key)]
+            more = {"log.save_steps": 10, **MORE.get(system, {})}
+            settings = tiny_settings(folder / "world", out, **more)
+            given = [each for key in settings for each in ("--set", key)]
             return [system, f"{system}_tiny", "--quiet", *given]
 
         survived[system] = survive(words, kills, place, tell=lambda line, s=system: print(f"{s}: {line}"))

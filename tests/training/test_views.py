@@ -331,3 +331,26 @@ def test_hostile_drafts_are_left_out():
     pictured = RecordedDraft(text="<image> 6", role="rationale", verdict="right")
     made = rows_of("cot", tagged, pictured, RecordedDraft(text=" ", role="rationale"))
     assert not made.rows and sum(made.left_out.values()) == 3
+
+
+def test_a_teachers_reflection_is_what_reflect_says():
+    """The reflections that a teacher was paid for would be replaced by a sentence of our own."""
+    said = ("<think>I see 3.</think>\n<answer>3</answer>", "I took a cat for a dog.")
+    drafts = [
+        {"text": said[0], "answer": "3", "role": "first", "verdict": "wrong"},
+        {"text": said[1], "role": "reflection", "parent": 0},
+        {
+            "text": "<think>So 2.</think>\n<answer>2</answer>",
+            "answer": "2",
+            "role": "correction",
+            "parent": 1,
+        },
+    ]
+    drafts[2]["verdict"] = "right"
+    whole = {"id": "q", "question": "How many?", "drafts": drafts}
+    record = DraftRecord.model_validate({**whole, "links": [{"kind": "reflect", "drafts": [0, 2]}]})
+    (row,) = VIEWS["reflect"](record, ViewSettings()).rows
+    assert row["conversations"][1]["value"] == (
+        "<think>I see 3.</think>\n<answer>3</answer>\n<reflection>I took a cat for a dog.</reflection>\n"
+        "<think>So 2.</think>\n<answer>2</answer>"
+    )

@@ -18,6 +18,9 @@ __all__ = ["register"]
 
 TITLES = {
     "r3v": "R3V: sample, verify, train to solve, refine and select, from the base each time.",
+    "sco": "LLaVA-SCo: answer, correct, verify, train on two turns.",
+    "srpo": "SRPO: reflections on answers, a cold start on them, GRPO with a reward for reflecting.",
+    "tsst": "TSST: a policy and a value head that guide each other in a search over sentences.",
 }
 
 

@@ -16,6 +16,9 @@ from reverse.selftrain.loops.loop_run import run_loop
 from reverse.selftrain.loops.stage import LoopPlan
 from reverse.selftrain.loops.stage_bodies import BODIES
 from reverse.selftrain.loops.systems.r3v_loop import R3VRecipe, make_r3v_plan
+from reverse.selftrain.loops.systems.sco_loop import ScoRecipe, make_sco_plan
+from reverse.selftrain.loops.systems.srpo_loop import SrpoRecipe, make_srpo_plan
+from reverse.selftrain.loops.systems.tsst_loop import TsstRecipe, make_tsst_plan
 
 __all__ = ["SYSTEMS", "LoopSystem", "count_processes", "load_system_recipe", "plan_loop", "run_system_loop"]
 
@@ -29,6 +32,9 @@ class LoopSystem(NamedTuple):
 
 SYSTEMS: dict[str, LoopSystem] = {
     "r3v": LoopSystem(R3VRecipe, make_r3v_plan),
+    "sco": LoopSystem(ScoRecipe, make_sco_plan),
+    "srpo": LoopSystem(SrpoRecipe, make_srpo_plan),
+    "tsst": LoopSystem(TsstRecipe, make_tsst_plan),
 }
 
 

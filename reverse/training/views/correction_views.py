@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from reverse.data.drafts.draft_choices import find_critique
 from reverse.data.drafts.draft_record import DraftRecord, RecordedDraft
+from reverse.data.drafts.tagged_parts import find_first_part
 from reverse.decoding.asks import Conversation
 from reverse.modes import Refine, Reflect, SelfCorrect
 from reverse.training.views.view_rows import (
@@ -54,6 +56,7 @@ def view_reflect(record: DraftRecord, settings: ViewSettings) -> ViewRows:
     """One turn in the grammar of `Reflect`: think, answer, reflection, think, answer.
 
     A wrong first half is input only. A verified one is trained too, so that the model learns the grammar.
+    The reflection is that of a teacher if the record has one, else it names the first wrong part.
     """
     rows = ViewRows(record, "reflect", settings)
     mode = mode_of(settings, Reflect)
@@ -64,13 +67,20 @@ def view_reflect(record: DraftRecord, settings: ViewSettings) -> ViewRows:
             rows.leave_out("no extracted answer")
             continue
         is_trained = is_verified(pair.first)
-        first = write_draft(pair.first, tagged=settings.tagged)
-        second = write_draft(pair.target, tagged=settings.tagged)
-        head, tail = mode.write_turn(
-            (first, str(answers[0])), write_reflection(pair), (second, str(answers[1]))
-        )
+        first = _write_thinking(pair.first, tagged=settings.tagged)
+        second = _write_thinking(pair.target, tagged=settings.tagged)
+        reflection = find_critique(record, pair.target) or write_reflection(pair)
+        head, tail = mode.write_turn((first, str(answers[0])), reflection, (second, str(answers[1])))
         rows.add(pair.kind, ViewTurn(str(asked.prompt), head + tail, given=0 if is_trained else len(head)))
     return rows
+
+
+def _write_thinking(draft: RecordedDraft, *, tagged: bool) -> str:
+    """What a draft thinks before it answers: the part in `<think>`, what stands before `<answer>`, or all."""
+    thought = find_first_part(draft.text, "think")
+    if thought is not None:
+        return thought.strip()
+    return write_draft(draft, tagged=tagged).partition("<answer>")[0].strip()
 
 
 def write_reflection(pair: Pair) -> str:

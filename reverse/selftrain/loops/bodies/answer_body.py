@@ -23,14 +23,14 @@ from reverse.evaluation.benchmarks.graded.graded_benchmark import make_graded
 from reverse.evaluation.modes.mode_effects import transitions
 from reverse.evaluation.modes.question_means import estimate_mean, is_right
 from reverse.evaluation.modes.sample_curves import count_samples, values_at
-from reverse.evaluation.runs.benchmark_run import Decoding, EvalConfig, run
+from reverse.evaluation.runs.benchmark_run import Decoding, EvalConfig, ProcessPlace, run
 from reverse.evaluation.stats.bootstrap import BootstrapSettings
 from reverse.evaluation.stats.intervals import Interval
 from reverse.files.atomic_write import write_json
 from reverse.progress import ProgressCallback
 from reverse.selftrain.loops.stage import StageBody, StageContext
 
-__all__ = ["ANSWER", "find_model", "make_file_benchmark"]
+__all__ = ["ANSWER", "find_device", "find_model", "make_file_benchmark"]
 
 WORK = "answers"  # folder of the runs while they go on
 FIGURES = "figures.json"
@@ -40,6 +40,18 @@ BEFORE = "greedy"  # name of the run that others are compared with
 def find_model(context: StageContext) -> str:
     """Return the checkpoint that a stage uses: that of its input "model", or the base."""
     return str(context.inputs["model"] / "model") if "model" in context.inputs else context.outside["model"]
+
+
+def find_device(asked: str | None, place: ProcessPlace) -> str:
+    """The device that was asked for; by default one GPU for each process, or the CPU."""
+    import torch
+
+    from reverse.models.devices import check_device
+
+    if asked is None:
+        cuda = torch.cuda.is_available()
+        asked = f"cuda:{place.local_rank % torch.cuda.device_count()}" if cuda else "cpu"
+    return str(check_device(asked))
 
 
 def make_file_benchmark(name: str, images: str, *, verifies_steps: bool) -> Benchmark:
@@ -76,17 +88,10 @@ def ask_questions(context: StageContext) -> None:
     """Answer this process's share of the questions in all modes of the stage."""
     if (context.out / FIGURES).exists():  # killed behind the last answer
         return
-    import torch
-
     from reverse.models import load
-    from reverse.models.devices import check_device
 
     settings, place = context.settings, context.place
-    device = settings.get("device")
-    if device is None:
-        cuda = torch.cuda.is_available()
-        device = f"cuda:{place.local_rank % torch.cuda.device_count()}" if cuda else "cpu"
-    device, dtype = str(check_device(device)), settings.get("dtype")
+    device, dtype = find_device(settings.get("device"), place), settings.get("dtype")
     loaded = load(find_model(context), device=device, dtype=dtype, require_tokens=False)
     if "value" in context.inputs:
         _attach_head(loaded[0], context.inputs["value"])

@@ -1,4 +1,4 @@
-"""Stage "train": supervised fine-tuning on the rows of one or several stages, by the package's trainer.
+"""Stage "train": fine-tuning on the rows of one or several stages, or GRPO, as `reverse train` does it.
 
     OUT/model/           the model, an adapter being merged; with training.json and recipe.yaml
     OUT/adapter/         the adapter, if LoRA was trained
@@ -26,7 +26,7 @@ MANIFEST = "training.json"  # beside the model, and at the top; there it comes w
 
 
 def make_training_recipe(context: StageContext) -> Recipe:
-    """Make the recipe of the run. Raises DataError if there is nothing to train on."""
+    """The recipe of the run. Raises DataError if there is nothing to train on."""
     settings = context.settings
     parts = list(_find_parts(context))
     if not parts:
@@ -35,12 +35,19 @@ def make_training_recipe(context: StageContext) -> Recipe:
     if context.place.world > 1 and compute["parallel"] == "none":
         compute["parallel"] = "ddp"
     is_lora = settings["tune"]["method"] == "lora"
+    is_rl = settings["kind"] != "sft"
+    sections = {name: settings[name] for name in ("tune", "optim", "loss", "log", "grpo") if name in settings}
     return Recipe.model_validate(
         {
+            "kind": settings["kind"],
             "model": find_model(context),
             "output": str(context.out / ("adapter" if is_lora else "model")),
-            "data": {**settings["data"], "records": parts, "images": context.outside["images"]},
-            **{name: settings[name] for name in ("tune", "optim", "loss", "log")},
+            "data": {
+                **settings["data"],
+                "records": parts[0]["records"] if is_rl else parts,
+                "images": context.outside["images"],
+            },
+            **sections,
             "compute": compute,
             "seed": context.seed,
         }
@@ -55,12 +62,18 @@ def _find_parts(context: StageContext) -> Iterator[dict[str, Any]]:
 
 
 def train_model(context: StageContext) -> None:
-    """Train the model. In a parallel run every process calls it."""
+    """Train; of a parallel run in every process."""
     if (context.out / MANIFEST).exists():  # killed behind the end of the run
         return
-    from reverse.training.training_run import run_recipe
+    recipe = make_training_recipe(context)
+    if recipe.kind == "sft":
+        from reverse.training.training_run import run_recipe
 
-    run_recipe(make_training_recipe(context), quiet=context.quiet)
+        run_recipe(recipe, quiet=context.quiet)
+    else:
+        from reverse.training.rl.rl_run import run_rl_recipe
+
+        run_rl_recipe(recipe, quiet=context.quiet)
 
 
 def finish_model(context: StageContext) -> dict[str, Any]:
@@ -80,13 +93,12 @@ def finish_model(context: StageContext) -> dict[str, Any]:
     return {
         "steps": manifest["steps"],
         "loss": manifest["final_loss"],
-        "items": manifest["items"],
         "parameters": manifest["trained_parameters"],
     }
 
 
 def _make_relative(value: Any, context: StageContext) -> Any:
-    """Return a JSON value with paths below the loop's folder made relative to it."""
+    """A JSON value whose paths below the loop's folder are relative to it."""
     if isinstance(value, dict):
         return {key: _make_relative(each, context) for key, each in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Make the stages that the loops of several systems share from a recipe.
+"""Stages that the loops of several systems have, made from a recipe.
 
 parts = LoopParts(recipe)
 parts.add(parts.questions())
@@ -39,14 +39,14 @@ class LoopParts:
         self, name: str, body: str, settings: Mapping[str, Any], inputs: Mapping[str, str] | None = None, *,
         seed: int | None = None, keep: Any = "always", outside: Mapping[str, str] | None = None,
     ) -> str:  # fmt: skip
-        """Add a stage and return its name. `seed` replaces the seed that is drawn from the stage's name."""
+        """Add a stage and return its name. `seed`: another one than is drawn from the stage's name."""
         plain = json.loads(json.dumps(dict(settings)))
         own = draw_seed(self.recipe.seed, name) if seed is None else seed
         self.stages.append(Stage(name, body, plain, inputs or {}, own, keep, outside or {}))
         return name
 
     def plan(self, system: str, results: Sequence[str]) -> LoopPlan:
-        """Return all stages, with a report at the end."""
+        """All stages, with a report of them at the end."""
         told = [stage.name for stage in self.stages if stage.body != "questions"]
         self.add("report", "report", {"stages": told}, {name: name for name in told})
         models = {stage.name for stage in self.stages if stage.keep == "while needed"}
@@ -55,7 +55,7 @@ class LoopParts:
 
     # ------------------------------------------------------------------ stages
     def questions(self, keep_roles: Sequence[str] = ()) -> str:
-        """Add the stage that copies the questions; training questions keep drafts of some roles."""
+        """Copy the questions; those to train on keep drafts of some roles."""
         given = self.recipe.questions
         files = {"train": given.train, "test": given.test}
         if given.warmup is not None:
@@ -83,9 +83,8 @@ class LoopParts:
         self, name: str, model: str, runs: Sequence[Mapping[str, Any]], *, on: str = "train",
         inputs: Mapping[str, str] | None = None, measures: bool = False,
     ) -> str:  # fmt: skip
-        """Add a stage that asks a model the questions of a split."""
-        engine, given = self.recipe.engine, self.recipe.questions
-        images = (given.test_images or given.images) if on == "test" else given.images
+        """Ask a model the questions of a split."""
+        engine = self.recipe.engine
         settings = {
             "questions": on,
             "runs": list(runs),
@@ -100,17 +99,17 @@ class LoopParts:
         return self.add(
             name, "answer", settings, {"questions": "questions", **self._model(model), **(inputs or {})},
             seed=self.recipe.seed if measures else None,  # all measures draw the same questions
-            outside={"images": str(Path(images).absolute()), "model": self.recipe.model},
+            outside=self.outside(on),
         )  # fmt: skip
 
     def pool(
         self, name: str, samples: str, before: str | None, *, run: str, iteration: int, **more: Any
     ) -> str:
-        """Add a stage that adds the samples of a run to the previous pool."""
+        """Add the samples of a run to the pool before."""
         settings = {
             "run": run,
             "iteration": iteration,
-            "roles": ["sample", "first", "chain"],
+            "roles": ["sample", "chain"],
             "chains": False,
             "verifies_steps": self.recipe.verify == "steps",
             **more,
@@ -118,13 +117,19 @@ class LoopParts:
         inputs = {"questions": "questions", "samples": samples}
         return self.add(name, "pool", settings, inputs | ({} if before is None else {"pool": before}))
 
-    def train(self, name: str, rows: Mapping[str, Sequence[Mapping[str, Any]]], model: str = "") -> str:
-        """Add a stage that trains the base, or the model of another stage, on rows of other stages."""
+    def train(
+        self, name: str, rows: Mapping[str, Sequence[Mapping[str, Any]]], model: str = "", **changes: Any
+    ) -> str:
+        """Train the base, or the model of another stage, on parts of stages of rows.
+
+        `changes` replace sections of the recipe, such as `kind` and `grpo`.
+        """
         recipe = self.recipe
         data = recipe.data.model_dump()
         for key in ("tagged", "warmup_weight"):
             del data[key]
         settings = {
+            "kind": "sft",
             "parts": [{"input": stage, **part} for stage, parts in rows.items() for part in parts],
             "data": data,
             **{
@@ -132,15 +137,31 @@ class LoopParts:
                 for name in ("tune", "optim", "loss", "compute", "log")
             },
             **self._base(model),
+            **changes,
         }
         return self.add(
             name, "train", settings, {**{stage: stage for stage in rows}, **self._model(model)},
             keep="while needed",
-            outside={"images": str(Path(recipe.questions.images).absolute()), "model": recipe.model},
+            outside=self.outside("train"),
         )  # fmt: skip
 
+    def correct(
+        self, name: str, answers: str, file: str, by: str, *, task: str = "correct", pairs: str = "verified",
+        second_thinking: bool = True,
+    ) -> str:  # fmt: skip
+        """Pair answers with corrections. `by`: "records", "model", "endpoint", or a checkpoint."""
+        settings: dict[str, Any] = {"by": by, "file": file, "pairs": pairs}
+        outside = {"images": self.outside("train")["images"]}
+        if by not in ("records", "model"):
+            outside["teacher"] = by
+            settings |= {"task": task, "second_thinking": second_thinking}
+            settings["max_new_tokens"] = self.recipe.engine.max_new_tokens
+        return self.add(
+            name, "correct", settings, {"questions": "questions", "answers": answers}, outside=outside
+        )
+
     def warmup(self, more: Sequence[Mapping[str, Any]] = ()) -> str:
-        """Add a stage that trains on the warm-up rationales; return the model, or the base without them."""
+        """Train on the warm-up rationales; returns the model, the base if there are none."""
         parts = [*self.warmup_parts(), *more]
         if not parts:
             return ""
@@ -148,7 +169,7 @@ class LoopParts:
         return self.train("train-0", {rows: [self.weigh(part["name"]) for part in parts]})
 
     def warmup_parts(self) -> list[dict[str, Any]]:
-        """Return the view of the warm-up rationales, if there are any."""
+        """The view of the warm-up rationales, if there are some."""
         if self.recipe.questions.warmup is None:
             return []
         settings = {"tagged": self.recipe.data.tagged, "verified": self.recipe.questions.warmup_verified}
@@ -163,20 +184,26 @@ class LoopParts:
         ]
 
     def weigh(self, name: str) -> dict[str, Any]:
-        """Return a part of a training mixture."""
+        """A part of a training mixture."""
         return {"name": name, "weight": self.recipe.data.warmup_weight if name == "warmup" else 1.0}
 
     def select(self, judge: str, sampling: LoopSampling) -> dict[str, Any]:
-        """Return the settings of mode `select`."""
+        """Settings of mode `select`."""
         return {"judge": judge, "inner": self.recipe.engine.inner, **sampling.model_dump()}
+
+    def outside(self, split: str) -> dict[str, str]:
+        """Where the pictures of a split and the base are."""
+        given = self.recipe.questions
+        images = (given.test_images or given.images) if split == "test" else given.images
+        return {"images": str(Path(images).absolute()), "model": self.recipe.model}
 
     @property
     def inner(self) -> dict[str, str]:
-        """Return the setting of the inner mode."""
+        """The setting of modes that says what decodes."""
         return {"inner": self.recipe.engine.inner}
 
     def greedy(self) -> dict[str, Any]:
-        """Return the settings of the baseline run."""
+        """The run that others are compared with."""
         return {"name": "greedy", "mode": self.recipe.engine.inner}
 
     def _model(self, model: str) -> dict[str, str]:
