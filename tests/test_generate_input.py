@@ -124,7 +124,7 @@ def test_prompt_longer_than_the_context(ask):
 
 
 def test_prompt_longer_than_the_context_in_the_drop_in(drop_in):
-    """The same, where transformers only warns."""
+    """Positions past the last one give noise, and transformers only warns of them."""
     with pytest.raises(ValueError, match=r"the prompt has \d{4} tokens.* is 1024: shorten the prompt"):
         drop_in(["dog " * 3000])
 
@@ -259,7 +259,7 @@ def test_no_room_for_an_answer(ask, value):
 
 
 def test_no_room_for_an_answer_in_the_drop_in(drop_in):
-    """The same through model.generate()."""
+    """An answer of no tokens would come from model.generate() without an error."""
     with pytest.raises(ValueError, match=r"max_new_tokens.* must be greater than 0, but is 0"):
         drop_in(max_new_tokens=0)
 

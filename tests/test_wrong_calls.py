@@ -12,7 +12,7 @@ def test_requests_that_are_none(tiny_llava):
 
 
 def test_a_stop_that_is_a_number(tiny_llava):
-    """The same, for stop strings."""
+    """A stop that is a number would end in an error from inside, which does not say what is expected."""
     with pytest.raises(TypeError, match="a text or a list of texts, got 5: try"):
         reverse.generate(*tiny_llava, None, "What?", threshold=0.5, stop_strings=5)
 

@@ -24,7 +24,7 @@ def test_labels_are_the_truth():
 
 
 def test_a_true_caption_has_no_wrong_phrase():
-    """As above."""
+    """The model would learn to doubt objects that are in the picture."""
     for index in range(20):
         scene = make_scene("val", index)
         caption = write_caption(scene, prejudice=0.0).text

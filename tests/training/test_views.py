@@ -258,7 +258,7 @@ def test_rows_begin_with_the_ids_that_the_mode_asks_with(tiny_any, picture, view
 
 
 def test_select_rows_begin_with_the_ids_that_the_mode_asks_with(tiny_any, picture):
-    """As above."""
+    """A model trained to select would be asked with another prompt than it learnt."""
     model, processor = tiny_any
     _, tokens = PictureEncoder(processor)(picture())
     drafts = [WRONG, LATE, RIGHT]

@@ -134,7 +134,7 @@ def test_tabmwp_reads_back(folder):
 
 
 def test_chartqa_reads_back(folder, records):
-    """As above. Every question has its picture and table."""
+    """A reader of ChartQA's files would find a question without its picture, table or right answer."""
     truth = {(record.id.rsplit("-", 1)[0], record.question): true_text(record) for record in records}
     root = folder / "ChartQA Dataset" / "test"
     for part in ("human", "augmented"):
@@ -152,7 +152,7 @@ def test_chartqa_reads_back(folder, records):
 
 
 def test_clevr_math_reads_back(folder, records):
-    """As above. The program gives the answer."""
+    """A reader of CLEVR-Math's files would find a missing field, or a program that gives another answer."""
     truth = {(record.id.rsplit("-", 1)[0], record.question): true_text(record) for record in records}
     content = read(folder / "clevr-math" / "clevr-math-test.json")
     assert set(content) == {"info", "questions"} and len(content["questions"]) > 200
@@ -192,7 +192,7 @@ def run_program(program, truth):
 
 
 def test_scienceqa_reads_back(folder):
-    """As above. Every problem is in its split, and its picture in its folder."""
+    """A reader of ScienceQA's files would find a problem outside its split, or without its picture."""
     problems = read(folder / "scienceqa" / "problems.json")
     splits = read(folder / "scienceqa" / "pid_splits.json")
     assert splits == {"test": list(problems)} and len(problems) > 100
