@@ -3,7 +3,7 @@
 ResamplingConfig(threshold=0.003)         # p(</UN>) above this sends the decoder back
 ResamplingConfig.paper()                  # the algorithm as published (arXiv 2504.13169, §3.3, Alg. 1)
 ResamplingConfig.for_rationales()         # for reasoning in steps: fewer and bolder attempts
-ResamplingConfig.released()               # settings of the published code, on this library's algorithm
+ResamplingConfig.released()               # the algorithm of the published code (January 2026)
 """
 
 from __future__ import annotations
