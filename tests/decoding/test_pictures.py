@@ -241,7 +241,7 @@ def test_pictures_are_encoded_in_bounded_batches(monkeypatch):
     """Sixteen large pictures at once would run out of memory where four and four fit."""
     monkeypatch.setattr("reverse.decoding.scheduling.scheduler._ENCODED_TOGETHER", 100)
     backend, refs = Encoder(1 << 20), refs_of(*[40] * 5, 500, 10)
-    Scheduler(backend, 8)._encode(refs)
+    Scheduler(backend, 8).encode(refs)
     assert backend.calls == [2, 2, 1, 1, 1]
     assert [float(ref.encoded.features[0]) for ref in refs] == list(range(7))
     assert all(ref.picture is None for ref in refs)
@@ -250,10 +250,10 @@ def test_pictures_are_encoded_in_bounded_batches(monkeypatch):
 def test_encoding_halves_when_memory_runs_out():
     """The answers would be put back and fewer decoded side by side, although only pictures did not fit."""
     backend, refs = Encoder(80), refs_of(*[40] * 5)
-    Scheduler(backend, 8)._encode(refs)
+    Scheduler(backend, 8).encode(refs)
     assert backend.calls == [5, 2, 2, 1] and all(ref.encoded is not None for ref in refs)
     with pytest.raises(OutOfMemory):
-        Scheduler(Encoder(10), 8)._encode(refs_of(40))
+        Scheduler(Encoder(10), 8).encode(refs_of(40))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

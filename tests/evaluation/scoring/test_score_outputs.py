@@ -84,7 +84,7 @@ def test_a_judge_without_verdicts_is_no_score(mmhal):
     result = run(*command, "--save", folder / "t.json")
     assert result.exit_code == 2 and "score (0 to 6)" in result.stdout
     said = result.stderr
-    assert "2 of 10 answers got no verdict of m at http://127.0.0.1" in said and "2 garbage" in said
+    assert "2 of 10 answers got no verdict from m at http://127.0.0.1" in said and "2 garbage" in said
     assert f"{folder / 'a.jsonl.judge.jsonl'}" in said and "--fresh" in said
     assert load_scored(folder / "t.json")[0].notes["failed"] == 2
     server.failing = 0
