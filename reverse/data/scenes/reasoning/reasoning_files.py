@@ -28,6 +28,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
+import reverse.data.scenes.reasoning.reasoning_formats as formats
 from reverse.data.drafts.draft_files import draft_line
 from reverse.data.drafts.draft_record import DraftRecord
 from reverse.data.scenes.block_writing import (
@@ -37,7 +38,6 @@ from reverse.data.scenes.block_writing import (
     write_block_file,
     write_blocks,
 )
-from reverse.data.scenes.reasoning import reasoning_formats as formats
 from reverse.data.scenes.reasoning.rationale_steps import make_verified_draft
 from reverse.data.scenes.reasoning.reasoning_annotator import annotate, write_rationale
 from reverse.data.scenes.reasoning.reasoning_pictures import (
