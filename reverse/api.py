@@ -9,11 +9,12 @@ They share one engine per model, so calls of several threads are decoded side by
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, overload
 
 import reverse.modes  # noqa: F401  so that names of modes are known
+from reverse.background_threads import close_at_exit
 from reverse.decoding.calls.call import Call, Interrupted, Job
 from reverse.decoding.calls.failures import FailedRequest, add_results
 from reverse.decoding.calls.sinks import make_sinks
@@ -158,8 +159,8 @@ def generate_many(
     call = Call(engine, most, request.config.candidates, events=events)
     action: Literal["later", "yield"] = "later" if on_error == "raise" else "yield"
     if not ordered:
-        return call.answer(jobs, None, action)
-    return _sort_results(call.answer(jobs, _WINDOWS * most, action))
+        return close_at_exit(call.answer(jobs, None, action))
+    return close_at_exit(_sort_results(call.answer(jobs, _WINDOWS * most, action)))
 
 
 def stream(
@@ -279,7 +280,9 @@ def _check_seeds(seed: Any, requests: int) -> list[int]:
 
 
 # ---------------------------------------------------------------------- order
-def _sort_results(found: Iterator[tuple[int, Result | FailedRequest]]) -> Iterator[Result | FailedRequest]:
+def _sort_results(
+    found: Iterator[tuple[int, Result | FailedRequest]],
+) -> Generator[Result | FailedRequest, None, None]:
     waiting: dict[int, Result | FailedRequest] = {}
     following = 0
     try:

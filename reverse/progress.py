@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TextIO
 
+from reverse.background_threads import BackgroundThread
+
 __all__ = ["EVERY", "ProgressCallback", "ProgressLines", "show_phases", "show_progress"]
 
 EVERY = 30.0  # seconds between two lines
@@ -145,7 +147,7 @@ def show_phases(
     def update(text: str) -> None:
         phase[0] = str(text)
 
-    thread = threading.Thread(target=write, daemon=True)
+    thread = BackgroundThread(write, "reverse-phases", stop=ended.set, patience=1.0)
     thread.start()
     try:
         yield update

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from reverse.background_threads import would_wait_forever
 from reverse.decoding.calls.failures import clear_frames
 from reverse.decoding.events import Event
 from reverse.decoding.request import Request
@@ -72,6 +73,10 @@ class Mailbox:
     def get(self, timeout: float | None = None) -> tuple[Handle, Item] | None:
         """Return the next item, or None if the mailbox was closed. Raises TimeoutError, BackendError."""
         check_same_process(self._process)
+        if would_wait_forever() and self._items.empty():
+            raise BackendError(
+                "the answer is not finished, and Python exits: wait for it before the script ends"
+            )
         try:
             return self._items.get(timeout=timeout)
         except queue.Empty:
@@ -85,7 +90,8 @@ class Mailbox:
         """Cancel unfinished requests, wait until their memory is free, and close."""
         for handle in handles:
             handle.cancel()
-        if self._process == os.getpid() and not worker.is_current:  # which would wait for itself
+        is_decoded = self._process == os.getpid() and not would_wait_forever()
+        if is_decoded and not worker.is_current:  # which would wait for itself
             while any(not handle.is_done for handle in handles):
                 self.get()
         self.close()

@@ -1,6 +1,7 @@
 """Threads that prepare requests ahead of need, the oldest first.
 
-They are daemon threads, because Python waits at exit for the work of `concurrent.futures`.
+They are background threads, because Python waits at exit for all the work of `concurrent.futures`. For these,
+it waits a few seconds for the calls that have begun.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
+from reverse.background_threads import BackgroundThread
+
 __all__ = ["PreparingThreads", "count_cores"]
 
 _MOST = 8  # threads; more would wait for the GIL
+_PATIENCE = 5.0  # seconds that the exit of Python waits for pictures that are being read
 
 
 def count_cores() -> int:
@@ -45,11 +49,10 @@ class PreparingThreads:
         with self._changed:
             heapq.heappush(self._work, (order, next(self._numbers), future, call))
             if len(self._work) > self._idle and len(self._threads) < self.most:
-                thread = threading.Thread(
-                    target=self._run, name=f"reverse-preparing-{len(self._threads)}", daemon=True
-                )
-                self._threads.append(thread)
+                name = f"reverse-preparing-{len(self._threads)}"
+                thread = BackgroundThread(self._run, name, stop=self.close, patience=_PATIENCE)
                 thread.start()
+                self._threads.append(thread)
             self._changed.notify()
         return future
 

@@ -1,7 +1,7 @@
 """One worker thread per model takes the steps of all engines on it.
 
 Callers wait in their own threads, so Ctrl-C never interrupts a step. The thread lives as long as there is
-work. During a step the model is in eval mode.
+work, and ends after the current step when Python exits. During a step the model is in eval mode.
 
     worker = find_worker(model)
     worker.start(engine)        # engine.step() is called until engine.has_work is False
@@ -20,9 +20,13 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from torch import nn
 
+from reverse.background_threads import BackgroundThread, is_exiting, would_wait_forever
+from reverse.errors import BackendError
 from reverse.models.unwrapping import unwrap_model
 
 __all__ = ["ModelWorker", "eval_mode", "find_worker"]
+
+_PATIENCE = 30.0  # seconds that the exit of Python waits for a step; on a CPU, a long prefill takes ten
 
 
 class SteppedEngine(Protocol):
@@ -61,8 +65,16 @@ class ModelWorker:
         _all.add(self)
 
     def start(self, engine: SteppedEngine) -> None:
-        """Start stepping an engine that has work. Raises RuntimeError in the worker's own thread."""
+        """Start stepping an engine that has work.
+
+        Raises RuntimeError in the worker's own thread, BackendError while Python exits.
+        """
         self.check_not_inside()
+        if would_wait_forever():
+            raise BackendError(
+                "a request was made while Python exits, and the decoding thread has ended: make it before "
+                "the script ends, or in an exit handler that is registered after `import reverse`"
+            )
         if engine not in self._engines:
             self._engines.append(engine)
         self.notify()
@@ -71,8 +83,8 @@ class ModelWorker:
         """Wake the thread, and start one if there is none."""
         thread = self._thread
         # A thread without `ident` was never started, because an interrupt came in between.
-        if self._engines and (thread is None or thread.ident is None):
-            self._thread = threading.Thread(target=self._run, name="reverse-decoding", daemon=True)
+        if self._engines and (thread is None or thread.ident is None) and not is_exiting():
+            self._thread = BackgroundThread(self._run, "reverse-decoding", stop=self.poke, patience=_PATIENCE)
             self._thread.start()
         self.poke()
 
@@ -96,7 +108,7 @@ class ModelWorker:
     def finish_step(self) -> None:
         """Wait until the current step, if there is one, is done."""
         seen = self._steps
-        while self._is_stepping and self._steps == seen and not self.is_current:
+        while self._is_stepping and self._steps == seen and not self.is_current and not is_exiting():
             time.sleep(0.0002)
 
     def _run(self) -> None:
@@ -104,6 +116,8 @@ class ModelWorker:
         while True:
             while not self._news.empty():
                 self._news.get()
+            if is_exiting():
+                return
             if self._step_all():
                 continue
             self._drop_idle_engines()
@@ -124,7 +138,7 @@ class ModelWorker:
             self._is_stepping = True  # before `is_wanted` is read, see `finish_step`
             try:
                 for engine in list(self._engines):
-                    if engine.is_wanted:
+                    if engine.is_wanted and not is_exiting():
                         is_busy |= engine.step()
             finally:
                 self._is_stepping = False
