@@ -12,7 +12,6 @@ only ids differ. A shard is written beside its place and renamed.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -22,9 +21,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from safetensors import safe_open
-from safetensors.numpy import save_file
 from torch import Tensor
 
+from experiments.array_files import save_arrays
 from experiments.scene_dataset import SceneDataset, ScenePictures
 from reverse.data.scenes import make_scene, render_scene
 from reverse.training.data.encoding import Encoder
@@ -98,10 +97,7 @@ def write_shard(
                 for talk in talks
             ]
             arrays |= _arrays(name, made, dataset.encoder, tokens)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(arrays, partial)
-    partial.replace(path)
+    save_arrays(arrays, path)
     return path
 
 

@@ -10,61 +10,80 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import fields
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from experiments.reasoning.reasoning_claims import describe_runs
+from experiments.reasoning.reasoning_claims import BASELINES, describe_runs, read_baselines, read_runs
 from experiments.reasoning.reasoning_measures import (
-    CORRECTIONS,
-    KEEP,
     MeasuredMode,
     Measurer,
-    choose_gate,
-    choose_threshold,
+    choose_settings,
     list_modes,
+    list_work,
 )
 from experiments.reasoning.reasoning_recipe import ReasoningRecipe
 from experiments.reasoning.reasoning_stages import run_stage
 from reverse.evaluation.runs.environment import describe_environment
 from reverse.files.atomic_write import write_json
 from reverse.files.json_values import replace_non_finite
+from reverse.files.text_reading import read_json
 from reverse.models import load
 from reverse.models.devices import default_device
 
 
-def measure(recipe: ReasoningRecipe, stage: str, say: Any) -> dict[str, Any]:
-    """Measure the model of a stage on the recipe's splits, beside the baselines that are there."""
-    out = Path(recipe.out)
-    measurer = _open(recipe, stage, say)
-    first = measurer.answer("val", "plain", MeasuredMode(KEEP))
-    gates = {
-        name: choose_gate(first, measurer.answer("val", name, MeasuredMode(mode)))
-        for name, mode in CORRECTIONS.items()
-    }
-    threshold = choose_threshold(measurer)
-    gates["auto"] = gates["refine"]
-    baselines = {name: _open(recipe, name, say) for name in ("greedy", "truth") if (out / name).is_dir()}
-    report: dict[str, Any] = {"gates": gates, "threshold": threshold, "setup": "one_model"}
-    for split in recipe.splits.split(","):
+def answer(recipe: ReasoningRecipe, stage: str, say: Any) -> None:
+    """Answer the recipe's splits with every mode of a stage's model, and with its baselines."""
+    out, splits = Path(recipe.out), recipe.splits.split(",")
+    with _open_writer(recipe) as writer:
+        measurer = _open(recipe, stage, say, writer)
+        threshold, gates = choose_settings(measurer)
+        settings = {"gates": gates, "threshold": threshold, **describe_environment(default_device())}
+        write_json(out / "measure" / stage / "settings.json", replace_non_finite(settings))
         modes = list_modes(threshold, gates, recipe.most_samples)
-        runs = {name: measurer.answer(split, name, mode) for name, mode in modes.items()}
-        trained = {
-            name: each.answer(split, "plain", MeasuredMode("plain")) for name, each in baselines.items()
-        }
-        report[split] = describe_runs(runs, trained)
-    report |= describe_environment(default_device())
-    report["recipe"] = recipe.settings_of("measure")
-    write_json(out / f"report-{stage}.json", replace_non_finite(report))
-    return report
+        for split, name in list_work(splits):
+            if (split, name) == (splits[-1], "plain"):  # a baseline may still be trained at the start
+                answer_baselines(recipe, stage, say, writer)
+            measurer.answer(split, name, modes[name])
+        measurer.finish()
 
 
-def _open(recipe: ReasoningRecipe, stage: str, say: Any) -> Measurer:
+def answer_baselines(recipe: ReasoningRecipe, stage: str, say: Any, writer: Any) -> None:
+    """Answer the recipe's splits with the models that a stage's model is compared with."""
+    for name in BASELINES:
+        if (Path(recipe.out) / name).is_dir() and name != stage:
+            baseline = _open(recipe, name, say, writer)
+            for split in recipe.splits.split(","):
+                baseline.answer(split, "plain", MeasuredMode("plain"))
+            baseline.finish()
+
+
+def report(recipe: ReasoningRecipe, stage: str, say: Any) -> None:
+    """Write the claims of one run to `report-STAGE.json`, from the drafts that are there."""
+    out = Path(recipe.out)
+    found: dict[str, Any] = {"setup": "one_model", **read_json(out / "measure" / stage / "settings.json")}
+    for split in recipe.splits.split(","):
+        found[split] = describe_runs(read_runs(out, stage, split), read_baselines(out, split))
+    found["recipe"] = recipe.settings_of("report")
+    write_json(out / f"report-{stage}.json", replace_non_finite(found))
+    say(f"{out / f'report-{stage}.json'}")
+
+
+def _open_writer(recipe: ReasoningRecipe) -> Any:
+    if recipe.workers < 1:
+        return nullcontext()
+    return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+
+
+def _open(recipe: ReasoningRecipe, stage: str, say: Any, writer: Any) -> Measurer:
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     model, processor = load(Path(recipe.out) / stage, device=default_device(), dtype=dtype)
-    return Measurer(model, processor, recipe, Path(recipe.out) / "measure" / stage, say)
+    return Measurer(model, processor, recipe, Path(recipe.out) / "measure" / stage, say, writer)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -93,8 +112,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(line, flush=True)
 
     for stage in recipe.stages.split(","):
-        if stage.startswith("measure"):
-            measure(recipe, "two" if stage == "measure2" else "one", say)
+        model = "two" if stage.endswith("2") else "one"
+        if stage.startswith("answer"):
+            answer(recipe, model, say)
+        elif stage.startswith("report"):
+            report(recipe, model, say)
         else:
             run_stage(stage, recipe, say)
 

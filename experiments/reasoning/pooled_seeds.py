@@ -15,26 +15,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.reasoning.reasoning_claims import compute_claims, describe_runs
-from reverse.data.drafts.draft_files import read_drafts
+from experiments.reasoning.reasoning_claims import compute_claims, describe_runs, read_baselines, read_runs
 from reverse.data.drafts.draft_record import DraftRecord
-from reverse.errors import DataError
 from reverse.files.atomic_write import write_json
 from reverse.files.json_values import replace_non_finite
 from reverse.files.text_reading import read_json
 
-__all__ = ["pool_runs", "read_runs"]
+__all__ = ["pool_runs"]
 
-BASELINES = ("greedy", "truth")
 KEPT = ("device", "versions", "platform", "python")  # of a report's environment
-
-
-def read_runs(folder: Path, stage: str, split: str) -> dict[str, list[DraftRecord]]:
-    """The records of each mode of one run. Raises DataError if there are none."""
-    files = sorted((folder / "measure" / stage / split).glob("*.jsonl"))
-    if not files:
-        raise DataError(f"{folder} holds no drafts of {stage} on {split}: run the stage measure first")
-    return {path.stem: list(read_drafts(path)) for path in files}
 
 
 def pool_runs(runs: Iterable[dict[str, list[DraftRecord]]]) -> dict[str, list[DraftRecord]]:
@@ -50,13 +39,12 @@ def describe_family(folders: Sequence[Path], stage: str, split: str) -> dict[str
     """Claims, modes and curves of one family over its seeds, and the claims of each seed."""
     runs = [read_runs(folder, stage, split) for folder in folders]
     baselines: dict[str, list[DraftRecord]] = {}
-    trained = [
-        {name: read_runs(folder, name, split)["plain"] for name in BASELINES if (folder / name).is_dir()}
-        for folder in folders
-    ]
+    trained = [read_baselines(folder, split) for folder in folders]
     for name in set.intersection(*map(set, trained)):
         baselines[name] = pool_runs({"plain": each[name]} for each in trained)["plain"]
-    described = describe_runs(pool_runs(runs), baselines)
+    everywhere = set.intersection(*map(set, runs))
+    shared = [{name: run[name] for name in run if name in everywhere} for run in runs]
+    described = describe_runs(pool_runs(shared), baselines)
     described["seeds"] = [compute_claims(run, own) for run, own in zip(runs, trained, strict=True)]
     return described
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from experiments.reasoning.reasoning_measures import AUTO_BUDGETS, CORRECTIONS
+from reverse.data.drafts.draft_files import read_drafts
 from reverse.data.drafts.draft_record import DraftRecord
+from reverse.errors import DataError
 from reverse.evaluation.modes.mode_effects import (
     answer_auroc,
     corrections_by_error,
@@ -20,75 +23,136 @@ from reverse.evaluation.modes.question_means import estimate_mean, is_right
 from reverse.evaluation.modes.sample_curves import count_samples, usual_sizes, values_at
 from reverse.evaluation.stats.intervals import Interval
 
-__all__ = ["compute_claims", "describe_runs"]
+__all__ = ["BASELINES", "compute_claims", "describe_runs", "read_baselines", "read_runs"]
 
 Runs = Mapping[str, Sequence[DraftRecord]]
+BASELINES = ("greedy", "truth")
+SAMPLES = ("samples",)  # measured for their curves
+GATED = tuple(f"{name}_gated" for name in CORRECTIONS)
 
 
 def describe_runs(runs: Runs, baselines: Mapping[str, Sequence[DraftRecord]]) -> dict[str, Any]:
     """Claims, a row for each mode, and curves over samples. Arguments as of `compute_claims`."""
+    samples = find_samples(runs)
     return {
         "claims": compute_claims(runs, baselines),
         "modes": summarise_modes(runs),
-        "curves": compute_curves(runs["samples"]),
+        "curves": compute_curves(samples) if samples else {},
         "frontier": list_frontier(runs),
     }
 
 
+def read_runs(folder: Path, stage: str, split: str) -> dict[str, list[DraftRecord]]:
+    """The records of each mode of one run. Raises DataError if there are none."""
+    files = sorted((folder / "measure" / stage / split).glob("*.jsonl"))
+    if not files:
+        raise DataError(f"{folder} holds no drafts of {stage} on {split}: run the stage answer first")
+    return {path.stem: list(read_drafts(path)) for path in files}
+
+
+def read_baselines(folder: Path, split: str) -> dict[str, list[DraftRecord]]:
+    """The single answers of the baselines that a run has, by the name of their stage."""
+    paths = {name: folder / "measure" / name / split / "plain.jsonl" for name in BASELINES}
+    return {name: list(read_drafts(path)) for name, path in paths.items() if path.is_file()}
+
+
+def find_samples(runs: Runs) -> Sequence[DraftRecord]:
+    """The largest set of samples of one run; empty without one."""
+    return runs.get("samples") or runs.get("select8") or []
+
+
 def compute_claims(runs: Runs, baselines: Mapping[str, Sequence[DraftRecord]]) -> dict[str, Any]:
     """The claims of one split. Shares and gains are in [0, 1]; intervals are (point, low, high).
+
+    A claim whose modes were not measured is left out.
 
     Args:
         runs: records by mode.
         baselines: single answers of other models by name, such as "greedy".
     """
     plain = runs["plain"]
-    right = _values(plain)
     claims: dict[str, Any] = {
-        "base_accuracy": _show(estimate_mean(plain, right)),
+        "base_accuracy": _show(estimate_mean(plain, _values(plain))),
         "auroc_steps": _show(step_auroc(plain)),
         "auroc_answers": _show(answer_auroc(plain)),
-        "resample_gain": _show(transitions(plain, runs["resample"]).net),
-        "resample_right_to_wrong": _show(transitions(plain, runs["resample"]).right_to_wrong),
-        "resample_tokens_ratio": _ratio(runs["resample"], plain),
     }
-    samples, most = runs["samples"], count_samples(runs["samples"])
-    claims["oracle8"] = _show(estimate_mean(samples, values_at(samples, "oracle", min(8, most))))
-    for n in (3, 8):
-        chosen = runs[f"select{n}"]
-        size = min(n, count_samples(chosen))
-        vote = values_at(chosen, "vote", size)  # of the very samples that the model chose from
-        claims[f"select{n}_over_vote{n}"] = _show(estimate_mean(chosen, _values(chosen) - vote))
-    worst, ratios = 0.0, []
-    for name in CORRECTIONS:
-        gated = transitions(plain, runs[f"{name}_gated"])
-        claims[f"{name}_gain"] = _show(gated.net)
-        claims[f"{name}_gain_ungated"] = _show(transitions(plain, runs[name]).net)
-        worst = max(worst, gated.right_to_wrong.point)
-        ratios.append(_ratio(runs[f"{name}_gated"], plain))
-        for baseline, records in baselines.items():
-            claims[f"{name}_over_trained_{baseline}"] = _show(transitions(records, runs[f"{name}_gated"]).net)
-    claims |= {"right_to_wrong_max": worst, "gated_tokens_ratio": max(ratios)}
     for baseline, records in baselines.items():
         claims[f"trained_{baseline}"] = _show(estimate_mean(records, _values(records)))
-        gains = [claims[f"{name}_over_trained_{baseline}"] for name in CORRECTIONS]
-        claims[f"gain_over_trained_{baseline}"] = max(gains)
-    tree, tokens = runs["tree"], cost(samples).tokens.point / most
-    equal = int(np.clip(round(cost(runs["tree"]).tokens.point / tokens), 1, most))
-    claims["tree_equal_samples"] = equal
-    for rule, name in (("vote", "tree_over_vote"), ("weighted", "tree_over_weighted_vote")):
-        claims[name] = _show(estimate_mean(tree, _values(tree) - values_at(samples, rule, equal)))
-    claims["auto_gain"] = _show(transitions(plain, runs[f"auto{AUTO_BUDGETS[-1]}"]).net)
-    frontier = list_frontier(runs)
-    claims["auto_on_frontier"] = [name for name in frontier if name.startswith("auto")]
-    claims["errors_corrected"] = {
-        kind: {"questions": each.questions, "corrected": _show(each.corrected)}
-        for kind, each in corrections_by_error(plain, runs["refine_gated"]).items()
+    gains = {"resample": "resample_gain"}
+    for name in CORRECTIONS:
+        gains |= {f"{name}_gated": f"{name}_gain", name: f"{name}_gain_ungated"}
+    claims |= {
+        claim: _show(transitions(plain, runs[name]).net) for name, claim in gains.items() if name in runs
     }
+    return claims | _claim_resampling(runs) | _claim_samples(runs) | _claim_corrections(runs, baselines)
+
+
+def _claim_resampling(runs: Runs) -> dict[str, Any]:
+    if "resample" not in runs:
+        return {}
+    change = transitions(runs["plain"], runs["resample"])
+    return {
+        "resample_right_to_wrong": _show(change.right_to_wrong),
+        "resample_tokens_ratio": _ratio(runs["resample"], runs["plain"]),
+    }
+
+
+def _claim_samples(runs: Runs) -> dict[str, Any]:
+    samples = find_samples(runs)
+    claims: dict[str, Any] = {}
+    if samples:
+        most = count_samples(samples)
+        claims["oracle8"] = _show(estimate_mean(samples, values_at(samples, "oracle", min(8, most))))
+    for n in (3, 8):
+        chosen = runs.get(f"select{n}")
+        if chosen:
+            vote = values_at(chosen, "vote", min(n, count_samples(chosen)))  # of what it chose from
+            claims[f"select{n}_over_vote{n}"] = _show(estimate_mean(chosen, _values(chosen) - vote))
+    if samples and "tree" in runs:
+        tree, tokens = runs["tree"], cost(samples).tokens.point / most
+        equal = int(np.clip(round(cost(tree).tokens.point / tokens), 1, most))
+        claims["tree_equal_samples"] = equal
+        for rule, name in (("vote", "tree_over_vote"), ("weighted", "tree_over_weighted_vote")):
+            gain = _values(tree) - values_at(samples, rule, equal)
+            claims[name] = _show(estimate_mean(tree, gain))
+    frontier = list_frontier(runs)
+    if any(name.startswith("auto") for name in runs):
+        claims["auto_gain"] = _gain_of_largest_auto(runs)
+        claims["auto_on_frontier"] = [name for name in frontier if name.startswith("auto")]
     return claims
 
 
-def compute_curves(samples: Sequence[DraftRecord]) -> dict[str, dict[int, list[float]]]:
+def _gain_of_largest_auto(runs: Runs) -> list[float] | None:
+    """What `Auto` gains with the largest budget that was measured."""
+    largest = [name for name in (f"auto{tokens}" for tokens in AUTO_BUDGETS) if name in runs][-1]
+    return _show(transitions(runs["plain"], runs[largest]).net)
+
+
+def _claim_corrections(runs: Runs, baselines: Mapping[str, Sequence[DraftRecord]]) -> dict[str, Any]:
+    claims: dict[str, Any] = {}
+    gated = {name: runs[name] for name in GATED if name in runs}
+    if not gated:
+        return claims
+    plain = runs["plain"]
+    changes = {name: transitions(plain, records) for name, records in gated.items()}
+    claims["right_to_wrong_max"] = max(change.right_to_wrong.point for change in changes.values())
+    claims["gated_tokens_ratio"] = max(_ratio(records, plain) for records in gated.values())
+    for baseline, trained in baselines.items():
+        gains = {
+            name.removesuffix("_gated"): _show(transitions(trained, records).net)
+            for name, records in gated.items()
+        }
+        claims |= {f"{name}_over_trained_{baseline}": gain for name, gain in gains.items()}
+        claims[f"gain_over_trained_{baseline}"] = max(map(list, filter(None, gains.values())))
+    if "refine_gated" in gated:
+        claims["errors_corrected"] = {
+            kind: {"questions": each.questions, "corrected": _show(each.corrected)}
+            for kind, each in corrections_by_error(plain, gated["refine_gated"]).items()
+        }
+    return claims
+
+
+def compute_curves(samples: Sequence[DraftRecord]) -> dict[str, dict[int, list[float] | None]]:
     """oracle, vote, weighted and best at N = 1, 2, 3, 4, 8, … from one set of samples."""
     sizes = usual_sizes(count_samples(samples))
     return {
@@ -102,7 +166,7 @@ def list_frontier(runs: Runs) -> list[str]:
     points = sorted(
         (cost(records).tokens.point, -float(_values(records).mean()), name)
         for name, records in runs.items()
-        if name != "samples"
+        if name not in SAMPLES
     )
     found, best = [], -1.0
     for _, accuracy, name in points:

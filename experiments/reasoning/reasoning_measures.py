@@ -1,13 +1,16 @@
 """Answer the reasoning world's questions with every mode, through the library, and keep all drafts.
 
-Each mode's drafts are one file, `measure/SPLIT/NAME.jsonl`; one that is there is not answered again. Gates
-and the threshold are chosen on `val` (`choose_gate`, `choose_threshold`), never on a test split.
+Each mode's drafts are one file, `measure/STAGE/SPLIT/NAME.jsonl`; one that is there is not answered again.
+Gates and the threshold are chosen on `val` (`choose_settings`), never on a test split.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ from reverse.data.scenes.reasoning import (
     make_reasoning_questions,
     verify_rationale,
 )
+from reverse.decoding.calls.handles import Handle
 from reverse.decoding.config import ResamplingConfig
 from reverse.decoding.result import Draft, Result
 from reverse.evaluation.modes.mode_effects import cost
@@ -38,9 +42,13 @@ __all__ = [
     "CORRECTIONS",
     "MeasuredMode",
     "Measurer",
+    "ask_questions",
     "choose_gate",
-    "choose_threshold",
+    "choose_settings",
     "list_modes",
+    "list_work",
+    "make_draft_record",
+    "write_results",
 ]
 
 KEEP = Plain(keep_phrases=True)
@@ -76,42 +84,71 @@ class Measurer:
     Args:
         folder: of the drafts.
         say: called with a line of progress.
+        writer: process that grades results and writes drafts meanwhile; None: this one does.
     """
 
     def __init__(
-        self, model: Any, processor: Any, recipe: ReasoningRecipe, folder: Path, say: Callable[[str], None]
+        self,
+        model: Any,
+        processor: Any,
+        recipe: ReasoningRecipe,
+        folder: Path,
+        say: Callable[[str], None],
+        writer: ProcessPoolExecutor | None = None,
     ):
-        self.recipe, self.folder, self.say = recipe, folder, say
+        self.recipe, self.folder, self.say, self.writer = recipe, folder, say, writer
         self.engine = Engine(model, processor, max_sequences=recipe.sequences)
-        self._asked: dict[str, list[AskedQuestion]] = {}
+        self._asked: tuple[str, str, list[Handle]] | None = None
+        self._written: dict[Path, Future[None]] = {}
 
-    def answer(self, split: str, name: str, measured: MeasuredMode) -> list[DraftRecord]:
-        """The records of a mode on a split: one a question, in order."""
-        path = self.folder / split / f"{name}.jsonl"
-        if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            questions = self._ask(split)
-            handles = [self.engine.submit(self._make_request(each, measured)) for each in questions]
-            records = [
-                make_draft_record(each.question, handle.result(), name)
-                for each, handle in zip(questions, handles, strict=True)
-            ]
-            write_drafts(path, records)
-        records = list(read_drafts(path))
-        right = np.mean([is_right(record) for record in records])
-        tokens = cost(records).tokens.point
-        self.say(f"{self.folder.name} {split} {name}: {right:.1%} right, {tokens:.0f} tokens a question")
-        return records
+    def answer(self, split: str, name: str, measured: MeasuredMode) -> None:
+        """Ask the questions of a split with a mode, unless its drafts are there.
 
-    def _ask(self, split: str) -> list[AskedQuestion]:
-        if split not in self._asked:
-            count = self.recipe.val_questions if split == "val" else self.recipe.test_questions
-            pictures = (make_reasoning_picture(split, index) for index in range(count))
-            self._asked[split] = [
-                AskedQuestion(make_reasoning_questions(picture)[0], draw_reasoning_picture(picture))
-                for picture in pictures
-            ]
-        return self._asked[split]
+        The answers are collected after the next call has asked its questions: an engine without work forgets
+        the pictures that it has encoded.
+        """
+        path = self._path(split, name)
+        if path.is_file() or path in self._written:
+            return
+        asked = ask_questions(split, self.recipe.count_questions(split))
+        handles = [self.engine.submit(self._make_request(each, measured)) for each in asked]
+        self._collect()
+        self._asked = (split, name, handles)
+
+    def read(self, split: str, name: str) -> list[DraftRecord]:
+        """The records of a mode on a split, once they are written: one a question, in order."""
+        path = self._path(split, name)
+        if self._asked is not None and self._asked[:2] == (split, name):
+            self._collect()
+        if path in self._written:
+            self._written.pop(path).result()
+        return list(read_drafts(path))
+
+    def finish(self) -> None:
+        """Wait until everything is written."""
+        self._collect()
+        for path in list(self._written):
+            self._written.pop(path).result()
+
+    def _collect(self) -> None:
+        """Wait for the answers that were asked for last, and have them written."""
+        if self._asked is None:
+            return
+        (split, name, handles), self._asked = self._asked, None
+        began, path = time.monotonic(), self._path(split, name)
+        results = [handle.result() for handle in handles]
+        tokens = sum(result.usage.kept + result.usage.discarded for result in results)
+        self.say(
+            f"{self.folder.name} {split} {name}: {tokens / len(results):.0f} tokens a question, "
+            f"{time.monotonic() - began:.1f} s"
+        )
+        if self.writer is None:
+            write_results(path, split, name, results)
+        else:
+            self._written[path] = self.writer.submit(write_results, path, split, name, results)
+
+    def _path(self, split: str, name: str) -> Path:
+        return self.folder / split / f"{name}.jsonl"
 
     def _make_request(self, asked: AskedQuestion, measured: MeasuredMode) -> Request:
         mode = measured.mode
@@ -125,6 +162,26 @@ class Measurer:
             config=measured.config,
             max_new_tokens=self.recipe.most_tokens,
         )
+
+
+@lru_cache(maxsize=4)
+def ask_questions(split: str, count: int) -> list[AskedQuestion]:
+    """The first question about each of the first `count` pictures of a split."""
+    pictures = (make_reasoning_picture(split, index) for index in range(count))
+    return [
+        AskedQuestion(make_reasoning_questions(picture)[0], draw_reasoning_picture(picture))
+        for picture in pictures
+    ]
+
+
+def write_results(path: Path, split: str, name: str, results: Sequence[Result]) -> None:
+    """Grade the results of a mode on a split and write its drafts."""
+    asked = ask_questions(split, len(results))
+    records = [
+        make_draft_record(each.question, result, name) for each, result in zip(asked, results, strict=True)
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_drafts(path, records)
 
 
 def make_draft_record(question: ReasoningQuestion, result: Result, name: str) -> DraftRecord:
@@ -156,7 +213,6 @@ def _record_draft(question: ReasoningQuestion, draft: Draft) -> RecordedDraft:
         accepted=draft.accepted,
         tokens=draft.tokens,
         seconds=draft.seconds,
-        segments=verify_rationale(draft.text, question),
     )
 
 
@@ -187,6 +243,20 @@ def _with_p(segment: DraftSegment, read: Mapping[tuple[int, int], float | None])
 
 
 # ---------------------------------------------------------------------- modes, and what is chosen on val
+# In the order in which they are answered; what follows "select3" is measured on `test` only.
+ORDER: tuple[str, ...] = (
+    "plain",
+    "resample",
+    "refine_gated",
+    "self_correct_gated",
+    "reflect_gated",
+    "select8",
+)
+ORDER += ("tree", *(f"auto{tokens}" for tokens in AUTO_BUDGETS), "select3")
+TEST_ORDER: tuple[str, ...] = ("refine", "self_correct", "reflect", "samples", "tree2", "resample_defaults")
+TEST_ORDER += ("self_correct_rounds2", "self_correct_rounds3")
+
+
 def list_modes(threshold: float, gates: Mapping[str, float], most_samples: int) -> dict[str, MeasuredMode]:
     """Every mode that is measured on a test split."""
     checked = ResamplingConfig.for_rationales(threshold=threshold)
@@ -209,12 +279,30 @@ def list_modes(threshold: float, gates: Mapping[str, float], most_samples: int) 
     return modes
 
 
+def list_work(splits: Sequence[str]) -> list[tuple[str, str]]:
+    """(split, mode) in the order in which they are answered: what all splits have comes first."""
+    work = [(split, name) for split in splits for name in ORDER]
+    return work + [("test", name) for name in TEST_ORDER if "test" in splits]
+
+
+def choose_settings(measurer: Measurer) -> tuple[float, dict[str, float]]:
+    """The threshold of resampling and the gate of each correction, chosen on val."""
+    measurer.answer("val", "plain", MeasuredMode(KEEP))
+    for name, mode in CORRECTIONS.items():
+        measurer.answer("val", name, MeasuredMode(mode))
+    for threshold in THRESHOLDS:
+        config = ResamplingConfig.for_rationales(threshold=threshold)
+        measurer.answer("val", f"resample_{threshold:g}", MeasuredMode("resample", config))
+    first = measurer.read("val", "plain")
+    gates = {name: choose_gate(first, measurer.read("val", name)) for name in CORRECTIONS}
+    return choose_threshold(measurer), gates | {"auto": gates["refine"]}
+
+
 def choose_threshold(measurer: Measurer) -> float:
     """The threshold of resampling that is right most often on val; of equals the one with fewer tokens."""
     found = {}
     for threshold in THRESHOLDS:
-        config = ResamplingConfig.for_rationales(threshold=threshold)
-        records = measurer.answer("val", f"resample_{threshold:g}", MeasuredMode("resample", config))
+        records = measurer.read("val", f"resample_{threshold:g}")
         found[threshold] = (sum(map(is_right, records)), -cost(records).tokens.point)
     return max(found, key=lambda threshold: found[threshold])
 

@@ -9,21 +9,16 @@ from reverse.errors import RequestError
 
 __all__ = ["REFLECTION", "SIZES", "STAGES", "ReasoningRecipe"]
 
-STAGES = ("init", "base", "sample", "one", "greedy", "truth", "measure", "sample2", "two", "measure2")
+STAGES: tuple[str, ...] = ("init", "base", "sample", "one", "greedy", "truth", "answer", "report")
+STAGES += ("sample2", "two", "answer2", "report2")
 # Without an instruction, questions for a reflection and for a plain answer would be the same.
 REFLECTION = "Think and answer, then reflect and answer again."
-SIZES: dict[str, dict[str, int]] = {
-    "llava": {
-        "vision_layers": 6, "vision_hidden": 192, "vision_inner": 512, "vision_heads": 6,
-        "text_layers": 5, "text_hidden": 192, "text_inner": 512, "text_heads": 6,
-    },
-    "qwen": {
-        "vision_layers": 6, "vision_hidden": 192, "vision_inner": 512, "vision_heads": 6,
-        "text_layers": 5, "text_hidden": 192, "text_inner": 512, "text_heads": 6,
-    },
+# At most 3 million parameters.
+SIZES: dict[str, int] = {
+    "vision_layers": 6, "vision_hidden": 160, "vision_inner": 272, "vision_heads": 5,
+    "text_layers": 4, "text_hidden": 160, "text_inner": 320, "text_heads": 5,
 }  # fmt: skip
-SMALL = {"vision_hidden": 160, "vision_inner": 272, "vision_heads": 5}
-SMALL |= {"text_layers": 4, "text_hidden": 160, "text_inner": 320, "text_heads": 5}
+PATCHES = {"llava": 8, "qwen": 8}
 
 
 @dataclass(frozen=True)
@@ -32,23 +27,23 @@ class ReasoningRecipe:
 
     out: str = "out/reasoning"  # folder of the stages' folders
     family: str = "qwen"  # or "llava"
-    stages: str = "init,base,sample,one,greedy,measure"
-    seed: int = 0
-    is_small: bool = False  # at most 3M parameters, as the bundled tiny-reasoner
-    layers: int = 0  # of both parts; 0: the family's
+    stages: str = "init,base,sample,one,greedy,answer,report"
+    seed: int = 0  # of weights, order and sampling
+    data_seed: int = 0  # of pictures, questions and the annotator: what the seeds of a comparison share
+    shared: str = ""  # folder of rows that runs with one data seed share; empty: nothing is kept
+    layers: int = 0  # of both parts; 0: those of `SIZES`
     side: int = 112  # pixels of a picture
-    patch: int = 8  # pixels of a patch: 196 ids a picture, 49 where four patches are merged
     vocabulary: int = 700  # ids, the three tokens included
     tables: float = 0.35  # share of tables in training
-    base_pictures: int = 160_000
-    base_batch: int = 128  # pictures a step, four rows each
-    base_steps: int = 8_000
+    base_pictures: int = 80_000
+    base_batch: int = 96  # pictures a step, four rows each
+    base_steps: int = 6_000
     base_lr: float = 1.5e-3
-    question_pictures: int = 50_000
+    question_pictures: int = 24_000
     questions: int = 2  # a picture
     samples: int = 3  # of the base, a question, at temperature 1
     truth_share: float = 1.0  # of the questions whose samples are verified
-    joint_steps: int = 8_600
+    joint_steps: int = 5_000
     joint_lr: float = 1e-3
     solve_rows: int = 112  # a step, of each pool
     judge_rows: int = 112
@@ -64,6 +59,7 @@ class ReasoningRecipe:
     checkpoint_steps: int = 2_000
     splits: str = "test,shift"  # that are measured
     test_questions: int = 2_000
+    shift_questions: int = 500
     val_questions: int = 480
     most_samples: int = 32  # of select's curves
     most_tokens: int = 160  # of one answer
@@ -72,8 +68,8 @@ class ReasoningRecipe:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        if self.family not in SIZES:
-            raise RequestError(f"family must be one of {', '.join(SIZES)}, got {self.family!r:.80}")
+        if self.family not in PATCHES:
+            raise RequestError(f"family must be one of {', '.join(PATCHES)}, got {self.family!r:.80}")
         unknown = set(self.stages.split(",")) - set(STAGES)
         if unknown:
             raise RequestError(f"unknown stages {', '.join(sorted(unknown))}: there are {', '.join(STAGES)}")
@@ -83,9 +79,26 @@ class ReasoningRecipe:
     @property
     def sizes(self) -> dict[str, int]:
         """Layers and widths of both parts of the model."""
-        sizes = SIZES[self.family] | (SMALL if self.is_small else {})
         layers = {"vision_layers": self.layers, "text_layers": self.layers}
-        return sizes | (layers if self.layers else {})
+        return SIZES | (layers if self.layers else {})
+
+    @property
+    def patch(self) -> int:
+        """Pixels of a patch."""
+        return PATCHES[self.family]
+
+    @property
+    def pools(self) -> tuple[str, ...]:
+        """Kinds of rows about answered questions that the stages need."""
+        found = ["solve", "judge", "correction", "select", "replay", "own"]
+        stages = self.stages.split(",")
+        found += ["truth"] if "truth" in stages else []
+        return (*found, "own_tagged") if "two" in stages else tuple(found)
+
+    def count_questions(self, split: str) -> int:
+        """Questions of a split that are answered."""
+        counts = {"val": self.val_questions, "shift": self.shift_questions}
+        return counts.get(split, self.test_questions)
 
     def smoke(self) -> ReasoningRecipe:
         """The same recipe in miniature: a few steps of a model that learns nothing."""
@@ -93,27 +106,19 @@ class ReasoningRecipe:
             self, base_pictures=12, base_batch=2, base_steps=2, question_pictures=6, samples=2,
             joint_steps=2, solve_rows=4, judge_rows=4, replay_rows=2, correction_rows=4, select_rows=2,
             splits="test", test_questions=2, val_questions=2, most_samples=2, most_tokens=8,
-            sequences=8, checkpoint_steps=2, layers=1, is_small=True,
+            sequences=8, checkpoint_steps=2, layers=1,
         )  # fmt: skip
 
     def settings_of(self, stage: str) -> dict[str, Any]:
         """What the outcome of a stage depends on; not where or how fast it runs."""
-        elsewhere = {"out", "stages", "workers", "compile", "checkpoint_steps", "sequences"}
+        elsewhere = {"out", "stages", "shared", "workers", "compile", "checkpoint_steps", "sequences"}
         settings = {name: value for name, value in asdict(self).items() if name not in elsewhere}
+        measuring = ("splits", "test_", "shift_", "val_", "most_")
+        joint = ("truth_", "joint_", "solve_", "judge_", "replay_", "correction_", "select_", "covered")
+        sampling = ("question_", "questions", "samples")
         later = {
-            "init": (
-                "base_",
-                "question_",
-                "questions",
-                "samples",
-                "truth_",
-                "joint_",
-                "test_",
-                "val_",
-                "most_",
-            ),
-            "base": ("question_", "questions", "samples", "truth_", "joint_", "test_", "val_", "most_"),
-            "sample": ("truth_", "joint_", "test_", "val_", "most_"),
-        }.get(stage, ("test_", "val_", "most_", "splits") if not stage.startswith("measure") else ())
-        later += ("solve_", "judge_", "replay_", "correction_", "select_") if stage in STAGES[:3] else ()
+            "init": ("base_", *sampling, *joint, *measuring),
+            "base": (*sampling, *joint, *measuring),
+            "sample": (*joint, *measuring),
+        }.get(stage, () if stage.startswith(("answer", "report")) else measuring)
         return {name: value for name, value in settings.items() if not name.startswith(later)}

@@ -21,7 +21,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from safetensors.numpy import load_file
 
+from experiments.array_files import save_arrays
 from experiments.reasoning.reasoning_recipe import REFLECTION
 from experiments.scene_dataset import ScenePictures
 from reverse.data.drafts.draft_files import draft_line
@@ -42,6 +44,7 @@ from reverse.data.scenes.reasoning import (
 from reverse.data.scenes.reasoning.reasoning_annotator import read_as_annotator
 from reverse.data.scenes.reasoning.reasoning_pictures import make_picture_rng
 from reverse.errors import DataError
+from reverse.files.file_lock import output_lock
 from reverse.modes import Reflect
 from reverse.training.data.encoding import Encoder, turns_of
 from reverse.training.data.labels import IGNORE
@@ -58,13 +61,16 @@ __all__ = [
     "answered_rows",
     "base_rows",
     "find_first",
+    "join_pools",
     "join_rows",
     "load_encoder",
     "make_draft_records",
     "make_rows",
     "question_prompts",
+    "share_rows",
 ]
 
+POOL_FIELDS = ("ids", "labels", "pictures")
 CHUNK = 256  # pictures that a process makes at a time
 CAPTION, PLACES = "Describe this image.", "images"
 Array = npt.NDArray[Any]
@@ -111,7 +117,12 @@ class RowSource:
     seed: int
     side: int
     tables: float
+    pools: tuple[str, ...] = ()  # kinds of rows about answered questions; empty: all
     split: str = "train"
+
+    def wants(self, pool: str) -> bool:
+        """Whether rows of this kind are made."""
+        return not self.pools or pool in self.pools
 
     def picture(self, index: int) -> ReasoningPicture:
         """Picture number `index`."""
@@ -123,10 +134,10 @@ RowMaker = Callable[[RowSource, Sequence[Any]], "Chunk"]
 
 @dataclass
 class Chunk:
-    """What one process made of some pictures: lists of (ids, labels, picture) by pool."""
+    """What one process made of some pictures: pools whose pictures are counted from 0."""
 
     pictures: npt.NDArray[np.uint8]
-    rows: dict[str, list[tuple[Array, Array, int]]]
+    rows: dict[str, RowPool]
     lines: list[str] = field(default_factory=list)
 
 
@@ -157,21 +168,39 @@ def make_rows(
         draws: whether pictures are wanted, too.
     """
     parts = [jobs[at : at + CHUNK] for at in range(0, len(jobs), CHUNK)]
-    rows: dict[str, list[tuple[Array, Array, int]]] = defaultdict(list)
+    rows: dict[str, list[RowPool]] = defaultdict(list)
     pictures, lines, offset = [], [], 0
     for part, chunk in zip(parts, _run(make, source, parts, workers), strict=True):
-        for name, found in chunk.rows.items():
-            rows[name] += [(ids, labels, offset + picture) for ids, labels, picture in found]
+        for name, pool in chunk.rows.items():
+            pool.pictures += offset
+            rows[name].append(pool)
         if draws:
             pictures.append(chunk.pictures)
         lines += chunk.lines
         offset += len(part)
     encoder, count = load_encoder(source.checkpoint), count_picture_ids(source.checkpoint, source.side)
-    pools = {name: join_rows(found) for name, found in rows.items()}
+    pools = {name: join_pools(found) for name, found in rows.items()}
     first = find_first(pools.values(), encoder.image_id)
     shape = (0, source.side, source.side, 3)
     drawn = np.concatenate(pictures) if pictures else np.empty(shape, np.uint8)
     return MadeRows(drawn, pools, first, count, lines)
+
+
+def share_rows(path: Path, make: Callable[[], MadeRows]) -> MadeRows:
+    """The rows in a file, made and written first if it is not there. Other processes wait meanwhile."""
+    with output_lock(path, wait=-1):
+        if not path.is_file():
+            made = make()
+            arrays = {"pictures": made.pictures, "places": np.array([made.first, made.count])}
+            for name, pool in made.pools.items():
+                arrays |= {f"{name}.{field}": getattr(pool, field) for field in POOL_FIELDS}
+            save_arrays(arrays, path)
+            return made
+    arrays = load_file(path)
+    names = sorted({name.partition(".")[0] for name in arrays if "." in name})
+    pools = {name: RowPool(*(arrays[f"{name}.{field}"] for field in POOL_FIELDS)) for name in names}
+    first, count = arrays["places"].tolist()
+    return MadeRows(arrays["pictures"], pools, first, count)
 
 
 def _run(make: RowMaker, source: RowSource, parts: Sequence[Any], workers: int) -> Iterator[Chunk]:
@@ -190,6 +219,22 @@ def join_rows(rows: Sequence[tuple[Array, Array, int]]) -> RowPool:
     ids[filled] = np.concatenate([ids for ids, _, _ in rows])
     labels[filled] = np.concatenate([labels for _, labels, _ in rows])
     return RowPool(ids, labels, np.array([picture for _, _, picture in rows], np.int32))
+
+
+def join_pools(pools: Sequence[RowPool]) -> RowPool:
+    """One pool of several, padded alike."""
+    if len(pools) == 1:
+        return pools[0]
+    longest = max(pool.ids.shape[1] for pool in pools)
+
+    def padded(array: Array, padding: int) -> Array:
+        return np.pad(array, ((0, 0), (0, longest - array.shape[1])), constant_values=padding)
+
+    return RowPool(
+        np.concatenate([padded(pool.ids, 0) for pool in pools]),
+        np.concatenate([padded(pool.labels, IGNORE) for pool in pools]),
+        np.concatenate([pool.pictures for pool in pools]),
+    )
 
 
 def find_first(pools: Iterable[RowPool], image_id: int) -> int:
@@ -230,12 +275,11 @@ def question_prompts(source: RowSource, jobs: Sequence[tuple[int, int]]) -> Chun
 
     limits = dict(jobs)
     chunk = _encode(source, [source.picture(index) for index, _ in jobs], ask)
-    chunk.rows = {
-        "prompt": [
-            (ids[: (labels != IGNORE).argmax()], labels[: (labels != IGNORE).argmax()], picture)
-            for ids, labels, picture in chunk.rows["prompt"]
-        ]
-    }
+    pool = chunk.rows["prompt"]
+    answers = (pool.labels != IGNORE).argmax(axis=1)
+    pool.ids[np.arange(pool.ids.shape[1]) >= answers[:, None]] = 0
+    longest = answers.max()
+    chunk.rows = {"prompt": RowPool(pool.ids[:, :longest], pool.labels[:, :longest], pool.pictures)}
     return chunk
 
 
@@ -263,28 +307,34 @@ def answered_rows(source: RowSource, jobs: Sequence[AnsweredPicture]) -> Chunk:
             yield from (("solve", row) for row in view_cot(solving, ViewSettings()).rows)
             if not job.is_verified:
                 continue
-            lines.append(draft_line(judged))
-            yield from _verified_rows(judged, source.seed)
+            if source.wants("drafts"):
+                lines.append(draft_line(judged))
+            yield from _verified_rows(judged, source)
 
     chunk = _encode(source, [source.picture(job.index) for job in jobs], view)
     chunk.lines = lines
     return chunk
 
 
-def _verified_rows(record: DraftRecord, seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    settings = ViewSettings(seed=seed, roles=("sample",))
+def _verified_rows(record: DraftRecord, source: RowSource) -> Iterator[tuple[str, dict[str, Any]]]:
+    settings = ViewSettings(seed=source.seed, roles=("sample",))
     for name, view in (
         ("judge", view_judge), ("refine", view_refine), ("self_correct", view_self_correct),
         ("reflect", view_reflect), ("select", view_select),
     ):  # fmt: skip
         pool = name if name in ("judge", "select") else "correction"
+        if not source.wants(pool):
+            continue
         mode = Reflect(instruction=REFLECTION) if name == "reflect" else None
         yield from ((pool, row) for row in view(record, replace(settings, mode=mode)).rows)
     for pool, tagged in (("own", False), ("own_tagged", True)):
+        if not source.wants(pool):
+            continue
         own = ViewSettings(roles=("sample",), verified=True, tagged=tagged)
         yield from ((pool, row) for row in view_cot(record, own).rows)
-    true = ViewSettings(verified=True, tagged=False)
-    yield from (("truth", row) for row in view_cot(record, true).rows)
+    if source.wants("truth"):
+        true = ViewSettings(verified=True, tagged=False)
+        yield from (("truth", row) for row in view_cot(record, true).rows)
 
 
 def make_draft_records(
@@ -297,10 +347,16 @@ def make_draft_records(
             id=question.id, question=question.text, images=(PLACES,), gold=question.gold, drafts=tuple(drafts)
         )
 
-    told = [annotate(picture, question, rng).text for _ in range(2)]
-    rationales = [make_verified_draft(question, text, role="rationale") for text in told]
-    samples = [make_verified_draft(question, text, role="sample") for text in texts]
-    true = make_verified_draft(question, write_rationale(question, picture.truth), role="rationale")
+    known: dict[str, RecordedDraft] = {}  # texts are often equal
+
+    def verify(text: str, role: str) -> RecordedDraft:
+        if text not in known:
+            known[text] = make_verified_draft(question, text)
+        return known[text].model_copy(update={"role": role})
+
+    rationales = [verify(annotate(picture, question, rng).text, "rationale") for _ in range(2)]
+    samples = [verify(text, "sample") for text in texts]
+    true = verify(write_rationale(question, picture.truth), "rationale")
     return record(rationales), record([*samples, true])
 
 
@@ -321,4 +377,4 @@ def _encode(source: RowSource, pictures: Sequence[ReasoningPicture], records: Re
                     raise
                 continue
             rows[pool].append((row.ids.astype(np.int16), row.labels.astype(np.int16), at))
-    return Chunk(drawn, rows)
+    return Chunk(drawn, {pool: join_rows(found) for pool, found in rows.items()})

@@ -15,6 +15,8 @@ A stage that is finished with the same settings is not repeated.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,8 +27,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
+from experiments.array_files import save_arrays
 from experiments.reasoning.base_sampling import compute_features, sample_answers
 from experiments.reasoning.pool_training import PoolConfig, PoolPart, train_pools
 from experiments.reasoning.reasoning_recipe import REFLECTION, ReasoningRecipe
@@ -40,6 +43,7 @@ from experiments.reasoning.reasoning_rows import (
     base_rows,
     make_rows,
     question_prompts,
+    share_rows,
 )
 from experiments.scene_models import FRAMES
 from experiments.tiny_models import build_tiny_llava, build_tiny_qwen, train_tokenizer
@@ -133,7 +137,7 @@ def _list_texts(recipe: ReasoningRecipe) -> Iterator[str]:
     frame = FRAMES[recipe.family]
     asked = [Select().instruction, Refine().instruction, SelfCorrect().instruction, REFLECTION]
     for index in range(TOKENIZER_PICTURES):
-        picture = make_reasoning_picture("train", index, recipe.seed, recipe.tables)
+        picture = make_reasoning_picture("train", index, recipe.data_seed, recipe.tables)
         yield from frame(CAPTION, write_reasoning_caption(picture))
         yield from frame(*write_pointing(picture, next(iter(picture.truth))))
         for question in make_reasoning_questions(picture)[:3]:
@@ -161,7 +165,7 @@ def _build_qwen(recipe: ReasoningRecipe, tokenizer: Any) -> tuple[Any, Any]:
         tokenizer,
         seed=recipe.seed,
         vision=_sizes(recipe, "vision") | {"fullatt_block_indexes": list(range(1, layers))},
-        text=_sizes(recipe, "text") | {"num_key_value_heads": 1 if recipe.is_small else 2},
+        text=_sizes(recipe, "text") | {"num_key_value_heads": 1},
         image_size=recipe.side,
         patch_size=recipe.patch,
     )
@@ -174,7 +178,8 @@ def _sizes(recipe: ReasoningRecipe, part: str) -> dict[str, int]:
 
 
 def _run_base(recipe: ReasoningRecipe, folder: Path, say: Say) -> dict[str, Any]:
-    made = make_rows(base_rows, range(recipe.base_pictures), _source(recipe, "init"), workers=recipe.workers)
+    indices, source = range(recipe.base_pictures), _source(recipe, "init")
+    made = _share(recipe, "base", lambda: make_rows(base_rows, indices, source, workers=recipe.workers))
     say(f"{len(made.pictures):,} pictures drawn")
     model, processor, passes = _open(recipe, "init", made)
     part = PoolPart(made.pools["base"], 4 * recipe.base_batch, together=4)
@@ -189,7 +194,9 @@ def _run_sample(recipe: ReasoningRecipe, folder: Path, say: Say, turn: Round) ->
     source = _source(recipe, turn.start)
     indices = range(turn.first, turn.first + recipe.question_pictures)
     jobs = [(index, recipe.questions) for index in indices]
-    made = make_rows(question_prompts, jobs, source, workers=recipe.workers)
+    made = _share(
+        recipe, turn.sample, lambda: make_rows(question_prompts, jobs, source, workers=recipe.workers)
+    )
     model, processor, passes = _open(recipe, turn.start, made)
     features = compute_features(passes, torch.from_numpy(made.pictures))
     ends = model.generation_config.eos_token_id
@@ -210,8 +217,17 @@ def _run_sample(recipe: ReasoningRecipe, folder: Path, say: Say, turn: Round) ->
         "texts": np.frombuffer(encoded, np.uint8),
         "pictures": made.pools["prompt"].pictures + turn.first,
     }
-    save_file(arrays, folder / "answers.safetensors")
+    save_arrays(arrays, folder / "answers.safetensors")
     return {"answers": len(texts)}
+
+
+def _share(recipe: ReasoningRecipe, name: str, make: Callable[[], MadeRows]) -> MadeRows:
+    """Rows that do not depend on the training seed, from the folder that runs share if there is one."""
+    if not recipe.shared:
+        return make()
+    settings = recipe.settings_of("sample") | {"seed": None}
+    digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
+    return share_rows(Path(recipe.shared) / f"{name}-{digest}.safetensors", make)
 
 
 def _read_answers(recipe: ReasoningRecipe, turn: Round) -> list[AnsweredPicture]:
@@ -237,7 +253,6 @@ def _make_question_rows(recipe: ReasoningRecipe, turn: Round) -> MadeRows:
 
 def _run_joint(recipe: ReasoningRecipe, folder: Path, say: Say, turn: Round) -> dict[str, Any]:
     made = _make_question_rows(recipe, turn)
-    (folder / "drafts.jsonl").write_text("".join(made.lines), encoding="utf-8")
     pools = made.pools
     short = [
         (turn.solve, recipe.solve_rows, 1.0),
@@ -299,7 +314,7 @@ def _source(recipe: ReasoningRecipe, stage: str) -> RowSource:
     folder = Path(recipe.out) / stage
     if not (folder / MANIFEST).is_file():
         raise MissingFileError(f"there is no {folder}: run the stage {stage} first")
-    return RowSource(str(folder), recipe.seed, recipe.side, recipe.tables)
+    return RowSource(str(folder), recipe.data_seed, recipe.side, recipe.tables, recipe.pools)
 
 
 def _open(recipe: ReasoningRecipe, stage: str, made: MadeRows) -> tuple[Any, Any, UniformPass]:

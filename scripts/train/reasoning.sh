@@ -11,13 +11,13 @@ python=${PYTHON:-python}
 read -ra families <<< "${FAMILIES:-qwen llava}"
 read -ra seeds <<< "${SEEDS:-0 1 2}"
 runs=$((${#families[@]} * ${#seeds[@]}))
-workers=$(($(nproc) / runs))
+workers=$(($(nproc --all) * 2 / runs))
 folders=() processes=()
 mkdir -p "$out"
 for family in "${families[@]}"; do
   for seed in "${seeds[@]}"; do
     folder="$out/$family-$seed"
-    "$python" -m experiments.reasoning --family "$family" --seed "$seed" --out "$folder" \
+    "$python" -m experiments.reasoning --family "$family" --seed "$seed" --out "$folder" --shared "$out/rows" \
       --workers "$((workers > 1 ? workers : 1))" "$@" > "$folder.log" 2>&1 &
     folders+=("$folder") processes+=("$!")
     echo "$folder: process $!, lines in $folder.log"

@@ -17,8 +17,10 @@ from experiments.reasoning.reasoning_rows import (
     RowSource,
     answered_rows,
     base_rows,
+    load_encoder,
     make_rows,
     question_prompts,
+    share_rows,
 )
 from experiments.reasoning.reasoning_stages import run_stage
 from experiments.uniform_passes import UniformPass
@@ -41,7 +43,7 @@ def recipe(request, tmp_path_factory):
 
 @pytest.fixture
 def source(recipe):
-    return RowSource(f"{recipe.out}/init", recipe.seed, recipe.side, recipe.tables)
+    return RowSource(f"{recipe.out}/init", recipe.data_seed, recipe.side, recipe.tables)
 
 
 def open_model(recipe, made):
@@ -62,7 +64,7 @@ def test_the_weighted_loss_is_that_of_the_model(recipe, source):
     total, weight = 0.0, 0.0
     for row in range(len(ids)):
         length = int((pool.ids[row] != 0).cumsum().argmax()) + 1
-        picture = make_reasoning_picture("train", int(pool.pictures[row]), recipe.seed, recipe.tables)
+        picture = make_reasoning_picture("train", int(pool.pictures[row]), recipe.data_seed, recipe.tables)
         seen = processor.image_processor(images=[draw_reasoning_picture(picture)], return_tensors="pt")
         kinds = {"mm_token_type_ids": (ids[row : row + 1, :length] == processor.image_token_id).int()}
         extra = kinds if recipe.family == "qwen" else {}
@@ -101,11 +103,36 @@ def test_rows_do_not_depend_on_who_makes_them(source, monkeypatch):
         assert (getattr(whole.pools["base"], name) == getattr(parts.pools["base"], name)).all()
 
 
+def test_shared_rows_are_those_that_were_made(source, tmp_path):
+    """Seeds that share rows would train on others than the first one."""
+
+    def make():
+        calls.append(1)
+        return make_rows(question_prompts, [(1_000_000 + n, 2) for n in range(3)], source)
+
+    calls = []
+    first, second = (share_rows(tmp_path / "rows.safetensors", make) for _ in range(2))
+    assert len(calls) == 1
+    assert (first.first, first.count) == (second.first, second.count)
+    assert (first.pictures == second.pictures).all()
+    for name in ("ids", "labels", "pictures"):
+        assert (getattr(first.pools["prompt"], name) == getattr(second.pools["prompt"], name)).all()
+
+
+def test_prompts_end_where_the_answer_begins(recipe, source):
+    """The base would go on writing behind an answer that it did not give."""
+    made = make_rows(question_prompts, [(1_000_000, 2)], source)
+    decode = load_encoder(source.checkpoint).tokenizer.decode
+    for row, length in zip(made.pools["prompt"].ids, made.pools["prompt"].lengths, strict=True):
+        text = decode(row[:length])
+        assert text.rstrip().endswith({"llava": "ASSISTANT:", "qwen": "assistant"}[recipe.family])
+
+
 def test_answered_questions_become_rows_of_every_pool(recipe, source):
     """A mode would never be trained, without a word."""
     jobs = []
     for index in range(1_000_000, 1_000_006):
-        picture = make_reasoning_picture("train", index, recipe.seed, recipe.tables)
+        picture = make_reasoning_picture("train", index, recipe.data_seed, recipe.tables)
         question = make_reasoning_questions(picture)[0]
         right = write_rationale(question, picture.truth)
         wrong = write_rationale(question, {name: value + 1 for name, value in picture.truth.items()})
@@ -148,7 +175,7 @@ def test_all_stages_run(recipe):
     if recipe.family == "llava":
         pytest.skip("a minute, and only the family's parts differ, which the other tests cover")
     arguments = ["--smoke", "--family", recipe.family, "--out", recipe.out]
-    main([*arguments, "--stages", "init,base,sample,one,truth,measure"])
+    main([*arguments, "--stages", "init,base,sample,one,truth,answer,report"])
     with open(f"{recipe.out}/report-one.json", encoding="utf-8") as file:
         report = json.load(file)
     assert {"resample_gain", "trained_truth", "tree_over_vote"} <= set(report["test"]["claims"])
