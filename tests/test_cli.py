@@ -16,6 +16,7 @@ from reverse.demo import load_examples
 from reverse.tokens import TAGS, find_token_ids
 from tests.decoding.worlds import picture as noise
 from tests.decoding.worlds import talkative
+from tests.warm_python import start_python
 
 COMMANDS = ("demo", "generate", "tokens", "data")
 
@@ -228,12 +229,14 @@ def test_demo_errs_and_mends():
     assert int(before) >= 3 and int(after.split()[0]) < int(before)
 
 
-def test_a_piped_demo_is_plain_lines():
+def test_a_piped_demo_is_plain_lines(tmp_path):
     """A file or a pager would get boxes, and sentences cut at the 80th column."""
-    said = subprocess.run([sys.executable, "-m", "reverse", "demo"], capture_output=True, text=True)
-    assert said.returncode == 0, said.stderr
-    assert not set("─━│┃╭┏└\x1b") & set(said.stdout)
-    lines = said.stdout.splitlines()
+    process = start_python("-m", "reverse", "demo", stdout=tmp_path / "out", stderr=tmp_path / "err")
+    process.join()
+    assert process.exitcode == 0, (tmp_path / "err").read_text()
+    shown = (tmp_path / "out").read_text(encoding="utf-8")
+    assert not set("─━│┃╭┏└\x1b") & set(shown)
+    lines = shown.splitlines()
     answers = [line for line in lines if line.startswith(("plain ", "checked "))]
     assert len(answers) == 6 and all(line.endswith(".") for line in answers)
     assert max(map(len, lines)) > 80

@@ -2,9 +2,6 @@
 
 import asyncio
 import json
-import os
-import subprocess
-import sys
 import time
 from collections import Counter
 
@@ -22,6 +19,7 @@ from reverse.data.records.schema import make_record
 from reverse.endpoints.client import ChatClient, Endpoint
 from reverse.endpoints.reply_cache import Reply, ReplyCache
 from reverse.tokens.spans import CN, SPAN, UN, find_problems
+from tests.warm_python import start_python
 
 ANIMALS = ("dog", "cat", "horse", "cow", "sheep", "pig", "goat", "bear")
 
@@ -302,22 +300,21 @@ def test_killed_at_any_moment_nothing_is_lost_or_paid_for_twice(serve, tmp_path)
     server = serve(lambda n, body: 0.02)
     source, out = tmp_path / "tagged.jsonl", tmp_path / "out.jsonl"
     source.write_text("".join(json.dumps(record) + "\n" for record in records(150)))
-    environment = os.environ | {"REVERSE_LLM_BASE_URL": server.url, "REVERSE_LLM_MODEL": "m"}
-    command = [sys.executable, "-m", "reverse", "data", "negatives", str(source), str(out), "--by", "llm"]
-    command += ["--concurrency", "2"]
+    environment = {"REVERSE_LLM_BASE_URL": server.url, "REVERSE_LLM_MODEL": "m"}
+    command = ["-m", "reverse", "data", "negatives", source, out, "--by", "llm", "--concurrency", "2"]
     kills = 0
     for target in (20, 70):
-        process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        process = start_python(*command, **environment)
         deadline = time.monotonic() + 60
         while sum(server.answered.values()) < target and time.monotonic() < deadline:
             time.sleep(0.005)
         process.kill()
-        process.wait()
+        process.join()
         kills += 1
         assert not out.exists()
-    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+    process = start_python(*command, **environment)
+    process.join()
+    assert process.exitcode == 0
     made = list(read_records(out))
     assert [record["id"].removesuffix("-neg") for record in made][::2] == [str(i) for i in range(150)]
     assert all(not find_problems(turn["value"]) for record in made for turn in record["conversations"])

@@ -1,11 +1,8 @@
 """Answers on disk: what kills, other settings, torn ends and several processes do to them."""
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +13,7 @@ from reverse.evaluation.reading.answers import read_run_answers
 from reverse.evaluation.runs.answers_files import remove_timing
 from reverse.evaluation.runs.benchmark_run import ProcessPlace, question_seed
 from tests.evaluation.mock_run import answered
+from tests.warm_python import start_python
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -37,8 +35,12 @@ def rows(path):
 
 
 def start(data, out, pause, **environment):
-    command = [sys.executable, "-m", "tests.evaluation.mock_run", str(data), str(out), str(pause)]
-    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, **environment})
+    return start_python("-m", "tests.evaluation.mock_run", data, out, pause, **environment)
+
+
+def wait_for(child):
+    child.join()
+    return child.exitcode
 
 
 def test_twenty_kills_leave_the_rows_of_an_unbroken_run(data, unbroken, tmp_path):
@@ -54,21 +56,21 @@ def test_twenty_kills_leave_the_rows_of_an_unbroken_run(data, unbroken, tmp_path
         while wait and time.monotonic() < end and (path.stat().st_size if path.exists() else 0) == before:
             time.sleep(0.001)
         time.sleep(draw.random() * 0.05)
-        child.send_signal(signal.SIGKILL)
-        assert child.wait() == -signal.SIGKILL, "it ended before it was killed"
+        child.kill()
+        assert wait_for(child) == -signal.SIGKILL, "it ended before it was killed"
         reached.append(path.read_bytes().count(b"\n") if path.exists() else 0)
     total = len(rows(unbroken))
     assert reached == sorted(reached) and 0 < reached[-1] < total and len(set(reached)) > 10
     with path.open("ab") as file:  # what a power cut may leave
         file.write(b'{"question_id": 77, "text": "The')
-    assert start(data, tmp_path, 0).wait() == 0
+    assert wait_for(start(data, tmp_path, 0)) == 0
     assert rows(path) == rows(unbroken)
 
 
 def test_two_processes_write_the_file_of_one(data, unbroken, tmp_path):
     """Several GPUs would give another file than one: other rows, another order, shards left behind."""
     children = [start(data, tmp_path, 0.001, RANK=str(rank), WORLD_SIZE="2") for rank in (0, 1)]
-    assert [child.wait() for child in children] == [0, 0]
+    assert [wait_for(child) for child in children] == [0, 0]
     assert rows(tmp_path / "pope.jsonl") == rows(unbroken)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["pope.jsonl", "pope.run.json"]
 
@@ -152,7 +154,7 @@ def test_two_writers_of_one_file(data, tmp_path):
             answered(data, tmp_path)
     finally:
         child.kill()
-        child.wait()
+        child.join()
 
 
 def test_row_is_a_superset_of_the_published_one(unbroken):

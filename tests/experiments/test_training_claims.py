@@ -1,8 +1,6 @@
 """Claims over seeds, against counting by hand and an independent AUROC."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +8,7 @@ import pytest
 from scipy.stats import mannwhitneyu
 
 from experiments.training_claims import auroc, choose_thresholds, figures, merge
+from tests.warm_python import start_python
 
 SCENES = 40
 
@@ -137,10 +136,9 @@ def test_the_program_merges_what_is_whole(tmp_path):
     (tmp_path / "a.jsonl").write_text(lines + '{"run": "cut', encoding="utf-8")
     program = Path(__file__).parents[2] / "benchmarks" / "scenes_training.py"
     out = tmp_path / "merged.json"
-    subprocess.run(
-        [sys.executable, program, "--merge", tmp_path / "a.jsonl", "--results", out],
-        check=True, capture_output=True, env={"PYTHONPATH": str(program.parents[1]), "PATH": ""},
-    )  # fmt: skip
+    process = start_python(program, "--merge", tmp_path / "a.jsonl", "--results", out)
+    process.join()
+    assert process.exitcode == 0
     merged = json.loads(out.read_text(encoding="utf-8"))
     assert set(merged["claims"]["llava"]["test"]) >= {"chair_i_drop", "auroc", "tokens_ratio"}
     assert {"device", "torch", "date", "command"} <= set(merged)

@@ -2,10 +2,6 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,15 +11,16 @@ from reverse.data.scenes import write_scenes
 from reverse.training.checkpoints.resuming import last_checkpoint
 from reverse.training.recipes.recipe import load_recipe
 from reverse.training.training_run import run_recipe
+from tests.warm_python import start_python
 
-ROOT = Path(__file__).resolve().parents[2]
 
-
-def start(recipe, output):
-    command = [sys.executable, "-m", "reverse", "train", str(recipe), "--set", f"output={output}"]
+def start(recipe, output, lines):
+    """A process that trains and writes its lines to a named pipe."""
+    os.mkfifo(lines)
     # As many threads as here: sums in another order end in other bits.
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    threads = str(torch.get_num_threads())
+    words = ("train", recipe, "--set", f"output={output}")
+    return start_python("-m", "reverse", *words, stdout=lines, OMP_NUM_THREADS=threads)
 
 
 @pytest.fixture
@@ -53,14 +50,13 @@ def recipe(tiny, tmp_path):
 def test_killed_run_goes_on_bit_for_bit(recipe, tmp_path, capsys):
     """Data seen twice, dropout drawn anew, an optimizer that forgot: another model after every power cut."""
     run_recipe(load_recipe(str(recipe), [f"output={tmp_path / 'whole'}"]), quiet=True)
-    process = start(recipe, tmp_path / "killed")
-    for line in process.stdout:  # in the middle of an interval
-        if "step 7 " in line:
-            break
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
-    process.stderr.close()
+    process = start(recipe, tmp_path / "killed", tmp_path / "lines")
+    with (tmp_path / "lines").open() as lines:
+        for line in lines:  # in the middle of an interval
+            if "step 7 " in line:
+                break
+        process.kill()
+        process.join()
     folder = tmp_path / "killed.checkpoints"
     assert not (tmp_path / "killed").exists()
     saved = int(last_checkpoint(folder).rpartition("-")[2])

@@ -10,7 +10,7 @@ from reverse.training.optim import parallel
 from reverse.training.optim.parallel import check_parallel
 from reverse.training.recipes.recipe import load_recipe
 from reverse.training.training_run import run_recipe
-from tests.training.two import ROOT, on_two
+from tests.training.two import on_torchrun, on_two
 
 
 @pytest.fixture
@@ -37,22 +37,18 @@ def recipe(tiny, tmp_path):
     return written
 
 
-def launch_two(recipe, output, *settings):
+def launch_two(recipe, output, *settings, launch=on_two):
     given = (f"output={output}", "compute.parallel=ddp", *settings)
     changed = (part for setting in given for part in ("--set", setting))
-    return on_two("-m", "reverse", "train", recipe, *changed)
-
-
-def run_two(recipe, output):
-    done = launch_two(recipe, output)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads((output / "training.json").read_text()), done.stdout
+    return launch("-m", "reverse", "train", recipe, *changed)
 
 
 def test_two_processes_do_what_one_does(recipe, tmp_path):
     """Batches seen twice, gradients summed for averaged, a hang at a text without a picture, two writers."""
     one = run_recipe(load_recipe(str(recipe), [f"output={tmp_path / 'one'}"]), quiet=True)
-    two, shown = run_two(recipe, tmp_path / "two")
+    done = launch_two(recipe, tmp_path / "two", launch=on_torchrun)
+    assert done.returncode == 0, done.stderr[-2000:]
+    two, shown = json.loads((tmp_path / "two/training.json").read_text()), done.stdout
     assert two["processes"] == 2 and two["steps"] == one["steps"] == 8
     assert [loss for _, loss in two["losses"]] == pytest.approx([loss for _, loss in one["losses"]], abs=1e-4)
     assert shown.count("100%") == 1  # the first process alone shows
@@ -169,7 +165,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from conftest import make_tiny
+from tests.conftest import make_tiny
 from reverse.models import family_of
 from reverse.training.optim import loss as losses
 from reverse.training.optim.trainable_weights import Tuning, select_trained
@@ -223,7 +219,7 @@ def test_sharded_gradients_are_those_of_the_whole(tmp_path):
     """The loss would read a head or token rows that this process holds a share of (FSDP2)."""
     script = tmp_path / "sharded.py"
     script.write_text(SHARDED)
-    done = on_two(script, PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}")
+    done = on_two(script)
     compared = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("compared")]
     assert len(compared) == 4 and min(compared) > 10, done.stderr[-2000:]
 

@@ -1,10 +1,6 @@
 """MMHal-Bench and HaloQuest with a judge of our own on 127.0.0.1: all it may do wrong, and what it costs."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -15,6 +11,7 @@ from reverse.evaluation.runs.scoring import score_file
 from reverse.evaluation.scoring import judge
 from tests.chat_server import completion
 from tests.evaluation.scoring.making import row, write_answers
+from tests.warm_python import start_python
 
 SECRET = "a rejected phrase that no judge may see"
 
@@ -198,25 +195,15 @@ def test_killed_and_started_again(mmhal_files, serve, tmp_path):
         return 200, rate(body)
 
     server = serve(behave)
-    environment = os.environ | {"REVERSE_JUDGE_BASE_URL": server.url, "REVERSE_JUDGE_MODEL": "m"}
-    command = [
-        sys.executable,
-        "-m",
-        "reverse",
-        "score",
-        str(path),
-        "--truth",
-        str(folder),
-        "--concurrency",
-        "2",
-    ]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    environment = {"REVERSE_JUDGE_BASE_URL": server.url, "REVERSE_JUDGE_MODEL": "m"}
+    command = ["-m", "reverse", "score", path, "--truth", folder, "--concurrency", "2"]
+    process = start_python(*command, **environment)
     cache = path.with_name("a.jsonl.judge.jsonl")
     while not (cache.exists() and cache.read_bytes().count(b"\n") > 20):
         time.sleep(0.01)
-        assert process.poll() is None
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+        assert process.is_alive()
+    process.kill()
+    process.join()
     with cache.open("r+b") as file:
         file.truncate(cache.stat().st_size - 9)  # a torn line
     kept, before = cache.read_bytes().count(b"\n"), -1
@@ -224,10 +211,9 @@ def test_killed_and_started_again(mmhal_files, serve, tmp_path):
         before = len(server.bodies)
         time.sleep(0.5)
     pace[0] = 0
-    done = subprocess.run(
-        [*command, "--json", "--rounds", "0"], env=environment, capture_output=True, text=True
-    )
-    report = json.loads(done.stdout)
+    done = start_python(*command, "--json", "--rounds", "0", stdout=tmp_path / "report", **environment)
+    done.join()
+    report = json.loads((tmp_path / "report").read_text())
     assert report["metrics"]["score"]["value"] == pytest.approx(sum(RATINGS) / 96)
     assert len(server.bodies) - before == 96 - kept == report["notes"]["cost"]["asked"]
 
