@@ -72,12 +72,7 @@ def test_tsst_runs_from_questions_to_a_report(world, tmp_path):
         plan_loop("tsst", load_system_recipe("tsst", "tsst_tiny", none))
 
 
-@pytest.mark.parametrize("thinks", [True, False], ids=["second thinking", "as published"])
-def test_the_cold_start_of_srpo_learns_to_reflect(world, tmp_path, thinks):
-    """Training data and reward would have other grammars, as the released ones have."""
-    more = {"with_grpo": "false", "second_thinking": str(thinks).lower(), **MIX}
-    out = tmp_path / "out"
-    told = run("srpo", tiny_settings(world, out, **FEW, **more))
+def check_cold_start(told, out, thinks):
     assert sum(told["mix-1"]["mix"][kind] for kind in ("right", "wrong")) <= 8
     (row, *_) = rows_of(out / "rows-1/reflect.jsonl")
     answer = row["conversations"][1]["value"]
@@ -85,18 +80,27 @@ def test_the_cold_start_of_srpo_learns_to_reflect(world, tmp_path, thinks):
     assert answer.count("<reflection>") == 1 and "reflect" in told["measure-1"]["runs"]
 
 
+def test_the_published_cold_start_of_srpo_learns_to_reflect(world, tmp_path):
+    """Training data and reward would have other grammars, as the released ones have."""
+    more = {"with_grpo": "false", "second_thinking": "false", **MIX}
+    out = tmp_path / "out"
+    check_cold_start(run("srpo", tiny_settings(world, out, **FEW, **more)), out, thinks=False)
+
+
 @pytest.mark.skipif(find_spec("trl") is None, reason="needs the extra rl")
 def test_srpo_ends_with_grpo(world, tmp_path):
-    """The stage after the cold start would be faked, or begin with another model."""
+    """The stage after the cold start would be faked, or begin with another model or grammar."""
     out = tmp_path / "out"
     small = {
         **MIX,
+        "second_thinking": "true",
         "grpo_optim.steps": 1,
         "grpo_optim.global_batch": 2,
         "grpo_optim.batch": 4,
         "grpo.max_new_tokens": 12,
     }
     told = run("srpo", tiny_settings(world, out, **FEW, **small, attempts=2))
+    check_cold_start(told, out, thinks=True)
     assert told["train-2"]["steps"] == 1 and "reflect" in told["measure-2"]["runs"]
     trained = json.loads((out / "train-2/training.json").read_text())
     assert trained["kind"] == "grpo" and trained["recipe"]["model"] == "train-1/model"
