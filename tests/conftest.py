@@ -2,6 +2,7 @@
 
 import torchvision_cpu_shim  # noqa: F401, I001  lets a CUDA-linked torchvision import beside a CPU-only torch
 
+import gc
 import signal
 import os
 
@@ -30,6 +31,11 @@ def pytest_configure(config):
         name, release = asked.split("==")
         if version(name) != release:
             pytest.exit(f"this run is for {asked}, but {name} {version(name)} is installed", returncode=3)
+
+
+def pytest_collection_finish():
+    """Full garbage collections, of which loops and tests make many, pass over what is imported by now."""
+    gc.freeze()
 
 
 def make_tiny(name, *, dtype=torch.float32, seed=0, init_std=0.2, **sizes):
