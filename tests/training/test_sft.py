@@ -124,19 +124,31 @@ def test_resumed_equals_unbroken(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "unbroken"]
 
 
+RESUMED = {"steps": 8, "batch": 1, "accumulate": 2}
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """Weights and manifest of a run of `RESUMED` that is not stopped."""
+    model, manifest = run(tmp_path_factory.mktemp("unbroken") / "out", log_steps=3, **RESUMED)
+    return weights(model), manifest
+
+
 @pytest.mark.parametrize(
     ("log_steps", "save_steps", "stopped"), [(3, 2, 5), (2, 3, 7), (50, 4, 6), (1, 2, 3), (3, 2, None)]
 )
-def test_losses_of_a_resumed_run_are_those_of_an_unbroken_one(log_steps, save_steps, stopped, tmp_path):
+def test_losses_of_a_resumed_run_are_those_of_an_unbroken_one(
+    log_steps, save_steps, stopped, unbroken, tmp_path
+):
     """What was summed up for the next line would be lost with the process, or a step trained twice."""
-    settings = {"steps": 8, "log_steps": log_steps, "save_steps": save_steps, "batch": 1, "accumulate": 2}
-    unbroken, whole = run(tmp_path / "unbroken", **settings)
+    settings = RESUMED | {"save_steps": save_steps}
     with pytest.raises(KeyboardInterrupt):  # None: the run is over, and not yet written
-        run(tmp_path / "broken", callbacks=[StopAt(stopped)], **settings)
-    model, resumed = run(tmp_path / "broken", **settings | {"log_steps": 1})
+        run(tmp_path / "broken", log_steps=log_steps, callbacks=[StopAt(stopped)], **settings)
+    model, resumed = run(tmp_path / "broken", log_steps=1, **settings)
+    expected, whole = unbroken
     assert [step for step, _ in whole["losses"]] == list(range(1, 9))
     assert resumed["losses"] == whole["losses"] and resumed["final_loss"] == whole["final_loss"]
-    assert resumed["steps"] == 8 and torch.equal(weights(unbroken), weights(model))
+    assert resumed["steps"] == 8 and torch.equal(expected, weights(model))
 
 
 def test_a_step_in_parts_has_the_loss_of_the_whole(tmp_path):
