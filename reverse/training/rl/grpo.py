@@ -8,10 +8,13 @@ Rows are those of `reverse data view --as grpo`. Completions are drawn by TRL's 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from torch.utils.data import Sampler
+
+from reverse.compatibility import IncompatibleLibraryError
 from reverse.grading import AnswerKey
 from reverse.training.recipes.recipe import Recipe
 from reverse.training.rl.attempt_text import read_attempt
@@ -19,7 +22,7 @@ from reverse.training.rl.rewards import REWARDS, RewardPreset, find_outcome, fin
 from reverse.training.rl.trl_setup import find_trainer, make_trl_arguments
 from reverse.training.views.grpo_views import read_gold
 
-__all__ = ["OUTCOMES", "make_grpo_trainer", "make_reward_functions"]
+__all__ = ["OUTCOMES", "EpochSampler", "make_grpo_trainer", "make_reward_functions"]
 
 OUTCOMES = ("right", "wrong", "right_to_right", "wrong_to_right", "wrong_to_wrong", "right_to_wrong")
 _COLUMNS = ("answers", "kind", "choices", "tolerance", "unit")
@@ -50,6 +53,8 @@ def make_grpo_trainer(
             "loss_type": settings.loss,
             "scale_rewards": settings.scale,
             "mask_truncated_completions": settings.mask_truncated,
+            # Completions that are used for several steps stand in no checkpoint.
+            "save_steps": -(-(recipe.log.save_steps or 500) // settings.iterations) * settings.iterations,
         },
     )  # fmt: skip
     rewards = make_reward_functions(find_preset(settings.rewards))
@@ -57,7 +62,46 @@ def make_grpo_trainer(
         from reverse.training.rl.checked_rollout import make_checked_rollout
 
         given = {**given, "rollout_func": make_checked_rollout(given["processing_class"], settings)}
-    return find_trainer("grpo")(args=arguments, reward_funcs=rewards, **given)
+    trainer = _order_by_epoch(find_trainer("grpo"))
+    return trainer(args=arguments, reward_funcs=rewards, **given)
+
+
+class EpochSampler(Sampler[int]):
+    """TRL's order of questions, drawn for each epoch from the seed and the number of the epoch.
+
+    TRL draws all epochs from one generator that no checkpoint holds: a run that is resumed in a later epoch
+    would see the questions in the order of the first one.
+
+    Args:
+        sampler: TRL's, with a `generator`.
+        trainer: whose `state.epoch` is the place in the run.
+    """
+
+    def __init__(self, sampler: Any, trainer: Any):
+        self.sampler, self.trainer = sampler, trainer
+
+    def __iter__(self) -> Iterator[int]:
+        self.sampler.generator.manual_seed(self.sampler.seed + int(self.trainer.state.epoch or 0))
+        return iter(self.sampler)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+
+def _order_by_epoch(base: Any) -> Any:
+    """Derive from TRL's trainer one whose order of questions is an `EpochSampler`."""
+    if not hasattr(base, "_get_train_sampler"):
+        raise IncompatibleLibraryError("trl", f"{base.__name__} has no _get_train_sampler")
+
+    class OrderedTrainer(base):  # type: ignore[misc]
+        def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
+            sampler = super()._get_train_sampler(dataset)
+            if not hasattr(sampler, "generator") or getattr(sampler, "seed", None) is None:
+                raise IncompatibleLibraryError("trl", f"{type(sampler).__name__} has no generator or seed")
+            return EpochSampler(sampler, self)
+
+    OrderedTrainer.__name__ = base.__name__
+    return OrderedTrainer
 
 
 def make_reward_functions(preset: RewardPreset) -> list[Callable[..., list[float | None]]]:

@@ -4,14 +4,14 @@
 
 `OUTPUT` is written as by `kind: sft`: the adapter (or model) with its card, the processor, `training.json`,
 `recipe.yaml`. It appears when it is complete. A run that was stopped continues from its last checkpoint in
-`OUTPUT.checkpoints`; completions that were drawn since are drawn again.
+`OUTPUT.checkpoints`, and ends with the weights and the log of an unbroken one: rows come in the same order,
+and completions that were drawn since are drawn again with the same random numbers.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import math
 import shutil
 import time
 import warnings
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, TrainerCallback, set_seed
+from transformers import PrinterCallback, set_seed
 
 from reverse.errors import DataError, RequestError
 from reverse.files.file_lock import output_lock
@@ -51,6 +51,7 @@ from reverse.training.recipes.recipe import Recipe, as_yaml
 from reverse.training.recipes.settings_check import DTYPES, check_settings, check_writable
 from reverse.training.rl.dpo import make_dpo_trainer
 from reverse.training.rl.grpo import make_grpo_trainer
+from reverse.training.rl.rl_callbacks import FiniteCheck, LogAtCheckpoints, TokenCount
 from reverse.training.rl.rl_rows import RowFile, make_dataset, read_rows
 from reverse.training.rl.trl_inputs import check_same_ids, copy_for_trl
 from reverse.training.rl.trl_setup import check_recipe
@@ -153,7 +154,7 @@ class _RLRun:
             "model": self.model,
             "processing_class": copied,
             "train_dataset": make_dataset(plan.rows),
-            "callbacks": [Clock(self.schedule), self.progress, _FiniteCheck()],
+            "callbacks": [Clock(self.schedule), self.progress, FiniteCheck(), LogAtCheckpoints()],
             "peft_config": adapter,
         }
         parallel = parallel_arguments(recipe.compute.parallel, self.model)
@@ -161,6 +162,8 @@ class _RLRun:
         with _quiet_libraries():
             self.trainer = make(recipe, given, self.checkpoints, plan.steps, plan.accumulate, parallel)
         self.trainer.remove_callback(PrinterCallback)
+        if recipe.kind == "dpo":
+            self.trainer.add_callback(TokenCount())
 
     def train(self, resume: bool) -> dict[str, Any]:
         """Train to the end, write the output, remove the checkpoints and return the manifest."""
@@ -210,18 +213,6 @@ class _RLRun:
             "final_loss": log[-1]["loss"] if log else None,
             "log": log,  # of every logged step: loss, rewards, outcomes
         }
-
-
-class _FiniteCheck(TrainerCallback):
-    """Ends a run whose loss or gradient is not finite, before a checkpoint is written of it."""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        for name in ("loss", "grad_norm"):
-            value = (logs or {}).get(name)
-            if value is not None and not math.isfinite(float(value)):
-                raise DataError(
-                    f"{name} is {value} at step {state.global_step}: lower optim.lr, or check the rows"
-                )
 
 
 def _check_weights(model: Any) -> None:

@@ -15,7 +15,7 @@ from reverse.cli import app
 from reverse.errors import OutputExistsError, RequestError
 from reverse.models import family_of
 from reverse.models.adapters.merging import merge_adapter
-from reverse.training.rl import rl_run
+from reverse.training.rl import rl_callbacks
 from reverse.training.rl.rl_rows import read_rows
 from reverse.training.rl.rl_run import run_rl_recipe
 from reverse.training.rl.trl_inputs import check_same_ids, copy_for_trl
@@ -117,29 +117,45 @@ class _Stop(Exception):
     pass
 
 
-def test_a_stopped_run_goes_on(rows, bases, tmp_path, monkeypatch):
-    """A killed run would begin anew, or end with other weights than an unbroken one."""
-    settings = ("optim.steps=4", "log.save_steps=1")
-    whole = run_rl_recipe(make_recipe("dpo", bases["llava"], rows, tmp_path / "whole", *settings), quiet=True)
-    recipe = make_recipe("dpo", bases["llava"], rows, tmp_path / "out", *settings)
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("dpo", ("log.save_steps=2", "log.steps=3")),
+        ("grpo", ("log.save_steps=2", "log.steps=3", "optim.lr=0.05")),
+        ("grpo", ("log.save_steps=1", "grpo.iterations=2", "optim.lr=0.05")),
+    ],
+    ids=["dpo", "grpo", "grpo, two updates on the same completions"],
+)
+def test_a_stopped_run_goes_on(kind, settings, rows, bases, tmp_path, monkeypatch):
+    """A killed run would begin anew, or end with other weights or another log than an unbroken one."""
+    settings = ("optim.steps=6", *settings)  # two passes over six rows
+
+    def make(name, *more):
+        return make_recipe(kind, bases["llava"], rows, tmp_path / name, *settings, *more)
+
+    whole = run_rl_recipe(make("whole"), quiet=True)
+    recipe = make("out")
 
     def stop(self, args, state, control, **kwargs):
-        if state.global_step == 3:
+        if state.global_step == 5:
             raise _Stop
 
-    monkeypatch.setattr(rl_run._FiniteCheck, "on_log", stop)
+    monkeypatch.setattr(rl_callbacks.FiniteCheck, "on_step_begin", stop)
     with pytest.raises(_Stop):
         run_rl_recipe(recipe, quiet=True)
     monkeypatch.undo()
-    assert not (tmp_path / "out").exists()
-    other = make_recipe("dpo", bases["llava"], rows, tmp_path / "out", *settings, "dpo.beta=0.2")
+    assert not (tmp_path / "out").exists() and (tmp_path / "out.checkpoints/checkpoint-4").exists()
     with pytest.raises(ValueError, match="other settings"):
-        run_rl_recipe(other, quiet=True)
+        run_rl_recipe(make("out", "optim.lr=0.02"), quiet=True)
     resumed = run_rl_recipe(recipe, quiet=True)
-    assert resumed["steps"] == 4
-    assert [each["loss"] for each in resumed["log"]] == pytest.approx([each["loss"] for each in whole["log"]])
+    assert resumed["steps"] == 6
+    assert [_drop_seconds(each) for each in resumed["log"]] == [_drop_seconds(each) for each in whole["log"]]
     mine, theirs = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("out", "whole"))
-    assert all(torch.allclose(mine[name], theirs[name], atol=1e-6) for name in theirs)
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+def _drop_seconds(entry):
+    return {name: value for name, value in entry.items() if "time" not in name}
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(rows, bases, tmp_path):
