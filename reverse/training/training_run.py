@@ -51,6 +51,7 @@ from reverse.training.sft import SFTConfig, run_settings, train
 __all__ = [
     "Prepared",
     "check_before_loading",
+    "check_recipe_settings",
     "load_base",
     "make_config",
     "outcome_settings",
@@ -177,6 +178,21 @@ def check_before_loading(recipe: Recipe, quiet: bool = False) -> SFTConfig:
     check_settings(config)
     check_writable(recipe.output)
     return config
+
+
+def check_recipe_settings(recipe: Recipe, count: int | None = None) -> int:
+    """Check settings that need neither files nor a model; return the batches of an optimizer step.
+
+    Args: `count`: number of processes that will train; None: as the launcher says.
+
+    Raises the errors of `check_settings`, `check_tuning` and `quantization`.
+    """
+    check_tuning(recipe.tune)
+    quantization(recipe.tune, recipe.model, torch.float32)
+    # A step of GRPO takes so many questions, a batch so many completions.
+    each = recipe.grpo.generations if recipe.kind == "grpo" else 1
+    config = make_config(recipe, quiet=True)
+    return check_settings(replace(config, global_batch=recipe.optim.global_batch * each), count)
 
 
 def read_finished(recipe: Recipe, resume: bool) -> dict[str, Any] | None:

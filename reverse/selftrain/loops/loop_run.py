@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from reverse.errors import OutputExistsError, RequestError
+from reverse.errors import OutputExistsError, RequestError, ReverseError
 from reverse.files.atomic_write import json_bytes, replace_file
 from reverse.files.file_lock import output_lock
 from reverse.progress import show_progress
@@ -69,10 +69,12 @@ def run_loop(
         OutputExistsError: stages were made with other settings (and `redo` is not set), or the folder holds
             something else.
         RequestError: an unknown stage, or one whose inputs are missing.
+        ReverseError: a stage that is not done cannot run here, see `StageBody.check`; nothing is begun then.
     """
     run = _LoopRun(plan, Path(root), bodies, find_keys(plan.stages), processes, quiet, say)
     if only is not None:
         plan.stage(only)
+    run.check_stages(only)
     with output_lock(root, reentrant=False):
         run.root.mkdir(parents=True, exist_ok=True)
         run.prepare(redo, only)
@@ -95,6 +97,18 @@ class _LoopRun:
     quiet: bool
     say: Say
     needed: Counter[str] = field(default_factory=Counter)  # stages whose files somebody is about to read
+
+    def check_stages(self, only: str | None) -> None:
+        """Check that the stages that are not done can run here."""
+        for stage in self.plan.stages:
+            check = self.bodies[stage.body].check
+            is_asked = only is None or stage.name == only
+            if check is None or not is_asked or read_record(self.root, stage.name) is not None:
+                continue
+            try:
+                check(stage, self.processes)
+            except ReverseError as error:
+                raise type(error)(f"stage {stage.name}: {error}") from error
 
     def prepare(self, redo: bool, only: str | None) -> None:
         """Check or discard existing stages, and write the manifest."""

@@ -124,12 +124,16 @@ class StageBody:
         join: called in one process when `run` has ended everywhere; returns figures (JSON) of the stage.
         is_parallel: whether several processes share the work.
         is_movable: False: files of a killed run cannot be used in another folder.
+        check: called before the first stage of a loop begins, with the stage and the number of processes.
+            Raises a ReverseError for what the stage would refuse hours later, such as a package that is not
+            installed or settings that exclude each other.
     """
 
     join: Callable[[StageContext], dict[str, Any]]
     run: Callable[[StageContext], None] | None = None
     is_parallel: bool = False
     is_movable: bool = True
+    check: Callable[[Stage, int], None] | None = None
 
 
 def draw_seed(seed: int, name: str) -> int:

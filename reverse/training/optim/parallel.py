@@ -134,17 +134,22 @@ def is_sharded(parallel: str) -> bool:
     return parallel in ("fsdp", "zero3")
 
 
-def check_parallel(parallel: str) -> None:
-    """Raise ValueError for a mode that is unknown, does not fit the launcher, or is not installed."""
+def check_parallel(parallel: str, count: int | None = None) -> None:
+    """Raise ValueError for a mode that is unknown, does not fit the launcher, or is not installed.
+
+    Args: `count`: number of processes that will be started; None: this one was started by a launcher or is
+    the only one.
+    """
     if parallel not in MODES:
         raise RequestError(f"parallel must be one of {', '.join(MODES)}, got {parallel!r}")
-    count = processes()
+    is_launched = "RANK" in os.environ if count is None else count > 1
+    count = processes() if count is None else count
     if parallel == "none" and count > 1:
         raise RequestError(
             f"compute.parallel is 'none' but there are {count} processes: each would train a model of its "
             "own; take ddp, fsdp, zero2 or zero3"
         )
-    if parallel != "none" and "RANK" not in os.environ:
+    if parallel != "none" and not is_launched:
         raise RequestError(
             f"compute.parallel is {parallel!r}, which needs a launcher: torchrun --nproc-per-node 8 -m "
             "reverse train …, or compute.parallel=none for one device"

@@ -40,7 +40,9 @@ class Rewards(Section):
     # Least and largest share of right ones among a question's recorded drafts; rows without one are kept.
     pass_rate_low: float = Field(default=0.0, ge=0, le=1)
     pass_rate_high: float = Field(default=1.0, ge=0, le=1)
-    rollout: Literal["plain", "checked"] = "plain"  # "checked": our decoder, for measuring (optim.lr=0)
+    # Who draws completions: TRL, or our decoder. "keep_phrases": for models that write the three tokens;
+    # "checked": phrases are checked, for measuring (optim.lr=0).
+    rollout: Literal["plain", "keep_phrases", "checked"] = "plain"
 
 
 class Values(Section):

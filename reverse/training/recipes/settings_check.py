@@ -34,8 +34,10 @@ _LEAST = {
 }  # fmt: skip
 
 
-def check_settings(config: Any) -> int:
+def check_settings(config: Any, count: int | None = None) -> int:
     """Check that settings can run here, and return the number of batches of an optimizer step.
+
+    Args: `count`: number of processes that will train; None: as the launcher of this process says.
 
     Raises:
         ValueError: a number out of its range or not finite, an unknown name, settings that exclude each
@@ -50,7 +52,7 @@ def check_settings(config: Any) -> int:
     if not config.beta2 < 1:
         raise RequestError(f"beta2 must be below 1, got {config.beta2}")
     Schedule(config.steps or 1, config.seconds, config.warmup, config.schedule)
-    check_parallel(config.parallel)
+    check_parallel(config.parallel, count)
     for name in ("pixels", "precision", "save_dtype"):
         value = getattr(config, name)
         if value is not None and value not in DTYPES:
@@ -74,10 +76,11 @@ def check_settings(config: Any) -> int:
         raise RequestError("loss.kernel is 'liger', which needs a CUDA device: take loss.kernel=chunked here")
     if config.global_batch is None:
         return config.accumulate
-    accumulate, rest = divmod(config.global_batch, config.batch * processes())
+    count = processes() if count is None else count
+    accumulate, rest = divmod(config.global_batch, config.batch * count)
     if rest or not accumulate:
         raise RequestError(
-            f"global_batch {config.global_batch} is not a multiple of batch {config.batch} on {processes()} "
+            f"global_batch {config.global_batch} is not a multiple of batch {config.batch} on {count} "
             "processes: change one of them"
         )
     return accumulate

@@ -2,11 +2,13 @@
 
 Rows are those of `reverse data view --as grpo`. Completions are drawn by TRL's own generation, at
 `grpo.temperature`. Each reward of a preset is a function of its own, so that TRL logs its mean and deviation
-(`rewards/format/mean`); what became of the first answers is logged as `outcome/right_to_wrong` and so on.
+(`rewards/format/mean`); what became of the first answers is logged as `outcome/right_to_wrong` and so on, and
+the share of completions with a `</UN>` as `phrases/un_share`.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ from torch.utils.data import Sampler
 
 from reverse.compatibility import IncompatibleLibraryError
 from reverse.grading import AnswerKey
+from reverse.tokens import UN
 from reverse.training.recipes.recipe import Recipe
 from reverse.training.rl.attempt_text import read_attempt
 from reverse.training.rl.rewards import REWARDS, RewardPreset, find_outcome, find_preset
@@ -25,6 +28,10 @@ from reverse.training.views.grpo_views import read_gold
 __all__ = ["OUTCOMES", "EpochSampler", "make_grpo_trainer", "make_reward_functions"]
 
 OUTCOMES = ("right", "wrong", "right_to_right", "wrong_to_right", "wrong_to_wrong", "right_to_wrong")
+_SAYS_UN = (
+    "completions hold </UN>, so this model was trained with the three tokens: GRPO would teach it to say "
+    "</UN> no more, whether a phrase is right or not; set grpo.rollout=keep_phrases"
+)
 _COLUMNS = ("answers", "kind", "choices", "tolerance", "unit")
 
 
@@ -58,10 +65,10 @@ def make_grpo_trainer(
         },
     )  # fmt: skip
     rewards = make_reward_functions(find_preset(settings.rewards))
-    if settings.rollout == "checked":
-        from reverse.training.rl.checked_rollout import make_checked_rollout
+    if settings.rollout != "plain":
+        from reverse.training.rl.decoder_rollout import make_decoder_rollout
 
-        given = {**given, "rollout_func": make_checked_rollout(given["processing_class"], settings)}
+        given = {**given, "rollout_func": make_decoder_rollout(given["processing_class"], settings)}
     trainer = _order_by_epoch(find_trainer("grpo"))
     return trainer(args=arguments, reward_funcs=rewards, **given)
 
@@ -93,7 +100,7 @@ def _order_by_epoch(base: Any) -> Any:
     if not hasattr(base, "_get_train_sampler"):
         raise IncompatibleLibraryError("trl", f"{base.__name__} has no _get_train_sampler")
 
-    class OrderedTrainer(base):  # type: ignore[misc]
+    class OrderedTrainer(base):
         def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
             sampler = super()._get_train_sampler(dataset)
             if not hasattr(sampler, "generator") or getattr(sampler, "seed", None) is None:
@@ -119,6 +126,10 @@ def _make_function(name: str, preset: RewardPreset) -> Callable[..., list[float 
             counts = Counter(find_outcome(text, key) for text, key in zip(texts, keys, strict=True))
             for outcome in OUTCOMES:
                 log_metric(f"outcome/{outcome}", counts[outcome] / max(1, len(texts)))
+            rejecting = sum(UN in text for text in texts)
+            log_metric("phrases/un_share", rejecting / max(1, len(texts)))
+            if rejecting:
+                warnings.warn(_SAYS_UN, stacklevel=2)
         return [reward(read_attempt(text), key, preset) for text, key in zip(texts, keys, strict=True)]
 
     call.__name__ = name

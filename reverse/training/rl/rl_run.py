@@ -17,7 +17,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ from reverse.training.optim.schedule import Clock, Progress, Schedule
 from reverse.training.optim.trainable_weights import make_lora_config, select_trained
 from reverse.training.recipe_data import check_part_files, describe_data
 from reverse.training.recipes.recipe import Recipe, as_yaml
-from reverse.training.recipes.settings_check import DTYPES, check_settings, check_writable
+from reverse.training.recipes.settings_check import DTYPES, check_writable
 from reverse.training.rl.dpo import make_dpo_trainer
 from reverse.training.rl.grpo import make_grpo_trainer
 from reverse.training.rl.rl_callbacks import FiniteCheck, LogAtCheckpoints, TokenCount
@@ -56,8 +56,8 @@ from reverse.training.rl.rl_rows import RowFile, make_dataset, read_rows
 from reverse.training.rl.trl_inputs import check_same_ids, copy_for_trl
 from reverse.training.rl.trl_setup import check_recipe
 from reverse.training.training_run import (
+    check_recipe_settings,
     load_base,
-    make_config,
     outcome_settings,
     pad_to_square,
     read_finished,
@@ -86,10 +86,7 @@ def plan_rl_run(recipe: Recipe) -> RLPlan:
     check_parallel(recipe.compute.parallel)
     check_part_files(recipe)
     check_writable(recipe.output)
-    # A step of GRPO takes so many questions, a batch so many completions.
-    each = recipe.grpo.generations if recipe.kind == "grpo" else 1
-    config = make_config(recipe, quiet=True)
-    accumulate = check_settings(replace(config, global_batch=recipe.optim.global_batch * each))
+    accumulate = check_recipe_settings(recipe)
     _, family = find_checkpoint(recipe.model)
     rows = read_rows(
         str(recipe.data.records),

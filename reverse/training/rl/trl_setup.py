@@ -105,7 +105,7 @@ def _check_rewards(recipe: Recipe) -> None:
         raise RequestError(
             f"grpo.rollout=checked with optim.lr={recipe.optim.lr}: a decoder that rejects phrases does not "
             "draw from the model's own distribution, so its completions are for measuring: set optim.lr=0, "
-            "or grpo.rollout=plain"
+            "or grpo.rollout=plain or keep_phrases"
         )
 
 

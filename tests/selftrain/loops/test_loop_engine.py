@@ -4,13 +4,14 @@ import contextlib
 import json
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from reverse.errors import DataError, OutputExistsError, RequestError
+from reverse.errors import DataError, MissingPackageError, OutputExistsError, RequestError
 from reverse.files.file_lock import OutputInUseError, output_lock
 from reverse.selftrain.loops.loop_manifest import read_manifest
 from reverse.selftrain.loops.loop_run import run_loop
@@ -170,6 +171,25 @@ def test_failures_are_written_down(tmp_path):
         run_loop(plan, tmp_path / "loop", {"fail": StageBody(fail)}, quiet=True)
     (stage,) = read_manifest(tmp_path / "loop")["stages"]
     assert (stage["status"], stage["error"]) == ("failed", "DataError: the file is bad: mend it")
+
+
+def test_what_cannot_run_is_refused_before_the_first_stage(tmp_path):
+    """A missing package would end a loop after hours of training."""
+    plan = make_plan(SHAPE[:3])
+    checked = []
+
+    def check(stage, processes):
+        checked.append((stage.name, processes))
+        if stage.name == "s-2":
+            raise MissingPackageError("trl is not installed")
+
+    bodies = {"numbers": replace(BODIES["numbers"], check=check)}
+    with pytest.raises(MissingPackageError, match="stage s-2: trl is not installed"):
+        run_loop(plan, tmp_path / "loop", bodies, quiet=True, processes=2)
+    assert checked == [("s-0", 2), ("s-1", 2), ("s-2", 2)] and not (tmp_path / "loop").exists()
+    run_loop(plan, tmp_path / "loop", bodies, quiet=True, only="s-0")
+    run(plan, tmp_path / "loop")
+    run_loop(plan, tmp_path / "loop", bodies, quiet=True)  # what is done is not refused
 
 
 def test_one_process_runs_a_loop(tmp_path):

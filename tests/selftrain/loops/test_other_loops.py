@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from reverse.data.drafts.draft_files import read_drafts
-from reverse.errors import RequestError
+from reverse.errors import DataError, MissingPackageError, RequestError, ReverseError
+from reverse.selftrain.loops.bodies.train_body import TRAIN
 from reverse.selftrain.loops.loop_systems import load_system_recipe, plan_loop, run_system_loop
 from tests.selftrain.loops.tiny_world import tiny_settings, write_tiny_world
 
@@ -105,6 +106,47 @@ def test_srpo_ends_with_grpo(world, tmp_path):
     trained = json.loads((out / "train-2/training.json").read_text())
     assert trained["kind"] == "grpo" and trained["recipe"]["model"] == "train-1/model"
     assert (out / "train-2/model/model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("system", "more", "error", "reason"),
+    [
+        (
+            "srpo",
+            {},
+            MissingPackageError,
+            "stage train-2: kind is grpo but trl is not installed",
+        ),
+        ("srpo", {"compute.parallel": "zero3"}, RequestError, "needs a launcher"),
+        ("srpo", {"grpo_tune.projector": "true"}, RequestError, "stage train-2: tune.projector=true"),
+        ("srpo", {"grpo_optim.global_batch": 3}, RequestError, "stage train-2: global_batch 12 is not a"),
+        ("sco", {"corrections": "endpoint"}, DataError, "stage correct-1: REVERSE_LLM_BASE_URL"),
+        ("sco", {"corrections": "no/such/model"}, ReverseError, "stage correct-1: .*no/such/model"),
+        ("tsst", {"engine.device": "cuda:99"}, RequestError, "stage value-0: device 'cuda:99'"),
+    ],
+)
+def test_what_cannot_run_is_refused_at_once(system, more, error, reason, world, tmp_path, monkeypatch):
+    """A loop would train and sample for days before it said what it lacks."""
+    monkeypatch.delenv("REVERSE_LLM_BASE_URL", raising=False)
+    if error is MissingPackageError:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    elif system == "srpo" and find_spec("trl") is None:
+        pytest.skip("needs the extra rl")
+    out = tmp_path / "out"
+    settings = {**MIX, **more} if system == "srpo" else more
+    with pytest.raises(error, match=reason):
+        run(system, tiny_settings(world, out, **settings))
+    assert not out.exists()
+
+
+def test_grpo_needs_whole_weights_in_every_process(world):
+    """GRPO with sharded weights would fail at its first completion, after the cold start."""
+    settings = tiny_settings(world, "out", **MIX, **{"compute.parallel": "fsdp"})
+    stage = plan_loop("srpo", load_system_recipe("srpo", "srpo_tiny", settings)).stage("train-2")
+    if find_spec("trl") is None:
+        pytest.skip("needs the extra rl")
+    with pytest.raises(RequestError, match="take ddp or zero2"):
+        TRAIN.check(stage, 2)
 
 
 def test_grpo_alone_begins_with_the_base(world, tmp_path):

@@ -131,9 +131,21 @@ def test_trl_gets_every_reward_by_its_name(said, preset):
     for each in functions:
         amounts = each(completions=turns, prompts=[], log_metric=logged.__setitem__, **columns)
         assert amounts == each(completions=said, **columns) and len(amounts) == len(said)
-    assert set(logged) == {f"outcome/{each}" for each in OUTCOMES} and sum(logged.values()) == pytest.approx(
-        1
-    )
+    assert logged.pop("phrases/un_share") == 0
+    assert set(logged) == {f"outcome/{each}" for each in OUTCOMES}
+    assert sum(logged.values()) == pytest.approx(1)
+
+
+def test_completions_that_reject_phrases_are_told():
+    """GRPO would unlearn the verdicts of a tagged model, and nobody would see it."""
+    columns = {name: [QUESTION[name]] * 2 for name in ("answers", "kind", "choices", "tolerance", "unit")}
+    logged = {}
+    functions = {each.__name__: each for each in make_reward_functions(PRESETS["plain"])}
+    with pytest.warns(UserWarning, match="grpo.rollout=keep_phrases"):
+        paid = functions["final_answer"](
+            completions=["<SPAN>3</UN>", "3"], log_metric=logged.__setitem__, **columns
+        )
+    assert logged["phrases/un_share"] == 0.5 and paid[0] == paid[1]
 
 
 @pytest.mark.parametrize(

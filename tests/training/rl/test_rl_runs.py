@@ -2,10 +2,12 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import PeftModel
+from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -15,7 +17,10 @@ from reverse.cli import app
 from reverse.errors import OutputExistsError, RequestError
 from reverse.models import family_of
 from reverse.models.adapters.merging import merge_adapter
+from reverse.tokens import find_token_ids
+from reverse.training.recipes.rl_sections import Rewards
 from reverse.training.rl import rl_callbacks
+from reverse.training.rl.decoder_rollout import make_decoder_rollout
 from reverse.training.rl.rl_rows import read_rows
 from reverse.training.rl.rl_run import run_rl_recipe
 from reverse.training.rl.trl_inputs import check_same_ids, copy_for_trl
@@ -194,6 +199,33 @@ def test_the_checked_decoder_rolls_out(rows, bases, tmp_path):
     assert 1 <= manifest["log"][0]["completions/max_length"] <= 12
     adapter = PeftModel.from_pretrained(reverse.load(bases["qwen"])[0], tmp_path / "out")
     assert all(p.abs().max() == 0 for name, p in adapter.named_parameters() if "lora_B" in name)
+
+
+def test_verdicts_stay_out_of_the_loss(rows, bases, tmp_path):
+    """GRPO would teach a tagged model to say </UN> no more, whatever its phrases say."""
+    model, processor = reverse.load(bases["llava"])
+    tags = find_token_ids(processor)
+    with torch.no_grad():  # a model that opens and rejects phrases all the time
+        head = model.get_output_embeddings().weight
+        bias = torch.nn.Parameter(torch.zeros(head.shape[0]))
+        bias[tags.un], bias[tags.cn], bias[tags.span] = 9.0, 7.0, 8.0
+    model.get_output_embeddings().bias = bias
+    settings = Rewards(rollout="keep_phrases", generations=2, max_new_tokens=12)
+    place = SimpleNamespace(unwrap_model=lambda model: model, num_processes=2, process_index=1)
+    trainer = SimpleNamespace(
+        accelerator=place, model_wrapped=model, state=SimpleNamespace(global_step=3),
+        args=SimpleNamespace(seed=0, per_device_train_batch_size=2),
+    )  # fmt: skip
+    picture = Image.new("RGB", (32, 32))
+    content = [{"type": "image", "image": picture}, {"type": "text", "text": "How many?"}]
+    given = make_decoder_rollout(processor, settings)([[{"role": "user", "content": content}]] * 2, trainer)
+    for ids, mask in zip(given["completion_ids"], given["env_mask"], strict=True):
+        assert tags.un not in ids and tags.cn in ids
+        assert [each == tags.cn for each in ids] == [not each for each in mask]
+    assert given["completion_ids"][0] != given["completion_ids"][1]
+    recipe = make_recipe("grpo", bases["llava"], rows, tmp_path / "out", "grpo.rollout=keep_phrases")
+    manifest = run_rl_recipe(recipe, quiet=True)
+    assert all(math.isfinite(each["grad_norm"]) for each in manifest["log"])
 
 
 def test_nothing_is_sent_to_a_server(monkeypatch):

@@ -28,7 +28,7 @@ from reverse.evaluation.stats.bootstrap import BootstrapSettings
 from reverse.evaluation.stats.intervals import Interval
 from reverse.files.atomic_write import write_json
 from reverse.progress import ProgressCallback
-from reverse.selftrain.loops.stage import StageBody, StageContext
+from reverse.selftrain.loops.stage import Stage, StageBody, StageContext
 
 __all__ = ["ANSWER", "find_device", "find_model", "make_file_benchmark"]
 
@@ -188,4 +188,13 @@ def _figure(interval: Interval) -> list[float | None]:
     return [None if math.isnan(each) else round(float(each), 6) for each in interval]
 
 
-ANSWER = StageBody(keep_drafts, ask_questions, is_parallel=True)
+def check_answers(stage: Stage, processes: int) -> None:
+    """Check the device, and the settings of all modes."""
+    from reverse.evaluation.runs.mode_drafts import make_mode
+
+    find_device(stage.settings.get("device"), ProcessPlace())
+    for each in stage.settings["runs"]:
+        make_mode(each["mode"], make_mode_settings(each.get("settings", {})))
+
+
+ANSWER = StageBody(keep_drafts, ask_questions, is_parallel=True, check=check_answers)

@@ -20,7 +20,7 @@ from reverse.data.drafts.draft_files import DraftIndex, read_drafts, write_draft
 from reverse.data.drafts.draft_record import DraftRecord, RecordedDraft
 from reverse.errors import DataError
 from reverse.grading import grade
-from reverse.selftrain.loops.stage import StageBody, StageContext
+from reverse.selftrain.loops.stage import Stage, StageBody, StageContext
 from reverse.training.views.view_rows import SAMPLES
 
 __all__ = ["CORRECT"]
@@ -128,4 +128,19 @@ def _judge(draft: RecordedDraft, record: DraftRecord, pairs: str) -> RecordedDra
     return draft.model_copy(update=changes)
 
 
-CORRECT = StageBody(write_pairs, ask_teacher)
+def check_teacher(stage: Stage, processes: int) -> None:
+    """Check that a teacher can be asked: its address and the client, or its checkpoint."""
+    if "teacher" not in stage.outside:
+        return
+    from reverse.endpoints.client import check_installed
+    from reverse.models.checkpoints.loading import find_checkpoint
+    from reverse.selftrain.curation.teacher_opening import TeacherSource
+
+    source = TeacherSource(cache=Path("replies.jsonl"), model=stage.outside["teacher"])
+    if source.find_endpoints():
+        check_installed()
+    else:
+        find_checkpoint(source.model)
+
+
+CORRECT = StageBody(write_pairs, ask_teacher, check=check_teacher)

@@ -16,6 +16,7 @@ from typing import Any
 from reverse.data.drafts.draft_files import read_drafts, write_drafts
 from reverse.data.drafts.draft_record import DraftRecord
 from reverse.errors import DataError
+from reverse.grading.latex_answers import require_math_verify
 from reverse.selftrain.loops.stage import StageBody, StageContext
 from reverse.training.views.view_rows import is_verified
 
@@ -49,7 +50,7 @@ def copy_questions(context: StageContext) -> dict[str, Any]:
 def _read_questions(
     source: str | Path, seen: set[str], name: str, roles: Sequence[str]
 ) -> Iterator[DraftRecord]:
-    """Read questions with a right answer and a picture.
+    """Read questions with a right answer that can be compared here, and a picture.
 
     Each occurs once, and never both in training and test.
     """
@@ -60,6 +61,8 @@ def _read_questions(
                 f"{source}: record {record.id!r:.80} has no {lacks}: a loop verifies answers to questions "
                 "about pictures, leave it out"
             )
+        if record.gold.kind == "latex":
+            require_math_verify()
         if record.id in seen:
             raise DataError(
                 f"{source}: the id {record.id!r:.80} stands twice, or in questions.train and "

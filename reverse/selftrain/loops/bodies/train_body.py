@@ -10,14 +10,14 @@ names files of the place it was begun in: in another place it begins anew.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from reverse.errors import DataError
 from reverse.files.atomic_write import replace_file, write_json
 from reverse.files.text_reading import read_json
 from reverse.selftrain.loops.bodies.answer_body import find_model
-from reverse.selftrain.loops.stage import StageBody, StageContext
+from reverse.selftrain.loops.stage import Stage, StageBody, StageContext
 from reverse.training.recipes.recipe import Recipe, as_yaml
 
 __all__ = ["TRAIN", "make_training_recipe"]
@@ -27,31 +27,67 @@ MANIFEST = "training.json"  # beside the model, and at the top; there it comes w
 
 def make_training_recipe(context: StageContext) -> Recipe:
     """The recipe of the run. Raises DataError if there is nothing to train on."""
-    settings = context.settings
     parts = list(_find_parts(context))
     if not parts:
         raise DataError(f"stage {context.name}: no row to train on")
+    is_lora = context.settings["tune"]["method"] == "lora"
+    return _make_recipe(
+        context.settings,
+        context.place.world,
+        model=find_model(context),
+        output=str(context.out / ("adapter" if is_lora else "model")),
+        records=parts,
+        images=context.outside["images"],
+        seed=context.seed,
+    )
+
+
+def _make_recipe(
+    settings: Mapping[str, Any],
+    processes: int,
+    *,
+    model: str,
+    output: str,
+    records: list[dict[str, Any]],
+    images: str,
+    seed: int,
+) -> Recipe:
     compute = dict(settings["compute"])
-    if context.place.world > 1 and compute["parallel"] == "none":
+    if processes > 1 and compute["parallel"] == "none":
         compute["parallel"] = "ddp"
-    is_lora = settings["tune"]["method"] == "lora"
     is_rl = settings["kind"] != "sft"
     sections = {name: settings[name] for name in ("tune", "optim", "loss", "log", "grpo") if name in settings}
     return Recipe.model_validate(
         {
             "kind": settings["kind"],
-            "model": find_model(context),
-            "output": str(context.out / ("adapter" if is_lora else "model")),
+            "model": model,
+            "output": output,
             "data": {
                 **settings["data"],
-                "records": parts[0]["records"] if is_rl else parts,
-                "images": context.outside["images"],
+                "records": records[0]["records"] if is_rl else records,
+                "images": images,
             },
             **sections,
             "compute": compute,
-            "seed": context.seed,
+            "seed": seed,
         }
     )
+
+
+def check_training(stage: Stage, processes: int) -> None:
+    """Check what needs neither rows nor a model: packages, devices, and settings that exclude each other."""
+    from reverse.training.rl.trl_setup import check_recipe
+    from reverse.training.training_run import check_recipe_settings
+
+    base = stage.outside["model"]
+    parts = [{"records": f"{part['name']}.jsonl"} for part in stage.settings["parts"]]
+    recipe = _make_recipe(
+        stage.settings, processes, model=base, output=stage.name, records=parts,
+        images=stage.outside["images"], seed=stage.seed,
+    )  # fmt: skip
+    if recipe.kind != "sft":
+        check_recipe(recipe)
+    check_recipe_settings(recipe, count=processes)
 
 
 def _find_parts(context: StageContext) -> Iterator[dict[str, Any]]:
@@ -111,4 +147,4 @@ def _make_relative(value: Any, context: StageContext) -> Any:
     return value
 
 
-TRAIN = StageBody(finish_model, train_model, is_parallel=True, is_movable=False)
+TRAIN = StageBody(finish_model, train_model, is_parallel=True, is_movable=False, check=check_training)

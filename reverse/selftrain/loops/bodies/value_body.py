@@ -13,8 +13,9 @@ from typing import Any
 
 from reverse.data.drafts.draft_files import read_drafts, write_drafts
 from reverse.data.drafts.draft_record import DraftRecord
+from reverse.evaluation.runs.benchmark_run import ProcessPlace
 from reverse.selftrain.loops.bodies.answer_body import find_device, find_model
-from reverse.selftrain.loops.stage import StageBody, StageContext
+from reverse.selftrain.loops.stage import Stage, StageBody, StageContext
 
 __all__ = ["VALUE"]
 
@@ -51,4 +52,12 @@ def _list_records(context: StageContext) -> Iterator[DraftRecord]:
             yield record.model_copy(update={"id": f"{role}/{record.id}"})
 
 
-VALUE = StageBody(train_value)
+def check_value(stage: Stage, processes: int) -> None:
+    """Check the settings of the head, and the device."""
+    from reverse.training.value_training import ValueConfig
+
+    ValueConfig(**stage.settings["value"], tagged=stage.settings["tagged"], seed=stage.seed)
+    find_device(stage.settings.get("device"), ProcessPlace())
+
+
+VALUE = StageBody(train_value, check=check_value)
