@@ -6,7 +6,8 @@
 A kill falls at a random moment between the start of a loop and its end. The loop is started again as it was;
 where it ends by itself, its folder is compared with that of an unbroken run, and it begins anew. What must be
 the same: all files, weights byte for byte, but for measured seconds and how often a stage was begun. The
-kills that were survived go to `claims.kills_survived` in benchmarks/results/selftraining.json.
+kills that were survived go to `claims.kills_survived` in benchmarks/results/selftraining.json, and the stages
+that they fell in to `parts.kills`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,11 +31,13 @@ from reverse.files.atomic_write import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results/selftraining.json"
+COMMAND = "PYTHONPATH=. python benchmarks/selftraining.py kills --out /tmp/loops"
 MORE: dict[str, dict[str, Any]] = {  # settings of tiny loops beside those that all have
     "srpo": {
         "mix": 8,
         "share_right": 0.9,
-        "grpo_optim.steps": 2,
+        "grpo_optim.steps": 4,
+        "log.save_steps": 2,  # of GRPO too
         "grpo_optim.global_batch": 2,
         "grpo_optim.batch": 4,
     },
@@ -90,13 +94,17 @@ def survive(
     folder: Path,
     seed: int = 0,
     tell: Callable[[str], None] = print,
-) -> int:
-    """Kill a loop so often; returns the kills that were survived. Raises SystemExit where files differ."""
+) -> dict[str, Any]:
+    """Kill a loop so often; return the kills that were survived, by the stage that was running.
+
+    Raises SystemExit where files differ.
+    """
     whole = folder / "whole"
     seconds = finish(words(whole))
     tell(f"unbroken: {seconds:.0f} s")
     wanted = files_of_loop(whole)
     draw = random.Random(seed)
+    stages: Counter[str] = Counter()
     done = turn = 0
     while done < kills:
         broken, turn = folder / f"broken{turn}", turn + 1
@@ -109,23 +117,31 @@ def survive(
                 child.send_signal(signal.SIGKILL)
             if child.wait() == -signal.SIGKILL:
                 done += 1
-                tell(f"kill {done} of {kills}")
+                stages[find_running(broken)] += 1
+                tell(f"kill {done} of {kills}, in {find_running(broken)}")
         finish(words(broken))
         found = files_of_loop(broken)
         if found != wanted:
             differ = [name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)]
             raise SystemExit(f"{broken} is NOT the same as {whole} after {done} kills: {sorted(differ)[:10]}")
         shutil.rmtree(broken)
-    return done
+    return {"kills": done, "seconds_unbroken": round(seconds, 1), "stages": dict(sorted(stages.items()))}
 
 
-def run_kills(systems: list[str], kills: int, folder: Path) -> dict[str, int]:
+def find_running(root: Path) -> str:
+    """The stage that a killed loop had begun and not ended, or "between stages"."""
+    path = root / "loop.json"
+    stages = json.loads(path.read_text())["stages"] if path.exists() else []
+    return next((stage["name"] for stage in stages if stage["status"] == "running"), "between stages")
+
+
+def run_kills(systems: list[str], kills: int, folder: Path) -> dict[str, dict[str, Any]]:
     """The kills that each loop survived."""
     from tests.selftrain.loops.tiny_world import tiny_settings, write_tiny_world
 
     if not (folder / "world").exists():
         write_tiny_world(folder / "world")
-    survived = {}
+    survived: dict[str, dict[str, Any]] = {}
     for system in systems:
         place = folder / system
         shutil.rmtree(place, ignore_errors=True)
@@ -142,11 +158,16 @@ def run_kills(systems: list[str], kills: int, folder: Path) -> dict[str, int]:
     return survived
 
 
-def _record(survived: dict[str, int]) -> None:
+def _record(survived: dict[str, dict[str, Any]]) -> None:
     """Add figures to the results, those of other loops stay."""
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    claims = results.setdefault("claims", {})
-    claims["kills_survived"] = {**claims.get("kills_survived", {}), **survived}
+    from reverse.evaluation.runs.environment import describe_environment
+
+    made = describe_environment("cpu") | {"command": COMMAND}
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {**made, "claims": {}, "parts": {}}
+    claims, parts = results.setdefault("claims", {}), results.setdefault("parts", {})
+    loops = {**parts.get("kills", {}).get("loops", {}), **survived}
+    parts["kills"] = {**made, "loops": loops}
+    claims["kills_survived"] = {system: each["kills"] for system, each in loops.items()}
     write_json(RESULTS, results)
 
 
