@@ -10,6 +10,7 @@ reads p(`</UN>`) of each phrase with few errors, always the same one for the sam
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
@@ -118,12 +119,8 @@ def simulate(
     config: ResamplingConfig, world: RationaleWorld, rationales: int, seed: int = 0
 ) -> SimulatedCost:
     """Decode rationales with the library's policy."""
-    before = after = 0
-    ratios: list[float] = []
-    wrong: list[float] = []
-    for number in range(rationales):
-        rationale = Rationale(world, Random(f"{seed} {number}"))
-        was_right = all(rationale.draw(step, 0.0) == 0 for step in range(world.steps))
+
+    def decode(rationale: Rationale) -> tuple[bool, int]:
         policy = ResamplePolicy(config.with_changes({"threshold": THRESHOLD}), TAGS, 10 * rationale.length)
         temperature, tokens = policy.begin().temperature, 0
         while True:
@@ -133,42 +130,48 @@ def simulate(
             if isinstance(action, Finish):
                 break
             temperature = action.temperatures[0] if isinstance(action, Rewind) else action.temperature
-        is_right = all(token in (VALUES, *range(VALUES)) for token in policy.answer.ids)
-        before, after = before + was_right, after + is_right
-        ratios.append(tokens / rationale.length)
-        wrong += [] if was_right else [ratios[-1]]
-    return _mean(before, after, ratios, wrong)
+        return all(token in (VALUES, *range(VALUES)) for token in policy.answer.ids), tokens
+
+    return _measure(decode, world, rationales, seed)
 
 
 def simulate_step_by_step(
     attempts: int, world: RationaleWorld, rationales: int, seed: int = 0
 ) -> SimulatedCost:
     """Draw a rejected step again at temperature 1, up to `attempts` times."""
-    before = after = 0
-    ratios: list[float] = []
-    wrong: list[float] = []
-    for number in range(rationales):
-        rationale = Rationale(world, Random(f"{seed} {number}"))
-        was_right = is_right = True
-        tokens = rationale.length
+
+    def decode(rationale: Rationale) -> tuple[bool, int]:
+        is_right, tokens = True, rationale.length
         for step in range(world.steps):
             value = rationale.draw(step, 0.0)
-            was_right &= value == 0
             for _ in range(attempts):
                 if rationale.ps[step][value] <= THRESHOLD:
                     break
                 value = rationale.draw(step, 1.0)
                 tokens += rationale.step_length - 1
             is_right &= value == 0
+        return is_right, tokens
+
+    return _measure(decode, world, rationales, seed)
+
+
+def _measure(
+    decode: Callable[[Rationale], tuple[bool, int]], world: RationaleWorld, rationales: int, seed: int
+) -> SimulatedCost:
+    """Decode rationales. `decode` returns whether all values are right, and the number of tokens."""
+    before = after = 0
+    ratios: list[float] = []
+    wrong: list[float] = []
+    for number in range(rationales):
+        rationale = Rationale(world, Random(f"{seed} {number}"))
+        was_right = all(rationale.draw(step, 0.0) == 0 for step in range(world.steps))
+        is_right, tokens = decode(rationale)
         before, after = before + was_right, after + is_right
         ratios.append(tokens / rationale.length)
         wrong += [] if was_right else [ratios[-1]]
-    return _mean(before, after, ratios, wrong)
-
-
-def _mean(before: int, after: int, ratios: list[float], wrong: list[float]) -> SimulatedCost:
-    count = len(ratios)
-    return SimulatedCost(before / count, after / count, sum(ratios) / count, sum(wrong) / max(1, len(wrong)))
+    return SimulatedCost(
+        before / rationales, after / rationales, sum(ratios) / rationales, sum(wrong) / max(1, len(wrong))
+    )
 
 
 SETTINGS = {

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from reverse.commands.runtime_setup import resolve_placement, silence_libraries
+from reverse.commands.shared_options import Device, Seed
 from reverse.errors import MissingFileError
 from reverse.progress import show_phases, show_progress
 
@@ -92,8 +93,8 @@ def train_head(
     name: Annotated[str, typer.Option(help="Name of the head.")] = "value",
     epochs: Annotated[int, typer.Option(help="Passes over the steps.")] = 20,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
-    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; by default cuda if there is one.")] = None,
+    seed: Seed = 0,
+    device: Device = None,
 ) -> None:
     """Train a value head on the steps of drafts; the checkpoint itself stays as it is."""
     silence_libraries()

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from reverse.commands.draft_commands import export_drafts, import_drafts
 from reverse.commands.option_classes import make_command
+from reverse.commands.shared_options import Seed
 from reverse.errors import RequestError
 from reverse.progress import show_progress
 
@@ -122,7 +123,7 @@ def subsample(
     file: Annotated[Path, typer.Argument(help=SET)],
     out: Annotated[Path, typer.Argument(help="JSON file to write.")],
     n: Annotated[int, typer.Option("--n", help="Number of records.")] = 100_000,
-    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    seed: Seed = 0,
     plain: Annotated[
         tuple[Path, Path] | None,
         typer.Option(

@@ -22,7 +22,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from reverse.commands.option_checks import check_decoding, choose_modes
 from reverse.commands.option_classes import make_command
 from reverse.commands.runtime_setup import resolve_placement, silence_libraries
-from reverse.decoding.mode_names import JUDGE_NAMES, MODE_NAMES, list_names
+from reverse.commands.shared_options import (
+    Candidates,
+    Device,
+    Dtype,
+    Gate,
+    Hints,
+    Judge,
+    OnExhausted,
+    Rounds,
+    SampledTemperature,
+    Samples,
+    Seed,
+)
+from reverse.decoding.mode_names import MODE_NAMES, list_names
 from reverse.errors import RequestError
 from reverse.progress import ProgressLines
 
@@ -67,14 +80,10 @@ class EvalOptions:
             "with the first one."
         ),
     ] = None
-    n: Annotated[int | None, typer.Option("--n", help="Number of samples of select and auto.")] = None
-    rounds: Annotated[
-        int | None, typer.Option(help="Number of rounds of self_correct, refine and reflect.")
-    ] = None
-    gate: Annotated[
-        float | None, typer.Option(help="Stop after the first answer if its confidence is at least this.")
-    ] = None
-    judge: Annotated[str | None, typer.Option(help=f"How select chooses: {list_names(JUDGE_NAMES)}.")] = None
+    n: Samples = None
+    rounds: Rounds = None
+    gate: Gate = None
+    judge: Judge = None
     threshold: Annotated[
         float | None,
         typer.Option(
@@ -94,32 +103,21 @@ class EvalOptions:
     limit: Annotated[
         int | None, typer.Option(min=1, help="Number of pictures to ask about, from the first. Default: all.")
     ] = None
-    seed: Annotated[int, typer.Option(help="Random seed.")] = 0
+    seed: Seed = 0
     decode_seeds: Annotated[int, typer.Option(min=1, help="Number of runs, each with the next seed.")] = 1
     max_new_tokens: Annotated[
         int | None,
         typer.Option(min=1, help="Largest number of tokens in an answer. Default: the benchmark's."),
     ] = None
-    hints: Annotated[
-        int, typer.Option(help="Number of rejected phrases that the prompt names; 0 names none.")
-    ] = 5
-    on_exhausted: Annotated[
-        str,
-        typer.Option(
-            help="What happens to a phrase that is still suspect after all attempts: `best` or `drop`."
-        ),
-    ] = "best"
-    candidates: Annotated[
-        int, typer.Option(help="Number of continuations tried side by side after a rejection.")
-    ] = 1
+    hints: Hints = 5
+    on_exhausted: OnExhausted = "best"
+    candidates: Candidates = 1
     do_sample: Annotated[bool, typer.Option("--do-sample", help="Sample from the first token on.")] = False
-    temperature: Annotated[float | None, typer.Option(help="Temperature of --do-sample. Default: 1.")] = None
+    temperature: SampledTemperature = None
     scenes: Annotated[int, typer.Option(min=1, help="Number of scenes that --data scenes makes.")] = 500
     split: Annotated[str, typer.Option(help="Split of --data scenes: `val`, `test` or `shift`.")] = "test"
-    device: Annotated[str | None, typer.Option(help="Device as torch names it. Default: cuda or cpu.")] = None
-    dtype: Annotated[
-        str | None, typer.Option(help="`float32`, `bfloat16` or `float16`. Default: the checkpoint's dtype.")
-    ] = None
+    device: Device = None
+    dtype: Dtype = None
     ray: Annotated[
         int | None, typer.Option(min=1, help="Number of workers of a Ray cluster (extra: ray).")
     ] = None

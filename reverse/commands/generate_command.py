@@ -13,7 +13,20 @@ from rich.text import Text
 from reverse.commands.option_checks import build_mode, check_decoding, check_request
 from reverse.commands.option_classes import make_command
 from reverse.commands.runtime_setup import resolve_placement, silence_libraries
-from reverse.decoding.mode_names import JUDGE_NAMES, MODE_NAMES, list_names
+from reverse.commands.shared_options import (
+    Candidates,
+    Device,
+    Dtype,
+    Gate,
+    Hints,
+    Judge,
+    OnExhausted,
+    Rounds,
+    SampledTemperature,
+    Samples,
+    Seed,
+)
+from reverse.decoding.mode_names import MODE_NAMES, list_names
 from reverse.errors import RequestError
 
 __all__ = ["GenerateOptions", "register"]
@@ -48,43 +61,30 @@ class GenerateOptions:
             help="Largest number of rejections in the answer. 0 checks phrases without correcting them."
         ),
     ] = 50
-    hints: Annotated[
-        int, typer.Option(help="Number of rejected phrases that the prompt names. 0 names none.")
-    ] = 5
-    candidates: Annotated[
-        int, typer.Option(help="Number of continuations tried side by side after a rejection.")
-    ] = 1
+    hints: Hints = 5
+    candidates: Candidates = 1
     commit: Annotated[str, typer.Option(help="How far back a rewind may go: phrase, sentence or answer.")] = (
         "sentence"
     )
-    on_exhausted: Annotated[
-        str,
-        typer.Option(help="What happens to a phrase that is still suspect after all attempts: best or drop."),
-    ] = "best"
+    on_exhausted: OnExhausted = "best"
     mode: Annotated[
         str,
         typer.Option(help=f"{list_names(MODE_NAMES)}. See docs/modes.md."),
     ] = "resample"
-    n: Annotated[int | None, typer.Option("--n", help="Number of samples of select and auto.")] = None
-    rounds: Annotated[
-        int | None, typer.Option(help="Number of rounds of self_correct, refine and reflect.")
-    ] = None
-    gate: Annotated[
-        float | None, typer.Option(help="Stop after the first answer if its confidence is at least this.")
-    ] = None
-    judge: Annotated[str | None, typer.Option(help=f"How select chooses: {list_names(JUDGE_NAMES)}.")] = None
+    n: Samples = None
+    rounds: Rounds = None
+    gate: Gate = None
+    judge: Judge = None
     do_sample: Annotated[bool, typer.Option("--do-sample", help="Sample instead of decoding greedily.")] = (
         False
     )
-    temperature: Annotated[float | None, typer.Option(help="Temperature of --do-sample. Default: 1.")] = None
+    temperature: SampledTemperature = None
     top_p: Annotated[
         float, typer.Option(help="Sample among the likeliest tokens with this probability. 1 keeps all.")
     ] = 1.0
-    seed: Annotated[int, typer.Option(help="Random seed.")] = 0
-    device: Annotated[str | None, typer.Option(help="Device as torch names it. Default: cuda or cpu.")] = None
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16. Default: the checkpoint's dtype.")
-    ] = None
+    seed: Seed = 0
+    device: Device = None
+    dtype: Dtype = None
 
 
 def register(app: typer.Typer) -> None:

@@ -22,6 +22,7 @@ import typer
 from rich.console import Console
 
 from reverse.commands.option_classes import make_command
+from reverse.commands.shared_options import Limit, PriceIn, PriceOut, Seed, Timeout
 from reverse.errors import RequestError
 from reverse.progress import show_progress
 
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
 
 FORMAT = 2  # of the output; a part of another format is not continued
 OUT_HELP = "File to write, .json or .jsonl. A stopped run continues."
-Limit = Annotated[
-    int | None, typer.Option(min=1, help="Number of records to read, from the first. Default: all.")
-]
 
 
 def register(data: typer.Typer) -> None:
@@ -101,19 +99,15 @@ class NegativesOptions:
     by: Annotated[
         str, typer.Option(help="lexicon works offline; llm asks the model at REVERSE_LLM_BASE_URL.")
     ] = "lexicon"
-    seed: Annotated[int, typer.Option(help="Random seed.")] = 0
+    seed: Seed = 0
     limit: Limit = None
     concurrency: Annotated[int, typer.Option(min=1, help="Largest number of requests at a time.")] = 16
-    price_in: Annotated[
-        float, typer.Option(min=0, help="Price of a million input tokens, for the cost report.")
-    ] = 0.0
-    price_out: Annotated[
-        float, typer.Option(min=0, help="Price of a million output tokens, for the cost report.")
-    ] = 0.0
+    price_in: PriceIn = 0.0
+    price_out: PriceOut = 0.0
     cache: Annotated[
         Path | None, typer.Option(help="File for the model's replies. Default: OUT.replies.jsonl.")
     ] = None
-    timeout: Annotated[float, typer.Option(min=1, help="Time limit of one request in seconds.")] = 120.0
+    timeout: Timeout = 120.0
 
 
 def negatives(options: NegativesOptions) -> None:

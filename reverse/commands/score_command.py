@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reverse.commands.option_classes import make_command
+from reverse.commands.shared_options import PriceIn, PriceOut, Timeout
 from reverse.errors import RequestError
 from reverse.progress import show_progress
 
@@ -59,13 +60,9 @@ class ScoreOptions:
         bool, typer.Option("--fresh", help="Ask the judge for every verdict again, also for cached ones.")
     ] = False
     concurrency: Annotated[int, typer.Option(min=1, help="Number of requests to the judge at a time.")] = 8
-    timeout: Annotated[float, typer.Option(min=1, help="Time limit of one request in seconds.")] = 120.0
-    price_in: Annotated[float, typer.Option(min=0, help="Price of a million input tokens of the judge.")] = (
-        0.0
-    )
-    price_out: Annotated[
-        float, typer.Option(min=0, help="Price of a million output tokens of the judge.")
-    ] = 0.0
+    timeout: Timeout = 120.0
+    price_in: PriceIn = 0.0
+    price_out: PriceOut = 0.0
 
 
 def score(options: ScoreOptions) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from reverse.commands.shared_options import ListRecipes, RecipeSettings, ShowRecipe
 from reverse.errors import RequestError
 
 if TYPE_CHECKING:
@@ -26,17 +27,12 @@ def register(app: typer.Typer) -> None:
         recipe: Annotated[
             str | None, typer.Argument(help="YAML file, or the name of a shipped recipe (see --list).")
         ] = None,
-        settings: Annotated[
-            list[str] | None,
-            typer.Option(
-                "--set", help="Set a key of the recipe: key=value. Repeat the option to set several."
-            ),
-        ] = None,
+        settings: RecipeSettings = None,
         restart: Annotated[
             bool, typer.Option("--restart", help="Start over, even if a stopped run has checkpoints.")
         ] = False,
-        show: Annotated[bool, typer.Option("--show", help="Print the whole recipe and exit.")] = False,
-        names: Annotated[bool, typer.Option("--list", help="Print the shipped recipes and exit.")] = False,
+        show: ShowRecipe = False,
+        names: ListRecipes = False,
         dry: Annotated[
             bool,
             typer.Option(

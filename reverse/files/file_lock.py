@@ -104,8 +104,10 @@ def describe_owner(path: Path) -> str:
             owner = json.loads(stream.read(1 << 14))
         pid, host, since = int(owner["pid"]), _plain_line(owner["host"]), _plain_line(owner["since"])
         command = _plain_line(owner["command"])
+    # The message about the lock must come, whatever stands in this file: it is not written yet or unreadable
+    # (OSError), not JSON or not numbers (ValueError), too deep (RecursionError), or other JSON than an owner.
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return "another process"  # it has not written yet, or cannot
+        return "another process"
     here = " (this process, another thread)" if (pid, host) == (os.getpid(), socket.gethostname()) else ""
     return f"another process: {pid} on {host}{here}, `{command}`, since {since}"
 

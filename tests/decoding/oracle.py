@@ -23,7 +23,7 @@ from reverse.decoding.verifier import Verifier
 class NaiveBackend:
     def __init__(self, model, inputs, max_sequences=64):
         self.model = model
-        self.capabilities = Capabilities(max_sequences, logits_processors=True)
+        self.capabilities = Capabilities(max_sequences, logits_processors=True, likelihood=False)
         self.extra = {k: v for k, v in inputs.items() if k not in ("input_ids", "attention_mask")}
         self.types = inputs["mm_token_type_ids"][0].tolist() if "mm_token_type_ids" in inputs else None
         self.texts = {}  # sequence -> ids

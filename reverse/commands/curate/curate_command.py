@@ -27,6 +27,7 @@ from reverse.commands.curate.curate_options import (
 )
 from reverse.commands.option_classes import make_command
 from reverse.commands.runtime_setup import resolve_placement, silence_libraries
+from reverse.commands.shared_options import Limit
 from reverse.errors import RequestError
 from reverse.progress import show_progress
 
@@ -139,9 +140,7 @@ def image_description(
         str,
         typer.Option(help="cot100k, mulberry, or a regular expression whose first group is the description."),
     ] = "cot100k",
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Number of records to read, from the first. Default: all.")
-    ] = None,
+    limit: Limit = None,
 ) -> None:
     """Find descriptions of pictures in the drafts, for teachers that cannot see pictures."""
     from reverse.selftrain.curation.description_files import write_descriptions

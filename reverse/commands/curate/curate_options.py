@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from reverse.commands.shared_options import Limit, PriceIn, PriceOut, Seed, Timeout
+
 __all__ = [
     "AnswerEvalOptions",
     "CurateOptions",
@@ -47,7 +49,7 @@ class CurateOptions:
     temperature: Temperature = 0.0
     top_p: Annotated[float, typer.Option(help="Sample among the likeliest tokens of this probability.")] = 1.0
     max_tokens: MaxTokens = 1024
-    seed: Annotated[int, typer.Option(help="Random seed.")] = 0
+    seed: Seed = 0
     concurrency: Annotated[
         int,
         typer.Option(
@@ -55,22 +57,16 @@ class CurateOptions:
             help="Number of requests at a time. For a checkpoint: number of answers decoded side by side.",
         ),
     ] = 16
-    timeout: Annotated[float, typer.Option(min=1, help="Time limit of one request in seconds.")] = 120.0
+    timeout: Timeout = 120.0
     extra: Annotated[
         str | None, typer.Option(help='JSON object of further request fields, such as {"temperature": null}.')
     ] = None
     cache: Annotated[
         Path | None, typer.Option(help="File for the teacher's replies. Default: OUT.replies.jsonl.")
     ] = None
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Number of records to read, from the first. Default: all.")
-    ] = None
-    price_in: Annotated[
-        float, typer.Option(min=0, help="Price of a million input tokens, for the cost report.")
-    ] = 0.0
-    price_out: Annotated[
-        float, typer.Option(min=0, help="Price of a million output tokens, for the cost report.")
-    ] = 0.0
+    limit: Limit = None
+    price_in: PriceIn = 0.0
+    price_out: PriceOut = 0.0
     mode: Annotated[str, typer.Option(help="How a checkpoint decodes: plain or resample.")] = "plain"
     device: Annotated[str | None, typer.Option(help="Device of a checkpoint. Default: cuda or cpu.")] = None
     dtype: Annotated[

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from reverse.commands.shared_options import ListRecipes, RecipeSettings, ShowRecipe
 from reverse.errors import RequestError
 
 __all__ = ["register"]
@@ -53,12 +54,7 @@ def _register_system(loops: typer.Typer, system: str, title: str) -> None:
             str | None,
             typer.Argument(help="A YAML file, a shipped recipe (--list), or the folder of a loop."),
         ] = None,
-        settings: Annotated[
-            list[str] | None,
-            typer.Option(
-                "--set", help="Set a key of the recipe: key=value. Repeat the option to set several."
-            ),
-        ] = None,
+        settings: RecipeSettings = None,
         stage: Annotated[
             str | None, typer.Option(help="Run this stage alone; its inputs must be done.")
         ] = None,
@@ -69,9 +65,9 @@ def _register_system(loops: typer.Typer, system: str, title: str) -> None:
                 help="Repeat stages made with other settings; with --stage, repeat that stage anyway.",
             ),
         ] = False,
-        show: Annotated[bool, typer.Option("--show", help="Print the whole recipe and exit.")] = False,
+        show: ShowRecipe = False,
         plan_only: Annotated[bool, typer.Option("--plan", help="Print the stages and exit.")] = False,
-        names: Annotated[bool, typer.Option("--list", help="Print the shipped recipes and exit.")] = False,
+        names: ListRecipes = False,
         quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
     ) -> None:
         from reverse.commands.runtime_setup import silence_libraries

@@ -13,15 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from reverse.commands.statistics.statistics_options import (
-    ANSWERS,
-    Device,
-    Seed,
-    Truths,
-    WorldSeed,
-    find_device,
-    make_truth,
-)
+from reverse.commands.shared_options import Device, Seed
+from reverse.commands.statistics.statistics_options import ANSWERS, Truths, WorldSeed, find_device, make_truth
 from reverse.errors import RequestError
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from reverse.commands.statistics.statistics_options import Method, Rounds, Seed, check_plots_before
+from reverse.commands.shared_options import Seed
+from reverse.commands.statistics.statistics_options import Method, Rounds, check_plots_before
 from reverse.errors import RequestError
 
 if TYPE_CHECKING:

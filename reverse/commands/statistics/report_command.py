@@ -11,7 +11,8 @@ from typing import Annotated
 
 import typer
 
-from reverse.commands.statistics.statistics_options import Method, Rounds, Seed
+from reverse.commands.shared_options import Seed
+from reverse.commands.statistics.statistics_options import Method, Rounds
 
 
 @dataclass(frozen=True)

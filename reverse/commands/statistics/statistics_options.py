@@ -24,11 +24,7 @@ Truths = Annotated[
 ]
 Method = Annotated[str, typer.Option(help="How intervals are computed: bca or percentile.")]
 Rounds = Annotated[int, typer.Option(min=1, help="Number of bootstrap rounds.")]
-Seed = Annotated[int, typer.Option(help="Random seed.")]
 WorldSeed = Annotated[int, typer.Option(help="Random seed of the scenes that the answers describe.")]
-Device = Annotated[
-    str | None, typer.Option(help="Device, as torch names it. The default is cuda if there is one, else cpu.")
-]
 ANSWERS = "Answers made with checking off (JSON lines), which hold p(</UN>) of every phrase."
 
 

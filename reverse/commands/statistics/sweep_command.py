@@ -12,11 +12,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from reverse.commands.shared_options import Device, Seed
 from reverse.commands.statistics.statistics_options import (
     ANSWERS,
-    Device,
     Rounds,
-    Seed,
     Truths,
     WorldSeed,
     check_plots_before,

@@ -90,6 +90,7 @@ class Capabilities:
     keyed_noise: bool = True  # samples depend on (seed, path, position, attempt) and on nothing else
     logits_processors: bool = False  # `SegmentParams.process` is honoured
     hidden_states: bool = False  # `score(kind="value")` is possible
+    likelihood: bool = True  # `score(kind="likelihood")` is possible
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -303,11 +303,10 @@ class Scheduler:
 
     def _read_scores(self, branch: Branch, sequence: int) -> dict[str, float]:
         """The likelihood of the branch's own answer: earlier turns count only while their cache is kept."""
-        begin = len(branch.round.text) - branch.round.length
-        try:
-            return {"likelihood": self.backend.score([sequence], "likelihood", [begin])[0]}
-        except NotImplementedError:
+        if not self.backend.capabilities.likelihood:
             return {}
+        begin = len(branch.round.text) - branch.round.length
+        return {"likelihood": self.backend.score([sequence], "likelihood", [begin])[0]}
 
     def _end(self, branch: Branch, error: BaseException) -> None:
         """End a branch with an error."""

@@ -231,6 +231,8 @@ def _merge(model: Any, adapter: Adapter, family: Family, processor: Any) -> tupl
     untie(wrapped, shared)
     try:
         merged = cast_parameters(wrapped.merge_and_unload(), kind)
+    # Each kind of layer of peft refuses in its own way: a layer that cannot be merged, other shapes,
+    # quantized weights, an operation that the device or dtype does not have.
     except (RuntimeError, ValueError, NotImplementedError, TypeError) as error:
         raise CheckpointError(
             f"the adapter in {str(adapter.folder)!r} cannot be merged "

@@ -7,15 +7,24 @@ A name is that of a recipe of the package, a YAML file, or the folder of a loop 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from pydantic import Field
 
-from reverse.errors import MissingFileError, RequestError
-from reverse.training.recipes.recipe import Compute, Log, Loss, Optim, Section, Tuning, read_settings
-from reverse.training.recipes.recipe_yaml import show_value
+from reverse.training.recipes.recipe import (
+    Compute,
+    Log,
+    Loss,
+    Optim,
+    Section,
+    Tuning,
+    check_paths,
+    find_recipe_file,
+    read_settings,
+)
+from reverse.training.recipes.recipe_yaml import write_recipe_yaml
 
 __all__ = [
     "LOOP_RECIPES",
@@ -107,20 +116,7 @@ def loop_recipe_names(system: str) -> list[str]:
 
 def find_loop_recipe(system: str, name_or_path: str) -> Path:
     """Find the file of a recipe. Raises MissingFileError."""
-    if name_or_path in loop_recipe_names(system):
-        return LOOP_RECIPES / f"{name_or_path}.yaml"
-    path = Path(name_or_path)
-    try:
-        found = path / "recipe.yaml" if path.is_dir() else path
-        is_there = found.is_file()
-    except (OSError, ValueError):  # a name that no file can have
-        is_there = False
-    if not is_there:
-        known = ", ".join(loop_recipe_names(system))
-        raise MissingFileError(
-            f"no recipe {show_value(name_or_path)}: give a YAML file, the folder of a loop, or one of {known}"
-        )
-    return found
+    return find_recipe_file(name_or_path, LOOP_RECIPES, loop_recipe_names(system), inside="recipe.yaml")
 
 
 def load_loop_recipe(kind: type[Kind], system: str, name_or_path: str, settings: Sequence[str] = ()) -> Kind:
@@ -132,16 +128,11 @@ def load_loop_recipe(kind: type[Kind], system: str, name_or_path: str, settings:
     path = find_loop_recipe(system, name_or_path)
     own = [f"output={_quote(name_or_path)}"] if Path(name_or_path).is_dir() else []
     recipe = read_settings(path, [*own, *settings], kind)
-    named: Mapping[str, str | None] = {
-        "output": recipe.output,
-        "model": recipe.model,
-        "questions.train": recipe.questions.train,
-        "questions.test": recipe.questions.test,
-        "questions.images": recipe.questions.images,
-    }
-    for key, text in named.items():
-        if text is not None and not text.strip():
-            raise RequestError(f"{key} is empty: name a file or folder")
+    given = recipe.questions
+    named = {"output": recipe.output, "model": recipe.model}
+    named |= {f"questions.{key}": getattr(given, key) for key in ("train", "test", "images")}
+    optional = {"questions.test_images": given.test_images, "questions.warmup": given.warmup}
+    check_paths([*named.items(), *((key, text) for key, text in optional.items() if text is not None)])
     return recipe
 
 
@@ -152,6 +143,4 @@ def _quote(text: str) -> str:
 
 def loop_as_yaml(recipe: LoopRecipe) -> str:
     """Return the recipe as YAML with all defaults written out."""
-    import yaml
-
-    return yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True)
+    return write_recipe_yaml(recipe.model_dump())

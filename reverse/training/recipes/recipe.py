@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -23,7 +23,7 @@ from reverse.errors import MissingFileError, RequestError
 from reverse.files.text_reading import read_text
 from reverse.training.recipes.mixture_plan import PartPlan, check_plans
 from reverse.training.recipes.recipe_section import Section
-from reverse.training.recipes.recipe_yaml import MAX_BYTES, parse_recipe_yaml, show_value
+from reverse.training.recipes.recipe_yaml import MAX_BYTES, parse_recipe_yaml, show_value, write_recipe_yaml
 from reverse.training.recipes.rl_sections import SECTIONS, Preferences, Rewards, Values
 
 __all__ = [
@@ -39,6 +39,8 @@ __all__ = [
     "Tuning",
     "as_settings",
     "as_yaml",
+    "check_paths",
+    "find_recipe_file",
     "list_keys",
     "load_recipe",
     "read_settings",
@@ -175,9 +177,7 @@ def recipe_names() -> list[str]:
 
 def as_yaml(recipe: Recipe) -> str:
     """Return the recipe as YAML that `load_recipe` reads, with all defaults written out."""
-    import yaml
-
-    return yaml.safe_dump(as_settings(recipe), sort_keys=False, allow_unicode=True)
+    return write_recipe_yaml(as_settings(recipe))
 
 
 def as_settings(recipe: Recipe) -> dict[str, Any]:
@@ -197,13 +197,15 @@ def load_recipe(name_or_path: str, settings: Sequence[str] = ()) -> Recipe:
         ValueError: not YAML, larger or deeper than a recipe is, an unknown key, a value of the wrong type or
             out of its range, or a key that is missing.
     """
-    recipe = read_settings(_find_recipe(name_or_path), settings, Recipe)
-    for key, text in (
-        ("model", recipe.model), ("output", recipe.output), ("data.images", recipe.data.images),
-        *_texts_of_records(recipe.data.records),
-    ):  # fmt: skip
-        if not text.strip():
-            raise RequestError(f"{key} is empty: name a file or folder")
+    recipe = read_settings(find_recipe_file(name_or_path, RECIPES, recipe_names()), settings, Recipe)
+    check_paths(
+        [
+            ("model", recipe.model),
+            ("output", recipe.output),
+            ("data.images", recipe.data.images),
+            *_list_record_paths(recipe.data.records),
+        ]
+    )
     for name in SECTIONS:
         if name in recipe.model_fields_set and name != recipe.kind:
             raise RequestError(f"{name} has no effect on a run of kind {recipe.kind}: set kind={name}")
@@ -236,7 +238,14 @@ def read_settings(path: Path, settings: Sequence[str], kind: type[Kind]) -> Kind
         raise RequestError(_describe_error(first, kind)) from None
 
 
-def _texts_of_records(records: str | list[RecordPart]) -> list[tuple[str, str]]:
+def check_paths(named: Iterable[tuple[str, str]]) -> None:
+    """Raise RequestError for a key whose path is empty. `named`: keys of a recipe and their values."""
+    for key, text in named:
+        if not text.strip():
+            raise RequestError(f"{key} is empty: name a file or folder")
+
+
+def _list_record_paths(records: str | list[RecordPart]) -> list[tuple[str, str]]:
     """Keys and values that must not be empty."""
     if isinstance(records, str):
         return [("data.records", records)]
@@ -248,17 +257,29 @@ def _texts_of_records(records: str | list[RecordPart]) -> list[tuple[str, str]]:
     ]
 
 
-def _find_recipe(name_or_path: str) -> Path:
-    if name_or_path in recipe_names():
-        return RECIPES / f"{name_or_path}.yaml"
+def find_recipe_file(name_or_path: str, folder: Path, names: Sequence[str], inside: str = "") -> Path:
+    """Find the file of a recipe.
+
+    Args:
+        name_or_path: one of `names`, a YAML file, or, if `inside` is given, a folder that holds `inside`.
+        folder: of the recipes of the package, whose names are `names`.
+        inside: name of the recipe in the folder of a run that is to continue.
+
+    Raises MissingFileError.
+    """
+    if name_or_path in names:
+        return folder / f"{name_or_path}.yaml"
     path = Path(name_or_path)
     try:
+        if inside and path.is_dir():
+            path /= inside
         found = path.is_file()
     except (OSError, ValueError):  # a name that no file can have
         found = False
     if not found:
+        others = "a YAML file, the folder of a loop," if inside else "a YAML file,"
         raise MissingFileError(
-            f"no recipe {show_value(name_or_path)}: give a YAML file, or one of {', '.join(recipe_names())}"
+            f"no recipe {show_value(name_or_path)}: give {others} or one of {', '.join(names)}"
         )
     return path
 

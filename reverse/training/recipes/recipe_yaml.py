@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import re
 import reprlib
+from collections.abc import Mapping
 from typing import Any
 
 from reverse.errors import RequestError
 
-__all__ = ["MAX_BYTES", "MAX_DEPTH", "parse_recipe_yaml", "show_value"]
+__all__ = ["MAX_BYTES", "MAX_DEPTH", "parse_recipe_yaml", "show_value", "write_recipe_yaml"]
 
 MAX_BYTES = 1 << 16
 MAX_DEPTH = 8
@@ -129,3 +130,10 @@ def _strict_loader() -> type:
     Strict.add_constructor("tag:yaml.org,2002:float", number)
     Strict.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
     return Strict
+
+
+def write_recipe_yaml(settings: Mapping[str, Any]) -> str:
+    """Return settings as YAML, in their order."""
+    import yaml
+
+    return yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)

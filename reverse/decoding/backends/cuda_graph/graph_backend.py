@@ -71,7 +71,8 @@ def _on_device(
             lost = OutOfMemory(str(error))
             lost.lost_everything = True
             raise lost from error
-        except (OutOfMemory, ValueError, KeyError, NotImplementedError):  # raised before anything changed
+        # Verbs raise these before they change anything: no memory, bad arguments, unknown sequences.
+        except (OutOfMemory, RequestError, DifferentLogits, KeyError):
             self._is_sound = is_sound
             raise
         self._is_sound = is_sound
