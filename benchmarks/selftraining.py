@@ -42,7 +42,10 @@ MORE: dict[str, dict[str, Any]] = {  # settings of tiny loops beside those that 
         "grpo_optim.batch": 4,
     },
 }
-TIMES = ("seconds", "startup_seconds", "steps_per_second", "rows_per_second", "begun", "outputs", "timing")
+TIMES = (
+    "seconds", "startup_seconds", "steps_per_second", "rows_per_second", "step_time", "begun", "outputs",
+    "timing",
+)  # fmt: skip
 
 
 def remove_times(value: Any) -> Any:
