@@ -3,11 +3,12 @@
 Rows are those of `reverse data view --as grpo`. Completions are drawn by TRL's own generation, at
 `grpo.temperature`. Each reward of a preset is a function of its own, so that TRL logs its mean and deviation
 (`rewards/format/mean`); what became of the first answers is logged as `outcome/right_to_wrong` and so on, and
-the share of completions with a `</UN>` as `phrases/un_share`.
+the share of completions with a phrase closed by `</UN>` as `phrases/un_share`.
 """
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from torch.utils.data import Sampler
 
 from reverse.compatibility import IncompatibleLibraryError
 from reverse.grading import AnswerKey
-from reverse.tokens import UN
+from reverse.tokens import SPAN, UN
 from reverse.training.recipes.recipe import Recipe
 from reverse.training.rl.attempt_text import read_attempt
 from reverse.training.rl.rewards import REWARDS, RewardPreset, find_outcome, find_preset
@@ -28,9 +29,10 @@ from reverse.training.views.grpo_views import read_gold
 __all__ = ["OUTCOMES", "EpochSampler", "make_grpo_trainer", "make_reward_functions"]
 
 OUTCOMES = ("right", "wrong", "right_to_right", "wrong_to_right", "wrong_to_wrong", "right_to_wrong")
+_REJECTED = re.compile(f"{SPAN}.*?{UN}", re.DOTALL)
 _SAYS_UN = (
-    "completions hold </UN>, so this model was trained with the three tokens: GRPO would teach it to say "
-    "</UN> no more, whether a phrase is right or not; set grpo.rollout=keep_phrases"
+    "the model closes phrases with </UN>, so it was trained with the three tokens: GRPO would teach it to "
+    "say </UN> no more, whether a phrase is right or not; set grpo.rollout=keep_phrases"
 )
 _COLUMNS = ("answers", "kind", "choices", "tolerance", "unit")
 
@@ -126,9 +128,9 @@ def _make_function(name: str, preset: RewardPreset) -> Callable[..., list[float 
             counts = Counter(find_outcome(text, key) for text, key in zip(texts, keys, strict=True))
             for outcome in OUTCOMES:
                 log_metric(f"outcome/{outcome}", counts[outcome] / max(1, len(texts)))
-            rejecting = sum(UN in text for text in texts)
-            log_metric("phrases/un_share", rejecting / max(1, len(texts)))
-            if rejecting:
+            share = sum(_REJECTED.search(text) is not None for text in texts) / max(1, len(texts))
+            log_metric("phrases/un_share", share)
+            if share >= 0.1:  # any model draws a </UN> by chance now and then
                 warnings.warn(_SAYS_UN, stacklevel=2)
         return [reward(read_attempt(text), key, preset) for text, key in zip(texts, keys, strict=True)]
 
