@@ -157,6 +157,7 @@ def test_completions_that_reject_phrases_are_told():
         (["compute.packing=true"], "compute.packing=True has no effect"),
         (["loss.confidence_weight=2"], "loss.confidence_weight=2.0 has no effect"),
         (["compute.parallel=fsdp"], "take ddp or zero2"),
+        (["compute.parallel=zero3"], "take ddp or zero2"),
         (["tune.method=full"], "needs tune.method=lora"),
     ],
 )
