@@ -228,7 +228,8 @@ def _count_steps(recipe: Recipe, count: int) -> int:
 
 
 def _round(entry: dict[str, Any]) -> dict[str, Any]:
-    return {name: round(v, 6) if isinstance(v, float) else v for name, v in entry.items()}
+    """Round figures, and sort their names: entries that come from a checkpoint are sorted."""
+    return {name: round(v, 6) if isinstance(v, float) else v for name, v in sorted(entry.items())}
 
 
 @contextmanager
