@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from experiments.reasoning.base_sampling import compute_features, sample_answers
-from experiments.reasoning.pool_training import PoolConfig, PoolPart, train_pools
+from experiments.reasoning.pool_training import PoolConfig, PoolGroup, PoolPart, train_pools
 from experiments.reasoning.reasoning_rows import Array, MadeRows, find_first, join_rows, load_encoder
 from experiments.scene_dataset import SceneDataset, ScenePictures
 from experiments.uniform_passes import UniformPass
@@ -57,8 +57,9 @@ class JudgeRecipe:
     samples: int = 2  # captions a picture
     steps: int = 3_000
     lr: float = 3e-4
-    judge_rows: int = 160  # a step
-    replay_rows: int = 160
+    step_pictures: int = 80
+    judge_rows: int = 2  # a picture in a step
+    replay_rows: int = 2
     judge_weight: float = 4.0
     hint_share: float = 0.2  # of the rows name suspect phrases, as at test time after a rejection
     seed: int = 0
@@ -101,6 +102,7 @@ def teach(recipe: JudgeRecipe, say: Callable[[str], None] = print) -> dict[str, 
             PoolPart(made.pools["judge"], recipe.judge_rows, recipe.judge_weight),
             PoolPart(made.pools["replay"], recipe.replay_rows),
         ]
+        group = PoolGroup(parts, recipe.step_pictures)
         config = PoolConfig(
             f"{recipe.out}.state.safetensors",
             recipe.steps,
@@ -109,7 +111,7 @@ def teach(recipe: JudgeRecipe, say: Callable[[str], None] = print) -> dict[str, 
             checkpoint_steps=1000,
             compile=recipe.compile,
         )
-        manifest = train_pools(passes, [parts], config, features=features, say=say)
+        manifest = train_pools(passes, [group], config, features=features, say=say)
         model.to(torch.bfloat16).save_pretrained(folder)
         processor.save_pretrained(folder)
         for path in checkpoint.iterdir():

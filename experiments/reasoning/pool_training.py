@@ -1,11 +1,12 @@
-"""Train on pools of rows that stand on the device: every step takes so many random rows of each pool.
+"""Train on pools of rows that stand on the device: every step takes so many random pictures of each group.
 
-    parts = [PoolPart(pool, rows=112), PoolPart(judge, rows=112, weight=4.0)]
-    train_pools(passes, [parts], PoolConfig("out/one", steps=8600), features=features)
+    group = PoolGroup([PoolPart(solve, rows=2), PoolPart(judge, rows=3, weight=4.0)], pictures=44)
+    train_pools(passes, [group], PoolConfig("out/one", steps=5000), features=features)
 
-A step is one batch a group of pools; each group has one row length, and the losses of groups count alike.
-The rows of step k depend on the seed and k alone, so a run that is stopped goes on from its last checkpoint
-(weights and moments as safetensors, replaced at once) and sees what it would have seen.
+A step is one batch a group; each group has one row length, and the losses of groups count alike. The rows of
+a picture share what the model reads first, system prompt and picture (`experiments.shared_prefix`). The rows
+of step k depend on the seed and k alone, so a run that is stopped goes on from its last checkpoint (weights
+and moments as safetensors, replaced at once) and sees what it would have seen.
 """
 
 from __future__ import annotations
@@ -19,32 +20,42 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from experiments.reasoning.reasoning_rows import RowPool
+from experiments.shared_prefix import shared_prefix_loss
 from experiments.uniform_passes import UniformPass
 from reverse.errors import DataError
+from reverse.training.data.labels import IGNORE
 from reverse.training.optim.schedule import Schedule
 
-__all__ = ["PoolConfig", "PoolPart", "train_pools"]
+__all__ = ["PoolConfig", "PoolGroup", "PoolPart", "train_pools"]
 
 SHOWN_STEPS = 200  # between lines of progress
 
 
-@dataclass
+@dataclass(frozen=True)
 class PoolPart:
-    """A pool, how many of its rows a step takes, and the weight of their targets.
+    """A pool, how many of its rows a picture gives in a step, and the weight of their targets.
 
-    `together`: so many rows in a row are about one picture and drawn together, which saves the tower work.
+    A picture with fewer rows gives all that it has.
     """
 
     pool: RowPool
     rows: int
     weight: float = 1.0
-    together: int = 1
+
+
+@dataclass(frozen=True)
+class PoolGroup:
+    """Pools whose rows make one batch, about so many pictures that the first pool has rows of."""
+
+    parts: Sequence[PoolPart]
+    pictures: int
 
 
 @dataclass(frozen=True)
@@ -64,31 +75,61 @@ class PoolConfig:
 
 
 class _Group:
-    """Pools of one row length, on the device."""
+    """A group of pools on the device, with rows of one length."""
 
-    def __init__(self, parts: Sequence[PoolPart], device: torch.device):
-        self.parts = [part for part in parts if part.rows and len(part.pool)]
-        if not self.parts:
+    def __init__(self, group: PoolGroup, end: int, device: torch.device):
+        parts = [part for part in group.parts if part.rows and len(part.pool)]
+        if not parts:
             raise DataError("a group of pools holds no rows: sample more questions")
-        length = max(part.pool.ids.shape[1] for part in self.parts)
+        self.count, self.rows = group.pictures, sum(part.rows for part in parts)
+        length = max(part.pool.ids.shape[1] for part in parts)
         length = -(-length // 16) * 16
-        self.ids = [_to_device(part.pool.ids, length, 0, device) for part in self.parts]
-        self.labels = [_to_device(part.pool.labels, length, -100, device) for part in self.parts]
-        self.pictures = [torch.from_numpy(part.pool.pictures).to(device) for part in self.parts]
-        weights = [torch.full((part.rows,), part.weight, device=device) for part in self.parts]
-        self.weights = torch.cat(weights)
+        self.parts = [_HeldPart(part, length, end, device) for part in parts]
+        self.pictures = torch.from_numpy(np.unique(parts[0].pool.pictures)).to(device)
 
-    def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """ids and labels, int64 (rows, length), and the picture of each row."""
-        found: list[tuple[Tensor, ...]] = []
-        for part, *tensors in zip(self.parts, self.ids, self.labels, self.pictures, strict=True):
-            device, each = generator.device, part.together
-            count = (len(part.pool) // each, (part.rows // each, 1))
-            at = torch.randint(*count, generator=generator, device=device) * each
-            at = (at + torch.arange(each, device=device)).flatten()
-            found.append(tuple(tensor[at] for tensor in tensors))
-        ids, labels, pictures = (torch.cat(list(each)) for each in zip(*found, strict=True))
-        return ids.long(), labels.long(), pictures.long()
+    def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """ids and labels, int64 (pictures * rows, length), weights of the rows, and the pictures."""
+        device = generator.device
+        chosen = torch.randint(len(self.pictures), (self.count,), generator=generator, device=device)
+        pictures = self.pictures[chosen].long()
+        found = [part.draw(pictures, generator) for part in self.parts]
+        ids, labels, weights = (
+            torch.cat(list(each), dim=1).flatten(0, 1) for each in zip(*found, strict=True)
+        )
+        return ids.long(), labels.long(), weights, pictures
+
+
+class _HeldPart:
+    """One pool on the device, its rows sorted by picture."""
+
+    def __init__(self, part: PoolPart, length: int, end: int, device: torch.device):
+        order = np.argsort(part.pool.pictures, kind="stable")
+        ids, labels = part.pool.ids[order], part.pool.labels[order]
+        if (ids[:, :end] != ids[:1, :end]).any() or (labels[:, : end + 1] != IGNORE).any():
+            raise DataError(
+                "rows do not begin alike up to the end of their picture, or a target stands there"
+            )
+        self.ids, self.labels = (
+            _to_device(ids, length, 0, device),
+            _to_device(labels, length, IGNORE, device),
+        )
+        counts = np.bincount(part.pool.pictures)
+        self.counts = torch.from_numpy(counts).to(device)
+        self.starts = torch.from_numpy(np.cumsum(counts) - counts).to(device)
+        self.each = torch.arange(part.rows, device=device)
+        self.weight = part.weight
+
+    def draw(self, pictures: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """ids and labels, (pictures, rows, length), and weights, (pictures, rows): 0 for a row too many."""
+        known = pictures < len(self.counts)
+        at = pictures.clamp(max=len(self.counts) - 1)
+        counts = self.counts[at] * known
+        chance = torch.rand(len(pictures), generator=generator, device=generator.device)
+        first = (chance * counts).long()
+        turned = (first[:, None] + self.each) % counts.clamp(min=1)[:, None]
+        rows = (self.starts[at][:, None] + turned).clamp(max=len(self.ids) - 1)
+        weights = self.weight * (self.each < counts[:, None])
+        return self.ids[rows], self.labels[rows], weights
 
 
 def _to_device(array: Any, length: int, padding: int, device: torch.device) -> Tensor:
@@ -98,7 +139,7 @@ def _to_device(array: Any, length: int, padding: int, device: torch.device) -> T
 
 def train_pools(
     passes: UniformPass,
-    groups: Sequence[Sequence[PoolPart]],
+    groups: Sequence[PoolGroup],
     config: PoolConfig,
     *,
     features: Tensor | None = None,
@@ -119,8 +160,7 @@ def train_pools(
     model, device = passes.model, passes.scale.device
     source = features if features is not None else pictures
     assert source is not None, "features or pictures are needed"
-    held = [_Group(parts, device) for parts in groups]
-    (together,) = {part.together for group in held for part in group.parts}
+    held = [_Group(group, passes.first + passes.count, device) for group in groups]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = _make_optimizer(trained, config)
     schedule = Schedule(config.steps, None, config.warmup)
@@ -128,8 +168,9 @@ def train_pools(
 
     def loss_of(shown: Tensor, ids: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         with torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext():
-            seen = shown if features is not None else passes.see(shown).repeat_interleave(together, dim=0)
-            return passes.weighted_loss(seen, ids, labels, weights)
+            seen = shown if features is not None else passes.see(shown)
+            rows = len(ids) // len(shown)
+            return shared_prefix_loss(passes, seen, ids, labels, weights, rows=rows)
 
     step_loss = torch.compile(loss_of, dynamic=False) if config.compile else loss_of
     model.train()
@@ -141,9 +182,8 @@ def train_pools(
             group["lr"] = config.lr * schedule(step)
         total = torch.zeros((), device=device)
         for group_rows in held:
-            ids, labels, chosen = group_rows.draw(generator)
-            shown = source[chosen[::together]]
-            loss = step_loss(shown, ids, labels, group_rows.weights) / len(held)
+            ids, labels, weights, chosen = group_rows.draw(generator)
+            loss = step_loss(source[chosen], ids, labels, weights) / len(held)
             loss.backward()
             total = total + loss.detach()
         torch.nn.utils.clip_grad_norm_(trained, config.clip)

@@ -10,7 +10,7 @@ from reverse.errors import RequestError
 __all__ = ["REFLECTION", "SIZES", "STAGES", "ReasoningRecipe"]
 
 STAGES: tuple[str, ...] = ("init", "base", "sample", "one", "greedy", "truth", "answer", "report")
-STAGES += ("sample2", "two", "answer2", "report2")
+STAGES += ("sample2", "two", "answer2", "report2", "half")
 # Without an instruction, questions for a reflection and for a plain answer would be the same.
 REFLECTION = "Think and answer, then reflect and answer again."
 # At most 3 million parameters.
@@ -39,17 +39,21 @@ class ReasoningRecipe:
     base_batch: int = 96  # pictures a step, four rows each
     base_steps: int = 6_000
     base_lr: float = 1.5e-3
-    question_pictures: int = 24_000
-    questions: int = 2  # a picture
+    question_pictures: int = 16_000
+    questions: int = 3  # a picture
     samples: int = 3  # of the base, a question, at temperature 1
     truth_share: float = 1.0  # of the questions whose samples are verified
     joint_steps: int = 5_000
     joint_lr: float = 1e-3
-    solve_rows: int = 112  # a step, of each pool
-    judge_rows: int = 112
-    replay_rows: int = 32
-    correction_rows: int = 144
-    select_rows: int = 112
+    short_pictures: int = 44  # a step; rows of each pool a picture:
+    solve_rows: int = 2
+    judge_rows: int = 3
+    replay_rows: int = 1
+    long_pictures: int = 52
+    correction_rows: int = 4
+    select_rows: int = 1
+    own_pictures: int = 64  # of the baselines
+    own_rows: int = 3
     judge_weight: float = 4.0
     select_weight: float = 2.0
     covered: float = 0.99  # share of each pool's rows that are short enough to be trained
@@ -104,7 +108,7 @@ class ReasoningRecipe:
         """The same recipe in miniature: a few steps of a model that learns nothing."""
         return replace(
             self, base_pictures=12, base_batch=2, base_steps=2, question_pictures=6, samples=2,
-            joint_steps=2, solve_rows=4, judge_rows=4, replay_rows=2, correction_rows=4, select_rows=2,
+            joint_steps=2, short_pictures=2, long_pictures=2, own_pictures=2,
             splits="test", test_questions=2, val_questions=2, most_samples=2, most_tokens=8,
             sequences=8, checkpoint_steps=2, layers=1,
         )  # fmt: skip
@@ -114,7 +118,19 @@ class ReasoningRecipe:
         elsewhere = {"out", "stages", "shared", "workers", "compile", "checkpoint_steps", "sequences"}
         settings = {name: value for name, value in asdict(self).items() if name not in elsewhere}
         measuring = ("splits", "test_", "shift_", "val_", "most_")
-        joint = ("truth_", "joint_", "solve_", "judge_", "replay_", "correction_", "select_", "covered")
+        joint = (
+            "truth_",
+            "joint_",
+            "short_",
+            "solve_",
+            "judge_",
+            "replay_",
+            "long_",
+            "correction_",
+            "select_",
+            "own_",
+            "covered",
+        )
         sampling = ("question_", "questions", "samples")
         later = {
             "init": ("base_", *sampling, *joint, *measuring),

@@ -8,6 +8,7 @@
     greedy   own samples with every step verified, replay: the honest baseline, one greedy pass
     truth    the true rationales that corrections have as targets, replay: that baseline with all the truth
     sample2  what `greedy` samples for further questions
+    half     the model of `one` in half precision, as it is bundled
     two      `greedy` taught to judge and to correct, as `one` was: what modes add to a self-trained model
 
 A stage that is finished with the same settings is not repeated.
@@ -26,12 +27,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors.numpy import load_file
 
 from experiments.array_files import save_arrays
 from experiments.reasoning.base_sampling import compute_features, sample_answers
-from experiments.reasoning.pool_training import PoolConfig, PoolPart, train_pools
+from experiments.reasoning.pool_training import PoolConfig, PoolGroup, PoolPart, train_pools
 from experiments.reasoning.reasoning_recipe import REFLECTION, ReasoningRecipe
 from experiments.reasoning.reasoning_rows import (
     CAPTION,
@@ -182,10 +184,10 @@ def _run_base(recipe: ReasoningRecipe, folder: Path, say: Say) -> dict[str, Any]
     made = _share(recipe, "base", lambda: make_rows(base_rows, indices, source, workers=recipe.workers))
     say(f"{len(made.pictures):,} pictures drawn")
     model, processor, passes = _open(recipe, "init", made)
-    part = PoolPart(made.pools["base"], 4 * recipe.base_batch, together=4)
+    group = PoolGroup([PoolPart(made.pools["base"], 4)], recipe.base_batch)
     pictures = torch.from_numpy(made.pictures).to(passes.scale.device)
     config = _config(recipe, "base", recipe.base_steps, recipe.base_lr)
-    found = train_pools(passes, [[part]], config, pictures=pictures, say=say)
+    found = train_pools(passes, [group], config, pictures=pictures, say=say)
     _save(model, processor, folder)
     return found
 
@@ -213,7 +215,7 @@ def _run_sample(recipe: ReasoningRecipe, folder: Path, say: Say, turn: Round) ->
     told = (decode(ids, skip_special_tokens=True) for each in answers for ids in each)
     texts = [remove_tags(text).strip() for text in told]
     encoded = "\0".join(text.replace("\0", " ") for text in texts).encode()
-    arrays = {
+    arrays: dict[str, npt.NDArray[Any]] = {
         "texts": np.frombuffer(encoded, np.uint8),
         "pictures": made.pools["prompt"].pictures + turn.first,
     }
@@ -263,28 +265,30 @@ def _run_joint(recipe: ReasoningRecipe, folder: Path, say: Say, turn: Round) -> 
         ("correction", recipe.correction_rows, 1.0),
         ("select", recipe.select_rows, recipe.select_weight),
     ]
-    groups = [_group(pools, short, recipe.covered), _group(pools, long, recipe.covered)]
+    groups = [
+        _group(pools, short, recipe.covered, recipe.short_pictures),
+        _group(pools, long, recipe.covered, recipe.long_pictures),
+    ]
     return _train_on_features(recipe, folder, turn, made, groups, say)
 
 
 def _run_baseline(recipe: ReasoningRecipe, folder: Path, say: Say, stage: str, pool: str) -> dict[str, Any]:
     made = _make_question_rows(recipe, FIRST)
-    rows = recipe.solve_rows + recipe.judge_rows
-    parts = [(pool, rows, 1.0), ("replay", recipe.replay_rows, 1.0)]
-    groups = [_group(made.pools, parts, recipe.covered)]
+    parts = [(pool, recipe.own_rows, 1.0), ("replay", recipe.replay_rows, 1.0)]
+    groups = [_group(made.pools, parts, recipe.covered, recipe.own_pictures)]
     return _train_on_features(recipe, folder, replace(FIRST, model=stage), made, groups, say)
 
 
 def _group(
-    pools: Mapping[str, RowPool], parts: Sequence[tuple[str, int, float]], covered: float
-) -> list[PoolPart]:
-    """Parts of the pools that have rows, from (name, rows a step, weight); very long rows are left out."""
+    pools: Mapping[str, RowPool], parts: Sequence[tuple[str, int, float]], covered: float, pictures: int
+) -> PoolGroup:
+    """Parts of the pools that have rows, from (name, rows a picture, weight); very long rows are left out."""
     found = []
     for name, rows, weight in parts:
         if name in pools:
             most = int(np.quantile(pools[name].lengths, covered, method="higher"))
             found.append(PoolPart(pools[name].shorten(most), rows, weight))
-    return found
+    return PoolGroup(found, pictures)
 
 
 def _train_on_features(
@@ -292,7 +296,7 @@ def _train_on_features(
     folder: Path,
     turn: Round,
     made: MadeRows,
-    groups: Sequence[Sequence[PoolPart]],
+    groups: Sequence[PoolGroup],
     say: Say,
 ) -> dict[str, Any]:
     """Train the round's first model, with a frozen tower, on groups of pools."""
@@ -308,6 +312,32 @@ def _train_on_features(
     found = train_pools(passes, groups, config, features=features, say=say)
     _save(model, processor, folder)
     return {"rows": rows, "longest": lengths, **found}
+
+
+def _run_half(recipe: ReasoningRecipe, folder: Path, say: Say) -> dict[str, Any]:
+    """The model of the first round as it is bundled: in half precision, with what it was trained with."""
+    trained = read_json(Path(recipe.out) / FIRST.model / MANIFEST)
+    model, processor = load(Path(recipe.out) / FIRST.model, dtype="float16")
+    _save(model, processor, folder)
+    # Computed in is what was trained in: the file is half as large, and answers do not depend on their batch.
+    config = read_json(folder / "config.json")
+    for part in (config, config["text_config"], config["vision_config"]):
+        part["dtype"] = "float32"
+    write_json(folder / "config.json", config)
+    base = read_json(Path(recipe.out) / "base" / MANIFEST)
+    kept = ("steps", "seconds", "losses")
+    write_json(
+        folder / "training.json",
+        {
+            "recipe": trained["settings"] | recipe.sizes,
+            "device": trained["device"],
+            "versions": trained["versions"],
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "base": {name: base[name] for name in kept},
+            "joint": {name: trained[name] for name in ("rows", *kept)},
+        },
+    )
+    return {}
 
 
 def _source(recipe: ReasoningRecipe, stage: str) -> RowSource:
@@ -355,4 +385,5 @@ _STAGES: dict[str, Callable[[ReasoningRecipe, Path, Say], dict[str, Any]]] = {
     "truth": lambda recipe, folder, say: _run_baseline(recipe, folder, say, "truth", "truth"),
     "sample2": partial(_run_sample, turn=SECOND),
     "two": partial(_run_joint, turn=SECOND),
+    "half": _run_half,
 }

@@ -9,11 +9,12 @@ import torch
 
 from experiments.reasoning.__main__ import main
 from experiments.reasoning.base_sampling import compute_features, sample_answers
-from experiments.reasoning.pool_training import PoolConfig, PoolPart, train_pools
+from experiments.reasoning.pool_training import PoolConfig, PoolGroup, PoolPart, _Group, train_pools
 from experiments.reasoning.pooled_seeds import main as pool_main
 from experiments.reasoning.reasoning_recipe import ReasoningRecipe
 from experiments.reasoning.reasoning_rows import (
     AnsweredPicture,
+    RowPool,
     RowSource,
     answered_rows,
     base_rows,
@@ -23,6 +24,7 @@ from experiments.reasoning.reasoning_rows import (
     share_rows,
 )
 from experiments.reasoning.reasoning_stages import run_stage
+from experiments.shared_prefix import shared_prefix_loss
 from experiments.uniform_passes import UniformPass
 from reverse.data.scenes.reasoning import (
     draw_reasoning_picture,
@@ -73,6 +75,52 @@ def test_the_weighted_loss_is_that_of_the_model(recipe, source):
         total += float(losses.detach().sum() * weights[row])
         weight += float((labels[row, 1:length] != -100).sum() * weights[row])
     assert float(ours.detach()) == pytest.approx(total / weight, rel=1e-4)
+
+
+def test_rows_that_share_a_picture_read_it_once_with_the_same_loss_and_gradients(recipe, source):
+    """What is trained fast would be another model."""
+    made = make_rows(base_rows, range(2), source)
+    model, _, passes = open_model(recipe, made)
+    model.double()
+    pool = made.pools["base"]
+    ids, labels = (torch.from_numpy(array.astype(np.int64)) for array in (pool.ids, pool.labels))
+    weights = torch.tensor([1.0, 2.0, 0.5, 1.0, 1.0, 3.0, 1.0, 1.0], dtype=torch.double)
+    pictures = torch.from_numpy(made.pictures)
+    found = []
+    for shared in (False, True):
+        model.zero_grad()
+        features = passes.see(pictures)
+        if shared:
+            loss = shared_prefix_loss(passes, features, ids, labels, weights, rows=4)
+        else:
+            loss = passes.weighted_loss(features.repeat_interleave(4, dim=0), ids, labels, weights)
+        loss.backward()
+        gradients = {k: p.grad.clone() for k, p in model.named_parameters() if p.grad is not None}
+        found.append((loss.item(), gradients))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
+    for name, gradient in found[0][1].items():
+        apart = (found[1][1][name] - gradient).norm() / (gradient.norm() + 1e-9)
+        assert apart < 1e-4, (name, apart)
+
+
+def test_each_picture_gives_its_own_rows(recipe, source):
+    """Rows would be trained beside the picture of another question."""
+    made = make_rows(base_rows, range(6), source)
+    pool = made.pools["base"]
+    few = RowPool(pool.ids[4:7], pool.labels[4:7], pool.pictures[4:7])  # three rows of picture 1
+    group = _Group(PoolGroup([PoolPart(pool, 2), PoolPart(few, 4, 2.0)], 50), 10, torch.device("cpu"))
+    ids, _, weights, pictures = group.draw(torch.Generator().manual_seed(0))
+    ids, weights = ids.view(50, 6, -1), weights.view(50, 6)
+    assert set(pictures.tolist()) == set(range(6))
+    for shown, rows, weight in zip(pictures.tolist(), ids, weights.tolist(), strict=True):
+        own = {tuple(row) for row in pool.ids[pool.pictures == shown].tolist()}
+        width = pool.ids.shape[1]
+        assert {tuple(row[:width].tolist()) for row in rows[:2]} <= own
+        assert weight == [1.0, 1.0] + ([2.0, 2.0, 2.0, 0.0] if shown == 1 else [0.0] * 4)
+        if shown == 1:
+            assert {tuple(row[:width].tolist()) for row in rows[2:5]} == {
+                tuple(row) for row in few.ids.tolist()
+            }
 
 
 def test_sampling_at_temperature_0_is_greedy_decoding(recipe, source):
@@ -150,9 +198,9 @@ def test_a_run_that_was_stopped_goes_on(recipe, source, tmp_path):
     def run(config, **options):
         made = make_rows(base_rows, range(4), source)
         model, _, passes = open_model(recipe, made)
-        part = PoolPart(made.pools["base"], 8, together=4)
+        group = PoolGroup([PoolPart(made.pools["base"], 4)], 2)
         pictures = torch.from_numpy(made.pictures)
-        train_pools(passes, [[part]], config, pictures=pictures, **options)
+        train_pools(passes, [group], config, pictures=pictures, **options)
         return model.state_dict()
 
     def stop(line):

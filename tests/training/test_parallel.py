@@ -133,7 +133,7 @@ def parts(tmp_path_factory):
         (folder / name).mkdir()
     script = folder / "parts.py"
     script.write_text(PARTS)
-    return on_two(script, FOLDER=str(folder)), folder
+    return on_torchrun(script, FOLDER=str(folder)), folder
 
 
 def test_what_is_exchanged_may_be_large(parts):

@@ -53,10 +53,11 @@ def on_two(*program, **environment):
     return subprocess.CompletedProcess(program, code, said, errors)
 
 
-def on_torchrun(*program):
-    """The same, started by torchrun itself."""
+def on_torchrun(*program, **environment):
+    """The same, started by torchrun itself, whose store the processes use."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
+    env |= environment
     words = [*command, *map(str, program)]
     # To kill torchrun alone would not end the call: its children hold the pipes.
     with subprocess.Popen(

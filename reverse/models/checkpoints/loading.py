@@ -51,7 +51,7 @@ from reverse.tokens.vocabulary import ensure_ordinary_tags, find_token_ids
 
 logger = logging.getLogger(__name__)
 
-BUNDLED = ("tiny-llava", "tiny-qwen")
+BUNDLED = ("tiny-llava", "tiny-qwen", "tiny-reasoner")
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # one of them is enough
 PICTURE_FILES = ("processor_config.json", "preprocessor_config.json")  # one of them is enough
@@ -78,7 +78,8 @@ def load(
     """Load a model in eval mode, and its processor, padding on the left.
 
     Args:
-        path_or_id: a folder, a hub id, or the name of a bundled model, "tiny-llava" or "tiny-qwen".
+        path_or_id: a folder, a hub id, or the name of a bundled model: "tiny-llava", "tiny-qwen" or
+            "tiny-reasoner".
         dtype: of the weights; by default as they were saved.
         device: of the model; by default the CPU, unless `device_map` is among `kwargs`.
         attn_implementation: "sdpa", "eager" or "flash_attention_2" (needs flash-attn).
