@@ -69,7 +69,10 @@ def report(recipe: ReasoningRecipe, stage: str, say: Any) -> None:
     found: dict[str, Any] = {"setup": "one_model", **read_json(out / "measure" / stage / "settings.json")}
     for split in recipe.splits.split(","):
         found[split] = describe_runs(read_runs(out, stage, split), read_baselines(out, split))
-    found["recipe"] = recipe.settings_of("report")
+    measured = recipe.settings_of("report").items() - recipe.settings_of(stage).items()
+    trained = read_json(out / stage / "stage.json")
+    found["recipe"] = trained["settings"] | dict(measured)
+    found["trained"] = {name: trained[name] for name in ("device", "versions")}
     write_json(out / f"report-{stage}.json", replace_non_finite(found))
     say(f"{out / f'report-{stage}.json'}")
 

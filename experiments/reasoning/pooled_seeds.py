@@ -23,7 +23,7 @@ from reverse.files.text_reading import read_json
 
 __all__ = ["pool_runs"]
 
-KEPT = ("device", "versions", "platform", "python")  # of a report's environment
+KEPT = ("device", "reverse", "torch", "transformers", "python", "date")  # of a report's environment
 
 
 def pool_runs(runs: Iterable[dict[str, list[DraftRecord]]]) -> dict[str, list[DraftRecord]]:
@@ -71,7 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found = {split: describe_family(folders, given.stage, split) for split in splits}
         content["claims"][family] = {split: each.pop("claims") for split, each in found.items()}
         chosen = [
-            {name: reports[each][name] for name in ("gates", "threshold", "recipe")} for each in folders
+            {name: reports[each][name] for name in ("gates", "threshold", "trained", "recipe")}
+            for each in folders
         ]
         content["details"][family] = {"runs": chosen, **found}
     write_json(given.out, replace_non_finite(content))
