@@ -305,7 +305,7 @@ HOSTILE = {
         r"chat template .*memory",
     ),
     "a template that writes a lot": (
-        write("chat_template.jinja", "{% for a in range(99999) %}{{ 'x' * 99 }}{% endfor %}"),
+        write("chat_template.jinja", "{% for a in range(999) %}{{ 'x' * 9999 }}{% endfor %}"),
         r"chat template .*writes [\d,]+ characters for a short chat",
     ),
     "a template that is none": (
