@@ -28,4 +28,7 @@ for number in "${!processes[@]}"; do
   wait "${processes[$number]}" || { echo "${folders[$number]} failed:" >&2; tail -n 5 "${folders[$number]}.log" >&2; failed=1; }
 done
 ((failed == 0))
+for folder in "${folders[@]}"; do
+  [[ -f "$folder/report-one.json" ]] || { echo "$folder has no report yet: the stages answer and report come next"; exit 0; }
+done
 "$python" -m experiments.reasoning.pooled_seeds "${folders[@]}" --out "$out/modes.json"
