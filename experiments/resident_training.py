@@ -37,7 +37,7 @@ from reverse.training.checkpoints.saving import versions
 from reverse.training.data.labels import IGNORE
 from reverse.training.optim.schedule import Schedule
 
-__all__ = ["ResidentConfig", "StepBarrier", "jittered", "train_resident"]
+__all__ = ["ResidentConfig", "StepBarrier", "jittered", "save_rounded", "train_resident"]
 
 PATIENCE = 180.0  # seconds to wait for a shard
 
@@ -400,6 +400,21 @@ def _optimizer(model: Any, config: ResidentConfig) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2), fused=fused)
 
 
+def save_rounded(model: Any, processor: Any, folder: Path, dtype: str | None) -> None:
+    """Write a float32 model whose weights are rounded to `dtype`, which halves the file, and its processor.
+
+    It is read as float32 all the same: it computes in what it was trained in, or answers would depend on
+    their batch.
+    """
+    if dtype is not None:
+        model.to(getattr(torch, dtype))
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    if dtype is not None:
+        config = read_json(folder / "config.json") | {"dtype": "float32"}
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
 def _write(model: Any, processor: Any, output: Path, manifest: dict[str, Any], dtype: str | None) -> None:
     with output_lock(output):
         _write_folder(model, processor, output, manifest, dtype)
@@ -411,15 +426,7 @@ def _write_folder(
     partial = output.with_name(output.name + ".partial")
     for leftover in (partial, output):
         shutil.rmtree(leftover, ignore_errors=True)
-    if dtype is not None:
-        model.to(getattr(torch, dtype))
     model.eval()
-    model.save_pretrained(partial)
-    processor.save_pretrained(partial)
-    if dtype is not None:
-        # It halves the file; computed in is what was trained in, or answers would depend on their batch.
-        config = read_json(partial / "config.json")
-        config["dtype"] = "float32"
-        (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    save_rounded(model, processor, partial, dtype)
     (partial / "training.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     partial.rename(output)

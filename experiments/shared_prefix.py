@@ -8,15 +8,12 @@ reads the beginning for itself (tested).
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from experiments.uniform_passes import UniformPass
-from reverse.training.data.labels import IGNORE
 
 __all__ = ["shared_prefix_loss"]
 
@@ -60,16 +57,7 @@ def shared_prefix_loss(
     places = torch.arange(length, device=ids.device)
     mask = (places[None] <= places[end:, None])[None, None]  # (1, 1, length - end, length)
     for layer in passes.decoder.layers:
-        prefix = {_cache_name(layer): _LayerPrefix(rows)}
+        prefix = {passes.cache_name: _LayerPrefix(rows)}
         before = layer(before, attention_mask=None, position_embeddings=turns[0], use_cache=True, **prefix)
         after = layer(after, attention_mask=mask, position_embeddings=turns[1], use_cache=True, **prefix)
-    logits = passes.head(passes.decoder.norm(after)[:, :-1])  # (rows, length - end - 1, vocabulary)
-    targets = labels[:, end + 1 :]
-    losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
-    each = weights[:, None] * (targets != IGNORE)
-    return (losses.view_as(each) * each).sum() / each.sum().clamp(min=1e-6)
-
-
-def _cache_name(layer: Any) -> str:
-    """What transformers calls the argument: `past_key_values` before 5.24."""
-    return "cache" if "cache" in inspect.signature(layer.forward).parameters else "past_key_values"
+    return passes.weighted_mean(passes.decoder.norm(after)[:, :-1], labels[:, end + 1 :], weights)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from reverse.decoding.backends.hf.compat import cache_argument
 from reverse.models import family_of
 from reverse.models.families import LLAVA, QWEN2_5_VL, Family
 from reverse.training.data.labels import IGNORE
@@ -48,6 +49,7 @@ class UniformPass:
         self.model, self.first, self.count = model, first, count
         self.family = family_of(model)
         self.decoder = self.family.decoder(model)
+        self.cache_name = cache_argument(self.decoder.layers[0])
         self.embeddings = model.get_input_embeddings()
         self.head = model.get_output_embeddings()
         device = model.device
@@ -110,8 +112,17 @@ class UniformPass:
         which = torch.arange(len(ids), device=ids.device)
         hidden = self._decode(self.embed(features, ids, which), self._position_ids(ids, which))
         begin = self.first + self.count
-        targets = labels[:, begin:]
-        logits = self.head(hidden[:, begin - 1 : -1])  # (rows, length - begin, vocabulary)
+        return self.weighted_mean(hidden[:, begin - 1 : -1], labels[:, begin:], weights)
+
+    def weighted_mean(self, hidden: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        """Weighted mean cross entropy, a scalar.
+
+        Args:
+            hidden: of the ids before the targets, (rows, n, hidden).
+            targets: int64 (rows, n).
+            weights: of each row's targets, float (rows,).
+        """
+        logits = self.head(hidden)  # (rows, n, vocabulary)
         losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
         each = weights[:, None] * (targets != IGNORE)
         return (losses.view_as(each) * each).sum() / each.sum().clamp(min=1e-6)

@@ -46,9 +46,8 @@ def answer(recipe: ReasoningRecipe, stage: str, say: Any) -> None:
         settings = {"gates": gates, "threshold": threshold, **describe_environment(default_device())}
         write_json(out / "measure" / stage / "settings.json", replace_non_finite(settings))
         modes = list_modes(threshold, gates, recipe.most_samples)
+        answer_baselines(recipe, stage, say, writer)
         for split, name in list_work(splits):
-            if (split, name) == (splits[-1], "plain"):  # a baseline may still be trained at the start
-                answer_baselines(recipe, stage, say, writer)
             measurer.answer(split, name, modes[name])
         measurer.finish()
 

@@ -13,7 +13,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,7 +26,6 @@ from safetensors.numpy import load_file
 from experiments.array_files import save_arrays
 from experiments.reasoning.reasoning_recipe import REFLECTION
 from experiments.scene_dataset import ScenePictures
-from reverse.data.drafts.draft_files import draft_line
 from reverse.data.drafts.draft_record import DraftRecord, RecordedDraft
 from reverse.data.records.schema import make_record
 from reverse.data.scenes.reasoning import (
@@ -106,7 +105,6 @@ class MadeRows:
     pools: dict[str, RowPool]
     first: int  # where a picture's ids begin
     count: int  # how many there are
-    lines: list[str] = field(default_factory=list)  # draft records
 
 
 @dataclass(frozen=True)
@@ -138,7 +136,6 @@ class Chunk:
 
     pictures: npt.NDArray[np.uint8]
     rows: dict[str, RowPool]
-    lines: list[str] = field(default_factory=list)
 
 
 @lru_cache(maxsize=4)
@@ -169,21 +166,20 @@ def make_rows(
     """
     parts = [jobs[at : at + CHUNK] for at in range(0, len(jobs), CHUNK)]
     rows: dict[str, list[RowPool]] = defaultdict(list)
-    pictures, lines, offset = [], [], 0
+    pictures, offset = [], 0
     for part, chunk in zip(parts, _run(make, source, parts, workers), strict=True):
         for name, pool in chunk.rows.items():
             pool.pictures += offset
             rows[name].append(pool)
         if draws:
             pictures.append(chunk.pictures)
-        lines += chunk.lines
         offset += len(part)
     encoder, count = load_encoder(source.checkpoint), count_picture_ids(source.checkpoint, source.side)
     pools = {name: join_pools(found) for name, found in rows.items()}
     first = find_first(pools.values(), encoder.image_id)
     shape = (0, source.side, source.side, 3)
     drawn = np.concatenate(pictures) if pictures else np.empty(shape, np.uint8)
-    return MadeRows(drawn, pools, first, count, lines)
+    return MadeRows(drawn, pools, first, count)
 
 
 def share_rows(path: Path, make: Callable[[], MadeRows]) -> MadeRows:
@@ -293,8 +289,7 @@ class AnsweredPicture:
 
 
 def answered_rows(source: RowSource, jobs: Sequence[AnsweredPicture]) -> Chunk:
-    """Rows of all pools about answered questions, and the draft records that they come from."""
-    lines: list[str] = []
+    """Rows of all pools about answered questions."""
     by_index = {job.index: job for job in jobs}
 
     def view(picture: ReasoningPicture) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -307,13 +302,9 @@ def answered_rows(source: RowSource, jobs: Sequence[AnsweredPicture]) -> Chunk:
             yield from (("solve", row) for row in view_cot(solving, ViewSettings()).rows)
             if not job.is_verified:
                 continue
-            if source.wants("drafts"):
-                lines.append(draft_line(judged))
             yield from _verified_rows(judged, source)
 
-    chunk = _encode(source, [source.picture(job.index) for job in jobs], view)
-    chunk.lines = lines
-    return chunk
+    return _encode(source, [source.picture(job.index) for job in jobs], view)
 
 
 def _verified_rows(record: DraftRecord, source: RowSource) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -47,6 +47,7 @@ from experiments.reasoning.reasoning_rows import (
     question_prompts,
     share_rows,
 )
+from experiments.resident_training import save_rounded
 from experiments.scene_models import FRAMES
 from experiments.tiny_models import build_tiny_llava, build_tiny_qwen, train_tokenizer
 from experiments.uniform_passes import UniformPass
@@ -317,13 +318,8 @@ def _train_on_features(
 def _run_half(recipe: ReasoningRecipe, folder: Path, say: Say) -> dict[str, Any]:
     """The model of the first round as it is bundled: in half precision, with what it was trained with."""
     trained = read_json(Path(recipe.out) / FIRST.model / MANIFEST)
-    model, processor = load(Path(recipe.out) / FIRST.model, dtype="float16")
-    _save(model, processor, folder)
-    # Computed in is what was trained in: the file is half as large, and answers do not depend on their batch.
-    config = read_json(folder / "config.json")
-    for part in (config, config["text_config"], config["vision_config"]):
-        part["dtype"] = "float32"
-    write_json(folder / "config.json", config)
+    model, processor = load(Path(recipe.out) / FIRST.model, dtype="float32")
+    save_rounded(model, processor, folder, "float16")
     base = read_json(Path(recipe.out) / "base" / MANIFEST)
     kept = ("steps", "seconds", "losses")
     write_json(
