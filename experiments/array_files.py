@@ -1,7 +1,7 @@
 """Write numpy arrays to a safetensors file, replaced at once.
 
-`safetensors.numpy.save_file` writes other values than those of a sliced or transposed array, without an error
-(safetensors 0.8.0); `save` does not.
+`safetensors.numpy` writes other values than those of a sliced or transposed array, without an error
+(safetensors 0.8.0), so arrays are made contiguous here.
 """
 
 from __future__ import annotations
@@ -21,4 +21,4 @@ __all__ = ["save_arrays"]
 def save_arrays(arrays: Mapping[str, npt.NDArray[np.generic]], path: Path) -> None:
     """Write the arrays; their folder is created."""
     with atomic_write(path) as stream:
-        stream.write(save(dict(arrays)))
+        stream.write(save({name: np.ascontiguousarray(each) for name, each in arrays.items()}))
