@@ -31,7 +31,7 @@ from reverse.data.scenes.reasoning import (
 from reverse.decoding.calls.handles import Handle
 from reverse.decoding.config import ResamplingConfig
 from reverse.decoding.result import Draft, Result
-from reverse.evaluation.modes.mode_effects import cost
+from reverse.evaluation.modes.mode_effects import cost, first_answers
 from reverse.evaluation.modes.question_means import final_draft, is_right
 from reverse.grading import grade
 from reverse.modes import Auto, Plain, Refine, Reflect, Select, SelfCorrect, Tree
@@ -287,14 +287,13 @@ def list_work(splits: Sequence[str]) -> list[tuple[str, str]]:
 
 def choose_settings(measurer: Measurer) -> tuple[float, dict[str, float]]:
     """The threshold of resampling and the gate of each correction, chosen on val."""
-    measurer.answer("val", "plain", MeasuredMode(KEEP))
     for name, mode in CORRECTIONS.items():
-        measurer.answer("val", name, MeasuredMode(mode))
+        # The highest gate: what is corrected always, and shows its first answer beside.
+        measurer.answer("val", name, MeasuredMode(replace(mode, gate=1.0)))
     for threshold in THRESHOLDS:
         config = ResamplingConfig.for_rationales(threshold=threshold)
         measurer.answer("val", f"resample_{threshold:g}", MeasuredMode("resample", config))
-    first = measurer.read("val", "plain")
-    gates = {name: choose_gate(first, measurer.read("val", name)) for name in CORRECTIONS}
+    gates = {name: choose_gate(measurer.read("val", name)) for name in CORRECTIONS}
     return choose_threshold(measurer), gates | {"auto": gates["refine"]}
 
 
@@ -307,12 +306,13 @@ def choose_threshold(measurer: Measurer) -> float:
     return max(found, key=lambda threshold: found[threshold])
 
 
-def choose_gate(first: Sequence[DraftRecord], corrected: Sequence[DraftRecord]) -> float:
+def choose_gate(corrected: Sequence[DraftRecord]) -> float:
     """The gate with which a correction is right most often on val; of equals the lowest.
 
     Args:
-        first: single answers. corrected: the same questions with the correction always on.
+        corrected: answers with a gate of 1; their first drafts are the answers without the correction.
     """
+    first = first_answers(corrected)
     confidence = np.array([final_draft(record).confidence or 0.0 for record in first])
     before = np.array([is_right(record) for record in first])
     after = np.array([is_right(record) for record in corrected])

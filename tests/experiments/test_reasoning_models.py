@@ -11,6 +11,7 @@ from experiments.reasoning.__main__ import main
 from experiments.reasoning.base_sampling import compute_features, sample_answers
 from experiments.reasoning.pool_training import PoolConfig, PoolGroup, PoolPart, _Group, train_pools
 from experiments.reasoning.pooled_seeds import main as pool_main
+from experiments.reasoning.reasoning_measures import choose_gate
 from experiments.reasoning.reasoning_recipe import ReasoningRecipe
 from experiments.reasoning.reasoning_rows import (
     AnsweredPicture,
@@ -26,6 +27,7 @@ from experiments.reasoning.reasoning_rows import (
 from experiments.reasoning.reasoning_stages import run_stage
 from experiments.shared_prefix import shared_prefix_loss
 from experiments.uniform_passes import UniformPass
+from reverse.data.drafts.draft_record import DraftRecord, GoldAnswer, RecordedDraft
 from reverse.data.scenes.reasoning import (
     draw_reasoning_picture,
     make_reasoning_picture,
@@ -189,6 +191,24 @@ def test_answered_questions_become_rows_of_every_pool(recipe, source):
     assert {"solve", "judge", "correction", "select", "replay", "own", "truth"} <= set(made.pools)
     assert 5 not in made.pools["judge"].pictures
     assert 5 in made.pools["solve"].pictures
+
+
+def test_a_gate_is_chosen_by_the_first_answers_of_the_mode_itself():
+    """Reflect writes its first answer after its own instruction: plain answers say nothing of its gate."""
+
+    def record(number, confidence, first, last):
+        drafts = [
+            RecordedDraft(text="a", role="first", verdict=first, judged_by="grading", confidence=confidence),
+            RecordedDraft(text="b", role="reflect", verdict=last, judged_by="grading", accepted=True),
+        ]
+        question = GoldAnswer(answers=("b",), kind="text")
+        return DraftRecord(
+            id=str(number), question="?", images=("p.png",), gold=question, drafts=tuple(drafts)
+        )
+
+    doubtful = [record(number, 0.1, "wrong", "right") for number in range(4)]
+    sure = [record(4 + number, 0.9, "right", "wrong") for number in range(6)]
+    assert 0.1 < choose_gate([*doubtful, *sure]) <= 0.9
 
 
 def test_a_run_that_was_stopped_goes_on(recipe, source, tmp_path):
