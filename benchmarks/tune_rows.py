@@ -1,6 +1,6 @@
 """Search the shapes of the kernels that multiply one row by a matrix, for the GPU at hand.
 
-    python benchmarks/tune_rows.py --out reverse/decoding/backends/cuda_graph/row_shapes.json
+    python benchmarks/tune_rows.py --out reverse/decoding/backends/cuda_graph/triton_kernels/row_shapes.json
 
 Every matrix of the published sizes is multiplied with every shape in a captured chain over copies that do not
 fit into the L2 cache. The best of these are tried in whole steps, where kernels overlap. What is kept there
@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from backend_steps import Bench
 
-from reverse.decoding.backends.cuda_graph import attention, kernels
 from reverse.decoding.backends.cuda_graph.row_state import StepPlan
+from reverse.decoding.backends.cuda_graph.triton_kernels import attention, kernels
 
 # (outputs, inputs, kind): matrices of LLaVA-1.5-7B, Qwen2.5-VL-3B and Qwen2.5-VL-7B
 MATRICES = {

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from reverse.decoding.asks import Mode, Sampling
 from reverse.errors import RequestError
 from reverse.grading import AnswerFormat
-from reverse.modes.judging import find_vote_winner
 from reverse.modes.mode import (
     TEXT,
     Asks,
@@ -18,7 +17,8 @@ from reverse.modes.mode import (
     ask_for_samples,
     score_answers,
 )
-from reverse.modes.mode_settings import check_settings
+from reverse.modes.shared.judging import find_vote_winner
+from reverse.modes.shared.mode_settings import check_settings
 
 __all__ = ["Auto"]
 

@@ -29,7 +29,7 @@ from reverse.decoding.scheduling.tasks import ModeRequest
 from reverse.decoding.turns import read_turn
 from reverse.errors import RequestError
 from reverse.grading import AnswerFormat, extract_answer
-from reverse.modes.confidence import compute_confidence
+from reverse.modes.shared.confidence import compute_confidence
 
 __all__ = [
     "TEXT",

@@ -9,7 +9,7 @@ from typing import Any
 from reverse.decoding.asks import Ask, Outcome, PolicyFactory
 from reverse.decoding.policies.plain_policy import KeepPhrasesPolicy, PlainPolicy
 from reverse.modes.mode import ModeRequest, answer_once
-from reverse.modes.mode_settings import check_settings
+from reverse.modes.shared.mode_settings import check_settings
 
 __all__ = ["Plain"]
 

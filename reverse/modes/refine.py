@@ -8,7 +8,7 @@ from reverse.decoding.asks import Conversation, Mode, Node
 from reverse.errors import RequestError
 from reverse.grading import AnswerFormat
 from reverse.modes.mode import TEXT, Asks, Budget, ModeRequest, question_of, replace_question
-from reverse.modes.rounds import Accept, answer_in_rounds, check_rounds
+from reverse.modes.shared.rounds import Accept, answer_in_rounds, check_rounds
 
 __all__ = ["Refine"]
 

@@ -29,7 +29,7 @@ from reverse.modes.mode import (
     score_answers,
     turn_of,
 )
-from reverse.modes.mode_settings import check_choice, check_settings, check_single_inner
+from reverse.modes.shared.mode_settings import check_choice, check_settings, check_single_inner
 
 __all__ = ["Reflect"]
 

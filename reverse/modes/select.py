@@ -9,7 +9,6 @@ from reverse.decoding.asks import Ask, Conversation, Mode, Node, Outcome, Sampli
 from reverse.decoding.mode_names import JUDGE_NAMES
 from reverse.errors import RequestError
 from reverse.grading import AnswerFormat
-from reverse.modes.judging import PICK, find_most_confident, find_vote_winner, pick_by_model
 from reverse.modes.mode import (
     TEXT,
     Asks,
@@ -19,7 +18,8 @@ from reverse.modes.mode import (
     ask_for_samples,
     score_answers,
 )
-from reverse.modes.mode_settings import check_choice, check_settings
+from reverse.modes.shared.judging import PICK, find_most_confident, find_vote_winner, pick_by_model
+from reverse.modes.shared.mode_settings import check_choice, check_settings
 
 __all__ = ["Judge", "Select"]
 

@@ -19,8 +19,8 @@ from reverse.modes.mode import (
     find_inner_policy,
     score_answers,
 )
-from reverse.modes.mode_settings import check_single_inner
-from reverse.modes.rounds import Accept, add_round, answer_in_rounds, check_rounds
+from reverse.modes.shared.mode_settings import check_single_inner
+from reverse.modes.shared.rounds import Accept, add_round, answer_in_rounds, check_rounds
 
 __all__ = ["SelfCorrect"]
 

@@ -10,8 +10,6 @@ from typing import Literal
 from reverse.decoding.asks import Ask, Generate, Mode, Outcome, Release, Sampling
 from reverse.errors import RequestError
 from reverse.grading import AnswerFormat
-from reverse.modes.chains import Chain, Scorer, keep_chains, score_sentences
-from reverse.modes.judging import find_most_confident, find_vote_winner, pick_by_model
 from reverse.modes.mode import (
     TEXT,
     Asks,
@@ -21,7 +19,9 @@ from reverse.modes.mode import (
     count_tokens_left,
     find_inner_policy,
 )
-from reverse.modes.mode_settings import MOST_SAMPLES, check_choice, check_settings, check_single_inner
+from reverse.modes.shared.chains import Chain, Scorer, keep_chains, score_sentences
+from reverse.modes.shared.judging import find_most_confident, find_vote_winner, pick_by_model
+from reverse.modes.shared.mode_settings import MOST_SAMPLES, check_choice, check_settings, check_single_inner
 
 __all__ = ["Tree"]
 

@@ -20,10 +20,10 @@ from reverse.endpoints.reply_cache import ReplyCache
 from reverse.evaluation.benchmarks.haloquest import read_verdict
 from reverse.evaluation.benchmarks.mmhal import read_rating
 from reverse.evaluation.scoring.judge import find_object
-from reverse.selftrain.curation.answer_task import read_verdict_reply
-from reverse.selftrain.curation.rating_task import read_rating_reply
-from reverse.selftrain.curation.rationale_task import find_steps
-from reverse.selftrain.curation.task_parts import clean_reply
+from reverse.selftrain.curation.tasks.answer_task import read_verdict_reply
+from reverse.selftrain.curation.tasks.rating_task import read_rating_reply
+from reverse.selftrain.curation.tasks.rationale_task import find_steps
+from reverse.selftrain.curation.tasks.task_parts import clean_reply
 from tests.fuzz.mutating import ODD_TEXTS, dumps, encode, mutate_bytes, mutate_json, mutate_text
 from tests.fuzz.running import Target, check_refusal, expect
 from tests.fuzz.scratch import folder

@@ -46,7 +46,7 @@ SETTINGS = [
 @pytest.fixture(scope="module")
 def kernels():
     pytest.importorskip("triton")
-    from reverse.decoding.backends.cuda_graph import kernels
+    from reverse.decoding.backends.cuda_graph.triton_kernels import kernels
 
     return kernels
 

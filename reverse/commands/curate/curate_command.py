@@ -51,7 +51,7 @@ def register(app: typer.Typer) -> None:
 
 def answer_eval(options: AnswerEvalOptions) -> None:
     """Let a model answer the questions, and grade its answers."""
-    from reverse.selftrain.curation.answer_task import AnswerTask
+    from reverse.selftrain.curation.tasks.answer_task import AnswerTask
 
     if options.samples > 1 and options.temperature == 0:
         raise RequestError("--samples above 1 are all the same at temperature 0: try --temperature 0.9")
@@ -63,7 +63,7 @@ def answer_eval(options: AnswerEvalOptions) -> None:
 
 def reflection_eval(options: ReflectionOptions) -> None:
     """Let a teacher write reflections on a model's answers that lead to the right answers."""
-    from reverse.selftrain.curation.reflection_task import ReflectionTask
+    from reverse.selftrain.curation.tasks.reflection_task import ReflectionTask
 
     counts = _run(ReflectionTask(options.second_thinking), options, options.out)
     made = {each: counts.get(f"reflections.{each}", 0) for each in ("right", "wrong", "unknown")}
@@ -76,7 +76,7 @@ def reflection_eval(options: ReflectionOptions) -> None:
 
 def self_correction(options: SelfCorrectionOptions) -> None:
     """Let a teacher correct a model's answers, and keep the corrections that are right."""
-    from reverse.selftrain.curation.correction_task import CorrectionTask
+    from reverse.selftrain.curation.tasks.correction_task import CorrectionTask
 
     schema: Any = None if options.schema == "plain" else options.schema
     first: Any = options.first
@@ -91,7 +91,7 @@ def self_correction(options: SelfCorrectionOptions) -> None:
 
 def rationale(options: RationaleOptions) -> None:
     """Let a teacher explain the right answers, and keep rationales that end with them."""
-    from reverse.selftrain.curation.rationale_task import RationaleTask
+    from reverse.selftrain.curation.tasks.rationale_task import RationaleTask
 
     style: Any = options.style
     counts = _run(RationaleTask(style, options.show_answer), options, options.out)
@@ -103,7 +103,7 @@ def rationale(options: RationaleOptions) -> None:
 def select_mix(options: SelectMixOptions) -> None:
     """Choose records with right and with wrong answers, the best reasoned ones first."""
     from reverse.selftrain.curation.mix_files import read_ratings, read_verdicts, write_mix
-    from reverse.selftrain.curation.rating_task import MixPlan, RatingTask
+    from reverse.selftrain.curation.tasks.rating_task import MixPlan, RatingTask
 
     plan = MixPlan(options.count, options.share_right, options.least_quality, options.seed)
     if options.out.suffix != ".jsonl":

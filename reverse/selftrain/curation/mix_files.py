@@ -14,8 +14,8 @@ from reverse.data.drafts.draft_files import draft_line, read_drafts
 from reverse.errors import DataError, RequestError
 from reverse.files.atomic_write import atomic_write, sha256, write_json
 from reverse.files.text_reading import read_json, read_json_lines
-from reverse.selftrain.curation.rating_task import BEST, MixPlan, choose_mix
-from reverse.selftrain.curation.task_parts import find_newest_answer
+from reverse.selftrain.curation.tasks.rating_task import BEST, MixPlan, choose_mix
+from reverse.selftrain.curation.tasks.task_parts import find_newest_answer
 
 __all__ = ["read_ratings", "read_verdicts", "write_mix"]
 

@@ -7,7 +7,7 @@ from typing import Any
 from reverse.data.drafts.draft_record import DraftRecord, RecordedDraft
 from reverse.decoding.asks import Conversation
 from reverse.modes import Select
-from reverse.modes.judging import show_candidates
+from reverse.modes.shared.judging import show_candidates
 from reverse.training.views.view_rows import (
     SAMPLES,
     ViewRows,

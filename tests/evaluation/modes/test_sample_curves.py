@@ -19,7 +19,7 @@ from reverse.evaluation.modes.sample_curves import (
     vote_at,
     weighted_vote_at,
 )
-from reverse.modes.judging import find_vote_winner
+from reverse.modes.shared.judging import find_vote_winner
 from tests.evaluation.modes.recorded import answered, record, sample
 
 # Confidences are eighths, whose sums are exact, so that ties are ties; answers and verdicts need not agree.

@@ -14,7 +14,7 @@ from reverse.data.drafts.draft_record import RecordedDraft
 from reverse.data.scenes import make_scene, render_scene
 from reverse.errors import RequestError
 from reverse.selftrain.curation.image_descriptions import DescriptionPattern
-from reverse.selftrain.curation.rating_task import MixPlan, choose_mix
+from reverse.selftrain.curation.tasks.rating_task import MixPlan, choose_mix
 from tests.selftrain.curation.curating import make_record, number_of
 
 

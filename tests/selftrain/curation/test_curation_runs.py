@@ -12,9 +12,9 @@ import pytest
 
 from reverse.data.drafts.draft_files import write_drafts
 from reverse.endpoints.bounded_replies import MAX_REPLY_BYTES
-from reverse.selftrain.curation.answer_task import AnswerTask
 from reverse.selftrain.curation.curation_pass import run_pass
-from reverse.selftrain.curation.reflection_task import ReflectionTask
+from reverse.selftrain.curation.tasks.answer_task import AnswerTask
+from reverse.selftrain.curation.tasks.reflection_task import ReflectionTask
 from tests.chat_server import completion
 from tests.selftrain.curation.curating import curate, make_record, number_of, teacher_at
 

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reverse.data.drafts.draft_record import GoldAnswer
-from reverse.selftrain.curation.answer_task import AnswerTask
-from reverse.selftrain.curation.correction_task import CorrectionTask
-from reverse.selftrain.curation.rationale_task import RationaleTask, find_steps
-from reverse.selftrain.curation.reflection_task import ReflectionTask
+from reverse.selftrain.curation.tasks.answer_task import AnswerTask
+from reverse.selftrain.curation.tasks.correction_task import CorrectionTask
+from reverse.selftrain.curation.tasks.rationale_task import RationaleTask, find_steps
+from reverse.selftrain.curation.tasks.reflection_task import ReflectionTask
 from tests.selftrain.curation.curating import curate, make_record, number_of
 
 STAGED = "<SUMMARY>s</SUMMARY> <CAPTION>c</CAPTION> <REASONING>r</REASONING> <CONCLUSION>{}</CONCLUSION>"

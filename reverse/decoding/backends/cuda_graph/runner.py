@@ -56,7 +56,7 @@ class GraphRunner:
         self.ops: Any = torch_ops
         fits = text.head_dim in (16, 32, 64, 128, 256)
         if self.is_captured and fits and self.dtype in (torch.bfloat16, torch.float16):
-            from reverse.decoding.backends.cuda_graph import kernels
+            from reverse.decoding.backends.cuda_graph.triton_kernels import kernels
 
             self.ops = kernels
         self.is_compared = False  # with what the model itself says; see `CudaGraphBackend.add`

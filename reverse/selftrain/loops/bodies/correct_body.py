@@ -32,10 +32,10 @@ def ask_teacher(context: StageContext) -> None:
     """Have a teacher correct the answers, or reflect on them; nothing to do if there is none."""
     if "teacher" not in context.outside or (context.out / CORRECTED).exists():
         return
-    from reverse.selftrain.curation.correction_task import CorrectionTask
     from reverse.selftrain.curation.curation_pass import CurationTask, run_pass
-    from reverse.selftrain.curation.reflection_task import ReflectionTask
     from reverse.selftrain.curation.sent_pictures import SentPictures
+    from reverse.selftrain.curation.tasks.correction_task import CorrectionTask
+    from reverse.selftrain.curation.tasks.reflection_task import ReflectionTask
     from reverse.selftrain.curation.teacher import TeacherSampling
     from reverse.selftrain.curation.teacher_opening import TeacherSource, open_teacher
 

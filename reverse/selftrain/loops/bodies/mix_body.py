@@ -9,7 +9,7 @@ from typing import Any
 
 from reverse.errors import DataError
 from reverse.selftrain.curation.mix_files import read_verdicts, write_mix
-from reverse.selftrain.curation.rating_task import MixPlan
+from reverse.selftrain.curation.tasks.rating_task import MixPlan
 from reverse.selftrain.loops.stage import StageBody, StageContext
 
 __all__ = ["MIX"]

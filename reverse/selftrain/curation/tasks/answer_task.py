@@ -17,7 +17,7 @@ from reverse.errors import DataError, RequestError
 from reverse.evaluation.scoring.judge import find_object
 from reverse.grading import grade
 from reverse.selftrain.curation.curation_pass import RecordOutcome, fail
-from reverse.selftrain.curation.task_parts import clean_reply, extend_record
+from reverse.selftrain.curation.tasks.task_parts import clean_reply, extend_record
 from reverse.selftrain.curation.teacher import Teacher
 
 __all__ = ["AnswerTask", "VerdictQuestion"]

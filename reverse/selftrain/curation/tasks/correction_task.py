@@ -16,7 +16,7 @@ from reverse.data.drafts.draft_record import DraftRecord, RecordedDraft
 from reverse.errors import DataError, RequestError
 from reverse.modes.grammar.answer_stages import STAGES
 from reverse.selftrain.curation.curation_pass import RecordOutcome, fail
-from reverse.selftrain.curation.task_parts import (
+from reverse.selftrain.curation.tasks.task_parts import (
     clean_reply,
     extend_record,
     find_newest_answer,

@@ -10,9 +10,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from reverse.decoding.backends.cuda_graph.launching import await_previous, launch_options, release_next
 from reverse.decoding.backends.cuda_graph.ops import CachePart
 from reverse.decoding.backends.cuda_graph.row_state import INSIDE, MASKED, PAIR
+from reverse.decoding.backends.cuda_graph.triton_kernels.launching import (
+    await_previous,
+    launch_options,
+    release_next,
+)
 
 __all__ = ["attend", "pick", "rope_store", "splits_for"]
 

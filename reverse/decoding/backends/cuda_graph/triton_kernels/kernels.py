@@ -17,10 +17,14 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from reverse.decoding.backends.cuda_graph.attention import attend, pick, rope_store, splits_for
-from reverse.decoding.backends.cuda_graph.launching import await_previous, launch_options, release_next
 from reverse.decoding.backends.cuda_graph.ops import rotary
-from reverse.decoding.backends.cuda_graph.stepping import advance, begin
+from reverse.decoding.backends.cuda_graph.triton_kernels.attention import attend, pick, rope_store, splits_for
+from reverse.decoding.backends.cuda_graph.triton_kernels.launching import (
+    await_previous,
+    launch_options,
+    release_next,
+)
+from reverse.decoding.backends.cuda_graph.triton_kernels.stepping import advance, begin
 from reverse.errors import RequestError
 
 MAX_ROWS = 64  # rows that these kernels take

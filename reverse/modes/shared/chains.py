@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from reverse.decoding.asks import Ask, Outcome, Score
 from reverse.errors import RequestError
-from reverse.modes.confidence import compute_confidence
 from reverse.modes.mode import score_likelihood
+from reverse.modes.shared.confidence import compute_confidence
 
 __all__ = ["Chain", "Scorer", "keep_chains", "score_sentences"]
 

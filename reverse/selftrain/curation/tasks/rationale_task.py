@@ -18,7 +18,7 @@ from typing import Literal
 from reverse.data.drafts.draft_record import DraftRecord, DraftSegment, RecordedDraft
 from reverse.errors import DataError, RequestError
 from reverse.selftrain.curation.curation_pass import RecordOutcome, fail
-from reverse.selftrain.curation.task_parts import clean_reply, extend_record, require_right
+from reverse.selftrain.curation.tasks.task_parts import clean_reply, extend_record, require_right
 from reverse.selftrain.curation.teacher import Teacher
 
 __all__ = ["RationaleTask", "find_steps"]

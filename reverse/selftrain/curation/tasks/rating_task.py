@@ -17,7 +17,7 @@ from reverse.data.drafts.draft_record import DraftRecord
 from reverse.errors import DataError, RequestError
 from reverse.evaluation.scoring.judge import find_object
 from reverse.selftrain.curation.curation_pass import RecordOutcome, fail
-from reverse.selftrain.curation.task_parts import find_newest_answer
+from reverse.selftrain.curation.tasks.task_parts import find_newest_answer
 from reverse.selftrain.curation.teacher import Teacher
 
 __all__ = ["BEST", "MixPlan", "RatingTask", "choose_mix"]

@@ -10,7 +10,11 @@ import triton.language as tl
 from torch import Tensor
 
 from reverse.decoding.backends.cuda_graph import row_state as fields
-from reverse.decoding.backends.cuda_graph.launching import await_previous, launch_options, release_next
+from reverse.decoding.backends.cuda_graph.triton_kernels.launching import (
+    await_previous,
+    launch_options,
+    release_next,
+)
 
 __all__ = ["advance", "begin"]
 

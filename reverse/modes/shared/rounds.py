@@ -10,7 +10,6 @@ from reverse.decoding.config import check_whole_number
 from reverse.decoding.result import Draft
 from reverse.errors import RequestError
 from reverse.grading import AnswerFormat
-from reverse.modes.judging import pick_by_model
 from reverse.modes.mode import (
     Asks,
     Budget,
@@ -20,7 +19,8 @@ from reverse.modes.mode import (
     score_answers,
     turn_of,
 )
-from reverse.modes.mode_settings import check_choice, check_settings
+from reverse.modes.shared.judging import pick_by_model
+from reverse.modes.shared.mode_settings import check_choice, check_settings
 
 __all__ = ["Accept", "RoundSettings", "add_round", "answer_in_rounds", "check_rounds", "choose_round"]
 

@@ -14,7 +14,7 @@ from reverse.data.drafts.draft_record import DraftRecord, RecordedDraft
 from reverse.errors import DataError
 from reverse.evaluation.scoring.judge import find_object
 from reverse.selftrain.curation.curation_pass import RecordOutcome, fail
-from reverse.selftrain.curation.task_parts import (
+from reverse.selftrain.curation.tasks.task_parts import (
     clean_reply,
     extend_record,
     find_newest_answer,

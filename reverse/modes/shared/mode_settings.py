@@ -12,8 +12,8 @@ from reverse.decoding.asks import resolve_mode
 from reverse.decoding.config import check_seed, check_whole_number
 from reverse.errors import RequestError, RequestTypeError
 from reverse.grading import AnswerFormat
-from reverse.modes.confidence import CONFIDENCES
 from reverse.modes.mode import Budget
+from reverse.modes.shared.confidence import CONFIDENCES
 
 __all__ = ["MOST_SAMPLES", "check_choice", "check_settings", "check_single_inner"]
 

@@ -1,0 +1,1 @@
+"""What several modes share: settings, confidence, judging, chains and rounds."""
