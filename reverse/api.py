@@ -158,9 +158,8 @@ def generate_many(
     jobs = (_read_job(i, given, request) for i, given in enumerate(requests))
     call = Call(engine, most, request.config.candidates, events=events)
     action: Literal["later", "yield"] = "later" if on_error == "raise" else "yield"
-    if not ordered:
-        return close_at_exit(call.answer(jobs, None, action))
-    return close_at_exit(_sort_results(call.answer(jobs, _WINDOWS * most, action)))
+    found = call.answer(jobs, _WINDOWS * most if ordered else None, action)
+    return close_at_exit(_sort_results(found) if ordered else found)
 
 
 def stream(
