@@ -218,7 +218,7 @@ class Engine:
                 self._preparing.discard(future)  # at once: its pictures would be kept until the next step
             else:
                 self._calls.append(partial(accept, future))
-                self.worker.notify()
+            self.worker.notify()  # in both cases: other prompts may wait for this one, see `_waits_for_more`
 
         future = self._threads.submit(active.number, prepare)
         self._preparing.add(future)

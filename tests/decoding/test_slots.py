@@ -418,6 +418,43 @@ def test_threads_take_turns():
     long.join(30)
 
 
+def test_a_prompt_cancelled_while_it_is_prepared_lets_the_others_go_on(monkeypatch):
+    """The others wait to be prefilled together with it, and nobody would tell them that it never comes."""
+    model, processor = _talkative("llava", torch.float64)
+    engine = reverse.Engine(model, processor, max_sequences=8)
+    begun, go_on, prepare = threading.Event(), threading.Event(), engine.preparer.prepare
+
+    def slowly(conversation, request, uses_hints):
+        if request.prompt == "slow":
+            begun.set()
+            go_on.wait(60)
+        return prepare(conversation, request, uses_hints)
+
+    def sleeps():
+        return engine.worker._news.empty() and not engine.worker._is_stepping
+
+    monkeypatch.setattr(engine.preparer, "prepare", slowly)
+    slow = engine.submit(reverse.Request(None, "slow", max_new_tokens=4))
+    assert begun.wait(60)
+    others = [engine.submit(reverse.Request(None, "Is there a cat?", max_new_tokens=4)) for _ in range(2)]
+    _wait_until(lambda: sum(len(each.waiting) for each in engine._schedulers.values()) == 2)
+    slow.cancel()
+    _wait_until(lambda: slow.is_done)
+    for _ in range(5):  # it sleeps, and not only between two steps
+        _wait_until(sleeps)
+        time.sleep(0.01)
+    assert not any(other.is_done for other in others), "nothing would be waited for"
+    go_on.set()
+    assert [len(other.result(timeout=60).ids) > 0 for other in others] == [True, True]
+
+
+def _wait_until(holds):
+    end = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
 def test_a_reader_of_events_may_ask_something_else():
     """A question asked from inside a callback would wait for itself for ever."""
     model, processor = _talkative("llava", torch.float64)
