@@ -52,6 +52,7 @@ class ReasoningRecipe:
     long_pictures: int = 52
     correction_rows: int = 4
     select_rows: int = 1
+    reflect_judge_rows: int = 1
     own_pictures: int = 64  # of the baselines
     own_rows: int = 3
     judge_weight: float = 4.0
@@ -94,7 +95,7 @@ class ReasoningRecipe:
     @property
     def pools(self) -> tuple[str, ...]:
         """Kinds of rows about answered questions that the stages need."""
-        found = ["solve", "judge", "correction", "select", "replay", "own"]
+        found = ["solve", "judge", "reflect_judge", "correction", "select", "replay", "own"]
         stages = self.stages.split(",")
         found += ["truth"] if "truth" in stages else []
         return (*found, "own_tagged") if "two" in stages else tuple(found)
@@ -128,6 +129,7 @@ class ReasoningRecipe:
             "long_",
             "correction_",
             "select_",
+            "reflect_",
             "own_",
             "covered",
         )

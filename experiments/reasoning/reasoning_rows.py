@@ -49,7 +49,7 @@ from reverse.training.data.encoding import Encoder, turns_of
 from reverse.training.data.labels import IGNORE
 from reverse.training.views.correction_views import view_refine, view_reflect, view_self_correct
 from reverse.training.views.selection_view import view_select
-from reverse.training.views.solving_views import view_cot, view_judge
+from reverse.training.views.solving_views import view_cot, view_judge, view_reflect_judge
 from reverse.training.views.view_rows import ViewSettings
 
 __all__ = [
@@ -309,15 +309,14 @@ def answered_rows(source: RowSource, jobs: Sequence[AnsweredPicture]) -> Chunk:
 
 def _verified_rows(record: DraftRecord, source: RowSource) -> Iterator[tuple[str, dict[str, Any]]]:
     settings = ViewSettings(seed=source.seed, roles=("sample",))
-    for name, view in (
-        ("judge", view_judge), ("refine", view_refine), ("self_correct", view_self_correct),
-        ("reflect", view_reflect), ("select", view_select),
+    reflect = Reflect(instruction=REFLECTION)
+    for pool, view, mode in (
+        ("judge", view_judge, None), ("reflect_judge", view_reflect_judge, reflect),
+        ("select", view_select, None), ("correction", view_refine, None),
+        ("correction", view_self_correct, None), ("correction", view_reflect, reflect),
     ):  # fmt: skip
-        pool = name if name in ("judge", "select") else "correction"
-        if not source.wants(pool):
-            continue
-        mode = Reflect(instruction=REFLECTION) if name == "reflect" else None
-        yield from ((pool, row) for row in view(record, replace(settings, mode=mode)).rows)
+        if source.wants(pool):
+            yield from ((pool, row) for row in view(record, replace(settings, mode=mode)).rows)
     for pool, tagged in (("own", False), ("own_tagged", True)):
         if not source.wants(pool):
             continue

@@ -265,6 +265,7 @@ def _run_joint(recipe: ReasoningRecipe, folder: Path, say: Say, turn: Round) -> 
     long = [
         ("correction", recipe.correction_rows, 1.0),
         ("select", recipe.select_rows, recipe.select_weight),
+        ("reflect_judge", recipe.reflect_judge_rows, recipe.judge_weight),
     ]
     groups = [
         _group(pools, short, recipe.covered, recipe.short_pictures),

@@ -173,8 +173,8 @@ class ViewOptions:
         str | None,
         typer.Option(
             "--as",
-            help="Make training records of drafts: cot, tagged_steps, judge, refine, self_correct, reflect "
-            "or select; or rows for RL: dpo, grpo or value. Needs --out.",
+            help="Make training records of drafts: cot, tagged_steps, judge, refine, self_correct, reflect, "
+            "reflect_judge or select; or rows for RL: dpo, grpo or value. Needs --out.",
         ),
     ] = None
     out: Annotated[Path | None, typer.Option(help="With --as: JSON lines to write.")] = None

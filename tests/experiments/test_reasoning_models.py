@@ -188,7 +188,8 @@ def test_answered_questions_become_rows_of_every_pool(recipe, source):
         wrong = write_rationale(question, {name: value + 1 for name, value in picture.truth.items()})
         jobs.append(AnsweredPicture(index, ((right, wrong, right),), index < 1_000_005))
     made = make_rows(answered_rows, jobs, source)
-    assert {"solve", "judge", "correction", "select", "replay", "own", "truth"} <= set(made.pools)
+    wanted = {"solve", "judge", "reflect_judge", "correction", "select", "replay", "own", "truth"}
+    assert wanted <= set(made.pools)
     assert 5 not in made.pools["judge"].pictures
     assert 5 in made.pools["solve"].pictures
 

@@ -89,13 +89,29 @@ def test_judge_rows_keep_all_steps():
     assert said(row)["value"].index("</CN>") < said(row)["value"].index("</UN>")
 
 
+def test_judge_rows_of_reflections_are_the_first_half_of_the_turn():
+    """The gate of `reflect` would read a judgement that was never trained under its instruction."""
+    mode = Reflect(instruction="Reflect.")
+    (judged,) = rows_of("reflect_judge", LATE, mode=mode).rows
+    (corrected,) = rows_of("reflect", LATE, TRUE, mode=mode).rows
+    assert said(judged, 0)["value"] == said(corrected, 0)["value"] and "Reflect." in said(judged, 0)["value"]
+    assert said(judged)["targets"] == "closing"
+    head, answer = said(judged)["value"], f"<answer>{LATE.answer}</answer>"
+    assert head.count("</UN>") == 1 and head.endswith(answer)
+    assert said(corrected)["value"].startswith(head.replace("</UN>", "</CN>"))
+    silent = LATE.model_copy(update={"answer": None})
+    assert rows_of("reflect_judge", silent).left_out == {"no extracted answer": 1}
+    with pytest.raises(RequestError, match="needs a mode of the kind Reflect"):
+        rows_of("reflect_judge", LATE, mode=Refine())
+
+
 def test_the_reason_names_the_roles_that_a_view_needs():
     """A user would not know which drafts are missing."""
     assert rows_of("judge", TRUE).left_out == {"no draft with a role of sample, first, chain": 1}
     assert rows_of("cot", RIGHT).left_out == {"no draft with a role of rationale": 1}
 
 
-@pytest.mark.parametrize("view", ["tagged_steps", "judge"])
+@pytest.mark.parametrize("view", ["tagged_steps", "judge", "reflect_judge"])
 def test_what_cannot_be_judged_is_left_out(view):
     """Unknown phrases would be taught as right."""
     unknown = draft(5, 4, verdicts=("unknown", "right"), verdict="wrong")

@@ -1,8 +1,13 @@
-"""Views of single answers: say it (`cot`), say and judge it (`tagged_steps`), judge it only (`judge`)."""
+"""Views of single answers: say it (`cot`), judge it (`judge`, `reflect_judge`), or both (`tagged_steps`)."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 from reverse.data.drafts.draft_record import DraftRecord, RecordedDraft, tag_segments
+from reverse.decoding.asks import Conversation
+from reverse.modes import Reflect
 from reverse.training.views.view_rows import (
     SAMPLES,
     ViewRows,
@@ -10,10 +15,11 @@ from reverse.training.views.view_rows import (
     ViewTurn,
     is_verified,
     list_drafts,
+    mode_of,
     write_draft,
 )
 
-__all__ = ["view_cot", "view_judge", "view_tagged_steps"]
+__all__ = ["view_cot", "view_judge", "view_reflect_judge", "view_tagged_steps"]
 
 NO_WRONG_PHRASE = "wrong answer without a wrong phrase"
 
@@ -69,18 +75,39 @@ def view_judge(record: DraftRecord, settings: ViewSettings) -> ViewRows:
     Training feeds `</CN>` for every tag and takes the true one as the label (`targets` "closing").
     """
     rows = ViewRows(record, "judge", settings)
-    roles = settings.roles or SAMPLES
-    drafts = list_drafts(record, roles)
+    for draft in _list_judged(rows):
+        text = tag_segments(draft.text, draft.segments)
+        rows.add("judge", ViewTurn(record.question, text, "closing"))
+    return rows
+
+
+def view_reflect_judge(record: DraftRecord, settings: ViewSettings) -> ViewRows:
+    """The rows of `view_judge` as the first half of a turn of `Reflect`, where its gate reads the tags."""
+    rows = ViewRows(record, "reflect_judge", settings)
+    mode = mode_of(settings, Reflect)
+    asked: Any = mode.ask(Conversation(None, record.question))
+    for draft in _list_judged(rows):
+        if draft.answer is None:
+            rows.leave_out("no extracted answer")
+            continue
+        thought = tag_segments(draft.text, draft.segments).partition("<answer>")[0]
+        head, _ = mode.write_turn((thought, draft.answer), "", ("", draft.answer))
+        rows.add("judge", ViewTurn(str(asked.prompt), head, "closing"))
+    return rows
+
+
+def _list_judged(rows: ViewRows) -> Iterator[RecordedDraft]:
+    """The drafts whose phrases can all be labelled; the others are counted."""
+    roles = rows.settings.roles or SAMPLES
+    drafts = list_drafts(rows.record, roles)
     if not drafts:
         rows.leave_out(f"no draft with a role of {', '.join(roles)}")
     for draft in drafts:
         reason = _why_unjudged(draft)
-        if reason is not None:
+        if reason is None:
+            yield draft
+        else:
             rows.leave_out(reason)
-            continue
-        text = tag_segments(draft.text, draft.segments)
-        rows.add("judge", ViewTurn(record.question, text, "closing"))
-    return rows
 
 
 def _why_unjudged(draft: RecordedDraft) -> str | None:

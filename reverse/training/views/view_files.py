@@ -24,7 +24,7 @@ from reverse.modes import Refine, Reflect, Select, SelfCorrect
 from reverse.training.views.correction_views import view_refine, view_reflect, view_self_correct
 from reverse.training.views.rl_views import RL_VIEWS
 from reverse.training.views.selection_view import view_select
-from reverse.training.views.solving_views import view_cot, view_judge, view_tagged_steps
+from reverse.training.views.solving_views import view_cot, view_judge, view_reflect_judge, view_tagged_steps
 from reverse.training.views.view_rows import ViewRows, ViewSettings
 
 __all__ = ["VIEWS", "View", "find_view", "make_mode", "write_view"]
@@ -34,6 +34,7 @@ VIEWS: dict[str, View] = {
     "cot": view_cot,
     "tagged_steps": view_tagged_steps,
     "judge": view_judge,
+    "reflect_judge": view_reflect_judge,
     "refine": view_refine,
     "self_correct": view_self_correct,
     "reflect": view_reflect,
@@ -58,6 +59,7 @@ def make_mode(name: str, instruction: str | None) -> Any:
         "refine": Refine,
         "self_correct": SelfCorrect,
         "reflect": Reflect,
+        "reflect_judge": Reflect,
         "select": Select,
     }
     if name not in kinds:
