@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -44,73 +44,101 @@ def sample_answers(
     merged: tuple[int, int] | None = None,
     seed: int = 0,
     batch: int = 4096,
+    most_tokens: int = MOST_TOKENS,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[list[list[int]]]:
     """Ids of `samples` answers to each prompt, without the end of text.
 
     Args:
         prompts: rows that end where an answer begins; `pictures` are indices of `features`.
-        ends: ids that end an answer; one that does not end is cut after `MOST_TOKENS`.
+        ends: ids that end an answer; one that does not end is cut after `most_tokens`.
         temperature: 0 takes the most probable token.
         merged: ids of `</CN>` and `</UN>`: where either would be chosen, `</CN>` is.
+        batch: answers decoded side by side.
     """
     by_length: dict[int, list[int]] = defaultdict(list)
     for row, length in enumerate(prompts.lengths.tolist()):
-        by_length[length] += [row] * samples
+        by_length[length].append(row)
     found: list[list[list[int]]] = [[] for _ in range(len(prompts))]
+    at_once = max(1, batch // samples)  # prompts
+    stop = torch.tensor(sorted(ends), device=passes.scale.device)
     done = 0
     for length, rows in sorted(by_length.items()):
-        for at in range(0, len(rows), batch):
-            part = rows[at : at + batch]
+        for at in range(0, len(rows), at_once):
+            part = rows[at : at + at_once]
             generator = torch.Generator(passes.scale.device).manual_seed((seed << 32) + (length << 20) + at)
+            choose = _Choice(temperature, merged, generator)
             ids = torch.from_numpy(prompts.ids[part, :length].astype(np.int64)).to(passes.scale.device)
             shown = torch.from_numpy(prompts.pictures[part].astype(np.int64)).to(features.device)
-            said = _decode(passes, features[shown], ids, ends, temperature, merged, generator)
-            for row, tokens in zip(part, said, strict=True):
-                found[row].append(tokens)
-            done += len(part)
+            said = _decode(passes, features[shown], ids, samples, stop, choose, most_tokens)
+            for place, tokens in enumerate(said):
+                found[part[place // samples]].append(tokens)
+            done += len(said)
         say(f"{done:,} of {len(prompts) * samples:,} answers")
     return found
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """How the next ids are chosen; see `sample_answers`."""
+
+    temperature: float
+    merged: tuple[int, int] | None
+    generator: torch.Generator
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Ids of logits, (rows, vocabulary) to (rows,)."""
+        if self.merged is not None:
+            cn, un = self.merged
+            logits[:, cn] = torch.logaddexp(logits[:, cn], logits[:, un])
+            logits[:, un] = -torch.inf
+        if self.temperature == 0:
+            return logits.argmax(dim=-1)
+        chances = (logits / self.temperature).softmax(dim=-1)
+        return torch.multinomial(chances, 1, generator=self.generator)[:, 0]
 
 
 def _decode(
     passes: UniformPass,
     features: Tensor,
     ids: Tensor,
-    ends: set[int],
-    temperature: float,
-    merged: tuple[int, int] | None,
-    generator: torch.Generator,
+    samples: int,
+    stop: Tensor,
+    choose: _Choice,
+    most_tokens: int,
 ) -> list[list[int]]:
-    rows, length = ids.shape
-    device = ids.device
-    decoder: Any = passes.decoder
+    """`samples` answers to each prompt, the prompts in order. A prompt is read once for all its answers."""
+    prompts, length = ids.shape
+    device, decoder = ids.device, passes.decoder
     cache = DynamicCache(config=decoder.config)
-    stop = torch.tensor(sorted(ends), device=device)
-    hidden = passes.embed(features, ids, torch.arange(rows, device=device))
-    said, ended = [], torch.zeros(rows, dtype=torch.bool, device=device)
+    live = torch.arange(prompts * samples, device=device)
+    said = stop[0].repeat(len(live), most_tokens)
+    hidden = passes.embed(features, ids, torch.arange(prompts, device=device))
+    ended = torch.zeros(len(live), dtype=torch.bool, device=device)
     with torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext():
-        for step in range(MOST_TOKENS):
+        for step in range(most_tokens):
             begin = 0 if step == 0 else length + step - 1
-            positions = passes.position_ids(rows, begin, length + step)
+            positions = passes.position_ids(len(hidden), begin, length + step)
             out = decoder(inputs_embeds=hidden, position_ids=positions, past_key_values=cache, use_cache=True)
             logits = passes.head(out.last_hidden_state[:, -1]).float()
-            if merged is not None:
-                cn, un = merged
-                logits[:, cn] = torch.logaddexp(logits[:, cn], logits[:, un])
-                logits[:, un] = -torch.inf
-            if temperature == 0:
-                chosen = logits.argmax(dim=-1)
-            else:
-                chances = (logits / temperature).softmax(dim=-1)
-                chosen = torch.multinomial(chances, 1, generator=generator)[:, 0]
-            said.append(chosen)
+            if step == 0 and samples > 1:
+                cache.batch_repeat_interleave(samples)
+                logits = logits.repeat_interleave(samples, dim=0)
+            chosen = choose(logits)
+            said[live, step] = chosen
             ended |= torch.isin(chosen, stop)
-            if step % 8 == 7 and bool(ended.all()):
-                break
+            if step % 8 == 7:
+                left = (~ended).nonzero()[:, 0]
+                if not len(left):
+                    break
+                if 2 * len(left) <= len(live):  # answers that have ended are not decoded any further
+                    cache.batch_select_indices(left)
+                    live, chosen, ended = live[left], chosen[left], ended[left]
             hidden = passes.embeddings(chosen[:, None])
-    answers = []
-    for row in torch.stack(said, dim=1).tolist():
-        end = next((at for at, token in enumerate(row) if token in ends), len(row))
-        answers.append(row[:end])
-    return answers
+    ends = set(stop.tolist())
+    return [_cut(row, ends) for row in said.tolist()]
+
+
+def _cut(row: list[int], ends: set[int]) -> list[int]:
+    end = next((at for at, token in enumerate(row) if token in ends), len(row))
+    return row[:end]

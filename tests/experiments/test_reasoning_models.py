@@ -143,6 +143,28 @@ def test_sampling_at_temperature_0_is_greedy_decoding(recipe, source):
             assert int(model.get_output_embeddings()(out[0, -1]).argmax()) == token
 
 
+def test_answers_do_not_depend_on_those_beside_them(recipe, source):
+    """Answers that end early leave the batch: those that go on would read another answer's cache."""
+    made = make_rows(question_prompts, [(1_000_000 + n, 2) for n in range(6)], source)
+    model, _, passes = open_model(recipe, made)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():  # so that it says many things
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.3, generator=generator)
+    features = compute_features(passes, torch.from_numpy(made.pictures))
+    prompts = made.pools["prompt"]
+    options = {"samples": 2, "temperature": 0.0, "most_tokens": 40}
+    endless = sample_answers(passes, features, prompts, {10**6}, **options)
+    ends = {each[0][9] for each in endless[: len(endless) // 2]}
+    together = sample_answers(passes, features, prompts, ends, **options)
+    lengths = {len(ids) for each in together for ids in each}
+    assert len(lengths) > 1 and max(lengths) > 8, "no answer would go on when others have left"
+    for row in range(len(prompts)):
+        alone = RowPool(*(getattr(prompts, name)[row : row + 1] for name in ("ids", "labels", "pictures")))
+        assert sample_answers(passes, features, alone, ends, **options) == [together[row]]
+        assert together[row][0] == together[row][1]
+
+
 def test_rows_do_not_depend_on_who_makes_them(source, monkeypatch):
     """A run with other workers would train on other rows."""
     whole = make_rows(base_rows, range(5), source)
