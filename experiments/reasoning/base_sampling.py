@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from transformers import DynamicCache
 
 from experiments.reasoning.reasoning_rows import RowPool
 from experiments.uniform_passes import UniformPass
+from reverse.decoding.backends.hf.compat import cache_argument
 
 __all__ = ["compute_features", "sample_answers"]
 
@@ -111,6 +113,7 @@ def _decode(
     prompts, length = ids.shape
     device, decoder = ids.device, passes.decoder
     cache = DynamicCache(config=decoder.config)
+    kept: dict[str, Any] = {cache_argument(decoder): cache}
     live = torch.arange(prompts * samples, device=device)
     said = stop[0].repeat(len(live), most_tokens)
     hidden = passes.embed(features, ids, torch.arange(prompts, device=device))
@@ -119,7 +122,7 @@ def _decode(
         for step in range(most_tokens):
             begin = 0 if step == 0 else length + step - 1
             positions = passes.position_ids(len(hidden), begin, length + step)
-            out = decoder(inputs_embeds=hidden, position_ids=positions, past_key_values=cache, use_cache=True)
+            out = decoder(inputs_embeds=hidden, position_ids=positions, use_cache=True, **kept)
             logits = passes.head(out.last_hidden_state[:, -1]).float()
             if step == 0 and samples > 1:
                 cache.batch_repeat_interleave(samples)

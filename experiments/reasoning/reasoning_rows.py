@@ -59,6 +59,7 @@ __all__ = [
     "RowSource",
     "answered_rows",
     "base_rows",
+    "encode_pictures",
     "find_first",
     "join_pools",
     "join_rows",
@@ -244,7 +245,7 @@ def find_first(pools: Iterable[RowPool], image_id: int) -> int:
 # ---------------------------------------------------------------------- what rows are made of
 def base_rows(source: RowSource, indices: Sequence[int]) -> Chunk:
     """Four rows a picture: a caption and two rationales by the annotator, and one of pointing."""
-    return _encode(source, [source.picture(index) for index in indices], _base_records)
+    return encode_pictures(source, [source.picture(index) for index in indices], _base_records)
 
 
 def _base_records(picture: ReasoningPicture) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -270,7 +271,7 @@ def question_prompts(source: RowSource, jobs: Sequence[tuple[int, int]]) -> Chun
             yield "prompt", make_record(question.id, PLACES, question.text, "x")
 
     limits = dict(jobs)
-    chunk = _encode(source, [source.picture(index) for index, _ in jobs], ask)
+    chunk = encode_pictures(source, [source.picture(index) for index, _ in jobs], ask)
     pool = chunk.rows["prompt"]
     answers = (pool.labels != IGNORE).argmax(axis=1)
     pool.ids[np.arange(pool.ids.shape[1]) >= answers[:, None]] = 0
@@ -304,7 +305,7 @@ def answered_rows(source: RowSource, jobs: Sequence[AnsweredPicture]) -> Chunk:
                 continue
             yield from _verified_rows(judged, source)
 
-    return _encode(source, [source.picture(job.index) for job in jobs], view)
+    return encode_pictures(source, [source.picture(job.index) for job in jobs], view)
 
 
 def _verified_rows(record: DraftRecord, source: RowSource) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -353,7 +354,8 @@ def make_draft_records(
 Records = Callable[[ReasoningPicture], Iterable[tuple[str, Mapping[str, Any]]]]
 
 
-def _encode(source: RowSource, pictures: Sequence[ReasoningPicture], records: Records) -> Chunk:
+def encode_pictures(source: RowSource, pictures: Sequence[ReasoningPicture], records: Records) -> Chunk:
+    """Pictures as bytes, and the encoded rows of the records about them, by pool."""
     encoder, count = load_encoder(source.checkpoint), count_picture_ids(source.checkpoint, source.side)
     rows: dict[str, list[tuple[Array, Array, int]]] = defaultdict(list)
     drawn = np.empty((len(pictures), source.side, source.side, 3), np.uint8)

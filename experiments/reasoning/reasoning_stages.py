@@ -31,7 +31,7 @@ import numpy.typing as npt
 import torch
 from safetensors.numpy import load_file
 
-from experiments.array_files import save_arrays
+from experiments.array_files import join_texts, save_arrays, split_texts
 from experiments.reasoning.base_sampling import compute_features, sample_answers
 from experiments.reasoning.pool_training import PoolConfig, PoolGroup, PoolPart, train_pools
 from experiments.reasoning.reasoning_recipe import REFLECTION, ReasoningRecipe
@@ -69,7 +69,7 @@ from reverse.tokens import add_tokens
 from reverse.tokens.spans import remove_tags
 from reverse.training.checkpoints.saving import versions
 
-__all__ = ["run_stage"]
+__all__ = ["make_group", "run_stage"]
 
 MANIFEST = "stage.json"
 TOKENIZER_PICTURES = 1_500
@@ -215,9 +215,8 @@ def _run_sample(recipe: ReasoningRecipe, folder: Path, say: Say, turn: Round) ->
     decode = processor.tokenizer.decode
     told = (decode(ids, skip_special_tokens=True) for each in answers for ids in each)
     texts = [remove_tags(text).strip() for text in told]
-    encoded = "\0".join(text.replace("\0", " ") for text in texts).encode()
     arrays: dict[str, npt.NDArray[Any]] = {
-        "texts": np.frombuffer(encoded, np.uint8),
+        "texts": join_texts(texts),
         "pictures": made.pools["prompt"].pictures + turn.first,
     }
     save_arrays(arrays, folder / "answers.safetensors")
@@ -235,7 +234,7 @@ def _share(recipe: ReasoningRecipe, name: str, make: Callable[[], MadeRows]) -> 
 
 def _read_answers(recipe: ReasoningRecipe, turn: Round) -> list[AnsweredPicture]:
     arrays = load_file(Path(recipe.out) / turn.sample / "answers.safetensors")
-    texts = iter(arrays["texts"].tobytes().decode().split("\0"))
+    texts = iter(split_texts(arrays["texts"]))
     answered: dict[int, list[tuple[str, ...]]] = {}
     for picture in arrays["pictures"].tolist():
         answered.setdefault(picture, []).append(tuple(islice(texts, recipe.samples)))
@@ -268,8 +267,8 @@ def _run_joint(recipe: ReasoningRecipe, folder: Path, say: Say, turn: Round) -> 
         ("reflect_judge", recipe.reflect_judge_rows, recipe.judge_weight),
     ]
     groups = [
-        _group(pools, short, recipe.covered, recipe.short_pictures),
-        _group(pools, long, recipe.covered, recipe.long_pictures),
+        make_group(pools, short, recipe.covered, recipe.short_pictures),
+        make_group(pools, long, recipe.covered, recipe.long_pictures),
     ]
     return _train_on_features(recipe, folder, turn, made, groups, say)
 
@@ -277,11 +276,11 @@ def _run_joint(recipe: ReasoningRecipe, folder: Path, say: Say, turn: Round) -> 
 def _run_baseline(recipe: ReasoningRecipe, folder: Path, say: Say, stage: str, pool: str) -> dict[str, Any]:
     made = _make_question_rows(recipe, FIRST)
     parts = [(pool, recipe.own_rows, 1.0), ("replay", recipe.replay_rows, 1.0)]
-    groups = [_group(made.pools, parts, recipe.covered, recipe.own_pictures)]
+    groups = [make_group(made.pools, parts, recipe.covered, recipe.own_pictures)]
     return _train_on_features(recipe, folder, replace(FIRST, model=stage), made, groups, say)
 
 
-def _group(
+def make_group(
     pools: Mapping[str, RowPool], parts: Sequence[tuple[str, int, float]], covered: float, pictures: int
 ) -> PoolGroup:
     """Parts of the pools that have rows, from (name, rows a picture, weight); very long rows are left out."""

@@ -1,0 +1,1 @@
+"""Self-training on the reasoning world, on one device in minutes: R3V, STaR, a longer training, SCo, SRPO."""
