@@ -177,7 +177,7 @@ def make_rows(
         offset += len(part)
     encoder, count = load_encoder(source.checkpoint), count_picture_ids(source.checkpoint, source.side)
     pools = {name: join_pools(found) for name, found in rows.items()}
-    first = find_first(pools.values(), encoder.image_id)
+    first = find_first(pools.values(), encoder.image_id) if pools else 0
     shape = (0, source.side, source.side, 3)
     drawn = np.concatenate(pictures) if pictures else np.empty(shape, np.uint8)
     return MadeRows(drawn, pools, first, count)

@@ -64,6 +64,7 @@ class LoopSettings:
     warmup: float = 0.05
     test_questions: int = 2_000
     test_samples: int = 3  # of a test question: select@N, vote@N, oracle@N
+    most_tokens: int = 160  # of one answer
     batch: int = 384  # answers decoded side by side
     workers: int = 0  # processes that make rows; 0: this one
     compile: bool = False
@@ -81,7 +82,7 @@ class LoopSettings:
         """The same in miniature."""
         return replace(
             self, pictures=4, questions=2, samples=2, steps=2, batch_pictures=2, test_questions=3,
-            test_samples=2, systems=",".join(SYSTEMS),
+            test_samples=2, most_tokens=8,
         )  # fmt: skip
 
     def settings_of(self, stage: str) -> dict[str, Any]:

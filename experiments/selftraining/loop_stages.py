@@ -29,6 +29,7 @@ from experiments.selftraining.loop_rows import PooledPicture, Texts, pooled_rows
 from experiments.selftraining.loop_settings import SYSTEMS, LoopSettings
 from experiments.selftraining.resident_answers import ResidentModel, draw_test_pictures, measure_modes
 from experiments.uniform_passes import UniformPass
+from reverse.errors import DataError
 from reverse.evaluation.runs.environment import describe_environment
 from reverse.files.atomic_write import atomic_write_dir, write_json
 from reverse.files.text_reading import read_json
@@ -36,7 +37,7 @@ from reverse.models import load
 from reverse.models.checkpoints.loading import find_checkpoint
 from reverse.models.devices import default_device
 
-__all__ = ["SelfTraining"]
+__all__ = ["FIRST_PICTURE", "SelfTraining"]
 
 FIRST_PICTURE = 3_000_000  # of those that are trained on
 MANIFEST, ANSWERS = "stage.json", "answers.safetensors"
@@ -105,6 +106,8 @@ class SelfTraining:
             make = partial(pooled_rows, kinds=kinds, **how)
             jobs = list(self._join_pools(pools))
             made = make_rows(make, jobs, self.source, workers=settings.workers, draws=False)
+            if not made.pools:
+                raise DataError(f"{stage}: no sample is right, so there is nothing to train on: sample more")
             rows = {kind: len(pool) for kind, pool in made.pools.items()}
             self._tell(stage, f"rows {rows}")
             model, processor, passes = self._open(self.start)
@@ -183,7 +186,7 @@ class SelfTraining:
         )
 
     def _open_model(self, checkpoint: Path) -> ResidentModel:
-        return ResidentModel(*self._open(checkpoint), batch=self.settings.batch)
+        return ResidentModel(*self._open(checkpoint), self.settings)
 
     def _compute_features(self, passes: UniformPass) -> Tensor:
         """Of the pictures that are trained on; the tower is that of the start in all models."""

@@ -1,7 +1,7 @@
 """Answers of a model to many questions at once, by the modes' own instructions, in large equal batches.
 
-    model = ResidentModel(model, processor, passes, batch=384)
-    found = measure_modes(model, settings, ("select", "refine"))
+    model = ResidentModel(model, processor, passes, settings)
+    found = measure_modes(model, features, settings, ("select", "refine"))
     found["greedy"]          # {"right": "0110…", "tokens": 68211, "seconds": 31.0}
 
 The texts that are asked are those that the modes of `reverse.modes` write; pictures are read by the tower
@@ -39,8 +39,6 @@ from reverse.training.data.labels import IGNORE
 
 __all__ = ["ResidentModel", "draw_test_pictures", "measure_modes"]
 
-MOST_TOKENS = 160  # of one answer
-
 
 @dataclass(frozen=True)
 class SampledAnswers:
@@ -57,8 +55,8 @@ class SampledAnswers:
 class ResidentModel:
     """A model that answers prompts about pictures whose features are known."""
 
-    def __init__(self, model: Any, processor: Any, passes: UniformPass, batch: int):
-        self.passes, self.batch, self.processor = passes, batch, processor
+    def __init__(self, model: Any, processor: Any, passes: UniformPass, settings: LoopSettings):
+        self.passes, self.settings, self.processor = passes, settings, processor
         self.encoder = Encoder(processor)
         ends = model.generation_config.eos_token_id
         self.ends = {ends} if isinstance(ends, int) else set(ends)
@@ -78,7 +76,8 @@ class ResidentModel:
         """`samples` answers to each prompt."""
         answers = sample_answers(
             self.passes, features, prompts, self.ends, samples=samples, temperature=temperature,
-            merged=self.merged, seed=seed, batch=self.batch, most_tokens=MOST_TOKENS, say=say,
+            merged=self.merged, seed=seed, batch=self.settings.batch,
+            most_tokens=self.settings.most_tokens, say=say,
         )  # fmt: skip
         return [
             SampledAnswers(tuple(self._read(ids) for ids in each), sum(map(len, each))) for each in answers
