@@ -102,8 +102,8 @@ class SelfTraining:
 
         def work(folder: Path) -> dict[str, Any]:
             kinds = tuple(kind for kind, _ in (*system.short, *system.long))
-            how = {"verify": settings.verify, "tagged": not settings.untagged}
-            make = partial(pooled_rows, kinds=kinds, **how)
+            tagged = not settings.untagged
+            make = partial(pooled_rows, kinds=kinds, verify=settings.verify, tagged=tagged)
             jobs = list(self._join_pools(pools))
             made = make_rows(make, jobs, self.source, workers=settings.workers, draws=False)
             if not made.pools:
