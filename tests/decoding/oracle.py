@@ -4,6 +4,8 @@ It shares the policy and the scheduler with the library and nothing of a backend
 positions of our own, batch 1.
 """
 
+import copy
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -18,6 +20,7 @@ from reverse.decoding.scheduling.scheduler import Scheduler
 from reverse.decoding.text.codec import TextCodec
 from reverse.decoding.text.hints import HintWriter
 from reverse.decoding.verifier import Verifier
+from reverse.models import family_of
 
 
 class NaiveBackend:
@@ -29,6 +32,8 @@ class NaiveBackend:
         self.texts = {}  # sequence -> ids
         self.segments = {}  # sequence -> the segment that it decodes
         self.added = 0
+        self.known = {}  # text -> logits: a text that comes again after a rewind is not computed again
+        self.seen = []  # what the tower says of the pictures, which are always the same
 
     def reserve(self, sequences):
         self.capabilities = replace(self.capabilities, max_sequences=sequences)
@@ -98,12 +103,39 @@ class NaiveBackend:
 
     @torch.no_grad()
     def _logits(self, sequence):
-        ids, extra = self.texts[sequence], dict(self.extra)
+        text = tuple(self.texts[sequence])
+        if "pixel_values" not in self.extra:  # the models of scripts may say something else the next time
+            return self._forward(list(text))
+        if text not in self.known:
+            with looking_once(self.model, self.seen):
+                self.known[text] = self._forward(list(text))
+        return self.known[text].clone()
+
+    def _forward(self, ids):
+        extra = dict(self.extra)
         if self.types is not None:
             extra["mm_token_type_ids"] = torch.tensor([self.types + [0] * (len(ids) - len(self.types))])
         ids = torch.tensor([ids])
         out = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **extra)
         return out.logits[0, -1].float()
+
+
+@contextmanager
+def looking_once(model, seen):
+    """Let the vision tower return what it has `seen` in its first forward. Only for forwards of one input."""
+    tower = family_of(model).vision_tower(model)
+    look = tower.forward
+
+    def remember(*args, **kwargs):
+        if not seen:
+            seen.append(look(*args, **kwargs))
+        return copy.copy(seen[0])  # some models write into it
+
+    tower.forward = remember
+    try:
+        yield
+    finally:
+        del tower.forward
 
 
 def drive(backend, branches, limit=64):
