@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -368,3 +369,39 @@ def test_refine_cannot_go_on_from_an_answer():
     with pytest.raises(RequestError, match="self_correct"):
         script("3").run(Refine(), node)
     assert script("3").run(Resample(), node).result.text == "3"
+
+
+# ------------------------------------------------------------------ equal answers
+CHOOSING = [
+    *(Select(n=3, judge=judge, **NUMBER) for judge in ("best", "vote", "weighted", "self")),
+    Auto(n=3, batch=2, gate=0.9, **NUMBER),
+    *(Tree(beams=1, branch=3, tau=0.0, depth=1, pick=pick, **NUMBER) for pick in ("top", "vote", "select")),
+]
+
+
+@pytest.mark.parametrize(
+    "mode",
+    CHOOSING,
+    ids=lambda mode: f"{mode.name} {getattr(mode, 'judge', '') or getattr(mode, 'pick', '')}",
+)
+@pytest.mark.parametrize("rounding", itertools.permutations((0.0, 1e-7, -1e-7)))
+def test_rounding_does_not_choose_between_equal_answers(mode, rounding):
+    """A loop that was killed would end with other files: rounding depends on the batch of an answer."""
+    others = (
+        [Say("Answer: 4", 0.3)] if getattr(mode, "judge", "") == "self" else []
+    )  # which it is asked about
+    said = [Say("Answer: 3", 0.5 + each) for each in rounding]
+    if others:
+        mode = dataclasses.replace(mode, n=4)
+    found = script(*said, *others, "Answer: 3").run(mode)
+    assert found.result.answer == "3"
+    places = [i for i, draft in enumerate(found.result.drafts) if draft.accepted]
+    assert places == [0]
+    drafts = [draft for draft in found.result.drafts if draft.role != "judge" and draft.answer == "3"]
+    assert [draft.confidence for draft in drafts] == [pytest.approx(0.5 + rounding[0], abs=1e-12)] * 3
+
+
+def test_answers_that_only_read_alike_keep_their_scores():
+    """A doubtful answer would get the confidence of a sure one."""
+    found = script(Say("Answer: 3", 0.2), Say("Answer: 3", 0.9)).run(Select(n=2, judge="best", **NUMBER))
+    assert [draft.accepted for draft in found.result.drafts] == [False, True]

@@ -54,7 +54,8 @@ def pick_by_model(
 
     If the budget is used up earlier, the vote of all drafts decides among the remaining ones.
     """
-    best = {draft.answer: i for i, draft in sorted(enumerate(made), key=lambda each: each[1].confidence)}
+    rising = sorted(range(len(made)), key=lambda i: (made[i].confidence, -i))  # of equal ones the first last
+    best = {made[i].answer: i for i in rising}
     places = sorted(i for answer, i in best.items() if answer is not None)
     random, round = Random(seed), 0
     while len(places) > 1:
