@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reverse.errors import DataError
+from reverse.evaluation.detector.detection import auroc
 from reverse.evaluation.stats.bootstrap import estimate_ratio
 from reverse.files.atomic_write import write_json
 from reverse.files.text_reading import read_json
@@ -35,6 +36,8 @@ GAINS: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {  # claim: (model, 
     "r3v_over_longer": (("r3v-1", "greedy"), ("longer-1", "greedy")),
     "r3v_select_over_vote": (("r3v-2", "select"), ("r3v-2", "vote")),
     "r3v_refine_gain": (("r3v-2", "refine"), ("r3v-2", "greedy")),
+    "gated_gain_before_selftraining": (("start-gated", "refine_gated"), ("start-gated", "greedy")),
+    "gated_gain_after_selftraining": (("r3v-2-gated", "refine_gated"), ("r3v-2-gated", "greedy")),
     "sco_gain": (("sco-1", "self_correct"), ("sco-1", "greedy")),
     "sco_published_gain": (("sco_published-1", "self_correct"), ("sco_published-1", "greedy")),
     "srpo_coldstart_gain": (("srpo-1", "reflect"), ("start", "greedy")),
@@ -99,7 +102,7 @@ def describe_runs(folders: Sequence[Path]) -> dict[str, Any]:
         for model, modes in run.items()
     }
     return {
-        "claims": compute_claims(run),
+        "claims": compute_claims(run) | _compute_aurocs(measured),
         "seeds": seeds,
         "accuracy": accuracy,
         "fix_and_break": _count_changes(run),
@@ -126,6 +129,20 @@ def _count_changes(run: Run) -> dict[str, dict[str, list[float]]]:
                     "fixed": estimate((1 - first) * last),
                     "broken": estimate(first * (1 - last)),
                 }
+    return found
+
+
+def _compute_aurocs(measured: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """How well the confidence of first answers tells right ones from wrong ones: the mean over seeds."""
+    found = {}
+    for claim, model in (("confidence_auroc", "r3v-2-gated"), ("confidence_auroc_start", "start-gated")):
+        if all(model in each for each in measured):
+            answers = [each[model]["modes"]["greedy"] for each in measured]
+            aurocs = [
+                auroc(1 - np.array(each["confidence"]), np.array(list(each["right"])) == "0")
+                for each in answers
+            ]
+            found[claim] = round(float(np.mean(aurocs)), 5)
     return found
 
 

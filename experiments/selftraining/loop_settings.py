@@ -64,6 +64,7 @@ class LoopSettings:
     warmup: float = 0.05
     test_questions: int = 2_000
     test_samples: int = 3  # of a test question: select@N, vote@N, oracle@N
+    gated: str = ""  # models that refine only doubtful answers, such as "start,r3v-2"
     most_tokens: int = 160  # of one answer
     batch: int = 384  # answers decoded side by side
     workers: int = 0  # processes that make rows; 0: this one
@@ -87,7 +88,7 @@ class LoopSettings:
 
     def settings_of(self, stage: str) -> dict[str, Any]:
         """What the outcome of a stage depends on; not where or how fast it runs."""
-        left_out = {"out", "systems", "iterations", "batch", "workers", "compile"}
+        left_out = {"out", "systems", "iterations", "gated", "batch", "workers", "compile"}
         if not stage.startswith("measure"):
             left_out |= {"test_questions", "test_samples"}
         return {name: value for name, value in asdict(self).items() if name not in left_out}

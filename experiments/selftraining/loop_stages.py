@@ -25,6 +25,7 @@ from experiments.reasoning.base_sampling import compute_features
 from experiments.reasoning.pool_training import PoolConfig, train_pools
 from experiments.reasoning.reasoning_rows import RowSource, make_rows, question_prompts
 from experiments.reasoning.reasoning_stages import make_group
+from experiments.selftraining.gated_answers import measure_gate
 from experiments.selftraining.loop_rows import PooledPicture, Texts, pooled_rows
 from experiments.selftraining.loop_settings import SYSTEMS, LoopSettings
 from experiments.selftraining.resident_answers import ResidentModel, draw_test_pictures, measure_modes
@@ -70,6 +71,8 @@ class SelfTraining:
         self._measure("start", self.start, ("select", "refine", "self_correct", "reflect"))
         for name in self.settings.systems.split(","):
             self._run_system(name)
+        for name in filter(None, self.settings.gated.split(",")):
+            self._measure_gate(name)
 
     def _run_system(self, name: str) -> None:
         system, pools = SYSTEMS[name], [self._sample("sample-1", self.start)]
@@ -156,6 +159,18 @@ class SelfTraining:
         features = self._compute_test_features(model.passes)
         say = partial(self._tell, f"measure {stage}")
         found = measure_modes(model, features, self.settings, modes, say=say)
+        write_json(path, {"settings": key, **describe_environment(default_device()), "modes": found})
+
+    def _measure_gate(self, stage: str) -> None:
+        """Answer the test split through the engine, and refine where the confidence is low."""
+        path = self.out / "measure" / f"{stage}-gated.json"
+        key = self.settings.settings_of("measure")
+        if path.is_file() and read_json(path)["settings"] == key:
+            return
+        checkpoint = self.start if stage == "start" else self.out / stage
+        model, processor, _ = self._open(checkpoint)
+        folder, say = self.out / "drafts" / stage, partial(self._tell, f"gate {stage}")
+        found = measure_gate(model, processor, folder, self.settings.test_questions, say)
         write_json(path, {"settings": key, **describe_environment(default_device()), "modes": found})
 
     # ------------------------------------------------------------------ what stages share

@@ -9,12 +9,14 @@ import reverse
 from experiments.reasoning.reasoning_recipe import ReasoningRecipe
 from experiments.reasoning.reasoning_stages import run_stage
 from experiments.selftraining.__main__ import main
+from experiments.selftraining.gated_answers import apply_gate
 from experiments.selftraining.loop_claims import compute_claims, describe_runs, read_runs
 from experiments.selftraining.loop_claims import main as claim
 from experiments.selftraining.loop_rows import KINDS, make_pool_record
 from experiments.selftraining.loop_settings import SYSTEMS, LoopSettings
 from experiments.selftraining.loop_stages import FIRST_PICTURE, SelfTraining
 from experiments.selftraining.resident_answers import _Measuring
+from reverse.data.drafts.draft_record import DraftRecord, GoldAnswer, RecordedDraft
 from reverse.data.scenes.reasoning import make_reasoning_picture, make_reasoning_questions, write_rationale
 from reverse.errors import DataError, RequestError
 from reverse.modes import Plain, Refine, SelfCorrect
@@ -141,6 +143,50 @@ def test_answers_are_those_of_the_engine(tmp_path):
         assert measuring.found[name]["tokens"] == tokens - ends
 
 
+def test_a_gate_refines_doubtful_answers_only():
+    """Tokens and accuracy of a gate would be those of refining always."""
+
+    def record(number, confidence, verdicts):
+        drafts = [
+            RecordedDraft(
+                text="3", role=role, verdict=verdict, confidence=confidence, tokens=tokens,
+                accepted=role == "refinement", judged_by="grading",
+            )
+            for role, verdict, tokens in zip(("first", "refinement"), verdicts, (10, 7), strict=True)
+        ]  # fmt: skip
+        gold = GoldAnswer(kind="number", answers=("3",))
+        return DraftRecord(id=f"q{number}", question="How many?", gold=gold, drafts=tuple(drafts))
+
+    refined = [
+        record(0, 0.9, ("right", "wrong")),
+        record(1, 0.2, ("wrong", "right")),
+        record(2, 0.3, ("wrong", "wrong")),
+    ]
+    found = apply_gate(refined, 0.3)
+    assert [found[name]["right"] for name in ("greedy", "refine", "refine_gated")] == ["100", "010", "110"]
+    assert [found[name]["tokens"] for name in ("greedy", "refine", "refine_gated")] == [30, 51, 37]
+    assert found["greedy"]["confidence"] == [0.9, 0.2, 0.3]
+
+
+def test_a_gate_is_measured_through_the_engine(tmp_path, monkeypatch):
+    """The last hour of a run would end in an error."""
+    monkeypatch.setattr("experiments.selftraining.gated_answers.VAL_QUESTIONS", 3)
+    settings = LoopSettings(out=str(tmp_path), pictures=1, test_questions=3)
+    loop = SelfTraining(settings, lambda line: None)
+    loop._measure_gate("start")
+    found, measured = read_runs_of(tmp_path)
+    assert set(found["start-gated"]) == {"greedy", "refine", "refine_gated"}
+    before = (tmp_path / "measure" / "start-gated.json").stat().st_mtime_ns
+    loop._measure_gate("start")
+    assert (tmp_path / "measure" / "start-gated.json").stat().st_mtime_ns == before
+    assert 0 <= measured[0]["start-gated"]["modes"]["refine_gated"]["gate"] <= 1
+
+
+def read_runs_of(folder):
+    write_measure(folder, "start", greedy="110")
+    return read_runs([folder])
+
+
 def write_measure(folder, model, **modes):
     (folder / "measure").mkdir(parents=True, exist_ok=True)
     found = {name: {"right": right, "tokens": 30, "seconds": 1.0} for name, right in modes.items()}
@@ -156,7 +202,12 @@ def test_gains_are_paired_over_questions_and_seeds(tmp_path):
     claims = compute_claims(run)
     assert claims["start_accuracy"][0] == 0.5 and claims["r3v_iter1_gain"][0] == pytest.approx(0.375)
     assert "r3v_over_star" not in claims
+    sure = {"right": "0011", "tokens": 40, "confidence": [0.1, 0.6, 0.5, 0.9]}
+    for seed in ("0", "1"):
+        told = {"settings": {}, "modes": {"greedy": sure}}
+        (tmp_path / seed / "measure" / "start-gated.json").write_text(json.dumps(told))
     found = describe_runs([tmp_path / "0", tmp_path / "1"])
+    assert found["claims"]["confidence_auroc_start"] == 0.75
     assert [each["r3v_iter1_gain"] for each in found["seeds"]] == [0.25, 0.5]
     assert found["fix_and_break"]["r3v-1 refine"]["fixed"][0] == pytest.approx(0.125)
     write_measure(tmp_path / "2", "start", greedy="001")

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Self-training from the bases that scripts/train/reasoning.sh has made, side by side on one GPU.
+#   bash scripts/train/selftraining.sh BASES OUT [options of python -m experiments.selftraining]
+#   FAMILIES="qwen" SEEDS="0 1" bash scripts/train/selftraining.sh out/reasoning out/selftraining --compile
+# Runs that are finished are not repeated. The claims of all seeds go to OUT/selftraining.json.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+usage='name the folder of the bases and one for the runs: bash scripts/train/selftraining.sh out/reasoning out/selftraining'
+bases=${1:?$usage} out=${2:?$usage}
+shift 2
+python=${PYTHON:-python}
+read -ra families <<< "${FAMILIES:-qwen llava}"
+read -ra seeds <<< "${SEEDS:-0 1 2}"
+runs=$((${#families[@]} * ${#seeds[@]}))
+workers=$(($(nproc --all) * 2 / runs))
+folders=() processes=()
+mkdir -p "$out"
+for family in "${families[@]}"; do
+  for seed in "${seeds[@]}"; do
+    folder="$out/$family-$seed"
+    "$python" -m experiments.selftraining --start "$bases/$family-$seed/base" --untagged --seed "$seed" --out "$folder" \
+      --workers "$((workers > 1 ? workers : 1))" "$@" > "$folder.log" 2>&1 &
+    folders+=("$folder") processes+=("$!")
+    echo "$folder: process $!, lines in $folder.log"
+  done
+done
+failed=0
+for number in "${!processes[@]}"; do
+  wait "${processes[$number]}" || { echo "${folders[$number]} failed:" >&2; tail -n 5 "${folders[$number]}.log" >&2; failed=1; }
+done
+((failed == 0))
+for family in "${families[@]}"; do
+  own=()
+  for seed in "${seeds[@]}"; do own+=("$out/$family-$seed"); done
+  "$python" -m experiments.selftraining.loop_claims "${own[@]}" --name "$family" --out "$out/selftraining.json"
+done
