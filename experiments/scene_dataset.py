@@ -29,8 +29,9 @@ from reverse.data.scenes import (
 from reverse.data.scenes.captions import PREJUDICE
 from reverse.data.scenes.text_questions import make_text_question
 from reverse.tokens import remove_tags
-from reverse.training.data.encoding import Encoder, TrainingItem, Turn, turns_of
+from reverse.training.data.encoding import Encoder, TrainingItem
 from reverse.training.data.picture_encoding import PictureEncoder
+from reverse.training.data.record_turns import Turn, turns_of
 from reverse.training.data.training_hints import choose_hints
 from reverse.training.data.training_sets import HINT_SHARE, may_be_hinted
 

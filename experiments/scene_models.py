@@ -32,7 +32,8 @@ from reverse.files.text_reading import read_json
 from reverse.models import load
 from reverse.models.families import LLAVA, QWEN2_5_VL
 from reverse.tokens import add_tokens, remove_tags
-from reverse.training.data.encoding import Encoder, turns_of
+from reverse.training.data.encoding import Encoder
+from reverse.training.data.record_turns import turns_of
 from reverse.training.sft import MANIFEST, SFTConfig, train
 
 __all__ = ["SceneRecipe", "build_base", "run"]

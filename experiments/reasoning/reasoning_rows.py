@@ -45,8 +45,9 @@ from reverse.data.scenes.reasoning.reasoning_pictures import make_picture_rng
 from reverse.errors import DataError
 from reverse.files.file_lock import output_lock
 from reverse.modes import Reflect
-from reverse.training.data.encoding import Encoder, turns_of
+from reverse.training.data.encoding import Encoder
 from reverse.training.data.labels import IGNORE
+from reverse.training.data.record_turns import turns_of
 from reverse.training.views.correction_views import view_refine, view_reflect, view_self_correct
 from reverse.training.views.selection_view import view_select
 from reverse.training.views.solving_views import view_cot, view_judge, view_reflect_judge

@@ -34,8 +34,9 @@ from reverse.modes import Refine, Reflect, Select, SelfCorrect
 from reverse.modes.grammar.reflection_grammar import read_last_answer
 from reverse.modes.shared.judging import show_candidates
 from reverse.tokens.spans import remove_tags
-from reverse.training.data.encoding import Encoder, turns_of
+from reverse.training.data.encoding import Encoder
 from reverse.training.data.labels import IGNORE
+from reverse.training.data.record_turns import turns_of
 
 __all__ = ["ResidentModel", "draw_test_pictures", "measure_modes"]
 

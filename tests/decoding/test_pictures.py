@@ -20,7 +20,7 @@ from reverse.decoding.engine import find_shared_engine
 from reverse.decoding.preparing import preparing_threads
 from reverse.decoding.preparing.picture_cache import PictureCache
 from reverse.decoding.preparing.preparing_threads import PreparingThreads
-from reverse.decoding.scheduling.scheduler import Scheduler
+from reverse.decoding.scheduling.picture_batches import encode_pictures
 from reverse.models import family_of, prepare_inputs, window_attention
 from tests.decoding.worlds import picture, talkative
 
@@ -239,9 +239,9 @@ def refs_of(*sizes):
 
 def test_pictures_are_encoded_in_bounded_batches(monkeypatch):
     """Sixteen large pictures at once would run out of memory where four and four fit."""
-    monkeypatch.setattr("reverse.decoding.scheduling.scheduler._ENCODED_TOGETHER", 100)
+    monkeypatch.setattr("reverse.decoding.scheduling.picture_batches._ENCODED_TOGETHER", 100)
     backend, refs = Encoder(1 << 20), refs_of(*[40] * 5, 500, 10)
-    Scheduler(backend, 8).encode(refs)
+    encode_pictures(refs, backend, PictureCache())
     assert backend.calls == [2, 2, 1, 1, 1]
     assert [float(ref.encoded.features[0]) for ref in refs] == list(range(7))
     assert all(ref.picture is None for ref in refs)
@@ -250,10 +250,10 @@ def test_pictures_are_encoded_in_bounded_batches(monkeypatch):
 def test_encoding_halves_when_memory_runs_out():
     """The answers would be put back and fewer decoded side by side, although only pictures did not fit."""
     backend, refs = Encoder(80), refs_of(*[40] * 5)
-    Scheduler(backend, 8).encode(refs)
+    encode_pictures(refs, backend, PictureCache())
     assert backend.calls == [5, 2, 2, 1] and all(ref.encoded is not None for ref in refs)
     with pytest.raises(OutOfMemory):
-        Scheduler(Encoder(10), 8).encode(refs_of(40))
+        encode_pictures(refs_of(40), Encoder(10), PictureCache())
 
 
 @pytest.mark.parametrize("family", FAMILIES)

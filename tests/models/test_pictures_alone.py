@@ -5,7 +5,7 @@ import pytest
 from reverse.decoding.text.hints import HintWriter
 from reverse.models import family_of, prepare_inputs
 from reverse.training.data.encoding import Encoder, Turn
-from reverse.training.data.question_contents import split_questions
+from reverse.training.data.record_turns import split_questions
 from tests.decoding.worlds import picture
 
 

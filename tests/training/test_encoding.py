@@ -7,9 +7,10 @@ import pytest
 
 from reverse.decoding.text.hints import HintWriter
 from reverse.models import family_of, prepare_inputs
-from reverse.training.data.encoding import Encoder, Turn, turns_of
+from reverse.training.data.encoding import Encoder
 from reverse.training.data.labels import IGNORE
 from reverse.training.data.picture_encoding import PictureEncoder
+from reverse.training.data.record_turns import Turn, turns_of
 
 QUESTION = "Describe this image."
 ANSWER = "There is <SPAN>a dog</CN> and <SPAN>two cups</UN>"

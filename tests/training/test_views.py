@@ -21,9 +21,10 @@ from reverse.errors import DataError, RequestError
 from reverse.models import family_of, prepare_inputs
 from reverse.modes import Refine, Reflect, Select, SelfCorrect
 from reverse.tokens.spans import remove_tags
-from reverse.training.data.encoding import Encoder, turns_of
+from reverse.training.data.encoding import Encoder
 from reverse.training.data.labels import IGNORE
 from reverse.training.data.picture_encoding import PictureEncoder
+from reverse.training.data.record_turns import turns_of
 from reverse.training.views.view_files import VIEWS, find_view, make_mode, write_view
 from reverse.training.views.view_rows import ViewSettings, is_verified
 

@@ -9,9 +9,10 @@ from reverse.data.scenes import make_scene, render_scene
 from reverse.decoding.asks import Generate, Node
 from reverse.models import family_of, prepare_inputs
 from reverse.modes import Plain, Refine, Select, SelfCorrect
-from reverse.training.data.encoding import Encoder, turns_of
+from reverse.training.data.encoding import Encoder
 from reverse.training.data.labels import IGNORE
 from reverse.training.data.picture_encoding import PictureEncoder
+from reverse.training.data.record_turns import turns_of
 from reverse.training.views.view_files import VIEWS
 from reverse.training.views.view_rows import ViewSettings
 

@@ -13,23 +13,21 @@ again and fewer are decoded side by side. Answers do not change.
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
-from reverse.decoding.asks import Node, PictureRef
+from reverse.decoding.asks import Node
 from reverse.decoding.backends.protocol import Backend, OutOfMemory, StepOutput, does_not_fit
 from reverse.decoding.policies.policy import Finish
 from reverse.decoding.preparing.picture_cache import PictureCache
 from reverse.decoding.scheduling.branch import Branch, Decision
+from reverse.decoding.scheduling.picture_batches import encode_pictures
 from reverse.decoding.scheduling.score_queue import ScoreQueue, make_prompt
 
 __all__ = ["PREFILL", "Scheduler"]
 
 PREFILL = 16  # sequences prefilled together: their keys and values are held twice for a moment
 _MOST_HELD_BACK = 8  # that a prompt waits for others to be prefilled with it
-# Values of prepared pictures encoded together: 99 pictures of LLaVA-1.5, 28,532 patches of Qwen2.5-VL (18
-# pictures of 640x480). The vision towers of the published models take up to 3 GB for so many.
-_ENCODED_TOGETHER = 1 << 25
 
 
 class Scheduler:
@@ -209,7 +207,8 @@ class Scheduler:
         are_enough = len(self.waiting) >= self.limit - len(self.running)
         try:
             with self.pause_preparing() if are_enough else nullcontext():
-                self.encode(ref for branch in branches for ref in branch.node.pictures)
+                refs = (ref for branch in branches for ref in branch.node.pictures)
+                encode_pictures(refs, self.backend, self.pictures)
                 prompts = [
                     make_prompt(b.node, b.round.text, b.rules.placeholder, b.rules.max_new_tokens)
                     for b in branches
@@ -224,24 +223,6 @@ class Scheduler:
             else:
                 self._alone.update(branches)  # to find the one at fault
             raise _PromptFault from error
-
-    def encode(self, refs: Iterable[PictureRef]) -> None:
-        """Encode pictures without features, as many together as memory allows."""
-        missing = [ref for ref in dict.fromkeys(refs) if ref.encoded is None and ref.picture is not None]
-        most = len(missing)
-        while missing:
-            some = _take_first_pictures(missing, most)
-            try:
-                found = self.backend.encode([ref.picture for ref in some if ref.picture is not None])
-            except OutOfMemory as error:
-                if len(some) == 1 or error.lost_everything:
-                    raise
-                most = len(some) // 2
-                continue
-            for ref, encoded in zip(some, found, strict=True):
-                ref.encoded, ref.picture = encoded, None
-                self.pictures.keep(ref)
-            missing = missing[len(some) :]
 
     def _begin(self, branch: Branch, sequence: int) -> None:
         """Start the round of a branch on a sequence, and its candidates on splits of the sequence."""
@@ -395,16 +376,3 @@ class Scheduler:
 
 class _PromptFault(Exception):
     """A prompt could not be prefilled. The cause says why."""
-
-
-def _take_first_pictures(refs: Sequence[PictureRef], most: int) -> list[PictureRef]:
-    """Return the pictures that are encoded together next: at least one."""
-    found: list[PictureRef] = []
-    values = 0
-    for ref in refs[:most]:
-        assert ref.picture is not None
-        values += sum(tensor.numel() for tensor in ref.picture.tensors.values())
-        if found and values > _ENCODED_TOGETHER:
-            break
-        found.append(ref)
-    return found

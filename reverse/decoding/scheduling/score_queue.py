@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from reverse.decoding.asks import Node
 from reverse.decoding.backends.protocol import OutOfMemory, Prompt, does_not_fit
+from reverse.decoding.scheduling.picture_batches import encode_pictures
 
 if TYPE_CHECKING:
     from reverse.decoding.scheduling.scheduler import Scheduler
@@ -91,7 +92,8 @@ class ScoreQueue:
         backend, nodes = self.scheduler.backend, [each.node for each in chosen]
         missing = [each for each in chosen if each.node.sequence is None]
         if missing:
-            self.scheduler.encode(ref for each in missing for ref in each.node.pictures)
+            refs = (ref for each in missing for ref in each.node.pictures)
+            encode_pictures(refs, self.scheduler.backend, self.scheduler.pictures)
             prompts = [make_prompt(each.node, each.node.ids, each.placeholder, 0) for each in missing]
             for each, sequence in zip(missing, backend.add(prompts), strict=True):
                 self.scheduler.keep(each.node, sequence, each.order)

@@ -28,15 +28,13 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from reverse.data.records.record_rules import find_misplaced_images, find_text_faults
-from reverse.data.records.schema import IMAGE_TOKEN as IMAGE
-from reverse.data.records.schema import pictures_of
+from reverse.data.records.record_rules import find_text_faults
 from reverse.errors import DataError
 from reverse.tokens import TAGS, TokenIds, find_token_ids
 from reverse.training.data.labels import LabelledPart, join
-from reverse.training.data.question_contents import Content, Turn, split_questions
+from reverse.training.data.record_turns import Content, Turn, list_contents, write_messages
 
-__all__ = ["Encoder", "Row", "TrainingItem", "Turn", "turns_of"]
+__all__ = ["Encoder", "Row", "TrainingItem", "Turn"]
 
 Ids = npt.NDArray[np.int64]
 MARK = "\u2983{}\u2984"  # stands for an answer while a template is taken apart
@@ -113,7 +111,7 @@ class Encoder:
         if not turns:
             raise DataError("a conversation needs at least one question and answer, got none")
         tokens = _as_list(image_tokens)
-        contents = _contents(turns, bool(tokens))
+        contents = list_contents(turns, bool(tokens))
         places = [content.count(None) for content in contents]
         if sum(places) != len(tokens):
             raise DataError(f"the questions show {sum(places)} pictures, and {len(tokens)} are given")
@@ -156,7 +154,7 @@ class Encoder:
         """Return ids before each answer (with hints, a picture as one id), and ids of the answer with its
         end.
         """
-        prompts = self._prompts(_contents(turns, picture))
+        prompts = self._prompts(list_contents(turns, picture))
         hinted = [self._with_hints(before, turn.hints) for turn, before in zip(turns, prompts, strict=True)]
         return list(zip(hinted, self._answers([turn.answer for turn in turns]), strict=True))
 
@@ -234,7 +232,7 @@ class Encoder:
         cut at them.
         """
         marks = [MARK.format(k) for k in range(len(contents))]
-        messages = _messages(contents, marks)
+        messages = write_messages(contents, marks)
         prompt = self._render(messages[:1], add_generation_prompt=True)
         parts = []
         rest = self._render(messages, add_generation_prompt=False)
@@ -280,7 +278,7 @@ class Encoder:
         """Whether the template strips blanks from both ends of an answer, as Llama-3.1's does."""
         mark = MARK.format(0)
         lengths = [
-            len(self._render(_messages([("question",)], [answer]), add_generation_prompt=False))
+            len(self._render(write_messages([("question",)], [answer]), add_generation_prompt=False))
             for answer in (mark, " " + mark, mark + " ")
         ]
         return lengths[1] == lengths[0], lengths[2] == lengths[0]
@@ -291,7 +289,7 @@ class Encoder:
         It is the tokenizer's own end of text if the template writes none.
         """
         mark = MARK.format(0)
-        whole = self._render(_messages([("question",)], [mark]), add_generation_prompt=False)
+        whole = self._render(write_messages([("question",)], [mark]), add_generation_prompt=False)
         after = whole.partition(mark)[2]
         text = after.strip()
         if not text:
@@ -314,7 +312,7 @@ class Encoder:
         before.
         """
         mark = MARK.format(0)
-        messages = _messages([("question",)], [mark])
+        messages = write_messages([("question",)], [mark])
         prompt = self._render(messages[:1], add_generation_prompt=True)
         whole = self._render(messages, add_generation_prompt=False)
         before = whole.partition(mark)[0]
@@ -336,57 +334,6 @@ class Encoder:
         return self.processor.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=add_generation_prompt
         )
-
-
-def turns_of(record: Mapping[str, Any]) -> list[Turn]:
-    """Return the turns of a published record, without hints; `<image>` is removed from the text.
-
-    In this format `<image>` is the place of a picture and never text. It stands once in the first question of
-    a record with one picture, for several once for each in any question, or nowhere: then they come first.
-
-    Raises:
-        ValueError: questions and answers do not alternate, or `<image>` stands elsewhere, or not for each.
-    """
-    said = record["conversations"]
-    roles = [turn["from"] for turn in said]
-    if not said or roles != ["human", "gpt"] * (len(said) // 2):
-        raise DataError(f"record {record.get('id')!r}: human and gpt must alternate, got {roles}")
-    for fault in find_misplaced_images(record):
-        raise DataError(f"record {record.get('id')!r}: {fault.message}")
-    turns = [
-        Turn(
-            human["value"].replace(IMAGE, "").strip(),
-            gpt["value"],
-            targets=gpt.get("targets") or "all",
-            given=gpt.get("given") or 0,
-        )
-        for human, gpt in zip(said[::2], said[1::2], strict=True)
-    ]
-    count = len(pictures_of(record))
-    if count < 2:
-        return turns
-    contents = split_questions([turn["value"] for turn in said[::2]], count)
-    return [replace(turn, content=content) for turn, content in zip(turns, contents, strict=True)]
-
-
-def _messages(contents: Sequence[Content], answers: Sequence[str]) -> list[dict[str, Any]]:
-    """Return a conversation as the chat template takes it, without the pictures themselves."""
-    messages: list[dict[str, Any]] = []
-    for content, answer in zip(contents, answers, strict=True):
-        parts = [{"type": "image"} if part is None else {"type": "text", "text": part} for part in content]
-        messages += [
-            {"role": "user", "content": parts},
-            {"role": "assistant", "content": [{"type": "text", "text": answer}]},
-        ]
-    return messages
-
-
-def _contents(turns: Sequence[Turn], picture: bool) -> tuple[Content, ...]:
-    """Return the texts of each question, with None for a picture; a single picture comes first."""
-    contents: list[Content] = [turn.content or (turn.question,) for turn in turns]
-    if picture and not any(turn.content for turn in turns):
-        contents[0] = (None, *contents[0])
-    return tuple(contents)
 
 
 def _as_list(image_tokens: int | Sequence[int] | None) -> list[int]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from reverse.errors import DataError
 from reverse.tokens import CN, SPAN, UN
-from reverse.training.data.question_contents import Turn
+from reverse.training.data.record_turns import Turn
 
 if TYPE_CHECKING:
     from reverse.training.data.encoding import Encoder

@@ -21,9 +21,9 @@ import numpy as np
 
 from reverse.data.pictures.opening import find_missing_images, read_image_size, resolve_image
 from reverse.data.records.record_rules import find_faults, has_unusual_keys
-from reverse.data.records.schema import picture_of, pictures_of
+from reverse.data.records.schema import IMAGE_TOKEN, picture_of, pictures_of
 from reverse.tokens.spans import SPAN, TAGS
-from reverse.training.data.encoding import IMAGE, MARK, Encoder, Row, Turn
+from reverse.training.data.encoding import MARK, Encoder, Row, Turn
 from reverse.training.data.training_sets import RecordDataset, may_be_hinted
 
 __all__ = ["Bad", "FastRecordCheck", "find_bad", "inspect_records"]
@@ -131,14 +131,15 @@ class FastRecordCheck:
         for k in range(0, len(said), 2):
             question, answer = said[k]["value"], said[k + 1]["value"]
             hint = said[k + 1].get("hint") or ""
-            if question.count("<") != question.count(IMAGE):
+            if question.count("<") != question.count(IMAGE_TOKEN):
                 return None
             # Tokenizers may merge newlines and signs with the template's last ones.
             if not (answer[0].isalnum() or answer.startswith(SPAN)):
                 return None
             if not question.isascii() and MARK[0] in question:
                 return None
-            asked = question.replace(IMAGE, "") + "\n" + hint.lower() if hint else question.replace(IMAGE, "")
+            asked = question.replace(IMAGE_TOKEN, "")
+            asked = f"{asked}\n{hint.lower()}" if hint else asked
             if self.encoder.not_in_question.search(asked) or self.encoder.not_in_answer.search(answer):
                 return None
             needed += _bound_ids(question) + _bound_ids(answer)

@@ -28,8 +28,9 @@ from reverse.data.records.schema import ANSWER_TYPE, pictures_of
 from reverse.data.records.target_rules import weight_of_record
 from reverse.errors import DataError
 from reverse.tokens.spans import UN
-from reverse.training.data.encoding import Encoder, Row, TrainingItem, Turn, turns_of
+from reverse.training.data.encoding import Encoder, Row, TrainingItem
 from reverse.training.data.picture_encoding import PictureEncoder, join_pictures
+from reverse.training.data.record_turns import Turn, turns_of
 from reverse.training.data.training_hints import choose_hints
 
 __all__ = ["HINT_SHARE", "RecordDataset", "may_be_hinted"]
