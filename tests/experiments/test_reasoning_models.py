@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from experiments.reasoning.__main__ import main
 from experiments.reasoning.base_sampling import compute_features, sample_answers
+from experiments.reasoning.modes_figure import make_report
 from experiments.reasoning.pool_training import PoolConfig, PoolGroup, PoolPart, _Group, train_pools
 from experiments.reasoning.pooled_seeds import main as pool_main
 from experiments.reasoning.reasoning_measures import choose_gate
@@ -34,7 +36,10 @@ from reverse.data.scenes.reasoning import (
     make_reasoning_questions,
     write_rationale,
 )
+from reverse.files.text_reading import read_json
 from reverse.models import load
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module", params=["llava", "qwen"])
@@ -214,6 +219,19 @@ def test_answered_questions_become_rows_of_every_pool(recipe, source):
     assert wanted <= set(made.pools)
     assert 5 not in made.pools["judge"].pictures
     assert 5 in made.pools["solve"].pictures
+
+
+def test_the_figure_shows_what_the_results_hold():
+    """The figure in the documentation would be of other modes, or of corrections without a gate."""
+    found = read_json(ROOT / "benchmarks/results/modes.json")["details"]["qwen"]["test"]
+    report = make_report(found)
+    names = [mode["name"] for mode in report["modes"]]
+    assert len(set(names)) == len(names) and {"plain", "resample", "refine", "self_correct"} <= set(names)
+    shown = {mode["name"]: mode for mode in report["modes"]}
+    assert shown["refine"]["accuracy"] == found["modes"]["refine_gated"]["accuracy"]
+    curves = shown["plain"]["curves"]
+    assert curves["vote"][-1] == found["curves"]["vote"]["8"] and curves["sizes"][-1] == 8
+    assert curves["tokens"][-1] == 8 * found["modes"]["plain"]["tokens"][0]
 
 
 def test_a_gate_is_chosen_by_the_first_answers_of_the_mode_itself():
