@@ -29,10 +29,10 @@ import reverse
 from reverse.decoding import engine as engine_module
 from reverse.decoding.backends.auto import choose_backend, release
 from reverse.decoding.config import ResamplingConfig
-from reverse.decoding.engine import find_shared_engine
 from reverse.decoding.preparing.preparing_threads import PreparingThreads, count_cores
 from reverse.decoding.request import Request
 from reverse.decoding.scheduling import scheduler as scheduler_module
+from reverse.decoding.shared_engines import find_shared_engine
 from reverse.evaluation.runs.environment import describe_environment
 from reverse.tokens import find_token_ids
 

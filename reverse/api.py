@@ -20,10 +20,11 @@ from reverse.decoding.calls.failures import FailedRequest, add_results
 from reverse.decoding.calls.sinks import make_sinks
 from reverse.decoding.calls.text_stream import TextStream
 from reverse.decoding.config import check_seed, check_whole_number, resolve_config
-from reverse.decoding.engine import Engine, find_shared_engine
+from reverse.decoding.engine import Engine
 from reverse.decoding.events import Event
 from reverse.decoding.request import QUESTION, Request
 from reverse.decoding.result import Result
+from reverse.decoding.shared_engines import find_shared_engine
 from reverse.errors import RequestError, RequestTypeError
 
 __all__ = ["Engine", "generate", "generate_many", "stream"]

@@ -18,12 +18,12 @@ from reverse.decoding.backends.auto import BackendName
 from reverse.decoding.calls.call import Call, Interrupted, Job
 from reverse.decoding.calls.sinks import make_sinks, propagate_errors_to
 from reverse.decoding.config import ResamplingConfig, check_seed, resolve_config
-from reverse.decoding.engine import find_shared_engine
 from reverse.decoding.events import Event
 from reverse.decoding.preparing import caller_options
 from reverse.decoding.preparing.preparing import read_row_options
 from reverse.decoding.request import Request
 from reverse.decoding.result import Result
+from reverse.decoding.shared_engines import find_shared_engine
 from reverse.decoding.text.codec import TextCodec
 from reverse.decoding.text.stopping import check_stop_strings
 from reverse.errors import RequestError

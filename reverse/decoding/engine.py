@@ -12,6 +12,7 @@ engine for each model.
 from __future__ import annotations
 
 import os
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -20,7 +21,6 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
 
@@ -43,7 +43,9 @@ from reverse.models import family_of
 from reverse.models.unwrapping import check_adapter_hooks, check_wrappers, input_device, unwrap_model
 from reverse.models.value_head import find_value_head
 
-__all__ = ["Engine", "find_shared_engine"]
+__all__ = ["Engine", "read_autocast"]
+
+_PATIENCE = 0.5  # seconds that prompts wait for others, such as slow pictures, to be prefilled with them
 
 
 class Engine:
@@ -88,8 +90,9 @@ class Engine:
         self._mailboxes: list[weakref.ref[Mailbox]] = []
         self._modules: list[Any] | None = None  # of the model, kept because walking through it takes long
         self._last_number = 0
-        self._preparing: set[Future[Any]] = set()  # conversations that are not taken up yet
-        self._autocast = _read_autocast(self.base)
+        self._preparing: dict[Future[Any], ActiveRequest] = {}  # conversations that are not taken up yet
+        self.wakes_after: float | None = None
+        self._autocast = read_autocast(self.base)
         if reserves:
             most = check_whole_number("max_sequences", max_sequences, 1)
             self._reservation = self.open_mailbox(most, most, in_background=True)
@@ -157,18 +160,22 @@ class Engine:
     @torch.no_grad()
     def step(self) -> bool:
         """Begin new requests and decode one token of every answer; False if all wait for pictures."""
+        self.wakes_after = None
         with self._device_context():
-            is_busy = self._end_given_up() or bool(self._calls)
+            is_busy = bool(self._calls)
             try:
+                is_busy |= self._end_given_up()
                 if self._modules is None:
                     self._modules = list(self.base.modules())
                 with eval_mode(self._modules, self.worker):
                     is_busy |= self._step()
             except BaseException as error:  # raised by a backend, whose sequences are lost
                 self._fail(error)
-            for active in [a for a in self._active if a.task.is_over]:
+                is_busy = True
+            ended = [a for a in self._active if a.task.is_over]
+            for active in ended:
                 self._end(active)
-        return is_busy
+        return is_busy or bool(ended)  # an ended request makes room for one that has not begun
 
     def _step(self) -> bool:
         is_busy = False
@@ -181,7 +188,7 @@ class Engine:
             if scheduler.has_work and not self._waits_for_more(scheduler):
                 is_busy = True
                 scheduler.set_size(*self._sum_wanted())
-                scheduler.expects_more = bool(self._preparing)
+                scheduler.expects_more = self._is_preparing
                 self._take(scheduler.step())
         return is_busy
 
@@ -206,22 +213,23 @@ class Engine:
         `then` receives the future; it is not called if the request is over by then.
         """
         if self._threads is None or self._threads.process != os.getpid():
+            self._preparing.clear()  # of threads that a forked process does not have
             self._threads = PreparingThreads()
 
         def accept(future: Future[Any]) -> None:
-            self._preparing.discard(future)
+            self._preparing.pop(future, None)
             if not (active.task.is_over or active.is_given_up):
                 then(future)
 
         def queue(future: Future[Any]) -> None:
             if active.task.is_over or active.is_given_up:
-                self._preparing.discard(future)  # at once: its pictures would be kept until the next step
+                self._preparing.pop(future, None)  # at once: its pictures would be kept until the next step
             else:
                 self._calls.append(partial(accept, future))
             self.worker.notify()  # in both cases: other prompts may wait for this one, see `_waits_for_more`
 
         future = self._threads.submit(active.number, prepare)
-        self._preparing.add(future)
+        self._preparing[future] = active
         future.add_done_callback(queue)
 
     def decode(self, branch: Branch, active: ActiveRequest) -> None:
@@ -263,7 +271,19 @@ class Engine:
     def _waits_for_more(self, scheduler: Scheduler) -> bool:
         """Whether nothing is decoded yet and more prompts will soon be ready to be prefilled together."""
         few = len(scheduler.waiting) < min(scheduler.limit, PREFILL)
-        return bool(self._preparing) and not scheduler.running and few and not scheduler.has_ended
+        if scheduler.running or scheduler.has_ended or not few or not self._is_preparing:
+            scheduler.waits_since = None
+            return False
+        now = time.monotonic()
+        scheduler.waits_since = scheduler.waits_since or now
+        left = scheduler.waits_since + _PATIENCE - now
+        self.wakes_after = max(0.0, left)
+        return left > 0
+
+    @property
+    def _is_preparing(self) -> bool:
+        """Whether a prompt is being prepared that will be decoded."""
+        return any(not (a.task.is_over or a.is_given_up) for a in list(self._preparing.values()))
 
     def _begin_new(self) -> None:
         most = 2 * self._sum_wanted()[0]
@@ -291,14 +311,21 @@ class Engine:
             self._active.remove(active)
         elif active in self._inbox:
             self._inbox.remove(active)
+        try:
+            self._release_all(active)
+        except BaseException as error:  # raised by a backend, whose sequences are lost
+            self._fail(error)
+        active.report_end()
+        active.forget()
+
+    def _release_all(self, active: ActiveRequest) -> None:
+        """Free the caches of a request, and stop decoding its branches."""
         for branch in active.task.branches:
             self._of_branch.pop(branch, None)
             for scheduler in self._schedulers.values():
                 scheduler.cancel(branch)
         for node in active.task.nodes:
             self.release(node)
-        active.report_end()
-        active.forget()
 
     def _fail(self, error: BaseException) -> None:
         """End the answers that were being decoded when a backend raised `error`."""
@@ -352,36 +379,7 @@ class Engine:
         return stack
 
 
-_engines: WeakKeyDictionary[Any, WeakValueDictionary[Any, Engine]] = WeakKeyDictionary()
-
-
-def find_shared_engine(model: Any, processor: Any, backend: BackendName = "auto") -> Engine:
-    """Return the engine that all calls on a model share while any of them is under way.
-
-    Calls with another autocast precision, processor or backend have an engine of their own.
-    """
-    base = unwrap_model(model)
-    if not hasattr(base, "generate"):
-        return Engine(model, processor)  # raises the error that says what is wrong
-    check_backend(base, backend)
-    key = (id(model), id(processor), backend, _read_autocast(base))
-    engines = _engines.setdefault(base, WeakValueDictionary())
-    engine = engines.get(key)
-    if engine is None:  # no lock is needed: engines of two threads would step in turns
-        engine = engines.setdefault(key, Engine(model, processor, backend=backend, reserves=False))
-    return engine
-
-
-def _reset_after_fork() -> None:
-    """Forget all engines in a child process, where none of them has a thread."""
-    _engines.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset_after_fork)
-
-
-def _read_autocast(model: Any) -> tuple[bool, torch.dtype]:
+def read_autocast(model: Any) -> tuple[bool, torch.dtype]:
     """Return whether the calling thread uses autocast on the model's device, and its dtype."""
     kind = input_device(model).type
     return torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)

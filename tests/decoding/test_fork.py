@@ -107,3 +107,31 @@ def test_a_reader_of_events_may_fork(world):
 
     assert reverse.generate(model, processor, events=fork, **SETTINGS).ids == expected
     assert forked and find_worker(model).training == []
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_an_engine_that_prepares_a_prompt_can_be_used_in_a_child(world, monkeypatch):
+    """The child would wait for a prompt that only a thread of its parent prepares."""
+    monkeypatch.setattr("reverse.decoding.engine._PATIENCE", 60.0)
+    engine = reverse.Engine(*world, max_sequences=8)
+    begun, go_on, prepare = threading.Event(), threading.Event(), engine.preparer.prepare
+
+    def slowly(*given):
+        begun.set()
+        go_on.wait(60)
+        return prepare(*given)
+
+    monkeypatch.setattr(engine.preparer, "prepare", slowly)
+    request = reverse.Request(None, "Is there a cat?", max_new_tokens=4)
+    handle = engine.submit(request)
+    assert begun.wait(60)
+    try:
+
+        def check():
+            engine.preparer.prepare = prepare
+            assert engine.submit(request).result(timeout=30).usage.forwards
+
+        in_child(check)
+    finally:
+        go_on.set()
+    assert handle.result(timeout=60).usage.forwards

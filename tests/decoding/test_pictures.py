@@ -16,11 +16,11 @@ from PIL import Image
 import reverse
 from reverse.decoding.asks import PictureRef
 from reverse.decoding.backends.protocol import EncodedPicture, OutOfMemory, Picture
-from reverse.decoding.engine import find_shared_engine
 from reverse.decoding.preparing import preparing_threads
 from reverse.decoding.preparing.picture_cache import PictureCache
 from reverse.decoding.preparing.preparing_threads import PreparingThreads
 from reverse.decoding.scheduling.picture_batches import encode_pictures
+from reverse.decoding.shared_engines import find_shared_engine
 from reverse.models import family_of, prepare_inputs, window_attention
 from tests.decoding.worlds import picture, talkative
 

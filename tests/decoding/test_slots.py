@@ -418,10 +418,33 @@ def test_threads_take_turns():
     long.join(30)
 
 
-def test_a_prompt_cancelled_while_it_is_prepared_lets_the_others_go_on(monkeypatch):
+def test_nobody_waits_for_a_prompt_that_was_cancelled(monkeypatch):
     """The others wait to be prefilled together with it, and nobody would tell them that it never comes."""
-    model, processor = _talkative("llava", torch.float64)
-    engine = reverse.Engine(model, processor, max_sequences=8)
+    engine, begun, go_on = _prepare_slowly(monkeypatch)
+    slow = engine.submit(reverse.Request(None, "slow", max_new_tokens=4))
+    assert begun.wait(60)
+    others = [engine.submit(reverse.Request(None, "Is there a cat?", max_new_tokens=4)) for _ in range(2)]
+    _wait_until(lambda: sum(len(each.waiting) for each in engine._schedulers.values()) == 2)
+    slow.cancel()
+    assert all(other.result(timeout=60).usage.forwards for other in others)
+    go_on.set()
+
+
+def test_a_slow_picture_keeps_the_others_waiting_for_a_moment_only(monkeypatch):
+    """All answers would begin when the slowest picture is read."""
+    engine, begun, go_on = _prepare_slowly(monkeypatch, patience=0.05)
+    slow = engine.submit(reverse.Request(None, "slow", max_new_tokens=4))
+    assert begun.wait(60)
+    other = engine.submit(reverse.Request(None, "Is there a cat?", max_new_tokens=4))
+    assert other.result(timeout=60).usage.forwards and not slow.is_done
+    go_on.set()
+    assert slow.result(timeout=60).usage.forwards
+
+
+def _prepare_slowly(monkeypatch, patience=60.0):
+    """An engine, an event that is set when "slow" is being prepared, and one that lets it go on."""
+    monkeypatch.setattr("reverse.decoding.engine._PATIENCE", patience)
+    engine = reverse.Engine(*_talkative("llava", torch.float64), max_sequences=8)
     begun, go_on, prepare = threading.Event(), threading.Event(), engine.preparer.prepare
 
     def slowly(conversation, request, uses_hints):
@@ -430,22 +453,59 @@ def test_a_prompt_cancelled_while_it_is_prepared_lets_the_others_go_on(monkeypat
             go_on.wait(60)
         return prepare(conversation, request, uses_hints)
 
-    def sleeps():
-        return engine.worker._news.empty() and not engine.worker._is_stepping
-
     monkeypatch.setattr(engine.preparer, "prepare", slowly)
-    slow = engine.submit(reverse.Request(None, "slow", max_new_tokens=4))
-    assert begun.wait(60)
-    others = [engine.submit(reverse.Request(None, "Is there a cat?", max_new_tokens=4)) for _ in range(2)]
-    _wait_until(lambda: sum(len(each.waiting) for each in engine._schedulers.values()) == 2)
-    slow.cancel()
-    _wait_until(lambda: slow.is_done)
-    for _ in range(5):  # it sleeps, and not only between two steps
-        _wait_until(sleeps)
-        time.sleep(0.01)
-    assert not any(other.is_done for other in others), "nothing would be waited for"
-    go_on.set()
-    assert [len(other.result(timeout=60).ids) > 0 for other in others] == [True, True]
+    return engine, begun, go_on
+
+
+def test_requests_that_are_over_at_once_make_room(monkeypatch):
+    """Those behind them would never begin."""
+    mode = _Fails()
+    engine = reverse.Engine(*_talkative("llava", torch.float64), max_sequences=2)
+    handles = [engine.submit(reverse.Request(None, "?", mode=mode)) for _ in range(20)]
+    for handle in handles:
+        with pytest.raises(ValueError, match="at once"):
+            handle.result(timeout=60)
+
+
+class _Fails:
+    """A mode that is over before it asks for anything."""
+
+    name = "fails"
+
+    def run(self, request):
+        raise ValueError("at once")
+        yield []
+
+
+@pytest.mark.parametrize("operation", ["step", "release"])
+def test_after_an_error_of_the_backend_the_others_go_on(monkeypatch, operation):
+    """Requests that wait would never be told, and nothing would decode later ones."""
+    engine, raised = reverse.Engine(*_talkative("llava", torch.float64), max_sequences=2), []
+    original = getattr(HfBackend, operation)
+
+    def failing(self, *args):
+        if not raised:
+            raised.append(True)
+            raise RuntimeError("once")
+        return original(self, *args)
+
+    request = reverse.Request(None, "Is there a cat?", max_new_tokens=4)
+    monkeypatch.setattr(HfBackend, operation, failing)
+    handles = [engine.submit(request) for _ in range(6)]
+    if operation == "release":
+        handles[0].cancel()
+    ended = [_outcome(handle) for handle in handles]
+    assert raised and len(ended) == 6 and any(ended)
+    assert engine.submit(request).result(timeout=60).usage.forwards, "the thread is gone"
+
+
+def _outcome(handle):
+    """Whether a request has an answer; waits for its end."""
+    try:
+        return bool(handle.result(timeout=60).usage.forwards)
+    except (RuntimeError, reverse.errors.BackendError) as error:
+        assert not isinstance(error, TimeoutError)
+        return False
 
 
 def _wait_until(holds):

@@ -49,6 +49,7 @@ class Scheduler:
         self._ended: list[Branch] = []
         self._alone: set[Branch] = set()  # to prefill one by one, because one of them is at fault
         self.expects_more = False  # more branches will be added soon
+        self.waits_since: float | None = None  # when the engine began to wait for them
         self._steps_held_back = 0
         self.scores = ScoreQueue(self)
         self.pause_preparing: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -275,12 +276,12 @@ class Scheduler:
         self.running.remove(branch)
         del self._of_sequence[decision.sequence]
         branch.node = branch.make_answer_node()
+        self._ended.append(branch)  # first: what follows may raise
         branch.node.scores |= self._read_scores(branch, decision.sequence)
         if branch.keeps_cache:
             self.keep(branch.node, decision.sequence, branch.order)
         else:
             self.backend.release(decision.sequence)
-        self._ended.append(branch)
 
     def _read_scores(self, branch: Branch, sequence: int) -> dict[str, float]:
         """The likelihood of the branch's own answer: earlier turns count only while their cache is kept."""
@@ -332,9 +333,9 @@ class Scheduler:
 
     def release_node(self, node: Node) -> None:
         """Free the cache of a node. It is recomputed when it is needed again."""
-        if self._idle.pop(node, None) is not None and node.sequence is not None:
-            self.backend.release(node.sequence)
-        node.sequence = None
+        sequence, node.sequence = node.sequence, None  # first: the release may raise
+        if self._idle.pop(node, None) is not None and sequence is not None:
+            self.backend.release(sequence)
 
     def _drop_idle(self, count: int, keep: Collection[Node] = ()) -> None:
         """Drop up to `count` idle caches, those of the newest requests first."""

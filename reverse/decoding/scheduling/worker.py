@@ -14,7 +14,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -39,6 +39,10 @@ class SteppedEngine(Protocol):
     @property
     def is_wanted(self) -> bool:
         """Whether a caller waits for an answer."""
+
+    @property
+    def wakes_after(self) -> float | None:
+        """Seconds after which a step may do more than the last one, though nothing was told; None: never."""
 
     def step(self) -> bool:
         """Take one step; False if nothing could be done. Never raises."""
@@ -82,8 +86,8 @@ class ModelWorker:
     def notify(self) -> None:
         """Wake the thread, and start one if there is none."""
         thread = self._thread
-        # A thread without `ident` was never started, because an interrupt came in between.
-        if self._engines and (thread is None or thread.ident is None) and not is_exiting():
+        # A thread that is not alive was never started, because an interrupt came in between, or has failed.
+        if self._engines and (thread is None or not thread.is_alive()) and not is_exiting():
             self._thread = BackgroundThread(self._run, "reverse-decoding", stop=self.poke, patience=_PATIENCE)
             self._thread.start()
         self.poke()
@@ -114,8 +118,7 @@ class ModelWorker:
     def _run(self) -> None:
         me = threading.current_thread()
         while True:
-            while not self._news.empty():
-                self._news.get()
+            self._forget_news()
             if is_exiting():
                 return
             if self._step_all():
@@ -124,12 +127,23 @@ class ModelWorker:
             if self._thread is not me:  # another thread was started meanwhile
                 return
             if self._engines:
-                self._news.get()
+                self._wait_for_news()
                 continue
             self._thread = None
             if not self._engines:  # an engine may have come between these two lines and seen this thread
                 return
             self._thread = self._thread or me
+
+    def _forget_news(self) -> None:
+        with suppress(queue.Empty):  # another thread may take them, too
+            while True:
+                self._news.get_nowait()
+
+    def _wait_for_news(self) -> None:
+        """Wait until something has changed, or until an engine wants to be stepped all the same."""
+        delays = [engine.wakes_after for engine in list(self._engines)]
+        with suppress(queue.Empty):
+            self._news.get(timeout=min((each for each in delays if each is not None), default=None))
 
     def _step_all(self) -> bool:
         """Take a step of every wanted engine; False if none could do anything."""
