@@ -17,7 +17,7 @@ from reverse.modes.mode import (
     ask_for_samples,
     score_answers,
 )
-from reverse.modes.shared.confidence import equalize_scores
+from reverse.modes.shared.confidence import find_first_equal
 from reverse.modes.shared.judging import find_vote_winner
 from reverse.modes.shared.mode_settings import check_settings
 
@@ -65,8 +65,8 @@ class Auto:
             more = yield ask_for_samples(request.conversation, self.inner, wanted, how, round=round)
             scores = yield from score_answers(more, self.confidence)
             outcomes += more
-            scores = equalize_scores(outcomes, [*(draft.confidence for draft in made), *scores])
-            for outcome, score in zip(more, scores[len(made) :], strict=True):
-                made.append(drafts.add("sample", outcome, score))
-        chosen = find_vote_winner(made, weighted=True)
+            made += [
+                drafts.add("sample", outcome, score) for outcome, score in zip(more, scores, strict=True)
+            ]
+        chosen = find_first_equal(outcomes, find_vote_winner(made, weighted=True))
         return drafts.finish(outcomes[chosen], made[chosen])

@@ -29,7 +29,7 @@ from reverse.decoding.scheduling.tasks import ModeRequest
 from reverse.decoding.turns import read_turn
 from reverse.errors import RequestError
 from reverse.grading import AnswerFormat, extract_answer
-from reverse.modes.shared.confidence import compute_confidence, equalize_scores
+from reverse.modes.shared.confidence import compute_confidence
 
 __all__ = [
     "TEXT",
@@ -259,7 +259,7 @@ def ask_for_samples(
 def score_answers(
     outcomes: Sequence[Outcome], kind: str | None
 ) -> Generator[list[Ask], list[Any], list[float]]:
-    """Return the confidence of each answer, as `compute_confidence` defines it, the same for equal answers.
+    """Return the confidence of each answer, as `compute_confidence` defines it.
 
     With None: `"min"`; if no answer has phrases, `"likelihood"` in [0, 1], or 0 if the backend has none.
     """
@@ -271,7 +271,7 @@ def score_answers(
         kind = "min"
     if kind == "likelihood":
         return (yield from score_likelihood(outcomes))
-    return equalize_scores(outcomes, [compute_confidence(turn, kind) for turn in turns])
+    return [compute_confidence(turn, kind) for turn in turns]
 
 
 def score_likelihood(
@@ -279,5 +279,4 @@ def score_likelihood(
 ) -> Generator[list[Ask], list[Any], list[float]]:
     """Return the length-normalised probability of each answer; `default` is its logarithm if unknown."""
     scores = yield [Score(outcome.node, "likelihood", default) for outcome in outcomes]
-    found = [0.0 if math.isnan(score) else math.exp(min(0.0, score)) for score in scores]
-    return equalize_scores(outcomes, found)
+    return [0.0 if math.isnan(score) else math.exp(min(0.0, score)) for score in scores]

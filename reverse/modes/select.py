@@ -18,7 +18,7 @@ from reverse.modes.mode import (
     ask_for_samples,
     score_answers,
 )
-from reverse.modes.shared.confidence import equalize_scores
+from reverse.modes.shared.confidence import find_first_equal
 from reverse.modes.shared.judging import PICK, find_most_confident, find_vote_winner, pick_by_model
 from reverse.modes.shared.mode_settings import check_choice, check_settings
 
@@ -82,7 +82,7 @@ class Select:
         if self.judge == "best":
             chosen = find_most_confident(made)
         elif self.judge == "value":
-            values = equalize_scores(outcomes, (yield [Score(each.node, "value") for each in outcomes]))
+            values = yield [Score(outcome.node, "value") for outcome in outcomes]
             chosen = max(range(len(made)), key=lambda i: (values[i], -i))
         elif self.judge == "self" and not drafts.is_spent:
             chosen = yield from pick_by_model(
@@ -92,6 +92,7 @@ class Select:
             )  # fmt: skip
         else:
             chosen = find_vote_winner(made, weighted=self.judge == "weighted")
+        chosen = find_first_equal(outcomes, chosen)
         return drafts.finish(outcomes[chosen], made[chosen])
 
     def _ask_for_samples(self, source: Conversation | Node, drafts: Drafts) -> list[Ask]:

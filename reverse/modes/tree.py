@@ -20,6 +20,7 @@ from reverse.modes.mode import (
     find_inner_policy,
 )
 from reverse.modes.shared.chains import Chain, Scorer, keep_chains, score_sentences
+from reverse.modes.shared.confidence import find_first_equal
 from reverse.modes.shared.judging import find_most_confident, find_vote_winner, pick_by_model
 from reverse.modes.shared.mode_settings import MOST_SAMPLES, check_choice, check_settings, check_single_inner
 
@@ -137,4 +138,5 @@ class Tree:
             chosen = yield from pick_by_model(request.conversation, made, drafts, seed=self.seed)
         else:
             chosen = find_vote_winner(made, weighted=self.pick != "vote")
+        chosen = find_first_equal([chain.last for chain in chains], chosen)
         return drafts.finish(chains[chosen].last, made[chosen])

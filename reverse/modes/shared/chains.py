@@ -11,7 +11,7 @@ from typing import Any, Literal
 from reverse.decoding.asks import Ask, Outcome, Score
 from reverse.errors import RequestError
 from reverse.modes.mode import score_likelihood
-from reverse.modes.shared.confidence import compute_confidence, equalize_scores
+from reverse.modes.shared.confidence import compute_confidence
 
 __all__ = ["Chain", "Scorer", "keep_chains", "score_sentences"]
 
@@ -68,18 +68,15 @@ def keep_chains(chains: Sequence[Chain], most: int, tau: float, random: Random) 
 def score_sentences(
     scorer: Scorer, outcomes: Sequence[Outcome]
 ) -> Generator[list[Ask], list[Any], list[float]]:
-    """Return the score of each new sentence, the same for equal texts.
-
-    Raises RequestError for a score that is no number.
-    """
+    """Return the score of each new sentence. Raises RequestError for a score that is no number."""
     if callable(scorer):
         return [_check_score(scorer(outcome)) for outcome in outcomes]
     if scorer == "value":
-        return equalize_scores(outcomes, (yield [Score(outcome.node, "value") for outcome in outcomes]))
+        return (yield [Score(outcome.node, "value") for outcome in outcomes])
     if scorer == "likelihood":
         return (yield from score_likelihood(outcomes))
     if any(phrase.p_un is not None for outcome in outcomes for phrase in outcome.result.phrases):
-        return equalize_scores(outcomes, [compute_confidence(each.result, "mean") for each in outcomes])
+        return [compute_confidence(outcome.result, "mean") for outcome in outcomes]
     return (yield from score_likelihood(outcomes, default=-math.inf))
 
 

@@ -9,10 +9,9 @@ from reverse.decoding.asks import Outcome
 from reverse.decoding.result import Result
 from reverse.errors import RequestError
 
-__all__ = ["CONFIDENCES", "compute_confidence", "equalize_scores"]
+__all__ = ["CONFIDENCES", "compute_confidence", "find_first_equal"]
 
 CONFIDENCES = ("min", "product", "mean")
-_ROUNDING = 0.01  # relative difference of one text's scores that were computed in half precision
 
 
 def compute_confidence(result: Result, kind: str = "min") -> float:
@@ -30,15 +29,12 @@ def compute_confidence(result: Result, kind: str = "min") -> float:
     return math.prod(values) if kind == "product" else sum(values) / len(values)
 
 
-def equalize_scores(outcomes: Sequence[Outcome], scores: Sequence[float]) -> list[float]:
-    """Give answers with the same ids the score of the first one, if theirs differ by rounding only.
+def find_first_equal(outcomes: Sequence[Outcome], chosen: int) -> int:
+    """Return the index of the first answer with the same ids as the chosen one, in the same conversation.
 
-    Rounding depends on the answers that are decoded in the same batch. The choice between equal answers must
-    not, so that a run that was stopped ends like one that was not.
+    Equal answers have equal scores but for rounding, which depends on the answers that are decoded in the
+    same batch. So rounding does not decide which of them is returned, and a run that was stopped ends like
+    one that was not.
     """
-    known: dict[tuple[int, ...], float] = {}
-    found = []
-    for outcome, score in zip(outcomes, scores, strict=True):
-        first = known.setdefault(outcome.node.ids, score)
-        found.append(first if math.isclose(score, first, rel_tol=_ROUNDING, abs_tol=1e-6) else score)
-    return found
+    wanted = outcomes[chosen].node.ids
+    return next(i for i, outcome in enumerate(outcomes) if outcome.node.ids == wanted)

@@ -54,9 +54,10 @@ def pick_by_model(
 
     If the budget is used up earlier, the vote of all drafts decides among the remaining ones.
     """
-    rising = sorted(range(len(made)), key=lambda i: (made[i].confidence, -i))  # of equal ones the first last
-    best = {made[i].answer: i for i in rising}
-    places = sorted(i for answer, i in best.items() if answer is not None)
+    best = {draft.answer: i for i, draft in sorted(enumerate(made), key=lambda each: each[1].confidence)}
+    texts = [draft.text for draft in made]
+    # Of equal texts the first one: rounding of their confidence would decide the order of the candidates.
+    places = sorted(texts.index(texts[i]) for answer, i in best.items() if answer is not None)
     random, round = Random(seed), 0
     while len(places) > 1:
         random.shuffle(places)

@@ -19,6 +19,7 @@ from reverse.modes.mode import (
     score_answers,
     turn_of,
 )
+from reverse.modes.shared.confidence import find_first_equal
 from reverse.modes.shared.judging import pick_by_model
 from reverse.modes.shared.mode_settings import check_choice, check_settings
 
@@ -114,6 +115,8 @@ def answer_in_rounds(
         chosen = shown[(yield from pick_by_model(request.conversation, [made[i] for i in shown], drafts))]
     else:
         chosen = choose_round(made, settings.accept)
+    if settings.accept != "last":
+        chosen = find_first_equal(outcomes, chosen)
     return drafts.finish(outcomes[chosen], made[chosen])
 
 
