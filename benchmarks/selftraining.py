@@ -116,7 +116,7 @@ def survive(
             child = start(words(broken))
             try:
                 child.wait(seconds * draw.uniform(0.1, 1.0))
-                if is_new:  # the machine is less busy than it was
+                if is_new and child.returncode == 0:  # the loop runs faster than when it was timed
                     seconds = min(seconds, time.monotonic() - began)
                 break  # it came to its end
             except subprocess.TimeoutExpired:
@@ -162,20 +162,21 @@ def run_kills(systems: list[str], kills: int, folder: Path) -> dict[str, dict[st
         survived[system] = survive(
             words, kills, place, tell=lambda line, s=system: print(f"{s}: {line}", flush=True)
         )
-        _record(survived)
+        _record(system, survived[system])
     return survived
 
 
-def _record(survived: dict[str, dict[str, Any]]) -> None:
-    """Add figures to the results, those of other loops stay."""
+def _record(system: str, figures: dict[str, Any]) -> None:
+    """Add the figures of one loop to the results; those of other loops stay."""
     from reverse.evaluation.runs.environment import describe_environment
 
     made = describe_environment("cpu") | {"command": COMMAND}
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {**made, "claims": {}, "parts": {}}
     claims, parts = results.setdefault("claims", {}), results.setdefault("parts", {})
-    loops = {**parts.get("kills", {}).get("loops", {}), **survived}
-    parts["kills"] = {**made, "loops": loops}
-    claims["kills_survived"] = {system: each["kills"] for system, each in loops.items()}
+    loops = parts.get("kills", {}).get("loops", {})
+    loops[system] = {**made, **figures}
+    parts["kills"] = {"loops": loops}
+    claims["kills_survived"] = {name: each["kills"] for name, each in loops.items()}
     write_json(RESULTS, results)
 
 

@@ -61,6 +61,12 @@ class UniformPass:
         self.sight = _SIGHT[self.family](model, side)
         self.positions = _POSITIONS[self.family](model, first, count)  # None or (3, LONGEST)
 
+    def freeze_tower(self) -> None:
+        """Leave tower and projector as they are in training: features of pictures stay the same."""
+        for module in (self.family.vision_tower(self.model), self.family.image_projector(self.model)):
+            for parameter in module.parameters():
+                parameter.requires_grad_(False)
+
     def normalise(self, pictures: Tensor) -> Tensor:
         """uint8 (B, side, side, 3) to float32 (B, 3, side, side)."""
         return pictures.permute(0, 3, 1, 2).float() * self.scale + self.shift

@@ -69,7 +69,7 @@ def sample_answers(
         for at in range(0, len(rows), at_once):
             part = rows[at : at + at_once]
             generator = torch.Generator(passes.scale.device).manual_seed((seed << 32) + (length << 20) + at)
-            choose = _Choice(temperature, merged, generator)
+            choose = _TokenSampler(temperature, merged, generator)
             ids = torch.from_numpy(prompts.ids[part, :length].astype(np.int64)).to(passes.scale.device)
             shown = torch.from_numpy(prompts.pictures[part].astype(np.int64)).to(features.device)
             said = _decode(passes, features[shown], ids, samples, stop, choose, most_tokens)
@@ -81,7 +81,7 @@ def sample_answers(
 
 
 @dataclass(frozen=True)
-class _Choice:
+class _TokenSampler:
     """How the next ids are chosen; see `sample_answers`."""
 
     temperature: float
@@ -106,7 +106,7 @@ def _decode(
     ids: Tensor,
     samples: int,
     stop: Tensor,
-    choose: _Choice,
+    choose: _TokenSampler,
     most_tokens: int,
 ) -> list[list[int]]:
     """`samples` answers to each prompt, the prompts in order. A prompt is read once for all its answers."""

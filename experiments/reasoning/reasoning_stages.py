@@ -306,9 +306,7 @@ def _train_on_features(
     say(f"rows {rows}, longest {lengths}")
     model, processor, passes = _open(recipe, turn.start, made)
     features = compute_features(passes, torch.from_numpy(made.pictures))
-    for module in (passes.family.vision_tower(model), passes.family.image_projector(model)):
-        for parameter in module.parameters():
-            parameter.requires_grad_(False)
+    passes.freeze_tower()
     config = _config(recipe, turn.model, recipe.joint_steps, recipe.joint_lr)
     found = train_pools(passes, groups, config, features=features, say=say)
     _save(model, processor, folder)

@@ -2,7 +2,7 @@
 
     python -m experiments.selftraining --out out/selftraining/qwen-0 --seed 0
     python -m experiments.selftraining --start out/reasoning/llava-0/base --out out/selftraining/llava-0
-    python -m experiments.selftraining --smoke --out out/smoke                    # seconds; learns nothing
+    python -m experiments.selftraining --smoke --out out/smoke      # under a minute; learns nothing
 
 A run that is stopped goes on when it is started again.
 """

@@ -33,7 +33,7 @@ def measure_gate(
         folder: where drafts are kept; those that are there are not made again.
 
     Returns:
-        As `measure_modes`, and "gate" and the "confidence" of each first answer.
+        As `measure_modes`; also the gate, and the confidence of each first answer.
     """
     recipe = ReasoningRecipe(test_questions=questions, val_questions=VAL_QUESTIONS)
     measurer = Measurer(model, processor, recipe, folder, say)

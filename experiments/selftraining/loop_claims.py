@@ -1,6 +1,6 @@
 """Claims over seeds: `benchmarks/results/selftraining.json` from the folders of their runs.
 
-    python -m experiments.selftraining.loop_claims out/selftraining/qwen-0 out/selftraining/qwen-1
+    python -m experiments.selftraining.loop_claims out/selftraining/qwen-0 out/selftraining/qwen-1 --name qwen
 
 All seeds answer the same test questions. A gain is the mean over seeds of a difference on each question;
 intervals are over questions. Beside them stand the gains of each seed, and what each system cost.
@@ -29,6 +29,7 @@ RESULTS = Path("benchmarks/results/selftraining.json")
 Right = npt.NDArray[np.float64]  # (seeds, questions), 1 for a right answer
 Run = Mapping[str, Mapping[str, Right]]  # by model, then by mode
 KEPT = ("device", "reverse", "torch", "transformers", "python", "date")
+OWN = ("seed", "start")  # settings that differ between the runs of several seeds
 GAINS: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {  # claim: (model, mode) over (model, mode)
     "r3v_iter1_gain": (("r3v-1", "greedy"), ("start", "greedy")),
     "r3v_iter2_gain": (("r3v-2", "greedy"), ("r3v-1", "greedy")),
@@ -63,10 +64,26 @@ def read_runs(folders: Sequence[Path]) -> tuple[Run, list[dict[str, Any]]]:
         found[model] = {
             mode: _stack([each[model]["modes"][mode]["right"] for each in measured]) for mode in modes
         }
+    _check_settings(folders, measured)
     lengths = {right.shape[1] for modes_ in found.values() for right in modes_.values()}
     if len(lengths) != 1:
         raise DataError(f"the runs answered other numbers of questions: {sorted(lengths)}")
     return found, measured
+
+
+def _check_settings(folders: Sequence[Path], measured: Sequence[Mapping[str, Any]]) -> None:
+    """Raise DataError if measurements that are compared were made with other settings, but for the seed."""
+    wanted: dict[str, Any] | None = None
+    for folder, each in zip(folders, measured, strict=True):
+        for model, found in each.items():
+            settings = {name: value for name, value in found["settings"].items() if name not in OWN}
+            wanted = settings if wanted is None else wanted
+            if settings != wanted:
+                differ = [name for name in wanted | settings if wanted.get(name) != settings.get(name)]
+                raise DataError(
+                    f"{folder}: {model} was measured with other settings ({', '.join(differ)}): delete the "
+                    "measurements that are no longer wanted"
+                )
 
 
 def _stack(told: Sequence[str]) -> Right:
@@ -147,9 +164,11 @@ def _compute_aurocs(measured: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _sum_cost(folder: Path, measured: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Of each stage its seconds and the tokens that it sampled; of each mode the tokens of a question."""
+    """Return seconds and sampled tokens of each stage, and tokens a question of each mode."""
     stages = {}
     for path in sorted(folder.glob("*/stage.json")):
+        if ".old-" in path.parent.name:
+            continue
         found = read_json(path)
         kept = ("seconds", "seconds_training", "tokens", "steps", "rows")
         stages[path.parent.name] = {name: found[name] for name in kept if name in found}
@@ -167,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `python -m experiments.selftraining.loop_claims`."""
     parser = argparse.ArgumentParser(prog="python -m experiments.selftraining.loop_claims")
     parser.add_argument("folders", nargs="+", type=Path, help="folders of the seeds of one start")
-    parser.add_argument("--name", default="qwen", help="of the start in the results; default: %(default)s")
+    parser.add_argument("--name", required=True, help="of the start in the results, such as qwen")
     parser.add_argument("--out", type=Path, default=RESULTS, help="default: %(default)s")
     given = parser.parse_args(arguments)
     found = describe_runs(given.folders)
@@ -175,6 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     first = read_json(given.folders[0] / "measure" / "start.json")
     made = {name: first[name] for name in KEPT if name in first} | {"settings": first["settings"]}
     words = ["python", "-m", "experiments.selftraining.loop_claims", *map(str, given.folders)]
+    words += ["--name", given.name]
     results["claims"][given.name] = found.pop("claims")
     results["parts"][f"loops_{given.name}"] = {**made, "command": shlex.join(words), **found}
     write_json(given.out, results)

@@ -1,4 +1,6 @@
-"""Rows of graded answers: what each system trains on, by the views and selections of the library's own loops.
+"""Rows of graded answers: what each system trains on, by the views of the library.
+
+Those of R3V and STaR also use the pool and the selections of its loops.
 
 pools = make_rows(partial(pooled_rows, kinds=("own", "refine"), keeps_steps=False), jobs, source).pools
 """
@@ -93,7 +95,8 @@ def pooled_rows(
 
     Args:
         verify: "answer": a sample is right if its final answer is; "steps": and all its steps.
-        tagged: rows have the three tokens around phrases, which are not trained to be `</CN>`.
+        tagged: rows have the three tokens around phrases. Rows of "own" and "annotated" do not train the
+            closing tags; all others train them as `</CN>`.
     """
     by_index = {job.index: job for job in jobs}
 
@@ -103,9 +106,11 @@ def pooled_rows(
             make_reasoning_questions(picture), by_index[picture.index].texts, strict=False
         ):
             record = make_pool_record(picture, question, texts, verify=verify)
-            annotated = make_verified_draft(question, annotate(picture, question, rng).text, role="rationale")
             for kind in kinds:
-                own = _with_drafts(record, [annotated]) if kind == "annotated" else record
+                own = record
+                if kind == "annotated":
+                    said = annotate(picture, question, rng).text
+                    own = _with_drafts(record, [make_verified_draft(question, said, role="rationale")])
                 kept = KINDS[kind].keep(own)
                 if kept is not None:
                     settings = replace(KINDS[kind].settings, tagged=tagged)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from reverse.errors import RequestError
+from reverse.modes import Select
 
 __all__ = ["SYSTEMS", "LoopSettings", "System"]
 
@@ -18,22 +19,22 @@ class System:
         short, long: kinds of rows (`loop_rows`), with the rows that a picture gives in a step. The rows of
             each group have one length.
         modes: what is measured beside greedy answers.
-        samples: whether every iteration samples from the newest model; without, one iteration suffices.
-        longer: times the steps of the others.
+        resamples: every iteration samples from the newest model; without, there is one iteration.
+        step_factor: times the steps of the settings.
     """
 
     short: tuple[tuple[str, int], ...]
     long: tuple[tuple[str, int], ...] = ()
     modes: tuple[str, ...] = ()
-    samples: bool = True
-    longer: float = 1.0
+    resamples: bool = True
+    step_factor: float = 1.0
 
 
 SYSTEMS: dict[str, System] = {
     "r3v": System((("own", 3),), (("refine", 2), ("select", 2)), ("select", "refine")),
     "star": System((("own", 3),), modes=("vote",)),  # rationales that lead to the right answer, and no more
     # The annotator's rationales, for as long as r3v's rows take, which are longer and more.
-    "longer": System((("annotated", 3),), samples=False, longer=2.5),
+    "longer": System((("annotated", 3),), resamples=False, step_factor=2.5),
     "sco": System((("own", 3),), (("corrected", 3),), ("self_correct",)),
     "sco_published": System((("own", 3),), (("kept", 3),), ("self_correct",)),
     "srpo": System((("own", 3),), (("reflected", 3),), ("reflect",)),
@@ -66,7 +67,7 @@ class LoopSettings:
     test_samples: int = 3  # of a test question: select@N, vote@N, oracle@N
     gated: str = ""  # models that refine only doubtful answers, such as "start,r3v-2"
     most_tokens: int = 160  # of one answer
-    batch: int = 384  # answers decoded side by side
+    batch: int = 384  # answers decoded side by side; other numbers draw other samples
     workers: int = 0  # processes that make rows; 0: this one
     compile: bool = False
 
@@ -76,8 +77,20 @@ class LoopSettings:
             raise RequestError(
                 f"unknown systems {', '.join(sorted(unknown))}: there are {', '.join(SYSTEMS)}"
             )
+        known = {"start"} | {f"{name}-{n}" for name in self.systems.split(",") for n in self.count(name)}
+        wrong = set(filter(None, self.gated.split(","))) - known
+        if wrong:
+            raise RequestError(
+                f"gated names {', '.join(sorted(wrong))}: there are {', '.join(sorted(known))}"
+            )
+        if self.test_samples > Select().group:
+            raise RequestError(f"test_samples must be at most {Select().group}, got {self.test_samples}")
         if self.verify not in ("answer", "steps"):
             raise RequestError(f"verify must be answer or steps, got {self.verify!r:.80}")
+
+    def count(self, system: str) -> range:
+        """The numbers of a system's iterations."""
+        return range(1, self.iterations + 1 if SYSTEMS[system].resamples else 2)
 
     def smoke(self) -> LoopSettings:
         """The same in miniature."""
@@ -88,7 +101,7 @@ class LoopSettings:
 
     def settings_of(self, stage: str) -> dict[str, Any]:
         """What the outcome of a stage depends on; not where or how fast it runs."""
-        left_out = {"out", "systems", "iterations", "gated", "batch", "workers", "compile"}
+        left_out = {"out", "systems", "iterations", "gated", "workers", "compile"}
         if not stage.startswith("measure"):
             left_out |= {"test_questions", "test_samples"}
         return {name: value for name, value in asdict(self).items() if name not in left_out}

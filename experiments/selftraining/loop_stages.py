@@ -9,6 +9,8 @@ measure/NAME.json      what a model answers on the test split
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -76,7 +78,7 @@ class SelfTraining:
 
     def _run_system(self, name: str) -> None:
         system, pools = SYSTEMS[name], [self._sample("sample-1", self.start)]
-        for number in range(1, self.settings.iterations + 1 if system.samples else 2):
+        for number in self.settings.count(name):
             if number > 1:
                 pools.append(self._sample(f"{name}-sample-{number}", self.out / f"{name}-{number - 1}"))
             self._train(f"{name}-{number}", name, pools)
@@ -115,15 +117,13 @@ class SelfTraining:
             self._tell(stage, f"rows {rows}")
             model, processor, passes = self._open(self.start)
             features = self._compute_features(passes)
-            for module in (passes.family.vision_tower(model), passes.family.image_projector(model)):
-                for parameter in module.parameters():
-                    parameter.requires_grad_(False)
+            passes.freeze_tower()
             groups = [
                 make_group(made.pools, [(*part, 1.0) for part in parts], COVERED, settings.batch_pictures)
                 for parts in (system.short, system.long)
                 if any(kind in made.pools for kind, _ in parts)
             ]
-            steps = round(settings.steps * system.longer)
+            steps = round(settings.steps * system.step_factor)
             config = PoolConfig(
                 str(self.out / f"{stage}.state.safetensors"), steps, settings.lr,
                 settings.weight_decay, warmup=settings.warmup, seed=settings.seed, compile=settings.compile,
@@ -151,26 +151,32 @@ class SelfTraining:
 
     def _measure(self, stage: str, checkpoint: Path, modes: tuple[str, ...]) -> None:
         """Answer the test split with a model."""
-        path = self.out / "measure" / f"{stage}.json"
-        key = self.settings.settings_of("measure")
-        if path.is_file() and read_json(path)["settings"] == key:
-            return
-        model = self._open_model(checkpoint)
-        features = self._compute_test_features(model.passes)
-        say = partial(self._tell, f"measure {stage}")
-        found = measure_modes(model, features, self.settings, modes, say=say)
-        write_json(path, {"settings": key, **describe_environment(default_device()), "modes": found})
+
+        def work(key: dict[str, Any]) -> dict[str, Any]:
+            model = self._open_model(checkpoint)
+            features = self._compute_test_features(model.passes)
+            say = partial(self._tell, f"measure {stage}")
+            return measure_modes(model, features, self.settings, modes, say=say)
+
+        self._record(stage, work)
 
     def _measure_gate(self, stage: str) -> None:
         """Answer the test split through the engine, and refine where the confidence is low."""
-        path = self.out / "measure" / f"{stage}-gated.json"
-        key = self.settings.settings_of("measure")
+
+        def work(key: dict[str, Any]) -> dict[str, Any]:
+            model, processor, _ = self._open(self.start if stage == "start" else self.out / stage)
+            digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+            folder, say = self.out / "drafts" / f"{stage}-{digest}", partial(self._tell, f"gate {stage}")
+            return measure_gate(model, processor, folder, self.settings.test_questions, say)
+
+        self._record(f"{stage}-gated", work)
+
+    def _record(self, name: str, work: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        """Write a measurement, unless it is there with the same settings, which `work` is given."""
+        path, key = self.out / "measure" / f"{name}.json", self.settings.settings_of("measure")
         if path.is_file() and read_json(path)["settings"] == key:
             return
-        checkpoint = self.start if stage == "start" else self.out / stage
-        model, processor, _ = self._open(checkpoint)
-        folder, say = self.out / "drafts" / stage, partial(self._tell, f"gate {stage}")
-        found = measure_gate(model, processor, folder, self.settings.test_questions, say)
+        found = work(key)
         write_json(path, {"settings": key, **describe_environment(default_device()), "modes": found})
 
     # ------------------------------------------------------------------ what stages share
@@ -204,7 +210,7 @@ class SelfTraining:
         return ResidentModel(*self._open(checkpoint), self.settings)
 
     def _compute_features(self, passes: UniformPass) -> Tensor:
-        """Of the pictures that are trained on; the tower is that of the start in all models."""
+        """Compute the features of the training pictures; all models share the start's frozen tower."""
         if self._features is None:
             self._features = compute_features(passes, torch.from_numpy(self.prompts.pictures), batch=128)
         return self._features

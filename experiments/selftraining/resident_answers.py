@@ -2,16 +2,16 @@
 
     model = ResidentModel(model, processor, passes, settings)
     found = measure_modes(model, features, settings, ("select", "refine"))
-    found["greedy"]          # {"right": "0110…", "tokens": 68211, "seconds": 31.0}
+    found["greedy"]          # {"right": "0110…", "tokens": 68211}
 
 The texts that are asked are those that the modes of `reverse.modes` write; pictures are read by the tower
-once. The engine gives the same greedy answers (tested); it is not used here because it also does what
-serving needs.
+once. The engine gives the same greedy answers, refinements and corrections (tested); it is not used here
+because it also does what serving needs. "select" chooses among samples at temperature 1, all of one
+confidence, and "reflect" has no gate.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
@@ -84,6 +84,9 @@ class ResidentModel:
             SampledAnswers(tuple(self._read(ids) for ids in each), sum(map(len, each))) for each in answers
         ]
 
+    def count_tokens(self, text: str) -> int:
+        return len(self.processor.tokenizer.encode(text, add_special_tokens=False))
+
     def _read(self, ids: Sequence[int]) -> str:
         return self.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
@@ -126,9 +129,9 @@ def measure_modes(
         features: of the pictures of the test questions, in their order.
 
     Returns:
-        By mode "right", one digit a question, "tokens" of all questions, and "seconds".
+        By mode "right", one digit a question, and "tokens" of all questions.
     """
-    return _Measuring(model, features, settings, say).run(modes)
+    return ModeMeasurement(model, features, settings, say).run(modes)
 
 
 def draw_test_pictures(count: int) -> Tensor:
@@ -144,7 +147,7 @@ class _Graded:
     right: bool
 
 
-class _Measuring:
+class ModeMeasurement:
     def __init__(
         self, model: ResidentModel, features: Tensor, settings: LoopSettings, say: Callable[[str], None]
     ):
@@ -175,18 +178,21 @@ class _Measuring:
         return self.found
 
     def _ask(
-        self, name: str, turns: Sequence[Sequence[tuple[str, str]]], samples: int = 1, after: str = ""
+        self,
+        name: str,
+        turns: Sequence[Sequence[tuple[str, str]]],
+        samples: int = 1,
+        temperature: float = 0.0,
+        after: str = "",
     ) -> list[list[_Graded]]:
         """Ask every question and record the first answers; `after`: a mode whose tokens were spent before."""
-        began = time.monotonic()
         prompts = self.model.encode(list(enumerate(turns)))
-        temperature = 0.0 if samples == 1 else 1.0
         answers = self.model.sample(
             self.features, prompts, samples, temperature=temperature, seed=self.settings.seed + 1
         )
         graded = [[self._grade(number, text) for text in each.tagged] for number, each in enumerate(answers)]
         tokens = sum(each.tokens for each in answers) + (self.found[after]["tokens"] if after else 0)
-        self._record(name, [each[0].right for each in graded], tokens, time.monotonic() - began)
+        self._record(name, [each[0].right for each in graded], tokens)
         return graded
 
     def _grade(self, number: int, tagged: str) -> _Graded:
@@ -194,48 +200,49 @@ class _Measuring:
         found = grade(text, self.asked[number].question.gold.key())
         return _Graded(text, tagged, found.extracted, found.verdict == "right")
 
-    def _record(self, name: str, right: Sequence[bool], tokens: int, seconds: float) -> None:
-        told = "".join("01"[each] for each in right)
-        self.found[name] = {"right": told, "tokens": tokens, "seconds": round(seconds, 1)}
+    def _record(self, name: str, right: Sequence[bool], tokens: int) -> None:
+        self.found[name] = {"right": "".join("01"[each] for each in right), "tokens": tokens}
         self.say(f"{name}: {100 * sum(right) / len(right):.1f} % right, {tokens / len(right):.0f} tokens")
 
     def _select(self, asks: bool) -> None:
         """Votes and oracle of samples, and what the model chooses among them (`Select(judge="self")`)."""
-        samples = self._ask(
-            "sample", [[(each.question.text, "x")] for each in self.asked], self.settings.test_samples
-        )
-        spent = self.found["sample"]
-        votes = [_vote(each) for each in samples]
-        self._record("vote", [each.right for each in votes], spent["tokens"], spent["seconds"])
-        oracle = [any(each.right for each in drafts) for drafts in samples]
-        self._record("oracle", oracle, spent["tokens"], spent["seconds"])
+        questions = [[(each.question.text, "x")] for each in self.asked]
+        samples = self._ask("sample", questions, self.settings.test_samples, temperature=1.0)
+        tokens, votes = self.found["sample"]["tokens"], [_vote(each) for each in samples]
+        self._record("vote", [each.right for each in votes], tokens)
+        self._record("oracle", [any(each.right for each in drafts) for drafts in samples], tokens)
         if not asks:
             return
-        began, mode = time.monotonic(), Select()
-        shown: dict[int, list[_Graded]] = {}
+        chosen = list(votes)
+        for number, (shown, reply, spent) in self._ask_to_choose(samples).items():
+            tokens += spent
+            picked = [each for each in shown if each.answer == reply.answer]
+            chosen[number] = picked[0] if picked else votes[number]
+        self._record("select", [each.right for each in chosen], tokens)
+
+    def _ask_to_choose(
+        self, samples: Sequence[Sequence[_Graded]]
+    ) -> dict[int, tuple[list[_Graded], _Graded, int]]:
+        """Of the questions with several answers: what is shown, the reply and its tokens."""
+        mode, shown = Select(), {}
         for number, drafts in enumerate(samples):
-            distinct = list({each.answer: each for each in drafts if each.answer is not None}.values())
-            if len(distinct) > 1:
-                Random(mode.seed).shuffle(distinct)
-                shown[number] = distinct
-        asked: Any = {
-            number: show_candidates(
-                Conversation(None, self.asked[number].question.text), [each.text for each in drafts],
-                mode.instruction,
-            )
-            for number, drafts in shown.items()
-        }  # fmt: skip
-        chosen, tokens = list(votes), spent["tokens"]
-        if shown:
-            prompts = self.model.encode([(number, [(each.prompt, "x")]) for number, each in asked.items()])
-            for number, reply in zip(
-                shown, self.model.sample(self.features, prompts, temperature=0.0), strict=True
-            ):
-                tokens += reply.tokens
-                named = self._grade(number, reply.tagged[0])
-                picked = [each for each in shown[number] if each.answer == named.answer]
-                chosen[number] = picked[0] if picked else votes[number]
-        self._record("select", [each.right for each in chosen], tokens, time.monotonic() - began)
+            best = {each.answer: place for place, each in enumerate(drafts) if each.answer is not None}
+            if len(best) > 1:
+                random, places = Random(mode.seed), sorted(best.values())
+                random.shuffle(places)
+                shown[number] = [drafts[place] for place in random.sample(places, len(places))]
+        if not shown:
+            return {}
+        asked = []
+        for number, drafts in shown.items():
+            source = Conversation(None, self.asked[number].question.text)
+            question: Any = show_candidates(source, [each.text for each in drafts], mode.instruction)
+            asked.append((number, [(question.prompt, "x")]))
+        replies = self.model.sample(self.features, self.model.encode(asked), temperature=0.0)
+        return {
+            number: (drafts, self._grade(number, reply.tagged[0]), reply.tokens)
+            for (number, drafts), reply in zip(shown.items(), replies, strict=True)
+        }
 
     def _reflect(self) -> None:
         """A whole turn in the grammar of `Reflect`: its first answers, and its last ones."""
@@ -243,13 +250,14 @@ class _Measuring:
         asked: Any = [mode.ask(Conversation(None, each.question.text)) for each in self.asked]
         turns = self._ask("reflect", [[(each.prompt, "x")] for each in asked])
         spent = self.found.pop("reflect")
-        firsts, lasts = [], []
+        firsts, lasts, first_tokens = [], [], 0
         for number, (turn,) in enumerate(turns):
             head, mark, _ = turn.text.partition("</answer>")
+            first_tokens += self.model.count_tokens(turn.tagged.partition("</answer>")[0] + mark)
             firsts.append(self._grade(number, read_last_answer(head + mark)).right)
             lasts.append(self._grade(number, read_last_answer(turn.text)).right)
-        self._record("reflect_first", firsts, spent["tokens"], spent["seconds"])
-        self._record("reflect", lasts, spent["tokens"], spent["seconds"])
+        self._record("reflect_first", firsts, first_tokens)
+        self._record("reflect", lasts, spent["tokens"])
 
 
 def _vote(drafts: Sequence[_Graded]) -> _Graded:

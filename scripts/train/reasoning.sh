@@ -2,7 +2,8 @@
 # Train models of the reasoning world and measure every mode, all seeds and families side by side on one GPU.
 #   bash scripts/train/reasoning.sh OUT [options of python -m experiments.reasoning]
 #   FAMILIES="qwen" SEEDS="0 1" bash scripts/train/reasoning.sh out/reasoning
-# Runs that are finished are not repeated. The claims of all seeds go to OUT/modes.json.
+# Runs that are finished are not repeated. The claims of all seeds go to OUT/modes.json. Relative paths begin at the
+# root of the repository.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 out=${1:?name a folder for the runs: bash scripts/train/reasoning.sh out/reasoning}
@@ -23,6 +24,7 @@ for family in "${families[@]}"; do
     echo "$folder: process $!, lines in $folder.log"
   done
 done
+trap 'kill "${processes[@]}" 2> /dev/null' INT TERM
 failed=0
 for number in "${!processes[@]}"; do
   wait "${processes[$number]}" || { echo "${folders[$number]} failed:" >&2; tail -n 5 "${folders[$number]}.log" >&2; failed=1; }

@@ -2,7 +2,8 @@
 # Self-training from the bases that scripts/train/reasoning.sh has made, side by side on one GPU.
 #   bash scripts/train/selftraining.sh BASES OUT [options of python -m experiments.selftraining]
 #   FAMILIES="qwen" SEEDS="0 1" bash scripts/train/selftraining.sh out/reasoning out/selftraining --compile
-# Runs that are finished are not repeated. The claims of all seeds go to OUT/selftraining.json.
+# Runs that are finished are not repeated. The claims of all seeds go to OUT/selftraining.json. Relative paths begin at
+# the root of the repository. Later options replace those below, which suit a GPU.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 usage='name the folder of the bases and one for the runs: bash scripts/train/selftraining.sh out/reasoning out/selftraining'
@@ -19,11 +20,13 @@ for family in "${families[@]}"; do
   for seed in "${seeds[@]}"; do
     folder="$out/$family-$seed"
     "$python" -m experiments.selftraining --start "$bases/$family-$seed/base" --untagged --seed "$seed" --out "$folder" \
+      --pictures 8000 --steps 1500 --batch-pictures 48 --lr 1e-3 --batch 4096 \
       --workers "$((workers > 1 ? workers : 1))" "$@" > "$folder.log" 2>&1 &
     folders+=("$folder") processes+=("$!")
     echo "$folder: process $!, lines in $folder.log"
   done
 done
+trap 'kill "${processes[@]}" 2> /dev/null' INT TERM
 failed=0
 for number in "${!processes[@]}"; do
   wait "${processes[$number]}" || { echo "${folders[$number]} failed:" >&2; tail -n 5 "${folders[$number]}.log" >&2; failed=1; }

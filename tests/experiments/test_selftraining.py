@@ -15,7 +15,7 @@ from experiments.selftraining.loop_claims import main as claim
 from experiments.selftraining.loop_rows import KINDS, make_pool_record
 from experiments.selftraining.loop_settings import SYSTEMS, LoopSettings
 from experiments.selftraining.loop_stages import FIRST_PICTURE, SelfTraining
-from experiments.selftraining.resident_answers import _Measuring
+from experiments.selftraining.resident_answers import ModeMeasurement
 from reverse.data.drafts.draft_record import DraftRecord, GoldAnswer, RecordedDraft
 from reverse.data.scenes.reasoning import make_reasoning_picture, make_reasoning_questions, write_rationale
 from reverse.errors import DataError, RequestError
@@ -89,7 +89,8 @@ def test_every_system_runs_and_a_second_run_does_nothing(start, tmp_path, capsys
     main(words)
     told = capsys.readouterr().out
     measured = {path.stem for path in (tmp_path / "run" / "measure").glob("*.json")}
-    rounds = {name: (1, 2) if SYSTEMS[name].samples else (1,) for name in systems.split(",")}
+    rounds = {name: (1, 2) if SYSTEMS[name].resamples else (1,) for name in systems.split(",")}
+    samples = {f"{name}-sample-2" for name in systems.split(",") if SYSTEMS[name].resamples}
     assert measured == {"start"} | {f"{name}-{n}" for name, numbers in rounds.items() for n in numbers}
     assert "r3v-2: rows {'own': 8" in told and "'refine'" in told and "'reflected'" in told
     main(words)
@@ -97,12 +98,12 @@ def test_every_system_runs_and_a_second_run_does_nothing(start, tmp_path, capsys
     found, _ = read_runs([tmp_path / "run"])
     assert all(right.shape == (1, 3) for modes in found.values() for right in modes.values())
     out = tmp_path / "results.json"
-    claim([str(tmp_path / "run"), str(tmp_path / "run"), "--name", "tiny", "--out", str(out)])
-    results = json.loads(out.read_text())
-    assert results["claims"]["tiny"]["r3v_iter1_gain"][0] == pytest.approx(
-        results["parts"]["loops_tiny"]["seeds"][1]["r3v_iter1_gain"]
-    )
-    assert "sample-1" in results["parts"]["loops_tiny"]["cost"][0]["stages"]
+    (tmp_path / "run" / "star-1.old-1").mkdir()
+    (tmp_path / "run" / "star-1.old-1" / "stage.json").write_text("{}")
+    claim([str(tmp_path / "run"), "--name", "tiny", "--out", str(out)])
+    found = json.loads(out.read_text())["parts"]["loops_tiny"]
+    assert found["command"].endswith("--name tiny")
+    assert set(found["cost"][0]["stages"]) == {"sample-1", *measured, *samples} - {"start"}
 
 
 def test_nothing_to_train_on_is_said(start, tmp_path):
@@ -117,7 +118,7 @@ def test_answers_are_those_of_the_engine(tmp_path):
     settings = LoopSettings(out=str(tmp_path), pictures=1, test_questions=4)
     loop = SelfTraining(settings, lambda line: None)
     resident = loop._open_model(loop.start)
-    measuring = _Measuring(
+    measuring = ModeMeasurement(
         resident, loop._compute_test_features(resident.passes), settings, lambda line: None
     )
     measuring.run(("refine", "self_correct"))
@@ -174,22 +175,22 @@ def test_a_gate_is_measured_through_the_engine(tmp_path, monkeypatch):
     settings = LoopSettings(out=str(tmp_path), pictures=1, test_questions=3)
     loop = SelfTraining(settings, lambda line: None)
     loop._measure_gate("start")
-    found, measured = read_runs_of(tmp_path)
+    (tmp_path / "measure" / "start.json").write_text((tmp_path / "measure" / "start-gated.json").read_text())
+    found, measured = read_runs([tmp_path])
     assert set(found["start-gated"]) == {"greedy", "refine", "refine_gated"}
     before = (tmp_path / "measure" / "start-gated.json").stat().st_mtime_ns
     loop._measure_gate("start")
     assert (tmp_path / "measure" / "start-gated.json").stat().st_mtime_ns == before
     assert 0 <= measured[0]["start-gated"]["modes"]["refine_gated"]["gate"] <= 1
-
-
-def read_runs_of(folder):
-    write_measure(folder, "start", greedy="110")
-    return read_runs([folder])
+    other = SelfTraining(LoopSettings(out=str(tmp_path), pictures=1, test_questions=4), lambda line: None)
+    other._measure_gate("start")  # not the drafts of the other settings
+    told = json.loads((tmp_path / "measure" / "start-gated.json").read_text())
+    assert len(told["modes"]["greedy"]["right"]) == 4
 
 
 def write_measure(folder, model, **modes):
     (folder / "measure").mkdir(parents=True, exist_ok=True)
-    found = {name: {"right": right, "tokens": 30, "seconds": 1.0} for name, right in modes.items()}
+    found = {name: {"right": right, "tokens": 30} for name, right in modes.items()}
     (folder / "measure" / f"{model}.json").write_text(json.dumps({"settings": {}, "modes": found}))
 
 
@@ -213,6 +214,10 @@ def test_gains_are_paired_over_questions_and_seeds(tmp_path):
     write_measure(tmp_path / "2", "start", greedy="001")
     with pytest.raises(DataError, match="other numbers of questions"):
         read_runs([tmp_path / "0", tmp_path / "2"])
+    told = {"settings": {"steps": 50}, "modes": {"greedy": {"right": "0011", "tokens": 30}}}
+    (tmp_path / "0" / "measure" / "star-1.json").write_text(json.dumps(told))
+    with pytest.raises(DataError, match=r"star-1 was measured with other settings \(steps\)"):
+        read_runs([tmp_path / "0"])
     with pytest.raises(DataError, match="no measurements of a start"):
         read_runs([tmp_path / "nowhere"])
 
@@ -221,5 +226,9 @@ def test_unknown_settings_are_refused():
     """A typing error would run for an hour before it is seen."""
     with pytest.raises(RequestError, match="unknown systems stat: there are r3v, star"):
         LoopSettings(systems="r3v,stat")
+    with pytest.raises(RequestError, match="gated names r3v2: there are longer-1, r3v-1, r3v-2, star-1"):
+        LoopSettings(gated="start,r3v2")
+    with pytest.raises(RequestError, match="test_samples must be at most 3, got 8"):
+        LoopSettings(test_samples=8)
     with pytest.raises(RequestError, match="verify must be answer or steps"):
         LoopSettings(verify="all")

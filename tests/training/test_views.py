@@ -100,6 +100,13 @@ def test_judge_rows_of_reflections_are_the_first_half_of_the_turn():
     head, answer = said(judged)["value"], f"<answer>{LATE.answer}</answer>"
     assert head.count("</UN>") == 1 and head.endswith(answer)
     assert said(corrected)["value"].startswith(head.replace("</UN>", "</CN>"))
+    text = f"<think>{LATE.text}</think>\n<answer>9</answer>"
+    moved = [each.model_copy(update={"start": each.start + 7, "end": each.end + 7}) for each in LATE.segments]
+    thinking = LATE.model_copy(update={"text": text, "segments": tuple(moved)})
+    assert said(rows_of("reflect_judge", thinking, mode=mode).rows[0])["value"] == head
+    moved = [each.model_copy(update={"start": each.start + 8, "end": each.end + 8}) for each in LATE.segments]
+    late = LATE.model_copy(update={"text": f"<answer>{LATE.text}</answer>", "segments": tuple(moved)})
+    assert rows_of("reflect_judge", late).left_out == {"no phrase before the answer": 1}
     silent = LATE.model_copy(update={"answer": None})
     assert rows_of("reflect_judge", silent).left_out == {"no extracted answer": 1}
     with pytest.raises(RequestError, match="needs a mode of the kind Reflect"):

@@ -9,7 +9,6 @@ from typing import Any
 
 from reverse.data.drafts.draft_choices import find_critique
 from reverse.data.drafts.draft_record import DraftRecord, RecordedDraft
-from reverse.data.drafts.tagged_parts import find_first_part
 from reverse.decoding.asks import Conversation
 from reverse.modes import Refine, Reflect, SelfCorrect
 from reverse.training.views.view_rows import (
@@ -21,6 +20,7 @@ from reverse.training.views.view_rows import (
     is_verified,
     mode_of,
     write_draft,
+    write_thinking,
 )
 
 __all__ = ["view_refine", "view_reflect", "view_self_correct"]
@@ -67,20 +67,11 @@ def view_reflect(record: DraftRecord, settings: ViewSettings) -> ViewRows:
             rows.leave_out("no extracted answer")
             continue
         is_trained = is_verified(pair.first)
-        first = _write_thinking(pair.first, tagged=settings.tagged)
-        second = _write_thinking(pair.target, tagged=settings.tagged)
+        first, second = (write_thinking(write_draft(each, tagged=settings.tagged)) for each in pair)
         reflection = find_critique(record, pair.target) or write_reflection(pair)
         head, tail = mode.write_turn((first, str(answers[0])), reflection, (second, str(answers[1])))
         rows.add(pair.kind, ViewTurn(str(asked.prompt), head + tail, given=0 if is_trained else len(head)))
     return rows
-
-
-def _write_thinking(draft: RecordedDraft, *, tagged: bool) -> str:
-    """What a draft thinks before it answers: the part in `<think>`, what stands before `<answer>`, or all."""
-    thought = find_first_part(draft.text, "think")
-    if thought is not None:
-        return thought.strip()
-    return write_draft(draft, tagged=tagged).partition("<answer>")[0].strip()
 
 
 def write_reflection(pair: Pair) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from reverse.data.drafts.draft_record import DraftRecord, RecordedDraft, tag_segments
 from reverse.decoding.asks import Conversation
 from reverse.modes import Reflect
+from reverse.tokens.spans import SPAN
 from reverse.training.views.view_rows import (
     SAMPLES,
     ViewRows,
@@ -17,6 +18,7 @@ from reverse.training.views.view_rows import (
     list_drafts,
     mode_of,
     write_draft,
+    write_thinking,
 )
 
 __all__ = ["view_cot", "view_judge", "view_reflect_judge", "view_tagged_steps"]
@@ -90,7 +92,10 @@ def view_reflect_judge(record: DraftRecord, settings: ViewSettings) -> ViewRows:
         if draft.answer is None:
             rows.leave_out("no extracted answer")
             continue
-        thought = tag_segments(draft.text, draft.segments).partition("<answer>")[0]
+        thought = write_thinking(tag_segments(draft.text, draft.segments))
+        if SPAN not in thought:
+            rows.leave_out("no phrase before the answer")
+            continue
         head, _ = mode.write_turn((thought, draft.answer), "", ("", draft.answer))
         rows.add("judge", ViewTurn(str(asked.prompt), head, "closing"))
     return rows

@@ -9,6 +9,7 @@ from random import Random
 from typing import Any, NamedTuple, TypeVar
 
 from reverse.data.drafts.draft_record import DraftRecord, RecordedDraft, tag_segments
+from reverse.data.drafts.tagged_parts import find_first_part
 from reverse.data.records.record_rules import find_faults, find_shape_problem
 from reverse.data.records.schema import ANSWER_TYPE, IMAGE_TOKEN
 from reverse.data.records.target_rules import Targets
@@ -27,6 +28,7 @@ __all__ = [
     "mode_of",
     "write_draft",
     "write_prefix",
+    "write_thinking",
 ]
 
 SAMPLES = ("sample", "first", "chain")  # roles of a model's own answers
@@ -161,6 +163,12 @@ def write_prefix(draft: RecordedDraft, end: int, *, tagged: bool) -> str:
     text = draft.text[:end]
     kept = tuple(segment for segment in draft.segments if segment.end <= end)
     return tag_segments(text, kept, all_confident=True) if tagged else text
+
+
+def write_thinking(text: str) -> str:
+    """What is thought before the answer: the part in `<think>`, what stands before `<answer>`, or all."""
+    thought = find_first_part(text, "think")
+    return (text.partition("<answer>")[0] if thought is None else thought).strip()
 
 
 def list_drafts(record: DraftRecord, roles: Sequence[str]) -> list[RecordedDraft]:
