@@ -5,7 +5,7 @@ import weakref
 
 import torch
 
-from reverse.decoding import engine
+from reverse.decoding import engine, shared_engines
 from reverse.decoding.asks import Node
 from reverse.decoding.policies.resample_policy import ResamplePolicy
 from reverse.decoding.preparing.preparing import CallerOptions, PreparedPrompt, Preparer
@@ -39,7 +39,9 @@ class Scripted:
         self.monkeypatch = monkeypatch
         self.alive, self.most, self.prepared = weakref.WeakSet(), 0, 0
         self.mode = Resample(policy=self.policy)
-        monkeypatch.setattr(engine, "_engines", weakref.WeakKeyDictionary())  # one of before would decode
+        monkeypatch.setattr(
+            shared_engines, "_engines", weakref.WeakKeyDictionary()
+        )  # one of before would decode
         monkeypatch.setattr(engine, "choose_backend", self.choose)
         monkeypatch.setattr(Preparer, "prepare", self.prepare)
         monkeypatch.setattr(TextCodec, "decode", staticmethod(mock.decode))
