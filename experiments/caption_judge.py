@@ -11,12 +11,11 @@ model says what it said before.
 
 from __future__ import annotations
 
-import argparse
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ import torch
 from experiments.reasoning.base_sampling import compute_features, sample_answers
 from experiments.reasoning.pool_training import PoolConfig, PoolGroup, PoolPart, train_pools
 from experiments.reasoning.reasoning_rows import Array, MadeRows, find_first, join_rows, load_encoder
+from experiments.recipe_arguments import read_recipe
 from experiments.scene_dataset import SceneDataset, ScenePictures
 from experiments.uniform_passes import UniformPass
 from reverse.data.scenes import Scene, find_objects, make_scene, render_scene
@@ -215,16 +215,7 @@ def _count_ids(encoder: Encoder, recipe: JudgeRecipe) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `python -m experiments.caption_judge`."""
-    summary = (__doc__ or "").split("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m experiments.caption_judge", description=summary)
-    for field in fields(JudgeRecipe):
-        option = "--" + field.name.replace("_", "-")
-        if isinstance(field.default, bool):
-            parser.add_argument(option, action="store_true")
-        else:
-            kind = type(field.default)
-            parser.add_argument(option, type=kind, default=field.default, help="default: %(default)s")
-    teach(JudgeRecipe(**vars(parser.parse_args(arguments))))
+    teach(read_recipe(JudgeRecipe, "python -m experiments.caption_judge", __doc__, arguments))
 
 
 if __name__ == "__main__":

@@ -16,13 +16,13 @@ one that was stopped goes on from its last checkpoint. `twin` takes its number o
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from experiments.recipe_arguments import read_recipe
 from experiments.scene_dataset import SceneDataset
 from experiments.tiny_models import build_tiny_llava, build_tiny_qwen, train_tokenizer
 from reverse.data.scenes import make_scene, make_scene_records
@@ -328,26 +328,9 @@ def _say(quiet: bool, line: str) -> None:
         print(line, flush=True)
 
 
-def _parser() -> argparse.ArgumentParser:
-    summary = (__doc__ or "").split("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m experiments.scene_models", description=summary)
-    for field in fields(SceneRecipe):
-        option = "--" + field.name.replace("_", "-")
-        if isinstance(field.default, bool):
-            parser.add_argument(option, action="store_true")
-        else:
-            kind = type(field.default)
-            parser.add_argument(option, type=kind, default=field.default, help="default: %(default)s")
-    parser.add_argument("--smoke", action="store_true", help="a few steps of a miniature")
-    return parser
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `python -m experiments.scene_models`."""
-    given = vars(_parser().parse_args(arguments))
-    smoke = given.pop("smoke")
-    recipe = SceneRecipe(**given)
-    run(recipe.smoke() if smoke else recipe)
+    run(read_recipe(SceneRecipe, "python -m experiments.scene_models", __doc__, arguments))
 
 
 if __name__ == "__main__":

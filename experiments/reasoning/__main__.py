@@ -8,11 +8,9 @@ A run that is stopped goes on when it is started again.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
-from dataclasses import fields
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from experiments.reasoning.reasoning_measures import (
 )
 from experiments.reasoning.reasoning_recipe import ReasoningRecipe
 from experiments.reasoning.reasoning_stages import run_stage
+from experiments.recipe_arguments import read_recipe
 from reverse.evaluation.runs.environment import describe_environment
 from reverse.files.atomic_write import write_json
 from reverse.files.json_values import replace_non_finite
@@ -88,27 +87,9 @@ def _open(recipe: ReasoningRecipe, stage: str, say: Any, writer: Any) -> Measure
     return Measurer(model, processor, recipe, Path(recipe.out) / "measure" / stage, say, writer)
 
 
-def _parser() -> argparse.ArgumentParser:
-    summary = (__doc__ or "").split("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m experiments.reasoning", description=summary)
-    for field in fields(ReasoningRecipe):
-        option = "--" + field.name.replace("_", "-")
-        if isinstance(field.default, bool):
-            parser.add_argument(option, action="store_true")
-        else:
-            parser.add_argument(
-                option, type=type(field.default), default=field.default, help="default: %(default)s"
-            )
-    parser.add_argument("--smoke", action="store_true", help="a few steps of a miniature")
-    return parser
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `python -m experiments.reasoning`."""
-    given = vars(_parser().parse_args(arguments))
-    smoke = given.pop("smoke")
-    recipe = ReasoningRecipe(**given)
-    recipe = recipe.smoke() if smoke else recipe
+    recipe = read_recipe(ReasoningRecipe, "python -m experiments.reasoning", __doc__, arguments)
 
     def say(line: str) -> None:
         print(line, flush=True)

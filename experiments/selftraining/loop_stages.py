@@ -152,7 +152,7 @@ class SelfTraining:
     def _measure(self, stage: str, checkpoint: Path, modes: tuple[str, ...]) -> None:
         """Answer the test split with a model."""
 
-        def work(key: dict[str, Any]) -> dict[str, Any]:
+        def work() -> dict[str, Any]:
             model = self._open_model(checkpoint)
             features = self._compute_test_features(model.passes)
             say = partial(self._tell, f"measure {stage}")
@@ -163,21 +163,21 @@ class SelfTraining:
     def _measure_gate(self, stage: str) -> None:
         """Answer the test split through the engine, and refine where the confidence is low."""
 
-        def work(key: dict[str, Any]) -> dict[str, Any]:
+        def work() -> dict[str, Any]:
             model, processor, _ = self._open(self.start if stage == "start" else self.out / stage)
+            key = self.settings.settings_of("measure")
             digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
             folder, say = self.out / "drafts" / f"{stage}-{digest}", partial(self._tell, f"gate {stage}")
             return measure_gate(model, processor, folder, self.settings.test_questions, say)
 
         self._record(f"{stage}-gated", work)
 
-    def _record(self, name: str, work: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-        """Write a measurement, unless it is there with the same settings, which `work` is given."""
+    def _record(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
+        """Write a measurement, unless it is there with the same settings."""
         path, key = self.out / "measure" / f"{name}.json", self.settings.settings_of("measure")
         if path.is_file() and read_json(path)["settings"] == key:
             return
-        found = work(key)
-        write_json(path, {"settings": key, **describe_environment(default_device()), "modes": found})
+        write_json(path, {"settings": key, **describe_environment(default_device()), "modes": work()})
 
     # ------------------------------------------------------------------ what stages share
     def _tell(self, stage: str, line: str) -> None:

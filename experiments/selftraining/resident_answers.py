@@ -148,6 +148,8 @@ class _Graded:
 
 
 class ModeMeasurement:
+    """Asks the test questions in the ways of several modes; `found` holds what `measure_modes` returns."""
+
     def __init__(
         self, model: ResidentModel, features: Tensor, settings: LoopSettings, say: Callable[[str], None]
     ):

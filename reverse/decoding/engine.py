@@ -277,7 +277,8 @@ class Engine:
         now = time.monotonic()
         scheduler.waits_since = scheduler.waits_since or now
         left = scheduler.waits_since + _PATIENCE - now
-        self.wakes_after = max(0.0, left)
+        if left > 0:
+            self.wakes_after = left if self.wakes_after is None else min(left, self.wakes_after)
         return left > 0
 
     @property
