@@ -8,28 +8,15 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 out=${1:?name a folder for the runs: bash scripts/train/reasoning.sh out/reasoning}
 shift
-python=${PYTHON:-python}
-read -ra families <<< "${FAMILIES:-qwen llava}"
-read -ra seeds <<< "${SEEDS:-0 1 2}"
-runs=$((${#families[@]} * ${#seeds[@]}))
-workers=$(($(nproc --all) * 2 / runs))
-folders=() processes=()
+source scripts/train/_seeds.sh
 mkdir -p "$out"
 for family in "${families[@]}"; do
   for seed in "${seeds[@]}"; do
-    folder="$out/$family-$seed"
-    "$python" -m experiments.reasoning --family "$family" --seed "$seed" --out "$folder" --shared "$out/rows" \
-      --workers "$((workers > 1 ? workers : 1))" "$@" > "$folder.log" 2>&1 &
-    folders+=("$folder") processes+=("$!")
-    echo "$folder: process $!, lines in $folder.log"
+    start_run "$out/$family-$seed" "$python" -m experiments.reasoning --family "$family" --seed "$seed" \
+      --out "$out/$family-$seed" --shared "$out/rows" --workers "$workers" "$@"
   done
 done
-trap 'kill "${processes[@]}" 2> /dev/null' INT TERM
-failed=0
-for number in "${!processes[@]}"; do
-  wait "${processes[$number]}" || { echo "${folders[$number]} failed:" >&2; tail -n 5 "${folders[$number]}.log" >&2; failed=1; }
-done
-((failed == 0))
+wait_for_runs
 for folder in "${folders[@]}"; do
   [[ -f "$folder/report-one.json" ]] || { echo "$folder has no report yet: the stages answer and report come next"; exit 0; }
 done

@@ -9,29 +9,16 @@ cd "$(dirname "$0")/../.."
 usage='name the folder of the bases and one for the runs: bash scripts/train/selftraining.sh out/reasoning out/selftraining'
 bases=${1:?$usage} out=${2:?$usage}
 shift 2
-python=${PYTHON:-python}
-read -ra families <<< "${FAMILIES:-qwen llava}"
-read -ra seeds <<< "${SEEDS:-0 1 2}"
-runs=$((${#families[@]} * ${#seeds[@]}))
-workers=$(($(nproc --all) * 2 / runs))
-folders=() processes=()
+source scripts/train/_seeds.sh
 mkdir -p "$out"
 for family in "${families[@]}"; do
   for seed in "${seeds[@]}"; do
-    folder="$out/$family-$seed"
-    "$python" -m experiments.selftraining --start "$bases/$family-$seed/base" --untagged --seed "$seed" --out "$folder" \
-      --pictures 8000 --steps 1500 --batch-pictures 48 --lr 1e-3 --batch 4096 \
-      --workers "$((workers > 1 ? workers : 1))" "$@" > "$folder.log" 2>&1 &
-    folders+=("$folder") processes+=("$!")
-    echo "$folder: process $!, lines in $folder.log"
+    start_run "$out/$family-$seed" "$python" -m experiments.selftraining --start "$bases/$family-$seed/base" --untagged \
+      --seed "$seed" --out "$out/$family-$seed" --pictures 8000 --steps 1500 --batch-pictures 48 --lr 1e-3 --batch 4096 \
+      --workers "$workers" "$@"
   done
 done
-trap 'kill "${processes[@]}" 2> /dev/null' INT TERM
-failed=0
-for number in "${!processes[@]}"; do
-  wait "${processes[$number]}" || { echo "${folders[$number]} failed:" >&2; tail -n 5 "${folders[$number]}.log" >&2; failed=1; }
-done
-((failed == 0))
+wait_for_runs
 for family in "${families[@]}"; do
   own=()
   for seed in "${seeds[@]}"; do own+=("$out/$family-$seed"); done
