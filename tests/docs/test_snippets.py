@@ -266,6 +266,8 @@ def check_options(file, words):
     """Options of a program of argparse, made of a dataclass' fields or written out."""
     files = sorted(file.parent.glob("*.py")) if file.name == "__init__.py" else [file]
     source = "\n".join(each.read_text() for each in files)
+    if "read_recipe(" in source:
+        source += (ROOT / "experiments/recipe_arguments.py").read_text()
     for word in words:
         if word.startswith("--"):
             name = word[2:].partition("=")[0]
