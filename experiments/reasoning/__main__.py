@@ -3,7 +3,7 @@
     python -m experiments.reasoning --family qwen --out out/reasoning/qwen-0 --compile --workers 14
     python -m experiments.reasoning --smoke --out out/smoke        # seconds on a CPU; learns nothing
 
-A run that is stopped goes on when it is started again.
+A run that is stopped goes on when it is started again. The stage answer may run in several processes at once.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def answer(recipe: ReasoningRecipe, stage: str, say: Any) -> None:
         settings = {"gates": gates, "threshold": threshold, **describe_environment(default_device())}
         write_json(out / "measure" / stage / "settings.json", replace_non_finite(settings))
         modes = list_modes(threshold, gates, recipe.most_samples)
-        answer_baselines(recipe, stage, say, writer)
         for split, name in list_work(splits):
             measurer.answer(split, name, modes[name])
         measurer.finish()
+        answer_baselines(recipe, stage, say, writer)
 
 
 def answer_baselines(recipe: ReasoningRecipe, stage: str, say: Any, writer: Any) -> None:

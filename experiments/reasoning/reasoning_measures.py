@@ -1,6 +1,7 @@
 """Answer the reasoning world's questions with every mode, through the library, and keep all drafts.
 
 Each mode's drafts are one file, `measure/STAGE/SPLIT/NAME.jsonl`; one that is there is not answered again.
+Several processes may answer one folder: each takes the modes that no other one has begun.
 Gates and the threshold are chosen on `val` (`choose_settings`), never on a test split.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -33,6 +35,7 @@ from reverse.decoding.config import ResamplingConfig
 from reverse.decoding.result import Draft, Result
 from reverse.evaluation.modes.mode_effects import cost, first_answers
 from reverse.evaluation.modes.question_means import final_draft, is_right
+from reverse.files.file_lock import OutputInUseError, output_lock
 from reverse.grading import grade
 from reverse.modes import Auto, Plain, Refine, Reflect, Select, SelfCorrect, Tree
 from reverse.modes.mode import Budget
@@ -78,6 +81,16 @@ class AskedQuestion:
     picture: np.ndarray
 
 
+@dataclass(frozen=True)
+class _AskedMode:
+    """Questions of a split that were asked with a mode, and the lock on the file of its drafts."""
+
+    split: str
+    name: str
+    handles: list[Handle]
+    lock: ExitStack
+
+
 class Measurer:
     """Answers the questions of a split with one model.
 
@@ -98,30 +111,44 @@ class Measurer:
     ):
         self.recipe, self.folder, self.say, self.writer = recipe, folder, say, writer
         self.engine = Engine(model, processor, max_sequences=recipe.sequences)
-        self._asked: tuple[str, str, list[Handle]] | None = None
+        self._asked: _AskedMode | None = None
         self._written: dict[Path, Future[None]] = {}
 
     def answer(self, split: str, name: str, measured: MeasuredMode) -> None:
-        """Ask the questions of a split with a mode, unless its drafts are there.
+        """Ask the questions of a split with a mode, unless its drafts exist or another process makes them.
 
         The answers are collected after the next call has asked its questions: an engine without work forgets
         the pictures that it has encoded.
         """
         path = self._path(split, name)
+        if self._asked is not None and self._asked.name == name and self._asked.split == split:
+            return
         if path.is_file() or path in self._written:
             return
-        asked = ask_questions(split, self.recipe.count_questions(split))
-        handles = [self.engine.submit(self._make_request(each, measured)) for each in asked]
-        self._collect()
-        self._asked = (split, name, handles)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(output_lock(path))
+            except OutputInUseError:
+                return
+            if path.is_file():
+                return
+            asked = ask_questions(split, self.recipe.count_questions(split))
+            handles = [self.engine.submit(self._make_request(each, measured)) for each in asked]
+            self._collect()
+            self._asked = _AskedMode(split, name, handles, stack.pop_all())
 
     def read(self, split: str, name: str) -> list[DraftRecord]:
-        """The records of a mode on a split, once they are written: one a question, in order."""
+        """The records of a mode on a split, once they are written: one a question, in order.
+
+        Raises MissingFileError if another process began to make them and stopped.
+        """
         path = self._path(split, name)
-        if self._asked is not None and self._asked[:2] == (split, name):
-            self._collect()
+        self._collect()  # also what other processes wait for
         if path in self._written:
             self._written.pop(path).result()
+        if not path.is_file():
+            with output_lock(path, wait=-1):
+                pass
         return list(read_drafts(path))
 
     def finish(self) -> None:
@@ -134,18 +161,22 @@ class Measurer:
         """Wait for the answers that were asked for last, and have them written."""
         if self._asked is None:
             return
-        (split, name, handles), self._asked = self._asked, None
-        began, path = time.monotonic(), self._path(split, name)
-        results = [handle.result() for handle in handles]
-        tokens = sum(result.usage.kept + result.usage.discarded for result in results)
-        self.say(
-            f"{self.folder.name} {split} {name}: {tokens / len(results):.0f} tokens a question, "
-            f"{time.monotonic() - began:.1f} s"
-        )
-        if self.writer is None:
-            write_results(path, split, name, results)
-        else:
-            self._written[path] = self.writer.submit(write_results, path, split, name, results)
+        asked, self._asked = self._asked, None
+        with ExitStack() as stack:
+            stack.push(asked.lock)
+            began, path = time.monotonic(), self._path(asked.split, asked.name)
+            results = [handle.result() for handle in asked.handles]
+            tokens = sum(result.usage.kept + result.usage.discarded for result in results)
+            name = f"{self.folder.name} {asked.split} {asked.name}"
+            each = tokens / len(results)
+            self.say(f"{name}: {each:.0f} tokens a question, {time.monotonic() - began:.1f} s")
+            if self.writer is None:
+                write_results(path, asked.split, asked.name, results)
+                return
+            written = self.writer.submit(write_results, path, asked.split, asked.name, results)
+            self._written[path] = written
+            lock = stack.pop_all()
+            written.add_done_callback(lambda _: lock.close())
 
     def _path(self, split: str, name: str) -> Path:
         return self.folder / split / f"{name}.jsonl"

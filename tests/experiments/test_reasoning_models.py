@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from experiments.reasoning.base_sampling import compute_features, sample_answers
 from experiments.reasoning.modes_figure import make_report
 from experiments.reasoning.pool_training import PoolConfig, PoolGroup, PoolPart, _Group, train_pools
 from experiments.reasoning.pooled_seeds import main as pool_main
-from experiments.reasoning.reasoning_measures import choose_gate
+from experiments.reasoning.reasoning_measures import MeasuredMode, Measurer, choose_gate
 from experiments.reasoning.reasoning_recipe import ReasoningRecipe
 from experiments.reasoning.reasoning_rows import (
     AnsweredPicture,
@@ -295,3 +296,26 @@ def test_all_stages_run(recipe):
     claims, alone = content["claims"]["qwen"]["test"], report["test"]["claims"]
     assert claims["base_accuracy"][0] == pytest.approx(alone["base_accuracy"][0])
     assert len(content["details"]["qwen"]["test"]["seeds"]) == 2
+
+
+def test_measurers_of_one_folder_share_its_modes(recipe, tmp_path):
+    """Without locks two processes that measure one model would answer every mode twice."""
+    names, said, read = ["a", "b", "c", "d"], [], {}
+
+    def measure(number):
+        model, processor = load(f"{recipe.out}/init", dtype="float32")
+        measurer = Measurer(model, processor, recipe, tmp_path, said.append)
+        for name in names:
+            measurer.answer("test", name, MeasuredMode("plain"))
+        read[number] = [
+            [draft.text for each in measurer.read("test", name) for draft in each.drafts] for name in names
+        ]
+        measurer.finish()
+
+    threads = [Thread(target=measure, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(line.split()[2].strip(":") for line in said) == names
+    assert read[0] == read[1] and len(read[0][0]) == recipe.test_questions

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -292,3 +293,15 @@ def test_all_works_without_torchvision(saved, picture, tmp_path):
     assert torch.allclose(torch.from_numpy(np.load(tmp_path / "logits.npy")), expected, atol=1e-5)
     assert find_token_ids(load(tmp_path)[1]) == find_token_ids(processor)
     assert find_token_ids(AutoProcessor.from_pretrained(tmp_path)) == find_token_ids(processor)
+
+
+def test_threads_load_one_after_the_other():
+    """transformers replaces functions while it builds a model: two at once left heads untied, or were refused."""
+
+    def is_tied(name):
+        model, _ = load(name)
+        return model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(is_tied, ["tiny-qwen", "tiny-llava", "tiny-reasoner"] * 3))
+    assert found == [True, False, True] * 3

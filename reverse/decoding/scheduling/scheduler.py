@@ -198,6 +198,8 @@ class Scheduler:
 
     def has_room(self, count: int) -> bool:
         """Return whether there is room for `count` new sequences once idle ones are dropped."""
+        if self._count_free() >= count:
+            return True
         wanted = {node for b in self.waiting for node in (b.node, b.node.base) if node in self._idle}
         self._drop_idle(count - self._count_free(), keep=wanted)
         self._drop_idle(count - self._count_free())  # the oldest must not wait for ever

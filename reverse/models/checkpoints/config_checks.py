@@ -6,6 +6,7 @@ existing model.
 """
 
 import copy
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from reverse.models.checkpoints.settings_files import (
 )
 from reverse.models.families import Family
 
+# While transformers builds a model it replaces functions for the whole process: one is built at a time.
+BUILDING = threading.RLock()
 MAX_LAYERS = 1024  # of one decoder or tower; the deepest public decoder has 126
 _DTYPES = ("float32", "float16", "bfloat16", "float64", "auto")
 _SECTIONS = ("text_config", "vision_config")
@@ -103,7 +106,7 @@ def build_empty(file: Path | str, config: Any, family: Family) -> Any:
     """
     config = copy.deepcopy(config)
     config._attn_implementation = "eager"  # a config may name one that is not installed here
-    with torch.device("meta"):
+    with BUILDING, torch.device("meta"):
         return _build(file, family.name, lambda: getattr(transformers, family.model_class)(config))
 
 

@@ -23,6 +23,7 @@ from transformers.utils import cached_file
 
 from reverse.errors import CheckpointError, MissingFileError, RequestTypeError, ReverseError
 from reverse.models.checkpoints.config_checks import (
+    BUILDING,
     build_config,
     build_empty,
     check_config_values,
@@ -187,15 +188,16 @@ def load_weights(path: str, family: Family, *, dtype: torch.dtype | None = None,
         place = view = str(link_without_adapter(files[0].parent, files))
         kwargs.pop("subfolder", None)
     try:
-        model, info = getattr(transformers, family.model_class).from_pretrained(
-            place,
-            dtype=dtype if dtype is not None else "auto",
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            adapter_kwargs={"subfolder": _NO_FOLDER},
-            **kwargs,
-        )
+        with BUILDING:
+            model, info = getattr(transformers, family.model_class).from_pretrained(
+                place,
+                dtype=dtype if dtype is not None else "auto",
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                adapter_kwargs={"subfolder": _NO_FOLDER},
+                **kwargs,
+            )
     except BaseException as error:
         if view is not None:
             shutil.rmtree(view, ignore_errors=True)
