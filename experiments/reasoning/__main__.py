@@ -38,14 +38,14 @@ from reverse.models.devices import default_device
 
 def answer(recipe: ReasoningRecipe, stage: str, say: Any) -> None:
     """Answer the recipe's splits with every mode of a stage's model, and with its baselines."""
-    out, splits = Path(recipe.out), recipe.splits.split(",")
+    out, work = Path(recipe.out), list_work(recipe.splits.split(","), recipe.modes)
     with _open_writer(recipe) as writer:
         measurer = _open(recipe, stage, say, writer)
         threshold, gates = choose_settings(measurer)
         settings = {"gates": gates, "threshold": threshold, **describe_environment(default_device())}
         write_json(out / "measure" / stage / "settings.json", replace_non_finite(settings))
         modes = list_modes(threshold, gates, recipe.most_samples)
-        for split, name in list_work(splits):
+        for split, name in work:
             measurer.answer(split, name, modes[name])
         measurer.finish()
         answer_baselines(recipe, stage, say, writer)

@@ -33,6 +33,7 @@ from reverse.data.scenes.reasoning import (
 from reverse.decoding.calls.handles import Handle
 from reverse.decoding.config import ResamplingConfig
 from reverse.decoding.result import Draft, Result
+from reverse.errors import RequestError
 from reverse.evaluation.modes.mode_effects import cost, first_answers
 from reverse.evaluation.modes.question_means import final_draft, is_right
 from reverse.files.file_lock import OutputInUseError, output_lock
@@ -310,10 +311,19 @@ def list_modes(threshold: float, gates: Mapping[str, float], most_samples: int) 
     return modes
 
 
-def list_work(splits: Sequence[str]) -> list[tuple[str, str]]:
-    """(split, mode) in the order in which they are answered: what all splits have comes first."""
+def list_work(splits: Sequence[str], modes: str = "") -> list[tuple[str, str]]:
+    """(split, mode) in the order in which they are answered: what all splits have comes first.
+
+    Args:
+        modes: names with commas between them; empty: all. Raises RequestError for one that does not exist.
+    """
+    chosen = set(modes.split(",")) if modes else {*ORDER, *TEST_ORDER}
+    if unknown := chosen - {*ORDER, *TEST_ORDER}:
+        known = ", ".join((*ORDER, *TEST_ORDER))
+        raise RequestError(f"unknown modes {', '.join(sorted(unknown))}: there are {known}")
     work = [(split, name) for split in splits for name in ORDER]
-    return work + [("test", name) for name in TEST_ORDER if "test" in splits]
+    work += [("test", name) for name in TEST_ORDER if "test" in splits]
+    return [(split, name) for split, name in work if name in chosen]
 
 
 def choose_settings(measurer: Measurer) -> tuple[float, dict[str, float]]:

@@ -63,6 +63,7 @@ class ReasoningRecipe:
     warmup: float = 0.03
     checkpoint_steps: int = 2_000
     splits: str = "test,shift"  # that are measured
+    modes: str = ""  # that are measured, such as "plain,resample"; empty: all
     test_questions: int = 2_000
     shift_questions: int = 500
     val_questions: int = 480
@@ -116,7 +117,16 @@ class ReasoningRecipe:
 
     def settings_of(self, stage: str) -> dict[str, Any]:
         """What the outcome of a stage depends on; not where or how fast it runs."""
-        elsewhere = {"out", "stages", "shared", "workers", "compile", "checkpoint_steps", "sequences"}
+        elsewhere = {
+            "out",
+            "stages",
+            "modes",
+            "shared",
+            "workers",
+            "compile",
+            "checkpoint_steps",
+            "sequences",
+        }
         settings = {name: value for name, value in asdict(self).items() if name not in elsewhere}
         measuring = ("splits", "test_", "shift_", "val_", "most_")
         joint = (

@@ -10,6 +10,7 @@ What a process makes depends on indices and seeds alone, never on how the work i
 from __future__ import annotations
 
 import json
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -205,8 +206,15 @@ def _run(make: RowMaker, source: RowSource, parts: Sequence[Any], workers: int) 
     if workers < 1:
         yield from (make(source, part) for part in parts)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # what all workers import is imported once
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_use_one_thread) as pool:
         yield from pool.map(make, [source] * len(parts), parts)
+
+
+def _use_one_thread() -> None:
+    """Every worker's tokenizer would start a thread for each core."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 def join_rows(rows: Sequence[tuple[Array, Array, int]]) -> RowPool:

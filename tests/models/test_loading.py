@@ -296,7 +296,7 @@ def test_all_works_without_torchvision(saved, picture, tmp_path):
 
 
 def test_threads_load_one_after_the_other():
-    """transformers replaces functions while it builds a model: two at once left heads untied, or were refused."""
+    """transformers replaces functions while it builds a model: with two at once heads lost their ties."""
 
     def is_tied(name):
         model, _ = load(name)
