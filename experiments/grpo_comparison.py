@@ -4,48 +4,55 @@
 
 Both runs see the same questions for the same number of steps. One asks for a reflection and pays by the
 preset `default`; the other asks for an answer and pays only for a right one (`plain`). Measured are single
-answers, and the mode `reflect` without a gate: how many wrong first answers it mends, how many right ones it
-breaks. Finished runs and measurements are not repeated.
+answers, and whole turns that reflect, as GRPO trains them: how many wrong first answers they mend, how many
+right ones they break. Finished runs and measurements are not repeated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
-from experiments.reasoning.reasoning_measures import CORRECTIONS, KEEP, MeasuredMode, Measurer
-from experiments.reasoning.reasoning_recipe import REFLECTION, ReasoningRecipe
+from experiments.claim_files import add_claims
+from experiments.reasoning.reasoning_measures import KEEP, ask_questions
+from experiments.reasoning.reasoning_recipe import REFLECTION
 from experiments.recipe_arguments import read_recipe
-from reverse.data.drafts.draft_record import DraftRecord
+from reverse import Engine, Request
+from reverse.data.drafts.draft_files import read_drafts, write_drafts
+from reverse.data.drafts.draft_record import DraftRecord, RecordedCost, RecordedDraft, Verdict
 from reverse.data.scenes.reasoning import (
+    ReasoningQuestion,
     draw_reasoning_picture,
     make_reasoning_picture,
     make_reasoning_questions,
 )
 from reverse.decoding.asks import Conversation
+from reverse.decoding.config import ResamplingConfig
 from reverse.evaluation.modes.mode_effects import cost, first_answers, transitions
 from reverse.evaluation.modes.question_means import estimate_mean, is_right
 from reverse.evaluation.runs.environment import describe_environment
 from reverse.evaluation.stats.intervals import Interval
 from reverse.files.atomic_write import atomic_write, json_bytes, write_json
 from reverse.files.json_values import replace_non_finite
-from reverse.files.text_reading import read_json
 from reverse.models import load
 from reverse.models.devices import default_device
 from reverse.modes import Reflect
 from reverse.training.recipes.recipe import load_recipe
+from reverse.training.rl.attempt_text import find_verdicts, read_attempt
 from reverse.training.views.grpo_views import view_prompts
 
 __all__ = ["GRPOSettings", "compute_claims", "write_rows"]
 
 RESULTS = Path("benchmarks/results/selftraining.json")
-FIRST_PICTURE = 4_000_000  # of those that are trained on
-RUNS = {"reflection": "default", "plain": "plain"}  # and the preset of their rewards
+FIRST_PICTURE = 4_000_000  # number of the first picture that is trained on
+RUNS = {"reflection": "default", "plain": "plain"}  # presets of rewards
+VERDICTS: dict[bool, Verdict] = {True: "right", False: "wrong"}
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,13 @@ class GRPOSettings:
     test_questions: int = 2_000
     sequences: int = 128  # decoded side by side while measuring
     seed: int = 0
+
+    @property
+    def digest(self) -> str:
+        """Of what measurements depend on: in the name of their folder."""
+        left_out = ("out", "name", "sequences")
+        told = {name: value for name, value in asdict(self).items() if name not in left_out}
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
 
     def smoke(self) -> GRPOSettings:
         """The same in miniature."""
@@ -113,41 +127,85 @@ def train(settings: GRPOSettings, name: str, rows: Path) -> dict[str, Any]:
 def measure(
     settings: GRPOSettings, name: str, checkpoint: str | Path, say: Callable[[str], None]
 ) -> dict[str, list[DraftRecord]]:
-    """Single answers, and reflections unless the model was not trained for them, by mode."""
+    """Answers of a model to the test questions: single ones, and those of whole turns that reflect."""
     model, processor = load(checkpoint, device=default_device(), dtype="float32")
-    recipe = ReasoningRecipe(test_questions=settings.test_questions, sequences=settings.sequences)
-    measurer = Measurer(model, processor, recipe, Path(settings.out) / "measure" / name, say)
-    modes = {"plain": MeasuredMode(KEEP)}
-    if name != "plain":
-        modes["reflect"] = MeasuredMode(CORRECTIONS["reflect"])
-    for mode, measured in modes.items():
-        measurer.answer("test", mode, measured)
-    return {mode: measurer.read("test", mode) for mode in modes}
+    engine = Engine(model, processor, max_sequences=settings.sequences)
+    found = {}
+    for mode in ("plain", "reflect") if name != "plain" else ("plain",):
+        path = Path(settings.out) / f"measure-{settings.digest}" / name / f"{mode}.jsonl"
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_drafts(path, answer_questions(engine, mode, settings))
+        found[mode] = list(read_drafts(path))
+        right = sum(map(is_right, found[mode])) / len(found[mode])
+        say(f"{name} {mode}: {100 * right:.1f} % right")
+    return found
 
 
-def compute_claims(found: dict[str, dict[str, list[DraftRecord]]]) -> dict[str, Any]:
+def answer_questions(engine: Engine, mode: str, settings: GRPOSettings) -> list[DraftRecord]:
+    """Ask the test questions. A turn that reflects is one draft for its first answer and one for its last."""
+    asked = ask_questions("test", settings.test_questions)
+    how = KEEP if mode == "plain" else Reflect(inner=KEEP, instruction=REFLECTION)
+    handles = [
+        engine.submit(
+            Request(
+                Image.fromarray(each.picture),
+                each.question.text,
+                mode=how,
+                config=ResamplingConfig(hints=0),
+                max_new_tokens=settings.most_tokens,
+            )
+        )
+        for each in asked
+    ]
+    results = [handle.result() for handle in handles]
+    return [
+        make_turn_record(each.question, result.text, result.usage.kept, mode, result.usage.seconds)
+        for each, result in zip(asked, results, strict=True)
+    ]
+
+
+def make_turn_record(
+    question: ReasoningQuestion, text: str, tokens: int, mode: str, seconds: float = 0.0
+) -> DraftRecord:
+    """A record of one answer, or of a turn with its first and its last answer."""
+    first, last = find_verdicts(read_attempt(text), question.gold.key())
+    drafts = [RecordedDraft(text=text, role="first", verdict=VERDICTS[first], accepted=mode == "plain")]
+    if mode != "plain":
+        drafts.append(RecordedDraft(text=text, role="reflection", verdict=VERDICTS[last], accepted=True))
+    return DraftRecord(
+        id=question.id,
+        question=question.text,
+        images=(question.id.rpartition("-")[0],),  # intervals are over pictures
+        gold=question.gold,
+        drafts=tuple(drafts),
+        cost=RecordedCost(mode=mode, tokens=tokens, seconds=seconds),
+    )
+
+
+def compute_claims(found: Mapping[str, Mapping[str, list[DraftRecord]]]) -> dict[str, Any]:
     """Figures from the records of "start", "reflection" and "plain" by mode; shares of the questions."""
     claims: dict[str, Any] = {}
     for model, runs in found.items():
-        claims[f"{model}_accuracy"] = _show(estimate_mean(runs["plain"], _values(runs["plain"])))
-        if "reflect" not in runs:
-            continue
-        change = transitions(first_answers(runs["reflect"]), runs["reflect"])
-        claims[f"{model}_reflect_accuracy"] = _show(change.after)
-        claims[f"{model}_fix_rate"] = _show(change.wrong_to_right)
-        claims[f"{model}_break_rate"] = _show(change.right_to_wrong)
-        claims[f"{model}_reflect_tokens"] = _show(cost(runs["reflect"]).tokens)
-    own = found["reflection"]["reflect"]
-    for name, other in (("plain", found["plain"]["plain"]), ("start", found["start"]["plain"])):
-        claims[f"grpo_reflection_over_{name}"] = _show(estimate_mean(own, _values(own) - _values(other)))
-    plain, start = found["plain"]["plain"], found["start"]["plain"]
-    claims["plain_grpo_gain"] = _show(estimate_mean(plain, _values(plain) - _values(start)))
+        claims[f"{model}_accuracy"] = _show(estimate_mean(runs["plain"], list(map(is_right, runs["plain"]))))
+        claims[f"{model}_tokens"] = _show(cost(runs["plain"]).tokens)
+        if "reflect" in runs:
+            change = transitions(first_answers(runs["reflect"]), runs["reflect"])
+            claims[f"{model}_reflect_first_accuracy"] = _show(change.before)
+            claims[f"{model}_reflect_accuracy"] = _show(change.after)
+            claims[f"{model}_fix_rate"] = _show(change.wrong_to_right)
+            claims[f"{model}_break_rate"] = _show(change.right_to_wrong)
+            claims[f"{model}_reflect_tokens"] = _show(cost(runs["reflect"]).tokens)
+    start, reflection, plain = (found[name] for name in ("start", "reflection", "plain"))
+    gains = {
+        "grpo_reflection_over_plain": (plain["plain"], reflection["reflect"]),
+        "grpo_reflection_gain": (start["reflect"], reflection["reflect"]),  # by training alone
+        "grpo_reflection_over_start": (start["plain"], reflection["reflect"]),  # by training and the mode
+        "grpo_plain_gain": (start["plain"], plain["plain"]),
+    }
+    claims |= {name: _show(transitions(*pair).net) for name, pair in gains.items()}
     claims["break_rate_after_grpo"] = claims["reflection_break_rate"]
     return claims
-
-
-def _values(records: Sequence[DraftRecord]) -> np.ndarray:
-    return np.array([is_right(record) for record in records], dtype=float)
 
 
 def _show(interval: Interval) -> list[float]:
@@ -181,16 +239,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = replace_non_finite(run(settings, lambda line: print(line, flush=True)))
     write_json(Path(settings.out) / "grpo.json", found)
     if settings.name:
-        results = read_json(RESULTS)
-        kept = (
-            "grpo_reflection_over_plain",
-            "grpo_reflection_over_start",
-            "plain_grpo_gain",
-            "break_rate_after_grpo",
-        )
-        results["claims"].setdefault(settings.name, {}).update({name: found["claims"][name] for name in kept})
-        results["parts"][f"grpo_{settings.name}"] = found
-        write_json(RESULTS, results)
+        claims = {name: value for name, value in found["claims"].items() if "grpo" in name}
+        add_claims(RESULTS, settings.name, claims, {f"grpo_{settings.name}": found})
     print(f"{settings.out}/grpo.json")
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from experiments.claim_files import add_claims
 from experiments.reasoning.reasoning_measures import KEEP, AskedQuestion, ask_questions
 from experiments.recipe_arguments import read_recipe
 from reverse import Engine, Request
@@ -33,7 +34,6 @@ from reverse.evaluation.runs.environment import describe_environment
 from reverse.evaluation.stats.intervals import Interval
 from reverse.files.atomic_write import write_json
 from reverse.files.json_values import replace_non_finite
-from reverse.files.text_reading import read_json
 from reverse.models import load
 from reverse.models.devices import default_device
 from reverse.models.value_head import attach_value_head
@@ -152,7 +152,7 @@ def compare_judges(sampled: Sequence[_Sampled]) -> dict[str, dict[str, Any]]:
         found[judge] = {"auroc": _show(answer_auroc(records))}
         for rule in ("best", "weighted"):
             found[judge][rule] = _show(estimate_mean(records, values_at(records, rule, most)))
-    plain = [each.record(next(iter(sampled[0].scores))) for each in sampled]
+    plain = [each.record() for each in sampled]  # without confidences: no judge decides a tie
     found["all"] = {
         rule: _show(estimate_mean(plain, values_at(plain, rule, most))) for rule in ("vote", "oracle")
     }
@@ -205,14 +205,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = replace_non_finite(run(recipe, lambda line: print(line, flush=True)))
     write_json(Path(recipe.out) / "value.json", found)
     if recipe.name:
-        results = read_json(RESULTS)
-        claims = results["claims"].setdefault(recipe.name, {})
         judges = found["judges"]
-        claims["value_auroc"] = judges[VALUE]["auroc"]
+        claims = {"value_auroc": judges[VALUE]["auroc"]}
         claims |= {f"{kind}_confidence_auroc": judges[kind]["auroc"] for kind in CONFIDENCES}
         claims["best_by_value_over_confidence"] = judges["all"]["best_by_value_over_product"]
-        results["parts"][f"value_{recipe.name}"] = found
-        write_json(RESULTS, results)
+        add_claims(RESULTS, recipe.name, claims, {f"value_{recipe.name}": found})
     print(f"{recipe.out}/value.json")
 
 

@@ -23,11 +23,11 @@ from experiments.reasoning.reasoning_measures import (
     Measurer,
     choose_settings,
     list_modes,
-    list_work,
 )
 from experiments.reasoning.reasoning_recipe import ReasoningRecipe
 from experiments.reasoning.reasoning_stages import run_stage
 from experiments.recipe_arguments import read_recipe
+from reverse.errors import DataError
 from reverse.evaluation.runs.environment import describe_environment
 from reverse.files.atomic_write import write_json
 from reverse.files.json_values import replace_non_finite
@@ -38,27 +38,17 @@ from reverse.models.devices import default_device
 
 def answer(recipe: ReasoningRecipe, stage: str, say: Any) -> None:
     """Answer the recipe's splits with every mode of a stage's model, and with its baselines."""
-    out, work = Path(recipe.out), list_work(recipe.splits.split(","), recipe.modes)
+    out = Path(recipe.out)
     with _open_writer(recipe) as writer:
         measurer = _open(recipe, stage, say, writer)
         threshold, gates = choose_settings(measurer)
         settings = {"gates": gates, "threshold": threshold, **describe_environment(default_device())}
         write_json(out / "measure" / stage / "settings.json", replace_non_finite(settings))
-        modes = list_modes(threshold, gates, recipe.most_samples)
-        for split, name in work:
-            measurer.answer(split, name, modes[name])
-        measurer.finish()
-        answer_baselines(recipe, stage, say, writer)
-
-
-def answer_baselines(recipe: ReasoningRecipe, stage: str, say: Any, writer: Any) -> None:
-    """Answer the recipe's splits with the models that a stage's model is compared with."""
-    for name in BASELINES:
-        if (Path(recipe.out) / name).is_dir() and name != stage:
-            baseline = _open(recipe, name, say, writer)
-            for split in recipe.splits.split(","):
-                baseline.answer(split, "plain", MeasuredMode("plain"))
-            baseline.finish()
+        measurer.answer_all(recipe.measured, list_modes(threshold, gates, recipe.most_samples))
+        for name in BASELINES:
+            if (out / name).is_dir() and name != stage:
+                work = [(split, "plain") for split in recipe.splits.split(",")]
+                _open(recipe, name, say, writer).answer_all(work, {"plain": MeasuredMode("plain")})
 
 
 def report(recipe: ReasoningRecipe, stage: str, say: Any) -> None:
@@ -82,9 +72,28 @@ def _open_writer(recipe: ReasoningRecipe) -> Any:
 
 
 def _open(recipe: ReasoningRecipe, stage: str, say: Any, writer: Any) -> Measurer:
+    out = Path(recipe.out)
+    check_measurements(recipe, stage)
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    model, processor = load(Path(recipe.out) / stage, device=default_device(), dtype=dtype)
-    return Measurer(model, processor, recipe, Path(recipe.out) / "measure" / stage, say, writer)
+    model, processor = load(out / stage, device=default_device(), dtype=dtype)
+    return Measurer(model, processor, recipe, out / "measure" / stage, say, writer)
+
+
+def check_measurements(recipe: ReasoningRecipe, stage: str) -> None:
+    """Raise DataError if there are drafts of a model, or of measurements, with other settings."""
+    out = Path(recipe.out)
+    counts = ("test_questions", "shift_questions", "val_questions", "most_tokens", "most_samples")
+    wanted = {
+        "trained": read_json(out / stage / "stage.json")["settings"],
+        "measured": {name: getattr(recipe, name) for name in counts},
+    }
+    path = out / "measure" / stage / "measured.json"
+    if path.is_file() and read_json(path) != wanted:
+        raise DataError(
+            f"{path.parent} holds drafts of a model that was trained or measured with other settings: delete "
+            "this folder, or give the settings of before"
+        )
+    write_json(path, wanted)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

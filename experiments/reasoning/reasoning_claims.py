@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.reasoning.reasoning_measures import AUTO_BUDGETS, CORRECTIONS
+from experiments.reasoning.reasoning_measures import CORRECTIONS
+from experiments.reasoning.reasoning_recipe import AUTO_BUDGETS
 from reverse.data.drafts.draft_files import read_drafts
 from reverse.data.drafts.draft_record import DraftRecord
 from reverse.errors import DataError

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from experiments.reasoning.reasoning_recipe import REFLECTION, ReasoningRecipe
+from experiments.reasoning.reasoning_recipe import AUTO_BUDGETS, REFLECTION, ReasoningRecipe
 from reverse import Engine, Request
 from reverse.data.drafts.draft_files import read_drafts, write_drafts
 from reverse.data.drafts.draft_record import DraftRecord, DraftSegment, RecordedCost, RecordedDraft
@@ -33,7 +33,6 @@ from reverse.data.scenes.reasoning import (
 from reverse.decoding.calls.handles import Handle
 from reverse.decoding.config import ResamplingConfig
 from reverse.decoding.result import Draft, Result
-from reverse.errors import RequestError
 from reverse.evaluation.modes.mode_effects import cost, first_answers
 from reverse.evaluation.modes.question_means import final_draft, is_right
 from reverse.files.file_lock import OutputInUseError, output_lock
@@ -42,7 +41,6 @@ from reverse.modes import Auto, Plain, Refine, Reflect, Select, SelfCorrect, Tre
 from reverse.modes.mode import Budget
 
 __all__ = [
-    "AUTO_BUDGETS",
     "CORRECTIONS",
     "MeasuredMode",
     "Measurer",
@@ -50,7 +48,6 @@ __all__ = [
     "choose_gate",
     "choose_settings",
     "list_modes",
-    "list_work",
     "make_draft_record",
     "write_results",
 ]
@@ -63,7 +60,6 @@ CORRECTIONS: dict[str, Any] = {
     "reflect": Reflect(inner=KEEP, instruction=REFLECTION),
 }
 THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
-AUTO_BUDGETS = (60, 120, 240)  # tokens
 
 
 @dataclass(frozen=True)
@@ -138,19 +134,30 @@ class Measurer:
             self._collect()
             self._asked = _AskedMode(split, name, handles, stack.pop_all())
 
-    def read(self, split: str, name: str) -> list[DraftRecord]:
-        """The records of a mode on a split, once they are written: one a question, in order.
+    def answer_all(self, work: Sequence[tuple[str, str]], modes: Mapping[str, MeasuredMode]) -> None:
+        """Ask the questions of all (split, mode), and wait until everything is written.
 
-        Raises MissingFileError if another process began to make them and stopped.
+        What another process has begun is awaited, and done here if that process stopped.
         """
+        for split, name in work:
+            self.answer(split, name, modes[name])
+        for split, name in work:
+            self._await(split, name, modes[name])
+
+    def read(self, split: str, name: str, measured: MeasuredMode) -> list[DraftRecord]:
+        """The records of a mode on a split, one a question, in order; made first if they are not there."""
+        self._await(split, name, measured)
+        return list(read_drafts(self._path(split, name)))
+
+    def _await(self, split: str, name: str, measured: MeasuredMode) -> None:
+        """Return once the drafts of a mode are written, by whichever process."""
         path = self._path(split, name)
-        self._collect()  # also what other processes wait for
-        if path in self._written:
-            self._written.pop(path).result()
-        if not path.is_file():
+        self.finish()  # another process may wait for what this one has begun
+        while not path.is_file():
             with output_lock(path, wait=-1):
                 pass
-        return list(read_drafts(path))
+            self.answer(split, name, measured)
+            self.finish()
 
     def finish(self) -> None:
         """Wait until everything is written."""
@@ -275,20 +282,6 @@ def _with_p(segment: DraftSegment, read: Mapping[tuple[int, int], float | None])
 
 
 # ---------------------------------------------------------------------- modes, and what is chosen on val
-# In the order in which they are answered; what follows "select3" is measured on `test` only.
-ORDER: tuple[str, ...] = (
-    "plain",
-    "resample",
-    "refine_gated",
-    "self_correct_gated",
-    "reflect_gated",
-    "select8",
-)
-ORDER += ("tree", *(f"auto{tokens}" for tokens in AUTO_BUDGETS), "select3")
-TEST_ORDER: tuple[str, ...] = ("refine", "self_correct", "reflect", "samples", "tree2", "resample_defaults")
-TEST_ORDER += ("self_correct_rounds2", "self_correct_rounds3")
-
-
 def list_modes(threshold: float, gates: Mapping[str, float], most_samples: int) -> dict[str, MeasuredMode]:
     """Every mode that is measured on a test split."""
     checked = ResamplingConfig.for_rationales(threshold=threshold)
@@ -311,38 +304,25 @@ def list_modes(threshold: float, gates: Mapping[str, float], most_samples: int) 
     return modes
 
 
-def list_work(splits: Sequence[str], modes: str = "") -> list[tuple[str, str]]:
-    """(split, mode) in the order in which they are answered: what all splits have comes first.
-
-    Args:
-        modes: names with commas between them; empty: all. Raises RequestError for one that does not exist.
-    """
-    chosen = set(modes.split(",")) if modes else {*ORDER, *TEST_ORDER}
-    if unknown := chosen - {*ORDER, *TEST_ORDER}:
-        known = ", ".join((*ORDER, *TEST_ORDER))
-        raise RequestError(f"unknown modes {', '.join(sorted(unknown))}: there are {known}")
-    work = [(split, name) for split in splits for name in ORDER]
-    work += [("test", name) for name in TEST_ORDER if "test" in splits]
-    return [(split, name) for split, name in work if name in chosen]
-
-
 def choose_settings(measurer: Measurer) -> tuple[float, dict[str, float]]:
     """The threshold of resampling and the gate of each correction, chosen on val."""
-    for name, mode in CORRECTIONS.items():
-        # The highest gate: what is corrected always, and shows its first answer beside.
-        measurer.answer("val", name, MeasuredMode(replace(mode, gate=1.0)))
-    for threshold in THRESHOLDS:
-        config = ResamplingConfig.for_rationales(threshold=threshold)
-        measurer.answer("val", f"resample_{threshold:g}", MeasuredMode("resample", config))
-    gates = {name: choose_gate(measurer.read("val", name)) for name in CORRECTIONS}
-    return choose_threshold(measurer), gates | {"auto": gates["refine"]}
+    # The highest gate: what is corrected always, and shows its first answer beside.
+    corrections = {name: MeasuredMode(replace(mode, gate=1.0)) for name, mode in CORRECTIONS.items()}
+    resampled = {
+        f"resample_{each:g}": MeasuredMode("resample", ResamplingConfig.for_rationales(threshold=each))
+        for each in THRESHOLDS
+    }
+    modes = corrections | resampled
+    measurer.answer_all([("val", name) for name in modes], modes)
+    gates = {name: choose_gate(measurer.read("val", name, mode)) for name, mode in corrections.items()}
+    return choose_threshold(measurer, resampled), gates | {"auto": gates["refine"]}
 
 
-def choose_threshold(measurer: Measurer) -> float:
+def choose_threshold(measurer: Measurer, resampled: Mapping[str, MeasuredMode]) -> float:
     """The threshold of resampling that is right most often on val; of equals the one with fewer tokens."""
     found = {}
-    for threshold in THRESHOLDS:
-        records = measurer.read("val", f"resample_{threshold:g}")
+    for threshold, (name, mode) in zip(THRESHOLDS, resampled.items(), strict=True):
+        records = measurer.read("val", name, mode)
         found[threshold] = (sum(map(is_right, records)), -cost(records).tokens.point)
     return max(found, key=lambda threshold: found[threshold])
 

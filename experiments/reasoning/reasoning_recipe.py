@@ -7,10 +7,23 @@ from typing import Any
 
 from reverse.errors import RequestError
 
-__all__ = ["REFLECTION", "SIZES", "STAGES", "ReasoningRecipe"]
+__all__ = ["AUTO_BUDGETS", "MODES", "REFLECTION", "SIZES", "STAGES", "TEST_MODES", "ReasoningRecipe"]
 
 STAGES: tuple[str, ...] = ("init", "base", "sample", "one", "greedy", "truth", "answer", "report")
 STAGES += ("sample2", "two", "answer2", "report2", "half")
+AUTO_BUDGETS = (60, 120, 240)  # tokens
+# In the order in which they are answered; those of TEST_MODES are measured on `test` only.
+MODES: tuple[str, ...] = (
+    "plain",
+    "resample",
+    "refine_gated",
+    "self_correct_gated",
+    "reflect_gated",
+    "select8",
+)
+MODES += ("tree", *(f"auto{tokens}" for tokens in AUTO_BUDGETS), "select3")
+TEST_MODES: tuple[str, ...] = ("refine", "self_correct", "reflect", "samples", "tree2", "resample_defaults")
+TEST_MODES += ("self_correct_rounds2", "self_correct_rounds3")
 # Without an instruction, questions for a reflection and for a plain answer would be the same.
 REFLECTION = "Think and answer, then reflect and answer again."
 # At most 3 million parameters.
@@ -63,7 +76,7 @@ class ReasoningRecipe:
     warmup: float = 0.03
     checkpoint_steps: int = 2_000
     splits: str = "test,shift"  # that are measured
-    modes: str = ""  # that are measured, such as "plain,resample"; empty: all
+    modes: str = ""  # that are measured beside "plain", such as "resample,tree"; empty: all
     test_questions: int = 2_000
     shift_questions: int = 500
     val_questions: int = 480
@@ -79,6 +92,9 @@ class ReasoningRecipe:
         unknown = set(self.stages.split(",")) - set(STAGES)
         if unknown:
             raise RequestError(f"unknown stages {', '.join(sorted(unknown))}: there are {', '.join(STAGES)}")
+        if unknown := set(filter(None, self.modes.split(","))) - {*MODES, *TEST_MODES}:
+            known = ", ".join((*MODES, *TEST_MODES))
+            raise RequestError(f"unknown modes {', '.join(sorted(unknown))}: there are {known}")
         if not 0 < self.truth_share <= 1:
             raise RequestError(f"truth_share must lie in (0, 1], got {self.truth_share}")
 
@@ -100,6 +116,14 @@ class ReasoningRecipe:
         stages = self.stages.split(",")
         found += ["truth"] if "truth" in stages else []
         return (*found, "own_tagged") if "two" in stages else tuple(found)
+
+    @property
+    def measured(self) -> list[tuple[str, str]]:
+        """(split, mode) in the order in which they are answered: what all splits have comes first."""
+        chosen = {"plain", *self.modes.split(",")} if self.modes else {*MODES, *TEST_MODES}
+        work = [(split, name) for split in self.splits.split(",") for name in MODES]
+        work += [("test", name) for name in TEST_MODES if "test" in self.splits.split(",")]
+        return [(split, name) for split, name in work if name in chosen]
 
     def count_questions(self, split: str) -> int:
         """Questions of a split that are answered."""

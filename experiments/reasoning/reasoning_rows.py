@@ -213,7 +213,7 @@ def _run(make: RowMaker, source: RowSource, parts: Sequence[Any], workers: int) 
 
 
 def _use_one_thread() -> None:
-    """Every worker's tokenizer would start a thread for each core."""
+    """Keep the tokenizer of this process from starting one thread per core."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 

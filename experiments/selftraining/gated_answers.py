@@ -38,10 +38,9 @@ def measure_gate(
     recipe = ReasoningRecipe(test_questions=questions, val_questions=VAL_QUESTIONS)
     measurer = Measurer(model, processor, recipe, folder, say)
     always = MeasuredMode(replace(CORRECTIONS["refine"], gate=1.0))
-    for split in ("val", "test"):
-        measurer.answer(split, "refine", always)
-    gate = choose_gate(measurer.read("val", "refine"))
-    return apply_gate(measurer.read("test", "refine"), gate)
+    measurer.answer_all([("val", "refine"), ("test", "refine")], {"refine": always})
+    gate = choose_gate(measurer.read("val", "refine", always))
+    return apply_gate(measurer.read("test", "refine", always), gate)
 
 
 def apply_gate(refined: Sequence[DraftRecord], gate: float) -> dict[str, dict[str, Any]]:

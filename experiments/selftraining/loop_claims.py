@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from experiments.claim_files import add_claims
 from reverse.errors import DataError
 from reverse.evaluation.detector.detection import auroc
 from reverse.evaluation.stats.bootstrap import estimate_ratio
-from reverse.files.atomic_write import write_json
 from reverse.files.text_reading import read_json
 
 __all__ = ["compute_claims", "describe_runs", "read_runs"]
@@ -190,14 +190,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="default: %(default)s")
     given = parser.parse_args(arguments)
     found = describe_runs(given.folders)
-    results = read_json(given.out) if given.out.is_file() else {"claims": {}, "parts": {}}
     first = read_json(given.folders[0] / "measure" / "start.json")
     made = {name: first[name] for name in KEPT if name in first} | {"settings": first["settings"]}
     words = ["python", "-m", "experiments.selftraining.loop_claims", *map(str, given.folders)]
     words += ["--name", given.name]
-    results["claims"][given.name] = found.pop("claims")
-    results["parts"][f"loops_{given.name}"] = {**made, "command": shlex.join(words), **found}
-    write_json(given.out, results)
+    claims = found.pop("claims")
+    part = {**made, "command": shlex.join(words), **found}
+    add_claims(given.out, given.name, claims, {f"loops_{given.name}": part})
     print(f"{given.out}: {given.name}, {len(given.folders)} seeds")
 
 

@@ -49,7 +49,7 @@ class ValueHead(torch.nn.Module):
         super().__init__()
         if not 1 <= width <= LARGEST_WIDTH:
             raise RequestError(f"width must lie between 1 and {LARGEST_WIDTH:,}, got {width!r:.80}")
-        self.linear = torch.nn.Linear(width, 1)
+        self.linear = torch.nn.Linear(width, 1, dtype=torch.float32)
         torch.nn.init.zeros_(self.linear.weight)  # the first value of every text is 1/2
         torch.nn.init.zeros_(self.linear.bias)
 

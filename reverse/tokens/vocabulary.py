@@ -15,6 +15,7 @@ import torch
 from transformers import AddedToken
 
 from reverse.errors import DataError, RequestTypeError
+from reverse.model_building import building_alone
 from reverse.tokens.spans import CN, SPAN, TAGS, UN, TokenIds
 
 NOISE = 0.02  # of the standard deviation of the rows in use: enough to tell the three rows apart
@@ -109,7 +110,7 @@ def add_tokens(
     to_fill |= {i: starts[tag] for tag, i in zip(TAGS, ids, strict=True) if i >= rows}
     used = sorted(i for tag, i in before.items() if i < rows and i not in to_fill)
     if needed > rows:
-        with torch.random.fork_rng(devices=[]):  # the rows drawn here are overwritten below
+        with building_alone(), torch.random.fork_rng(devices=[]):  # the rows drawn here are overwritten below
             model.resize_token_embeddings(needed, mean_resizing=False)
     _fill_rows(model, tokenizer, to_fill, used, seed)
     return ids
@@ -197,5 +198,5 @@ def _fill_rows(model: Any, tokenizer: Any, to_fill: dict[int, str], used: list[i
         for row, start in sorted(to_fill.items()):
             centre = mean if start == "mean" else rows[phrases[start]].mean(dim=0)
             generator = torch.Generator().manual_seed(((seed * 2 + which) * 1_000_003 + row) % 2**64)
-            noise = torch.randn(centre.shape, generator=generator).to(centre.device)
+            noise = torch.randn(centre.shape, generator=generator, dtype=torch.float32).to(centre.device)
             weight[row] = (centre + NOISE * spread * noise).to(weight.dtype)

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 # From the bottom to the top; a module may import from its own layer and from the layers below it.
 LAYERS = (
-    ("errors", "progress", "background_threads", "compatibility", "files", "tokens"),
+    ("errors", "progress", "background_threads", "compatibility", "model_building", "files", "tokens"),
     ("data", "endpoints", "grading"),
     ("models",),
     ("decoding",),

@@ -2,30 +2,30 @@
 
 import pytest
 
-from experiments.grpo_comparison import GRPOSettings, compute_claims, main, write_rows
+from experiments.grpo_comparison import GRPOSettings, compute_claims, main, make_turn_record, write_rows
+from experiments.reasoning.reasoning_measures import ask_questions
 from experiments.reasoning.reasoning_recipe import REFLECTION
-from reverse.data.drafts.draft_record import DraftRecord, GoldAnswer, RecordedCost, RecordedDraft
+from reverse.data.drafts.draft_files import read_drafts
 from reverse.files.text_reading import read_json, read_json_lines
 
+QUESTION = next(each.question for each in ask_questions("val", 30) if each.question.gold.kind == "number")
 
-def make_records(verdicts, *, reflects):
-    """One record for each (first, last) verdict."""
-    records = []
-    for number, (first, last) in enumerate(verdicts):
-        drafts = [RecordedDraft(text="1", role="reflect", verdict=last, accepted=True)]
-        if reflects:
-            drafts.insert(0, RecordedDraft(text="2", role="first", verdict=first))
-        records.append(
-            DraftRecord(
-                id=str(number),
-                question="How many?",
-                images=(str(number),),
-                gold=GoldAnswer(kind="number", answers=("1",)),
-                drafts=tuple(drafts),
-                cost=RecordedCost(mode="reflect", tokens=10, seconds=1.0),
-            )
-        )
-    return records
+
+def write_turn(first, last):
+    """A turn in the grammar whose answers are right or not."""
+    said = {True: QUESTION.answer, False: "99"}
+    return (
+        f"<think>a</think><answer>{said[first]}</answer><reflection>b</reflection><think>c</think>"
+        f"<answer>{said[last]}</answer>"
+    )
+
+
+def make_records(turns, mode):
+    records = [make_turn_record(QUESTION, text, 10, mode) for text in turns]
+    return [
+        each.model_copy(update={"id": str(number), "images": (str(number),)})
+        for number, each in enumerate(records)
+    ]
 
 
 def test_both_runs_ask_the_same_questions(tmp_path):
@@ -42,21 +42,40 @@ def test_both_runs_ask_the_same_questions(tmp_path):
 
 
 def test_claims_count_what_reflections_mend_and_break():
-    """A model that breaks right answers would seem to mend wrong ones."""
-    right, wrong = "right", "wrong"
-    before = [(right, wrong), (right, right), (wrong, right), (wrong, wrong)]
-    after = [(right, right), (right, right), (wrong, right), (wrong, wrong)]
-    single = make_records([(None, right), (None, right), (None, wrong), (None, wrong)], reflects=False)
+    """A model that breaks right answers would seem to mend wrong ones, or none at all."""
+    before = [
+        write_turn(True, False),
+        write_turn(True, True),
+        write_turn(False, True),
+        write_turn(False, False),
+    ]
+    after = [
+        write_turn(True, True),
+        write_turn(True, True),
+        write_turn(False, True),
+        write_turn(False, False),
+    ]
+    single = {name: [f"Answer: {QUESTION.answer}"] * n + ["Answer: 99"] * (4 - n) for name, n in
+              (("start", 2), ("plain", 1), ("reflection", 4))}  # fmt: skip
     found = compute_claims(
         {
-            "start": {"plain": single, "reflect": make_records(before, reflects=True)},
-            "reflection": {"plain": single, "reflect": make_records(after, reflects=True)},
-            "plain": {"plain": single},
+            "start": {
+                "plain": make_records(single["start"], "plain"),
+                "reflect": make_records(before, "reflect"),
+            },
+            "reflection": {
+                "plain": make_records(single["reflection"], "plain"),
+                "reflect": make_records(after, "reflect"),
+            },
+            "plain": {"plain": make_records(single["plain"], "plain")},
         }
     )
+    assert found["start_reflect_first_accuracy"][0] == 0.5 and found["start_reflect_accuracy"][0] == 0.5
     assert found["start_break_rate"][0] == 0.25 and found["break_rate_after_grpo"][0] == 0
     assert found["start_fix_rate"][0] == found["reflection_fix_rate"][0] == 0.25
-    assert found["grpo_reflection_over_plain"][0] == 0.25 and found["plain_grpo_gain"][0] == 0
+    assert found["grpo_reflection_gain"][0] == 0.25 and found["grpo_reflection_over_start"][0] == 0.25
+    assert found["grpo_reflection_over_plain"][0] == 0.5 and found["grpo_plain_gain"][0] == -0.25
+    assert found["reflection_accuracy"][0] == 1 and found["plain_tokens"][0] == 10
 
 
 def test_a_run_trains_and_measures(tmp_path):
@@ -66,3 +85,7 @@ def test_a_run_trains_and_measures(tmp_path):
     found = read_json(tmp_path / "grpo.json")
     assert {"reflection", "plain"} == set(found["trained"])
     assert found["trained"]["reflection"]["log"] and "grpo_reflection_over_plain" in found["claims"]
+    (path,) = tmp_path.glob("measure-*/reflection/reflect.jsonl")
+    assert [[draft.role for draft in each.drafts] for each in read_drafts(path)] == [
+        ["first", "reflection"]
+    ] * 3

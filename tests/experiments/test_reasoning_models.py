@@ -2,14 +2,18 @@
 
 import json
 import shutil
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
-from threading import Thread
+from threading import Barrier, Event, Thread, Timer
 
 import numpy as np
 import pytest
 import torch
 
-from experiments.reasoning.__main__ import main
+from experiments.reasoning.__main__ import check_measurements, main
 from experiments.reasoning.base_sampling import compute_features, sample_answers
 from experiments.reasoning.modes_figure import make_report
 from experiments.reasoning.pool_training import PoolConfig, PoolGroup, PoolPart, _Group, train_pools
@@ -37,6 +41,8 @@ from reverse.data.scenes.reasoning import (
     make_reasoning_questions,
     write_rationale,
 )
+from reverse.errors import DataError, RequestError
+from reverse.files.file_lock import output_lock
 from reverse.files.text_reading import read_json
 from reverse.models import load
 
@@ -298,24 +304,73 @@ def test_all_stages_run(recipe):
     assert len(content["details"]["qwen"]["test"]["seeds"]) == 2
 
 
-def test_measurers_of_one_folder_share_its_modes(recipe, tmp_path):
+def make_measurer(recipe, folder, said, writer=None):
+    model, processor = load(f"{recipe.out}/init", dtype="float32")
+    return Measurer(model, processor, recipe, folder, said.append, writer)
+
+
+@pytest.mark.parametrize("writes", ["itself", "by a process"])
+def test_measurers_of_one_folder_share_its_modes(recipe, tmp_path, writes):
     """Without locks two processes that measure one model would answer every mode twice."""
-    names, said, read = ["a", "b", "c", "d"], [], {}
+    modes = {name: MeasuredMode("plain") for name in "abcd"}
+    work, said, read, ready = [("test", name) for name in modes], [], {}, Barrier(2)
 
     def measure(number):
-        model, processor = load(f"{recipe.out}/init", dtype="float32")
-        measurer = Measurer(model, processor, recipe, tmp_path, said.append)
-        for name in names:
-            measurer.answer("test", name, MeasuredMode("plain"))
-        read[number] = [
-            [draft.text for each in measurer.read("test", name) for draft in each.drafts] for name in names
-        ]
-        measurer.finish()
+        with (
+            ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+            if writes != "itself"
+            else nullcontext() as writer
+        ):
+            measurer = make_measurer(recipe, tmp_path, said, writer)
+            ready.wait(timeout=60)
+            measurer.answer_all(work, modes)
+            found = [measurer.read("test", name, mode) for name, mode in modes.items()]
+            read[number] = [[draft.text for each in records for draft in each.drafts] for records in found]
 
-    threads = [Thread(target=measure, args=(number,)) for number in range(2)]
+    threads = [Thread(target=measure, args=(number,), daemon=True) for number in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
-    assert sorted(line.split()[2].strip(":") for line in said) == names
+        thread.join(timeout=120)
+    assert sorted(line.split()[2].strip(":") for line in said) == list(modes)
     assert read[0] == read[1] and len(read[0][0]) == recipe.test_questions
+
+
+def test_a_mode_that_another_process_did_not_finish_is_answered(recipe, tmp_path):
+    """A process that was killed would leave its mode out of the report, or stop the others with an error."""
+    said, taken, stop = [], Event(), Event()
+
+    def hold():
+        with output_lock(tmp_path / "test" / "a.jsonl"):
+            taken.set()
+            stop.wait(timeout=60)
+
+    holder = Thread(target=hold)
+    holder.start()
+    assert taken.wait(timeout=60)
+    measurer, mode = make_measurer(recipe, tmp_path, said), {"a": MeasuredMode("plain")}
+    measurer.answer("test", "a", mode["a"])
+    assert not said
+    Timer(0.5, stop.set).start()
+    measurer.answer_all([("test", "a")], mode)
+    holder.join(timeout=60)
+    assert len(said) == 1 and len(measurer.read("test", "a", mode["a"])) == recipe.test_questions
+
+
+def test_drafts_of_other_settings_are_refused(recipe, tmp_path):
+    """The figures of a new model would be those of the old one."""
+    own = replace(recipe, out=str(tmp_path))
+    shutil.copytree(f"{recipe.out}/init", tmp_path / "one")
+    check_measurements(own, "one")
+    check_measurements(own, "one")
+    with pytest.raises(DataError, match="other settings"):
+        check_measurements(replace(own, test_questions=own.test_questions + 1), "one")
+
+
+def test_unknown_modes_are_refused_before_any_training():
+    """A misspelt mode would be found after all training."""
+    with pytest.raises(RequestError, match="unknown modes resampel"):
+        ReasoningRecipe(modes="resampel")
+    assert ReasoningRecipe(modes="tree", splits="test,shift").measured == [
+        ("test", "plain"), ("test", "tree"), ("shift", "plain"), ("shift", "tree"),
+    ]  # fmt: skip

@@ -1,11 +1,14 @@
 """Without these, a wrong, incomplete or dangerous checkpoint would load, or a good one would not."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
@@ -13,8 +16,10 @@ from transformers import AddedToken, AutoProcessor
 
 import reverse.models.checkpoints.loading as loading
 from experiments.tiny_models import build_tiny_llava, build_tiny_qwen
+from reverse.model_building import building_alone
 from reverse.models import default_threshold, load, set_default_threshold
-from reverse.tokens import TAGS, find_token_ids
+from reverse.models.value_head import ValueHead
+from reverse.tokens import TAGS, add_tokens, find_token_ids
 
 TESTS = Path(__file__).resolve().parent.parent
 
@@ -305,3 +310,42 @@ def test_threads_load_one_after_the_other():
     with ThreadPoolExecutor(3) as pool:
         found = list(pool.map(is_tied, ["tiny-qwen", "tiny-llava", "tiny-reasoner"] * 3))
     assert found == [True, False, True] * 3
+
+
+def test_other_threads_do_not_decide_what_heads_and_new_rows_are_made_of():
+    """While a thread loads a bfloat16 model, torch's default dtype is that for all threads."""
+    models = [build_tiny_llava(seed=3) for _ in range(2)]
+    rows = []
+    for dtype, (model, processor) in zip((torch.float32, torch.bfloat16), models, strict=True):
+        torch.set_default_dtype(dtype)
+        try:
+            ids = add_tokens(model, processor, seed=5)
+            assert ValueHead(4).linear.weight.dtype == torch.float32
+        finally:
+            torch.set_default_dtype(torch.float32)
+        rows.append(model.get_input_embeddings().weight[list(ids)])
+    assert torch.equal(*rows)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_may_load_while_its_parent_does():
+    """The lock that a thread of the parent holds would never be released in the child."""
+    with ThreadPoolExecutor(1) as pool:
+        taken, stop = Event(), Event()
+
+        def hold():
+            with building_alone():
+                taken.set()
+                stop.wait(timeout=60)
+
+        held = pool.submit(hold)
+        assert taken.wait(timeout=60)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)  # ends a child that waits for ever
+            with building_alone():
+                os._exit(0)
+        _, status = os.waitpid(child, 0)
+        stop.set()
+        held.result()
+    assert status == 0

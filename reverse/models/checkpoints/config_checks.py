@@ -6,7 +6,6 @@ existing model.
 """
 
 import copy
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 import transformers
 
 from reverse.errors import CheckpointError
+from reverse.model_building import building_alone
 from reverse.models.checkpoints.settings_files import (
     OBJECT,
     Rule,
@@ -26,8 +26,6 @@ from reverse.models.checkpoints.settings_files import (
 )
 from reverse.models.families import Family
 
-# While transformers builds a model it replaces functions for the whole process: one is built at a time.
-BUILDING = threading.RLock()
 MAX_LAYERS = 1024  # of one decoder or tower; the deepest public decoder has 126
 _DTYPES = ("float32", "float16", "bfloat16", "float64", "auto")
 _SECTIONS = ("text_config", "vision_config")
@@ -106,7 +104,7 @@ def build_empty(file: Path | str, config: Any, family: Family) -> Any:
     """
     config = copy.deepcopy(config)
     config._attn_implementation = "eager"  # a config may name one that is not installed here
-    with BUILDING, torch.device("meta"):
+    with building_alone(), torch.device("meta"):
         return _build(file, family.name, lambda: getattr(transformers, family.model_class)(config))
 
 

@@ -22,8 +22,8 @@ from safetensors import SafetensorError
 from transformers.utils import cached_file
 
 from reverse.errors import CheckpointError, MissingFileError, RequestTypeError, ReverseError
+from reverse.model_building import building_alone
 from reverse.models.checkpoints.config_checks import (
-    BUILDING,
     build_config,
     build_empty,
     check_config_values,
@@ -188,7 +188,7 @@ def load_weights(path: str, family: Family, *, dtype: torch.dtype | None = None,
         place = view = str(link_without_adapter(files[0].parent, files))
         kwargs.pop("subfolder", None)
     try:
-        with BUILDING:
+        with building_alone():
             model, info = getattr(transformers, family.model_class).from_pretrained(
                 place,
                 dtype=dtype if dtype is not None else "auto",
