@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,12 @@ def describe_family(folders: Sequence[Path], stage: str, split: str) -> dict[str
     return described
 
 
+def keep_others(results: Mapping[str, Any], family: str, split: str) -> dict[str, Any]:
+    """The claims about captions that a file of results holds; other programs make them."""
+    claims = results.get("claims", {}).get(family, {}).get(split, {})
+    return {name: value for name, value in claims.items() if name.startswith("caption_")}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `python -m experiments.reasoning.pooled_seeds`."""
     parser = argparse.ArgumentParser(prog="python -m experiments.reasoning.pooled_seeds")
@@ -65,11 +71,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     content["command"] = shlex.join(
         ["python", "-m", "experiments.reasoning.pooled_seeds", *map(str, given.folders)]
     )
+    before = read_json(given.out) if given.out.is_file() else {}
     content["claims"], content["details"] = {"setup": first["setup"]}, {}
+    content["parts"] = before.get("parts", {})
     for family, folders in families.items():
         splits = reports[folders[0]]["recipe"]["splits"].split(",")
         found = {split: describe_family(folders, given.stage, split) for split in splits}
-        content["claims"][family] = {split: each.pop("claims") for split, each in found.items()}
+        content["claims"][family] = {
+            split: each.pop("claims") | keep_others(before, family, split) for split, each in found.items()
+        }
         chosen = [
             {name: reports[each][name] for name in ("gates", "threshold", "trained", "recipe")}
             for each in folders
