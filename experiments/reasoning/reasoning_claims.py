@@ -111,8 +111,10 @@ def _claim_samples(runs: Runs) -> dict[str, Any]:
             claims[f"select{n}_over_vote{n}"] = _show(estimate_mean(chosen, _values(chosen) - vote))
     if samples and "tree" in runs:
         tree, tokens = runs["tree"], cost(samples).tokens.point / most
-        equal = int(np.clip(round(cost(tree).tokens.point / tokens), 1, most))
-        claims["tree_equal_samples"] = equal
+        paid = cost(tree).tokens.point / tokens
+        equal = int(np.clip(round(paid), 1, most))
+        # Samples that the tokens of a tree pay for, and as many of them as there are to compare with.
+        claims |= {"tree_pays_for_samples": round(paid, 2), "tree_equal_samples": equal}
         for rule, name in (("vote", "tree_over_vote"), ("weighted", "tree_over_weighted_vote")):
             gain = _values(tree) - values_at(samples, rule, equal)
             claims[name] = _show(estimate_mean(tree, gain))
