@@ -72,7 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ["python", "-m", "experiments.reasoning.pooled_seeds", *map(str, given.folders)]
     )
     before = read_json(given.out) if given.out.is_file() else {}
-    content["claims"], content["details"] = {"setup": first["setup"]}, {}
+    # Families that these runs are not of keep what they have.
+    content["claims"] = before.get("claims", {}) | {"setup": first["setup"]}
+    content["details"] = before.get("details", {})
     content["parts"] = before.get("parts", {})
     for family, folders in families.items():
         splits = reports[folders[0]]["recipe"]["splits"].split(",")
