@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from experiments.claim_files import add_claims
 from reverse.evaluation.runs.environment import describe_environment
@@ -28,12 +29,14 @@ PAIRS = {"resample": "plain", "select": "resample", "auto": "resample"}  # a mod
 METRICS = {"chair_i": "chair", "recall": "recall"}
 
 
-def compare_modes(folder: Path, rounds: int = 2000) -> dict[str, list[float]]:
-    """Claims `caption_chair_change` (of select), `caption_auto_recall_change` and so on: (point, low, high).
+def compare_modes(folder: Path, rounds: int = 2000) -> dict[str, Any]:
+    """Claims such as `caption_chair_change` (of select) and `caption_auto_recall_change`: (point, low, high).
+
+    `caption_chair` and `caption_auto_recall` are the figures themselves.
 
     Raises MissingFileError if a mode was not scored.
     """
-    claims = {}
+    claims: dict[str, Any] = {}
     for mode, before in PAIRS.items():
         (new, metrics), (old, _) = (load_scored(folder / f"chair.{name}.json") for name in (mode, before))
         wanted = [metric for metric in metrics if metric.name in METRICS]

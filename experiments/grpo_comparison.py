@@ -20,12 +20,18 @@ from typing import Any
 from PIL import Image
 
 from experiments.claim_files import add_claims
-from experiments.reasoning.reasoning_measures import KEEP, ask_questions
+from experiments.reasoning.reasoning_measures import (
+    KEEP,
+    MeasuredMode,
+    ask_questions,
+    make_answered_record,
+    make_request,
+)
 from experiments.reasoning.reasoning_recipe import REFLECTION
 from experiments.recipe_arguments import read_recipe
-from reverse import Engine, Request
+from reverse import Engine
 from reverse.data.drafts.draft_files import read_drafts, write_drafts
-from reverse.data.drafts.draft_record import DraftRecord, RecordedCost, RecordedDraft, Verdict
+from reverse.data.drafts.draft_record import DraftRecord, RecordedDraft, Verdict
 from reverse.data.scenes.reasoning import (
     ReasoningQuestion,
     draw_reasoning_picture,
@@ -33,7 +39,7 @@ from reverse.data.scenes.reasoning import (
     make_reasoning_questions,
 )
 from reverse.decoding.asks import Conversation
-from reverse.decoding.config import ResamplingConfig
+from reverse.decoding.result import Usage
 from reverse.evaluation.modes.mode_effects import cost, first_answers, transitions
 from reverse.evaluation.modes.question_means import estimate_mean, is_right
 from reverse.evaluation.runs.environment import describe_environment
@@ -74,7 +80,7 @@ class GRPOSettings:
 
     @property
     def digest(self) -> str:
-        """Of what measurements depend on: in the name of their folder."""
+        """Hash of the settings that measurements depend on; it names their folder."""
         left_out = ("out", "name", "sequences")
         told = {name: value for name, value in asdict(self).items() if name not in left_out}
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
@@ -99,7 +105,7 @@ def write_rows(settings: GRPOSettings, folder: Path) -> None:
             rows[name] += [json_bytes(row) for row in view_prompts(record)]
     for name, lines in rows.items():
         with atomic_write(folder / f"{name}.jsonl") as file:
-            file.write(b"\n".join(line.strip() for line in lines) + b"\n")
+            file.writelines(line + b"\n" for line in lines)
 
 
 def train(settings: GRPOSettings, name: str, rows: Path) -> dict[str, Any]:
@@ -146,41 +152,22 @@ def answer_questions(engine: Engine, mode: str, settings: GRPOSettings) -> list[
     """Ask the test questions. A turn that reflects is one draft for its first answer and one for its last."""
     asked = ask_questions("test", settings.test_questions)
     how = KEEP if mode == "plain" else Reflect(inner=KEEP, instruction=REFLECTION)
-    handles = [
-        engine.submit(
-            Request(
-                Image.fromarray(each.picture),
-                each.question.text,
-                mode=how,
-                config=ResamplingConfig(hints=0),
-                max_new_tokens=settings.most_tokens,
-            )
-        )
-        for each in asked
-    ]
+    measured = MeasuredMode(how)
+    handles = [engine.submit(make_request(each, measured, settings.most_tokens)) for each in asked]
     results = [handle.result() for handle in handles]
     return [
-        make_turn_record(each.question, result.text, result.usage.kept, mode, result.usage.seconds)
+        make_turn_record(each.question, result.text, mode, result.usage)
         for each, result in zip(asked, results, strict=True)
     ]
 
 
-def make_turn_record(
-    question: ReasoningQuestion, text: str, tokens: int, mode: str, seconds: float = 0.0
-) -> DraftRecord:
+def make_turn_record(question: ReasoningQuestion, text: str, mode: str, usage: Usage) -> DraftRecord:
     """A record of one answer, or of a turn with its first and its last answer."""
     first, last = find_verdicts(read_attempt(text), question.gold.key())
     drafts = [RecordedDraft(text=text, role="first", verdict=VERDICTS[first], accepted=mode == "plain")]
     if mode != "plain":
         drafts.append(RecordedDraft(text=text, role="reflection", verdict=VERDICTS[last], accepted=True))
-    return DraftRecord(
-        id=question.id,
-        question=question.text,
-        images=(question.id.rpartition("-")[0],),  # intervals are over pictures
-        gold=question.gold,
-        drafts=tuple(drafts),
-        cost=RecordedCost(mode=mode, tokens=tokens, seconds=seconds),
-    )
+    return make_answered_record(question, drafts, mode, usage)
 
 
 def compute_claims(found: Mapping[str, Mapping[str, list[DraftRecord]]]) -> dict[str, Any]:

@@ -20,9 +20,15 @@ import numpy as np
 from PIL import Image
 
 from experiments.claim_files import add_claims
-from experiments.reasoning.reasoning_measures import KEEP, AskedQuestion, ask_questions
+from experiments.reasoning.reasoning_measures import (
+    KEEP,
+    AskedQuestion,
+    MeasuredMode,
+    ask_questions,
+    make_request,
+)
 from experiments.recipe_arguments import read_recipe
-from reverse import Engine, Request
+from reverse import Engine
 from reverse.data.drafts.draft_record import DraftRecord, DraftSegment, RecordedDraft
 from reverse.data.scenes.reasoning import make_verified_draft
 from reverse.decoding.asks import Sampling, Score
@@ -120,16 +126,9 @@ def sample_questions(
     """Samples of the first question about each of the first `count` pictures of a split."""
     asked = ask_questions(split, count)
     modes = [JudgedSamples(recipe.samples, has_values) for _ in asked]
+    config = ResamplingConfig(hints=0, seed=recipe.seed)
     handles = [
-        engine.submit(
-            Request(
-                Image.fromarray(each.picture),
-                each.question.text,
-                mode=mode,
-                config=ResamplingConfig(hints=0, seed=recipe.seed),
-                max_new_tokens=recipe.most_tokens,
-            )
-        )
+        engine.submit(make_request(each, MeasuredMode(mode, config), recipe.most_tokens))
         for each, mode in zip(asked, modes, strict=True)
     ]
     found = []

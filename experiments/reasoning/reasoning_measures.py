@@ -32,7 +32,7 @@ from reverse.data.scenes.reasoning import (
 )
 from reverse.decoding.calls.handles import Handle
 from reverse.decoding.config import ResamplingConfig
-from reverse.decoding.result import Draft, Result
+from reverse.decoding.result import Draft, Result, Usage
 from reverse.evaluation.modes.mode_effects import cost, first_answers
 from reverse.evaluation.modes.question_means import final_draft, is_right
 from reverse.files.file_lock import OutputInUseError, output_lock
@@ -48,7 +48,9 @@ __all__ = [
     "choose_gate",
     "choose_settings",
     "list_modes",
+    "make_answered_record",
     "make_draft_record",
+    "make_request",
     "write_results",
 ]
 
@@ -130,7 +132,9 @@ class Measurer:
             if path.is_file():
                 return
             asked = ask_questions(split, self.recipe.count_questions(split))
-            handles = [self.engine.submit(self._make_request(each, measured)) for each in asked]
+            handles = [
+                self.engine.submit(make_request(each, measured, self.recipe.most_tokens)) for each in asked
+            ]
             self._collect()
             self._asked = _AskedMode(split, name, handles, stack.pop_all())
 
@@ -189,19 +193,6 @@ class Measurer:
     def _path(self, split: str, name: str) -> Path:
         return self.folder / split / f"{name}.jsonl"
 
-    def _make_request(self, asked: AskedQuestion, measured: MeasuredMode) -> Request:
-        mode = measured.mode
-        if hasattr(mode, "answer_format"):
-            mode = replace(mode, answer_format=asked.question.gold.key().format)
-        picture = Image.fromarray(asked.picture)
-        return Request(
-            picture,
-            asked.question.text,
-            mode=mode,
-            config=measured.config,
-            max_new_tokens=self.recipe.most_tokens,
-        )
-
 
 @lru_cache(maxsize=4)
 def ask_questions(split: str, count: int) -> list[AskedQuestion]:
@@ -211,6 +202,20 @@ def ask_questions(split: str, count: int) -> list[AskedQuestion]:
         AskedQuestion(make_reasoning_questions(picture)[0], draw_reasoning_picture(picture))
         for picture in pictures
     ]
+
+
+def make_request(asked: AskedQuestion, measured: MeasuredMode, most_tokens: int) -> Request:
+    """The request that asks a question with a mode; modes that vote are told the form of the answer."""
+    mode = measured.mode
+    if hasattr(mode, "answer_format"):
+        mode = replace(mode, answer_format=asked.question.gold.key().format)
+    return Request(
+        Image.fromarray(asked.picture),
+        asked.question.text,
+        mode=mode,
+        config=measured.config,
+        max_new_tokens=most_tokens,
+    )
 
 
 def write_results(path: Path, split: str, name: str, results: Sequence[Result]) -> None:
@@ -228,7 +233,13 @@ def make_draft_record(question: ReasoningQuestion, result: Result, name: str) ->
     drafts = [_record_draft(question, draft) for draft in result.drafts]
     if not drafts:
         drafts = [_record_answer(question, result)]
-    usage = result.usage
+    return make_answered_record(question, drafts, name, result.usage)
+
+
+def make_answered_record(
+    question: ReasoningQuestion, drafts: Sequence[RecordedDraft], name: str, usage: Usage
+) -> DraftRecord:
+    """The record of a question that was answered with a mode, and what that cost."""
     spent = RecordedCost(mode=name, tokens=usage.kept + usage.discarded, seconds=usage.seconds)
     return DraftRecord(
         id=question.id,

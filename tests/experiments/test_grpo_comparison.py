@@ -6,6 +6,7 @@ from experiments.grpo_comparison import GRPOSettings, compute_claims, main, make
 from experiments.reasoning.reasoning_measures import ask_questions
 from experiments.reasoning.reasoning_recipe import REFLECTION
 from reverse.data.drafts.draft_files import read_drafts
+from reverse.decoding.result import Usage
 from reverse.files.text_reading import read_json, read_json_lines
 
 QUESTION = next(each.question for each in ask_questions("val", 30) if each.question.gold.kind == "number")
@@ -21,7 +22,7 @@ def write_turn(first, last):
 
 
 def make_records(turns, mode):
-    records = [make_turn_record(QUESTION, text, 10, mode) for text in turns]
+    records = [make_turn_record(QUESTION, text, mode, Usage(10, 0, 10, 1.0)) for text in turns]
     return [
         each.model_copy(update={"id": str(number), "images": (str(number),)})
         for number, each in enumerate(records)
